@@ -1,0 +1,42 @@
+"""Errors that a user can act on: each message names what was given, what is allowed and what to type."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrainkitError(Exception):
+    """Base of every error that is the user's to mend; launchers print it as one line and exit with 2."""
+
+
+class ConfigError(TrainkitError, ValueError):
+    """A key, a value or a combination of them that cannot be."""
+
+
+class DataError(TrainkitError, ValueError):
+    """Data that is missing, empty or unreadable."""
+
+
+class CheckpointError(TrainkitError, RuntimeError):
+    """A directory that is not a whole checkpoint, or one of another model."""
+
+
+class UsageError(TrainkitError, RuntimeError):
+    """The library's methods called in an order that has no meaning."""
+
+
+class ClusterError(TrainkitError, RuntimeError):
+    """Process variables that do not describe a job, or a process group that cannot be made."""
+
+
+class NonFiniteError(TrainkitError, ArithmeticError):
+    """A loss that is no longer a number."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else an empty string.
+
+    >>> nearest("precison", ["precision", "seed"])
+    " Did you mean 'precision'?"
+    """
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
