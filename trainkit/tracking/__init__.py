@@ -1,0 +1,26 @@
+"""Where a run's numbers, pictures and text go. Trackers live on rank 0 and cannot change training."""
+
+from trainkit.tracking.console import Console
+from trainkit.tracking.curves import Curve
+from trainkit.tracking.jsonl import Jsonl
+from trainkit.tracking.media import Media
+from trainkit.tracking.standard import trackers
+from trainkit.tracking.tensorboard import TensorBoard
+from trainkit.tracking.throughput import Throughput
+from trainkit.tracking.tracker import Run, Status, Tracker, Trackers
+from trainkit.tracking.wandb import WandB
+
+__all__ = [
+    "Console",
+    "Curve",
+    "Jsonl",
+    "Media",
+    "Run",
+    "Status",
+    "TensorBoard",
+    "Throughput",
+    "Tracker",
+    "Trackers",
+    "WandB",
+    "trackers",
+]

@@ -1,0 +1,150 @@
+"""What a person watching the run reads: a live bar on a terminal, regularly spaced lines elsewhere."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from trainkit.tracking.tracker import Run, Status, Tracker
+
+PLAIN_WIDTH = 200  # a log file has no edge to wrap at
+BAR_REFRESH_S = 0.1
+OWN_COLUMNS = ("position", "samples_per_s", "eta_s")  # shown in places of their own
+ONLY_IF_ANY = ("skipped",)  # news when it is not zero
+
+
+class Console(Tracker):
+    """Step, share done, every metric, samples/s and time left.
+
+    On a terminal the bar is drawn when numbers arrive, not by a thread that would compete with training; what others
+    print appears above it. Elsewhere a line comes at most every `interval_s` seconds. Evaluations, texts, tables and
+    messages always get lines of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval_s: float = 10.0,
+        console: rich.console.Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._interval_s = interval_s
+        self._console = console
+        self._clock = clock
+        self._num_samples: int | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._next_s = 0.0
+        self._unprinted = ""
+
+    def start(self, run: Run) -> None:
+        self._num_samples = run.num_samples
+        if self._console is None:
+            self._console = rich.console.Console(highlight=False)
+        for line in run.summary:
+            self._print(line)
+        if run.resumed_step is not None:
+            self._print(f"resumed after step {run.resumed_step}")
+        self._next_s = self._clock()
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+            self._bar = Progress(*columns, console=self._console, auto_refresh=False)
+            self._task = self._bar.add_task("waiting for the first step", total=self._num_samples)
+            self._bar.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        line = self._line(step, values)
+        now = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._task, description=line.strip(), completed=values.get("position", 0))
+            if now >= self._next_s:
+                self._bar.refresh()
+                self._next_s = now + BAR_REFRESH_S
+        elif now >= self._next_s:
+            self._print(line)
+            self._unprinted = ""
+            self._next_s = now + self._interval_s
+        else:
+            self._unprinted = line
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        self._flush()
+        numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
+        self._print(f"step {step:>8}  evaluation  {numbers}")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._flush()
+        self._print(f"step {step:>8}  {name}\n{text.rstrip()}")
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._flush()
+        self._print(f"step {step:>8}  {name}")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in columns:
+            table.add_column(Text(column))
+        for row in rows:
+            table.add_row(*(Text(number(cell) if isinstance(cell, float) else str(cell)) for cell in row))
+        self._print(table)
+
+    def message(self, text: str) -> None:
+        self._flush()
+        self._print(text)
+
+    def finish(self, status: Status) -> None:
+        self._flush()
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None
+
+    def _flush(self) -> None:
+        """The latest numbers go before what is told about them."""
+        if self._unprinted:
+            self._print(self._unprinted)
+            self._unprinted = ""
+
+    def _print(self, what: str | Table) -> None:
+        assert self._console is not None, "start() comes first"
+        width = None if self._console.is_terminal else PLAIN_WIDTH
+        wrap = isinstance(what, Table)
+        self._console.print(Text(what) if isinstance(what, str) else what, width=width, soft_wrap=not wrap)
+
+    def _line(self, step: int, values: Mapping[str, float]) -> str:
+        parts = [f"step {step:>8}"]
+        if self._num_samples and "position" in values:
+            parts.append(f"{100 * values['position'] / self._num_samples:5.1f}%")
+        for name, value in values.items():
+            if name in OWN_COLUMNS or (name in ONLY_IF_ANY and not value):
+                continue
+            parts.append(f"{name} {number(value):<9}")
+        if "samples_per_s" in values:
+            parts.append(f"{number(values['samples_per_s']):>7} samples/s")
+        if "eta_s" in values:
+            parts.append(f"ETA {duration(values['eta_s'])}")
+        return "  ".join(parts).rstrip()
+
+
+def number(value: float) -> str:
+    """Four digits that count.
+
+    >>> number(0.00123456), number(12.0), number(123456)
+    ('0.001235', '12', '123456')
+    """
+    return str(value) if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:.5g}"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(75), duration(3 * 86400 + 3600)
+    ('1:15', '3d 1:00:00')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

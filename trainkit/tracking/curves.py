@@ -1,0 +1,133 @@
+"""curve.png: losses and evaluations of a run over its steps, drawn from metrics.jsonl."""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainkit.tracking import jsonl
+from trainkit.tracking.tracker import Run, Status, Tracker
+
+FILE_NAME = "curve.png"
+DRAWING_SHARE = 0.02  # of the time since the last drawing
+MAX_PANELS = 6
+MAX_POINTS = 2000  # more than a picture has columns
+OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s"}
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
+
+
+class Curve(Tracker):
+    """Draws at evaluations and at the end. Needs the metrics.jsonl of the same run, told before this tracker."""
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._next_s = 0.0
+
+    def start(self, run: Run) -> None:
+        self._run = run
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        if time.monotonic() >= self._next_s:
+            self._draw()
+
+    def finish(self, status: Status) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        assert self._run is not None, "start() comes first"
+        began = time.monotonic()
+        draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
+        now = time.monotonic()
+        self._next_s = now + (now - began) / DRAWING_SHARE
+
+
+def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
+    """Draw a metrics.jsonl: a panel of the losses, then one for each other family of evaluation numbers.
+
+    A family is the last word of a name: `d_loss` and `held_out_loss` belong to `loss`. Training is a thin line under
+    its running mean, evaluations are markers. Nothing is drawn where nothing was measured yet.
+    """
+    training, evaluation = _series(metrics)
+    panels = _panels(training, evaluation)
+    if not panels:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = min(len(panels), 3)
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(1.5 + 4.5 * num_columns, 0.5 + 3.5 * num_rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: it would take over a notebook's windows and keep every figure alive
+    for index, family in enumerate(panels):
+        axes = figure.add_subplot(num_rows, num_columns, index + 1)
+        _panel(axes, family, training, evaluation)
+    figure.suptitle(title)
+    temporary = picture.with_suffix(".tmp.png")
+    figure.savefig(temporary)
+    temporary.replace(picture)
+
+
+def _series(metrics: Path) -> tuple[Series, Series]:
+    Points = defaultdict[str, list[tuple[int, float]]]
+    points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
+    for line in jsonl.read(metrics):
+        for name in line.keys() - OWN_KEYS:
+            if line[name] is not None:
+                points[line["kind"]][name].append((line["step"], line[name]))
+    training, evaluation = (
+        {name: (np.array([p[0] for p in kind[name]]), np.array([p[1] for p in kind[name]])) for name in sorted(kind)}
+        for kind in points.values()
+    )
+    return training, evaluation
+
+
+def _family(name: str) -> str:
+    return name.rsplit("_", 1)[-1]
+
+
+def _panels(training: Series, evaluation: Series) -> list[str]:
+    losses = ["loss"] if any(_family(name) == "loss" for name in [*training, *evaluation]) else []
+    others = {_family(name): None for name in evaluation if _family(name) != "loss" and not name.startswith("num_")}
+    return [*losses, *others][:MAX_PANELS]
+
+
+def _panel(axes: Any, family: str, training: Series, evaluation: Series) -> None:
+    shown = []
+    for index, name in enumerate(name for name in training if _family(name) == family):
+        steps, values = _thinned(*training[name])
+        smooth = _running_mean(values)
+        axes.plot(steps, values, color=f"C{index}", linewidth=0.6, alpha=0.35)
+        axes.plot(steps, smooth, color=f"C{index}", linewidth=1.6, label=name)
+        shown += [np.quantile(values, (0.01, 0.99)), smooth[len(smooth) // 50 :]]
+    for index, name in enumerate(name for name in evaluation if _family(name) == family):
+        steps, values = evaluation[name]
+        axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
+        shown.append(values)
+    low, high = min(map(np.min, shown)), max(map(np.max, shown))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel("step")
+    axes.set_title(family)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, framealpha=0.6)
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS points, each the mean of its neighbours."""
+    size = -(-len(steps) // MAX_POINTS)
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff([*starts, len(steps)])
+    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of about a thirtieth of the curve, centred, narrower at the ends."""
+    half = len(values) // 60
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)

@@ -1,0 +1,74 @@
+"""metrics.jsonl: every number of a run, one JSON object a line."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainkit.tracking.tracker import Run, Status, Tracker
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Jsonl(Tracker):
+    """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines, each flushed as it is told.
+
+    `time` is in seconds since 1970. A value that is not finite becomes null, which every JSON parser reads, and is
+    named in the line's `nonfinite`: `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume the file is first
+    cut back to the resumed step, in one rename, so that it never holds a step twice.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def start(self, run: Run) -> None:
+        path = run.directory / FILE_NAME
+        if path.exists():
+            cut_back(path, -1 if run.resumed_step is None else run.resumed_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._write(step, "training", values)
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        self._write(step, "evaluation", values)
+
+    def finish(self, status: Status) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        assert self._file is not None, "start() comes first"
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind}
+        nonfinite = {}
+        for name, value in values.items():
+            finite = math.isfinite(value)
+            line[name] = value if finite else None
+            if not finite:
+                nonfinite[name] = str(float(value))
+        if nonfinite:
+            line["nonfinite"] = nonfinite
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file. A torn last line (its writer was killed) is left out; any other damage raises."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop, in one rename, the lines of steps after `step` and a torn last line."""
+    temporary = path.with_suffix(".jsonl.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in read(path) if line["step"] <= step)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
