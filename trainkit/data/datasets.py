@@ -1,0 +1,28 @@
+"""The data of a run: what is trained on, what is held out, and how samples become a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Two map-style data sets that share no sample: one to train on and one to measure on.
+
+    train, held_out: `__len__` and `__getitem__(index)`; or also `__getitems__(indices)`, which returns a list of
+        samples to collate, or a tree of tensors (first dimension the samples) that is a batch already.
+    collate: makes a batch of a list of samples; None for torch's own.
+    tokenizer: what made the tokens, for text; recipes that print sentences need one.
+
+    A specification of data (`Text`, `Images`) loads into this. It is also a specification itself, so that one's own
+    data sets go wherever those go: `data: {_target_: trainkit.data.Datasets, train: {...}, held_out: {...}}`.
+    """
+
+    train: Any
+    held_out: Any
+    collate: Callable[[list[Any]], Any] | None = None
+    tokenizer: Any = None
+
+    def load(self, progress: bool = True) -> "Datasets":
+        """Itself: there is nothing to build."""
+        return self

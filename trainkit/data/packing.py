@@ -1,0 +1,80 @@
+"""Tokens on disk as one long stream, and a data set of its windows."""
+
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token number."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class TokenStream:
+    """Appends documents to a file of token numbers, each ended by `end`."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], end: int) -> None:
+        self._file, self._dtype, self._end = path.open("wb"), dtype, end
+        self.num_documents = self.num_tokens = 0
+
+    def append(self, tokens: list[int]) -> None:
+        """One document, at the end of the stream."""
+        np.asarray([*tokens, self._end], self._dtype).tofile(self._file)
+        self.num_documents += 1
+        self.num_tokens += len(tokens) + 1
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._file.close()
+
+
+class PackedTokens:
+    """Windows of `sequence_length` tokens over a stream: `start`, then the next sequence_length - 1 tokens.
+
+    Documents follow one another and end with [SEP], so a window may hold several and no token is lost to padding.
+    Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`.
+
+    Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` gives {"tokens": int64 [n, sequence_length]}
+    at once. The file is memory-mapped, opened where it is used: pickling for a loader worker costs nothing.
+    """
+
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], sequence_length: int, *, start: int, pad: int, drop_last: bool = False
+    ) -> None:
+        self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
+        self.num_tokens = path.stat().st_size // dtype.itemsize
+        whole, rest = divmod(self.num_tokens, sequence_length - 1)
+        self._num_windows = whole if drop_last and whole else whole + (rest > 0)
+        self.is_padded = self._num_windows > whole
+        self._stream: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        if self._stream is None:
+            self._stream = np.memmap(self.path, self.dtype, mode="r")
+        length = self.sequence_length - 1
+        offsets = np.asarray(indices, np.int64)[:, None] * length + np.arange(length)
+        tokens = np.full((len(indices), length + 1), self.start, np.int64)
+        tokens[:, 1:] = self._stream[np.minimum(offsets, self.num_tokens - 1)]
+        tokens[:, 1:][offsets >= self.num_tokens] = self.pad
+        return {"tokens": torch.from_numpy(tokens)}
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return {name: values[0] for name, values in self.__getitems__([index % len(self)]).items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None}

@@ -1,0 +1,33 @@
+"""A progress bar for work that may be over before anyone wants to see one."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+PATIENCE_S = 2.0
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None, enabled: bool = True) -> Iterator[Item]:
+    """Yields `items`; after two seconds a bar appears on stderr, or one plain line where that is not a terminal."""
+    if not enabled:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task, started, shown = bar.add_task(description, total=total), time.monotonic(), False
+    try:
+        for item in items:
+            yield item
+            bar.advance(task)
+            if not shown and time.monotonic() - started > PATIENCE_S:
+                shown = True
+                bar.start()
+                if not console.is_terminal:
+                    console.print(f"{description} ...", highlight=False)
+    finally:
+        bar.stop()

@@ -1,0 +1,148 @@
+"""Text for a language model: any source of it, tokenised once and packed into windows of one length."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import compress, islice
+from pathlib import Path
+
+from trainkit.data.cache import cache_root, cached
+from trainkit.data.corpus import Corpus, find_corpus
+from trainkit.data.datasets import Datasets
+from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
+from trainkit.data.progress import track
+from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
+from trainkit.data.tokenizer import WordPiece, read_vocabulary, rust_threads, train_vocabulary
+from trainkit.errors import DataError
+
+_FORMAT = 1  # of the cache: raise it whenever the same text and settings would give other files
+_VOCABULARY_SAMPLE_CHARS = 1 << 25
+_CHUNK = 1024  # documents tokenised at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What text to train on; `load()` turns it into data sets.
+
+    path: a .txt, .jsonl or .parquet file, a folder of them, or a directory that Hugging Face datasets saved; None for
+        the built-in documentation of Python, NumPy and PyTorch, which needs no download.
+    field: the key or column that holds the text, in formats with several.
+    vocab_file: a vocab.txt of WordPiece; None to train one of `vocab_size` tokens on the training split.
+    sequence_length: tokens in a sample, the leading [CLS] included.
+    held_out: share of the documents that is held out, chosen by a hash of their text; a data set saved by Hugging Face
+        datasets with a validation or test split keeps its own.
+    cache_dir: where tokens are kept; None for $TRAINKIT_CACHE, else ~/.cache/trainkit.
+    num_workers: threads that tokenise; None for one a core.
+    Raises DataError, at once, for what a listing of the path can tell.
+    """
+
+    path: Path | None = None
+    field: str = "text"
+    vocab_file: Path | None = None
+    vocab_size: int = 4096
+    lowercase: bool = True
+    sequence_length: int = 64
+    held_out: float = 0.02
+    cache_dir: Path | None = None
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.sequence_length >= 8, "sequence_length", self.sequence_length, "at least 8")
+        _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
+        _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
+        if self.vocab_file is not None:
+            _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists")
+        if self.path is not None:
+            self._corpus()
+
+    def load(self, progress: bool = True) -> Datasets:
+        """Train and held-out windows, and their tokenizer; built into the cache if they are not there yet.
+
+        Raises DataError for text that cannot be read: not UTF-8, without the field, or too little of it.
+        """
+        corpus = self._corpus()
+        directory = cached(
+            cache_root(self.cache_dir), f"text-{self._key(corpus)}", lambda aside: self._build(corpus, aside, progress)
+        )
+        tokenizer = WordPiece.load(directory / "tokenizer.json")
+        return Datasets(
+            train=self._windows(directory / "train.bin", tokenizer, drop_last=True),
+            held_out=self._windows(directory / "held_out.bin", tokenizer, drop_last=False),
+            tokenizer=tokenizer,
+        )
+
+    def _corpus(self) -> Corpus:
+        return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
+
+    def _windows(self, path: Path, tokenizer: WordPiece, drop_last: bool) -> PackedTokens:
+        return PackedTokens(
+            path,
+            dtype_for(tokenizer.vocab_size),
+            self.sequence_length,
+            start=tokenizer.start,
+            pad=tokenizer.pad,
+            drop_last=drop_last,
+        )
+
+    def _key(self, corpus: Corpus) -> str:
+        vocabulary = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
+        settings = (_FORMAT, corpus.fingerprint(), vocabulary, self.lowercase, self.held_out)
+        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+    def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
+        if self.path is None:
+            corpus = _written_out(corpus, directory / "documentation.txt", progress)
+        documents = track(corpus.documents(), "reading text", enabled=progress)
+        split = split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS)
+        with rust_threads(self.num_workers):
+            if self.vocab_file is not None:
+                vocabulary = read_vocabulary(Path(self.vocab_file))
+            else:
+                sample = compress((text for _, text in corpus.documents()), split.samples)
+                sample = track(sample, "learning the vocabulary", int(split.samples.sum()), progress)
+                vocabulary = train_vocabulary(sample, self.vocab_size, self.lowercase)
+            tokenizer = WordPiece.from_vocabulary(vocabulary, self.lowercase)
+            streams = _write_tokens(corpus, split, tokenizer, directory, progress)
+        tokenizer.save(directory / "tokenizer.json")
+        summary = {
+            name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
+        }
+        summary["duplicates"] = {"documents": split.count(DROPPED)}
+        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _written_out(corpus: Corpus, path: Path, progress: bool) -> Corpus:
+    # A build reads its corpus three times, and parsing Python is slow.
+    with path.open("w", encoding="utf-8") as file:
+        for _, text in track(corpus.documents(), "collecting documentation", enabled=progress):
+            file.write(text + "\n\n")
+    return Corpus((path,))
+
+
+def _write_tokens(
+    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, progress: bool
+) -> dict[str, TokenStream]:
+    names = {TRAIN: "train", HELD_OUT: "held_out"}
+    dtype = dtype_for(tokenizer.vocab_size)
+    streams = {side: TokenStream(directory / f"{name}.bin", dtype, tokenizer.end) for side, name in names.items()}
+    kept = split.side != DROPPED
+    texts = compress((text for _, text in corpus.documents()), kept)
+    sides = iter(split.side[kept].tolist())
+    for chunk in _chunks(track(texts, "tokenising", int(kept.sum()), progress)):
+        for tokens in tokenizer.encode_batch(chunk):
+            streams[next(sides)].append(tokens)
+    for stream in streams.values():
+        stream.close()
+    return {names[side]: stream for side, stream in streams.items()}
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    texts = iter(texts)
+    while chunk := list(islice(texts, _CHUNK)):
+        yield chunk
+
+
+def _check(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise DataError(f"data.{name}={value} must be {allowed}; set data.{name}")
