@@ -1,0 +1,49 @@
+"""Dropout whose mask is a function of (seed, layer, sample position, element), not of a generator's state."""
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.errors import ConfigError, UsageError
+from trainkit.random import rand
+
+
+def dropout(x: Tensor, p: float, key: int, positions: Tensor, call: int = 0) -> Tensor:
+    """Zeroes elements of x [N, ...] with probability `p` and scales the rest by 1/(1-p).
+
+    positions: int64 [N], the samples' positions; the same (key, position, call) always drops the same elements.
+    """
+    keep = rand(key, positions.to(x.device), tuple(x.shape[1:]), call=call) >= p
+    return x * keep / (1.0 - p)
+
+
+class Dropout(nn.Module):
+    """Like `torch.nn.Dropout`, but the mask of a sample is the same on any split into ranks and after any resume.
+
+    The first dimension of the input holds the samples. An Engine names every such layer by its place in the module
+    and tells it which samples it sees; used outside one, call `see` first. Raises UsageError when the first dimension
+    is not the number of samples.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ConfigError(f"dropout={p}: allowed is 0 <= dropout < 1")
+        self.p = p
+        self._key, self._positions, self._call = 0, torch.empty(0, dtype=torch.int64), 0
+
+    def see(self, key: int, positions: Tensor, call: int = 0) -> None:
+        """Sets what the next masks are drawn from: the layer's key, positions int64 [N], the forward's number."""
+        self._key, self._positions, self._call = key, positions, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        if len(x) != len(self._positions):
+            raise UsageError(
+                f"trainkit.ops.Dropout was told of {len(self._positions)} samples and sees {len(x)}: its input's first "
+                f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
+            )
+        return dropout(x, self.p, self._key, self._positions, self._call)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
