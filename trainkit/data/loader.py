@@ -1,0 +1,134 @@
+"""From a position to a batch: fetches a rank's share of each global batch, here or in worker processes."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+from trainkit.data.batch import Batch, map_tensors
+from trainkit.data.order import Order
+from trainkit.errors import ConfigError
+from trainkit.random import key_of
+
+Collate = Callable[[list[Any]], Any]
+
+
+def num_samples_of(source: Any) -> int:
+    """How many samples `source` holds: tensors count their first dimension, data sets say `len`."""
+    tensors = [source] if isinstance(source, Tensor) else None
+    if isinstance(source, TensorDataset):
+        tensors = list(source.tensors)
+    elif isinstance(source, Mapping):
+        tensors = list(source.values())
+    elif isinstance(source, list | tuple) and source and all(isinstance(part, Tensor) for part in source):
+        tensors = list(source)
+    if tensors is None:
+        if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+            raise ConfigError(
+                f"a data source is a tensor, a tuple or dict of tensors, or a map-style data set with __len__ and "
+                f"__getitem__; {type(source).__name__} is none of them"
+            )
+        return len(source)
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1:
+        raise ConfigError(f"the tensors of a data source differ in their number of samples: {sorted(lengths)}")
+    return lengths.pop()
+
+
+class Fetcher:
+    """Maps the position of a global batch to this rank's share of it; picklable, so that loader workers can hold it.
+
+    A data set is asked in the cheapest way it offers: tensors are indexed at once; `__getitems__(indices)` is called
+    once, and what it returns is collated if it is a list of samples and taken as collated if it is a tree of tensors;
+    else `__getitem__` is called for each sample, with `random`, `numpy.random` and `torch` seeded by the sample's
+    position, so that random transforms inside a data set do not depend on ranks, workers or resumes.
+    """
+
+    def __init__(
+        self, source: Any, order: Order, *, batch_size: int, rank: int, world_size: int, collate: Collate | None
+    ) -> None:
+        self.source = source.tensors if isinstance(source, TensorDataset) else source
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+        self.collate = collate or default_collate
+        # A pass over held-out samples ends with a ragged batch; training never does.
+        self.end = None if order.shuffle else order.num_samples
+
+    def __getitem__(self, position: int) -> Batch:
+        end = position + self.batch_size
+        if self.end is not None:
+            end = min(end, self.end)
+        positions = np.arange(position + self.rank, end, self.world_size, dtype=np.int64)
+        indices = torch.from_numpy(self.order.indices(positions))
+        data = self._fetch(indices, positions)
+        return Batch(data, position, end - position, torch.from_numpy(positions), indices)
+
+    def _fetch(self, indices: Tensor, positions: np.ndarray) -> Any:
+        source = self.source
+        if isinstance(source, Tensor):
+            return source[indices.to(source.device)]
+        if isinstance(source, Mapping) or (isinstance(source, list | tuple) and isinstance(source[0], Tensor)):
+            return map_tensors(source, lambda tensor: tensor[indices.to(tensor.device)])
+        if len(indices) == 0:
+            # The shape of a share without samples is that of any sample, cut to none.
+            return map_tensors(self._collated([0], np.zeros(1, np.int64)), lambda tensor: tensor[:0])
+        return self._collated(indices.tolist(), positions)
+
+    def _collated(self, indices: list[int], positions: np.ndarray) -> Any:
+        if hasattr(self.source, "__getitems__"):
+            items = self.source.__getitems__(indices)
+            return self.collate(items) if isinstance(items, list) else items
+        with _RestoredRandomState():
+            items = []
+            for index, position in zip(indices, positions.tolist(), strict=True):
+                seed_everything(key_of(self.order.seed, "sample", position))
+                items.append(self.source[index])
+        return self.collate(items)
+
+
+class _RestoredRandomState:
+    """Leaves the global generators as they were: seeding them for a sample must not touch the training process."""
+
+    def __enter__(self) -> None:
+        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def __exit__(self, *_: object) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])
+        torch.set_rng_state(self._states[2])
+
+
+def seed_everything(key: int) -> None:
+    """Seeds the global generators of Python, NumPy and torch's CPU from `key`."""
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key)
+
+
+def stream(
+    fetcher: Fetcher, positions: Sequence[int] | Iterator[int], *, num_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches at `positions`, on `device`, in order; `num_workers` processes fetch ahead (0: this process does)."""
+    if num_workers == 0:
+        for position in positions:
+            yield fetcher[position].to(device)
+        return
+    loader: DataLoader[Batch] = DataLoader(
+        fetcher,  # type: ignore[arg-type]  # a map from position to batch is all that a sampler's keys need
+        sampler=positions,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        # Its own generator: the loader must not draw from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        yield batch.to(device)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,71 @@
+"""The order of samples: a pure function of (seed, position), position being the count of samples before it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainkit.errors import ConfigError
+from trainkit.random import key_of
+
+_ROUNDS = 8
+_BLOCK = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
+
+
+class Order:
+    """An endless sequence of dataset indices: every epoch holds each index once, in an order of its own.
+
+    Nothing is stored for an epoch: an index is found from its position by a keyed Feistel permutation with cycle
+    walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so a resume at any position is free
+    and a billion samples need no memory. It does not depend on NumPy's generators, whose streams may change.
+    """
+
+    def __init__(self, num_samples: int, seed: int, shuffle: bool = True) -> None:
+        if num_samples < 1:
+            raise ConfigError("the data set is empty: nothing to train on; check data.path")
+        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
+        self._half_bits = max(1, ((num_samples - 1).bit_length() + 1) // 2)
+        self._block_start = -1
+        self._block = np.empty(0, np.int64)
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Dataset indices at `positions` (ascending), same shape."""
+        if not self.shuffle:
+            return positions % self.num_samples
+        if not len(positions):
+            return positions.copy()
+        start = int(positions[0]) // _BLOCK * _BLOCK
+        if int(positions[-1]) >= start + _BLOCK:
+            return self._compute(positions)
+        if start != self._block_start:
+            self._block, self._block_start = self._compute(np.arange(start, start + _BLOCK)), start
+        return self._block[positions - start]
+
+    def _compute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        epochs, offsets = np.divmod(positions, self.num_samples)
+        out = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            out[of_epoch] = self._permute(offsets[of_epoch], int(epoch))
+        return out
+
+    def _permute(self, offsets: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        keys = [key_of(self.seed, "order", epoch, round_) & 0xFFFFFFFF for round_ in range(_ROUNDS)]
+        values = self._encrypt(offsets, keys)
+        while (outside := values >= self.num_samples).any():
+            values[outside] = self._encrypt(values[outside], keys)
+        return values
+
+    def _encrypt(self, values: NDArray[np.int64], keys: list[int]) -> NDArray[np.int64]:
+        mask = (1 << self._half_bits) - 1
+        left, right = values >> self._half_bits, values & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right, key) & mask)
+        return (left << self._half_bits) | right
+
+
+def _mix(values: NDArray[np.int64], key: int) -> NDArray[np.int64]:
+    """The finaliser of MurmurHash3 on 32-bit words."""
+    mixed = (values.astype(np.uint64) ^ np.uint64(key)) & np.uint64(0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed = (mixed * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
+    return mixed.astype(np.int64)
