@@ -1,0 +1,48 @@
+"""trainkit: distributed training in PyTorch that is right, fast, and shows it."""
+
+from typing import TYPE_CHECKING, Any
+
+from trainkit import data, errors, ops
+from trainkit.engine import Engine, StepResult
+from trainkit.optim import Schedule
+from trainkit.precision import Precision
+from trainkit.recipe import Recipe
+from trainkit.runtime import Runtime
+from trainkit.strategy import DDP, Single, Strategy
+from trainkit.tracking import Tracker
+
+if TYPE_CHECKING:
+    from trainkit.job import load_recipe
+    from trainkit.trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "DDP",
+    "Engine",
+    "Precision",
+    "Recipe",
+    "Runtime",
+    "Schedule",
+    "Single",
+    "StepResult",
+    "Strategy",
+    "Tracker",
+    "Trainer",
+    "data",
+    "errors",
+    "load_recipe",
+    "ops",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # These know Hydra, which takes longer to import than the rest of the package together.
+    if name == "load_recipe":
+        from trainkit.job import load_recipe
+
+        return load_recipe
+    if name == "Trainer":
+        from trainkit.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

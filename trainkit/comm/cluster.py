@@ -1,0 +1,78 @@
+"""The processes of a job, as the launcher's environment variables tell them."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from trainkit.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where this process stands among the `world_size` processes of its job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Cluster":
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; none of them: one process.
+
+        Raises ClusterError where only some are set or they contradict each other.
+        """
+        environment = os.environ if environment is None else environment
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        given = {name: environment[name] for name in names if name in environment}
+        if not given:
+            return cls()
+        try:
+            rank, world_size = int(given["RANK"]), int(given["WORLD_SIZE"])
+            local_rank = int(given.get("LOCAL_RANK", 0))
+            local_world_size = int(given.get("LOCAL_WORLD_SIZE", 1))
+        except (KeyError, ValueError) as error:
+            raise ClusterError(
+                f"RANK and WORLD_SIZE must both be set to numbers; the environment has {given}. Start with "
+                f"`torchrun --nproc-per-node=N launch/train.py ...`, or unset them to run one process"
+            ) from error
+        if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
+            raise ClusterError(f"these process variables contradict each other: {given}; start with torchrun")
+        return cls(rank, world_size, local_rank, local_world_size)
+
+    @property
+    def is_one_host(self) -> bool:
+        return self.local_world_size == self.world_size
+
+
+def join(cluster: Cluster, device: torch.device) -> bool:
+    """Makes the default process group unless there is one; True when it was made here. Collective."""
+    if dist.is_initialized():
+        if dist.get_world_size() != cluster.world_size or dist.get_rank() != cluster.rank:
+            raise ClusterError(
+                f"the process group has rank {dist.get_rank()} of {dist.get_world_size()}, "
+                f"the environment says {cluster.rank} of {cluster.world_size}"
+            )
+        return False
+    if cluster.world_size == 1:
+        return False
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ClusterError(f"{' and '.join(missing)} not set: start the job with torchrun, which sets them")
+    if cluster.is_one_host and os.uname().sysname == "Linux":
+        # gloo looks the host's own name up otherwise, which fails or is slow on many machines.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"rank {cluster.rank} on {socket.gethostname()} could not join {cluster.world_size} processes at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}. "
+            f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
+        ) from error
+    return True

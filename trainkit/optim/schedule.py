@@ -1,0 +1,58 @@
+"""Learning-rate schedules: functions of the position alone, so that a resume needs no state of theirs."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trainkit.errors import ConfigError, nearest
+
+Unit = Literal["steps", "samples"]
+Shape = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The factor on every group's learning rate: up linearly over `warmup`, then down to `final` at `total`.
+
+    warmup, total: in `unit`; a step counts as one global batch of the size in use.
+    shape: of the way down; `constant` stays at 1 and needs no total.
+    final: the factor at `total` and after it.
+
+    >>> schedule = Schedule(warmup=10, total=110, shape="linear")
+    >>> [round(schedule(step * 32, 32), 3) for step in (0, 9, 60, 110)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+
+    warmup: float = 0
+    total: float | None = None
+    unit: Unit = "steps"
+    shape: Shape = "linear"
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (("shape", self.shape, get_args(Shape)), ("unit", self.unit, get_args(Unit))):
+            if value not in allowed:
+                raise ConfigError(
+                    f"schedule.{key}={value!r}: allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
+                )
+        if self.warmup < 0:
+            raise ConfigError(f"schedule.warmup={self.warmup}: allowed is 0 or more")
+        if self.shape != "constant" and (self.total is None or self.total <= self.warmup):
+            raise ConfigError(
+                f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
+                f"schedule.warmup={self.warmup}"
+            )
+
+    def __call__(self, position: int, batch_size: int) -> float:
+        """The factor for the global batch that begins at `position` (samples)."""
+        size = batch_size if self.unit == "steps" else 1
+        done = position / size
+        # The first step must not have a rate of zero, so warm-up counts the step that is being made.
+        begun = (position + batch_size) / size
+        if begun < self.warmup:
+            return begun / self.warmup
+        if self.shape == "constant" or self.total is None:
+            return 1.0
+        share = min(1.0, max(0.0, (done - self.warmup) / (self.total - self.warmup)))
+        down = 1.0 - share if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+        return self.final + (1.0 - self.final) * down

@@ -1,0 +1,49 @@
+"""Recipe: what a run computes. The Trainer decides when."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainkit.data.batch import Batch
+from trainkit.engine import Engine
+
+if TYPE_CHECKING:
+    from trainkit.runtime import Runtime
+
+
+class Recipe(ABC):
+    """A subclass takes the runtime and typed keyword arguments: those are the keys of its `conf/recipe/*.yaml`."""
+
+    runtime: "Runtime"
+    num_samples: int
+    """The position at which training ends."""
+    best_metric: str | None = None
+    """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
+
+    @abstractmethod
+    def engines(self) -> dict[str, Engine]:
+        """The engines by name, as checkpoints hold them."""
+
+    @abstractmethod
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Global batches from position `start` on."""
+
+    @abstractmethod
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        """One step of every engine that is due, and what to log of it. Collective: every rank calls."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Measures on held-out data, the same on every rank. Collective: every rank calls."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able: what else to remember, such as a growth phase."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
+        """Comes before the engines are filled: the place to make engines of the right shape."""
+
+    def finish(self) -> None:  # noqa: B027  (optional)
+        """The end of a run: show what was learnt. Collective: every rank calls."""

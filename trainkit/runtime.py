@@ -1,0 +1,466 @@
+"""Runtime: processes, device, seed, strategy, precision and tracker, in one object that is passed explicitly."""
+
+import atexit
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainkit import checkpoint
+from trainkit import random as keyed
+from trainkit.comm.cluster import Cluster, join
+from trainkit.data.batch import Batch
+from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
+from trainkit.data.order import Order
+from trainkit.engine import Clock, Engine, Schedule
+from trainkit.errors import ConfigError, TrainkitError, UsageError
+from trainkit.optim.ema import Average
+from trainkit.precision import Precision
+from trainkit.strategy import Strategy, by_name
+from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
+
+T = TypeVar("T")
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class Position(int):
+    """Where a resumed run goes on, in samples; `values` are those that were saved beside the engines."""
+
+    values: dict[str, Any]
+
+    def __new__(cls, position: int, values: dict[str, Any]) -> "Position":
+        self = super().__new__(cls, position)
+        self.values = values
+        return self
+
+
+class Runtime:
+    """What a training loop runs on.
+
+    strategy: `single`, `ddp`, or a Strategy with arguments of its own.
+    precision: `fp64`, `fp32`, `tf32`, `bf16`, `fp16`, or a Precision.
+    seed: with the position in the data, the only source of randomness.
+    deterministic: same bits from the same ranks, strategy and hardware, also after a resume.
+    device: `auto` takes a GPU where there is one.
+    num_workers: processes that fetch data ahead (0: this one does).
+    log_every: steps from one `log` that is told to the next.
+    run_dir: where trackers write, made by rank 0, `{time}` in it replaced; without one they only print.
+    tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
+
+    Making one joins the process group that torchrun describes. Collective: every rank makes one. Raises ConfigError
+    and ClusterError before anything is started.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: str | Strategy = "ddp",
+        precision: str | Precision = "fp32",
+        seed: int = 0,
+        deterministic: bool = False,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        num_workers: int = 0,
+        log_every: int = 10,
+        run_dir: str | Path | None = None,
+        tracker: Tracker | None = None,
+    ) -> None:
+        if log_every < 1:
+            raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
+        self.cluster = current_cluster()
+        self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
+        self.strategy.check(self.cluster)
+        self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
+        self.device = _choose_device(device, self.cluster)
+        self.precision_obtained = self.precision.apply(self.device)
+        self.seed, self.deterministic = seed, deterministic
+        self.num_workers, self.log_every = num_workers, log_every
+        self._made_group = join(self.cluster, self.device)
+        # Building a cache may take longer than a collective is allowed to.
+        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.world_size > 1 else None
+        if deterministic:
+            _compute_deterministically()
+        self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
+        self._seed_globally("start")  # modules are made next, and every rank must make the same
+        self._clock = Clock(seed)
+        self.step = 0
+        """Steps done; the Trainer and `log` keep it."""
+        self.tracker = Tracker()
+        if self.is_main:
+            has_directory = self.run_dir is not None
+            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        self._is_tracking = False
+        self._num_samples: int | None = None
+        self._resumed_step: int | None = None
+        self.throughput = Throughput()
+        self._engine_names: set[str] = set()
+        atexit.register(self.close)
+
+    def _make_run_dir(self, run_dir: str | Path) -> Path:
+        error = None
+        time_of_start = self.broadcast(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        path = Path(str(run_dir).replace("{time}", time_of_start)).expanduser()
+        if self.is_main:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=path):
+                    pass
+            except OSError as caught:
+                error = ConfigError(f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; give another")
+        if self._patient is not None:
+            self._raise_first(error)
+        elif error is not None:
+            raise error
+        return path
+
+    # -- where we are ------------------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        return self.cluster.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.cluster.world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self.cluster.local_rank
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that speaks and writes."""
+        return self.cluster.rank == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What parameters are stored in: float32, or float64 with precision fp64."""
+        return self.precision.dtype
+
+    @property
+    def position(self) -> int:
+        """Samples in the steps done so far."""
+        return self._clock.position
+
+    def summary(self) -> tuple[str, ...]:
+        """Lines that say what this runtime is, for the start of a run."""
+        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        exact = ", deterministic" if self.deterministic else ""
+        return (
+            f"strategy {self.strategy.name} on {ranks}, {self.device.type}, {torch.get_num_threads()} threads a rank",
+            f"precision asked {self.precision.name}, obtained {self.precision_obtained}",
+            f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
+        )
+
+    # -- engines -----------------------------------------------------------------------------------------------------
+
+    def setup(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | OptimizerFactory,
+        *,
+        name: str | None = None,
+        clip: float | None = None,
+        schedule: Schedule | None = None,
+        ema: float | None = None,
+        accumulation: int = 1,
+        inherit: Engine | None = None,
+        inherit_optimizer: bool = True,
+    ) -> Engine:
+        """An Engine of `module`, moved to the run's device and dtype. May be called at any time. Collective.
+
+        optimizer: an instance without state, or a function of parameter groups that makes one.
+        name: keys the engine's dropout masks; by default `engine0`, `engine1` ... in the order of the calls.
+        clip: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
+        ema: decay of averaged weights.  accumulation: micro-batches a step.
+        inherit: an engine whose place this one takes, with its optimizer state (unless `inherit_optimizer` is false)
+            and averaged weights for parameters of the same name and shape. The old engine is retired.
+        """
+        if accumulation < 1:
+            raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
+        if name is None:
+            name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
+        self._engine_names.add(name)
+        module.to(self.device, self.dtype)
+        made = self._make_optimizer(module, optimizer, name)
+        engine = Engine(
+            self.strategy.attach(module, made, self.cluster, self.deterministic),
+            name=name,
+            clock=self._clock,
+            cluster=self.cluster,
+            device=self.device,
+            precision=self.precision,
+            clip=clip,
+            schedule=schedule,
+            # After the strategy: it gives every rank the weights of rank 0.
+            average=Average(module, ema) if ema is not None else None,
+            accumulation=accumulation,
+        )
+        if inherit is not None:
+            engine.inherit(inherit, optimizer=inherit_optimizer)
+        return engine
+
+    def _make_optimizer(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer | OptimizerFactory, name: str
+    ) -> torch.optim.Optimizer:
+        trainable = {p: path for path, p in module.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ConfigError(f"the module of engine {name!r} has no parameter that requires a gradient")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = optimizer([{"params": list(trainable)}])
+        if optimizer.state:
+            raise UsageError(
+                f"the optimizer of engine {name!r} has state: give a new one, or inherit= the engine it was in"
+            )
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        missing = [path for p, path in trainable.items() if p not in held]
+        if missing:
+            raise ConfigError(
+                f"the optimizer of engine {name!r} lacks {len(missing)} parameters, such as {missing[0]!r}"
+            )
+        if len(held - set(module.parameters())):
+            raise ConfigError(f"the optimizer of engine {name!r} holds parameters of another module")
+        return optimizer
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def batches(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        start: int = 0,
+        num_steps: int | None = None,
+        num_workers: int | None = None,
+        collate: Collate | None = None,
+    ) -> Iterator[Batch]:
+        """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
+
+        source: a tensor, a tuple or dict of tensors, or a map-style data set.
+        batch_size: samples in a global batch.  start: samples before the first one.
+        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
+        """
+        if batch_size < self.world_size:
+            raise ConfigError(
+                f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
+                f"give batch_size={self.world_size} or more, or start fewer processes"
+            )
+        order = Order(num_samples_of(source), self.seed)
+        fetcher = self._fetcher(source, order, batch_size, collate)
+        end = start + num_steps * batch_size if num_steps is not None else None
+        self._num_samples = end
+        workers = self.num_workers if num_workers is None else num_workers
+        positions = range(int(start), end if end is not None else 1 << 62, batch_size)
+        self._clock.position = int(start)
+        return self._arrivals(stream(fetcher, positions, num_workers=workers, device=self.device))
+
+    def evaluation_batches(
+        self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
+    ) -> Iterator[Batch]:
+        """Every sample once, in order; the last global batch may be ragged.
+
+        Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
+        """
+        num_samples = num_samples_of(source)
+        fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
+        workers = self.num_workers if num_workers is None else num_workers
+        return stream(fetcher, range(0, num_samples, batch_size), num_workers=workers, device=self.device)
+
+    def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self.seed, "rand", name)
+        return keyed.rand(key, batch.positions.to(self.device), shape, self.dtype)
+
+    def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self.seed, "randn", name)
+        return keyed.randn(key, batch.positions.to(self.device), shape, self.dtype)
+
+    def _fetcher(self, source: Any, order: Order, batch_size: int, collate: Collate | None) -> Fetcher:
+        return Fetcher(
+            source, order, batch_size=batch_size, rank=self.rank, world_size=self.world_size, collate=collate
+        )
+
+    def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            # Layers that draw from the global generators repeat their draws after a resume.
+            self._seed_globally(batch.position, self.rank)
+            self._clock.arrive(batch)
+            yield batch
+
+    def _seed_globally(self, *where: int | str) -> None:
+        key = keyed.key_of(self.seed, "global", *where)
+        seed_everything(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
+
+    # -- several processes -------------------------------------------------------------------------------------------
+
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """The float64 sums of `values` over ranks. Collective: every rank calls, with the same names."""
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
+        )
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def first_on_host(self, function: Callable[[], T]) -> T:
+        """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.
+
+        For what one process makes and the others then find, such as a cache. An error of a first one is raised on all.
+        """
+        if self._patient is None:
+            return function()
+        result, error = None, None
+        if self.local_rank == 0:
+            try:
+                result = function()
+            except Exception as caught:
+                error = caught
+        self._raise_first(error)
+        return function() if self.local_rank != 0 else result  # type: ignore[return-value]
+
+    def _raise_first(self, error: Exception | None) -> None:
+        known = error if error is None or isinstance(error, TrainkitError) else None
+        told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
+        dist.all_gather_object(told, (known, repr(error) if error else None), group=self._patient)
+        if error is not None and known is None:
+            raise error
+        for rank, (theirs, text) in enumerate(told):
+            if theirs is not None:
+                raise theirs
+            if text is not None:
+                raise UsageError(f"rank {rank} failed: {text}")
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value` (anything that pickles) on every rank. Collective."""
+        if self._patient is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._patient)
+        return box[0]
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def start_tracking(
+        self,
+        *,
+        config: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
+        summary: tuple[str, ...] = (),
+    ) -> None:
+        """Starts the tracker; `log` does it where nobody has. `num_samples`: the position at which training ends."""
+        if self._is_tracking:
+            return
+        self._is_tracking = True
+        self._num_samples = num_samples or self._num_samples
+        self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
+        run = Run(
+            directory=self.run_dir or Path(),
+            name=self.run_dir.name if self.run_dir else "run",
+            config=config or {},
+            num_samples=self._num_samples,
+            resumed_step=self._resumed_step,
+            summary=self.summary() + summary,
+        )
+        self.tracker.start(run)
+
+    def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
+        """Tells the tracker the means of `metrics` over the global batch, every `log_every` steps; else does nothing.
+
+        What a rank gives counts by the samples of its share. Collective: every rank calls, with the same names.
+        """
+        self.step = step
+        if step % self.log_every:
+            return None
+        if not self._is_tracking:
+            self.start_tracking()
+        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
+        weighted = {name: torch.as_tensor(value).detach().double() * share for name, value in metrics.items()}
+        sums = self.sum({**weighted, "": share})
+        means = {name: sums[name] / sums[""] for name in metrics}
+        rates = self.throughput.rates(self.position)
+        self.tracker.log(step, {**means, "position": self.position, **rates})
+        return means
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, **items: Any) -> None:
+        """Writes engines and JSON-able values as one checkpoint directory at `path`, whole or not at all.
+
+        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Every rank calls; rank 0 writes.
+        """
+        engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
+        values = {name: item for name, item in items.items() if name not in engines}
+        if self.is_main:
+            checkpoint.save(Path(path), engines, position=self.position, values=values)
+
+    def load(self, path: str | Path, **engines: Engine) -> Position:
+        """Fills `engines` from the checkpoint at `path`; the position to go on from: `batches(..., start=position)`.
+
+        Its `values` hold what was saved beside the engines. Every rank calls. Raises CheckpointError.
+        """
+        directory = checkpoint.find(Path(path), report=self.tracker.message)
+        manifest = checkpoint.load(directory, engines)
+        self._clock.position = manifest["position"]
+        values = manifest["values"]
+        if isinstance(values.get("step"), int):
+            self.step = self._resumed_step = values["step"]
+        return Position(manifest["position"], values)
+
+    def close(self, status: Status = "finished") -> None:
+        """Ends tracking and leaves the process group, if it was joined here. Also done at exit."""
+        atexit.unregister(self.close)
+        if self.is_main and self.run_dir is not None and not self._is_tracking:
+            with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
+                self.run_dir.rmdir()
+        if self._is_tracking:
+            self._is_tracking = False
+            self.tracker.finish(status)
+        if self._made_group and dist.is_initialized():
+            with suppress(RuntimeError):  # a peer that is gone cannot take its leave
+                dist.destroy_process_group()
+            self._made_group = False
+
+
+def current_cluster() -> Cluster:
+    """The process group's word where there is one (it may have been made by hand), else the environment's."""
+    cluster = Cluster.from_environment()
+    if dist.is_initialized() and cluster.world_size != dist.get_world_size():
+        size = dist.get_world_size()
+        return Cluster(dist.get_rank(), size, dist.get_rank(), size)
+    return cluster
+
+
+def _choose_device(name: str, cluster: Cluster) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={name!r}: allowed are auto, cpu, cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or install a CUDA build of torch")
+    num_devices = torch.cuda.device_count()
+    if cluster.local_rank >= num_devices:
+        raise ConfigError(
+            f"{cluster.local_world_size} processes on this machine and {num_devices} GPUs: "
+            f"start with --nproc-per-node={num_devices}, or use device=cpu"
+        )
+    device = torch.device("cuda", cluster.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _compute_deterministically() -> None:
+    # cuBLAS reads this when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

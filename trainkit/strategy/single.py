@@ -1,0 +1,31 @@
+"""One process."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from trainkit.backend import Backend
+from trainkit.comm.cluster import Cluster
+from trainkit.errors import ConfigError
+from trainkit.strategy.base import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Strategy):
+    """The module as it is, in the only process of the job."""
+
+    name: ClassVar[str] = "single"
+
+    def check(self, cluster: Cluster) -> None:
+        if cluster.world_size > 1:
+            raise ConfigError(
+                f"strategy=single runs one process, and this job has {cluster.world_size}: "
+                f"use strategy=ddp, or start with --nproc-per-node=1"
+            )
+
+    def attach(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, cluster: Cluster, deterministic: bool
+    ) -> Backend:
+        return Backend(module, optimizer)

@@ -1,0 +1,200 @@
+"""Trainer: the one loop. It owns cadence: when to log, to evaluate, to save, and where to begin."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit import checkpoint
+from trainkit.config import to_yaml
+from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
+from trainkit.recipe import Recipe
+from trainkit.runtime import Runtime
+from trainkit.tracking import Status
+
+
+class Trainer:
+    """Runs a recipe from wherever it stands to its end.
+
+    evaluate_every, save_every: in steps; null: only at the end.
+    keep_last: newest checkpoints kept.  keep_best: also the best by the recipe's `best_metric`.
+    resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
+        `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
+    config: what the run was made of; stored with it.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        recipe: Recipe,
+        *,
+        evaluate_every: int | None = None,
+        save_every: int | None = None,
+        keep_last: int = 2,
+        keep_best: bool = True,
+        resume: str | Path = "auto",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        for key, every in (("evaluate_every", evaluate_every), ("save_every", save_every), ("keep_last", keep_last)):
+            if every is not None and every < 1:
+                raise ConfigError(f"{key}={every}: allowed is 1 or more" + ("" if key == "keep_last" else ", or null"))
+        self.runtime, self.recipe = runtime, recipe
+        self.evaluate_every, self.save_every = evaluate_every, save_every
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.resume, self.config = str(resume), dict(config or {})
+        self.step = 0
+        self._evaluated: tuple[int, dict[str, float]] | None = None
+        self._saved_step: int | None = None
+
+    # -- what a user calls -------------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls."""
+        try:
+            position = self.restore()
+            self._start_tracking()
+            if position >= self.recipe.num_samples:
+                self.runtime.tracker.message(
+                    f"the run in {self.runtime.run_dir} is complete at step {self.step}: evaluating it "
+                    f"(to train anew, give another run_dir)"
+                )
+            else:
+                self._train(position)
+            metrics = self._evaluate()
+            self._save()
+            self.recipe.finish()
+        except BaseException as error:
+            self.runtime.close(_status_of(error))
+            raise
+        self.runtime.close()
+        return metrics
+
+    def restore(self) -> int:
+        """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
+        path = self.runtime.broadcast(self._find() if self.runtime.is_main else None)
+        if isinstance(path, Exception):
+            raise path
+        if path is None:
+            return 0
+        manifest = checkpoint.read_manifest(path)
+        values = manifest["values"]
+        if "recipe" not in values:
+            raise CheckpointError(
+                f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
+            )
+        self.recipe.load_state(values["recipe"])
+        position = self.runtime.load(path, **self.recipe.engines())
+        self.runtime.tracker.load_state(values["tracker"])
+        self.step = values["step"]
+        if values["metrics"]:
+            self._evaluated = self.step, values["metrics"]
+        if self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve():
+            self._saved_step = self.step
+        return position
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _train(self, position: int) -> None:
+        runtime, recipe = self.runtime, self.recipe
+        for batch in recipe.batches(position):
+            metrics = recipe.train_step(batch)
+            self.step += 1
+            means = runtime.log(self.step, **metrics)
+            if means is not None:
+                self._require_finite(means)
+            if self.evaluate_every and self.step % self.evaluate_every == 0:
+                self._evaluate()
+            if self.save_every and self.step % self.save_every == 0:
+                self._save()
+            if runtime.position >= recipe.num_samples:
+                return
+
+    def _require_finite(self, means: dict[str, float]) -> None:
+        if means.get("skipped"):
+            return
+        for name, value in means.items():
+            if "loss" in name and not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} at step {self.step} (position {self.runtime.position}): stopped. "
+                    f"Lower optimizer.lr, set recipe.clip, or use precision=bf16 instead of fp16"
+                )
+
+    def _evaluate(self) -> dict[str, float]:
+        if self._evaluated is not None and self._evaluated[0] == self.step:
+            return self._evaluated[1]
+        with self.runtime.throughput.paused():
+            metrics = self.recipe.evaluate()
+        self.runtime.tracker.evaluation(self.step, metrics)
+        self._evaluated = self.step, metrics
+        return metrics
+
+    def _start_tracking(self) -> None:
+        engines = self.recipe.engines()
+        sizes = ", ".join(
+            f"{name} {sum(p.numel() for p in engine.module.parameters()):,} parameters"
+            for name, engine in engines.items()
+        )
+        if self.runtime.is_main and self.runtime.run_dir is not None:
+            (self.runtime.run_dir / "config.yaml").write_text(to_yaml(self.config))
+        self.runtime.start_tracking(
+            config=self.config, num_samples=self.recipe.num_samples, summary=(f"engines: {sizes}",)
+        )
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> Path | None:
+        return self.runtime.run_dir / "checkpoints" if self.runtime.run_dir is not None else None
+
+    def _save(self) -> None:
+        if self._checkpoints is None or self._saved_step == self.step:
+            return
+        with self.runtime.throughput.paused():
+            self.runtime.save(
+                self._checkpoints / f"step_{self.step:08d}",
+                **self.recipe.engines(),
+                step=self.step,
+                recipe=self.recipe.state(),
+                tracker=self.runtime.tracker.state(),
+                metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
+                config=self.config,
+            )
+            if self.runtime.is_main:
+                best = self._best() if self.keep_best else None
+                checkpoint.prune(self._checkpoints, keep_last=self.keep_last, best=best)
+        self._saved_step = self.step
+
+    def _best(self) -> Path | None:
+        name = self.recipe.best_metric
+        if name is None or self._checkpoints is None:
+            return None
+        sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
+        values = {}
+        for path in checkpoint.step_directories(self._checkpoints):
+            metrics = checkpoint.read_manifest(path)["values"]["metrics"]
+            if name in metrics:
+                values[path] = sign * metrics[name]
+        return min(values, key=values.__getitem__) if values else None
+
+    def _find(self) -> Path | Exception | None:
+        """The checkpoint to begin from; None: begin anew. An error is returned, so that all ranks can raise it."""
+        try:
+            own = self._checkpoints
+            has_own = own is not None and bool(checkpoint.step_directories(own))
+            if self.resume == "never":
+                if has_own:
+                    raise ConfigError(
+                        f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
+                    )
+                return None
+            if self.resume == "auto":
+                return (
+                    checkpoint.find(own, report=self.runtime.tracker.message) if own is not None and has_own else None
+                )
+            return checkpoint.find(Path(self.resume).expanduser(), report=self.runtime.tracker.message)
+        except (ConfigError, CheckpointError) as error:
+            return error
+
+
+def _status_of(error: BaseException) -> Status:
+    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
