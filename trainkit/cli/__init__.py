@@ -1,0 +1,1 @@
+"""Commands: thin, they parse, call and print."""
