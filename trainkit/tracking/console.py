@@ -60,7 +60,8 @@ class Console(Tracker):
         line = self._line(step, values)
         now = self._clock()
         if self._bar is not None:
-            self._bar.update(self._task, description=line.strip(), completed=values.get("position", 0))
+            compact = " ".join(line.split())
+            self._bar.update(self._task, description=compact, completed=values.get("position", 0))
             if now >= self._next_s:
                 self._bar.refresh()
                 self._next_s = now + BAR_REFRESH_S
@@ -97,12 +98,13 @@ class Console(Tracker):
     def finish(self, status: Status) -> None:
         self._flush()
         if self._bar is not None:
-            self._bar.refresh()
             self._bar.stop()
             self._bar = None
 
     def _flush(self) -> None:
         """The latest numbers go before what is told about them."""
+        if self._bar is not None:
+            self._bar.refresh()
         if self._unprinted:
             self._print(self._unprinted)
             self._unprinted = ""
@@ -114,17 +116,17 @@ class Console(Tracker):
         self._console.print(Text(what) if isinstance(what, str) else what, width=width, soft_wrap=not wrap)
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
+        """Step, share done, speed and time left first: the right end is what a narrow terminal cuts off."""
         parts = [f"step {step:>8}"]
         if self._num_samples and "position" in values:
             parts.append(f"{100 * values['position'] / self._num_samples:5.1f}%")
-        for name, value in values.items():
-            if name in OWN_COLUMNS or (name in ONLY_IF_ANY and not value):
-                continue
-            parts.append(f"{name} {number(value):<9}")
         if "samples_per_s" in values:
-            parts.append(f"{number(values['samples_per_s']):>7} samples/s")
+            parts.append(f"{number(values['samples_per_s']):>6} samples/s")
         if "eta_s" in values:
-            parts.append(f"ETA {duration(values['eta_s'])}")
+            parts.append(f"ETA {duration(values['eta_s']):>7}")
+        for name, value in values.items():
+            if name not in OWN_COLUMNS and (value or name not in ONLY_IF_ANY):
+                parts.append(f"{name} {number(value):<9}")
         return "  ".join(parts).rstrip()
 
 

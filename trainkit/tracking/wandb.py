@@ -5,6 +5,7 @@ import json
 import netrc
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +67,7 @@ class WandB(Tracker):
             assert run.resumed_step is not None
             self._sent_step = max(run.resumed_step, _sent_step(self._sent_file, self._id))
         self._run = self._init(run, self._id)
+        self._sent_step = max(self._sent_step, self._run.starting_step - 1)  # what the server already has
         if not self._run.offline and self._run.url:
             print(f"Weights & Biases: {self._run.url}", flush=True)
 
@@ -97,31 +99,42 @@ class WandB(Tracker):
         self._run.finish(exit_code=0 if status == "finished" else 1)
         if self._run.offline:
             folder = Path(self._run.settings.sync_dir)
-            segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}"))
+            segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
             print(f"Weights & Biases was offline; to upload: wandb sync {' '.join(map(str, segments))}", flush=True)
 
     def _init(self, run: Run, run_id: str) -> Any:
         import wandb
 
+        # The console is not captured: two programs that redirect stdout get in each other's way.
+        # Flushed often, so that a killed process leaves the rows it sent.
+        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_transaction_log_flush_interval=0.1)
+        wandb.setup(settings)
+        options: dict[str, Any] = {
+            "project": self._project,
+            "entity": self._entity,
+            "name": self._name or run.name,
+            "tags": self._tags,
+            "id": run_id,
+            "resume": "allow",
+            "dir": run.directory,
+            "config": dict(run.config),
+            "settings": settings,
+        }
+        mode = self._mode or (None if _mode_is_set() or _has_key() else "offline")
         try:
-            return wandb.init(
-                project=self._project,
-                entity=self._entity,
-                name=self._name or run.name,
-                tags=self._tags,
-                id=run_id,
-                resume="allow",
-                dir=run.directory,
-                config=dict(run.config),
-                mode=self._mode or ("offline" if not _mode_is_set() and not _has_key() else None),
-                # The console is not captured: two programs that redirect stdout get in each other's way.
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            return wandb.init(mode=mode, **options)
         except wandb.Error as error:
-            raise RuntimeError(
-                f"Weights & Biases cannot be reached or refuses the key ({error}). To keep its files here and upload "
-                "them later: WANDB_MODE=offline; to do without: tracking.wandb=null"
-            ) from error
+            if mode == "offline":
+                raise
+            reason = " ".join(str(error).split())
+            print(
+                "trainkit: Weights & Biases cannot be reached or refuses the key, so this run is kept offline "
+                f"({reason}). To choose that from the start: WANDB_MODE=offline; to do without: tracking.wandb=null",
+                file=sys.stderr,
+                flush=True,
+            )
+            wandb.teardown()  # forgets the failed attempt, which holds on to the run's id
+            return wandb.init(mode="offline", **options)
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
         if step <= self._sent_step:
@@ -136,7 +149,7 @@ class WandB(Tracker):
             return
         # Noted first: a process killed in between loses this row, where the other order would tell it twice.
         self._sent_file.write_text(json.dumps({"id": self._id, "step": self._row_step}))
-        self._run.log(self._row, step=self._row_step)
+        self._run.log(self._row, step=self._row_step, commit=True)
         self._sent_step = self._row_step
         self._row = {}
 

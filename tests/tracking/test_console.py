@@ -1,0 +1,91 @@
+import io
+
+import pytest
+import rich.console
+
+from trainkit.tracking import Console, Run
+from trainkit.tracking.console import duration, number
+
+RUN = {"name": "run", "num_samples": 4000, "summary": ("bert: 1.2 M parameters",)}
+
+
+def console(tmp_path, clock, *, terminal=False, width=80, **run):
+    out = io.StringIO()
+    screen = rich.console.Console(file=out, force_terminal=terminal, width=width, highlight=False)
+    tracker = Console(interval_s=10.0, console=screen, clock=lambda: clock[0])
+    tracker.start(Run(directory=tmp_path, **{**RUN, **run}))
+    return tracker, out
+
+
+def values(step, **more):
+    return {"loss": 8.0 / step, "lr": 0.001, "skipped": 0.0, "position": 8 * step, "samples_per_s": 160.0, **more}
+
+
+def test_plain_lines(tmp_path):
+    clock = [0.0]
+    tracker, out = console(tmp_path, clock)
+    for step in range(1, 301):
+        clock[0] = 0.05 * step
+        tracker.log(step, values(step, eta_s=(4000 - 8 * step) / 160))
+    tracker.evaluation(300, {"held_out_loss": 0.5, "held_out_accuracy": 0.25, "num_tokens": 12345})
+    tracker.text(300, "sentences", "the [cat] sat\n")
+    tracker.table(300, "words", ["word", "share"], [["[cat]", 0.5], ["doormat", 1 / 3]])
+    tracker.message("checkpoint saved")
+    tracker.log(301, values(301, skipped=1.0))
+    tracker.finish("finished")
+    assert [line.rstrip() for line in out.getvalue().splitlines()] == [
+        "bert: 1.2 M parameters",
+        "step        1    0.2%     160 samples/s  ETA    0:25  loss 8          lr 0.001",
+        "step      201   40.2%     160 samples/s  ETA    0:15  loss 0.0398     lr 0.001",
+        "step      300   60.0%     160 samples/s  ETA    0:10  loss 0.02667    lr 0.001",
+        "step      300  evaluation  held_out_loss 0.5  held_out_accuracy 0.25  num_tokens 12345",
+        "step      300  sentences",
+        "the [cat] sat",
+        "step      300  words",
+        "word     share",
+        "[cat]    0.5",
+        "doormat  0.3333",
+        "checkpoint saved",
+        "step      301   60.2%     160 samples/s  loss 0.02658    lr 0.001      skipped 1",
+    ]
+
+
+def test_long_plain_lines_are_not_wrapped(tmp_path):
+    tracker, out = console(tmp_path, [0.0], summary=())
+    tracker.log(1, {f"metric_{index}": float(index) for index in range(40)})
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_a_resume_says_so(tmp_path):
+    _, out = console(tmp_path, [0.0], resumed_step=17, summary=())
+    assert out.getvalue() == "resumed after step 17\n"
+
+
+def test_a_terminal_gets_one_live_bar_and_lines_above_it(tmp_path):
+    clock = [0.0]
+    tracker, out = console(tmp_path, clock, terminal=True, width=60)
+    for step in range(1, 301):
+        clock[0] = 0.05 * step
+        tracker.log(step, values(step, eta_s=(4000 - 8 * step) / 160))
+    tracker.evaluation(300, {"held_out_loss": 0.5})
+    print("a print of someone else")
+    tracker.finish("finished")
+    written = out.getvalue()
+    assert "\x1b[?25l" in written  # cursor hidden while the bar lives
+    assert "\x1b[?25h" in written  # and shown again
+    assert "step 300 60.0% 160 samples/s" in written
+    assert "step      300  evaluation  held_out_loss 0.5\n" in written
+    assert "a print of someone else\n" in written
+    assert 100 < written.count("samples/s") < 200  # drawn at most ten times a second
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.00123456, "0.001235"), (12.0, "12"), (7, "7"), (123456, "123456"), (54321.9, "54322"), (float("nan"), "nan")],
+)
+def test_numbers(value, expected):
+    assert number(value) == expected
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 75, 3600, 90061)] == ["0:00", "1:15", "1:00:00", "1d 1:01:01"]

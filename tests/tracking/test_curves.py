@@ -1,0 +1,71 @@
+import math
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainkit.tracking import Curve, Jsonl, Run, Trackers
+from trainkit.tracking.curves import draw
+
+
+def bert(tracker):
+    for step in range(1, 201):
+        tracker.log(step, {"loss": 3 + 5 * math.exp(-step / 50) + random.gauss(0, 0.2), "lr": 1e-3, "position": step})
+        if step % 50 == 0:
+            tracker.evaluation(step, {"held_out_loss": 3.2, "held_out_accuracy": step / 800, "num_tokens": 5})
+
+
+def gan(tracker):
+    for step in range(1, 201):
+        tracker.log(step, {"d_loss": math.sin(step), "g_loss": float("nan") if step == 7 else -math.cos(step)})
+        if step % 50 == 0:
+            tracker.evaluation(step, {"swd": 400.0 / step})
+
+
+@pytest.mark.parametrize(("tell", "num_panels"), [(bert, 2), (gan, 2)])
+def test_a_run_is_drawn(tell, num_panels, tmp_path):
+    tracker = Trackers(jsonl=Jsonl(), curve=Curve())
+    tracker.start(Run(directory=tmp_path, name="run"))
+    tell(tracker)
+    tracker.finish("finished")
+    assert tracker.names == ["jsonl", "curve"]
+    with Image.open(tmp_path / "curve.png") as image:
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    coloured = picture.max(axis=2) - picture.min(axis=2) > 60  # frames, grid and text are grey
+    panels = np.array_split(coloured, num_panels, axis=1)
+    assert all(panel.sum() > 150 for panel in panels), [int(panel.sum()) for panel in panels]
+    assert all(np.ptp(np.flatnonzero(panel.any(axis=1))) > 50 for panel in panels)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 1.0])
+def test_the_loss_is_drawn_the_right_way_up(slope, tmp_path):
+    tracker = Jsonl()
+    tracker.start(Run(directory=tmp_path, name="run"))
+    for step in range(100):
+        tracker.log(step, {"loss": slope * step})
+    draw(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    rows, columns = np.nonzero(picture[..., 2] - picture[..., 0] > 120)  # the blue line, and its legend in a corner
+    assert -slope * np.corrcoef(rows, columns)[0, 1] > 0.7  # rows count downwards
+
+
+def test_nothing_measured_draws_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    draw(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_frequent_evaluation_is_not_drawn_every_time(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("trainkit.tracking.curves.draw", lambda *args, **kwargs: drawn.append(args))
+    now = [100.0]
+    monkeypatch.setattr("trainkit.tracking.curves.time.monotonic", lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
+    tracker = Curve()
+    tracker.start(Run(directory=tmp_path, name="run"))
+    for step in range(100):  # a drawing takes half a second of this clock, which also ticks at every question
+        tracker.evaluation(step, {})
+    assert 1 < len(drawn) <= 4
+    tracker.finish("finished")
+    assert len(drawn) <= 5
