@@ -1,0 +1,58 @@
+# Two commands on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 2
+BIN := $(VENV)/bin
+# torch comes first, pinned: whatever else is installed then finds it there. The rest builds against it.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help train gan test quick lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  settings: RANKS=2 processes, PYTHON=python3, VENV=.venv"
+
+train: $(VENV)/.installed ## install, then train BERT on built-in documentation, $(RANKS) processes (about 6 minutes)
+	$(TORCHRUN) launch/train.py experiment=bert_quickstart
+
+gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS) processes (about 7 minutes)
+	$(TORCHRUN) launch/train.py experiment=glyphs
+
+test: $(VENV)/.installed-dev ## install, then run all tests
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.installed-dev ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the virtual environment and what builds left; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "installing torch ..."
+	$(PIP_INSTALL) torch numpy setuptools wheel
+	@touch $@
+
+$(VENV)/.installed: setup.py constraints.txt $(VENV)/.torch
+	@echo "installing trainkit ..."
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py constraints.txt $(VENV)/.torch
+	@echo "installing trainkit with what its tests need ..."
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
