@@ -50,6 +50,12 @@ def test_plain_lines(tmp_path):
     ]
 
 
+def test_a_message_may_come_before_the_start():
+    out = io.StringIO()
+    Console(console=rich.console.Console(file=out)).message("step_00000100 is damaged [sic]: going on from another")
+    assert out.getvalue() == "step_00000100 is damaged [sic]: going on from another\n"
+
+
 def test_long_plain_lines_are_not_wrapped(tmp_path):
     tracker, out = console(tmp_path, [0.0], summary=())
     tracker.log(1, {f"metric_{index}": float(index) for index in range(40)})

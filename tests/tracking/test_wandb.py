@@ -68,7 +68,7 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
     assert kinds == {"grid": "image-file", "sentences": "html-file", "words": "table-file"}
     (run,) = [record["run"] for record in records(segment) if record["type"] == "run"]
     assert (run["project"], run["display_name"], run["tags"]) == ("a-project", "a-run", ["quick"])
-    assert {"key": "seed", "value_json": "3"} in run["config"]["update"]
+    assert run["config"]["update"]["seed"] == 3
 
 
 def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):

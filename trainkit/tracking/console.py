@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import rich.console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
-from rich.text import Text
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from trainkit.tracking.tracker import Run, Status, Tracker
+
+if TYPE_CHECKING:  # rich takes a tenth of a second to import: where it is used
+    import rich.console
+    from rich.progress import Progress, TaskID
 
 PLAIN_WIDTH = 200  # a log file has no edge to wrap at
 BAR_REFRESH_S = 0.1
@@ -29,37 +29,32 @@ class Console(Tracker):
         self,
         *,
         interval_s: float = 10.0,
-        console: rich.console.Console | None = None,
+        console: "rich.console.Console | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._interval_s = interval_s
-        self._console = console
+        self._given_console = console
         self._clock = clock
         self._num_samples: int | None = None
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
         self._next_s = 0.0
         self._unprinted = ""
 
     def start(self, run: Run) -> None:
         self._num_samples = run.num_samples
-        if self._console is None:
-            self._console = rich.console.Console(highlight=False)
         for line in run.summary:
             self._print(line)
         if run.resumed_step is not None:
             self._print(f"resumed after step {run.resumed_step}")
         self._next_s = self._clock()
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
-            self._bar = Progress(*columns, console=self._console, auto_refresh=False)
-            self._task = self._bar.add_task("waiting for the first step", total=self._num_samples)
-            self._bar.start()
+            self._start_bar()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         line = self._line(step, values)
         now = self._clock()
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             compact = " ".join(line.split())
             self._bar.update(self._task, description=compact, completed=values.get("position", 0))
             if now >= self._next_s:
@@ -82,6 +77,9 @@ class Console(Tracker):
         self._print(f"step {step:>8}  {name}\n{text.rstrip()}")
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
         self._flush()
         self._print(f"step {step:>8}  {name}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -89,7 +87,7 @@ class Console(Tracker):
             table.add_column(Text(column))
         for row in rows:
             table.add_row(*(Text(number(cell) if isinstance(cell, float) else str(cell)) for cell in row))
-        self._print(table)
+        self._console.print(table, width=None if self._console.is_terminal else PLAIN_WIDTH)
 
     def message(self, text: str) -> None:
         self._flush()
@@ -109,11 +107,22 @@ class Console(Tracker):
             self._print(self._unprinted)
             self._unprinted = ""
 
-    def _print(self, what: str | Table) -> None:
-        assert self._console is not None, "start() comes first"
-        width = None if self._console.is_terminal else PLAIN_WIDTH
-        wrap = isinstance(what, Table)
-        self._console.print(Text(what) if isinstance(what, str) else what, width=width, soft_wrap=not wrap)
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    @cached_property
+    def _console(self) -> "rich.console.Console":
+        import rich.console
+
+        return self._given_console or rich.console.Console(highlight=False)
+
+    def _start_bar(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=self._console, auto_refresh=False)
+        self._task = self._bar.add_task("waiting for the first step", total=self._num_samples)
+        self._bar.start()
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         """Step, share done, speed and time left first: the right end is what a narrow terminal cuts off."""
