@@ -3,5 +3,6 @@
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.data.text import Text
+from trainkit.data.tokenizer import WordPiece
 
-__all__ = ["Batch", "Datasets", "Text"]
+__all__ = ["Batch", "Datasets", "Text", "WordPiece"]

@@ -1,0 +1,104 @@
+"""Fills in sentences: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import trainkit
+from trainkit.errors import DataError, TrainkitError
+
+if TYPE_CHECKING:
+    from recipes.bert.pretrain import MaskedLanguageModelling
+
+_NUM_GUESSES = 3
+
+
+@dataclass(frozen=True)
+class Filled:
+    """text: the sentence with the likeliest words.  guesses: for each [MASK], (token, probability), likeliest first."""
+
+    text: str
+    guesses: list[list[tuple[str, float]]]
+
+    def __str__(self) -> str:
+        options = ("  ".join(f"{token} {100 * share:.0f} %" for token, share in mask) for mask in self.guesses)
+        return f"{self.text}   ({' | '.join(options)})"
+
+
+@torch.no_grad()
+def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
+    """The model's guesses for each [MASK] in `sentence`, each made as if the others stayed masked.
+
+    Collective: every rank calls. Raises DataError for a sentence without [MASK], or one that is too long.
+    """
+    tokenizer, module = recipe.tokenizer, recipe.model.module
+    tokens = [tokenizer.start, *tokenizer.encode(sentence), tokenizer.end]
+    places = [place for place, token in enumerate(tokens) if token == tokenizer.mask]
+    longest = module.encoder.architecture.max_length
+    if not places:
+        raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be guessed")
+    if len(tokens) > longest:
+        raise DataError(f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes {longest}; shorten it")
+    module.eval()
+    try:
+        logits_1KV = recipe.model(
+            torch.tensor([tokens], device=recipe.runtime.device),
+            torch.tensor([places], device=recipe.runtime.device),
+        )
+    finally:
+        module.train()
+    shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
+    for place, best_N in zip(places, best_KN.tolist(), strict=True):
+        tokens[place] = best_N[0]
+    return Filled(
+        tokenizer.decode(tokens[1:-1]),
+        [
+            [(tokenizer.token(token), share) for token, share in zip(best_N, shares_N, strict=True)]
+            for best_N, shares_N in zip(best_KN.tolist(), shares_KN.tolist(), strict=True)
+        ],
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.bert.fill",
+        description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",
+    )
+    parser.add_argument("path", type=Path, help="a run directory or a checkpoint")
+    parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "returns the [MASK] of x."')
+    options = parser.parse_args(arguments)
+    try:
+        recipe, runtime = trainkit.load_recipe(options.path)
+        if options.sentences:
+            for sentence in options.sentences:
+                print(fill(recipe, sentence))
+        else:
+            _print_report(recipe)
+        runtime.close()
+    except TrainkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print_report(recipe: "MaskedLanguageModelling") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from recipes.bert.report import Report
+
+    report = Report.of(recipe)
+    table = Table(*report.columns, box=None)
+    for name, accuracy in report.rows:
+        table.add_row(name, f"{accuracy:.4f}")
+    console = Console(highlight=False)
+    console.print(report.examples, report.sentences, sep="\n\n", markup=False)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Masked language modelling: the model reads text with holes and learns to fill them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.bert.data import IGNORED, Masked, Masking
+from recipes.bert.hugging_face import load_hugging_face
+from recipes.bert.model import Architecture, MaskedLanguageModel
+from recipes.bert.report import Report
+from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit.data import Batch
+from trainkit.errors import CheckpointError, ConfigError, DataError
+
+
+class MaskedLanguageModelling(Recipe):
+    """Pre-trains a BERT on text.
+
+    data: a specification whose data sets give {"tokens": int64 [T]} and which has a tokenizer, such as `Text`.
+    optimizer: makes one of parameter groups; biases and LayerNorms are in a group without weight decay.
+    batch_size: samples of a global batch.  num_steps: its steps.  accumulation: micro-batches in which a rank does its
+        share.  clip: largest norm of the gradient.
+    mask_share: of the tokens, in training; evaluation masks 15 %, and the same ones each time.
+    weights: a Hugging Face directory (config.json, model.safetensors) to begin with; needs its vocab.txt as
+        `data.vocab_file`, and `model` of its shape.
+    sentences: with [MASK] in them, filled in at the end of a run.
+    """
+
+    best_metric = "held_out_loss"
+    _EVALUATION_MASK_SHARE = 0.15
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        data: Any,
+        model: Architecture,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Schedule | None = None,
+        batch_size: int = 32,
+        num_steps: int = 2000,
+        accumulation: int = 1,
+        clip: float | None = 1.0,
+        mask_share: float = 0.15,
+        evaluation_batch_size: int = 64,
+        weights: Path | None = None,
+        sentences: tuple[str, ...] = (),
+    ) -> None:
+        if num_steps < 1:
+            raise ConfigError(f"recipe.num_steps={num_steps}: allowed is 1 or more")
+        self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps
+        self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
+        self.datasets = runtime.first_on_host(data.load)
+        self.tokenizer = self.datasets.tokenizer
+        if self.tokenizer is None:
+            raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
+        _check_length(self.datasets.train[0]["tokens"], model)
+        self.masking = Masking(self.tokenizer, mask_share, runtime.device)
+        self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
+        module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
+        if weights is not None:
+            load_hugging_face(module, weights)
+        self.model = runtime.setup(
+            module,
+            optimizer(parameter_groups(module)),
+            name="model",
+            clip=clip,
+            schedule=schedule,
+            accumulation=accumulation,
+        )
+
+    def engines(self) -> dict[str, Engine]:
+        return {"model": self.model}
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return self.runtime.batches(
+            self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
+        )
+
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        for micro in self.model.micro_batches(batch):
+            masked = self._masked(micro, self.masking, "mask")
+            logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
+            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
+            self.model.backward(loss, weight=num_masked)
+        return self.model.step().metrics()
+
+    def evaluate(self) -> dict[str, float]:
+        sums = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
+        for _, masked, logits_BKV in self.held_out():
+            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
+            sums["loss"] += loss.double() * num_masked
+            sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
+            sums["masked"] += num_masked
+        totals = self.runtime.sum(sums)
+        return {
+            "held_out_loss": totals["loss"] / totals["masked"],
+            "held_out_accuracy": totals["correct"] / totals["masked"],
+        }
+
+    @torch.no_grad()
+    def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
+        """(batch, how it was masked, logits_BKV) over the held-out windows, this rank's share. Collective."""
+        self.model.module.eval()
+        try:
+            for batch in self.runtime.evaluation_batches(
+                self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
+            ):
+                masked = self._masked(batch, self.evaluation_masking, "held-out mask")
+                attended_BT = self._attended(batch, self.datasets.held_out)
+                yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
+        finally:
+            self.model.module.train()
+
+    def state(self) -> dict[str, Any]:
+        return {"vocabulary": self.tokenizer.fingerprint}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if state["vocabulary"] != self.tokenizer.fingerprint:
+            raise CheckpointError(
+                "the checkpoint was trained with another vocabulary: give the data, data.vocab_file and "
+                "data.vocab_size that it was trained with, or start a new run_dir"
+            )
+
+    def finish(self) -> None:
+        report = Report.of(self)
+        tracker, step = self.runtime.tracker, self.runtime.step
+        tracker.text(step, "held-out text, filled in", report.examples)
+        if report.sentences:
+            tracker.text(step, "sentences, filled in", report.sentences)
+        tracker.table(step, "held-out accuracy", report.columns, report.rows)
+
+    def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
+        num_draws = masking.num_draws(batch.tokens.shape[1])
+        return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
+
+    def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
+        # Without a mask, attention may use its fastest kernels.
+        return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
+
+
+def masked_loss(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy over the slots in use, and their number; of no slots the mean is 0."""
+    num_masked = (labels_BK != IGNORED).sum()
+    logits = logits_BKV.flatten(0, 1).to(torch.promote_types(logits_BKV.dtype, torch.float32))
+    total = F.cross_entropy(logits, labels_BK.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / num_masked.clamp(min=1), num_masked
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Matrices, which decay, and the rest (biases, LayerNorms, relative biases), which do not."""
+    decayed = {m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    return [
+        {"params": [p for p in module.parameters() if p in decayed]},
+        {"params": [p for p in module.parameters() if p not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def _check_length(tokens_T: Tensor, model: Architecture) -> None:
+    if len(tokens_T) > model.max_length:
+        raise ConfigError(
+            f"data.sequence_length={len(tokens_T)} is more than recipe.model.max_length={model.max_length}; "
+            f"lower the one or raise the other"
+        )

@@ -1,0 +1,103 @@
+"""What a model has learnt, for a reader: held-out text with its holes filled in, and accuracy beside the baselines."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recipes.bert.baselines import NeighbourCounts
+from recipes.bert.data import IGNORED, Masked
+from recipes.bert.fill import fill
+
+if TYPE_CHECKING:
+    from recipes.bert.pretrain import MaskedLanguageModelling
+    from trainkit.data import Batch
+
+_NUM_EXAMPLES = 4
+_COUNTED_TOKENS = 1 << 24  # of the training text, for the baselines: more would take memory and change little
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Report:
+    """examples: held-out windows; `[word]` was guessed, `[word / truth]` wrongly.  sentences: the recipe's own.
+    columns, rows: accuracy of the model and the baselines, on the same masked positions.
+    """
+
+    examples: str
+    sentences: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, recipe: "MaskedLanguageModelling") -> "Report":
+        """Measures on the whole held-out split. Collective: every rank calls, and gets the same rows."""
+        counts = NeighbourCounts(_windows(recipe.datasets.train), recipe.tokenizer)
+        correct: dict[str, Tensor] = {}
+        num_masked = torch.zeros(())
+        examples: list[str] = []
+        for batch, masked, logits_BKV in recipe.held_out():
+            labels_BK = masked.labels_BK.cpu()
+            guesses = {"model": logits_BKV.argmax(dim=-1).cpu()}
+            guesses |= counts.guesses(batch.tokens, masked.chosen_BK)
+            for name, guess_BK in guesses.items():
+                correct[name] = correct.get(name, 0) + (guess_BK == labels_BK).sum()
+            num_masked = num_masked + (labels_BK != IGNORED).sum()
+            if len(examples) < _NUM_EXAMPLES:
+                examples += _examples(recipe.tokenizer, batch, masked, guesses["model"])
+        totals = recipe.runtime.sum({**correct, "masked": num_masked})
+        masked_tokens = int(totals.pop("masked"))
+        return cls(
+            examples="\n\n".join(examples[:_NUM_EXAMPLES]),
+            sentences="\n".join(str(fill(recipe, sentence)) for sentence in recipe.sentences),
+            columns=("guesser", f"accuracy on {masked_tokens:,} tokens"),
+            rows=[(name, count / masked_tokens) for name, count in totals.items()],
+        )
+
+
+def _windows(dataset: Any) -> Iterator[Tensor]:
+    """All training windows, or as many evenly spaced ones as hold the number of tokens to count."""
+    length = len(dataset[0]["tokens"])
+    stride = max(1, len(dataset) * length // _COUNTED_TOKENS)
+    indices = list(range(0, len(dataset), stride))
+    for start in range(0, len(indices), _CHUNK):
+        chunk = indices[start : start + _CHUNK]
+        if hasattr(dataset, "__getitems__"):
+            yield dataset.__getitems__(chunk)["tokens"]
+        else:
+            yield torch.stack([dataset[index]["tokens"] for index in chunk])
+
+
+def _examples(tokenizer: Any, batch: "Batch", masked: Masked, guesses_BK: Tensor) -> Iterator[str]:
+    for tokens_T, chosen_K, labels_K, guesses_K in zip(
+        batch.tokens.tolist(),
+        masked.chosen_BK.tolist(),
+        masked.labels_BK.tolist(),
+        guesses_BK.tolist(),
+        strict=True,
+    ):
+        guesses = {
+            position: guess
+            for position, label, guess in zip(chosen_K, labels_K, guesses_K, strict=True)
+            if label != IGNORED
+        }
+        yield _text(tokenizer, tokens_T, guesses)
+
+
+def _text(tokenizer: Any, tokens: list[int], guesses: dict[int, int]) -> str:
+    words: list[str] = []
+    for position, token in enumerate(tokens):
+        if token in tokenizer.special_tokens and token != tokenizer.unknown:
+            words += ["/"] if token == tokenizer.end else []
+            continue
+        piece = tokenizer.token(token)
+        if position in guesses:
+            guess = tokenizer.token(guesses[position])
+            words.append(f"[{piece}]" if guess == piece else f"[{guess} / {piece}]")
+        elif piece.startswith("##") and words:
+            words[-1] += piece.removeprefix("##")
+        else:
+            words.append(piece)
+    return " ".join(words)
