@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import trainkit
-from trainkit.errors import DataError, TrainkitError
+from trainkit.errors import ConfigError, DataError, TrainkitError
 
 if TYPE_CHECKING:
     from recipes.bert.pretrain import MaskedLanguageModelling
@@ -38,7 +38,7 @@ def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
     tokenizer, module = recipe.tokenizer, recipe.model.module
     tokens = [tokenizer.start, *tokenizer.encode(sentence), tokenizer.end]
     places = [place for place, token in enumerate(tokens) if token == tokenizer.mask]
-    longest = module.encoder.architecture.max_length
+    longest = recipe.architecture.max_length
     if not places:
         raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be guessed")
     if len(tokens) > longest:
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "returns the [MASK] of x."')
     options = parser.parse_args(arguments)
     try:
-        recipe, runtime = trainkit.load_recipe(options.path)
+        recipe, runtime = _load(options.path)
         if options.sentences:
             for sentence in options.sentences:
                 print(fill(recipe, sentence))
@@ -83,6 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _load(path: Path) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
+    from recipes.bert.pretrain import MaskedLanguageModelling
+
+    recipe, runtime = trainkit.load_recipe(path)
+    if not isinstance(recipe, MaskedLanguageModelling):
+        runtime.close()
+        raise ConfigError(
+            f"{path} was trained by {type(recipe).__name__}, which fills in no sentences; give a BERT run"
+        )
+    return recipe, runtime
 
 
 def _print_report(recipe: "MaskedLanguageModelling") -> None:

@@ -68,6 +68,8 @@ TINY = replace(BASE, hidden_size=128, num_layers=2, num_heads=2, feed_forward_si
 class Bert(nn.Module):
     """The encoder: tokens_BT (int64) to hidden states_BTD."""
 
+    angles_TE: Tensor | None
+
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
         self.architecture = architecture
@@ -75,8 +77,8 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.num_layers))
         self.norm = _norm(architecture) if architecture.norm == "pre" else nn.Identity()
         self.pooler = nn.Linear(architecture.hidden_size, architecture.hidden_size) if architecture.pooler else None
-        if architecture.positions == "rotary":
-            self.register_buffer("angles_TE", _angles(architecture), persistent=False)
+        angles_TE = _angles(architecture) if architecture.positions == "rotary" else None
+        self.register_buffer("angles_TE", angles_TE, persistent=False)
 
     def forward(
         self, tokens_BT: Tensor, attended_BT: Tensor | None = None, segments_BT: Tensor | None = None
@@ -89,7 +91,7 @@ class Bert(nn.Module):
                 f"raise it or lower data.sequence_length"
             )
         x_BTD = self.embeddings(tokens_BT, segments_BT)
-        angles_TE = self.angles_TE[:length] if self.architecture.positions == "rotary" else None
+        angles_TE = None if self.angles_TE is None else self.angles_TE[:length]
         for layer in self.layers:
             x_BTD = layer(x_BTD, attended_BT, angles_TE)
         return self.norm(x_BTD)

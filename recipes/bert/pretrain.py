@@ -61,6 +61,7 @@ class MaskedLanguageModelling(Recipe):
         _check_length(self.datasets.train[0]["tokens"], model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
+        self.architecture = model
         module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
         if weights is not None:
             load_hugging_face(module, weights)
@@ -90,7 +91,7 @@ class MaskedLanguageModelling(Recipe):
         return self.model.step().metrics()
 
     def evaluate(self) -> dict[str, float]:
-        sums = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
+        sums: dict[str, Tensor | float] = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
         for _, masked, logits_BKV in self.held_out():
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
             sums["loss"] += loss.double() * num_masked

@@ -36,9 +36,9 @@ def split_documents(documents: Iterable[tuple[bool, str]], share: float, sample_
     Holds 9 bytes a document, and some 30 while it sorts.
     """
     hashes, own, num_chars = array("Q"), array("B"), 0
-    for is_held_out, text in documents:
+    for is_own, text in documents:
         hashes.append(_hash(text))
-        own.append(is_held_out)
+        own.append(is_own)
         num_chars += len(text)
     keys = np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64)
     first = np.zeros(len(keys), bool)

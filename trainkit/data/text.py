@@ -99,8 +99,8 @@ class Text:
             if self.vocab_file is not None:
                 vocabulary = read_vocabulary(Path(self.vocab_file))
             else:
-                sample = compress((text for _, text in corpus.documents()), split.samples)
-                sample = track(sample, "learning the vocabulary", int(split.samples.sum()), progress)
+                texts = compress((text for _, text in corpus.documents()), split.samples)
+                sample = track(texts, "learning the vocabulary", int(split.samples.sum()), progress)
                 vocabulary = train_vocabulary(sample, self.vocab_size, self.lowercase)
             tokenizer = WordPiece.from_vocabulary(vocabulary, self.lowercase)
             streams = _write_tokens(corpus, split, tokenizer, directory, progress)

@@ -32,9 +32,8 @@ class WordPiece:
     def __init__(self, backend: "Tokenizer") -> None:
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
-        self.pad, self.unknown, self.start, self.end, self.mask = (
-            backend.token_to_id(token) for token in SPECIAL_TOKENS
-        )
+        numbers: list[int] = [backend.get_vocab()[token] for token in SPECIAL_TOKENS]
+        self.pad, self.unknown, self.start, self.end, self.mask = numbers
         self.special_tokens = (self.pad, self.unknown, self.start, self.end, self.mask)
 
     def encode(self, text: str) -> list[int]:
@@ -51,7 +50,10 @@ class WordPiece:
 
     def token(self, number: int) -> str:
         """The piece with that number, `##` before it when it continues a word."""
-        return self._backend.id_to_token(number)
+        token = self._backend.id_to_token(number)
+        if token is None:
+            raise IndexError(f"token {number} of {self.vocab_size}")
+        return token
 
     @property
     def fingerprint(self) -> str:
