@@ -1,0 +1,84 @@
+"""A recipe and a data set of a user's own, which trainkit knows nothing of."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import trainkit
+
+
+class Points(Dataset):
+    """Points of a plane with noise, made anew for each item."""
+
+    def __init__(self, num_samples: int = 200, noise: float = 0.1) -> None:
+        self.num_samples, self.noise = num_samples, noise
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        x = torch.randn(4)
+        return {"x": x, "y": x.sum() + self.noise * torch.randn(())}
+
+
+def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([item[key] for item in items]).double().float() for key in items[0]}
+
+
+class Toy(trainkit.Recipe):
+    """Fits the plane."""
+
+    best_metric = "held_out_loss"
+
+    def __init__(
+        self,
+        runtime: trainkit.Runtime,
+        *,
+        data: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[int, int], float] | None,
+        batch_size: int = 8,
+        num_steps: int = 40,
+        accumulation: int = 1,
+        fault: Literal["none", "two_backwards", "nan"] = "none",
+    ) -> None:
+        self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
+        self.num_samples = num_steps * batch_size
+        network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), trainkit.ops.Dropout(0.1), nn.Linear(16, 1))
+        self.network = runtime.setup(
+            network, optimizer, name="network", schedule=schedule, ema=0.9, clip=1.0, accumulation=accumulation
+        )
+
+    def engines(self):
+        return {"network": self.network}
+
+    def batches(self, start=0):
+        return self.runtime.batches(
+            self.data.train, batch_size=self.batch_size, start=start, collate=self.data.collate
+        )
+
+    def _loss(self, batch):
+        return nn.functional.mse_loss(self.network(batch.x).squeeze(-1), batch.y)
+
+    def train_step(self, batch):
+        for micro in self.network.micro_batches(batch):
+            loss = self._loss(micro)
+            self.network.backward(loss * float("nan") if self.fault == "nan" else loss)
+            if self.fault == "two_backwards":
+                self.network.backward(loss)
+        return self.network.step().metrics()
+
+    @torch.no_grad()
+    def evaluate(self):
+        self.network.module.eval()
+        total: dict[str, Any] = {"loss": 0.0, "count": 0.0}
+        for batch in self.runtime.evaluation_batches(self.data.held_out, batch_size=16, collate=self.data.collate):
+            output = self.network(batch.x).squeeze(-1)
+            total["loss"] += nn.functional.mse_loss(output, batch.y, reduction="sum")
+            total["count"] += len(batch)
+        self.network.module.train()
+        sums = self.runtime.sum(total)
+        return {"held_out_loss": sums["loss"] / sums["count"], "num_held_out": sums["count"]}
