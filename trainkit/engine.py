@@ -150,7 +150,8 @@ class Engine:
         """Adds the gradient of `loss`, a mean over `weight` items (default: the samples of the micro-batch).
 
         Exactly one call a micro-batch: add the terms of a loss first. With weight 0 the rank takes part and adds
-        nothing. Collective in the last micro-batch of a turn: every rank calls. Raises UsageError on a second call,
+        nothing; PyTorch's own means over no items are fine then, a division of one's own must be by at least 1.
+        Collective in the last micro-batch of a turn: every rank calls. Raises UsageError on a second call,
         on weights given in some micro-batches of a turn only, and on a loss that is not a scalar.
         """
         self._check_backward(loss, weight)

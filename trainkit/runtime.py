@@ -385,7 +385,7 @@ class Runtime:
         if not self._is_tracking:
             self.start_tracking()
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
-        weighted = {name: torch.as_tensor(value).detach().double() * share for name, value in metrics.items()}
+        weighted = {name: torch.as_tensor(value, dtype=torch.float64).detach() * share for name, value in metrics.items()}
         sums = self.sum({**weighted, "": share})
         means = {name: sums[name] / sums[""] for name in metrics}
         rates = self.throughput.rates(self.position)

@@ -55,8 +55,8 @@ class Trainer:
             self._start_tracking()
             if position >= self.recipe.num_samples:
                 self.runtime.tracker.message(
-                    f"the run in {self.runtime.run_dir} is complete at step {self.step}: evaluating it "
-                    f"(to train anew, give another run_dir)"
+                    f"the run in {self.runtime.run_dir} is complete at step {self.step}; "
+                    f"to train anew, give another run_dir"
                 )
             else:
                 self._train(position)
