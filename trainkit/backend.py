@@ -39,21 +39,26 @@ class Backend:
             raise UsageError("the loss depends on no trainable parameter of the module: nothing to update")
         norms = torch._foreach_norm(gradients)
         norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
-        norm = norm * factor
+        is_one = isinstance(factor, float) and factor == 1.0
+        if not is_one:
+            norm = norm * factor
         if clip is not None:
             factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
-        if not (isinstance(factor, float) and factor == 1.0):
+        if clip is not None or not is_one:
             torch._foreach_mul_(gradients, factor)
         return norm
 
     def update(self) -> None:
         """One optimizer step; the gradients are gone afterwards."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.discard()
 
     def discard(self) -> None:
-        """Forgets the gradients: the step is skipped."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Forgets the gradients."""
+        # What optimizer.zero_grad() comes to; that costs a small step a twentieth more.
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     def retire(self) -> None:
         """Lets go of the module: hooks and buffers of the strategy are removed."""

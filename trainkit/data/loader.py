@@ -16,6 +16,8 @@ from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
 
+_PLANNED = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
+
 
 def num_samples_of(source: Any) -> int:
     """How many samples `source` holds: tensors count their first dimension, data sets say `len`."""
@@ -56,17 +58,28 @@ class Fetcher:
         self.collate = collate or default_collate
         # A pass over held-out samples ends with a ragged batch; training never does.
         self.end = None if order.shuffle else order.num_samples
+        self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
 
     def __getitem__(self, position: int) -> Batch:
-        end = position + self.batch_size
-        if self.end is not None:
-            end = min(end, self.end)
-        positions = np.arange(position + self.rank, end, self.world_size, dtype=np.int64)
-        indices = torch.from_numpy(self.order.indices(positions))
-        data = self._fetch(indices, positions)
-        return Batch(data, position, end - position, torch.from_numpy(positions), indices)
+        size = self.batch_size if self.end is None else min(self.batch_size, self.end - position)
+        positions, indices = self._planned(position) if size == self.batch_size else self._plan(position, 1, size)[0]
+        return Batch(self._fetch(indices, positions), position, size, positions, indices)
 
-    def _fetch(self, indices: Tensor, positions: np.ndarray) -> Any:
+    def _planned(self, position: int) -> tuple[Tensor, Tensor]:
+        number, rest = divmod(position - self._planned_from, self.batch_size)
+        if rest or not 0 <= number < len(self._plans):
+            count = max(1, _PLANNED // self.batch_size)
+            self._planned_from, self._plans, number = position, self._plan(position, count, self.batch_size), 0
+        return self._plans[number]
+
+    def _plan(self, position: int, count: int, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Positions and dataset indices of this rank's shares of `count` batches of `size` from `position` on."""
+        starts = np.arange(position, position + count * size, size, dtype=np.int64)
+        positions = starts[:, None] + np.arange(self.rank, size, self.world_size, dtype=np.int64)
+        indices = self.order.indices(positions.ravel()).reshape(positions.shape)
+        return list(zip(torch.from_numpy(positions).unbind(), torch.from_numpy(indices).unbind(), strict=True))
+
+    def _fetch(self, indices: Tensor, positions: Tensor) -> Any:
         source = self.source
         if isinstance(source, Tensor):
             return source[indices.to(source.device)]
@@ -74,10 +87,10 @@ class Fetcher:
             return map_tensors(source, lambda tensor: tensor[indices.to(tensor.device)])
         if len(indices) == 0:
             # The shape of a share without samples is that of any sample, cut to none.
-            return map_tensors(self._collated([0], np.zeros(1, np.int64)), lambda tensor: tensor[:0])
+            return map_tensors(self._collated([0], torch.zeros(1, dtype=torch.int64)), lambda tensor: tensor[:0])
         return self._collated(indices.tolist(), positions)
 
-    def _collated(self, indices: list[int], positions: np.ndarray) -> Any:
+    def _collated(self, indices: list[int], positions: Tensor) -> Any:
         if hasattr(self.source, "__getitems__"):
             items = self.source.__getitems__(indices)
             return self.collate(items) if isinstance(items, list) else items
@@ -109,12 +122,17 @@ def seed_everything(key: int) -> None:
 
 
 def stream(
-    fetcher: Fetcher, positions: Sequence[int] | Iterator[int], *, num_workers: int, device: torch.device
+    fetcher: Fetcher,
+    positions: Sequence[int] | Iterator[int],
+    *,
+    num_workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[Batch]:
     """Batches at `positions`, on `device`, in order; `num_workers` processes fetch ahead (0: this process does)."""
     if num_workers == 0:
         for position in positions:
-            yield fetcher[position].to(device)
+            yield fetcher[position].to(device, dtype)
         return
     loader: DataLoader[Batch] = DataLoader(
         fetcher,  # type: ignore[arg-type]  # a map from position to batch is all that a sampler's keys need
@@ -127,7 +145,7 @@ def stream(
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
-        yield batch.to(device)
+        yield batch.to(device, dtype)
 
 
 def _as_it_is(batch: Any) -> Any:
