@@ -1,0 +1,297 @@
+"""What trainkit adds to a step: Engine + Runtime, and Trainer with everything on, over the same raw PyTorch loop.
+
+    python benchmarks/overhead.py                 # both models; about three minutes on two cores
+    python benchmarks/overhead.py --model mlp
+
+All contenders train the same module on the same batches in one process, taking turns, so that whatever else the machine
+does hits all of them. They must end with the same weights. The Trainer's turn includes its logging and one checkpoint.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+
+import trainkit
+from recipes.bert.model import Architecture, MaskedLanguageModel
+
+RAW = "raw loop, data indexed in memory"
+LOADER = "raw loop, DataLoader"
+ENGINE = "Engine + Runtime"
+TRAINER = "Trainer, everything on"
+GOALS = {ENGINE: 1.10, TRAINER: 1.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model whose loss is `loss(forward, samples)`; `steps_a_turn` is also the cadence of checkpoints."""
+
+    title: str
+    make_module: Callable[[], nn.Module]
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    loss: Callable[[Callable[..., Tensor], Any], Tensor]
+    samples: tuple[Tensor, ...]
+    batch_size: int
+    steps_a_turn: int
+    log_every: int
+    num_turns: int
+
+
+def mlp() -> Case:
+    def make_module() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    return Case(
+        title="MLP 64-64-10, batch 8, SGD",
+        make_module=make_module,
+        make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+        loss=lambda forward, samples: F.cross_entropy(forward(samples[0]), samples[1]),
+        samples=(torch.randn(4096, 64), torch.randint(10, (4096,))),
+        batch_size=8,
+        steps_a_turn=1000,
+        log_every=50,
+        num_turns=31,
+    )
+
+
+def bert_tiny() -> Case:
+    vocab_size, length, num_masked = 4096, 64, 10
+    tiny = Architecture(
+        hidden_size=128, num_layers=2, num_heads=2, feed_forward_size=512, dropout=0.0, attention_dropout=0.0
+    )
+
+    def loss(forward: Callable[..., Tensor], samples: Any) -> Tensor:
+        tokens_BT, chosen_BK, labels_BK = samples
+        return F.cross_entropy(forward(tokens_BT, chosen_BK).flatten(0, 1), labels_BK.flatten())
+
+    return Case(
+        title="BERT-tiny (2 layers x 128), 16 x 64 tokens, AdamW",
+        make_module=lambda: MaskedLanguageModel(tiny, vocab_size),
+        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+        loss=loss,
+        samples=(
+            torch.randint(vocab_size, (2048, length)),
+            torch.rand(2048, length).argsort(1)[:, :num_masked],
+            torch.randint(vocab_size, (2048, num_masked)),
+        ),
+        batch_size=16,
+        steps_a_turn=100,
+        log_every=10,
+        num_turns=15,
+    )
+
+
+CASES = {"mlp": mlp, "bert": bert_tiny}
+
+
+class Measured(trainkit.Recipe):
+    """The case as a recipe. Between the Trainer's turns it lets the others have theirs."""
+
+    def __init__(self, runtime: trainkit.Runtime, case: Case, others: Callable[[int], None]):
+        self.runtime, self.case, self.others = runtime, case, others
+        # One step after the last turn: the Trainer asks for its batch when the turn is over, saved and logged.
+        self.num_samples = case.batch_size * (case.steps_a_turn * (1 + case.num_turns) + 1)
+        self.engine = setup(runtime, case)
+        self.turns_s: list[float] = []
+
+    def engines(self) -> dict[str, trainkit.Engine]:
+        return {"model": self.engine}
+
+    def batches(self, start: int = 0) -> Iterator[trainkit.data.Batch]:
+        batches = self.runtime.batches(self.case.samples, batch_size=self.case.batch_size, start=start)
+        for turn in range(1 + self.case.num_turns):
+            began = time.perf_counter()
+            yield from islice(batches, self.case.steps_a_turn)
+            self.turns_s.append(time.perf_counter() - began)
+            self.others(turn)
+        yield next(batches)
+
+    def train_step(self, batch: trainkit.data.Batch) -> Mapping[str, Tensor | float]:
+        self.engine.backward(self.case.loss(self.engine, batch.data))
+        return self.engine.step().metrics()
+
+    def evaluate(self) -> dict[str, float]:
+        return {}
+
+
+def setup(runtime: trainkit.Runtime, case: Case) -> trainkit.Engine:
+    torch.manual_seed(0)
+    module = case.make_module()
+    return runtime.setup(module, case.make_optimizer(module.parameters()))
+
+
+def engine_turns(case: Case, engine: trainkit.Engine, runtime: trainkit.Runtime) -> Iterator[None]:
+    batches = runtime.batches(case.samples, batch_size=case.batch_size)
+    while True:
+        for batch in islice(batches, case.steps_a_turn):
+            engine.backward(case.loss(engine, batch.data))
+            engine.step()
+        yield
+
+
+def raw_turns(case: Case, module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
+    optimizer = case.make_optimizer(module.parameters())
+    while True:
+        for samples in islice(batches, case.steps_a_turn):
+            loss = case.loss(module, samples)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield
+
+
+def raw_modules(case: Case) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    first = case.make_module()
+    torch.manual_seed(0)
+    return first, case.make_module()
+
+
+def from_memory(case: Case) -> Iterator[tuple[Tensor, ...]]:
+    """The batches that the runtime makes, their indices known beforehand."""
+    num_steps = case.steps_a_turn * (1 + case.num_turns)
+    order = trainkit.Runtime(strategy="single", device="cpu").batches(
+        torch.arange(len(case.samples[0])), batch_size=case.batch_size, num_steps=num_steps
+    )
+    indices = [batch.data for batch in order]
+    return (tuple(tensor[index] for tensor in case.samples) for index in indices)
+
+
+def from_loader(case: Case) -> Iterator[Any]:
+    while True:
+        yield from DataLoader(TensorDataset(*case.samples), batch_size=case.batch_size, shuffle=True, drop_last=True)
+
+
+def measure(case: Case, directory: Path) -> dict[str, list[float]]:
+    """Seconds a step of every contender, a number a turn; the first turn warms up and is left out."""
+    plain, loaded = raw_modules(case)
+    own = trainkit.Runtime(strategy="single", device="cpu")
+    engine = setup(own, case)
+    turns = {
+        RAW: raw_turns(case, plain, from_memory(case)),
+        LOADER: raw_turns(case, loaded, from_loader(case)),
+        ENGINE: engine_turns(case, engine, own),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+
+    def others(turn: int) -> None:
+        names = list(turns)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            began = time.perf_counter()
+            next(turns[name])
+            seconds[name].append(time.perf_counter() - began)
+        print(f"\r{case.title}: turn {turn} of {case.num_turns} ", end="", file=sys.stderr, flush=True)
+
+    runtime = trainkit.Runtime(strategy="single", device="cpu", run_dir=directory, log_every=case.log_every)
+    recipe = Measured(runtime, case, others)
+    trainer = trainkit.Trainer(runtime, recipe, save_every=case.steps_a_turn)
+    with (directory / "console.log").open("w") as console, contextlib.redirect_stdout(console):
+        trainer.fit()
+    print(file=sys.stderr)
+    require_same_weights(engine.module, plain)
+    seconds[TRAINER] = recipe.turns_s
+    return {name: [turn / case.steps_a_turn for turn in turns_s[1:]] for name, turns_s in seconds.items()}
+
+
+def require_same_weights(a: nn.Module, b: nn.Module) -> None:
+    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
+    largest = max(float(y.detach().abs().max()) for _, y in pairs)
+    difference = max(float((x - y).detach().abs().max()) for x, y in pairs) / largest
+    if difference > 1e-4:
+        raise RuntimeError(f"the contenders did not do the same work: weights differ by {difference:.1e}")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def summarise(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    contenders = {}
+    for name, values in seconds.items():
+        contenders[name] = {
+            "step_us": spread([1e6 * value for value in values]),
+            "over_raw": spread([value / raw for value, raw in zip(values, seconds[RAW], strict=True)]),
+        }
+    cadence = {
+        "log_every_steps": case.log_every,
+        "checkpoint_every_steps": case.steps_a_turn,
+        "num_turns": case.num_turns,
+    }
+    return {"model": case.title, **cadence, "contenders": contenders}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['model']}; Trainer: console, metrics.jsonl and curve.png, logs every {result['log_every_steps']} "
+        f"steps, saves every {result['checkpoint_every_steps']}; {result['num_turns']} turns",
+        f"  {'':<34} {'us a step, median (quartiles)':>34}   over the raw loop (quartiles)",
+    ]
+    for name, figures in result["contenders"].items():
+        step, ratio = figures["step_us"], figures["over_raw"]
+        goal = f"   goal {GOALS[name]:.2f}x" if name in GOALS else ""
+        lines.append(
+            f"  {name:<34} {step['median']:>14.1f} ({step['lower_quartile']:.1f} to {step['upper_quartile']:.1f})"
+            f"   {ratio['median']:.3f}x ({ratio['lower_quartile']:.3f} to {ratio['upper_quartile']:.3f}){goal}"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "num_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    facts, results = machine(), []
+    for name, make in CASES.items():
+        if arguments.model in (name, "all"):
+            torch.manual_seed(0)
+            case = make()
+            with tempfile.TemporaryDirectory() as directory:
+                results.append(summarise(case, measure(case, Path(directory))))
+            print(table(results[-1]), flush=True)
+    now = datetime.now(UTC)
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['num_cpus']} cpus".lower()).strip("-")
+    path = arguments.output / f"overhead_{hardware}_{now:%Y-%m-%d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"time": now.isoformat(), "machine": facts, "results": results}, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
