@@ -1,4 +1,4 @@
-"""Runs a function on N gloo ranks. Worker processes are kept per world size: starting Python and torch is most of it."""
+"""Runs a function on N gloo ranks. Workers are kept per world size: starting Python and torch takes the time."""
 
 import multiprocessing
 import os

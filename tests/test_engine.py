@@ -176,7 +176,7 @@ def _gradient_penalty(penalty_alone):
     network = _network()
     engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
     for batch in runtime.batches(_data(), batch_size=12, num_steps=4):
-        output, gradient = engine.input_gradient(batch.x)
+        _, gradient = engine.input_gradient(batch.x)
         loss = ((gradient.norm(dim=1) - 1) ** 2).mean()
         if not penalty_alone:
             loss = 10 * loss + engine(batch.x).mean() + 0.1 * (engine(batch.x * 0.5) ** 2).mean()
@@ -313,7 +313,10 @@ def _overflow():
     """On step 2 rank 0's gradient of D overflows; G's does not."""
     runtime = _runtime(precision=trainkit.Precision(name="fp16", initial_scale=8.0, growth_interval=3))
     networks = _network(), _network()
-    G, D = (runtime.setup(n, torch.optim.SGD(n.parameters(), lr=0.1), schedule=trainkit.Schedule(total=10)) for n in networks)
+    G, D = (
+        runtime.setup(n, torch.optim.SGD(n.parameters(), lr=0.1), schedule=trainkit.Schedule(total=10))
+        for n in networks
+    )
     data = {"x": _data()["x"].float()}
     told = []
     for step, batch in enumerate(runtime.batches(data, batch_size=12, num_steps=5)):
@@ -404,7 +407,7 @@ def _misuse():
     runtime = _runtime()
     network = _network()
     engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), accumulation=2)
-    with pytest.raises(UsageError, match="step.* without a backward"):
+    with pytest.raises(UsageError, match=r"step.* without a backward"):
         engine.step()
     with pytest.raises(UsageError, match="cannot know how many samples"):
         engine.backward(engine(torch.zeros(2, 5, dtype=torch.float64)).mean())
@@ -413,7 +416,7 @@ def _misuse():
     batch = next(runtime.batches(_data(), batch_size=12))
     micros = engine.micro_batches(batch)
     engine.backward(engine(next(micros).x).mean())
-    with pytest.raises(UsageError, match="second backward.* in one micro-batch"):
+    with pytest.raises(UsageError, match=r"second backward.* in one micro-batch"):
         engine.backward(engine(batch.x).mean())
     second = next(micros)
     with pytest.raises(UsageError, match="weight in some micro-batches of this turn only"):
@@ -451,13 +454,16 @@ def test_setup_refuses_what_cannot_be():
             runtime.setup(network, torch.optim.SGD(network.parameters(), lr=1), **{key: value})
 
 
-@pytest.mark.parametrize(("key", "value", "says"), [
-    ("precision", "fp23", "Did you mean 'fp32'"),
-    ("precision", "tf32", "the CPU cannot"),
-    ("strategy", "dpp", "Did you mean 'ddp'"),
-    ("device", "tpu", "auto, cpu, cuda"),
-    ("log_every", 0, "1 or more"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("precision", "fp23", "Did you mean 'fp32'"),
+        ("precision", "tf32", "the CPU cannot"),
+        ("strategy", "dpp", "Did you mean 'ddp'"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("log_every", 0, "1 or more"),
+    ],
+)
 def test_runtime_refuses_what_cannot_be(key, value, says):
     with pytest.raises(ConfigError, match=says):
         _runtime(**{key: value})

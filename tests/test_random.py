@@ -54,7 +54,7 @@ def test_moments():
     assert abs(normal.mean()) < 5 / 200_000**0.5
     assert abs(normal.var() - 1) < 5 * 2**0.5 / 200_000**0.5
     assert abs((normal**4).mean() - 3) < 5 * 96**0.5 / 200_000**0.5
-    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.min() >= 0 and uniform.max() < 1
 
 
 def test_float32_and_float64_agree():

@@ -1,5 +1,6 @@
 """A recipe and a data set of a user's own, which trainkit knows nothing of."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ import trainkit
 class Points(Dataset):
     """Points of a plane with noise, made anew for each item."""
 
-    def __init__(self, num_samples: int = 200, noise: float = 0.1) -> None:
+    def __init__(self, num_samples: int = 200, noise: float = 0.1, fails_on_rank: int | None = None) -> None:
+        if fails_on_rank is not None and int(os.environ.get("RANK", 0)) == fails_on_rank:
+            raise trainkit.errors.DataError("data.path is not there on this machine")
         self.num_samples, self.noise = num_samples, noise
 
     def __len__(self) -> int:
@@ -56,9 +59,7 @@ class Toy(trainkit.Recipe):
         return {"network": self.network}
 
     def batches(self, start=0):
-        return self.runtime.batches(
-            self.data.train, batch_size=self.batch_size, start=start, collate=self.data.collate
-        )
+        return self.runtime.batches(self.data.train, batch_size=self.batch_size, start=start, collate=self.data.collate)
 
     def _loss(self, batch):
         return nn.functional.mse_loss(self.network(batch.x).squeeze(-1), batch.y)

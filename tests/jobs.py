@@ -1,0 +1,84 @@
+"""Runs jobs as a user does: a command in a process of its own, under torchrun or plain python."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TOY = ("--config-dir", str(ROOT / "tests" / "user" / "conf"), "experiment=toy_short")
+
+
+def command(arguments: Sequence[str], ranks: int | None) -> list[str]:
+    """launch/train.py under torchrun with `ranks` processes, or under plain python where that is None."""
+    script = [str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+    if ranks is None:
+        return [sys.executable, *script]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *script]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+        "WANDB_MODE": "offline",
+    }
+
+
+def run(
+    arguments: Sequence[str], ranks: int | None = None, cwd: Path = ROOT, timeout_s: float = 300.0
+) -> subprocess.CompletedProcess[str]:
+    """The finished job. All its processes are ended when it is not done in time."""
+    process = _start(command(arguments, ranks), cwd)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_until(
+    condition: Callable[[], bool], arguments: Sequence[str], ranks: int | None = None, timeout_s: float = 300.0
+) -> bool:
+    """Starts the job and ends all its processes with SIGKILL once `condition` holds; False when it ended before."""
+    process = _start(command(arguments, ranks), ROOT, quiet=True)
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None:
+        if condition():
+            kill(process)
+            return True
+        if time.monotonic() > deadline:
+            kill(process)
+            raise TimeoutError(f"the condition did not come about within {timeout_s} s")
+        time.sleep(0.01)
+    return False
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the job's whole session: torchrun puts every worker in one of its own, so they are found first."""
+    for pid in (*_descendants(process.pid), process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it ended by itself in the meantime
+    process.wait()
+
+
+def _start(arguments: list[str], cwd: Path, quiet: bool = False) -> subprocess.Popen[str]:
+    pipe = subprocess.DEVNULL if quiet else subprocess.PIPE
+    return subprocess.Popen(arguments, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [found for child in map(int, children) for found in (child, *_descendants(child))]

@@ -1,0 +1,198 @@
+"""Killed and resumed against never killed, and everything else a resume must keep."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import trainkit
+from tests.distributed import run_ranks
+from tests.jobs import TOY, run, run_until
+from trainkit import checkpoint
+from trainkit.checkpoint import store
+from trainkit.errors import CheckpointError, ConfigError
+
+
+def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint of a run."""
+    newest = store.step_directories(run_dir / "checkpoints")[-1]
+    return {f"{path.stem}/{k}": v for path in sorted(newest.glob("*.safetensors")) for k, v in load_file(path).items()}
+
+
+def _steps(run_dir: Path) -> list[int]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"training"' in line]
+
+
+def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int, kill_from_step: int) -> None:
+    """The job of `arguments`, killed at a random moment after a step and resumed, ends with the same bits."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [*arguments, "deterministic=true", "tracking=none"]
+    finished = run([*arguments, f"run_dir={whole}"], ranks)
+    assert finished.returncode == 0, finished.stderr
+    target = kill_from_step + random.randrange(4)
+    was_killed = run_until(
+        lambda: bool(_steps(killed)) and _steps(killed)[-1] >= target, [*arguments, f"run_dir={killed}"], ranks
+    )
+    assert was_killed, "the job ended before it could be killed"
+    resumed = run([*arguments, f"run_dir={killed}"], ranks)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after step" in resumed.stdout
+    expected, found = _tensors(whole), _tensors(killed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    steps = _steps(killed)
+    assert steps == sorted(set(steps)) == _steps(whole), "a step was told twice, or not at all"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks):
+    arguments = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=50", "recipe.accumulation=2"]
+    assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=120)
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_batches(tmp_path):
+    arguments = [*TOY, "recipe.num_steps=24", "precision=fp64"]
+    for name, ranks in (("whole", 1), ("split", 4)):
+        assert run([*arguments, f"run_dir={tmp_path / name}"], ranks).returncode == 0
+    middle = tmp_path / "split" / "checkpoints" / "step_00000016"
+    resumed = run([*arguments, f"run_dir={tmp_path / 'on'}", f"resume={middle}"], 2)
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = _tensors(tmp_path / "whole"), _tensors(tmp_path / "on")
+    worst = max(
+        float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-30)) for k in expected
+    )
+    assert worst < 1e-10
+
+
+def _run_of(path: Path, save: bool):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), precision="fp16")
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    engine = runtime.setup(network, torch.optim.Adam(network.parameters()), ema=0.5)
+    if save:
+        for batch in runtime.batches(torch.ones(10, 3), batch_size=5, num_steps=3):
+            engine.backward(engine(batch.data).float().mean() * 0.01)
+            engine.step()
+        runtime.save(path, network=engine, step=2, note="kept")
+        return {k: v for k, v in engine.state().items()}
+    start = runtime.load(path, network=engine)
+    assert (int(start), start.values) == (15, {"step": 2, "note": "kept"})
+    first = next(runtime.batches(torch.ones(10, 3), batch_size=5, start=start))
+    assert first.position == 15
+    return engine.state()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ones_own_loop_saves_and_loads_everything(tmp_path, world_size):
+    saved = run_ranks(_run_of, world_size, tmp_path / "last", True)[0]
+    for loaded in run_ranks(_run_of, world_size, tmp_path / "last", False):
+        assert loaded["scalars"] == saved["scalars"]
+        for part in checkpoint.state.PARTS:
+            assert loaded[part].keys() == saved[part].keys()
+            assert all(torch.equal(loaded[part][name], saved[part][name]) for name in saved[part])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    _run_of(tmp_path / "last", True)
+    return tmp_path / "last"
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(saved):
+    _run_of(saved, True)
+    assert [path.name for path in saved.parent.iterdir()] == ["last"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(saved):
+    saved.rename(saved.with_name("last.previous"))
+    _run_of(saved, False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "no_manifest", "manifest_cut", "foreign"])
+def test_damage_is_named(saved, damage):
+    file, manifest = saved / "network.optimizer.safetensors", saved / "manifest.json"
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[:-3])
+    elif damage == "flipped":
+        content[-2] ^= 1
+        file.write_bytes(content)
+    elif damage == "deleted":
+        file.unlink()
+    elif damage == "no_manifest":
+        manifest.unlink()
+    elif damage == "manifest_cut":
+        manifest.write_text(manifest.read_text()[:100])
+    else:
+        manifest.write_text('{"format": "theirs"}')
+    named = "network.optimizer.safetensors" if damage in ("truncated", "flipped", "deleted") else str(saved)
+    with pytest.raises(CheckpointError, match=named):
+        _run_of(saved, False)
+
+
+def test_a_checkpoint_of_another_model_names_the_tensor(saved):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    wide = torch.nn.Linear(4, 2)
+    engine = runtime.setup(wide, torch.optim.Adam(wide.parameters()), ema=0.5)
+    with pytest.raises(CheckpointError, match=r"'weight' has shape \[2, 4\], the checkpoint's has \[2, 3\]"):
+        runtime.load(saved, network=engine)
+    with pytest.raises(CheckpointError, match="holds the engines network; this run has other"):
+        runtime.load(saved, other=engine)
+
+
+class _Crowd(trainkit.Recipe):
+    """Counts, and says of each evaluation what it is told to."""
+
+    best_metric = "held_out_loss"
+    num_samples = 40
+
+    def __init__(self, runtime, losses):
+        self.runtime, self.losses = runtime, iter(losses)
+        network = torch.nn.Linear(1, 1)
+        self.engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+
+    def engines(self):
+        return {"engine": self.engine}
+
+    def batches(self, start=0):
+        return self.runtime.batches(torch.zeros(8, 1), batch_size=4, start=start)
+
+    def train_step(self, batch):
+        self.engine.backward(self.engine(batch.data).mean())
+        return self.engine.step().metrics()
+
+    def evaluate(self):
+        return {"held_out_loss": next(self.losses)}
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    recipe = _Crowd(runtime, [5, 1, 4, 3, 2])
+    trainkit.Trainer(runtime, recipe, evaluate_every=2, save_every=2, keep_last=2).fit()
+    kept = [int(path.name[5:]) for path in store.step_directories(tmp_path / "run" / "checkpoints")]
+    assert kept == [4, 8, 10]  # 4 was the best, 8 and 10 are the newest
+
+
+def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
+    trainkit.Trainer(runtime, _Crowd(runtime, range(9)), evaluate_every=2, save_every=2, keep_last=5).fit()
+    (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "engine.module.safetensors").unlink()
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
+    trainer = trainkit.Trainer(runtime, _Crowd(runtime, range(9)))
+    trainer.fit()
+    out = capsys.readouterr().out
+    assert "passed over" in out and "engine.module.safetensors is missing" in out
+    assert "resumed after step 8" in out
+
+
+def test_never_refuses_a_run_that_has_checkpoints(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    trainkit.Trainer(runtime, _Crowd(runtime, range(9))).fit()
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="resume=never"):
+        trainkit.Trainer(runtime, _Crowd(runtime, range(9)), resume="never").fit()
