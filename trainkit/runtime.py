@@ -260,7 +260,7 @@ class Runtime:
         workers = self.num_workers if num_workers is None else num_workers
         positions = range(int(start), end if end is not None else 1 << 62, batch_size)
         self._clock.position = int(start)
-        return self._arrivals(stream(fetcher, positions, num_workers=workers, device=self.device))
+        return self._arrivals(stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype))
 
     def evaluation_batches(
         self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
@@ -272,7 +272,9 @@ class Runtime:
         num_samples = num_samples_of(source)
         fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
         workers = self.num_workers if num_workers is None else num_workers
-        return stream(fetcher, range(0, num_samples, batch_size), num_workers=workers, device=self.device)
+        return stream(
+            fetcher, range(0, num_samples, batch_size), num_workers=workers, device=self.device, dtype=self.dtype
+        )
 
     def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
         """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
@@ -385,7 +387,9 @@ class Runtime:
         if not self._is_tracking:
             self.start_tracking()
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
-        weighted = {name: torch.as_tensor(value, dtype=torch.float64).detach() * share for name, value in metrics.items()}
+        weighted = {
+            name: torch.as_tensor(value, dtype=torch.float64).detach() * share for name, value in metrics.items()
+        }
         sums = self.sum({**weighted, "": share})
         means = {name: sums[name] / sums[""] for name in metrics}
         rates = self.throughput.rates(self.position)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainkit.errors import TrainkitError
 
+_PATIENCE_S = 6.0
 HELP_TRAIN = """\
 configuration: key=value, any number of them; a group's name chooses a file of it, a dotted key changes one value
   trainkit train recipe=bert data.path=~/texts recipe.batch_size=32 precision=bf16
@@ -42,7 +43,7 @@ def _tell(error: TrainkitError) -> None:
     rank = int(os.environ.get("RANK", 0))
     if rank:
         # Most errors are raised on all ranks, and rank 0 speaks; its end ends this process before it speaks too.
-        time.sleep(2.0)
+        time.sleep(_PATIENCE_S)
     where = f" (rank {rank})" if rank else ""
     message = " ".join(str(error).split())
     print(f"trainkit: error{where}: {message}", file=sys.stderr, flush=True)

@@ -49,11 +49,17 @@ class Batch:
             return data[name]
         raise AttributeError(f"this batch has no {name!r}; its data is {_describe(data)}")
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its data on `device`; copies from pinned memory do not block."""
-        if device.type == "cpu":
-            return self
-        return replace(self, data=map_tensors(self.data, lambda tensor: tensor.to(device, non_blocking=True)))
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """The same batch with its data on `device`, and floats as float64 where `dtype` is that.
+
+        Copies from pinned memory do not block.
+        """
+        data = self.data
+        if device.type != "cpu":
+            data = map_tensors(data, lambda tensor: tensor.to(device, non_blocking=True))
+        if dtype == torch.float64:
+            data = map_tensors(data, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        return self if data is self.data else replace(self, data=data)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; torch's DataLoader calls this."""
