@@ -29,9 +29,7 @@ class Noisy(Dataset):
 def _shares(num_workers: int, start: int, num_steps: int, batch_size: int):
     """(position, positions, rows) of every batch of this rank's share."""
     runtime = trainkit.Runtime(seed=11, device="cpu")
-    stream = runtime.batches(
-        Noisy(), batch_size=batch_size, start=start, num_steps=num_steps, num_workers=num_workers
-    )
+    stream = runtime.batches(Noisy(), batch_size=batch_size, start=start, num_steps=num_steps, num_workers=num_workers)
     shares = []
     for batch in stream:
         keyed = runtime.rand(batch, 2, name="mask").double()
@@ -109,7 +107,9 @@ def test_evaluation_counts_every_sample_once(world_size):
 
 def test_a_user_collate_and_named_tuples():
     runtime = trainkit.Runtime(device="cpu")
-    stream = runtime.batches(Noisy(), batch_size=4, num_steps=1, collate=lambda items: torch.tensor([i["index"] for i in items]))
+    stream = runtime.batches(
+        Noisy(), batch_size=4, num_steps=1, collate=lambda items: torch.tensor([i["index"] for i in items])
+    )
     batch = next(stream)
     assert torch.equal(batch.data, batch.indices)
 
