@@ -173,7 +173,13 @@ def test_a_wrong_field_is_named_with_the_nearest_one(tmp_path):
 
 
 def test_settings_out_of_range_name_their_key():
-    for setting in ({"sequence_length": 2}, {"held_out": 0.0}, {"num_workers": 0}, {"vocab_file": Path("no.txt")}):
+    for setting in (
+        {"sequence_length": 2},
+        {"vocab_size": 9},
+        {"held_out": 0.0},
+        {"num_workers": 0},
+        {"vocab_file": Path("no.txt")},
+    ):
         with pytest.raises(DataError, match=rf"data\.{next(iter(setting))}="):
             Text(**setting)
 

@@ -8,6 +8,7 @@ import ast
 import codecs
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -110,10 +111,10 @@ def _not_utf8(path: Path, offset: int) -> DataError:
         start = file.read(2)
         file.seek(offset)
         byte = file.read(1)[0]
-    encoding = _BYTE_ORDER_MARKS.get(start, "WINDOWS-1252")
+    encoding, name = _BYTE_ORDER_MARKS.get(start, "WINDOWS-1252"), shlex.quote(str(path))
     return DataError(
         f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; data.path takes UTF-8 only, so convert it: "
-        f"iconv -f {encoding} -t UTF-8 {path.name} > {path.stem}.utf8{path.suffix}"
+        f"iconv -f {encoding} -t UTF-8 {name} > utf8 && mv utf8 {name}"
     )
 
 

@@ -49,6 +49,7 @@ class Text:
 
     def __post_init__(self) -> None:
         _check(self.sequence_length >= 8, "sequence_length", self.sequence_length, "at least 8")
+        _check(self.vocab_size >= 100, "vocab_size", self.vocab_size, "at least 100")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:

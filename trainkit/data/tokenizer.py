@@ -104,13 +104,8 @@ def train_vocabulary(documents: Iterable[str], vocab_size: int, lowercase: bool)
 
     texts = list(documents)
     normalizer = _untrained(lowercase).normalizer
-    alphabet = _alphabet(normalizer.normalize_str(text) for text in texts)
+    alphabet = _alphabet((normalizer.normalize_str(text) for text in texts), min(_MAX_ALPHABET, vocab_size // 4))
     known = [*SPECIAL_TOKENS, *alphabet, *(f"##{char}" for char in alphabet)]
-    if vocab_size < len(known):
-        raise DataError(
-            f"data.vocab_size={vocab_size} is too small for the {len(alphabet)} different characters of the text; "
-            f"set data.vocab_size to at least {2 * len(known)}"
-        )
     backend = _untrained(lowercase)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -149,13 +144,14 @@ def _untrained(lowercase: bool, vocabulary: dict[str, int] | None = None) -> "To
     return backend
 
 
-def _alphabet(texts: Iterable[str]) -> list[str]:
+def _alphabet(texts: Iterable[str], largest: int) -> list[str]:
+    """The commonest characters; words with any other one become [UNK]."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     counts = Counter({char: count for char, count in counts.items() if not char.isspace()})
     allowance = _RARE * counts.total()
-    ordered = sorted(counts, key=lambda char: (-counts[char], char))[:_MAX_ALPHABET]
+    ordered = sorted(counts, key=lambda char: (-counts[char], char))[:largest]
     while ordered and counts[ordered[-1]] <= allowance:
         allowance -= counts[ordered.pop()]
     return ordered

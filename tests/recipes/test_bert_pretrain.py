@@ -1,0 +1,168 @@
+"""The BERT recipe: the same weights and the same held-out numbers from any split of the work; and its report."""
+
+import random
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.bert import fill as fill_module
+from recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
+from recipes.bert.fill import fill
+from recipes.bert.model import TINY
+from recipes.bert.pretrain import MaskedLanguageModelling
+from recipes.bert.report import Report
+from tests.distributed import run_ranks
+from trainkit import Runtime, Schedule
+from trainkit.data import Datasets, Text
+from trainkit.errors import CheckpointError, ConfigError, DataError
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
+PRE_NORM = replace(TINY, norm="pre", positions="relative", num_segments=0, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    """Documents of very different lengths, many with unknown letters: windows differ in what can be masked."""
+    draw = random.Random(0)
+    documents = [" ".join(draw.choices(WORDS, k=draw.choice((1, 2, 60)))) for _ in range(400)]
+    documents += [" ".join(chr(0x4E00 + draw.randrange(2000)) for _ in range(30)) for _ in range(20)]
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+def make(path: Path, model=PRE_NORM, precision: str = "fp64", **settings) -> MaskedLanguageModelling:
+    runtime = Runtime(precision=precision, seed=3)
+    return MaskedLanguageModelling(
+        runtime,
+        data=Text(path=path, vocab_size=120, sequence_length=24, held_out=0.1),
+        model=model,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01),
+        schedule=Schedule(warmup=3, total=20),
+        **{"batch_size": 32, "num_steps": 10, "clip": 0.5, "evaluation_batch_size": 5, **settings},
+    )
+
+
+def train(path: Path, model=PRE_NORM, **settings) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Weights after ten steps, and held-out metrics."""
+    recipe = make(path, model, **settings)
+    for step, batch in enumerate(recipe.batches()):
+        recipe.train_step(batch)
+        if step == 9:
+            break
+    return {name: p.detach().clone() for name, p in recipe.model.module.named_parameters()}, recipe.evaluate()
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """max|a-b| / max|b| over the whole model."""
+    largest = max(float(value[value > -1e3].abs().max()) for value in theirs.values())
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) / largest
+
+
+@pytest.fixture(scope="module")
+def alone(path):
+    return train(path)
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 1), (2, 3), (4, 1)])
+def test_weights_and_held_out_numbers_do_not_depend_on_the_split(path, alone, ranks, accumulation):
+    for weights, metrics in run_ranks(partial(train, path, accumulation=accumulation), ranks):
+        assert distance(weights, alone[0]) < 1e-10
+        assert metrics == pytest.approx(alone[1], rel=1e-10)
+
+
+def test_shares_of_different_sizes(path):
+    weights, metrics = train(path, batch_size=31)
+    for other, other_metrics in run_ranks(partial(train, path, batch_size=31), 2):
+        assert distance(other, weights) < 1e-10
+        assert other_metrics == pytest.approx(metrics, rel=1e-10)
+
+
+def test_dropout_does_not_depend_on_the_split_either(path):
+    model = replace(TINY, dropout=0.1, attention_dropout=0.1)
+    weights, _ = train(path, model)
+    assert distance(train(path, replace(TINY, dropout=0.0, attention_dropout=0.0))[0], weights) > 1e-3
+    for other, _ in run_ranks(partial(train, path, model), 2):
+        assert distance(other, weights) < 1e-10
+
+
+def test_masked_counts_are_uneven(path):
+    """What the tests above stand on."""
+    recipe = make(path)
+    counts = set()
+    for batch in recipe.batches():
+        counts |= set((recipe._masked(batch, recipe.masking, "mask").labels_BK >= 0).sum(dim=1).tolist())
+        if batch.position >= 320:
+            break
+    assert len(counts) > 2
+
+
+def test_evaluation_counts_every_masked_token_once_and_never_changes(path):
+    recipe = make(path)
+    assert len(recipe.datasets.held_out) % 5 != 0  # the last batch is ragged
+    whole = recipe.datasets.held_out.__getitems__(list(range(len(recipe.datasets.held_out))))["tokens"]
+    seen = torch.cat([batch.tokens for batch, _, _ in recipe.held_out()])
+    assert torch.equal(seen, whole)
+    losses, correct = [], 0
+    for _, masked, logits in recipe.held_out():
+        used = masked.labels_BK >= 0
+        log_shares = logits.log_softmax(-1)[used]
+        losses.append(-log_shares.gather(1, masked.labels_BK[used][:, None]))
+        correct += int((log_shares.argmax(-1) == masked.labels_BK[used]).sum())
+    metrics = recipe.evaluate()
+    assert metrics["held_out_loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-10)
+    assert metrics["held_out_accuracy"] == pytest.approx(correct / len(torch.cat(losses)), rel=1e-12)
+    assert recipe.evaluate() == metrics
+    assert recipe.model.module.training
+
+
+def test_the_report_compares_on_the_same_tokens_on_any_number_of_ranks(path):
+    recipe = make(path, sentences=("alpha [MASK] gamma [MASK]",))
+    report = Report.of(recipe)
+    names = ["model", MOST_FREQUENT, LEFT_BIGRAM, TWO_SIDED]
+    assert [name for name, _ in report.rows] == names
+    assert dict(report.rows)["model"] == pytest.approx(recipe.evaluate()["held_out_accuracy"], rel=1e-12)
+    assert "[" in report.examples
+    assert report.sentences.count("|") == 1  # two masks
+    for rows in run_ranks(partial(report_rows, path), 2):
+        assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
+
+
+def report_rows(path: Path) -> list[tuple[str, float]]:
+    return Report.of(make(path)).rows
+
+
+def test_a_sentence_is_filled_with_the_likeliest_token(path):
+    recipe = make(path)
+    filled = fill(recipe, "alpha [MASK] gamma")
+    ((best, share), *_) = filled.guesses[0]
+    assert filled.text.split()[1:] == [best, "gamma"] or best.startswith("##")
+    assert 0 < share < 1
+    with pytest.raises(DataError, match=r"no \[MASK\] in 'alpha'"):
+        fill(recipe, "alpha")
+    with pytest.raises(DataError, match="the model takes 512; shorten it"):
+        fill(recipe, "alpha [MASK] " * 500)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert fill_module.main([str(tmp_path / "no_run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_what_cannot_be_trained_on_is_refused(path):
+    with pytest.raises(ConfigError, match=r"data\.sequence_length=24 is more than recipe\.model\.max_length=16"):
+        make(path, replace(PRE_NORM, max_length=16))
+    with pytest.raises(ConfigError, match=r"recipe\.num_steps=0"):
+        make(path, num_steps=0)
+    recipe = make(path)
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        recipe.load_state({"vocabulary": "other"})
+    recipe.load_state(recipe.state())
+    bare = Datasets(train=recipe.datasets.train, held_out=recipe.datasets.held_out)
+    with pytest.raises(DataError, match="needs data with a tokenizer"):
+        MaskedLanguageModelling(recipe.runtime, data=bare, model=PRE_NORM, optimizer=torch.optim.AdamW)
