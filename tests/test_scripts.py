@@ -1,0 +1,116 @@
+"""The two scripts that show how trainkit reads, run as they are on 1, 2 and 4 processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import ROOT, environment
+
+OWN_LOOP = '''\
+import torch
+from torch.nn.functional import softplus
+import trainkit
+
+LATENT_DIM, NUM_STEPS = 8, 12
+torch.manual_seed(0)
+images = torch.randn(300, 16)
+generator = torch.nn.Sequential(torch.nn.Linear(LATENT_DIM, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
+discriminator = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+
+runtime = trainkit.Runtime(strategy="ddp", precision="bf16", seed=0)
+G = runtime.setup(generator, torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99)))
+D = runtime.setup(discriminator, torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99)))
+
+for step, batch in enumerate(runtime.batches(images, batch_size=64, num_steps=NUM_STEPS)):
+    real = batch.data                                             # this rank's share, on its device
+    fake = G(runtime.randn(batch, LATENT_DIM, name="latent"))     # drawn by (seed, position, name, global index)
+
+    d_loss = softplus(D(fake.detach())).mean() + softplus(-D(real)).mean()
+    D.backward(d_loss)
+    D.step()
+
+    with D.frozen():                       # G's turn must not touch D's gradients
+        g_loss = softplus(-D(fake)).mean()
+        G.backward(g_loss)
+    G.step()
+    runtime.log(step, d_loss=d_loss, g_loss=g_loss)
+runtime.save("checkpoints/last", G=G, D=D, step=step)
+'''
+
+RECIPE = '''\
+import torch
+from torch.nn.functional import cross_entropy
+import trainkit
+
+
+def masked_loss(logits, labels):
+    masked = labels >= 0
+    return cross_entropy(logits[masked], labels[masked]), masked.sum()
+
+
+class MaskedLanguageModelling(trainkit.Recipe):
+    num_samples = 20 * 16
+
+    def __init__(self, runtime, *, encoder, optimizer, corpus, batch_size):
+        self.runtime, self.corpus, self.batch_size = runtime, corpus, batch_size
+        self.encoder = runtime.setup(encoder, optimizer, accumulation=2)
+
+    def engines(self):  return {"encoder": self.encoder}
+    def batches(self, start=0):
+        return self.runtime.batches(self.corpus, batch_size=self.batch_size, start=start)
+    def train_step(self, batch):
+        for micro in self.encoder.micro_batches(batch):
+            loss, num_masked = masked_loss(self.encoder(micro.tokens), micro.labels)
+            self.encoder.backward(loss, weight=num_masked)
+        return self.encoder.step().metrics()          # loss, grad_norm, lr, skipped: already means over the global batch
+    def evaluate(self):
+        return {"num_samples": float(len(self.corpus["tokens"]))}
+
+
+tokens = torch.randint(0, 20, (200, 6), generator=torch.Generator().manual_seed(0))
+labels = torch.where(torch.rand(200, 6, generator=torch.Generator().manual_seed(1)) < 0.2, tokens, -1)
+runtime = trainkit.Runtime(strategy="ddp", precision="fp64", seed=0, log_every=1, run_dir="run")
+encoder = torch.nn.Sequential(torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20))
+recipe = MaskedLanguageModelling(
+    runtime,
+    encoder=encoder,
+    optimizer=torch.optim.AdamW(encoder.parameters(), lr=1e-2),
+    corpus={"tokens": tokens, "labels": labels},
+    batch_size=16,
+)
+trainkit.Trainer(runtime, recipe).fit()
+'''
+
+
+def _run(script: str, directory: Path, ranks: int) -> str:
+    directory.mkdir()
+    (directory / "script.py").write_text(script)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*launcher, "script.py"], cwd=directory, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ones_own_loop(tmp_path, ranks):
+    out = _run(OWN_LOOP, tmp_path / "loop", ranks)
+    assert "d_loss" in out and f"{ranks} rank" in out
+    manifest = json.loads((tmp_path / "loop" / "checkpoints" / "last" / "manifest.json").read_text())
+    assert manifest["position"] == 12 * 64 and manifest["values"] == {"step": 11}
+
+
+def test_a_recipe_gives_the_same_losses_on_any_number_of_ranks(tmp_path):
+    losses = {}
+    for ranks in (1, 2, 4):
+        _run(RECIPE, tmp_path / str(ranks), ranks)
+        lines = (tmp_path / str(ranks) / "run" / "metrics.jsonl").read_text().splitlines()
+        losses[ranks] = [json.loads(line)["loss"] for line in lines if '"training"' in line]
+        assert len(losses[ranks]) == 20
+    for ranks in (2, 4):
+        assert losses[ranks] == pytest.approx(losses[1], rel=1e-12)
