@@ -48,7 +48,8 @@ def split_documents(documents: Iterable[tuple[bool, str]], share: float, sample_
             f"data.path holds {int(first.sum())} different documents, too few to hold one out; add more text "
             f"(paragraphs of a .txt file are set apart by blank lines)"
         )
-    is_held_out = _held_out(keys, np.frombuffer(own, np.bool_), share)
+    has_own = np.frombuffer(own, np.bool_)
+    is_held_out = has_own if has_own.any() else lowest_share(keys, share)
     side = np.where(first, np.where(is_held_out, HELD_OUT, TRAIN), DROPPED).astype(np.uint8)
     if not (side == TRAIN).any():
         raise DataError("data.path: every document of its train split is also in its held-out split; remove them there")
@@ -57,11 +58,13 @@ def split_documents(documents: Iterable[tuple[bool, str]], share: float, sample_
     return Split(side, (side == TRAIN) & (chosen | (not (chosen & (side == TRAIN)).any())))
 
 
-def _held_out(keys: NDArray[np.uint64], own: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
-    if own.any():
-        return own
+def lowest_share(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Which of `keys` (hashes of content, at least two different ones) are held out: the lowest `share` of all hashes.
+
+    Equal keys fall on one side, a key's side does not depend on the others, and neither side is empty.
+    """
     lowest = (keys >> np.uint64(32)) < share * 2.0**32
-    # A small corpus may have no such document, or no other: at least one must be on either side.
+    # A small data set may have no such key, or no other: at least one must be on either side.
     if not lowest.any():
         return keys == keys.min()
     return keys != keys.max() if lowest.all() else lowest

@@ -1,0 +1,74 @@
+"""The built-in images: letters and digits of the DejaVu typefaces that matplotlib brings, so nothing is downloaded."""
+
+import hashlib
+import string
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+_CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+_SHARES = (0.78, 0.82, 0.86, 0.90)  # of the canvas that the glyph's longer side takes
+_LEAST_CANVAS = 256  # pixels: glyphs are drawn large and averaged down
+_NOT_A_CHARACTER = "\U0010fffe"
+
+
+class Glyphs:
+    """62 letters and digits of 12 faces in 4 sizes, white on black: 2,976 images, from any resolution."""
+
+    def __init__(self, resolution: int) -> None:
+        self._canvas = max(_LEAST_CANVAS, resolution)
+
+    def names(self) -> Sequence[str]:
+        return [
+            f"{face}/{character}/{share}"
+            for face, font in self._fonts.items()
+            for character in _CHARACTERS
+            if _has(font, character)
+            for share in _SHARES
+        ]
+
+    def fingerprint(self) -> str:
+        """Of the fonts themselves and of how they are drawn."""
+        digest = hashlib.blake2b(repr((_CHARACTERS, _SHARES, self._canvas)).encode(), digest_size=16)
+        for path in _font_files():
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def open(self, name: str) -> "Image.Image":
+        from PIL import Image, ImageDraw
+
+        face, character, share = name.split("/")
+        font, canvas = self._fonts[face], self._canvas
+        left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
+        glyph = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(glyph).text((-left, -top), character, fill=255, font=font)
+        scale = float(share) * canvas / max(glyph.size)
+        glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))))
+        image = Image.new("L", (canvas, canvas))
+        image.paste(glyph, ((canvas - glyph.width) // 2, (canvas - glyph.height) // 2))
+        return image
+
+    @cached_property
+    def _fonts(self) -> dict[str, "ImageFont.FreeTypeFont"]:
+        from PIL import ImageFont
+
+        return {path.stem: ImageFont.truetype(str(path), self._canvas) for path in _font_files()}
+
+
+@cache
+def _font_files() -> list[Path]:
+    import matplotlib
+
+    return sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf"))
+
+
+def _has(font: "ImageFont.FreeTypeFont", character: str) -> bool:
+    """Whether the face draws `character` as something else than the box it draws for what it lacks."""
+    drawn, box = (np.asarray(font.getmask(text)) for text in (character, _NOT_A_CHARACTER))
+    return not np.array_equal(drawn, box)

@@ -1,0 +1,143 @@
+"""Where images come from: a folder or a zip file of them."""
+
+import hashlib
+import io
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+
+from trainkit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow knows the names of these formats, but reads them only through programs or plug-ins of others.
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+
+class ImageSource(Protocol):
+    """Named images in an order that does not change."""
+
+    def names(self) -> Sequence[str]:
+        """What `open` takes, sorted."""
+
+    def fingerprint(self) -> str:
+        """Equal for equal images; cheap, and so not a hash of every byte."""
+
+    def open(self, name: str) -> "Image.Image":
+        """The image, which may not be decoded yet. Raises whatever Pillow raises for a file that it cannot read."""
+
+
+class Folder:
+    """The images below a directory, hidden files and directories aside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Enough of the walk to know that it will find something: a large folder is listed when it is loaded.
+        if next(self._walk(), None) is None:
+            raise DataError(_nothing_in(path, (Path(file).suffix for file in _files(path))))
+
+    def names(self) -> Sequence[str]:
+        return sorted(self._walk())
+
+    def fingerprint(self) -> str:
+        """Of the names, sizes and times of change: reading a large folder at each start would take hours."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self.names():
+            status = (self.path / name).stat()
+            digest.update(f"{name}\x1f{status.st_size}\x1f{status.st_mtime_ns}\x1e".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def open(self, name: str) -> "Image.Image":
+        from PIL import Image
+
+        return Image.open(self.path / name)
+
+    def _walk(self) -> Iterator[str]:
+        return (file for file in _files(self.path) if Path(file).suffix.lower() in extensions())
+
+
+class Zip:
+    """The images in a zip file, hidden members aside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(
+                f"data.path={path} is not a zip file that can be read ({error}); "
+                f"set data.path to a folder or zip file of images"
+            ) from error
+        members = [info for info in self._file.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+        self._members = {i.filename: i for i in members if PurePosixPath(i.filename).suffix.lower() in extensions()}
+        if not self._members:
+            raise DataError(_nothing_in(path, (PurePosixPath(info.filename).suffix for info in members)))
+
+    def names(self) -> Sequence[str]:
+        return sorted(self._members)
+
+    def fingerprint(self) -> str:
+        """Of the names, sizes and checksums that the zip file keeps."""
+        kept = [(name, self._members[name].file_size, self._members[name].CRC) for name in self.names()]
+        return hashlib.blake2b(repr(kept).encode(), digest_size=16).hexdigest()
+
+    def open(self, name: str) -> "Image.Image":
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self._file.read(name)))
+
+
+def find_source(path: Path) -> ImageSource:
+    """The images at `path`. Raises DataError naming data.path, what was found there and what to type."""
+    if not path.exists():
+        raise DataError(
+            f"data.path={path} does not exist; set data.path to a folder or zip file of images, "
+            f"or leave it out for the built-in letters"
+        )
+    if path.is_dir():
+        return Folder(path)
+    if path.suffix.lower() in extensions():
+        raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
+    return Zip(path)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Suffixes, in lower case and with the dot, of the formats that the installed Pillow decodes by itself."""
+    from PIL import Image
+
+    readable = {
+        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in _NOT_READ
+    }
+    return frozenset(readable)
+
+
+def _files(path: Path) -> Iterator[str]:
+    """Every file below `path` but hidden ones, relative to it."""
+    for directory, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield str(Path(directory, name).relative_to(path))
+
+
+def _is_hidden(member: str) -> bool:
+    # __MACOSX holds what a Mac knows about the files, under their own names.
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
+
+
+def _nothing_in(path: Path, suffixes: Iterable[str]) -> str:
+    counts = Counter(suffix.lower() or "without a suffix" for suffix in suffixes)
+    if not counts:
+        return f"data.path={path} is empty; put images there, or set data.path to another folder or zip file"
+    found = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(4))
+    hint = "; a zip file is given by its own path" if ".zip" in counts else ""
+    return (
+        f"data.path={path} holds no image: found {found}{hint}; set data.path to a folder or zip file with .png, .jpg, "
+        f".webp or another of the {len(extensions())} suffixes that Pillow reads"
+    )

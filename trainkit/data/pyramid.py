@@ -1,0 +1,125 @@
+"""Images at every resolution, in files that are mapped into memory.
+
+Level R/2 is the mean of each 2x2 pixels of level R, rounded to the nearest byte, halves upwards: what a network's own
+`avg_pool2d(level_R.float(), 2)` gives, to the bit, before that rounding.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainkit.errors import ConfigError
+
+SMALLEST = 4
+
+
+def halve(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[..., R, R] to [..., R/2, R/2]: means of 2x2 pixels, rounded."""
+    *batch, height, width = images.shape
+    quads = images.reshape(*batch, height // 2, 2, width // 2, 2)
+    return ((quads.sum(axis=(-3, -1), dtype=np.uint16) + 2) >> 2).astype(np.uint8)
+
+
+def resolutions(largest: int) -> list[int]:
+    """4, 8, ... `largest`."""
+    return [1 << power for power in range(SMALLEST.bit_length() - 1, largest.bit_length())]
+
+
+class PyramidWriter:
+    """Fills `directory` with one file a level; images come one by one, so none but the present one is in memory."""
+
+    def __init__(self, directory: Path, resolution: int) -> None:
+        self._directory = directory
+        self._files = {size: _level(directory, size).open("wb") for size in resolutions(resolution)}
+        self._keys: dict[int, None] = {}
+        self.num_duplicates = 0
+
+    def append(self, image: NDArray[np.uint8]) -> None:
+        """Adds uint8 [C, R, R], unless the very same pixels are there already."""
+        key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
+        if key in self._keys:
+            self.num_duplicates += 1
+            return
+        self._keys[key] = None
+        for size in sorted(self._files, reverse=True):
+            self._files[size].write(image.tobytes())
+            if size > SMALLEST:
+                image = halve(image)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __enter__(self) -> "PyramidWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        for file in self._files.values():
+            file.close()
+        if kind is None:
+            np.save(self._directory / "keys.npy", np.array(list(self._keys), np.uint64))
+
+
+class Pyramid(Dataset[dict[str, Tensor]]):
+    """A map-style data set of {"images": uint8 [C, R, R]}; `at` gives the same images at another resolution.
+
+    `__getitems__(indices)` gives a whole batch, {"images": [N, C, R, R]}, collated already.
+    """
+
+    def __init__(self, directory: Path, rows: NDArray[np.int64], *, resolution: int, channels: int, largest: int):
+        self.resolution, self.channels, self.largest = resolution, channels, largest
+        self._directory, self._rows = directory, rows
+        self._map()
+
+    def at(self, resolution: int) -> "Pyramid":
+        """The same images, in the same order, at `resolution`: a power of two from 4 to that of the data."""
+        if resolution not in resolutions(self.largest):
+            raise ConfigError(
+                f"resolution={resolution}: the data has {', '.join(map(str, resolutions(self.largest)))}; "
+                f"set data.resolution for a larger one"
+            )
+        return Pyramid(self._directory, self._rows, resolution=resolution, channels=self.channels, largest=self.largest)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"images": self.__getitems__([index])["images"][0]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"images": torch.from_numpy(self._images[self._rows[indices]])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_images"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    def _map(self) -> None:
+        images = np.memmap(_level(self._directory, self.resolution), np.uint8, "r")
+        self._images = images.reshape(-1, self.channels, self.resolution, self.resolution)
+
+
+def read_keys(directory: Path) -> NDArray[np.uint64]:
+    """Hashes of the images' pixels at their largest, in their order, each once."""
+    return np.load(directory / "keys.npy")
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+
+
+def _level(directory: Path, resolution: int) -> Path:
+    return directory / f"{resolution:05}.bin"

@@ -1,0 +1,45 @@
+"""From any picture to a square of bytes."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.uint8]:
+    """The centre of `image` as uint8 [channels, resolution, resolution]; channels: 1 (grey) or 3 (RGB).
+
+    Turned as its EXIF data asks, laid on white where it is transparent, scaled down by averaging areas or up
+    bicubically. Raises whatever Pillow raises for a file that it cannot decode, and ValueError for pixels whose range
+    is not known.
+    """
+    from PIL import Image, ImageOps
+
+    # A JPEG several times too large is decoded at a fraction of its size, with a margin for averaging.
+    image.draft(None, (2 * resolution, 2 * resolution))
+    ImageOps.exif_transpose(image, in_place=True)
+    image = _opaque(image).convert("L" if channels == 1 else "RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    method = Image.Resampling.BOX if side >= resolution else Image.Resampling.BICUBIC
+    scaled = image.resize((resolution, resolution), method, box=(left, top, left + side, top + side))
+    pixels = np.asarray(scaled).reshape(resolution, resolution, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _opaque(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit values off at 255.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    return image
