@@ -1,0 +1,215 @@
+"""The networks of Karras et al., "Progressive growing of GANs" (ICLR 2018, arXiv 1710.10196), table 2 and appendix A.
+
+Shape suffixes: B samples, C channels, H height, W width, Z latent.
+A network is made for one resolution, and for a fade with the path of the resolution below beside its own. The names of
+its parameters hold the resolution they belong to, so they stay the same while it grows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """latent_dim, and the channels of the block at resolution 2^r: min(fmap_base / 2^(r-1), fmap_max).
+
+    channels: of an image.  stddev_group: samples that share a minibatch standard deviation.
+    """
+
+    latent_dim: int = 512
+    fmap_base: int = 8192
+    fmap_max: int = 512
+    channels: int = 3
+    stddev_group: int = 4
+
+    def at(self, resolution: int) -> int:
+        return min(self.fmap_base * 2 // resolution, self.fmap_max)
+
+
+class _Equalized(nn.Module):
+    """Weights of N(0, 1), scaled by gain / sqrt(fan_in) when used: all layers learn equally fast (section 4.1)."""
+
+    def __init__(self, shape: tuple[int, ...], gain: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+        self.scale = gain / math.sqrt(math.prod(shape[1:]))
+
+
+class EqualizedConv2d(_Equalized):
+    """A convolution that keeps the size of its input."""
+
+    def __init__(self, num_in: int, num_out: int, kernel_size: int, gain: float = math.sqrt(2.0)) -> None:
+        super().__init__((num_out, num_in, kernel_size, kernel_size), gain)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.conv2d(x_BCHW, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
+
+
+class EqualizedLinear(_Equalized):
+    def __init__(self, num_in: int, num_out: int, gain: float = math.sqrt(2.0)) -> None:
+        super().__init__((num_out, num_in), gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+class EqualizedSpread(nn.Module):
+    """A latent to a 4x4 map: a dense layer whose bias is one a channel."""
+
+    def __init__(self, latent_dim: int, num_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_out * 16, latent_dim))
+        self.bias = nn.Parameter(torch.zeros(num_out))
+        self.scale = math.sqrt(2.0) / 4.0 / math.sqrt(latent_dim)
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        return F.linear(z_BZ, self.weight * self.scale).view(len(z_BZ), -1, 4, 4) + self.bias.view(1, -1, 1, 1)
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean over channels of x^2 + 1e-8); x is [B, C, ...]."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+def minibatch_stddev(x_BCHW: Tensor, group: int) -> Tensor:
+    """[B, C+1, H, W]: one more channel, the mean over C, H, W of the standard deviation within a group of samples.
+
+    Groups are strided: with B/group groups, sample i is in group i mod (B/group). A rank's share of a global batch is
+    strided too, so its groups are those of the whole batch as long as each lies in one share.
+    """
+    num, channels, height, width = x_BCHW.shape
+    if num % group:
+        raise ConfigError(f"minibatch stddev: {num} samples do not make groups of {group}")
+    grouped = x_BCHW.float() if x_BCHW.dtype in (torch.float16, torch.bfloat16) else x_BCHW
+    grouped = grouped.view(group, num // group, channels, height, width)
+    deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    statistic = deviation.repeat(group).view(num, 1, 1, 1).expand(num, 1, height, width)
+    return torch.cat([x_BCHW, statistic.to(x_BCHW.dtype)], dim=1)
+
+
+def upsample(x_BCHW: Tensor) -> Tensor:
+    """Twice the size, nearest neighbour."""
+    return F.interpolate(x_BCHW, scale_factor=2, mode="nearest")
+
+
+def downsample(x_BCHW: Tensor) -> Tensor:
+    """Half the size, mean of 2x2."""
+    return F.avg_pool2d(x_BCHW, 2)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)
+
+
+class _FirstBlock(nn.Module):
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        self.spread = EqualizedSpread(widths.latent_dim, widths.at(4))
+        self.conv = EqualizedConv2d(widths.at(4), widths.at(4), 3)
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        x_BCHW = pixel_norm(_activate(self.spread(z_BZ)))
+        return pixel_norm(_activate(self.conv(x_BCHW)))
+
+
+class _GeneratorBlock(nn.Module):
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.conv1 = EqualizedConv2d(num_in, num_out, 3)
+        self.conv2 = EqualizedConv2d(num_out, num_out, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = pixel_norm(_activate(self.conv1(upsample(x_BCHW))))
+        return pixel_norm(_activate(self.conv2(x_BCHW)))
+
+
+class _DiscriminatorBlock(nn.Module):
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.conv1 = EqualizedConv2d(num_in, num_in, 3)
+        self.conv2 = EqualizedConv2d(num_in, num_out, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return downsample(_activate(self.conv2(_activate(self.conv1(x_BCHW)))))
+
+
+class _LastBlock(nn.Module):
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        num = widths.at(4)
+        self.group = widths.stddev_group
+        self.conv = EqualizedConv2d(num + 1, num, 3)
+        self.dense = EqualizedLinear(num * 16, num)
+        self.out = EqualizedLinear(num, 1, gain=1.0)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = _activate(self.conv(minibatch_stddev(x_BCHW, self.group)))
+        return self.out(_activate(self.dense(x_BCHW.flatten(1)))).squeeze(1)
+
+
+def _sizes(resolution: int) -> list[int]:
+    return [4 << i for i in range(int(math.log2(resolution)) - 1)]
+
+
+class Generator(nn.Module):
+    """Latents [B, Z] to images [B, C, resolution, resolution] in about -1 .. 1 (linear, not clamped).
+
+    With `is_fading` the image is lerp(upsampled image of the resolution below, own image, fade).
+    """
+
+    def __init__(self, widths: Widths, resolution: int, is_fading: bool = False) -> None:
+        super().__init__()
+        self.resolution, self.is_fading = resolution, is_fading and resolution > 4
+        self.blocks = nn.ModuleDict({"4": _FirstBlock(widths)})
+        for size in _sizes(resolution)[1:]:
+            self.blocks[str(size)] = _GeneratorBlock(widths.at(size // 2), widths.at(size))
+        shown = [resolution // 2, resolution] if self.is_fading else [resolution]
+        self.to_image = nn.ModuleDict(
+            {str(size): EqualizedConv2d(widths.at(size), widths.channels, 1, gain=1.0) for size in shown}
+        )
+
+    def forward(self, z_BZ: Tensor, fade: float = 1.0) -> Tensor:
+        x_BCHW = pixel_norm(z_BZ)
+        below_BCHW = x_BCHW
+        for block in self.blocks.values():
+            below_BCHW, x_BCHW = x_BCHW, block(x_BCHW)
+        image_BCHW = self.to_image[str(self.resolution)](x_BCHW)
+        if not self.is_fading:
+            return image_BCHW
+        old_BCHW = upsample(self.to_image[str(self.resolution // 2)](below_BCHW))
+        return torch.lerp(old_BCHW, image_BCHW, fade)
+
+
+class Discriminator(nn.Module):
+    """Images [B, C, resolution, resolution] to scores [B]; high is real. `fade` as in the generator."""
+
+    def __init__(self, widths: Widths, resolution: int, is_fading: bool = False) -> None:
+        super().__init__()
+        self.resolution, self.is_fading = resolution, is_fading and resolution > 4
+        shown = [resolution, resolution // 2] if self.is_fading else [resolution]
+        self.from_image = nn.ModuleDict(
+            {str(size): EqualizedConv2d(widths.channels, widths.at(size), 1) for size in shown}
+        )
+        self.blocks = nn.ModuleDict(
+            {
+                str(size): _DiscriminatorBlock(widths.at(size), widths.at(size // 2))
+                for size in reversed(_sizes(resolution)[1:])
+            }
+        )
+        self.blocks["4"] = _LastBlock(widths)
+
+    def forward(self, image_BCHW: Tensor, fade: float = 1.0) -> Tensor:
+        x_BCHW = _activate(self.from_image[str(self.resolution)](image_BCHW))
+        for size, block in self.blocks.items():
+            x_BCHW = block(x_BCHW)
+            if self.is_fading and size == str(self.resolution):
+                below = self.from_image[str(self.resolution // 2)]
+                x_BCHW = torch.lerp(_activate(below(downsample(image_BCHW))), x_BCHW, fade)
+        return x_BCHW

@@ -1,0 +1,47 @@
+"""Draws images from a trained generator: `python -m recipes.progressive_gan.sample RUN --num 64 --output grid.png`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from recipes.progressive_gan.pictures import grid
+from recipes.progressive_gan.train import CELL, ProgressiveGAN
+from trainkit import load_recipe
+from trainkit.cli.main import guarded
+from trainkit.errors import CheckpointError, ConfigError
+
+
+def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CELL) -> None:
+    """Writes a grid of `num` images, of the latents from number `start` on, by the averaged generator at `path`."""
+    if num < 1 or start < 0:
+        raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
+    recipe, runtime = load_recipe(path)
+    if not isinstance(recipe, ProgressiveGAN):
+        raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
+    with recipe.G.averaged() as module:
+        images = recipe.sample(module, num, offset=start)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid(images, max(cell, recipe.phase.resolution))).save(output)
+    runtime.close()
+    print(f"{num} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw images from a trained progressive GAN.")
+    parser.add_argument("path", type=Path, help="a run directory, or one of its checkpoints/step_*")
+    parser.add_argument("--num", type=int, default=64, help="images (default 64)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("samples.png"), help="picture to write (default samples.png)"
+    )
+    parser.add_argument("--start", type=int, default=0, help="number of the first latent; others give other images")
+    parser.add_argument("--cell", type=int, default=CELL, help=f"pixels of an image in the grid (default {CELL})")
+    given = parser.parse_args()
+    return guarded(lambda: sample(given.path, num=given.num, output=given.output, start=given.start, cell=given.cell))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""The progressive GAN: two engines that train against each other while their networks grow."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recipes.progressive_gan import metrics
+from recipes.progressive_gan.growth import Phase, phase_at, plan
+from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from recipes.progressive_gan.networks import Discriminator, Generator, Widths, downsample, upsample
+from recipes.progressive_gan.pictures import animate, grid
+from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit.data import Batch
+from trainkit.errors import ConfigError, DataError
+
+CELL = 64  # pixels of an image in a grid, unless its resolution is higher
+
+
+class ProgressiveGAN(Recipe):
+    """Trains a generator of images, from 4x4 up to `resolution`.
+
+    data: a specification such as `Images`, or data sets whose items are images: uint8, or floats of -1 .. 1.
+    optimizer: makes one of parameter groups; both networks get their own, new at the start and the end of each fade.
+    batch_size, stable_images, fade_images: a number, or a mapping from resolution (see `growth.plan`).
+    learning_rates: of the resolutions whose rate is not the optimizer's own.
+    ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
+    stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
+    num_patches, num_directions: of the sliced Wasserstein distance.  num_shown: images in a grid.
+    """
+
+    best_metric = None  # distances at different resolutions cannot be compared
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        data: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Schedule | None = None,
+        resolution: int = 32,
+        latent_dim: int = 512,
+        fmap_base: int = 8192,
+        fmap_max: int = 512,
+        channels: int = 3,
+        batch_size: int | dict[int, int] = 16,
+        stable_images: int | dict[int, int] = 600_000,
+        fade_images: int | dict[int, int] = 600_000,
+        learning_rates: dict[int, float] | None = None,
+        accumulation: int = 1,
+        ema: float = 0.999,
+        penalty: float = 10.0,
+        drift: float = 0.001,
+        stddev_group: int = 4,
+        evaluation_batch_size: int = 64,
+        num_patches: int = 64,
+        num_directions: int = 256,
+        num_shown: int = 64,
+    ) -> None:
+        self.runtime, self.accumulation = runtime, accumulation
+        self.optimizer, self.schedule = optimizer, schedule
+        self.widths = Widths(
+            latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
+        )
+        self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        for phase in self.phases:
+            _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)
+        self.num_samples = self.phases[-1].end
+        self.learning_rates = learning_rates or {}
+        self.ema, self.penalty, self.drift = ema, penalty, drift
+        self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
+        self.num_patches, self.num_directions = num_patches, num_directions
+        self.datasets = runtime.first_on_host(data.load)
+        _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+        self.phase = self.phases[0]
+        self.G, self.D = self._engines_of(self.phase)
+
+    # -- growth ------------------------------------------------------------------------------------------------------
+
+    def engines(self) -> dict[str, Engine]:
+        return {"G": self.G, "D": self.D}
+
+    def state(self) -> dict[str, Any]:
+        return {"phase": self.phase.number}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if state["phase"] >= len(self.phases):
+            raise ConfigError(
+                f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
+                f"fade_images make only {len(self.phases)}"
+            )
+        self.phase = self.phases[state["phase"]]
+        self.G, self.D = self._engines_of(self.phase)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        position = int(start)
+        while position < self.num_samples:
+            phase = phase_at(self.phases, position)
+            if phase != self.phase:
+                self._grow(phase)
+            self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
+            num_steps = -(-(phase.end - position) // phase.batch_size)
+            yield from self.runtime.batches(
+                _at(self.datasets.train, phase.resolution),
+                batch_size=phase.batch_size,
+                start=position,
+                num_steps=num_steps,
+                collate=self.datasets.collate,
+            )
+            position += num_steps * phase.batch_size
+
+    def _grow(self, phase: Phase) -> None:
+        """Networks of `phase` take over the weights and averages that they share with the ones before."""
+        old_G, old_D = self.G, self.D
+        self.G, self.D = self._engines_of(phase, old_G, old_D)
+        self.phase = phase
+
+    def _engines_of(self, phase: Phase, old_G: Engine | None = None, old_D: Engine | None = None) -> tuple[Engine, ...]:
+        engines = []
+        for name, network, old in (("G", Generator, old_G), ("D", Discriminator, old_D)):
+            with torch.random.fork_rng(devices=[]):
+                # The new layers of a resolution are the same however the run came to it.
+                torch.manual_seed(self.runtime.seed + phase.resolution)
+                module = network(self.widths, phase.resolution, phase.is_fading)
+            if old is not None:
+                shared = module.state_dict().keys()
+                kept = {key: value for key, value in old.module.state_dict().items() if key in shared}
+                module.load_state_dict(kept, strict=False)
+            engine = self.runtime.setup(
+                module,
+                self._optimizer_of(phase),
+                name=name,
+                schedule=self.schedule,
+                ema=self.ema if name == "G" else None,
+                accumulation=self.accumulation,
+                inherit=old,
+                inherit_optimizer=False,
+            )
+            engines.append(engine)
+        return tuple(engines)
+
+    def _optimizer_of(self, phase: Phase) -> Callable[..., torch.optim.Optimizer]:
+        rate = self.learning_rates.get(phase.resolution)
+        if rate is None:
+            return self.optimizer
+        return lambda groups: self.optimizer([{**group, "lr": rate} for group in groups])
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        fade = self.phase.fade(batch.position)
+        for micro in self.D.micro_batches(batch):
+            real = self._faded(self._images(micro, self.phase.resolution), fade)
+            with torch.no_grad():
+                fake = self.G(self._latents(micro, "D's latents"), fade)
+            mix = self.runtime.rand(micro, name="mix")
+            penalty = gradient_penalty(self.D, real, fake, mix, fade)
+            wasserstein = discriminator_loss(self.D(real, fade), self.D(fake, fade), self.drift)
+            self.D.backward(wasserstein + self.penalty * penalty)
+        d_result = self.D.step()
+        for micro in self.G.micro_batches(batch):
+            with self.D.frozen():
+                scores = self.D(self.G(self._latents(micro, "G's latents"), fade), fade)
+                self.G.backward(generator_loss(scores))
+        g_result = self.G.step()
+        return {
+            "d_loss": d_result.loss,
+            "g_loss": g_result.loss,
+            "penalty": penalty.detach(),
+            "d_grad_norm": d_result.grad_norm,
+            "g_grad_norm": g_result.grad_norm,
+            "lr": d_result.lr,
+            "resolution": self.phase.resolution,
+            "fade": fade,
+        }
+
+    def _latents(self, batch: Batch, name: str) -> Tensor:
+        return self.runtime.randn(batch, self.widths.latent_dim, name=name)
+
+    def _images(self, batch: Batch, resolution: int) -> Tensor:
+        """[B, C, resolution, resolution] of -1 .. 1, whatever a data set gives."""
+        images = _tensor_of(batch.data)
+        images = images.to(self.runtime.dtype) / 127.5 - 1.0 if images.dtype == torch.uint8 else images
+        return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
+
+    def _faded(self, images: Tensor, fade: float) -> Tensor:
+        """Real images as sharp as the generator's are while it fades in."""
+        return images if fade == 1.0 else torch.lerp(upsample(downsample(images)), images, fade)
+
+    # -- what it has learnt ------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        with self.G.averaged() as module, torch.no_grad():
+            distances = self._distances(module, self.phase.resolution, self.runtime.position)
+            shown = self.sample(module, self.num_shown)
+        cell = max(CELL, self.phases[-1].resolution)
+        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
+        return distances
+
+    def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
+        """Images of `num` fixed latents, the same ones throughout a run; [num, C, R, R]."""
+        places = torch.arange(offset, offset + num)
+        fixed = Batch(None, 0, num, places, places)
+        fade = self.phase.fade(self.runtime.position)
+        latents = self._latents(fixed, "shown")
+        with torch.no_grad():
+            return torch.cat([module(part, fade) for part in latents.split(self.evaluation_batch_size)])
+
+    def finish(self) -> None:
+        runtime, resolution = self.runtime, self.phase.resolution
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(runtime.seed + resolution)
+            untrained = Generator(self.widths, resolution).to(runtime.device, runtime.dtype)
+            before = self._distances(untrained, resolution, self.num_samples)["swd"]
+        with self.G.averaged() as module, torch.no_grad():
+            after = self._distances(module, resolution, self.num_samples)["swd"]
+        columns = ("generator", f"swd at {resolution}x{resolution}", "share of untrained")
+        rows = [("untrained", round(before, 2), 1.0), ("trained", round(after, 2), round(after / before, 3))]
+        runtime.tracker.table(runtime.step, "sliced Wasserstein distance to held-out images", columns, rows)
+        if runtime.is_main and runtime.run_dir is not None:
+            self._animate(runtime.run_dir)
+
+    def _distances(self, module: torch.nn.Module, resolution: int, position: int) -> dict[str, float]:
+        """`swd`, the mean over the levels of the pyramid, and where there are several `swd_<size>` of each."""
+        fade = self.phase.fade(position)
+        levels: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(metrics.num_levels(resolution))]
+        for batch in self.runtime.evaluation_batches(
+            _at(self.datasets.held_out, resolution),
+            batch_size=self.evaluation_batch_size,
+            collate=self.datasets.collate,
+        ):
+            real = self._images(batch, resolution)
+            fake = module(self._latents(batch, "measured"), fade)
+            where = self.runtime.rand(batch, self.num_patches, 2, name="patches")
+            pyramids = [metrics.laplacian_pyramid(images) for images in (real, fake)]
+            for level, pair in zip(levels, zip(*pyramids, strict=True), strict=True):
+                real_patches, fake_patches = (self.runtime.gather(metrics.patches(x, where), batch) for x in pair)
+                level.append((real_patches, fake_patches))
+        one = Batch(None, 0, 1, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        found = {}
+        for i, level in enumerate(levels):
+            real_NF, fake_NF = (torch.cat(parts).flatten(0, 1) for parts in zip(*level, strict=True))
+            directions = self.runtime.randn(one, real_NF.shape[1], self.num_directions, name="directions")[0]
+            found[f"swd_{resolution >> i}"] = metrics.sliced_wasserstein(
+                real_NF, fake_NF, directions, self.widths.channels
+            )
+        mean = sum(found.values()) / len(found)
+        return {"swd": mean, **(found if len(found) > 1 else {})}
+
+    def _animate(self, run_dir: Path) -> None:
+        frames = sorted((run_dir / "media" / "samples").glob("*.png"))
+        if len(frames) < 2:
+            self.runtime.tracker.message("no animation: tracking.media=false, or a single grid was drawn")
+            return
+        animate(frames, run_dir / "growth.gif")
+        cell = max(CELL, self.phases[-1].resolution)
+        animate(frames, run_dir / "growth_one_latent.gif", crop=cell, scale=max(1, 256 // cell))
+        self.runtime.tracker.message(
+            f"growth of the samples: {run_dir / 'growth.gif'}, growth_one_latent.gif beside it"
+        )
+
+
+def _at(dataset: Any, resolution: int) -> Any:
+    return dataset.at(resolution) if hasattr(dataset, "at") else dataset
+
+
+def _tensor_of(data: Any) -> Tensor:
+    if isinstance(data, Mapping):
+        data = data["images"]
+    return data[0] if isinstance(data, list | tuple) else data
+
+
+def _require_whole_groups(phase: Phase, world_size: int, accumulation: int, group: int) -> None:
+    whole = world_size * accumulation * group
+    if phase.batch_size % whole:
+        raise ConfigError(
+            f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
+            f"and accumulation {accumulation}, groups of stddev_group={group} need a multiple of {whole}; "
+            f"give such a batch_size, or a smaller recipe.stddev_group"
+        )
+
+
+def _require_fitting(dataset: Any, resolution: int, channels: int) -> None:
+    image = _tensor_of(_at(dataset, resolution)[0])
+    if image.ndim != 3 or image.shape[0] != channels or image.shape[-1] % resolution or image.shape[-1] < resolution:
+        raise DataError(
+            f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "
+            f"{[*image.shape]}: set data.resolution and data.channels to the same"
+        )
