@@ -213,10 +213,10 @@ class Engine:
                 p.requires_grad_(True)
             self._frozen = None
 
-    def input_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
 
-        Both can be differentiated again, for gradient penalties. Runs the raw module with autocast off.
+        Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw module with autocast off.
         """
         self._require_active()
         if self._dropouts:
@@ -225,7 +225,7 @@ class Engine:
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
         with torch.autocast(self._device.type, enabled=False):
-            output = self.module(x)
+            output = self.module(x, *args, **kwargs)
             (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
         return output, gradient
 

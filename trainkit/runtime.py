@@ -315,6 +315,21 @@ class Runtime:
             dist.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
+    def gather(self, rows: Tensor, batch: Batch) -> Tensor:
+        """[batch.size, ...] in the order of the global batch, from the `rows` [len(batch), ...] of every share.
+
+        Not differentiable. Collective: every rank calls.
+        """
+        if self.world_size == 1:
+            return rows
+        longest = -(-batch.size // self.world_size)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        shares = rows.new_empty(self.world_size * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(shares, padded)
+        # Sample i is row i // W of rank i mod W.
+        return shares.view(self.world_size, longest, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)[: batch.size]
+
     def first_on_host(self, function: Callable[[], T]) -> T:
         """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.
 
