@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from trainkit.data import Batch
 
 _NUM_EXAMPLES = 4
-_COUNTED_TOKENS = 1 << 24  # of the training text, for the baselines: more would take memory and change little
+_COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Report:
-    """examples: held-out windows; `[word]` was guessed, `[word / truth]` wrongly.  sentences: the recipe's own.
+    """examples: held-out windows; `[word]` was guessed, `[word / truth]` wrongly; ¶ ends a document.
+    sentences: the recipe's own.
     columns, rows: accuracy of the model and the baselines, on the same masked positions.
     """
 
@@ -38,15 +40,17 @@ class Report:
         correct: dict[str, Tensor] = {}
         num_masked = torch.zeros(())
         examples: list[str] = []
-        for batch, masked, logits_BKV in recipe.held_out():
+        num_batches = -(-len(recipe.datasets.held_out) // recipe.evaluation_batch_size)
+        every = max(1, num_batches // _NUM_EXAMPLES)  # examples from all over the split
+        for number, (batch, masked, logits_BKV) in enumerate(recipe.held_out()):
             labels_BK = masked.labels_BK.cpu()
             guesses = {"model": logits_BKV.argmax(dim=-1).cpu()}
             guesses |= counts.guesses(batch.tokens, masked.chosen_BK)
             for name, guess_BK in guesses.items():
                 correct[name] = correct.get(name, 0) + (guess_BK == labels_BK).sum()
             num_masked = num_masked + (labels_BK != IGNORED).sum()
-            if len(examples) < _NUM_EXAMPLES:
-                examples += _examples(recipe.tokenizer, batch, masked, guesses["model"])
+            if number % every == 0:
+                examples += islice(_examples(recipe.tokenizer, batch, masked, guesses["model"]), 1)
         totals = recipe.runtime.sum({**correct, "masked": num_masked})
         masked_tokens = int(totals.pop("masked"))
         return cls(
@@ -90,7 +94,7 @@ def _text(tokenizer: Any, tokens: list[int], guesses: dict[int, int]) -> str:
     words: list[str] = []
     for position, token in enumerate(tokens):
         if token in tokenizer.special_tokens and token != tokenizer.unknown:
-            words += ["/"] if token == tokenizer.end else []
+            words += ["¶"] if token == tokenizer.end else []
             continue
         piece = tokenizer.token(token)
         if position in guesses:
