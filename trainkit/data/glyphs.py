@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+from trainkit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -28,12 +28,11 @@ class Glyphs:
         return [
             f"{face}/{character}/{share}"
             for face, font in self._fonts.items()
-            for character in _CHARACTERS
-            if _has(font, character)
+            for character in _drawable(font)
             for share in _SHARES
         ]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Of the fonts themselves and of how they are drawn."""
         digest = hashlib.blake2b(repr((_CHARACTERS, _SHARES, self._canvas)).encode(), digest_size=16)
         for path in _font_files():
@@ -41,13 +40,11 @@ class Glyphs:
         return digest.hexdigest()
 
     def open(self, name: str) -> "Image.Image":
-        from PIL import Image, ImageDraw
+        from PIL import Image
 
         face, character, share = name.split("/")
         font, canvas = self._fonts[face], self._canvas
-        left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
-        glyph = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(glyph).text((-left, -top), character, fill=255, font=font)
+        glyph = _ink(font, character)
         scale = float(share) * canvas / max(glyph.size)
         glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))))
         image = Image.new("L", (canvas, canvas))
@@ -65,10 +62,26 @@ class Glyphs:
 def _font_files() -> list[Path]:
     import matplotlib
 
-    return sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf"))
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    files = sorted(folder.glob("DejaVu*.ttf"))
+    if not files:
+        raise DataError(
+            f"data.path=null draws letters from fonts, and {folder} has no DejaVu*.ttf; "
+            f"set data.path to a folder or zip file of images, or install matplotlib from its wheel"
+        )
+    return files
 
 
-def _has(font: "ImageFont.FreeTypeFont", character: str) -> bool:
-    """Whether the face draws `character` as something else than the box it draws for what it lacks."""
-    drawn, box = (np.asarray(font.getmask(text)) for text in (character, _NOT_A_CHARACTER))
-    return not np.array_equal(drawn, box)
+def _drawable(font: "ImageFont.FreeTypeFont") -> list[str]:
+    """The characters that the face draws as something else than the box it draws for what it lacks."""
+    box = _ink(font, _NOT_A_CHARACTER)
+    return [character for character in _CHARACTERS if _ink(font, character) != box]
+
+
+def _ink(font: "ImageFont.FreeTypeFont", character: str) -> "Image.Image":
+    from PIL import Image, ImageDraw
+
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
+    ink = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(ink).text((-left, -top), character, fill=255, font=font)
+    return ink

@@ -1,5 +1,6 @@
 """Where images come from: a folder or a zip file of them."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -10,6 +11,9 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from trainkit.data.cache import cached
+from trainkit.data.parallel import in_order
+from trainkit.data.progress import track
 from trainkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +29,8 @@ class ImageSource(Protocol):
     def names(self) -> Sequence[str]:
         """What `open` takes, sorted."""
 
-    def fingerprint(self) -> str:
-        """Equal for equal images; cheap, and so not a hash of every byte."""
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
+        """A hash of what the images hold. `memory`: a directory to keep in what is slow to find out again."""
 
     def open(self, name: str) -> "Image.Image":
         """The image, which may not be decoded yet. Raises whatever Pillow raises for a file that it cannot read."""
@@ -44,13 +48,33 @@ class Folder:
     def names(self) -> Sequence[str]:
         return sorted(self._walk())
 
-    def fingerprint(self) -> str:
-        """Of the names, sizes and times of change: reading a large folder at each start would take hours."""
-        digest = hashlib.blake2b(digest_size=16)
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
+        """Of every byte; read once for each state of the folder, as a large one takes long to read at every start."""
+        directory = cached(memory, f"listing-{self._listing()}", lambda aside: self._write_digest(aside, progress))
+        return (directory / "digest").read_text()
+
+    def _write_digest(self, directory: Path, progress: bool) -> None:
+        names, whole = self.names(), hashlib.blake2b(digest_size=16)
+        for digest in track(in_order(self._digest, names), "comparing images", len(names), progress):
+            whole.update(digest)
+        (directory / "digest").write_text(whole.hexdigest())
+
+    def _digest(self, name: str) -> bytes:
+        try:
+            with (self.path / name).open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").digest()
+        except OSError as error:  # `open` will say so, where it is known whether that is an error
+            return (error.strerror or type(error).__name__).encode()
+
+    def _listing(self) -> str:
+        """A hash of names, sizes and times; the time of the last change of status (ctime) is not anyone's to set."""
+        whole = hashlib.blake2b(os.fsencode(self.path.resolve()), digest_size=16)
         for name in self.names():
-            status = (self.path / name).stat()
-            digest.update(f"{name}\x1f{status.st_size}\x1f{status.st_mtime_ns}\x1e".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+            whole.update(os.fsencode(name) + b"\0")
+            with contextlib.suppress(FileNotFoundError):  # a link to nothing
+                status = (self.path / name).stat()
+                whole.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0".encode())
+        return whole.hexdigest()
 
     def open(self, name: str) -> "Image.Image":
         from PIL import Image
@@ -81,7 +105,7 @@ class Zip:
     def names(self) -> Sequence[str]:
         return sorted(self._members)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Of the names, sizes and checksums that the zip file keeps."""
         kept = [(name, self._members[name].file_size, self._members[name].CRC) for name in self.names()]
         return hashlib.blake2b(repr(kept).encode(), digest_size=16).hexdigest()

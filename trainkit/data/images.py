@@ -1,15 +1,10 @@
 """Images for a generative model: any source of them, decoded once into every resolution from 4x4 up."""
 
 import hashlib
-import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +14,15 @@ from trainkit.data.cache import cache_root, cached
 from trainkit.data.datasets import Datasets
 from trainkit.data.glyphs import Glyphs
 from trainkit.data.image_sources import ImageSource, find_source
+from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
-from trainkit.data.pyramid import SMALLEST, Pyramid, PyramidWriter, read_keys, read_summary, write_summary
+from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
 from trainkit.data.split import lowest_share
 from trainkit.data.square import square
 from trainkit.errors import DataError
 
 _FORMAT = 1  # of the cache: raise it whenever the same images and settings would give other files
-_IN_FLIGHT = 8  # images a thread, decoded or being decoded: bounds the memory
 _NUM_NAMED = 3  # unreadable files in a message
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Images:
 
     path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; None for the
         built-in letters and digits, which need no download.
-    resolution: the largest, a power of two from 4 up; images are cut to their central square and scaled to it.
+    resolution: the largest, a power of two from 4 to 1024; images are cut to their central square and scaled to it.
     channels: 3 for RGB, 1 for grey.
     held_out: share of the images that is held out, chosen by a hash of their pixels. Images with the same pixels at
         `resolution` are one image, so none is on both sides.
@@ -66,8 +58,8 @@ class Images:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        is_power = self.resolution >= SMALLEST and self.resolution.bit_count() == 1
-        _check(is_power, "resolution", self.resolution, f"a power of two from {SMALLEST} up, such as 32 or 256")
+        sizes = resolutions(LARGEST)
+        _check(self.resolution in sizes, "resolution", self.resolution, f"one of {', '.join(map(str, sizes))}")
         _check(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
@@ -83,7 +75,7 @@ class Images:
         source = self._source()
         directory = cached(
             cache_root(self.cache_dir),
-            f"images-{self._key(source)}",
+            f"images-{self._key(source, progress)}",
             lambda aside: self._build(source, aside, progress),
         )
         summary = read_summary(directory)
@@ -102,8 +94,9 @@ class Images:
     def _source(self) -> ImageSource:
         return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
 
-    def _key(self, source: ImageSource) -> str:
-        settings = (_FORMAT, source.fingerprint(), self.resolution, self.channels)
+    def _key(self, source: ImageSource, progress: bool) -> str:
+        content = source.fingerprint(cache_root(self.cache_dir), progress)
+        settings = (_FORMAT, content, self.resolution, self.channels)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
     def _build(self, source: ImageSource, directory: Path, progress: bool) -> None:
@@ -111,14 +104,15 @@ class Images:
             try:
                 with source.open(name) as image:
                     return square(image, self.resolution, self.channels)
+            except MemoryError:
+                raise
             except Exception as error:  # what a broken file makes a decoder raise is of any kind
                 return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
 
         names = source.names()
-        num_threads = self.num_workers or os.cpu_count() or 1
         unreadable: list[Unreadable] = []
         with PyramidWriter(directory, self.resolution) as pyramid:
-            for result in track(_in_order(decode, names, num_threads), "reading images", len(names), progress):
+            for result in track(in_order(decode, names, self.num_workers), "reading images", len(names), progress):
                 if not isinstance(result, Unreadable):
                     pyramid.append(result)
                 elif self.on_unreadable == "error":
@@ -144,19 +138,6 @@ class Images:
             f"data.path={self.path}: {file.name} cannot be read as an image ({file.reason}); "
             f"mend or remove it, or set data.on_unreadable=skip"
         )
-
-
-def _in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-    """Results in the order of the items, worked out by threads that run ahead by a bounded number of items."""
-    remaining, pending = iter(items), deque[Future[Result]]()
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            pending.extend(pool.submit(function, item) for item in islice(remaining, num_threads * _IN_FLIGHT))
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _skipped(unreadable: list[Unreadable], num_read: int) -> str:

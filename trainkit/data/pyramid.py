@@ -1,11 +1,11 @@
 """Images at every resolution, in files that are mapped into memory.
 
-Level R/2 is the mean of each 2x2 pixels of level R, rounded to the nearest byte, halves upwards: what a network's own
-`avg_pool2d(level_R.float(), 2)` gives, to the bit, before that rounding.
+Every level is `avg_pool2d` of the largest one, rounded to bytes once: rounding from level to level would add up.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,14 +18,17 @@ from torch.utils.data import Dataset
 
 from trainkit.errors import ConfigError
 
-SMALLEST = 4
+SMALLEST, LARGEST = 4, 1024
 
 
-def halve(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[..., R, R] to [..., R/2, R/2]: means of 2x2 pixels, rounded."""
-    *batch, height, width = images.shape
-    quads = images.reshape(*batch, height // 2, 2, width // 2, 2)
-    return ((quads.sum(axis=(-3, -1), dtype=np.uint16) + 2) >> 2).astype(np.uint8)
+def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Of uint8 [C, R, R], itself and its averages over boxes of 2x2, 4x4 ... pixels, down to [C, 4, 4]."""
+    yield image
+    values = image.astype(np.float32)  # holds sums of up to 256x256 bytes exactly
+    while values.shape[-1] > SMALLEST:
+        pairs = values[..., 0::2, :] + values[..., 1::2, :]
+        values = (pairs[..., 0::2] + pairs[..., 1::2]) * np.float32(0.25)
+        yield np.rint(values).astype(np.uint8)
 
 
 def resolutions(largest: int) -> list[int]:
@@ -49,10 +52,8 @@ class PyramidWriter:
             self.num_duplicates += 1
             return
         self._keys[key] = None
-        for size in sorted(self._files, reverse=True):
-            self._files[size].write(image.tobytes())
-            if size > SMALLEST:
-                image = halve(image)
+        for level in levels(image):
+            self._files[level.shape[-1]].write(level.tobytes())
 
     def __len__(self) -> int:
         return len(self._keys)

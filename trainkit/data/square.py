@@ -21,7 +21,7 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
     # A JPEG several times too large is decoded at a fraction of its size, with a margin for averaging.
     image.draft(None, (2 * resolution, 2 * resolution))
     ImageOps.exif_transpose(image, in_place=True)
-    image = _opaque(image).convert("L" if channels == 1 else "RGB")
+    image = _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     method = Image.Resampling.BOX if side >= resolution else Image.Resampling.BICUBIC
@@ -33,13 +33,21 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
 def _opaque(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would cut 16-bit values off at 255.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
-    return image
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    # Pillow would cut 16-bit values off at 255.
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its pixels are {values.min()} .. {values.max()}, beyond 16 bits; save it with 8 or 16")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
