@@ -1,0 +1,324 @@
+"""The progressive GAN: published sizes, exact growth, groups by global index, and the same training on any split."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.progressive_gan import metrics
+from recipes.progressive_gan.growth import phase_at, plan
+from recipes.progressive_gan.networks import (
+    Discriminator,
+    EqualizedConv2d,
+    Generator,
+    Widths,
+    downsample,
+    minibatch_stddev,
+    pixel_norm,
+    upsample,
+)
+from recipes.progressive_gan.pictures import animate, grid
+from recipes.progressive_gan.sample import sample
+from recipes.progressive_gan.train import ProgressiveGAN
+from tests.distributed import run_ranks
+from tests.jobs import run
+from tests.test_resume import assert_killed_equals_whole
+from trainkit import Runtime, Tracker
+from trainkit.data import Datasets
+from trainkit.errors import ConfigError, DataError
+
+SMALL = Widths(latent_dim=8, fmap_base=64, fmap_max=16, channels=3)
+TRAINED_SHORTLY = [
+    "experiment=glyphs",
+    "recipe.fmap_base=32",
+    "recipe.fmap_max=8",
+    "recipe.latent_dim=8",
+    "recipe.resolution=8",
+    "recipe.num_shown=4",
+    "recipe.num_directions=16",
+    "evaluate_every=1000",
+    "log_every=1",
+]
+
+
+def test_the_networks_have_the_published_sizes():
+    """Table 2 of the paper: 23.1 million parameters each at 1024x1024."""
+    for network in (Generator, Discriminator):
+        num = sum(p.numel() for p in network(Widths(), 1024).parameters())
+        assert round(num / 1e6, 1) == 23.1
+
+
+def test_channels_of_the_paper():
+    expected = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
+    assert {size: Widths().at(size) for size in expected} == expected
+
+
+def _kept(new, old):
+    """`old` with the weights of `new` that it has."""
+    old.load_state_dict({k: v for k, v in new.state_dict().items() if k in old.state_dict()})
+    return old
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 32])
+def test_a_fade_begins_as_the_old_networks_and_ends_as_the_new_ones(resolution):
+    torch.manual_seed(0)
+    G, D = (network(SMALL, resolution, True).double() for network in (Generator, Discriminator))
+    z, x = torch.randn(4, 8).double(), torch.randn(4, 3, resolution, resolution).double()
+    old_G, old_D = (_kept(n, type(n)(SMALL, resolution // 2).double()) for n in (G, D))
+    new_G, new_D = (_kept(n, type(n)(SMALL, resolution).double()) for n in (G, D))
+    assert torch.equal(G(z, 0.0), upsample(old_G(z)))
+    assert torch.equal(D(x, 0.0), old_D(downsample(x)))
+    assert torch.equal(G(z, 1.0), new_G(z))
+    assert torch.equal(D(x, 1.0), new_D(x))
+    assert not torch.allclose(G(z, 0.5), G(z, 1.0))
+
+
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_parameters_keep_their_names_while_a_network_grows(network):
+    names = [set(network(SMALL, size, fading).state_dict()) for size, fading in ((8, False), (16, True), (16, False))]
+    blocks = [{name for name in each if name.startswith("blocks")} for each in names]
+    assert blocks[0] < blocks[1] == blocks[2]
+    assert names[1] - names[2] == {name for name in names[0] if "image.8" in name}
+
+
+def test_minibatch_stddev_against_a_plain_loop():
+    x = torch.randn(12, 3, 4, 4, dtype=torch.float64)
+    for group in (1, 2, 4):
+        out = minibatch_stddev(x, group)
+        num_groups = 12 // group
+        for i in range(12):
+            members = x[[j for j in range(12) if j % num_groups == i % num_groups]].numpy()
+            expected = np.sqrt(((members - members.mean(axis=0)) ** 2).mean(axis=0) + 1e-8).mean()
+            assert np.allclose(out[i, 3].numpy(), expected, rtol=1e-12)
+        assert torch.equal(out[:, :3], x)
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 1), (2, 2)])
+def test_groups_of_strided_shares_are_those_of_the_whole_batch(world_size, accumulation):
+    x = torch.randn(32, 2, 4, 4, dtype=torch.float64)
+    whole = minibatch_stddev(x, 4)
+    for rank in range(world_size):
+        for micro in range(accumulation):
+            mine = slice(rank + world_size * micro, None, world_size * accumulation)
+            assert torch.equal(minibatch_stddev(x[mine], 4), whole[mine])
+
+
+def test_equalized_layers_and_pixel_norm():
+    torch.manual_seed(0)
+    layer = EqualizedConv2d(64, 256, 3)
+    out = layer(torch.randn(4, 64, 16, 16))[:, :, 2:-2, 2:-2]
+    assert abs(out.var().item() - 2.0) < 0.1  # gain sqrt(2), whatever the fan-in
+    assert layer.weight.std().item() == pytest.approx(1.0, abs=0.02)
+    normed = pixel_norm(torch.randn(3, 50, 2, 2, dtype=torch.float64) * 7)
+    assert torch.allclose(normed.square().mean(dim=1), torch.ones(3, 2, 2, dtype=torch.float64))
+
+
+def test_phases_follow_one_another_and_fade_from_zero():
+    phases = plan(16, stable_images={4: 100, 16: 50}, fade_images=60, batch_size={4: 16, 16: 8})
+    assert [(p.resolution, p.is_fading, p.num_images, p.batch_size) for p in phases] == [
+        (4, False, 112, 16),
+        (8, True, 64, 16),
+        (8, False, 112, 16),
+        (16, True, 64, 8),
+        (16, False, 56, 8),
+    ]
+    assert [p.start for p in phases] == [0, 112, 176, 288, 352]
+    assert phase_at(phases, 111).number == 0 and phase_at(phases, 112).number == 1
+    assert phase_at(phases, 10**9).number == 4
+    assert phases[1].fade(112) == 0.0 and phases[1].fade(144) == 0.5 and phases[2].fade(176) == 1.0
+    with pytest.raises(ConfigError, match="allowed are 4, 8, 16"):
+        plan(24, stable_images=1, fade_images=1, batch_size=1)
+    with pytest.raises(ConfigError, match=r"recipe.batch_size=\{8: 4\}: has nothing for 4x4"):
+        plan(8, stable_images=1, fade_images=1, batch_size={8: 4})
+
+
+def _distance(a, b, num_channels=1):
+    where = torch.rand(len(a), 32, 2, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(a.shape[1] * 49, 64, generator=torch.Generator().manual_seed(1))
+    first, second = (metrics.patches(x, where).flatten(0, 1) for x in (a, b))
+    return metrics.sliced_wasserstein(first, second, directions, num_channels)
+
+
+def test_distance_is_zero_for_the_same_images_and_grows_with_noise():
+    images = torch.rand(64, 1, 16, 16).round()
+    images = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images, (1, 1, 1, 1)), 3, 1)
+    distances = [_distance(images, images + s * torch.randn_like(images)) for s in (0.0, 0.1, 0.3, 1.0)]
+    assert distances[0] == 0.0
+    assert distances == sorted(distances) and distances[3] > 2 * distances[1]
+
+
+def test_distance_in_one_direction_is_that_of_sorted_values():
+    a, b = torch.randn(100, 49, dtype=torch.float64), torch.rand(100, 49, dtype=torch.float64)
+    direction = torch.randn(49, 1, dtype=torch.float64)
+    unit = (direction / direction.norm()).numpy()
+    standard = [(x.numpy() - x.numpy().mean()) / x.numpy().std() for x in (a, b)]
+    expected = np.abs(np.sort((standard[0] @ unit)[:, 0]) - np.sort((standard[1] @ unit)[:, 0])).mean() * 1000
+    assert metrics.sliced_wasserstein(a, b, direction, 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_patches_are_where_they_are_said_to_be():
+    images = torch.arange(2 * 1 * 16 * 16, dtype=torch.float64).view(2, 1, 16, 16)
+    found = metrics.patches(images, torch.tensor([[[0.0, 0.0]], [[0.999, 0.55]]]))
+    assert torch.equal(found[0, 0].view(7, 7), images[0, 0, :7, :7])
+    assert torch.equal(found[1, 0].view(7, 7), images[1, 0, 9:16, 5:12])
+    assert metrics.patches(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 2)).shape == (2, 1, 48)
+
+
+def test_pyramid_has_the_levels_counted_and_sums_up():
+    images = torch.randn(2, 3, 64, 64)
+    levels = metrics.laplacian_pyramid(images)
+    assert [level.shape[-1] for level in levels] == [64, 32, 16]
+    assert metrics.num_levels(64) == 3 and metrics.num_levels(16) == 1 and metrics.num_levels(4) == 1
+    flat = metrics.laplacian_pyramid(torch.full((1, 1, 32, 32), 3.0))
+    assert flat[0].abs().max() < 1e-5 and torch.allclose(flat[1], torch.tensor(3.0))
+
+
+def _datasets():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return Datasets(train={"images": images[:80]}, held_out={"images": images[80:]})
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"images": self.images[index]}
+
+
+def _recipe(accumulation=1, batch_size=16, precision="fp64", **settings):
+    runtime = Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu")
+    images = _datasets()
+    data = Datasets(train=_Rows(images.train["images"]), held_out=_Rows(images.held_out["images"]))
+    arguments = {
+        "resolution": 8,
+        "latent_dim": 8,
+        "fmap_base": 32,
+        "fmap_max": 8,
+        "stable_images": 32,
+        "fade_images": 128,
+        "num_directions": 16,
+        **settings,
+    }
+    return ProgressiveGAN(
+        runtime,
+        data=data,
+        optimizer=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
+        batch_size=batch_size,
+        accumulation=accumulation,
+        **arguments,
+    )
+
+
+def _train(accumulation=1, batch_size=16):
+    """Ten steps, the last eight of them in the fade to 8x8; all weights, averages and the distance."""
+    recipe = _recipe(accumulation, batch_size)
+    for step, batch in enumerate(recipe.batches()):
+        told = recipe.train_step(batch)
+        if step == 9:
+            break
+    assert recipe.phase.is_fading and 0 < told["fade"] < 1
+    tensors = {**recipe.G.state()["module"], **{f"D.{k}": v for k, v in recipe.D.state()["module"].items()}}
+    tensors.update({f"average.{k}": v for k, v in recipe.G.state()["average"].items()})
+    return {k: v.clone() for k, v in tensors.items()}, recipe.evaluate()["swd"]
+
+
+@pytest.mark.parametrize(("batch_size", "splits"), [(16, ((2, 1), (4, 1), (1, 4), (2, 2)))])
+def test_weights_do_not_depend_on_the_split_in_mid_fade(batch_size, splits):
+    alone, distance = _train(1, batch_size)
+    largest = max(float(v.abs().max()) for v in alone.values())
+    for ranks, accumulation in splits:
+        for tensors, swd in run_ranks(_train, ranks, accumulation, batch_size):
+            worst = max(float((tensors[name] - alone[name]).abs().max()) for name in alone)
+            assert worst / largest < 1e-10, (ranks, accumulation)
+            assert swd == pytest.approx(distance, rel=1e-9)
+
+
+def test_adam_starts_anew_with_each_phase_and_averages_are_carried():
+    recipe = _recipe(stable_images=32, fade_images=32)
+    seen = []
+    for batch in recipe.batches():
+        recipe.train_step(batch)
+        (state,) = {int(entry["step"]) for entry in recipe.G.optimizer.state.values()}
+        seen.append((str(recipe.phase).split(" for")[0], state, recipe.G.num_updates))
+    assert seen == [
+        ("4x4 training", 1, 1),
+        ("4x4 training", 2, 2),
+        ("8x8 fading in", 1, 3),
+        ("8x8 fading in", 2, 4),
+        ("8x8 training", 1, 5),
+        ("8x8 training", 2, 6),
+    ]
+    average, weights = recipe.G.state()["average"], recipe.G.state()["module"]
+    assert average.keys() == weights.keys()
+    assert not torch.equal(average["blocks.4.conv.weight"], weights["blocks.4.conv.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_trains(precision):
+    recipe = _recipe(precision=precision)
+    for step, batch in enumerate(recipe.batches()):
+        told = recipe.train_step(batch)
+        if step == 3:
+            break
+    assert np.isfinite(float(told["d_loss"])) and np.isfinite(float(told["penalty"]))
+
+
+def test_shares_that_split_groups_are_refused_at_the_start():
+    with pytest.raises(ConfigError, match=r"batch_size=12 at 4x4.*multiple of 8"):
+        _recipe(accumulation=2, batch_size=12)
+    with pytest.raises(DataError, match=r"do not fit images of shape \[3, 8, 8\]"):
+        _recipe(resolution=16)
+
+
+def test_grid_and_animation(tmp_path):
+    from PIL import Image
+
+    picture = grid(torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 4, 4), cell=8)
+    assert picture.shape == (16, 24, 3)
+    assert [int(picture[y, x, 0]) for y, x in ((0, 0), (0, 8), (0, 16), (8, 0), (8, 8), (8, 16))] == [
+        0, 64, 128, 191, 255, 0
+    ]  # fmt: skip
+    frames = []
+    for i in range(3):
+        frames.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.roll(picture, i, axis=0)).save(frames[-1])
+    animate(frames, tmp_path / "a.gif", crop=8, scale=4)
+    with Image.open(tmp_path / "a.gif") as made:
+        assert made.n_frames == 3 and made.size == (32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
+    arguments = [
+        *TRAINED_SHORTLY,
+        "recipe.stable_images=160",
+        "recipe.fade_images=1600",
+        "save_every=20",
+    ]
+    assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=40)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    arguments = [*TRAINED_SHORTLY, "recipe.stable_images=64", "recipe.fade_images=64", "evaluate_every=4"]
+    done = run([*arguments, "tracking.wandb=null", f"run_dir={run_dir}"], 2)
+    assert done.returncode == 0, done.stderr
+    for phase in ("4x4 training", "8x8 fading in", "8x8 training"):
+        assert f"growth: {phase}" in done.stdout
+    for name in ("growth.gif", "growth_one_latent.gif", "curve.png", "metrics.jsonl", "config.yaml"):
+        assert (run_dir / name).stat().st_size > 0
+    sample(run_dir, num=9, output=tmp_path / "grid.png")
+    from PIL import Image
+
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (192, 192)
+    with pytest.raises(ConfigError, match="names no picture format"):
+        sample(run_dir, num=9, output=tmp_path / "grid.xyz")
