@@ -325,10 +325,10 @@ class Runtime:
         longest = -(-batch.size // self.world_size)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
-        shares = rows.new_empty(self.world_size * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(shares, padded)
+        shares = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(shares, padded)
         # Sample i is row i // W of rank i mod W.
-        return shares.view(self.world_size, longest, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)[: batch.size]
+        return torch.stack(shares, dim=1).flatten(0, 1)[: batch.size]
 
     def first_on_host(self, function: Callable[[], T]) -> T:
         """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.

@@ -46,7 +46,7 @@ class Toy(trainkit.Recipe):
         batch_size: int = 8,
         num_steps: int = 40,
         accumulation: int = 1,
-        fault: Literal["none", "two_backwards", "nan"] = "none",
+        fault: Literal["none", "two_backwards", "not_finite"] = "none",
     ) -> None:
         self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
         self.num_samples = num_steps * batch_size
@@ -67,7 +67,7 @@ class Toy(trainkit.Recipe):
     def train_step(self, batch):
         for micro in self.network.micro_batches(batch):
             loss = self._loss(micro)
-            self.network.backward(loss * float("nan") if self.fault == "nan" else loss)
+            self.network.backward(loss * float("nan") if self.fault == "not_finite" else loss)
             if self.fault == "two_backwards":
                 self.network.backward(loss)
         return self.network.step().metrics()
