@@ -62,9 +62,11 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     num_rows = -(-len(panels) // num_columns)
     figure = Figure(figsize=(1.5 + 4.5 * num_columns, 0.5 + 3.5 * num_rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: it would take over a notebook's windows and keep every figure alive
+    last_step = max(steps[-1] for steps, _ in [*training.values(), *evaluation.values()])
     for index, family in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
         _panel(axes, family, training, evaluation)
+        axes.set_xlim(0, 1.02 * last_step)
     figure.suptitle(title)
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary)
