@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 _SHARES = (0.78, 0.82, 0.86, 0.90)  # of the canvas that the glyph's longer side takes
-_LEAST_CANVAS = 256  # pixels: glyphs are drawn large and averaged down
+_LEAST_CANVAS = 128  # pixels: glyphs are drawn large and averaged down
 _NOT_A_CHARACTER = "\U0010fffe"
 
 
@@ -82,6 +82,6 @@ def _ink(font: "ImageFont.FreeTypeFont", character: str) -> "Image.Image":
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
-    ink = Image.new("L", (right - left, bottom - top))
-    ImageDraw.Draw(ink).text((-left, -top), character, fill=255, font=font)
-    return ink
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), character, fill=255, font=font)
+    return image.crop(image.getbbox())  # the font's own box has room for the space between letters

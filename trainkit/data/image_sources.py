@@ -145,7 +145,7 @@ def _files(path: Path) -> Iterator[str]:
     """Every file below `path` but hidden ones, relative to it."""
     for directory, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
+        for name in sorted(files):
             if not name.startswith("."):
                 yield str(Path(directory, name).relative_to(path))
 

@@ -21,7 +21,7 @@ from trainkit.data.split import lowest_share
 from trainkit.data.square import square
 from trainkit.errors import DataError
 
-_FORMAT = 1  # of the cache: raise it whenever the same images and settings would give other files
+_FORMAT = 2  # of the cache: raise it whenever the same images and settings would give other files
 _NUM_NAMED = 3  # unreadable files in a message
 
 
