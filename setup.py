@@ -40,7 +40,7 @@ setup(
         "hydra-core>=1.3.2",
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "pyarrow>=15",
         "pydantic>=2.7",
         "PyYAML>=6",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import ROOT, environment
+from tests.jobs import environment
 
-OWN_LOOP = '''\
+OWN_LOOP = """\
 import torch
 from torch.nn.functional import softplus
 import trainkit
@@ -38,9 +38,9 @@ for step, batch in enumerate(runtime.batches(images, batch_size=64, num_steps=NU
     G.step()
     runtime.log(step, d_loss=d_loss, g_loss=g_loss)
 runtime.save("checkpoints/last", G=G, D=D, step=step)
-'''
+"""
 
-RECIPE = '''\
+RECIPE = """\
 import torch
 from torch.nn.functional import cross_entropy
 import trainkit
@@ -65,7 +65,7 @@ class MaskedLanguageModelling(trainkit.Recipe):
         for micro in self.encoder.micro_batches(batch):
             loss, num_masked = masked_loss(self.encoder(micro.tokens), micro.labels)
             self.encoder.backward(loss, weight=num_masked)
-        return self.encoder.step().metrics()          # loss, grad_norm, lr, skipped: already means over the global batch
+        return self.encoder.step().metrics()          # loss, grad_norm, lr, skipped: means over the global batch
     def evaluate(self):
         return {"num_samples": float(len(self.corpus["tokens"]))}
 
@@ -82,7 +82,7 @@ recipe = MaskedLanguageModelling(
     batch_size=16,
 )
 trainkit.Trainer(runtime, recipe).fit()
-'''
+"""
 
 
 def _run(script: str, directory: Path, ranks: int) -> str:

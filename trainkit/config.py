@@ -37,7 +37,7 @@ class TrainConfig:
     strategy: Node  # how it is spread over processes: conf/strategy/
     precision: Node  # conf/precision/
     tracking: Node  # who is told: conf/tracking/
-    run_dir: Path | None  # {time} in it becomes the time of the start
+    run_dir: Path | None  # strftime fields in it are filled in by rank 0's clock
     resume: str  # auto | never | the path of a run or a checkpoint
     seed: int
     deterministic: bool  # the same bits again, from the same ranks and hardware

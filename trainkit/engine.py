@@ -216,7 +216,8 @@ class Engine:
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
 
-        Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw module with autocast off.
+        Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw
+        module with autocast off.
         """
         self._require_active()
         if self._dropouts:

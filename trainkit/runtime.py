@@ -51,7 +51,8 @@ class Runtime:
     device: `auto` takes a GPU where there is one.
     num_workers: processes that fetch data ahead (0: this one does).
     log_every: steps from one `log` that is told to the next.
-    run_dir: where trackers write, made by rank 0, `{time}` in it replaced; without one they only print.
+    run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
+        without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
 
     Making one joins the process group that torchrun describes. Collective: every rank makes one. Raises ConfigError
@@ -104,8 +105,7 @@ class Runtime:
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
         error = None
-        time_of_start = self.broadcast(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        path = Path(str(run_dir).replace("{time}", time_of_start)).expanduser()
+        path = Path(self.broadcast(datetime.now().strftime(str(run_dir)))).expanduser()
         if self.is_main:
             try:
                 path.mkdir(parents=True, exist_ok=True)

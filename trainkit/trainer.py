@@ -1,12 +1,14 @@
 """Trainer: the one loop. It owns cadence: when to log, to evaluate, to save, and where to begin."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
 from trainkit.config import to_yaml
+from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -52,14 +54,17 @@ class Trainer:
         """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls."""
         try:
             position = self.restore()
+            is_complete = position >= self.recipe.num_samples
+            # The first batch is made before anything is written: what is wrong with the data shows here.
+            batches = _begun(self.recipe.batches(position)) if not is_complete else None
             self._start_tracking()
-            if position >= self.recipe.num_samples:
+            if batches is not None:
+                self._train(batches)
+            else:
                 self.runtime.tracker.message(
                     f"the run in {self.runtime.run_dir} is complete at step {self.step}; "
                     f"to train anew, give another run_dir"
                 )
-            else:
-                self._train(position)
             metrics = self._evaluate()
             self._save()
             self.recipe.finish()
@@ -94,9 +99,9 @@ class Trainer:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _train(self, position: int) -> None:
+    def _train(self, batches: Iterable[Batch]) -> None:
         runtime, recipe = self.runtime, self.recipe
-        for batch in recipe.batches(position):
+        for batch in batches:
             metrics = recipe.train_step(batch)
             self.step += 1
             means = runtime.log(self.step, **metrics)
@@ -194,6 +199,11 @@ class Trainer:
             return checkpoint.find(Path(self.resume).expanduser(), report=self.runtime.tracker.message)
         except (ConfigError, CheckpointError) as error:
             return error
+
+
+def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """`batches`, the first of which is made at once."""
+    return chain([next(batches)], batches)
 
 
 def _status_of(error: BaseException) -> Status:

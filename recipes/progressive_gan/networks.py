@@ -70,7 +70,7 @@ class EqualizedSpread(nn.Module):
         self.scale = math.sqrt(2.0) / 4.0 / math.sqrt(latent_dim)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        return F.linear(z_BZ, self.weight * self.scale).view(len(z_BZ), -1, 4, 4) + self.bias.view(1, -1, 1, 1)
+        return F.linear(z_BZ, self.weight * self.scale).unflatten(1, (-1, 4, 4)) + self.bias.view(1, -1, 1, 1)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
