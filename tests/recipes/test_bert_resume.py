@@ -27,6 +27,7 @@ def test_killed_in_mid_epoch_and_resumed_gives_the_same_bits(tmp_path, ranks):
         "recipe.model.attention_dropout=0.1",
         "recipe.batch_size=24",  # an epoch is no whole number of batches
         "recipe.num_steps=90",
+        "schedule.warmup=10",
         "evaluate_every=null",
         "save_every=15",
         "log_every=1",

@@ -40,7 +40,7 @@ class Schedule:
         if self.shape != "constant" and (self.total is None or self.total <= self.warmup):
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
-                f"schedule.warmup={self.warmup}"
+                f"schedule.warmup={self.warmup}: train longer or give a smaller schedule.warmup"
             )
 
     def __call__(self, position: int, batch_size: int) -> float:
