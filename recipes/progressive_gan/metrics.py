@@ -1,10 +1,13 @@
 """Sliced Wasserstein distance between two sets of images (Karras et al. 2018, section 5 and appendix)."""
 
-import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainkit import Runtime
+from trainkit.data import Batch
 
 PATCH = 7
 
@@ -55,5 +58,31 @@ def _standardise(x_NF: Tensor, num_channels: int) -> Tensor:
     return ((by_channel - mean) / deviation.clamp(min=1e-8)).flatten(1)
 
 
-def num_levels(resolution: int, smallest: int = 16) -> int:
-    return max(1, int(math.log2(resolution / smallest)) + 1)
+def distances(
+    runtime: Runtime,
+    pairs: Iterable[tuple[Batch, Tensor, Tensor]],
+    *,
+    num_patches: int,
+    num_directions: int,
+) -> dict[str, float]:
+    """`swd` between two sets of images, and where the pyramid has several levels `swd_<size>` of each.
+
+    pairs: (batch, images, other images) over an evaluation: shares [B, C, R, R] of each rank. Patches and directions
+    are the same in every call. Collective: every rank calls.
+    """
+    levels: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    num_channels = 1
+    for batch, *sets in pairs:
+        num_channels = sets[0].shape[1]
+        where_BP2 = runtime.rand(batch, num_patches, 2, name="patches")
+        for level in zip(*(laplacian_pyramid(images) for images in sets), strict=True):
+            first, second = (runtime.gather(patches(images, where_BP2), batch).flatten(0, 1) for images in level)
+            levels.setdefault(level[0].shape[-1], []).append((first, second))
+    first_sample = Batch(None, 0, 1, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    found = {}
+    for size, parts in levels.items():
+        first, second = (torch.cat(part) for part in zip(*parts, strict=True))
+        directions = runtime.randn(first_sample, first.shape[1], num_directions, name="directions")[0]
+        found[f"swd_{size}"] = sliced_wasserstein(first, second, directions, num_channels)
+    mean = sum(found.values()) / len(found)
+    return {"swd": mean, **(found if len(found) > 1 else {})}

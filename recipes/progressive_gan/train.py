@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Subset
 
 from recipes.progressive_gan import metrics
 from recipes.progressive_gan.growth import Phase, phase_at, plan
@@ -193,8 +194,8 @@ class ProgressiveGAN(Recipe):
     # -- what it has learnt ------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        with self.G.averaged() as module, torch.no_grad():
-            distances = self._distances(module, self.phase.resolution, self.runtime.position)
+        with self.G.averaged() as module:
+            distances = self._distances(module, self.phase.resolution)
             shown = self.sample(module, self.num_shown)
         cell = max(CELL, self.phases[-1].resolution)
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
@@ -210,45 +211,51 @@ class ProgressiveGAN(Recipe):
             return torch.cat([module(part, fade) for part in latents.split(self.evaluation_batch_size)])
 
     def finish(self) -> None:
-        runtime, resolution = self.runtime, self.phase.resolution
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(runtime.seed + resolution)
-            untrained = Generator(self.widths, resolution).to(runtime.device, runtime.dtype)
-            before = self._distances(untrained, resolution, self.num_samples)["swd"]
-        with self.G.averaged() as module, torch.no_grad():
-            after = self._distances(module, resolution, self.num_samples)["swd"]
-        columns = ("generator", f"swd at {resolution}x{resolution}", "share of untrained")
-        rows = [("untrained", round(before, 2), 1.0), ("trained", round(after, 2), round(after / before, 3))]
-        runtime.tracker.table(runtime.step, "sliced Wasserstein distance to held-out images", columns, rows)
-        if runtime.is_main and runtime.run_dir is not None:
-            self._animate(runtime.run_dir)
+        resolution, rows = self.phase.resolution, []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.runtime.seed + resolution)
+            untrained = Generator(self.widths, resolution).to(self.runtime.device, self.runtime.dtype)
+        with self.G.averaged() as trained:
+            found = [("untrained generator", self._distances(untrained, resolution)["swd"])]
+            found.append(("trained generator", self._distances(trained, resolution)["swd"]))
+        if len(self.datasets.train) >= len(self.datasets.held_out):
+            found.append(("as many training images", self._distances(None, resolution)["swd"]))
+        for name, distance in found:
+            rows.append((name, round(distance, 2), round(distance / found[0][1], 3)))
+        columns = ("images of", f"swd at {resolution}x{resolution}", "share of untrained")
+        title = "sliced Wasserstein distance to held-out images"
+        self.runtime.tracker.table(self.runtime.step, title, columns, rows)
+        if self.runtime.is_main and self.runtime.run_dir is not None:
+            self._animate(self.runtime.run_dir)
 
-    def _distances(self, module: torch.nn.Module, resolution: int, position: int) -> dict[str, float]:
-        """`swd`, the mean over the levels of the pyramid, and where there are several `swd_<size>` of each."""
-        fade = self.phase.fade(position)
-        levels: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(metrics.num_levels(resolution))]
-        for batch in self.runtime.evaluation_batches(
-            _at(self.datasets.held_out, resolution),
-            batch_size=self.evaluation_batch_size,
-            collate=self.datasets.collate,
-        ):
-            real = self._images(batch, resolution)
-            fake = module(self._latents(batch, "measured"), fade)
-            where = self.runtime.rand(batch, self.num_patches, 2, name="patches")
-            pyramids = [metrics.laplacian_pyramid(images) for images in (real, fake)]
-            for level, pair in zip(levels, zip(*pyramids, strict=True), strict=True):
-                real_patches, fake_patches = (self.runtime.gather(metrics.patches(x, where), batch) for x in pair)
-                level.append((real_patches, fake_patches))
-        one = Batch(None, 0, 1, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-        found = {}
-        for i, level in enumerate(levels):
-            real_NF, fake_NF = (torch.cat(parts).flatten(0, 1) for parts in zip(*level, strict=True))
-            directions = self.runtime.randn(one, real_NF.shape[1], self.num_directions, name="directions")[0]
-            found[f"swd_{resolution >> i}"] = metrics.sliced_wasserstein(
-                real_NF, fake_NF, directions, self.widths.channels
+    def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
+        """Between held-out images and as many of `module`; without one, of the training split: a floor."""
+        with torch.no_grad():
+            return metrics.distances(
+                self.runtime,
+                self._pairs(module, resolution),
+                num_patches=self.num_patches,
+                num_directions=self.num_directions,
             )
-        mean = sum(found.values()) / len(found)
-        return {"swd": mean, **(found if len(found) > 1 else {})}
+
+    def _pairs(self, module: torch.nn.Module | None, resolution: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """(batch, held-out images, other images) over the held-out split, this rank's share."""
+        held_out = _at(self.datasets.held_out, resolution)
+        measured = self._measured(held_out, resolution)
+        if module is None:
+            training = Subset(_at(self.datasets.train, resolution), range(len(held_out)))
+            for (batch, real), (_, other) in zip(measured, self._measured(training, resolution), strict=True):
+                yield batch, real, other
+        else:
+            fade = self.phase.fade(self.runtime.position)
+            for batch, real in measured:
+                yield batch, real, module(self._latents(batch, "measured"), fade)
+
+    def _measured(self, dataset: Any, resolution: int) -> Iterator[tuple[Batch, Tensor]]:
+        for batch in self.runtime.evaluation_batches(
+            dataset, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
+        ):
+            yield batch, self._images(batch, resolution)
 
     def _animate(self, run_dir: Path) -> None:
         frames = sorted((run_dir / "media" / "samples").glob("*.png"))
