@@ -174,6 +174,7 @@ class ProgressiveGAN(Recipe):
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
             "lr": d_result.lr,
+            "skipped": float(d_result.skipped or g_result.skipped),
             "resolution": self.phase.resolution,
             "fade": fade,
         }
