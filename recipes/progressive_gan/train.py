@@ -30,7 +30,8 @@ class ProgressiveGAN(Recipe):
     learning_rates: of the resolutions whose rate is not the optimizer's own.
     ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
     stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
-    num_patches, num_directions: of the sliced Wasserstein distance.  num_shown: images in a grid.
+    num_measured, num_patches, num_directions: held-out images, patches of each, and projections of the sliced
+        Wasserstein distance.  num_shown: images in a grid.
     """
 
     best_metric = None  # distances at different resolutions cannot be compared
@@ -57,6 +58,7 @@ class ProgressiveGAN(Recipe):
         drift: float = 0.001,
         stddev_group: int = 4,
         evaluation_batch_size: int = 64,
+        num_measured: int = 16_384,
         num_patches: int = 64,
         num_directions: int = 256,
         num_shown: int = 64,
@@ -73,6 +75,7 @@ class ProgressiveGAN(Recipe):
         self.learning_rates = learning_rates or {}
         self.ema, self.penalty, self.drift = ema, penalty, drift
         self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
+        self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
         self.datasets = runtime.first_on_host(data.load)
         _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
@@ -101,6 +104,7 @@ class ProgressiveGAN(Recipe):
         while position < self.num_samples:
             phase = phase_at(self.phases, position)
             if phase != self.phase:
+                _require_next(self.phase, phase, position)
                 self._grow(phase)
             self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
             num_steps = -(-(phase.end - position) // phase.batch_size)
@@ -241,7 +245,8 @@ class ProgressiveGAN(Recipe):
 
     def _pairs(self, module: torch.nn.Module | None, resolution: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """(batch, held-out images, other images) over the held-out split, this rank's share."""
-        held_out = _at(self.datasets.held_out, resolution)
+        whole = _at(self.datasets.held_out, resolution)
+        held_out = Subset(whole, range(min(len(whole), self.num_measured)))
         measured = self._measured(held_out, resolution)
         if module is None:
             training = Subset(_at(self.datasets.train, resolution), range(len(held_out)))
@@ -277,8 +282,20 @@ def _at(dataset: Any, resolution: int) -> Any:
 
 def _tensor_of(data: Any) -> Tensor:
     if isinstance(data, Mapping):
+        if "images" not in data:
+            raise DataError(
+                f"recipe=progressive_gan needs items that are images or hold 'images'; these hold {[*data]}"
+            )
         data = data["images"]
     return data[0] if isinstance(data, list | tuple) else data
+
+
+def _require_next(now: Phase, phase: Phase, position: int) -> None:
+    if phase.number != now.number + 1:
+        raise ConfigError(
+            f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
+            f"network grows one phase at a time; give those that the checkpoint was made with, or a new run_dir"
+        )
 
 
 def _require_whole_groups(phase: Phase, world_size: int, accumulation: int, group: int) -> None:

@@ -276,6 +276,19 @@ def test_shares_that_split_groups_are_refused_at_the_start():
         _recipe(resolution=16)
 
 
+def test_a_phase_cannot_be_jumped_over():
+    recipe = _recipe(stable_images=32, fade_images=32)
+    with pytest.raises(ConfigError, match=r"4x4 training.* put position 64 at 8x8 training"):
+        next(recipe.batches(start=64))
+
+
+def test_items_without_images_are_named():
+    runtime = Runtime(tracker=Tracker(), device="cpu")
+    data = Datasets(train=[{"pixels": torch.zeros(3, 8, 8)}], held_out=[])
+    with pytest.raises(DataError, match=r"these hold \['pixels'\]"):
+        ProgressiveGAN(runtime, data=data, optimizer=torch.optim.Adam, resolution=8)
+
+
 def test_grid_and_animation(tmp_path):
     from PIL import Image
 
