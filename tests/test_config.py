@@ -18,7 +18,7 @@ def test_every_option_of_every_group_composes_and_checks(group, option):
     assert yaml.safe_load(to_yaml(config)) == config
 
 
-@pytest.mark.parametrize(("recipe", "precision"), product(groups()["recipe"], groups()["precision"]))
+@pytest.mark.parametrize(("recipe", "precision"), list(product(groups()["recipe"], groups()["precision"])))
 def test_what_a_recipe_is_given_can_be_built(recipe, precision):
     checked = check(compose([f"recipe={recipe}", f"precision={precision}"]))
     assert build(checked.precision).name == precision

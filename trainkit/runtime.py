@@ -1,7 +1,6 @@
 """Runtime: processes, device, seed, strategy, precision and tracker, in one object that is passed explicitly."""
 
 import atexit
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit import random as keyed
-from trainkit.comm.cluster import Cluster, join
+from trainkit.comm.cluster import current_cluster, join
+from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
 from trainkit.data.order import Order
@@ -78,7 +78,7 @@ class Runtime:
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
         self.strategy.check(self.cluster)
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
-        self.device = _choose_device(device, self.cluster)
+        self.device = choose_device(device, self.cluster)
         self.precision_obtained = self.precision.apply(self.device)
         self.seed, self.deterministic = seed, deterministic
         self.num_workers, self.log_every = num_workers, log_every
@@ -86,7 +86,7 @@ class Runtime:
         # Building a cache may take longer than a collective is allowed to.
         self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.world_size > 1 else None
         if deterministic:
-            _compute_deterministically()
+            compute_deterministically()
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
         self._seed_globally("start")  # modules are made next, and every rank must make the same
         self._clock = Clock(seed)
@@ -449,37 +449,3 @@ class Runtime:
             with suppress(RuntimeError):  # a peer that is gone cannot take its leave
                 dist.destroy_process_group()
             self._made_group = False
-
-
-def current_cluster() -> Cluster:
-    """The process group's word where there is one (it may have been made by hand), else the environment's."""
-    cluster = Cluster.from_environment()
-    if dist.is_initialized() and cluster.world_size != dist.get_world_size():
-        size = dist.get_world_size()
-        return Cluster(dist.get_rank(), size, dist.get_rank(), size)
-    return cluster
-
-
-def _choose_device(name: str, cluster: Cluster) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r}: allowed are auto, cpu, cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or install a CUDA build of torch")
-    num_devices = torch.cuda.device_count()
-    if cluster.local_rank >= num_devices:
-        raise ConfigError(
-            f"{cluster.local_world_size} processes on this machine and {num_devices} GPUs: "
-            f"start with --nproc-per-node={num_devices}, or use device=cpu"
-        )
-    device = torch.device("cuda", cluster.local_rank)
-    torch.cuda.set_device(device)
-    return device
-
-
-def _compute_deterministically() -> None:
-    # cuBLAS reads this when it is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False

@@ -76,3 +76,12 @@ def join(cluster: Cluster, device: torch.device) -> bool:
             f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
         ) from error
     return True
+
+
+def current_cluster() -> Cluster:
+    """The process group's word where there is one (it may have been made by hand), else the environment's."""
+    cluster = Cluster.from_environment()
+    if dist.is_initialized() and cluster.world_size != dist.get_world_size():
+        size = dist.get_world_size()
+        return Cluster(dist.get_rank(), size, dist.get_rank(), size)
+    return cluster
