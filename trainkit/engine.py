@@ -83,6 +83,7 @@ class Engine:
     """
 
     _micro: Batch | None
+    _loss: Tensor | None
 
     def __init__(
         self,
@@ -296,7 +297,7 @@ class Engine:
         self._weights_given: bool | None = None
         self._sums: Tensor | None = None
         self._work: dist.Work | None = None
-        self._loss = torch.empty(0)
+        self._loss = None
         self._loss_divisor = 1.0
         self._backend.begin(last=True)
 
@@ -350,6 +351,7 @@ class Engine:
     def _totals(self) -> tuple[Tensor, Tensor | float]:
         """The mean loss, and the factor that turns the reduced gradients into the gradient of that mean."""
         if self._sums is None:
+            assert self._loss is not None
             return self._loss, 1.0
         if self._work is not None:
             self._work.wait()

@@ -12,12 +12,11 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """`function` of every tensor in a tree of dicts, lists, tuples and named tuples; other leaves stay as they are."""
     if isinstance(tree, Tensor):
         return function(tree)
+    if isinstance(tree, list | tuple):
+        mapped = [map_tensors(part, function) for part in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     if isinstance(tree, Mapping):
         return {key: map_tensors(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(value, function) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(map_tensors(value, function) for value in tree)
     return tree
 
 

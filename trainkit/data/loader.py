@@ -56,6 +56,9 @@ class Fetcher:
         self.source = source.tensors if isinstance(source, TensorDataset) else source
         self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
         self.collate = collate or default_collate
+        self._is_tensors = isinstance(self.source, Tensor | Mapping) or (
+            isinstance(self.source, list | tuple) and isinstance(self.source[0], Tensor)
+        )
         # A pass over held-out samples ends with a ragged batch; training never does.
         self.end = None if order.shuffle else order.num_samples
         self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
@@ -81,10 +84,8 @@ class Fetcher:
 
     def _fetch(self, indices: Tensor, positions: Tensor) -> Any:
         source = self.source
-        if isinstance(source, Tensor):
-            return source[indices.to(source.device)]
-        if isinstance(source, Mapping) or (isinstance(source, list | tuple) and isinstance(source[0], Tensor)):
-            return map_tensors(source, lambda tensor: tensor[indices.to(tensor.device)])
+        if self._is_tensors:
+            return map_tensors(source, lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
         if len(indices) == 0:
             # The shape of a share without samples is that of any sample, cut to none.
             return map_tensors(self._collated([0], torch.zeros(1, dtype=torch.int64)), lambda tensor: tensor[:0])
