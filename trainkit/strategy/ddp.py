@@ -28,8 +28,8 @@ class DDP(Strategy):
 
     bucket_mb: size of a bucket.
     find_unused_parameters: for modules of which a forward does not use every parameter. Always on under
-        `deterministic`, because without it the first step after a start reduces in another order than later ones; torch then warns
-        once that it found none unused, which is as it should be.
+        `deterministic`, because without it the first step after a start reduces in another order than later ones;
+        torch then warns once that it found none unused, which is as it should be.
 
     Buffers are equal at the start and not synchronised afterwards; rank 0's are saved.
     """
