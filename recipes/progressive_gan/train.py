@@ -249,7 +249,9 @@ class ProgressiveGAN(Recipe):
         held_out = Subset(whole, range(min(len(whole), self.num_measured)))
         measured = self._measured(held_out, resolution)
         if module is None:
-            training = Subset(_at(self.datasets.train, resolution), range(len(held_out)))
+            training = _at(self.datasets.train, resolution)
+            # From all over the split: neighbours in it are often alike.
+            training = Subset(training, [i * len(training) // len(held_out) for i in range(len(held_out))])
             for (batch, real), (_, other) in zip(measured, self._measured(training, resolution), strict=True):
                 yield batch, real, other
         else:
