@@ -51,7 +51,7 @@ def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int,
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks):
-    arguments = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=50", "recipe.accumulation=2"]
+    arguments = [*TOY, "recipe.num_steps=800", "log_every=1", "save_every=50", "recipe.accumulation=2"]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=120)
 
 
