@@ -109,8 +109,11 @@ def test_saving_again_replaces_and_leaves_nothing_else(saved):
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(saved):
+    expected = load_file(saved / "network.module.safetensors")
     saved.rename(saved.with_name("last.previous"))
-    _run_of(saved, False)
+    loaded = _run_of(saved, False)["module"]
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "no_manifest", "manifest_cut", "foreign"])
