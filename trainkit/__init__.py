@@ -8,7 +8,7 @@ from trainkit.optim import Schedule
 from trainkit.precision import Precision
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
-from trainkit.strategy import DDP, Single, Strategy
+from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
 from trainkit.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DDP",
+    "FSDP",
+    "HSDP",
     "Engine",
     "Precision",
     "Recipe",
@@ -28,6 +30,9 @@ __all__ = [
     "Strategy",
     "Tracker",
     "Trainer",
+    "Zero1",
+    "Zero2",
+    "Zero3",
     "data",
     "errors",
     "load_recipe",

@@ -1,25 +1,33 @@
 """Backend: one module and its optimizer, as a strategy runs them."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainkit.errors import UsageError
+from trainkit.shard import Shard
 
 
 class Backend:
     """One module and its optimizer, as a strategy runs them. An Engine drives it; users never see it.
 
-    The order of a turn: for each micro-batch `begin`, forwards, `backward`; then `finish_gradients`, and `update` or
-    `discard`. After the last `backward` the gradients are the sum over ranks divided by `gradient_divisor`.
+    The order of a turn: for each micro-batch `begin`, forwards, `backward`; then `update`. After the last `backward`
+    the gradients are the sum over ranks divided by `gradient_divisor`, whole or sharded.
     """
 
     gradient_divisor: float = 1.0
+    shards_gradients = False
+    """Whether the norm of the gradients needs a sum over ranks, of what `squared_norm` returns."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
-        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = dict(module.named_parameters())
+        self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    # -- a turn ------------------------------------------------------------------------------------------------------
 
     def begin(self, last: bool) -> None:
         """A micro-batch begins; `last`: its backward ends the turn's gradients."""
@@ -28,30 +36,42 @@ class Backend:
         """The module's output; gradients of it are reduced by `backward`."""
         return self.module(*args, **kwargs)
 
+    def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The module's output for `x`, which requires a gradient, and that of the output's sum; both differentiable."""
+        output = self.module(x, *args, **kwargs)
+        (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        return output, gradient
+
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of `loss`; the last of a turn also reduces them over ranks."""
         loss.backward()
 
-    def finish_gradients(self, factor: Tensor | float, clip: float | None) -> Tensor:
-        """Multiplies the gradients by `factor`, clips them to global norm `clip`; their norm before clipping."""
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
-        if not gradients:
-            raise UsageError("the loss depends on no trainable parameter of the module: nothing to update")
-        norms = torch._foreach_norm(gradients)
-        norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    def squared_norm(self) -> Tensor | None:
+        """This rank's part of the squared norm of sharded gradients; None where every rank can tell the whole."""
+        return None
+
+    def update(
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+    ) -> tuple[Tensor, bool]:
+        """Multiplies the gradients by `factor`, clips them to norm `clip`, and makes an optimizer step.
+
+        squared_norm: the sum of `squared_norm()` over ranks.  skips: leave the step out if a gradient is not finite.
+        Returns the norm before clipping, and whether the step was skipped. The gradients are gone afterwards.
+        """
+        gradients = self._local_gradients()
+        norm = squared_norm.sqrt() if squared_norm is not None else _norm(gradients)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
-        if clip is not None:
-            factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
-        if clip is not None or not is_one:
-            torch._foreach_mul_(gradients, factor)
-        return norm
-
-    def update(self) -> None:
-        """One optimizer step; the gradients are gone afterwards."""
-        self.optimizer.step()
+        skipped = skips and not torch.isfinite(norm).item()  # waits for the device; the update depends on it
+        if not skipped:
+            if clip is not None:
+                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
+            if gradients and (clip is not None or not is_one):
+                torch._foreach_mul_(gradients, _as_factor(factor, gradients[0]))
+            self.optimizer.step()
         self.discard()
+        return norm, skipped
 
     def discard(self) -> None:
         """Forgets the gradients."""
@@ -60,5 +80,83 @@ class Backend:
             for p in group["params"]:
                 p.grad = None
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Parameters take no gradient meanwhile."""
+        # The objects are held, not their names: a parameter that its user froze must stay so afterwards.
+        held = [p for p in self.module.parameters() if p.requires_grad]
+        for p in held:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in held:
+                p.requires_grad_(True)
+
     def retire(self) -> None:
         """Lets go of the module: hooks and buffers of the strategy are removed."""
+
+    # -- tensors by the module's own names ---------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Shard]:
+        """What this rank holds of each parameter, in full precision: what the optimizer writes to."""
+        return {name: Shard.whole(p) for name, p in self.parameters.items()}
+
+    def refresh(self) -> None:
+        """Makes the module compute with `weights` that were written to. Collective."""
+
+    def optimizer_state(self) -> dict[str, dict[str, Shard]]:
+        """name -> key -> what this rank holds of the optimizer's state."""
+        weights = self.weights()
+        return {
+            name: {key: self._state_shard(value, weights[name]) for key, value in self.optimizer.state[p].items()}
+            for name, p in self.parameters.items()
+            if p in self.optimizer.state
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of `optimizer_state`, from whole tensors; parameters that are not in `state` begin anew."""
+        names = {p: name for name, p in self.parameters.items()}
+        whole = self.optimizer.state_dict()
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        whole["state"] = {
+            i: {key: self._state_from_whole(value, p) for key, value in state[names[p]].items()}
+            for i, p in enumerate(ordered)
+            if names[p] in state
+        }
+        self.optimizer.load_state_dict(whole)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes that this rank holds at rest, counted from the tensors: `parameters`, `optimizer`."""
+        state = [shard.local for entry in self.optimizer_state().values() for shard in entry.values()]
+        return {
+            "parameters": sum(_num_bytes(shard.local) for shard in self.weights().values()),
+            "optimizer": sum(_num_bytes(tensor) for tensor in state),
+        }
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _local_gradients(self) -> list[Tensor]:
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        if not gradients:
+            raise UsageError("the loss depends on no trainable parameter of the module: nothing to update")
+        return gradients
+
+    def _state_shard(self, value: Any, weight: Shard) -> Shard:
+        return Shard.whole(value if isinstance(value, Tensor) else torch.tensor(value))
+
+    def _state_from_whole(self, value: Tensor, p: nn.Parameter) -> Any:
+        return value
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+
+
+def _as_factor(factor: Tensor | float, gradient: Tensor) -> Tensor | float:
+    return factor.to(gradient.device) if isinstance(factor, Tensor) else factor
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -26,6 +26,7 @@ from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
 from trainkit.precision import Precision
 from trainkit.random import key_of
+from trainkit.shard import Shard
 
 Schedule = Callable[[int, int], float]
 
@@ -114,8 +115,13 @@ class Engine:
         ]
         # One process with one micro-batch needs no weights: its loss is the mean already.
         self._needs_weights = cluster.world_size > 1 or accumulation > 1
-        self._frozen: list[nn.Parameter] | None = None
+        self._is_frozen = False
         self._begin_turn()
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the module's parameters, wherever they are held."""
+        return sum(shard.shape.numel() for shard in self._backend.weights().values())
 
     # -- a turn ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class Engine:
         self._require_active()
         if self._dropouts:
             self._key_dropouts()
-        forward = self.module if self._frozen is not None else self._backend.forward
+        forward = self.module if self._is_frozen else self._backend.forward
         if not self._autocasts:
             return forward(*args, **kwargs)
         with self._precision.autocast(self._device):
@@ -174,21 +180,18 @@ class Engine:
         self._require_active()
         if not self._ready:
             raise UsageError(f"step() of engine {self.name!r} without a backward before it in this turn")
-        loss, factor = self._totals()
-        if self.scaler is not None:
-            factor = factor / self.scaler.scale
-        lr = self._set_learning_rates()
-        norm = self._backend.finish_gradients(factor, self.clip)
-        skipped = False
+        loss, factor, squared_norm = self._totals()
         scale = None
         if self.scaler is not None:
             scale = self.scaler.scale
-            skipped = not math.isfinite(norm.item())  # waits for the device; the update depends on it
+            factor = factor / scale
+        lr = self._set_learning_rates()
+        norm, skipped = self._backend.update(
+            factor, self.clip, squared_norm=squared_norm, skips=self.scaler is not None
+        )
+        if self.scaler is not None:
             self.scaler.update(not skipped)
-        if skipped:
-            self._backend.discard()
-        else:
-            self._backend.update()
+        if not skipped:
             self.num_updates += 1
             if self.average is not None:
                 self.average.update()
@@ -201,18 +204,14 @@ class Engine:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Another engine's turn: gradients flow through this module, none reach its parameters, nothing is reduced."""
-        if self._frozen is not None:
+        if self._is_frozen:
             raise UsageError(f"engine {self.name!r} is frozen already")
-        # The objects are held, not their names: a parameter that its user froze must stay so afterwards.
-        self._frozen = [p for p in self.module.parameters() if p.requires_grad]
-        for p in self._frozen:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in self._frozen:
-                p.requires_grad_(True)
-            self._frozen = None
+        with self._backend.frozen():
+            self._is_frozen = True
+            try:
+                yield
+            finally:
+                self._is_frozen = False
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
@@ -227,34 +226,39 @@ class Engine:
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
         with torch.autocast(self._device.type, enabled=False):
-            output = self.module(x, *args, **kwargs)
-            (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
-        return output, gradient
+            return self._backend.input_gradient(x, *args, **kwargs)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The module with its averaged weights in place, for evaluation; the trained ones come back at the end."""
+        """The module with its averaged weights in place, for evaluation; the trained ones come back at the end.
+
+        Collective: every rank calls.
+        """
         if self.average is None:
             raise UsageError(f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema=0.999)")
-        self.average.swap()
+        self._swap_average()
         try:
             yield self.module
         finally:
-            self.average.swap()
+            self._swap_average()
 
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Tensors by the module's own names: `module`, `optimizer` (as name/key), `average`; and scalars."""
-        names = self._parameter_names()
-        optimizer = {}
-        for p, entry in self.optimizer.state.items():
-            for key, value in entry.items():
-                optimizer[f"{names[p]}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        """Tensors by the module's own names: `module`, `optimizer` (as name/key), `average`; and scalars.
+
+        Collective: every rank calls. Where a strategy spreads tensors, rank 0 alone gets them, on the CPU.
+        """
         return {
-            "module": module_tensors(self.module),
-            "optimizer": optimizer,
-            "average": self.average.tensors() if self.average is not None else {},
+            "module": self._gathered(self._module_shards()),
+            "optimizer": self._gathered(
+                {
+                    f"{name}/{key}": shard
+                    for name, entry in self._backend.optimizer_state().items()
+                    for key, shard in entry.items()
+                }
+            ),
+            "average": self._gathered(self.average.shards()) if self.average is not None else {},
             "scalars": {
                 "num_updates": self.num_updates,
                 "scaler": self.scaler.state() if self.scaler is not None else None,
@@ -262,24 +266,35 @@ class Engine:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. Raises ConfigError naming the first tensor that does not fit."""
-        _copy_tensors(module_tensors(self.module), state["module"], f"engine {self.name!r}")
+        """The inverse of `state`, which every rank has. Raises ConfigError naming the first tensor that does not fit.
+
+        Collective: every rank calls.
+        """
+        _take_all(self._module_shards(), state["module"], f"engine {self.name!r}")
         self._load_optimizer(state["optimizer"])
         if self.average is not None:
-            _copy_tensors(self.average.tensors(), state["average"], f"averaged weights of engine {self.name!r}")
+            _take_all(self.average.shards(), state["average"], f"averaged weights of engine {self.name!r}")
+        self._backend.refresh()
         self.num_updates = int(state["scalars"]["num_updates"])
         if self.scaler is not None and state["scalars"]["scaler"] is not None:
             self.scaler.load_state(state["scalars"]["scaler"])
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
-        """Takes over what `old` learnt about parameters of the same name and shape, and retires it."""
-        mine = {name: p.shape for name, p in self.module.named_parameters()}
-        state = old.state()
+        """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""
+        _inherit(self._module_shards(), old._module_shards())
+        self._backend.refresh()
         if optimizer:
-            kept = {key: value for key, value in state["optimizer"].items() if _fits(key, value, mine)}
-            self._load_optimizer(kept)
+            mine = {name: shard.shape for name, shard in self._backend.weights().items()}
+            kept = {
+                name: {key: shard.full() for key, shard in entry.items()}
+                for name, entry in old._backend.optimizer_state().items()
+                if all(len(shard.shape) == 0 or shard.shape == mine.get(name) for shard in entry.values())
+            }
+            self._backend.load_optimizer_state({name: entry for name, entry in kept.items() if name in mine})
         if self.average is not None:
-            self.average.inherit(state["average"])
+            self.average.begin_anew()
+            if old.average is not None:
+                _inherit(self.average.shards(), old.average.shards())
         self.num_updates = old.num_updates
         if self.scaler is not None and old.scaler is not None:
             self.scaler.load_state(old.scaler.state())
@@ -307,7 +322,7 @@ class Engine:
 
     def _check_backward(self, loss: Tensor, weight: Tensor | float | None) -> None:
         self._require_active()
-        if self._frozen is not None:
+        if self._is_frozen:
             raise UsageError(f"backward() of engine {self.name!r} while it is frozen: call the other engine's backward")
         if self._num_backwards:
             raise UsageError(
@@ -344,21 +359,30 @@ class Engine:
         self._loss_divisor = 2.0 ** round(math.log2(current.size)) if current is not None else 1.0
         sums = torch.stack((weights, weights * loss.detach().double()))
         self._sums = sums if self._sums is None else self._sums + sums
-        if self._is_last and self._cluster.world_size > 1:
+        if self._is_last and self._cluster.world_size > 1 and not self._backend.shards_gradients:
             self._work = dist.all_reduce(self._sums, async_op=True)
         return loss * (weights / self._loss_divisor).to(loss.dtype)
 
-    def _totals(self) -> tuple[Tensor, Tensor | float]:
-        """The mean loss, and the factor that turns the reduced gradients into the gradient of that mean."""
+    def _totals(self) -> tuple[Tensor, Tensor | float, Tensor | None]:
+        """The mean loss; the factor that makes the reduced gradients those of that mean; and their squared norm.
+
+        The norm is None where the backend can tell it alone; otherwise its parts travel with the other sums.
+        """
+        part = self._backend.squared_norm()
         if self._sums is None:
             assert self._loss is not None
-            return self._loss, 1.0
-        if self._work is not None:
+            return self._loss, 1.0, part
+        sums = self._sums
+        if part is not None:
+            sums = torch.cat((sums, part.to(sums)[None]))
+            if self._cluster.world_size > 1:
+                dist.all_reduce(sums)
+        elif self._work is not None:
             self._work.wait()
-        weight, weighted_loss = self._sums
+        weight, weighted_loss = sums[:2]
         some = weight > 0
         factor = torch.where(some, self._loss_divisor * self._backend.gradient_divisor / weight, 0.0)
-        return torch.where(some, weighted_loss / weight, 0.0), factor
+        return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2] if part is not None else None
 
     def _set_learning_rates(self) -> float:
         groups = self.optimizer.param_groups
@@ -382,46 +406,56 @@ class Engine:
             layer.see(key, current.positions, self._num_forwards)
         self._num_forwards += 1
 
-    def _parameter_names(self) -> dict[Tensor, str]:
-        return {p: name for name, p in self.module.named_parameters()}
+    def _module_shards(self) -> dict[str, Shard]:
+        return {**self._backend.weights(), **buffer_shards(self.module)}
+
+    def _gathered(self, shards: dict[str, Shard]) -> dict[str, Tensor]:
+        whole = {}
+        for name, shard in shards.items():
+            tensor = shard.full()
+            if shard.group is None:
+                whole[name] = tensor
+            elif self._cluster.rank == 0:
+                whole[name] = tensor.cpu()
+        return whole
+
+    def _swap_average(self) -> None:
+        assert self.average is not None
+        self.average.swap()
+        self._backend.refresh()
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        names = self._parameter_names()
         by_name: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():
             name, _, key = path.rpartition("/")
             by_name.setdefault(name, {})[key] = value
-        unknown = sorted(set(by_name) - set(names.values()))
+        unknown = sorted(set(by_name) - set(self._backend.weights()))
         if unknown:
             raise ConfigError(f"optimizer state of {unknown[0]!r}, which engine {self.name!r} has no parameter for")
-        whole = self.optimizer.state_dict()
-        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
-        whole["state"] = {i: by_name[names[p]] for i, p in enumerate(ordered) if names[p] in by_name}
-        self.optimizer.load_state_dict(whole)
+        self._backend.load_optimizer_state(by_name)
 
 
-def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied ones once, detached but not copied."""
-    tensors = {name: p.detach() for name, p in module.named_parameters()}
+def buffer_shards(module: nn.Module) -> dict[str, Shard]:
+    """Persistent buffers by name: every rank has all of them."""
     persistent = module.state_dict(keep_vars=True)
-    tensors.update({name: buffer.detach() for name, buffer in module.named_buffers() if name in persistent})
-    return tensors
+    return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
 
 
-def _copy_tensors(into: dict[str, Tensor], values: dict[str, Tensor], what: str) -> None:
+def _take_all(into: dict[str, Shard], values: dict[str, Tensor], what: str) -> None:
     for name in sorted(into.keys() ^ values.keys()):
         where = "the checkpoint" if name in into else "the module"
         raise ConfigError(f"{what}: {name!r} is missing from {where}; was the model's configuration another one?")
-    for name, tensor in into.items():
-        if tensor.shape != values[name].shape:
+    for name, shard in into.items():
+        if shard.shape != values[name].shape:
             raise ConfigError(
-                f"{what}: {name!r} has shape {[*tensor.shape]}, the checkpoint's has {[*values[name].shape]}; "
+                f"{what}: {name!r} has shape {[*shard.shape]}, the checkpoint's has {[*values[name].shape]}; "
                 f"was the model's configuration another one?"
             )
-        tensor.copy_(values[name])
+    for name, shard in into.items():
+        shard.take(values[name])
 
 
-def _fits(key: str, value: Tensor, shapes: dict[str, torch.Size]) -> bool:
-    """Whether optimizer state `name/key` belongs to a parameter in `shapes`; scalars such as a step count fit any."""
-    shape = shapes.get(key.rpartition("/")[0])
-    return shape is not None and (value.ndim == 0 or value.shape == shape)
+def _inherit(mine: dict[str, Shard], old: dict[str, Shard]) -> None:
+    for name, shard in mine.items():
+        if name in old and old[name].shape == shard.shape:
+            shard.take(old[name].full())

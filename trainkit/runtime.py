@@ -2,32 +2,30 @@
 
 import atexit
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit import random as keyed
-from trainkit.comm.cluster import current_cluster, join
+from trainkit.comm.cluster import current_cluster
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
 from trainkit.data.order import Order
-from trainkit.engine import Clock, Engine, Schedule
-from trainkit.errors import ConfigError, TrainkitError, UsageError
-from trainkit.optim.ema import Average
+from trainkit.engine import Clock, Engine, Schedule, buffer_shards
+from trainkit.errors import ConfigError
+from trainkit.optim.ema import Average, check_decay
+from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Precision
+from trainkit.ranks import Ranks
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
-
-T = TypeVar("T")
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class Position(int):
@@ -41,7 +39,7 @@ class Position(int):
         return self
 
 
-class Runtime:
+class Runtime(Ranks):
     """What a training loop runs on.
 
     strategy: `single`, `ddp`, or a Strategy with arguments of its own.
@@ -74,17 +72,15 @@ class Runtime:
     ) -> None:
         if log_every < 1:
             raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
-        self.cluster = current_cluster()
+        cluster = current_cluster()
+        chosen = choose_device(device, cluster)
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
-        self.strategy.check(self.cluster)
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
-        self.device = choose_device(device, self.cluster)
-        self.precision_obtained = self.precision.apply(self.device)
+        self.strategy.check(cluster, self.precision, chosen)
+        self.precision_obtained = self.precision.apply(chosen)
+        super().__init__(cluster, chosen, needs_group=self.strategy.needs_group)
         self.seed, self.deterministic = seed, deterministic
         self.num_workers, self.log_every = num_workers, log_every
-        self._made_group = join(self.cluster, self.device)
-        # Building a cache may take longer than a collective is allowed to.
-        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.world_size > 1 else None
         if deterministic:
             compute_deterministically()
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
@@ -122,23 +118,6 @@ class Runtime:
     # -- where we are ------------------------------------------------------------------------------------------------
 
     @property
-    def rank(self) -> int:
-        return self.cluster.rank
-
-    @property
-    def world_size(self) -> int:
-        return self.cluster.world_size
-
-    @property
-    def local_rank(self) -> int:
-        return self.cluster.local_rank
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is rank 0, the one that speaks and writes."""
-        return self.cluster.rank == 0
-
-    @property
     def dtype(self) -> torch.dtype:
         """What parameters are stored in: float32, or float64 with precision fp64."""
         return self.precision.dtype
@@ -166,6 +145,7 @@ class Runtime:
         optimizer: torch.optim.Optimizer | OptimizerFactory,
         *,
         name: str | None = None,
+        blocks: Sequence[type[nn.Module]] = (),
         clip: float | None = None,
         schedule: Schedule | None = None,
         ema: float | None = None,
@@ -177,22 +157,33 @@ class Runtime:
 
         optimizer: an instance without state, or a function of parameter groups that makes one.
         name: keys the engine's dropout masks; by default `engine0`, `engine1` ... in the order of the calls.
+        blocks: classes of the repeated parts that the module is made of, such as a transformer's layer: FSDP gathers
+            one at a time. None for a module of which `input_gradient` is taken.
         clip: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
         ema: decay of averaged weights.  accumulation: micro-batches a step.
-        inherit: an engine whose place this one takes, with its optimizer state (unless `inherit_optimizer` is false)
-            and averaged weights for parameters of the same name and shape. The old engine is retired.
+        inherit: an engine whose place this one takes, with its weights, averaged weights and optimizer state (unless
+            `inherit_optimizer` is false) of the parameters of the same name and shape. The old engine is retired.
         """
         if accumulation < 1:
             raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
         if clip is not None and not clip > 0:
             raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
+        if ema is not None:
+            check_decay(ema)
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
         module.to(self.device, self.dtype)
-        made = self._make_optimizer(module, optimizer, name)
+        backend = self.strategy.attach(
+            module,
+            OptimizerSource(module, optimizer, engine_name=name),
+            cluster=self.cluster,
+            device=self.device,
+            deterministic=self.deterministic,
+            blocks=blocks,
+        )
         engine = Engine(
-            self.strategy.attach(module, made, self.cluster, self.deterministic),
+            backend,
             name=name,
             clock=self._clock,
             cluster=self.cluster,
@@ -201,34 +192,12 @@ class Runtime:
             clip=clip,
             schedule=schedule,
             # After the strategy: it gives every rank the weights of rank 0.
-            average=Average(module, ema) if ema is not None else None,
+            average=Average(backend.weights(), buffer_shards(module), ema) if ema is not None else None,
             accumulation=accumulation,
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
         return engine
-
-    def _make_optimizer(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer | OptimizerFactory, name: str
-    ) -> torch.optim.Optimizer:
-        trainable = {p: path for path, p in module.named_parameters() if p.requires_grad}
-        if not trainable:
-            raise ConfigError(f"the module of engine {name!r} has no parameter that requires a gradient")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            optimizer = optimizer([{"params": list(trainable)}])
-        if optimizer.state:
-            raise UsageError(
-                f"the optimizer of engine {name!r} has state: give a new one, or inherit= the engine it was in"
-            )
-        held = {p for group in optimizer.param_groups for p in group["params"]}
-        missing = [path for p, path in trainable.items() if p not in held]
-        if missing:
-            raise ConfigError(
-                f"the optimizer of engine {name!r} lacks {len(missing)} parameters, such as {missing[0]!r}"
-            )
-        if len(held - set(module.parameters())):
-            raise ConfigError(f"the optimizer of engine {name!r} holds parameters of another module")
-        return optimizer
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -304,68 +273,6 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
 
-    # -- several processes -------------------------------------------------------------------------------------------
-
-    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """The float64 sums of `values` over ranks. Collective: every rank calls, with the same names."""
-        total = torch.stack(
-            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
-        )
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return dict(zip(values, total.tolist(), strict=True))
-
-    def gather(self, rows: Tensor, batch: Batch) -> Tensor:
-        """[batch.size, ...] in the order of the global batch, from the `rows` [len(batch), ...] of every share.
-
-        Not differentiable. Collective: every rank calls.
-        """
-        if self.world_size == 1:
-            return rows
-        longest = -(-batch.size // self.world_size)
-        padded = rows.new_zeros(longest, *rows.shape[1:])
-        padded[: len(rows)] = rows.detach()
-        shares = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(shares, padded)
-        # Sample i is row i // W of rank i mod W.
-        return torch.stack(shares, dim=1).flatten(0, 1)[: batch.size]
-
-    def first_on_host(self, function: Callable[[], T]) -> T:
-        """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.
-
-        For what one process makes and the others then find, such as a cache. An error of a first one is raised on all.
-        """
-        if self._patient is None:
-            return function()
-        result, error = None, None
-        if self.local_rank == 0:
-            try:
-                result = function()
-            except Exception as caught:
-                error = caught
-        self._raise_first(error)
-        return function() if self.local_rank != 0 else result  # type: ignore[return-value]
-
-    def _raise_first(self, error: Exception | None) -> None:
-        known = error if error is None or isinstance(error, TrainkitError) else None
-        told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
-        dist.all_gather_object(told, (known, repr(error) if error else None), group=self._patient)
-        if error is not None and known is None:
-            raise error
-        for rank, (theirs, text) in enumerate(told):
-            if theirs is not None:
-                raise theirs
-            if text is not None:
-                raise UsageError(f"rank {rank} failed: {text}")
-
-    def broadcast(self, value: T) -> T:
-        """Rank 0's `value` (anything that pickles) on every rank. Collective."""
-        if self._patient is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._patient)
-        return box[0]
-
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def start_tracking(
@@ -416,12 +323,11 @@ class Runtime:
     def save(self, path: str | Path, **items: Any) -> None:
         """Writes engines and JSON-able values as one checkpoint directory at `path`, whole or not at all.
 
-        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Every rank calls; rank 0 writes.
+        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Collective: every rank calls; rank 0 writes.
         """
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
         values = {name: item for name, item in items.items() if name not in engines}
-        if self.is_main:
-            checkpoint.save(Path(path), engines, position=self.position, values=values)
+        checkpoint.save(Path(path), engines, position=self.position, values=values, is_writer=self.is_main)
 
     def load(self, path: str | Path, **engines: Engine) -> Position:
         """Fills `engines` from the checkpoint at `path`; the position to go on from: `batches(..., start=position)`.
@@ -445,7 +351,4 @@ class Runtime:
         if self._is_tracking:
             self._is_tracking = False
             self.tracker.finish(status)
-        if self._made_group and dist.is_initialized():
-            with suppress(RuntimeError):  # a peer that is gone cannot take its leave
-                dist.destroy_process_group()
-            self._made_group = False
+        self._leave()

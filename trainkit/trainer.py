@@ -115,7 +115,7 @@ class Trainer:
                 return
 
     def _require_finite(self, means: dict[str, float]) -> None:
-        if means.get("skipped"):
+        if self.runtime.precision.name == "fp16" and means.get("skipped"):
             return
         for name, value in means.items():
             if "loss" in name and not math.isfinite(value):
@@ -135,10 +135,7 @@ class Trainer:
 
     def _start_tracking(self) -> None:
         engines = self.recipe.engines()
-        sizes = ", ".join(
-            f"{name} {sum(p.numel() for p in engine.module.parameters()):,} parameters"
-            for name, engine in engines.items()
-        )
+        sizes = ", ".join(f"{name} {engine.num_parameters:,} parameters" for name, engine in engines.items())
         if self.runtime.is_main and self.runtime.run_dir is not None:
             (self.runtime.run_dir / "config.yaml").write_text(to_yaml(self.config))
         self.runtime.start_tracking(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recipes.bert.data import IGNORED, Masked, Masking
 from recipes.bert.hugging_face import load_hugging_face
-from recipes.bert.model import Architecture, MaskedLanguageModel
+from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from recipes.bert.report import Report
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch
@@ -69,6 +69,7 @@ class MaskedLanguageModelling(Recipe):
             module,
             optimizer(parameter_groups(module)),
             name="model",
+            blocks=(Layer,),
             clip=clip,
             schedule=schedule,
             accumulation=accumulation,

@@ -130,10 +130,6 @@ class ProgressiveGAN(Recipe):
                 # The new layers of a resolution are the same however the run came to it.
                 torch.manual_seed(self.runtime.seed + phase.resolution)
                 module = network(self.widths, phase.resolution, phase.is_fading)
-            if old is not None:
-                shared = module.state_dict().keys()
-                kept = {key: value for key, value in old.module.state_dict().items() if key in shared}
-                module.load_state_dict(kept, strict=False)
             engine = self.runtime.setup(
                 module,
                 self._optimizer_of(phase),

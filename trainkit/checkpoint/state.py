@@ -13,8 +13,13 @@ from trainkit.errors import CheckpointError, ConfigError
 PARTS = ("module", "optimizer", "average")
 
 
-def save(path: Path, engines: Mapping[str, Engine], *, position: int, values: Mapping[str, Any]) -> None:
-    """Writes the engines, the position and JSON-able `values` as one checkpoint directory."""
+def save(
+    path: Path, engines: Mapping[str, Engine], *, position: int, values: Mapping[str, Any], is_writer: bool
+) -> None:
+    """Writes the engines, the position and JSON-able `values` as one checkpoint directory.
+
+    Collective: every rank calls, and the one that `is_writer` writes.
+    """
     tensors, scalars = {}, {}
     for name, engine in engines.items():
         state = engine.state()
@@ -22,6 +27,8 @@ def save(path: Path, engines: Mapping[str, Engine], *, position: int, values: Ma
         for part in PARTS:
             if state[part]:
                 tensors[f"{name}.{part}"] = state[part]
+    if not is_writer:
+        return
     manifest = {"torch": torch.__version__, "position": position, "engines": scalars, "values": dict(values)}
     store.write(path, tensors, manifest)
 

@@ -49,8 +49,11 @@ class Cluster:
         return self.local_world_size == self.world_size
 
 
-def join(cluster: Cluster, device: torch.device) -> bool:
-    """Makes the default process group unless there is one; True when it was made here. Collective."""
+def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool:
+    """Makes the default process group unless there is one; True when it was made here. Collective.
+
+    alone: one process makes a group too.
+    """
     if dist.is_initialized():
         if dist.get_world_size() != cluster.world_size or dist.get_rank() != cluster.rank:
             raise ClusterError(
@@ -59,16 +62,17 @@ def join(cluster: Cluster, device: torch.device) -> bool:
             )
         return False
     if cluster.world_size == 1:
-        return False
+        if alone:
+            dist.init_process_group(_backends(device), store=dist.HashStore(), rank=0, world_size=1)
+        return alone
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ClusterError(f"{' and '.join(missing)} not set: start the job with torchrun, which sets them")
     if cluster.is_one_host and os.uname().sysname == "Linux":
         # gloo looks the host's own name up otherwise, which fails or is slow on many machines.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(_backends(device), device_id=device if device.type == "cuda" else None)
     except (RuntimeError, ValueError) as error:
         raise ClusterError(
             f"rank {cluster.rank} on {socket.gethostname()} could not join {cluster.world_size} processes at "
@@ -76,6 +80,10 @@ def join(cluster: Cluster, device: torch.device) -> bool:
             f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
         ) from error
     return True
+
+
+def _backends(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def current_cluster() -> Cluster:

@@ -3,9 +3,11 @@
 from trainkit.errors import ConfigError, nearest
 from trainkit.strategy.base import Strategy
 from trainkit.strategy.ddp import DDP
+from trainkit.strategy.fsdp import FSDP, HSDP
 from trainkit.strategy.single import Single
+from trainkit.strategy.zero import Zero1, Zero2, Zero3
 
-STRATEGIES: dict[str, type[Strategy]] = {Single.name: Single, DDP.name: DDP}
+STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (Single, DDP, FSDP, HSDP, Zero1, Zero2, Zero3)}
 
 
 def by_name(name: str) -> Strategy:
@@ -15,4 +17,4 @@ def by_name(name: str) -> Strategy:
     return STRATEGIES[name]()
 
 
-__all__ = ["DDP", "STRATEGIES", "Single", "Strategy", "by_name"]
+__all__ = ["DDP", "FSDP", "HSDP", "STRATEGIES", "Single", "Strategy", "Zero1", "Zero2", "Zero3", "by_name"]

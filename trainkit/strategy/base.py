@@ -1,6 +1,7 @@
 """What a strategy is: the way one engine's module is spread over processes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -8,19 +9,37 @@ from torch import nn
 
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
+from trainkit.optim.source import OptimizerSource
+from trainkit.precision import Precision
 
 
 class Strategy(ABC):
     """How modules are spread over the processes of a job; its arguments are those of `conf/strategy/<name>.yaml`."""
 
     name: ClassVar[str]
+    needs_group: ClassVar[bool] = False
+    """Whether one process alone needs a process group too."""
 
     @abstractmethod
-    def check(self, cluster: Cluster) -> None:
-        """Raises ConfigError when this strategy cannot run on `cluster`."""
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
+        """Raises ConfigError when this strategy cannot run there, before anything is started."""
 
     @abstractmethod
     def attach(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, cluster: Cluster, deterministic: bool
+        self,
+        module: nn.Module,
+        source: OptimizerSource,
+        *,
+        cluster: Cluster,
+        device: torch.device,
+        deterministic: bool,
+        blocks: Sequence[type[nn.Module]],
     ) -> Backend:
-        """Spreads `module` over the processes. Collective: every rank calls."""
+        """Spreads `module` over the processes, and makes its optimizer. Collective: every rank calls.
+
+        blocks: classes of the repeated parts of which the module is made, for strategies that treat each by itself.
+        """
+
+    def layout(self, cluster: Cluster) -> str:
+        """What the processes are to one another, in words, for the start of a run."""
+        return f"{cluster.world_size} x replicate"

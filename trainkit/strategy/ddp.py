@@ -1,6 +1,7 @@
 """DistributedDataParallel: every process holds the whole module, gradients are averaged."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import UsageError
+from trainkit.optim.source import OptimizerSource
+from trainkit.precision import Precision
 from trainkit.strategy.base import Strategy
 
 _arguments = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -38,17 +41,24 @@ class DDP(Strategy):
     bucket_mb: float = 25.0
     find_unused_parameters: bool = False
 
-    def check(self, cluster: Cluster) -> None:
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         """Any number of processes will do; with one there is nothing to reduce."""
 
     def attach(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, cluster: Cluster, deterministic: bool
+        self,
+        module: nn.Module,
+        source: OptimizerSource,
+        *,
+        cluster: Cluster,
+        device: torch.device,
+        deterministic: bool,
+        blocks: Sequence[type[nn.Module]],
     ) -> Backend:
         if cluster.world_size == 1:
-            return Backend(module, optimizer)
+            return Backend(module, source.make())
         return _DDPBackend(
             module,
-            optimizer,
+            source.make(),
             cluster,
             bucket_mb=self.bucket_mb,
             find_unused_parameters=self.find_unused_parameters or deterministic,

@@ -1,5 +1,6 @@
 """One process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ from torch import nn
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError
+from trainkit.optim.source import OptimizerSource
+from trainkit.precision import Precision
 from trainkit.strategy.base import Strategy
 
 
@@ -18,7 +21,7 @@ class Single(Strategy):
 
     name: ClassVar[str] = "single"
 
-    def check(self, cluster: Cluster) -> None:
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if cluster.world_size > 1:
             raise ConfigError(
                 f"strategy=single runs one process, and this job has {cluster.world_size}: "
@@ -26,6 +29,13 @@ class Single(Strategy):
             )
 
     def attach(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, cluster: Cluster, deterministic: bool
+        self,
+        module: nn.Module,
+        source: OptimizerSource,
+        *,
+        cluster: Cluster,
+        device: torch.device,
+        deterministic: bool,
+        blocks: Sequence[type[nn.Module]],
     ) -> Backend:
-        return Backend(module, optimizer)
+        return Backend(module, source.make())

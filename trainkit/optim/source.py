@@ -1,0 +1,62 @@
+"""OptimizerSource: what an engine's optimizer is made from, once a strategy has given the module its parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainkit.errors import ConfigError, UsageError
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class OptimizerSource:
+    """An optimizer without state over a module's parameters, or a function of parameter groups that makes one.
+
+    Some strategies replace a module's parameters; `make` gives the optimizer of those that it has then. Raises
+    ConfigError and UsageError when the optimizer has state, lacks a trainable parameter or holds a foreign one.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer | OptimizerFactory, *, engine_name: str
+    ) -> None:
+        self.module, self.engine_name = module, engine_name
+        self._instance: torch.optim.Optimizer | None = None
+        self._factory: OptimizerFactory | None = None
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ConfigError(f"the module of engine {engine_name!r} has no parameter that requires a gradient")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            self._factory = optimizer
+            return
+        if optimizer.state:
+            raise UsageError(
+                f"the optimizer of engine {engine_name!r} has state: give a new one, inherit= the engine it was in, "
+                f"or a function of parameter groups that makes one"
+            )
+        self._instance = optimizer
+        self._require_fitting(optimizer)
+        names = {p: name for name, p in module.named_parameters()}
+        self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+
+    def make(self) -> torch.optim.Optimizer:
+        """The optimizer of the parameters that the module has now."""
+        if self._factory is not None:
+            made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
+            self._require_fitting(made)
+            return made
+        assert self._instance is not None
+        parameters = dict(self.module.named_parameters())
+        for group, names in zip(self._instance.param_groups, self._names, strict=True):
+            group["params"] = [parameters[name] for name in names]
+        return self._instance
+
+    def _require_fitting(self, optimizer: torch.optim.Optimizer) -> None:
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self.module.named_parameters() if p.requires_grad and p not in held]
+        if missing:
+            raise ConfigError(
+                f"the optimizer of engine {self.engine_name!r} lacks {len(missing)} parameters, such as {missing[0]!r}"
+            )
+        if held - set(self.module.parameters()):
+            raise ConfigError(f"the optimizer of engine {self.engine_name!r} holds parameters of another module")

@@ -1,0 +1,113 @@
+"""Ranks: the processes of a job, and what they tell one another."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainkit.comm.cluster import Cluster, join
+from trainkit.data.batch import Batch
+from trainkit.errors import TrainkitError, UsageError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among those of its job. Making one joins the process group that torchrun describes.
+
+    needs_group: one process alone makes a group too.  Collective: every rank makes one.
+    """
+
+    def __init__(self, cluster: Cluster, device: torch.device, *, needs_group: bool = False) -> None:
+        self.cluster, self.device = cluster, device
+        self._made_group = join(cluster, device, alone=needs_group)
+        # Building a cache may take longer than a collective is allowed to.
+        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.world_size > 1 else None
+
+    @property
+    def rank(self) -> int:
+        return self.cluster.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.cluster.world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self.cluster.local_rank
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that speaks and writes."""
+        return self.cluster.rank == 0
+
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """The float64 sums of `values` over ranks. Collective: every rank calls, with the same names."""
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
+        )
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def gather(self, rows: Tensor, batch: Batch) -> Tensor:
+        """[batch.size, ...] in the order of the global batch, from the `rows` [len(batch), ...] of every share.
+
+        Not differentiable. Collective: every rank calls.
+        """
+        if self.world_size == 1:
+            return rows
+        longest = -(-batch.size // self.world_size)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        shares = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(shares, padded)
+        # Sample i is row i // W of rank i mod W.
+        return torch.stack(shares, dim=1).flatten(0, 1)[: batch.size]
+
+    def first_on_host(self, function: Callable[[], T]) -> T:
+        """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.
+
+        For what one process makes and the others then find, such as a cache. An error of a first one is raised on all.
+        """
+        if self._patient is None:
+            return function()
+        result, error = None, None
+        if self.local_rank == 0:
+            try:
+                result = function()
+            except Exception as caught:
+                error = caught
+        self._raise_first(error)
+        return function() if self.local_rank != 0 else result  # type: ignore[return-value]
+
+    def _raise_first(self, error: Exception | None) -> None:
+        known = error if error is None or isinstance(error, TrainkitError) else None
+        told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
+        dist.all_gather_object(told, (known, repr(error) if error else None), group=self._patient)
+        if error is not None and known is None:
+            raise error
+        for rank, (theirs, text) in enumerate(told):
+            if theirs is not None:
+                raise theirs
+            if text is not None:
+                raise UsageError(f"rank {rank} failed: {text}")
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value` (anything that pickles) on every rank. Collective."""
+        if self._patient is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._patient)
+        return box[0]
+
+    def _leave(self) -> None:
+        """Leaves the process group, if it was joined here."""
+        if self._made_group and dist.is_initialized():
+            with suppress(RuntimeError):  # a peer that is gone cannot take its leave
+                dist.destroy_process_group()
+            self._made_group = False

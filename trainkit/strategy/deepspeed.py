@@ -1,0 +1,288 @@
+"""DeepSpeed's engine as a Backend, and the map from parameter names to the flat slices that ZeRO keeps."""
+
+import fcntl
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainkit.backend import Backend
+from trainkit.errors import ConfigError
+from trainkit.shard import Shard
+
+
+def attach(
+    module: nn.Module, optimizer: torch.optim.Optimizer, *, stage: int, config: dict[str, Any], device: torch.device
+) -> "ZeroBackend":
+    """A DeepSpeed engine around `module` and `optimizer`. Collective: every rank calls."""
+    deepspeed = _import_deepspeed(device)
+    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    kind = _Slices3 if stage == 3 else _Slices12
+    return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen))
+
+
+class ZeroBackend(Backend):
+    """Clipping, the norm and the update are DeepSpeed's; the weights of the mean and the loss scale come from ours."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices") -> None:
+        super().__init__(module, optimizer)
+        self.gradient_divisor = dist.get_world_size()
+        self.engine, self.slices = engine, slices
+
+    def begin(self, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.optimizer.override_loss_scale(1.0)
+        # The start of a forward pass: gradients of this micro-batch are added to those before it.
+        self.engine.optimizer.clear_backward_seen_flag()
+
+    def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # The second differentiation needs what the first one would let go of.
+        self.slices.hold()
+        return super().input_gradient(x, *args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+        self.slices.let_go()
+
+    def update(
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+    ) -> tuple[Tensor, bool]:
+        factor = float(factor)  # waits for the device, as DeepSpeed's own check does in any case
+        zero = self.engine.optimizer
+        # Where no rank had an item the gradients are zero, and any scale will do.
+        zero.override_loss_scale(1.0 / factor if factor > 0 else 1.0)
+        zero.clip_grad = clip if clip is not None else 0.0
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return torch.as_tensor(norm, device=self.slices.device), bool(zero.overflow)
+
+    def retire(self) -> None:
+        self.engine.destroy()
+
+    def weights(self) -> dict[str, Shard]:
+        shards = self.slices.weights()
+        return {name: shards[name] for name in self.parameters}
+
+    def refresh(self) -> None:
+        self.slices.refresh()
+
+    def optimizer_state(self) -> dict[str, dict[str, Shard]]:
+        return self.slices.optimizer_state()
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.slices.load_optimizer_state(state)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Where a parameter lies: elements [start, start + num) of it are [offset, offset + num) of a flat partition."""
+
+    flat: Tensor
+    offset: int
+    start: int
+    num: int
+    shape: torch.Size
+
+    def of(self, flat: Tensor, group: dist.ProcessGroup | None) -> Shard:
+        return Shard(flat.detach()[self.offset : self.offset + self.num], self.start, self.shape, group)
+
+
+class _Slices:
+    """name <-> slice of ZeRO's flat fp32 partitions. All that reads DeepSpeed's private fields is in its subclasses."""
+
+    def __init__(
+        self, zero: Any, optimizer: torch.optim.Optimizer, module: nn.Module, frozen: Mapping[str, nn.Parameter]
+    ) -> None:
+        self.zero, self.optimizer = zero, optimizer
+        self.names = {p: name for name, p in module.named_parameters()}
+        self.frozen = frozen
+        self.group = dist.group.WORLD if dist.get_world_size() > 1 else None
+        self.device = next(module.parameters()).device
+        self.slices = dict(self._read())
+
+    def _read(self) -> Iterator[tuple[str, _Slice]]:
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, Shard]:
+        shards = {name: part.of(part.flat, self.group) for name, part in self.slices.items()}
+        return {**shards, **{name: self._frozen_shard(p) for name, p in self.frozen.items()}}
+
+    def hold(self) -> None:
+        """Keeps whole parameters from here on."""
+
+    def let_go(self) -> None:
+        """The end of `hold`, if there was one."""
+
+    def _frozen_shard(self, p: nn.Parameter) -> Shard:
+        return Shard.whole(p)
+
+    def optimizer_state(self) -> dict[str, dict[str, Shard]]:
+        state: dict[str, dict[str, Shard]] = {}
+        for name, part in self.slices.items():
+            entry = self.optimizer.state.get(part.flat)
+            if entry:
+                state[name] = {key: self._state_shard(value, part) for key, value in entry.items()}
+        return state
+
+    def _state_shard(self, value: Any, part: _Slice) -> Shard:
+        if isinstance(value, Tensor) and value.shape == part.flat.shape:
+            return part.of(value, self.group)
+        return Shard.whole(torch.as_tensor(value))
+
+    @torch.no_grad()
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        flats = {id(part.flat): part.flat for part in self.slices.values()}
+        for flat in flats.values():
+            members = {name: part for name, part in self.slices.items() if part.flat is flat}
+            self.optimizer.state.pop(flat, None)
+            if any(name in state for name in members):
+                self.optimizer.state[flat] = self._flat_state(flat, members, state)
+
+    def _flat_state(
+        self, flat: Tensor, members: Mapping[str, _Slice], state: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Any]:
+        first = next(name for name in members if name in state)
+        entry: dict[str, Any] = {}
+        for key, example in state[first].items():
+            values = {name: state[name][key] if name in state else None for name in members}
+            if example.shape != members[first].shape:
+                if any(value is None or not torch.equal(value, example) for value in values.values()):
+                    raise ConfigError(
+                        f"optimizer state {key!r} differs between parameters that ZeRO keeps in one flat tensor, such "
+                        f"as {first!r} and others that are newer; use strategy=fsdp or ddp, or "
+                        f"setup(..., inherit_optimizer=False)"
+                    )
+                entry[key] = example.clone()
+                continue
+            entry[key] = torch.zeros_like(flat)
+            for name, value in values.items():
+                if value is not None:
+                    members[name].of(entry[key], self.group).take(value.to(flat.device, flat.dtype))
+        return entry
+
+
+class _Slices12(_Slices):
+    """ZeRO-1 and 2: a group's parameters lie one after the other in a tensor that is cut into equal partitions."""
+
+    def _read(self) -> Iterator[tuple[str, _Slice]]:
+        for flat, parameters in zip(self.zero.single_partition_of_fp32_groups, self.zero.bit16_groups, strict=True):
+            for p in parameters:
+                mapping = p._hp_mapping
+                if mapping is None:  # none of it is in this rank's partition
+                    yield self.names[p], _Slice(flat, 0, 0, 0, p.shape)
+                    continue
+                held, own = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
+                yield self.names[p], _Slice(flat, held.start, own.start, held.numel, p.shape)
+
+    def refresh(self) -> None:
+        self.zero.update_lp_params()
+
+
+class _Slices3(_Slices):
+    """ZeRO-3: every parameter is cut into equal partitions, the last of them padded."""
+
+    _HELD = -1  # no submodule has this number
+    _is_held = False
+
+    def _read(self) -> Iterator[tuple[str, _Slice]]:
+        rank = dist.get_rank()
+        for flat, parameters in zip(self.zero.fp32_partitioned_groups_flat, self.zero.fp16_groups, strict=True):
+            for p in parameters:
+                _, offset, size = self.zero.grad_position[self.zero.get_param_id(p)]
+                start = min(rank * size, p.ds_numel)
+                yield self.names[p], _Slice(flat, offset, start, min(size, p.ds_numel - start), p.ds_shape)
+
+    def hold(self) -> None:
+        if self._is_held:
+            return
+        self._is_held = True
+        parameters = list(self.names)
+        parameters[0].all_gather(param_list=parameters)  # type: ignore[attr-defined]
+        for p in parameters:
+            p.ds_active_sub_modules.add(self._HELD)  # type: ignore[attr-defined]
+
+    def let_go(self) -> None:
+        if not self._is_held:
+            return
+        self._is_held = False
+        for p in self.names:
+            p.ds_active_sub_modules.discard(self._HELD)  # type: ignore[attr-defined]
+        self.zero._partition_all_parameters()
+
+    def _frozen_shard(self, p: nn.Parameter) -> Shard:
+        size = p.ds_tensor.numel()  # type: ignore[attr-defined]
+        numel, shape = p.ds_numel, p.ds_shape  # type: ignore[attr-defined]
+        start = min(dist.get_rank() * size, numel)
+        local = p.ds_tensor.detach()[: min(size, numel - start)]  # type: ignore[attr-defined]
+        return Shard(local, start, shape, self.group)
+
+    def refresh(self) -> None:
+        zero = self.zero
+        zero._partition_all_parameters()
+        for number in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+# -- the library itself ------------------------------------------------------------------------------------------------
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    _own_build_directory()
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        # Any optimizer of torch's is right here; and the names it calls are still the only ones of torch 2.11.
+        logging.getLogger("DeepSpeed").addFilter(lambda record: "untested optimizer" not in record.getMessage())
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+        # Kernels for inference over shared memory: minutes to build, and training never calls them.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+        deepspeed.init_distributed(dist_init_required=False)
+    return deepspeed
+
+
+_held: list[Any] = []
+
+
+def _own_build_directory() -> None:
+    """Gives DeepSpeed a directory of ours for what it compiles, without what a killed build left behind.
+
+    torch marks a build with a file `lock`, which a killed process leaves behind and every later one waits for. Whoever
+    uses the directory holds a lock of the kernel's on it, which ends with the process: where no other is held, no
+    mark is anybody's.
+    """
+    if _held or "TORCH_EXTENSIONS_DIR" in os.environ:
+        return
+    root = Path(os.environ.get("TRAINKIT_CACHE") or Path.home() / ".cache" / "trainkit") / "deepspeed"
+    for number in range(1000):
+        directory = root / f"{torch.__version__}-{number}"
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "in_use").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if any(directory.glob("*/lock")):
+                file.close()  # somebody builds, or was killed while others went on: not our business
+                continue
+        else:
+            for mark in directory.glob("*/lock"):
+                mark.unlink()
+            fcntl.flock(file, fcntl.LOCK_SH)
+        _held.append(file)
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
+        return

@@ -1,0 +1,224 @@
+"""Fully sharded data parallelism: parameters, gradients and optimizer state are spread over the processes (FSDP2)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from trainkit.backend import Backend
+from trainkit.comm.cluster import Cluster
+from trainkit.errors import ConfigError, UsageError
+from trainkit.optim.source import OptimizerSource
+from trainkit.precision import Precision
+from trainkit.shard import Shard
+from trainkit.strategy.base import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSDP(Strategy):
+    """Each process holds 1/N of parameters, gradients and optimizer state; a block's are gathered while it computes.
+
+    per_block: the blocks that a recipe names (`setup(..., blocks=...)`) are gathered one at a time; false: the module
+        as a whole, which takes more memory and fewer, larger messages. The rest of a module is always one unit.
+    reshard_after_forward: blocks let go of gathered parameters after their forward pass and gather them again for the
+        backward pass: less memory, more communication.
+    cpu_offload: parameters, gradients and optimizer state rest in host memory. Needs a GPU.
+    """
+
+    name: ClassVar[str] = "fsdp"
+    needs_group: ClassVar[bool] = True
+    per_block: bool = True
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    _meshes: dict[dist.ProcessGroup, DeviceMesh] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
+        if self.cpu_offload and device.type == "cpu":
+            raise ConfigError(
+                "strategy.cpu_offload=true: there is no GPU to offload from; use strategy.cpu_offload=false"
+            )
+
+    def attach(
+        self,
+        module: nn.Module,
+        source: OptimizerSource,
+        *,
+        cluster: Cluster,
+        device: torch.device,
+        deterministic: bool,
+        blocks: Sequence[type[nn.Module]],
+    ) -> Backend:
+        if any(isinstance(part, FSDPModule) for part in module.modules()):
+            raise UsageError(
+                f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
+                f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
+            )
+        mesh = self._mesh(cluster, device)
+        _copy_from_first(module)
+        policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
+        if self.per_block and blocks:
+            for part in [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]:
+                fully_shard(part, reshard_after_forward=self.reshard_after_forward, **settings)
+        fully_shard(module, reshard_after_forward=False, **settings)
+        return _FSDPBackend(module, source.make(), mesh, reshard_after_forward=self.reshard_after_forward)
+
+    def layout(self, cluster: Cluster) -> str:
+        return f"{cluster.world_size} x shard"
+
+    def _shape(self, cluster: Cluster) -> tuple[int, ...]:
+        return (cluster.world_size,)
+
+    def _mesh(self, cluster: Cluster, device: torch.device) -> DeviceMesh:
+        world = dist.group.WORLD
+        assert world is not None
+        if world not in self._meshes:
+            shape = self._shape(cluster)
+            names = ("replicate", "shard")[-len(shape) :]
+            self._meshes[world] = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        return self._meshes[world]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSDP(FSDP):
+    """Sharded within groups of processes, replicated across them: gathering stays where the links are fast.
+
+    shard_size: processes that share one copy; null: those of one machine.
+    """
+
+    name: ClassVar[str] = "hsdp"
+    shard_size: int | None = None
+
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
+        super().check(cluster, precision, device)
+        size = self._shard_size(cluster)
+        if size < 1 or cluster.world_size % size:
+            divisors = [str(n) for n in range(1, cluster.world_size + 1) if cluster.world_size % n == 0]
+            raise ConfigError(
+                f"strategy.shard_size={size} does not divide the job's {cluster.world_size} processes: "
+                f"allowed are {', '.join(divisors)}"
+            )
+
+    def layout(self, cluster: Cluster) -> str:
+        replicate, shard = self._shape(cluster)
+        return f"{replicate} x replicate, {shard} x shard"
+
+    def _shape(self, cluster: Cluster) -> tuple[int, ...]:
+        size = self._shard_size(cluster)
+        return (cluster.world_size // size, size)
+
+    def _shard_size(self, cluster: Cluster) -> int:
+        return self.shard_size if self.shard_size is not None else cluster.local_world_size
+
+
+class _FSDPBackend(Backend):
+    shards_gradients = True
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh, *, reshard_after_forward: bool
+    ) -> None:
+        super().__init__(module, optimizer)
+        self.gradient_divisor = mesh.size()
+        self.reshard_after_forward = reshard_after_forward
+        self._is_differentiated_twice = False
+        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        shard_mesh = mesh["shard"]
+        self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
+        self.num_replicas = mesh.size() // self.num_shards
+        self.group = shard_mesh.get_group()
+
+    def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # The second differentiation needs what the first one would let go of, and adds to gradients that it would
+        # reduce: gathered parameters stay, and nothing is reduced, until the backward pass is over.
+        self._is_differentiated_twice = True
+        self._set_automatic(False)
+        return super().input_gradient(x, *args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+        if self._is_differentiated_twice:
+            self._is_differentiated_twice = False
+            # What FSDP does at the end of a backward pass: once to end this one, once more with the reduction.
+            assert isinstance(self.module, FSDPModule)
+            end_backward = self.module._get_fsdp_state()._root_post_backward_final_callback
+            end_backward()
+            self._set_automatic(True)
+            end_backward()
+            self.refresh()
+
+    def _set_automatic(self, on: bool) -> None:
+        """Whether FSDP lets go of gathered parameters and reduces gradients by itself."""
+        for unit in self.units:
+            reshards = on and self.reshard_after_forward and unit is not self.module
+            unit.set_reshard_after_forward(reshards, recurse=False)
+            unit.set_reshard_after_backward(on, recurse=False)
+            unit.set_requires_gradient_sync(on, recurse=False)
+
+    def squared_norm(self) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(self._local_gradients()))
+        # Replicas hold the same gradients; the sum is over all ranks.
+        return norms.double().square().sum() / self.num_replicas
+
+    def update(
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+    ) -> tuple[Tensor, bool]:
+        result = super().update(factor, clip, squared_norm=squared_norm, skips=skips)
+        # A forward pass that no backward followed left gathered parameters behind, which are old now.
+        self.refresh()
+        return result
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        # Gathered parameters are other objects, and take over whether they require a gradient each time that they
+        # are gathered.
+        self.refresh()
+        with super().frozen():
+            try:
+                yield
+            finally:
+                self.refresh()
+
+    def weights(self) -> dict[str, Shard]:
+        shards = {}
+        for name, p in self.parameters.items():
+            detached = p.detach()
+            assert isinstance(detached, DTensor)
+            num_rows = p.shape[0]
+            first = min(self.shard_rank * -(-num_rows // self.num_shards), num_rows)
+            start = first * (p.numel() // num_rows)
+            shards[name] = Shard(detached.to_local(), start, p.shape, self.group)
+        return shards
+
+    def refresh(self) -> None:
+        for unit in self.units:
+            unit.reshard()
+
+    def _local_gradients(self) -> list[Tensor]:
+        return [gradient.to_local() for gradient in super()._local_gradients() if isinstance(gradient, DTensor)]
+
+    def _state_shard(self, value: Any, weight: Shard) -> Shard:
+        if isinstance(value, DTensor):
+            return weight.like(value.to_local())
+        return super()._state_shard(value, weight)
+
+    def _state_from_whole(self, value: Tensor, p: nn.Parameter) -> Any:
+        if value.shape != p.shape:
+            return value
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        sharded = torch.zeros_like(p)
+        assert isinstance(sharded, DTensor)
+        self.weights()[names[p]].like(sharded.to_local()).take(value)
+        return sharded
+
+
+def _copy_from_first(module: nn.Module) -> None:
+    """Rank 0's parameters and buffers for all, as the other strategies do."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        dist.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,139 @@
+"""ZeRO: DeepSpeed spreads optimizer state (1), gradients too (2), parameters too (3) over the processes."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from trainkit.backend import Backend
+from trainkit.comm.cluster import Cluster
+from trainkit.errors import ConfigError, UsageError
+from trainkit.optim.source import OptimizerSource
+from trainkit.precision import Precision
+from trainkit.strategy.base import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero1(Strategy):
+    """DeepSpeed with optimizer state spread over the processes: 1/N of it in each.
+
+    offload_optimizer: the optimizer's state and step are on the CPU.
+    bucket_mb: size of a message of gradients or parameters.
+    config: further keys of DeepSpeed's own configuration, as they are; one that is set here already is an error.
+    """
+
+    name: ClassVar[str] = "zero1"
+    needs_group: ClassVar[bool] = True
+    stage: ClassVar[int] = 1
+    offload_optimizer: bool = False
+    bucket_mb: float = 25.0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ConfigError(
+                f"strategy={self.name} needs DeepSpeed: pip install --no-build-isolation 'trainkit[deepspeed]' "
+                f"(after torch), or use strategy=fsdp"
+            )
+        if precision.name == "fp64":
+            raise ConfigError(
+                f"precision=fp64 with strategy={self.name}: DeepSpeed takes float64 and computes in float32; "
+                f"use strategy=single|ddp|fsdp|hsdp, or precision=fp32"
+            )
+        self._deepspeed_config()
+
+    def attach(
+        self,
+        module: nn.Module,
+        source: OptimizerSource,
+        *,
+        cluster: Cluster,
+        device: torch.device,
+        deterministic: bool,
+        blocks: Sequence[type[nn.Module]],
+    ) -> Backend:
+        # DeepSpeed takes seconds to import.
+        from trainkit.strategy.deepspeed import attach
+
+        if any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in module.parameters()):
+            raise UsageError(
+                f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
+                f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
+            )
+        return attach(module, source.make(), stage=self.stage, config=self._deepspeed_config(), device=device)
+
+    def layout(self, cluster: Cluster) -> str:
+        shared = {1: "optimizer state", 2: "optimizer state and gradients", 3: "all"}[self.stage]
+        return f"{cluster.world_size} x replicate, {shared} sharded"
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return merge(self._own_config(), self.config, "strategy.config")
+
+    def _own_config(self) -> dict[str, Any]:
+        num_elements = int(self.bucket_mb * 2**20 / 4)
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "reduce_bucket_size": num_elements,
+            "allgather_bucket_size": num_elements + num_elements % 2,
+        }
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        return {
+            # Accumulation, clipping and the mean over the batch are the engine's.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": zero,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero2(Zero1):
+    """As zero1, and gradients are spread too: each process keeps the part that its optimizer needs."""
+
+    name: ClassVar[str] = "zero2"
+    stage: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero3(Zero1):
+    """As zero2, and parameters are spread too: a layer's are gathered while it computes.
+
+    offload_parameters: parameters rest on the CPU.
+    keep_below: parameters of fewer elements stay whole everywhere.
+    """
+
+    name: ClassVar[str] = "zero3"
+    stage: ClassVar[int] = 3
+    offload_parameters: bool = False
+    keep_below: int = 100_000
+
+    def _own_config(self) -> dict[str, Any]:
+        config = super()._own_config()
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = self.keep_below
+        # It would replace torch's own linear function for the whole process, and by one without double gradients.
+        config["zero_optimization"]["memory_efficient_linear"] = False
+        if self.offload_parameters:
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        return config
+
+
+def merge(own: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """`own` with what is `given` beside it; ConfigError names a key that both have."""
+    merged = dict(own)
+    for key, value in given.items():
+        if key not in merged:
+            merged[key] = value
+        elif isinstance(merged[key], Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(merged[key], value, f"{path}.{key}")
+        else:
+            raise ConfigError(
+                f"{path}.{key}={value!r}: trainkit sets it already, to {merged[key]!r}; leave this key out, and use "
+                f"the strategy's own arguments, recipe.clip and recipe.accumulation"
+            )
+    return merged
