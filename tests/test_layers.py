@@ -15,9 +15,9 @@ LAYERS = (
     ("strategy", "checkpoint", "health"),
     ("recipe",),
     ("engine", "ranks"),
-    ("backend", "data"),
+    ("backend", "blocks", "data"),
     ("comm", "precision", "ops", "optim", "tracking"),
-    ("random", "config", "shard"),
+    ("random", "config", "shard", "probe", "memory"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

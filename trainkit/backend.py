@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.errors import UsageError
+from trainkit.memory import Memory
 from trainkit.shard import Shard
 
 
@@ -25,6 +26,7 @@ class Backend:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
         self.parameters = dict(module.named_parameters())
+        self.gradient_bytes = 0
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     # -- a turn ------------------------------------------------------------------------------------------------------
@@ -59,6 +61,8 @@ class Backend:
         Returns the norm before clipping, and whether the step was skipped. The gradients are gone afterwards.
         """
         gradients = self._local_gradients()
+        if not self.gradient_bytes:
+            self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
         norm = squared_norm.sqrt() if squared_norm is not None else _norm(gradients)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
@@ -126,15 +130,15 @@ class Backend:
         }
         self.optimizer.load_state_dict(whole)
 
-    def held_bytes(self) -> dict[str, int]:
-        """Bytes that this rank holds at rest, counted from the tensors: `parameters`, `optimizer`."""
+    def held(self) -> Memory:
+        """Counted from the tensors that this rank holds; the gradients those of the last turn."""
         state = [shard.local for entry in self.optimizer_state().values() for shard in entry.values()]
-        return {
-            "parameters": sum(_num_bytes(shard.local) for shard in self.weights().values()),
-            "optimizer": sum(_num_bytes(tensor) for tensor in state),
-        }
+        return Memory(self._parameter_bytes(), self.gradient_bytes, sum(num_bytes(tensor) for tensor in state))
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _parameter_bytes(self) -> int:
+        return sum(num_bytes(shard.local) for shard in self.weights().values())
 
     def _local_gradients(self) -> list[Tensor]:
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
@@ -158,5 +162,5 @@ def _as_factor(factor: Tensor | float, gradient: Tensor) -> Tensor | float:
     return factor.to(gradient.device) if isinstance(factor, Tensor) else factor
 
 
-def _num_bytes(tensor: Tensor) -> int:
+def num_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()

@@ -42,6 +42,8 @@ class TrainConfig:
     seed: int
     deterministic: bool  # the same bits again, from the same ranks and hardware
     device: Literal["auto", "cpu", "cuda"]
+    compile: bool  # blocks of modules
+    activation_checkpointing: list[str]  # classes of modules
     num_workers: int  # loader processes a rank
     log_every: int  # steps
     evaluate_every: int | None  # steps; null: at the end

@@ -10,7 +10,7 @@ the gradient of the weighted mean over the global batch, whatever the split.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.backend import Backend
+from trainkit.blocks import eagerly
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
 from trainkit.errors import ConfigError, UsageError
+from trainkit.memory import Memory
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
 from trainkit.precision import Precision
@@ -99,6 +101,7 @@ class Engine:
         schedule: Schedule | None,
         average: Average | None,
         accumulation: int,
+        is_compiled: bool = False,
     ) -> None:
         self.name, self.module, self.optimizer = name, backend.module, backend.optimizer
         self.clip, self.schedule, self.average, self.accumulation = clip, schedule, average, accumulation
@@ -116,12 +119,23 @@ class Engine:
         # One process with one micro-batch needs no weights: its loss is the mean already.
         self._needs_weights = cluster.world_size > 1 or accumulation > 1
         self._is_frozen = False
+        self._is_compiled = is_compiled
         self._begin_turn()
 
     @property
     def num_parameters(self) -> int:
         """Elements of the module's parameters, wherever they are held."""
         return sum(shard.shape.numel() for shard in self._backend.weights().values())
+
+    def parameter_sizes(self) -> tuple[list[int], list[int]]:
+        """Elements of each parameter: of those that are trained, and of the others."""
+        sizes = {name: shard.shape.numel() for name, shard in self._backend.weights().items()}
+        trained = [size for name, size in sizes.items() if name in self._backend.trainable]
+        return trained, [size for name, size in sizes.items() if name not in self._backend.trainable]
+
+    def held(self) -> Memory:
+        """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
+        return self._backend.held()
 
     # -- a turn ------------------------------------------------------------------------------------------------------
 
@@ -217,7 +231,7 @@ class Engine:
         """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
 
         Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw
-        module with autocast off.
+        module with autocast off, and as it was written where `compile` is on.
         """
         self._require_active()
         if self._dropouts:
@@ -225,7 +239,10 @@ class Engine:
         x = x.to(self._precision.dtype)
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
-        with torch.autocast(self._device.type, enabled=False):
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self._device.type, enabled=False))
+            if self._is_compiled:
+                stack.enter_context(eagerly())
             return self._backend.input_gradient(x, *args, **kwargs)
 
     @contextmanager
@@ -298,8 +315,12 @@ class Engine:
         self.num_updates = old.num_updates
         if self.scaler is not None and old.scaler is not None:
             self.scaler.load_state(old.scaler.state())
-        old.retired = True
-        old._backend.retire()
+        old.retire()
+
+    def retire(self) -> None:
+        """Lets go of what the strategy has made around the module; the engine cannot be used any more."""
+        self.retired = True
+        self._backend.retire()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from trainkit.errors import CheckpointError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
-from trainkit.trainer import Trainer
+from trainkit.trainer import Trainer, find_checkpoint
 
 
 def train(config: Mapping[str, Any]) -> dict[str, float]:
@@ -45,7 +46,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe
 
 
 def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Trainer:
-    checked = check(config)
+    searches = _accumulation_of(config) == "auto"
+    checked = check(_with_accumulation(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
     make_recipe = build_partial(checked.recipe)
     runtime = Runtime(
@@ -54,12 +56,19 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         seed=checked.seed,
         deterministic=checked.deterministic,
         device=checked.device,
+        compile=checked.compile,
+        activation_checkpointing=checked.activation_checkpointing,
         num_workers=checked.num_workers,
         log_every=checked.log_every,
         run_dir=checked.run_dir,
         tracker=tracker or build(checked.tracking),
     )
+    found: dict[str, Any] = {}
     try:
+        if searches:
+            found = _find_accumulation(runtime, make_recipe, checked.resume)
+            config = _with_accumulation(config, found["accumulation"])
+            make_recipe = partial(make_recipe, accumulation=found["accumulation"])
         recipe = make_recipe(runtime)
     except BaseException:
         runtime.close("failed")
@@ -73,4 +82,45 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         keep_best=checked.keep_best,
         resume=checked.resume,
         config=config,
+        found=found,
     )
+
+
+# -- accumulation=auto -------------------------------------------------------------------------------------------------
+
+
+def _accumulation_of(config: Mapping[str, Any]) -> Any:
+    recipe = config.get("recipe")
+    return recipe.get("accumulation") if isinstance(recipe, Mapping) else None
+
+
+def _with_accumulation(config: Mapping[str, Any], num: int) -> dict[str, Any]:
+    return {**config, "recipe": {**config["recipe"], "accumulation": num}}
+
+
+def _find_accumulation(runtime: Runtime, make_recipe: Callable[..., Recipe], resume: str) -> dict[str, Any]:
+    """How many micro-batches a rank needs, and where that holds: by trying, unless a checkpoint knows. Collective."""
+    where = {"world_size": runtime.world_size, "strategy": runtime.strategy.name, "device": runtime.device_name}
+    path = find_checkpoint(runtime, resume)
+    known = checkpoint.read_manifest(path)["values"].get("found") if path is not None else None
+    if known and {key: known.get(key) for key in where} == where:
+        return known
+    share = 1
+
+    def attempt(num: int) -> None:
+        nonlocal share
+        runtime.begin_anew()
+        recipe = make_recipe(runtime, accumulation=num)
+        try:
+            batches = recipe.dearest_batches()
+            for _ in range(2):  # from the second step on the optimizer has its state
+                batch = next(batches)
+                share = batch.size // runtime.world_size
+                recipe.train_step(batch)
+        finally:
+            for engine in recipe.engines().values():
+                engine.retire()
+
+    num = runtime.fewest_micro_batches(attempt, largest=lambda: share)
+    runtime.begin_anew()
+    return {"accumulation": num, **where}

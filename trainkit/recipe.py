@@ -30,6 +30,10 @@ class Recipe(ABC):
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Global batches from position `start` on."""
 
+    def dearest_batches(self) -> Iterator[Batch]:
+        """Batches of the steps that take most memory, for `accumulation=auto`; by default the first ones."""
+        return self.batches(0)
+
     @abstractmethod
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
         """One step of every engine that is due, and what to log of it. Collective: every rank calls."""

@@ -2,7 +2,7 @@
 
 import atexit
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit import random as keyed
+from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.data.batch import Batch
@@ -20,12 +21,16 @@ from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everythi
 from trainkit.data.order import Order
 from trainkit.engine import Clock, Engine, Schedule, buffer_shards
 from trainkit.errors import ConfigError
+from trainkit.memory import Memory, state_tensors
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Precision
+from trainkit.probe import fewest_that_fit
 from trainkit.ranks import Ranks
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
+
+SUMMARY_FILE = "summary.txt"
 
 
 class Position(int):
@@ -47,6 +52,9 @@ class Runtime(Ranks):
     seed: with the position in the data, the only source of randomness.
     deterministic: same bits from the same ranks, strategy and hardware, also after a resume.
     device: `auto` takes a GPU where there is one.
+    compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
+    activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
+        pass: less memory, a third more work.
     num_workers: processes that fetch data ahead (0: this one does).
     log_every: steps from one `log` that is told to the next.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
@@ -65,6 +73,8 @@ class Runtime(Ranks):
         seed: int = 0,
         deterministic: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        compile: bool = False,
+        activation_checkpointing: Sequence[str] = (),
         num_workers: int = 0,
         log_every: int = 10,
         run_dir: str | Path | None = None,
@@ -77,6 +87,9 @@ class Runtime(Ranks):
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
         self.strategy.check(cluster, self.precision, chosen)
+        if compile:
+            check_compiler(chosen)
+        self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
         self.precision_obtained = self.precision.apply(chosen)
         super().__init__(cluster, chosen, needs_group=self.strategy.needs_group)
         self.seed, self.deterministic = seed, deterministic
@@ -123,6 +136,11 @@ class Runtime(Ranks):
         return self.precision.dtype
 
     @property
+    def device_name(self) -> str:
+        """What the device calls itself."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    @property
     def position(self) -> int:
         """Samples in the steps done so far."""
         return self._clock.position
@@ -132,7 +150,8 @@ class Runtime(Ranks):
         ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
         exact = ", deterministic" if self.deterministic else ""
         return (
-            f"strategy {self.strategy.name} on {ranks}, {self.device.type}, {torch.get_num_threads()} threads a rank",
+            f"strategy {self.strategy.name} on {ranks} ({self.strategy.layout(self.cluster)}), {self.device_name}, "
+            f"{torch.get_num_threads()} threads a rank",
             f"precision asked {self.precision.name}, obtained {self.precision_obtained}",
             f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
         )
@@ -158,7 +177,7 @@ class Runtime(Ranks):
         optimizer: an instance without state, or a function of parameter groups that makes one.
         name: keys the engine's dropout masks; by default `engine0`, `engine1` ... in the order of the calls.
         blocks: classes of the repeated parts that the module is made of, such as a transformer's layer: FSDP gathers
-            one at a time. None for a module of which `input_gradient` is taken.
+            one at a time, and `compile` compiles each by itself.
         clip: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
         ema: decay of averaged weights.  accumulation: micro-batches a step.
         inherit: an engine whose place this one takes, with its weights, averaged weights and optimizer state (unless
@@ -174,6 +193,9 @@ class Runtime(Ranks):
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
         module.to(self.device, self.dtype)
+        if self.compile:
+            compile_blocks(module, blocks)
+        self._checkpointed.apply(module)
         backend = self.strategy.attach(
             module,
             OptimizerSource(module, optimizer, engine_name=name),
@@ -194,10 +216,30 @@ class Runtime(Ranks):
             # After the strategy: it gives every rank the weights of rank 0.
             average=Average(backend.weights(), buffer_shards(module), ema) if ema is not None else None,
             accumulation=accumulation,
+            is_compiled=self.compile,
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
         return engine
+
+    def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
+        """The smallest accumulation, up to `largest()`, with which `attempt(accumulation)` fits into memory everywhere.
+
+        `attempt` sets engines up, makes a step or two, and leaves nothing behind; one rank may run out of memory in it
+        while others do not. Raises ConfigError when nothing fits. Collective: every rank calls.
+        """
+        return fewest_that_fit(attempt, largest=largest, group=self._patient, report=self.tracker.message)
+
+    def begin_anew(self) -> None:
+        """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
+        self._seed_globally("start")
+        self._engine_names.clear()
+
+    def predict(self, engine: Engine) -> Memory:
+        """What each rank will hold of `engine`, by formula."""
+        trained, frozen = engine.parameter_sizes()
+        predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.cluster)
+        return predicted if self.dtype == torch.float32 else predicted.twice()
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -285,18 +327,29 @@ class Runtime(Ranks):
         """Starts the tracker; `log` does it where nobody has. `num_samples`: the position at which training ends."""
         if self._is_tracking:
             return
+        self._checkpointed.require_all_found()
         self._is_tracking = True
         self._num_samples = num_samples or self._num_samples
         self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
+        lines = self.summary() + summary
+        if self.is_main and self.run_dir is not None:
+            (self.run_dir / SUMMARY_FILE).write_text("".join(f"{line}\n" for line in lines))
         run = Run(
             directory=self.run_dir or Path(),
             name=self.run_dir.name if self.run_dir else "run",
             config=config or {},
             num_samples=self._num_samples,
             resumed_step=self._resumed_step,
-            summary=self.summary() + summary,
+            summary=lines,
         )
         self.tracker.start(run)
+
+    def remark(self, text: str) -> None:
+        """A line about the run itself, to the tracker and to the run's summary."""
+        self.tracker.message(text)
+        if self.is_main and self.run_dir is not None and self._is_tracking:
+            with (self.run_dir / SUMMARY_FILE).open("a") as file:
+                file.write(f"{text}\n")
 
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
         """Tells the tracker the means of `metrics` over the global batch, every `log_every` steps; else does nothing.

@@ -22,7 +22,7 @@ class Trainer:
     keep_last: newest checkpoints kept.  keep_best: also the best by the recipe's `best_metric`.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
-    config: what the run was made of; stored with it.
+    config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Trainer:
         keep_best: bool = True,
         resume: str | Path = "auto",
         config: Mapping[str, Any] | None = None,
+        found: Mapping[str, Any] | None = None,
     ) -> None:
         for key, every in (("evaluate_every", evaluate_every), ("save_every", save_every), ("keep_last", keep_last)):
             if every is not None and every < 1:
@@ -43,8 +44,9 @@ class Trainer:
         self.runtime, self.recipe = runtime, recipe
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.keep_last, self.keep_best = keep_last, keep_best
-        self.resume, self.config = str(resume), dict(config or {})
+        self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
         self.step = 0
+        self._has_told_memory = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
         self._saved_step: int | None = None
 
@@ -56,10 +58,11 @@ class Trainer:
             position = self.restore()
             is_complete = position >= self.recipe.num_samples
             # The first batch is made before anything is written: what is wrong with the data shows here.
-            batches = _begun(self.recipe.batches(position)) if not is_complete else None
-            self._start_tracking()
-            if batches is not None:
-                self._train(batches)
+            batches = self.recipe.batches(position) if not is_complete else None
+            first = next(batches) if batches is not None else None
+            self._start_tracking(first)
+            if batches is not None and first is not None:
+                self._train(chain([first], batches))
             else:
                 self.runtime.tracker.message(
                     f"the run in {self.runtime.run_dir} is complete at step {self.step}; "
@@ -76,9 +79,7 @@ class Trainer:
 
     def restore(self) -> int:
         """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
-        path = self.runtime.broadcast(self._find() if self.runtime.is_main else None)
-        if isinstance(path, Exception):
-            raise path
+        path = find_checkpoint(self.runtime, self.resume)
         if path is None:
             return 0
         manifest = checkpoint.read_manifest(path)
@@ -104,6 +105,8 @@ class Trainer:
         for batch in batches:
             metrics = recipe.train_step(batch)
             self.step += 1
+            if not self._has_told_memory:
+                self._tell_memory()
             means = runtime.log(self.step, **metrics)
             if means is not None:
                 self._require_finite(means)
@@ -133,14 +136,28 @@ class Trainer:
         self._evaluated = self.step, metrics
         return metrics
 
-    def _start_tracking(self) -> None:
-        engines = self.recipe.engines()
-        sizes = ", ".join(f"{name} {engine.num_parameters:,} parameters" for name, engine in engines.items())
+    def _start_tracking(self, first: Batch | None) -> None:
         if self.runtime.is_main and self.runtime.run_dir is not None:
             (self.runtime.run_dir / "config.yaml").write_text(to_yaml(self.config))
-        self.runtime.start_tracking(
-            config=self.config, num_samples=self.recipe.num_samples, summary=(f"engines: {sizes}",)
-        )
+        lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
+        self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
+
+    def _account_of(self, name: str, first: Batch | None) -> Iterator[str]:
+        engine, ranks = self.recipe.engines()[name], self.runtime.world_size
+        yield f"{name}: {engine.num_parameters:,} parameters"
+        yield f"{name}: on each rank, predicted: {self.runtime.predict(engine)}"
+        if first is not None:
+            samples = -(-first.size // (ranks * engine.accumulation))
+            is_even = first.size == ranks * samples * engine.accumulation
+            yield (
+                f"{name}: global batch {first.size} = {ranks} ranks x {'' if is_even else 'up to '}{samples} samples "
+                f"x {engine.accumulation} micro-batches"
+            )
+
+    def _tell_memory(self) -> None:
+        self._has_told_memory = True
+        for name, engine in self.recipe.engines().items():
+            self.runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -160,6 +177,7 @@ class Trainer:
                 tracker=self.runtime.tracker.state(),
                 metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
                 config=self.config,
+                found=self.found,
             )
             if self.runtime.is_main:
                 best = self._best() if self.keep_best else None
@@ -178,29 +196,35 @@ class Trainer:
                 values[path] = sign * metrics[name]
         return min(values, key=values.__getitem__) if values else None
 
-    def _find(self) -> Path | Exception | None:
-        """The checkpoint to begin from; None: begin anew. An error is returned, so that all ranks can raise it."""
-        try:
-            own = self._checkpoints
-            has_own = own is not None and bool(checkpoint.step_directories(own))
-            if self.resume == "never":
-                if has_own:
-                    raise ConfigError(
-                        f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
-                    )
-                return None
-            if self.resume == "auto":
-                return (
-                    checkpoint.find(own, report=self.runtime.tracker.message) if own is not None and has_own else None
+
+def find_checkpoint(runtime: Runtime, resume: str) -> Path | None:
+    """The checkpoint that `resume` means; None: begin anew. Raises ConfigError and CheckpointError on all ranks.
+
+    Collective: every rank calls.
+    """
+    found = runtime.broadcast(_find(runtime, resume) if runtime.is_main else None)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _find(runtime: Runtime, resume: str) -> Path | Exception | None:
+    """An error is returned, so that all ranks can raise it."""
+    report = runtime.tracker.message
+    try:
+        own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
+        has_own = own is not None and bool(checkpoint.step_directories(own))
+        if resume == "never":
+            if has_own:
+                raise ConfigError(
+                    f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
                 )
-            return checkpoint.find(Path(self.resume).expanduser(), report=self.runtime.tracker.message)
-        except (ConfigError, CheckpointError) as error:
-            return error
-
-
-def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """`batches`, the first of which is made at once."""
-    return chain([next(batches)], batches)
+            return None
+        if resume == "auto":
+            return checkpoint.find(own, report=report) if own is not None and has_own else None
+        return checkpoint.find(Path(resume).expanduser(), report=report)
+    except (ConfigError, CheckpointError) as error:
+        return error
 
 
 def _status_of(error: BaseException) -> Status:

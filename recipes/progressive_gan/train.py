@@ -96,6 +96,8 @@ class ProgressiveGAN(Recipe):
                 f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
                 f"fade_images make only {len(self.phases)}"
             )
+        for engine in self.engines().values():
+            engine.retire()
         self.phase = self.phases[state["phase"]]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -116,6 +118,11 @@ class ProgressiveGAN(Recipe):
                 collate=self.datasets.collate,
             )
             position += num_steps * phase.batch_size
+
+    def dearest_batches(self) -> Iterator[Batch]:
+        phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
+        self.load_state({"phase": phase.number})
+        return self.batches(phase.start)
 
     def _grow(self, phase: Phase) -> None:
         """Networks of `phase` take over the weights and averages that they share with the ones before."""

@@ -46,7 +46,7 @@ class Toy(trainkit.Recipe):
         batch_size: int = 8,
         num_steps: int = 40,
         accumulation: int = 1,
-        fault: Literal["none", "two_backwards", "not_finite"] = "none",
+        fault: Literal["none", "two_backwards", "not_finite", "out_of_memory"] = "none",
     ) -> None:
         self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
         self.num_samples = num_steps * batch_size
@@ -66,6 +66,8 @@ class Toy(trainkit.Recipe):
 
     def train_step(self, batch):
         for micro in self.network.micro_batches(batch):
+            if self.fault == "out_of_memory" and self.runtime.rank == 1 and len(micro) > 2:
+                raise torch.OutOfMemoryError("planted")
             loss = self._loss(micro)
             self.network.backward(loss * float("nan") if self.fault == "not_finite" else loss)
             if self.fault == "two_backwards":

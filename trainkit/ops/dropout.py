@@ -16,6 +16,17 @@ def dropout(x: Tensor, p: float, key: int, positions: Tensor, call: int = 0) -> 
     return x * keep / (1.0 - p)
 
 
+def drop(layer: "Dropout", x: Tensor) -> Tensor:
+    """`x` under the mask that `layer` has been told to draw. Not for a compiler: every layer's key is another."""
+    key, positions, call = layer.seen
+    if len(x) != len(positions):
+        raise UsageError(
+            f"trainkit.ops.Dropout was told of {len(positions)} samples and sees {len(x)}: its input's first "
+            f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
+        )
+    return dropout(x, layer.p, key, positions, call)
+
+
 class Dropout(nn.Module):
     """Like `torch.nn.Dropout`, but the mask of a sample is the same on any split into ranks and after any resume.
 
@@ -24,26 +35,21 @@ class Dropout(nn.Module):
     is not the number of samples.
     """
 
+    drop = staticmethod(drop)
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= p < 1.0:
             raise ConfigError(f"dropout={p}: allowed is 0 <= dropout < 1")
         self.p = p
-        self._key, self._positions, self._call = 0, torch.empty(0, dtype=torch.int64), 0
+        self.seen: tuple[int, Tensor, int] = (0, torch.empty(0, dtype=torch.int64), 0)
 
     def see(self, key: int, positions: Tensor, call: int = 0) -> None:
         """Sets what the next masks are drawn from: the layer's key, positions int64 [N], the forward's number."""
-        self._key, self._positions, self._call = key, positions, call
+        self.seen = key, positions, call
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        if len(x) != len(self._positions):
-            raise UsageError(
-                f"trainkit.ops.Dropout was told of {len(self._positions)} samples and sees {len(x)}: its input's first "
-                f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
-            )
-        return dropout(x, self.p, self._key, self._positions, self._call)
+        return x if not self.training or self.p == 0.0 else self.drop(self, x)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -9,6 +9,7 @@ from torch import nn
 
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
+from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 
@@ -40,6 +41,17 @@ class Strategy(ABC):
         blocks: classes of the repeated parts of which the module is made, for strategies that treat each by itself.
         """
 
+    def predict(
+        self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
+    ) -> Memory:
+        """What one rank holds of float32 parameters of these sizes, padding left out; state_tensors: see `memory`."""
+        return float32_memory(sum(trained) + sum(frozen), sum(trained), sum(trained), state_tensors)
+
     def layout(self, cluster: Cluster) -> str:
         """What the processes are to one another, in words, for the start of a run."""
         return f"{cluster.world_size} x replicate"
+
+
+def float32_memory(parameters: int, gradients: int, optimized: int, state_tensors: int | None) -> Memory:
+    """Of so many elements, `state_tensors` of optimizer state for each that is optimized here."""
+    return Memory(4 * parameters, 4 * gradients, None if state_tensors is None else 4 * optimized * state_tensors)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainkit.backend import Backend
+from trainkit.backend import Backend, num_bytes
 from trainkit.errors import ConfigError
 from trainkit.shard import Shard
 
@@ -61,6 +61,8 @@ class ZeroBackend(Backend):
         # Where no rank had an item the gradients are zero, and any scale will do.
         zero.override_loss_scale(1.0 / factor if factor > 0 else 1.0)
         zero.clip_grad = clip if clip is not None else 0.0
+        if not self.gradient_bytes:
+            self.gradient_bytes = self.slices.gradient_bytes()
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(norm, device=self.slices.device), bool(zero.overflow)
@@ -74,6 +76,9 @@ class ZeroBackend(Backend):
 
     def refresh(self) -> None:
         self.slices.refresh()
+
+    def _parameter_bytes(self) -> int:
+        return self.slices.parameter_bytes()
 
     def optimizer_state(self) -> dict[str, dict[str, Shard]]:
         return self.slices.optimizer_state()
@@ -115,6 +120,18 @@ class _Slices:
     def refresh(self) -> None:
         raise NotImplementedError
 
+    def gradient_bytes(self) -> int:
+        """Of the gradients that are held between the last backward pass and the step."""
+        raise NotImplementedError
+
+    def parameter_bytes(self) -> int:
+        """Of what computes, and of the second copy that the optimizer writes to."""
+        flats = {id(part.flat): part.flat for part in self.slices.values()}
+        return sum(num_bytes(flat) for flat in flats.values()) + sum(self._computing_bytes(p) for p in self.names)
+
+    def _computing_bytes(self, p: nn.Parameter) -> int:
+        return num_bytes(p)
+
     def weights(self) -> dict[str, Shard]:
         shards = {name: part.of(part.flat, self.group) for name, part in self.slices.items()}
         return {**shards, **{name: self._frozen_shard(p) for name, p in self.frozen.items()}}
@@ -139,7 +156,7 @@ class _Slices:
     def _state_shard(self, value: Any, part: _Slice) -> Shard:
         if isinstance(value, Tensor) and value.shape == part.flat.shape:
             return part.of(value, self.group)
-        return Shard.whole(torch.as_tensor(value))
+        return Shard.whole(torch.as_tensor(value).clone())  # one for all of them, which a checkpoint cannot hold
 
     @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -189,6 +206,10 @@ class _Slices12(_Slices):
     def refresh(self) -> None:
         self.zero.update_lp_params()
 
+    def gradient_bytes(self) -> int:
+        averaged = [g for group in self.zero.averaged_gradients.values() for g in group or () if g is not None]
+        return storage_bytes([*averaged, *(p.grad for p in self.names if p.grad is not None)])
+
 
 class _Slices3(_Slices):
     """ZeRO-3: every parameter is cut into equal partitions, the last of them padded."""
@@ -228,6 +249,13 @@ class _Slices3(_Slices):
         local = p.ds_tensor.detach()[: min(size, numel - start)]  # type: ignore[attr-defined]
         return Shard(local, start, shape, self.group)
 
+    def gradient_bytes(self) -> int:
+        return storage_bytes([g for group in self.zero.averaged_gradients.values() for g in group if g is not None])
+
+    def _computing_bytes(self, p: nn.Parameter) -> int:
+        # At rest a parameter is its partition, and the small ones are whole beside it.
+        return num_bytes(p.ds_tensor) + num_bytes(p)  # type: ignore[attr-defined]
+
     def refresh(self) -> None:
         zero = self.zero
         zero._partition_all_parameters()
@@ -235,6 +263,12 @@ class _Slices3(_Slices):
             zero._reassign_or_swap_out_partitioned_parameters(number)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the memory behind `tensors`, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
 
 
 # -- the library itself ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Fully sharded data parallelism: parameters, gradients and optimizer state are spread over the processes (FSDP2)."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError, UsageError
+from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.shard import Shard
-from trainkit.strategy.base import Strategy
+from trainkit.strategy.base import Strategy, float32_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,16 @@ class FSDP(Strategy):
             for part in [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]:
                 fully_shard(part, reshard_after_forward=self.reshard_after_forward, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)
+        # The backend copies such a view.
+        warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(module).__name__}\) returned a view")
         return _FSDPBackend(module, source.make(), mesh, reshard_after_forward=self.reshard_after_forward)
+
+    def predict(
+        self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
+    ) -> Memory:
+        share = self._shape(cluster)[-1]
+        mine = -(-sum(trained) // share)
+        return float32_memory(mine - (-sum(frozen) // share), mine, mine, state_tensors)
 
     def layout(self, cluster: Cluster) -> str:
         return f"{cluster.world_size} x shard"
@@ -133,6 +145,10 @@ class _FSDPBackend(Backend):
         self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
         self.num_replicas = mesh.size() // self.num_shards
         self.group = shard_mesh.get_group()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # What FSDP hangs on a view, a caller's in-place operation would take off without a word.
+        return tree_map(_not_a_view, self.module(*args, **kwargs))
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         # The second differentiation needs what the first one would let go of, and adds to gradients that it would
@@ -216,6 +232,11 @@ class _FSDPBackend(Backend):
         assert isinstance(sharded, DTensor)
         self.weights()[names[p]].like(sharded.to_local()).take(value)
         return sharded
+
+
+def _not_a_view(value: Any) -> Any:
+    is_view = isinstance(value, Tensor) and value.requires_grad and value._is_view()
+    return value.clone() if is_view else value
 
 
 def _copy_from_first(module: nn.Module) -> None:

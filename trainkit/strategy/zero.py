@@ -11,9 +11,10 @@ from torch import nn
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError, UsageError
+from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
-from trainkit.strategy.base import Strategy
+from trainkit.strategy.base import Strategy, float32_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,19 @@ class Zero1(Strategy):
             )
         return attach(module, source.make(), stage=self.stage, config=self._deepspeed_config(), device=device)
 
+    def predict(
+        self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
+    ) -> Memory:
+        """ZeRO keeps a second copy of the parameters that this rank's optimizer writes to."""
+        mine = -(-sum(trained) // cluster.world_size)
+        gradients = sum(trained) if self.stage < 2 else mine
+        return float32_memory(mine + self._num_computing([*trained, *frozen], cluster), gradients, mine, state_tensors)
+
+    def _num_computing(self, sizes: Sequence[int], cluster: Cluster) -> int:
+        return sum(sizes)
+
     def layout(self, cluster: Cluster) -> str:
-        shared = {1: "optimizer state", 2: "optimizer state and gradients", 3: "all"}[self.stage]
+        shared = "optimizer state" if self.stage == 1 else "optimizer state and gradients"
         return f"{cluster.world_size} x replicate, {shared} sharded"
 
     def _deepspeed_config(self) -> dict[str, Any]:
@@ -112,6 +124,13 @@ class Zero3(Zero1):
     stage: ClassVar[int] = 3
     offload_parameters: bool = False
     keep_below: int = 100_000
+
+    def layout(self, cluster: Cluster) -> str:
+        return f"{cluster.world_size} x shard"
+
+    def _num_computing(self, sizes: Sequence[int], cluster: Cluster) -> int:
+        # The small ones are whole beside their partitions.
+        return -(-sum(sizes) // cluster.world_size) + sum(size for size in sizes if size < self.keep_below)
 
     def _own_config(self) -> dict[str, Any]:
         config = super()._own_config()
