@@ -87,7 +87,7 @@ def train_plainly(kind, dtype=torch.float64):
     order, everything = Order(NUM_SAMPLES, seed=0), data(dtype)
     module = network().to(dtype)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    average, norms = weights(module), []
+    average, norms = in_order_of_names(module), []
 
     def input_gradient(x):
         x = x.detach().requires_grad_(True)
@@ -101,14 +101,14 @@ def train_plainly(kind, dtype=torch.float64):
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(module.parameters(), 0.5)))
         optimizer.step()
-        average = 0.9 * average + 0.1 * weights(module)
-    return weights(module), average, torch.tensor(norms, dtype=torch.float64)
+        average = 0.9 * average + 0.1 * in_order_of_names(module)
+    return in_order_of_names(module), average, torch.tensor(norms, dtype=torch.float64)
 
 
 def whole_state(engine):
     """`engine.state()` on every rank. Collective."""
     state, parts = engine.state(), ("module", "optimizer", "average")
-    gathered = [{part: state[part] for part in parts}]
+    gathered = [{part: {name: tensor.clone() for name, tensor in sorted(state[part].items())} for part in parts}]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(gathered, src=0)
     return gathered[0]
@@ -118,8 +118,8 @@ def flat(tensors):
     return torch.cat([tensor.flatten().double() for tensor in tensors.values()])
 
 
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()]).double()
+def in_order_of_names(module):
+    return flat({name: p.detach() for name, p in sorted(module.named_parameters())})
 
 
 def error(a, b):

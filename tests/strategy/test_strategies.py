@@ -65,7 +65,7 @@ def _two_engines(strategy):
 @pytest.mark.parametrize("strategy", scenes.EVERY)
 def test_two_engines_in_turns(strategy, world_size):
     alone = run_ranks(_two_engines, 1, "ddp")[0]
-    start = torch.cat([scenes.weights(scenes.network())])
+    start = scenes.in_order_of_names(scenes.network())
     assert error(alone[-len(start) :], start) > 0.01  # D has learnt, so that equality says something
     for result in run_ranks(_two_engines, world_size, strategy):
         assert error(result, alone) < tolerance(strategy)

@@ -276,7 +276,7 @@ def storage_bytes(tensors: list[Tensor]) -> int:
 
 def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    _own_build_directory()
+    use_own_build_directory()
     import deepspeed
 
     if not deepspeed.comm.is_initialized():
@@ -292,7 +292,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 _held: list[Any] = []
 
 
-def _own_build_directory() -> None:
+def use_own_build_directory() -> None:
     """Gives DeepSpeed a directory of ours for what it compiles, without what a killed build left behind.
 
     torch marks a build with a file `lock`, which a killed process leaves behind and every later one waits for. Whoever
