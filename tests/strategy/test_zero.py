@@ -1,0 +1,93 @@
+"""What only DeepSpeed has: offload to the CPU, a configuration of its own, and flat slices behind the names."""
+
+import pytest
+import torch
+
+import trainkit
+from tests.distributed import run_ranks
+from tests.strategy import scenes
+
+KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}
+
+
+def _train(strategy, arguments, accumulation=2):
+    kind = KINDS[strategy](**arguments)
+    runtime = trainkit.Runtime(strategy=kind, device="cpu", tracker=trainkit.Tracker())
+    module = scenes.network()
+    engine = runtime.setup(
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+        clip=0.5,
+        ema=0.9,
+        accumulation=accumulation,
+    )
+    for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=scenes.BATCH, num_steps=scenes.NUM_STEPS):
+        for micro in engine.micro_batches(batch):
+            loss, weight = scenes.loss_of("weighted", engine, engine.input_gradient, micro.x, micro.y, micro.num)
+            engine.backward(loss, weight=weight)
+        engine.step()
+    state = scenes.whole_state(engine)
+    return scenes.flat(state["module"]), scenes.flat(state["average"])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "arguments"),
+    [
+        ("zero1", {"offload_optimizer": True}),
+        ("zero2", {"offload_optimizer": True}),
+        ("zero3", {"offload_optimizer": True, "keep_below": 4}),
+        ("zero3", {"offload_optimizer": True, "offload_parameters": True, "keep_below": 4}),
+        ("zero3", {"keep_below": 20}),  # some parameters whole, others spread
+        ("zero2", {"bucket_mb": 0.0005}),
+        ("zero2", {"config": {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": False}}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_offload_and_messages_of_any_size_change_nothing(strategy, arguments, world_size):
+    expected = scenes.train_plainly("weighted")[:2]
+    for result in run_ranks(_train, world_size, strategy, arguments):
+        for ours, reference in zip(result, expected, strict=True):
+            assert scenes.error(ours, reference) < scenes.tolerance(strategy)
+
+
+def _passed_on():
+    kind = trainkit.Zero2(config={"zero_optimization": {"overlap_comm": True}})
+    runtime = trainkit.Runtime(strategy=kind, device="cpu", tracker=trainkit.Tracker())
+    engine = runtime.setup(scenes.network(), torch.optim.SGD)
+    return engine._backend.engine.zero_overlap_comm()
+
+
+def test_further_keys_reach_deepspeed():
+    assert run_ranks(_passed_on, 2) == [True, True]
+
+
+def _ranges(strategy):
+    """name -> (start, number of elements, all elements) of what this rank holds of a parameter and of its average."""
+    runtime = scenes.make_runtime(strategy)
+    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups), ema=0.9)
+    for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=16, num_steps=1):
+        engine.backward((engine(batch.x) ** 2).mean())
+        engine.step()
+    weights, averages = engine._backend.weights(), engine.average.shards()
+    state = {name: entry["exp_avg"] for name, entry in engine._backend.optimizer_state().items()}
+    assert weights.keys() == averages.keys() == state.keys()
+    described = []
+    for shards in (weights, averages, state):
+        described.append({name: (s.start, s.local.numel(), s.shape.numel()) for name, s in shards.items()})
+    assert described[0] == described[1] == described[2]
+    return described[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("strategy", scenes.SHARDED)
+def test_slices_tile_every_parameter_once(strategy, world_size):
+    """A rank holds a range of each parameter, its average and its optimizer state; together they are the whole."""
+    ranks = run_ranks(_ranges, world_size, strategy)
+    num_copies = 2 if strategy == "hsdp" and world_size == 4 else 1
+    for name, (_, _, numel) in ranks[0].items():
+        held = torch.zeros(numel, dtype=torch.int64)
+        for ranges in ranks:
+            start, num, _ = ranges[name]
+            held[start : start + num] += 1
+        assert held.tolist() == [num_copies] * numel, name
