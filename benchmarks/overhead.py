@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -189,13 +189,11 @@ def raw_modules(case: Case) -> tuple[nn.Module, nn.Module]:
     return first, case.make_module()
 
 
-def from_memory(case: Case) -> Iterator[tuple[Tensor, ...]]:
-    """The batches that the runtime makes, their indices known beforehand."""
+def from_memory(case: Case, runtime: trainkit.Runtime) -> Iterator[tuple[Tensor, ...]]:
+    """The batches that a runtime makes, their indices known beforehand."""
     num_steps = case.steps_a_turn * (1 + case.num_turns)
-    order = trainkit.Runtime(strategy="single", device="cpu").batches(
-        torch.arange(len(case.samples[0])), batch_size=case.batch_size, num_steps=num_steps
-    )
-    indices = [batch.data for batch in order]
+    numbers = torch.arange(len(case.samples[0]))
+    indices = [batch.data for batch in runtime.batches(numbers, batch_size=case.batch_size, num_steps=num_steps)]
     return (tuple(tensor[index] for tensor in case.samples) for index in indices)
 
 
@@ -210,7 +208,7 @@ def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
     own = trainkit.Runtime(strategy="single", device="cpu")
     engine = setup(own, case)
     contenders = {
-        RAW: raw_turns(case, plain, from_memory(case)),
+        RAW: raw_turns(case, plain, from_memory(case, trainkit.Runtime(strategy="single", device="cpu"))),
         LOADER: raw_turns(case, loaded, from_loader(case)),
         ENGINE: engine_turns(case, engine, own),
     }
@@ -230,13 +228,13 @@ def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
     with (directory / "console.log").open("w") as console, contextlib.redirect_stdout(console):
         trainer.fit()
     print(file=sys.stderr)
-    require_same_weights(engine.module, plain)
+    require_same_weights(engine.module.parameters(), plain.parameters())
     turns[TRAINER] = recipe.turns
     return {name: turns[name][1:] for name in turns}
 
 
-def require_same_weights(a: nn.Module, b: nn.Module) -> None:
-    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
+def require_same_weights(a: Iterable[Tensor], b: Iterable[Tensor]) -> None:
+    pairs = list(zip(a, b, strict=True))
     largest = max(float(y.detach().abs().max()) for _, y in pairs)
     difference = max(float((x - y).detach().abs().max()) for x, y in pairs) / largest
     if difference > 1e-4:
@@ -249,33 +247,42 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def summarise(case: Case, turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    contenders = {}
-    for name in turns:
-        pairs = list(zip(turns[name], turns[RAW], strict=True))
-        contenders[name] = {
-            "step_us": spread([turn.wall_us for turn in turns[name]]),
-            "over_raw": spread([turn.wall_us / raw.wall_us for turn, raw in pairs]),
-            "over_raw_in_cpu_time": spread([turn.cpu_us / raw.cpu_us for turn, raw in pairs]),
-        }
     cadence = {
         "log_every_steps": case.log_every,
         "checkpoint_every_steps": case.steps_a_turn,
         "num_turns": case.num_turns,
     }
-    return {"model": case.title, **cadence, "goals": dict(case.goals), "contenders": contenders}
+    return {"model": case.title, **cadence, "goals": dict(case.goals), "contenders": compare(turns, RAW)}
+
+
+def compare(turns: Mapping[str, list[Turn]], raw: str) -> dict[str, Any]:
+    """Each contender's time a step, and its ratio to that of the contender called `raw` in the same round of turns."""
+    contenders = {}
+    for name in turns:
+        pairs = list(zip(turns[name], turns[raw], strict=True))
+        contenders[name] = {
+            "step_us": spread([turn.wall_us for turn in turns[name]]),
+            "over_raw": spread([turn.wall_us / other.wall_us for turn, other in pairs]),
+            "over_raw_in_cpu_time": spread([turn.cpu_us / other.cpu_us for turn, other in pairs]),
+        }
+    return contenders
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [
+    title = (
         f"{result['model']}; Trainer: console, metrics.jsonl and curve.png, logs every {result['log_every_steps']} "
-        f"steps, saves every {result['checkpoint_every_steps']}; {result['num_turns']} turns; median (quartiles)",
-        f"  {'':<34}{'us a step':<32}{'over the raw loop':<28}the same in processor time",
-    ]
-    for name, figures in result["contenders"].items():
+        f"steps, saves every {result['checkpoint_every_steps']}; {result['num_turns']} turns; median (quartiles)"
+    )
+    return "\n".join([title, *rows(result["contenders"], result["goals"])])
+
+
+def rows(contenders: Mapping[str, Any], goals: Mapping[str, float]) -> list[str]:
+    lines = [f"  {'':<34}{'us a step':<32}{'over the raw loop':<28}the same in processor time"]
+    for name, figures in contenders.items():
         cells = [in_words(values, digits) for values, digits in zip(figures.values(), (0, 3, 3), strict=True)]
-        goal = f"goal {result['goals'][name]:.2f}" if name in result["goals"] else ""
+        goal = f"goal {goals[name]:.2f}" if name in goals else ""
         lines.append(f"  {name:<34}{cells[0]:<32}{cells[1]:<28}{cells[2]:<28}{goal}".rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def in_words(values: dict[str, float], digits: int) -> str:
@@ -297,6 +304,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write(what: str, facts: dict[str, Any], results: list[dict[str, Any]], directory: Path) -> None:
+    """A file that is named after `what` was measured, the machine and the day."""
+    now = datetime.now(UTC)
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['num_cpus']} cpus".lower()).strip("-")
+    path = directory / f"{what}_{hardware}_{now:%Y-%m-%d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"time": now.isoformat(), "machine": facts, "results": results}, indent=2) + "\n")
+    print(f"written to {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=[*CASES, "all"], default="all")
@@ -315,12 +332,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as directory:
                 results.append(summarise(case, measure(case, Path(directory))))
             print(table(results[-1]), flush=True)
-    now = datetime.now(UTC)
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['num_cpus']} cpus".lower()).strip("-")
-    path = arguments.output / f"overhead_{hardware}_{now:%Y-%m-%d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"time": now.isoformat(), "machine": facts, "results": results}, indent=2) + "\n")
-    print(f"written to {path}")
+    write("overhead", facts, results, arguments.output)
 
 
 if __name__ == "__main__":
