@@ -15,8 +15,10 @@ LAYERS = (
     ("strategy", "checkpoint", "health"),
     ("recipe",),
     ("engine", "ranks"),
-    ("backend", "blocks", "data"),
-    ("comm", "precision", "ops", "optim", "tracking"),
+    ("backend", "clock"),
+    ("data", "precision"),
+    ("blocks",),
+    ("comm", "ops", "optim", "tracking"),
     ("random", "config", "shard", "probe", "memory"),
     ("errors",),
 )
@@ -78,7 +80,14 @@ def test_users_use_public_names_only(folder):
     import trainkit
 
     public = {f"trainkit.{name}" for name in trainkit.__all__} | {"trainkit"}
-    packages = ("trainkit.data.", "trainkit.ops.", "trainkit.errors.", "trainkit.tracking.", "trainkit.cli.")
+    packages = (
+        "trainkit.data.",
+        "trainkit.ops.",
+        "trainkit.precision.",
+        "trainkit.errors.",
+        "trainkit.tracking.",
+        "trainkit.cli.",
+    )
     for path in sorted((ROOT / folder).rglob("*.py")):
         for name in _imports(path):
             if name.split(".")[0] == "trainkit":

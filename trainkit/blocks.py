@@ -30,7 +30,7 @@ class Checkpointed:
             return
         parts = [part for part in module.modules() if type(part).__name__ in self._names]
         self._present |= {type(part).__name__ for part in module.modules()}
-        _replace_forward(parts, "checkpointed", _checkpointed)
+        replace_forward(parts, "checkpointed", _checkpointed)
 
     def require_all_found(self) -> None:
         """Raises ConfigError for a class of which no module that was set up has an instance."""
@@ -46,7 +46,7 @@ def compile_blocks(module: nn.Module, blocks: Sequence[type[nn.Module]]) -> None
     # Compiled, it would be compiled anew for every layer and every forward pass of a step.
     Dropout.drop = staticmethod(torch.compiler.disable(drop))
     parts = [part for part in module.modules() if isinstance(part, tuple(blocks))]
-    _replace_forward(parts or [module], "compiled", torch.compile)
+    replace_forward(parts or [module], "compiled", torch.compile)
 
 
 def eagerly() -> AbstractContextManager[Any]:
@@ -62,7 +62,7 @@ def check_compiler(device: torch.device) -> None:
         raise ConfigError("compile=true: there is no C++ compiler: install g++, or use compile=false")
 
 
-def _replace_forward(parts: Sequence[nn.Module], mark: str, make: Callable[[Forward], Forward]) -> None:
+def replace_forward(parts: Sequence[nn.Module], mark: str, make: Callable[[Forward], Forward]) -> None:
     """Gives `parts` a subclass of their own class with another forward: names, copies and isinstance stay right."""
     derived: dict[type[nn.Module], type[nn.Module]] = {}
     for part in parts:

@@ -76,13 +76,18 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 
 def compose_onto(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`config` with `key=value` overrides of keys that it has; values are read as YAML."""
+    """`config` with `key=value` overrides of keys that it has; values are read as YAML.
+
+    `strategy=fsdp` and the like take that option of the group, with its defaults.
+    """
     changed = OmegaConf.create(dict(config))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or OmegaConf.select(changed, key, default=_ABSENT) is _ABSENT:
             raise ConfigError(f"{override}: there is no key {key!r}.{nearest(key, _keys_of(dict(config)))}")
-        OmegaConf.update(changed, key, yaml.safe_load(value))
+        is_option = value in groups().get(key, ())
+        node = compose([override])[key] if is_option else yaml.safe_load(value)
+        OmegaConf.update(changed, key, node, merge=False)
     return _plain(changed)
 
 

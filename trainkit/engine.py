@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainkit.backend import Backend
 from trainkit.blocks import eagerly
+from trainkit.clock import Clock
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
 from trainkit.errors import ConfigError, UsageError
@@ -28,27 +29,9 @@ from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
 from trainkit.precision import Precision
 from trainkit.random import key_of
-from trainkit.shard import Shard
+from trainkit.shard import Shard, buffer_shards, gathered, take_all, take_fitting
 
 Schedule = Callable[[int, int], float]
-
-
-class Clock:
-    """The batch that a run is at. The runtime turns it; engines read weights, positions and learning rates off it."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.batch: Batch | None = None
-        self.position = 0
-        """Samples in the steps done so far: where a resume goes on."""
-
-    def arrive(self, batch: Batch) -> None:
-        """`batch` is the one that the next calls are about; until a step is made with it, it does not count as done."""
-        self.batch, self.position = batch, batch.position
-
-    def stepped(self) -> None:
-        if self.batch is not None:
-            self.position = self.batch.position + self.batch.size
 
 
 @dataclass(frozen=True)
@@ -266,16 +249,15 @@ class Engine:
 
         Collective: every rank calls. Where a strategy spreads tensors, rank 0 alone gets them, on the CPU.
         """
+        optimizer = {
+            f"{name}/{key}": shard
+            for name, entry in self._backend.optimizer_state().items()
+            for key, shard in entry.items()
+        }
         return {
-            "module": self._gathered(self._module_shards()),
-            "optimizer": self._gathered(
-                {
-                    f"{name}/{key}": shard
-                    for name, entry in self._backend.optimizer_state().items()
-                    for key, shard in entry.items()
-                }
-            ),
-            "average": self._gathered(self.average.shards()) if self.average is not None else {},
+            "module": gathered(self._module_shards(), self._cluster.rank),
+            "optimizer": gathered(optimizer, self._cluster.rank),
+            "average": gathered(self.average.shards(), self._cluster.rank) if self.average is not None else {},
             "scalars": {
                 "num_updates": self.num_updates,
                 "scaler": self.scaler.state() if self.scaler is not None else None,
@@ -287,10 +269,10 @@ class Engine:
 
         Collective: every rank calls.
         """
-        _take_all(self._module_shards(), state["module"], f"engine {self.name!r}")
+        take_all(self._module_shards(), state["module"], f"engine {self.name!r}")
         self._load_optimizer(state["optimizer"])
         if self.average is not None:
-            _take_all(self.average.shards(), state["average"], f"averaged weights of engine {self.name!r}")
+            take_all(self.average.shards(), state["average"], f"averaged weights of engine {self.name!r}")
         self._backend.refresh()
         self.num_updates = int(state["scalars"]["num_updates"])
         if self.scaler is not None and state["scalars"]["scaler"] is not None:
@@ -298,7 +280,7 @@ class Engine:
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
         """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""
-        _inherit(self._module_shards(), old._module_shards())
+        take_fitting(self._module_shards(), old._module_shards())
         self._backend.refresh()
         if optimizer:
             mine = {name: shard.shape for name, shard in self._backend.weights().items()}
@@ -311,7 +293,7 @@ class Engine:
         if self.average is not None:
             self.average.begin_anew()
             if old.average is not None:
-                _inherit(self.average.shards(), old.average.shards())
+                take_fitting(self.average.shards(), old.average.shards())
         self.num_updates = old.num_updates
         if self.scaler is not None and old.scaler is not None:
             self.scaler.load_state(old.scaler.state())
@@ -430,16 +412,6 @@ class Engine:
     def _module_shards(self) -> dict[str, Shard]:
         return {**self._backend.weights(), **buffer_shards(self.module)}
 
-    def _gathered(self, shards: dict[str, Shard]) -> dict[str, Tensor]:
-        whole = {}
-        for name, shard in shards.items():
-            tensor = shard.full()
-            if shard.group is None:
-                whole[name] = tensor
-            elif self._cluster.rank == 0:
-                whole[name] = tensor.cpu()
-        return whole
-
     def _swap_average(self) -> None:
         assert self.average is not None
         self.average.swap()
@@ -454,29 +426,3 @@ class Engine:
         if unknown:
             raise ConfigError(f"optimizer state of {unknown[0]!r}, which engine {self.name!r} has no parameter for")
         self._backend.load_optimizer_state(by_name)
-
-
-def buffer_shards(module: nn.Module) -> dict[str, Shard]:
-    """Persistent buffers by name: every rank has all of them."""
-    persistent = module.state_dict(keep_vars=True)
-    return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
-
-
-def _take_all(into: dict[str, Shard], values: dict[str, Tensor], what: str) -> None:
-    for name in sorted(into.keys() ^ values.keys()):
-        where = "the checkpoint" if name in into else "the module"
-        raise ConfigError(f"{what}: {name!r} is missing from {where}; was the model's configuration another one?")
-    for name, shard in into.items():
-        if shard.shape != values[name].shape:
-            raise ConfigError(
-                f"{what}: {name!r} has shape {[*shard.shape]}, the checkpoint's has {[*values[name].shape]}; "
-                f"was the model's configuration another one?"
-            )
-    for name, shard in into.items():
-        shard.take(values[name])
-
-
-def _inherit(mine: dict[str, Shard], old: dict[str, Shard]) -> None:
-    for name, shard in mine.items():
-        if name in old and old[name].shape == shard.shape:
-            shard.take(old[name].full())

@@ -1,15 +1,21 @@
 """Number formats: what was asked for, what the device gives, and the loss scaling that fp16 needs."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from trainkit.blocks import Forward, replace_forward
 from trainkit.errors import ConfigError, nearest
 
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")
+LOW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +27,19 @@ class Precision:
 
     initial_scale, growth_interval: fp16's first loss scale, and the number of steps without overflow after which it
     doubles (an overflow halves it and skips the step).
+    keep: parts of modules that compute in fp32 where the rest is bf16 or fp16: names of classes, or paths such as
+    `decoder.head` or `layers.*.norm` as `named_modules` has them. What they return stays fp32.
     """
 
     name: Name = "fp32"
     initial_scale: float = 2.0**16
     growth_interval: int = 2000
+    keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            raise ConfigError(f"precision.keep={self.keep}: allowed is a list of names, such as [{self.keep}]")
+        object.__setattr__(self, "keep", tuple(self.keep))
         if self.name not in NAMES:
             raise ConfigError(
                 f"precision={self.name!r}: allowed are {', '.join(NAMES)}.{nearest(str(self.name), NAMES)}"
@@ -52,11 +64,18 @@ class Precision:
         """Sets torch's global switches and returns what torch then reports, for the start-up line."""
         self.check(device)
         wanted = "tf32" if self.name == "tf32" else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = wanted
-        torch.backends.cudnn.conv.fp32_precision = wanted  # type: ignore[attr-defined]
-        if device.type != "cuda":
-            return f"{self.name} on {_describe(device)}"
-        return f"{self.name} (torch: float32 products in {torch.backends.cuda.matmul.fp32_precision})"
+        backends: Any = torch.backends
+        for switch in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+            switch.fp32_precision = wanted
+        for switch in (backends.mkldnn.matmul, backends.mkldnn.conv):
+            switch.fp32_precision = "ieee"
+        used = backends.cudnn if device.type == "cuda" else backends.mkldnn
+        products = backends.cuda.matmul if device.type == "cuda" else used.matmul
+        kept = f", kept in fp32: {', '.join(self.keep)}" if self.keep and self.autocast_dtype is not None else ""
+        return (
+            f"{self.name} on {_describe(device)} (torch: float32 products {products.fp32_precision}, "
+            f"convolutions {used.conv.fp32_precision}){kept}"
+        )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -69,6 +88,63 @@ class Precision:
         if self.name != "fp16":
             return None
         return LossScaler(self.initial_scale, growth_interval=self.growth_interval)
+
+
+class Kept:
+    """The parts of modules that `Precision.keep` names."""
+
+    def __init__(self, precision: Precision) -> None:
+        self._names, self._lowers = tuple(precision.keep), precision.autocast_dtype is not None
+        self._found: set[str] = set()
+        self._present: set[str] = set()
+
+    def apply(self, module: nn.Module) -> None:
+        """Makes those parts of `module` compute in fp32. Before a strategy spreads it, and before it is compiled."""
+        if not self._names:
+            return
+        parts = []
+        for path, part in module.named_modules(remove_duplicate=False):
+            called = {path, type(part).__name__} - {""}
+            matched = {name for name in self._names if any(fnmatchcase(one, name) for one in called)}
+            self._found |= matched
+            self._present |= called
+            if matched and self._lowers:
+                parts.append(part)
+        replace_forward(parts, "kept", _kept)
+
+    def require_all_found(self) -> None:
+        """Raises ConfigError for a name that no module which was set up has a part of."""
+        for name in self._names if self._present else ():
+            if name not in self._found:
+                raise ConfigError(
+                    f"precision.keep={name}: no module has such a part; give a class, or a path such as "
+                    f"{', '.join(sorted(self._present)[:8])}.{nearest(name, self._present)}"
+                )
+
+
+def in_full_precision(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`call(*args, **kwargs)` without autocast, and with bf16 and fp16 tensors widened to fp32.
+
+    Where autocast is off already, the call as it is.
+    """
+    device = next((device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)), None)
+    if device is None:
+        return call(*args, **kwargs)
+    args, kwargs = tree_map(widened, (args, kwargs))
+    with torch.autocast(device, enabled=False):
+        return call(*args, **kwargs)
+
+
+def widened(value: Any) -> Any:
+    """A bf16 or fp16 tensor as fp32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value
+
+
+def _kept(forward: Forward) -> Forward:
+    def in_fp32(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return in_full_precision(lambda *args, **kwargs: forward(self, *args, **kwargs), *args, **kwargs)
+
+    return in_fp32
 
 
 class LossScaler:

@@ -14,19 +14,21 @@ from torch import Tensor, nn
 from trainkit import checkpoint
 from trainkit import random as keyed
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
+from trainkit.clock import Clock
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
 from trainkit.data.order import Order
-from trainkit.engine import Clock, Engine, Schedule, buffer_shards
+from trainkit.engine import Engine, Schedule
 from trainkit.errors import ConfigError
 from trainkit.memory import Memory, state_tensors
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
-from trainkit.precision import Precision
+from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import Ranks
+from trainkit.shard import buffer_shards
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
 
@@ -90,7 +92,7 @@ class Runtime(Ranks):
         if compile:
             check_compiler(chosen)
         self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
-        self.precision_obtained = self.precision.apply(chosen)
+        self.precision_obtained, self._kept = self.precision.apply(chosen), Kept(self.precision)
         super().__init__(cluster, chosen, needs_group=self.strategy.needs_group)
         self.seed, self.deterministic = seed, deterministic
         self.num_workers, self.log_every = num_workers, log_every
@@ -193,6 +195,7 @@ class Runtime(Ranks):
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
         module.to(self.device, self.dtype)
+        self._kept.apply(module)
         if self.compile:
             compile_blocks(module, blocks)
         self._checkpointed.apply(module)
@@ -303,6 +306,7 @@ class Runtime(Ranks):
         )
 
     def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self._kept.require_all_found()
         for batch in batches:
             # Layers that draw from the global generators repeat their draws after a resume.
             self._seed_globally(batch.position, self.rank)
@@ -328,6 +332,7 @@ class Runtime(Ranks):
         if self._is_tracking:
             return
         self._checkpointed.require_all_found()
+        self._kept.require_all_found()
         self._is_tracking = True
         self._num_samples = num_samples or self._num_samples
         self.throughput = Throughput(start=self.position, num_samples=self._num_samples)

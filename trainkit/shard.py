@@ -1,10 +1,13 @@
 """Shard: what one process holds of a tensor."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from trainkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,43 @@ class Shard:
 
     def _range_of(self, flat: Tensor) -> Tensor:
         return flat[self.start : self.start + self.local.numel()]
+
+
+def buffer_shards(module: nn.Module) -> dict[str, Shard]:
+    """Persistent buffers by name: every rank has all of them."""
+    persistent = module.state_dict(keep_vars=True)
+    return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
+
+
+def gathered(shards: Mapping[str, Shard], rank: int) -> dict[str, Tensor]:
+    """The whole tensors; of those that are spread, only rank 0 gets them, on the CPU. Collective."""
+    whole = {}
+    for name, shard in shards.items():
+        tensor = shard.full()  # one at a time
+        if shard.group is None:
+            whole[name] = tensor
+        elif rank == 0:
+            whole[name] = tensor.cpu()
+    return whole
+
+
+def take_all(into: Mapping[str, Shard], values: Mapping[str, Tensor], what: str) -> None:
+    """Fills every shard from the whole tensors of the same names, or raises ConfigError and changes nothing."""
+    for name in sorted(into.keys() ^ values.keys()):
+        where = "the checkpoint" if name in into else "the module"
+        raise ConfigError(f"{what}: {name!r} is missing from {where}; was the model's configuration another one?")
+    for name, shard in into.items():
+        if shard.shape != values[name].shape:
+            raise ConfigError(
+                f"{what}: {name!r} has shape {[*shard.shape]}, the checkpoint's has {[*values[name].shape]}; "
+                f"was the model's configuration another one?"
+            )
+    for name, shard in into.items():
+        shard.take(values[name])
+
+
+def take_fitting(mine: Mapping[str, Shard], old: Mapping[str, Shard]) -> None:
+    """Fills the shards that `old` has under the same name and shape, however it spreads them. Collective."""
+    for name, shard in mine.items():
+        if name in old and old[name].shape == shard.shape:
+            shard.take(old[name].full())

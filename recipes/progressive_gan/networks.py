@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.errors import ConfigError
+from trainkit.precision import LOW, in_full_precision, widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,35 @@ class Widths:
 
     def at(self, resolution: int) -> int:
         return min(self.fmap_base * 2 // resolution, self.fmap_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowPrecision:
+    """Which part of the networks computes in bf16 or fp16 when the run does, as in StyleGAN2-ADA (arXiv 2006.06676).
+
+    Low resolutions need fp32's range and cost little; the highest ones are nearly all of the cost. There activations
+    are clamped, so that a large one saturates instead of becoming infinite. Images are summed in fp32.
+
+    lowest: lowest resolution whose blocks compute so; 4x4, with the layers of the latents and of the scores, never
+        does.  clamp: largest magnitude of an activation there.
+    In fp32, tf32 and fp64 none of this changes anything.
+    """
+
+    lowest: int = 8
+    clamp: float = 256.0
+
+    @classmethod
+    def highest(cls, num_resolutions: int, final_resolution: int, clamp: float) -> "LowPrecision":
+        """The `num_resolutions` highest of a network that grows to `final_resolution`, from the start of its growth."""
+        return cls(lowest=final_resolution * 2 >> num_resolutions, clamp=clamp)
+
+    def run(self, resolution: int, layer: nn.Module, x: Tensor) -> Tensor:
+        """`layer(x)`, which belongs to `resolution`."""
+        return layer(x) if resolution >= max(8, self.lowest) else in_full_precision(layer, x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        x = _activate(x)
+        return x.clamp(-self.clamp, self.clamp) if x.dtype in LOW else x
 
 
 class _Equalized(nn.Module):
@@ -75,6 +105,10 @@ class EqualizedSpread(nn.Module):
 
 def pixel_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean over channels of x^2 + 1e-8); x is [B, C, ...]."""
+    if x.dtype in LOW:
+        # 256^2 is infinite in fp16; and this form keeps x for the backward pass, not an fp32 copy of it.
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        return (x * torch.rsqrt(norm.square() / x.shape[1] + 1e-8)).to(x.dtype)
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
@@ -87,8 +121,7 @@ def minibatch_stddev(x_BCHW: Tensor, group: int) -> Tensor:
     num, channels, height, width = x_BCHW.shape
     if num % group:
         raise ConfigError(f"minibatch stddev: {num} samples do not make groups of {group}")
-    grouped = x_BCHW.float() if x_BCHW.dtype in (torch.float16, torch.bfloat16) else x_BCHW
-    grouped = grouped.view(group, num // group, channels, height, width)
+    grouped = widened(x_BCHW).view(group, num // group, channels, height, width)
     deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     statistic = deviation.repeat(group).view(num, 1, 1, 1).expand(num, 1, height, width)
     return torch.cat([x_BCHW, statistic.to(x_BCHW.dtype)], dim=1)
@@ -108,6 +141,12 @@ def _activate(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2)
 
 
+def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
+    """lerp(old, new, fade), in the wider of their dtypes."""
+    dtype = torch.promote_types(old.dtype, new.dtype)
+    return torch.lerp(old.to(dtype), new.to(dtype), fade)
+
+
 class _FirstBlock(nn.Module):
     def __init__(self, widths: Widths) -> None:
         super().__init__()
@@ -120,24 +159,26 @@ class _FirstBlock(nn.Module):
 
 
 class _GeneratorBlock(nn.Module):
-    def __init__(self, num_in: int, num_out: int) -> None:
+    def __init__(self, num_in: int, num_out: int, low: LowPrecision) -> None:
         super().__init__()
+        self.low = low
         self.conv1 = EqualizedConv2d(num_in, num_out, 3)
         self.conv2 = EqualizedConv2d(num_out, num_out, 3)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = pixel_norm(_activate(self.conv1(upsample(x_BCHW))))
-        return pixel_norm(_activate(self.conv2(x_BCHW)))
+        x_BCHW = pixel_norm(self.low.activate(self.conv1(upsample(x_BCHW))))
+        return pixel_norm(self.low.activate(self.conv2(x_BCHW)))
 
 
 class _DiscriminatorBlock(nn.Module):
-    def __init__(self, num_in: int, num_out: int) -> None:
+    def __init__(self, num_in: int, num_out: int, low: LowPrecision) -> None:
         super().__init__()
+        self.low = low
         self.conv1 = EqualizedConv2d(num_in, num_in, 3)
         self.conv2 = EqualizedConv2d(num_in, num_out, 3)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return downsample(_activate(self.conv2(_activate(self.conv1(x_BCHW)))))
+        return downsample(self.low.activate(self.conv2(self.low.activate(self.conv1(x_BCHW)))))
 
 
 class _LastBlock(nn.Module):
@@ -164,12 +205,15 @@ class Generator(nn.Module):
     With `is_fading` the image is lerp(upsampled image of the resolution below, own image, fade).
     """
 
-    def __init__(self, widths: Widths, resolution: int, is_fading: bool = False) -> None:
+    def __init__(
+        self, widths: Widths, resolution: int, is_fading: bool = False, low: LowPrecision | None = None
+    ) -> None:
         super().__init__()
+        self.low = low or LowPrecision()
         self.resolution, self.is_fading = resolution, is_fading and resolution > 4
         self.blocks = nn.ModuleDict({"4": _FirstBlock(widths)})
         for size in _sizes(resolution)[1:]:
-            self.blocks[str(size)] = _GeneratorBlock(widths.at(size // 2), widths.at(size))
+            self.blocks[str(size)] = _GeneratorBlock(widths.at(size // 2), widths.at(size), self.low)
         shown = [resolution // 2, resolution] if self.is_fading else [resolution]
         self.to_image = nn.ModuleDict(
             {str(size): EqualizedConv2d(widths.at(size), widths.channels, 1, gain=1.0) for size in shown}
@@ -178,20 +222,25 @@ class Generator(nn.Module):
     def forward(self, z_BZ: Tensor, fade: float = 1.0) -> Tensor:
         x_BCHW = pixel_norm(z_BZ)
         below_BCHW = x_BCHW
-        for block in self.blocks.values():
-            below_BCHW, x_BCHW = x_BCHW, block(x_BCHW)
-        image_BCHW = self.to_image[str(self.resolution)](x_BCHW)
+        for size, block in self.blocks.items():
+            below_BCHW, x_BCHW = x_BCHW, self.low.run(int(size), block, x_BCHW)
+        image_BCHW = self._image(self.resolution, x_BCHW)
         if not self.is_fading:
             return image_BCHW
-        old_BCHW = upsample(self.to_image[str(self.resolution // 2)](below_BCHW))
-        return torch.lerp(old_BCHW, image_BCHW, fade)
+        return torch.lerp(upsample(self._image(self.resolution // 2, below_BCHW)), image_BCHW, fade)
+
+    def _image(self, size: int, x_BCHW: Tensor) -> Tensor:
+        return widened(self.low.run(size, self.to_image[str(size)], x_BCHW))
 
 
 class Discriminator(nn.Module):
     """Images [B, C, resolution, resolution] to scores [B]; high is real. `fade` as in the generator."""
 
-    def __init__(self, widths: Widths, resolution: int, is_fading: bool = False) -> None:
+    def __init__(
+        self, widths: Widths, resolution: int, is_fading: bool = False, low: LowPrecision | None = None
+    ) -> None:
         super().__init__()
+        self.low = low or LowPrecision()
         self.resolution, self.is_fading = resolution, is_fading and resolution > 4
         shown = [resolution, resolution // 2] if self.is_fading else [resolution]
         self.from_image = nn.ModuleDict(
@@ -199,17 +248,19 @@ class Discriminator(nn.Module):
         )
         self.blocks = nn.ModuleDict(
             {
-                str(size): _DiscriminatorBlock(widths.at(size), widths.at(size // 2))
+                str(size): _DiscriminatorBlock(widths.at(size), widths.at(size // 2), self.low)
                 for size in reversed(_sizes(resolution)[1:])
             }
         )
         self.blocks["4"] = _LastBlock(widths)
 
     def forward(self, image_BCHW: Tensor, fade: float = 1.0) -> Tensor:
-        x_BCHW = _activate(self.from_image[str(self.resolution)](image_BCHW))
+        x_BCHW = self._features(self.resolution, image_BCHW)
         for size, block in self.blocks.items():
-            x_BCHW = block(x_BCHW)
-            if self.is_fading and size == str(self.resolution):
-                below = self.from_image[str(self.resolution // 2)]
-                x_BCHW = torch.lerp(_activate(below(downsample(image_BCHW))), x_BCHW, fade)
+            x_BCHW = self.low.run(int(size), block, x_BCHW)
+            if self.is_fading and int(size) == self.resolution:
+                x_BCHW = _mixed(self._features(self.resolution // 2, downsample(image_BCHW)), x_BCHW, fade)
         return x_BCHW
+
+    def _features(self, size: int, image_BCHW: Tensor) -> Tensor:
+        return self.low.activate(self.low.run(size, self.from_image[str(size)], image_BCHW))

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from recipes.progressive_gan import metrics
 from recipes.progressive_gan.growth import Phase, phase_at, plan
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, Widths, downsample, upsample
+from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths, downsample, upsample
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch
@@ -30,6 +30,8 @@ class ProgressiveGAN(Recipe):
     learning_rates: of the resolutions whose rate is not the optimizer's own.
     ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
     stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
+    low_precision_resolutions, clamp: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute
+        so, and the largest activation there; all below is fp32 (see `networks.LowPrecision`).
     num_measured, num_patches, num_directions: held-out images, patches of each, and projections of the sliced
         Wasserstein distance.  num_shown: images in a grid.
     """
@@ -57,6 +59,8 @@ class ProgressiveGAN(Recipe):
         penalty: float = 10.0,
         drift: float = 0.001,
         stddev_group: int = 4,
+        low_precision_resolutions: int = 4,
+        clamp: float = 256.0,
         evaluation_batch_size: int = 64,
         num_measured: int = 16_384,
         num_patches: int = 64,
@@ -68,6 +72,12 @@ class ProgressiveGAN(Recipe):
         self.widths = Widths(
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
         )
+        if low_precision_resolutions < 0 or not clamp > 0:
+            raise ConfigError(
+                f"recipe.low_precision_resolutions={low_precision_resolutions}, recipe.clamp={clamp}: allowed are 0 or "
+                f"more resolutions, and a clamp above 0"
+            )
+        self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
         self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         for phase in self.phases:
             _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)
@@ -136,7 +146,7 @@ class ProgressiveGAN(Recipe):
             with torch.random.fork_rng(devices=[]):
                 # The new layers of a resolution are the same however the run came to it.
                 torch.manual_seed(self.runtime.seed + phase.resolution)
-                module = network(self.widths, phase.resolution, phase.is_fading)
+                module = network(self.widths, phase.resolution, phase.is_fading, self.low)
             engine = self.runtime.setup(
                 module,
                 self._optimizer_of(phase),

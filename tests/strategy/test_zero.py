@@ -5,7 +5,10 @@ import torch
 
 import trainkit
 from tests.distributed import run_ranks
+from tests.jobs import TOY, run
 from tests.strategy import scenes
+from trainkit import load_recipe
+from trainkit.errors import NonFiniteError
 
 KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}
 
@@ -91,3 +94,27 @@ def test_slices_tile_every_parameter_once(strategy, world_size):
             start, num, _ = ranges[name]
             held[start : start + num] += 1
         assert held.tolist() == [num_copies] * numel, name
+
+
+def _not_finite():
+    runtime = trainkit.Runtime(strategy="zero2", device="cpu", tracker=trainkit.Tracker())
+    engine = runtime.setup(scenes.network(), torch.optim.SGD)
+    batch = next(runtime.batches(scenes.data(runtime.dtype), batch_size=16))
+    engine.backward(engine(batch.x).mean() * (float("inf") if runtime.rank else 1.0))
+    with pytest.raises(NonFiniteError, match="a gradient is not finite: lower optimizer.lr"):
+        engine.step()
+    return True
+
+
+def test_a_gradient_that_is_not_finite_is_not_passed_over():
+    assert run_ranks(_not_finite, 2) == [True, True]
+
+
+def test_one_process_without_a_launcher(tmp_path):
+    done = run([*TOY, "strategy=zero3", "strategy.offload_optimizer=true", f"run_dir={tmp_path / 'run'}"])
+    assert done.returncode == 0, done.stderr
+    for strategy in ("zero2", "ddp"):
+        recipe, runtime = load_recipe(tmp_path / "run", [f"strategy={strategy}"])
+        found = recipe.evaluate()
+        runtime.close()
+        assert f"held_out_loss {found['held_out_loss']:.4g}" in done.stdout

@@ -29,7 +29,7 @@ class Cluster:
         environment = os.environ if environment is None else environment
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         given = {name: environment[name] for name in names if name in environment}
-        if not given:
+        if "RANK" not in given and "WORLD_SIZE" not in given:
             return cls()
         try:
             rank, world_size = int(given["RANK"]), int(given["WORLD_SIZE"])

@@ -29,7 +29,7 @@ _NO_BUFFER_SYNC: dict[str, Any] = {
 class DDP(Strategy):
     """The module on every process, gradients all-reduced in buckets while the backward pass runs.
 
-    bucket_mb: size of a bucket.
+    bucket_mb: size of a bucket; null: torch's own, whose first one is small so that reducing begins early.
     find_unused_parameters: for modules of which a forward does not use every parameter. Always on under
         `deterministic`, because without it the first step after a start reduces in another order than later ones;
         torch then warns once that it found none unused, which is as it should be.
@@ -38,7 +38,7 @@ class DDP(Strategy):
     """
 
     name: ClassVar[str] = "ddp"
-    bucket_mb: float = 25.0
+    bucket_mb: float | None = None
     find_unused_parameters: bool = False
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
@@ -72,7 +72,7 @@ class _DDPBackend(Backend):
         optimizer: torch.optim.Optimizer,
         cluster: Cluster,
         *,
-        bucket_mb: float,
+        bucket_mb: float | None,
         find_unused_parameters: bool,
     ) -> None:
         super().__init__(module, optimizer)

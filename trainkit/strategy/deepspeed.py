@@ -15,16 +15,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.backend import Backend, num_bytes
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.shard import Shard
 
 
 def attach(
-    module: nn.Module, optimizer: torch.optim.Optimizer, *, stage: int, config: dict[str, Any], device: torch.device
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    stage: int,
+    config: dict[str, Any],
+    device: torch.device,
+    local_rank: int,
 ) -> "ZeroBackend":
     """A DeepSpeed engine around `module` and `optimizer`. Collective: every rank calls."""
     deepspeed = _import_deepspeed(device)
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed asks for it, and one process alone has none
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     kind = _Slices3 if stage == 3 else _Slices12
     return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen))
@@ -64,6 +71,11 @@ class ZeroBackend(Backend):
         if not self.gradient_bytes:
             self.gradient_bytes = self.slices.gradient_bytes()
         self.engine.step()
+        if zero.overflow and not skips:
+            # DeepSpeed leaves such a step out; without a loss scale that could mend it, every further one may be so.
+            raise NonFiniteError(
+                "a gradient is not finite: lower optimizer.lr, set recipe.clip, or look for the batch that makes it so"
+            )
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(norm, device=self.slices.device), bool(zero.overflow)
 
@@ -281,7 +293,10 @@ def _import_deepspeed(device: torch.device) -> Any:
 
     if not deepspeed.comm.is_initialized():
         # Any optimizer of torch's is right here; and the names it calls are still the only ones of torch 2.11.
-        logging.getLogger("DeepSpeed").addFilter(lambda record: "untested optimizer" not in record.getMessage())
+        # And it is the engine that tells of steps left out.
+        logging.getLogger("DeepSpeed").addFilter(
+            lambda record: not any(text in record.getMessage() for text in ("untested optimizer", "OVERFLOW!"))
+        )
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         # Kernels for inference over shared memory: minutes to build, and training never calls them.
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]

@@ -64,7 +64,14 @@ class Zero1(Strategy):
                 f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
-        return attach(module, source.make(), stage=self.stage, config=self._deepspeed_config(), device=device)
+        return attach(
+            module,
+            source.make(),
+            stage=self.stage,
+            config=self._deepspeed_config(),
+            device=device,
+            local_rank=cluster.local_rank,
+        )
 
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster

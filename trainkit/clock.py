@@ -1,0 +1,21 @@
+"""Clock: where in the data a run is."""
+
+from trainkit.data.batch import Batch
+
+
+class Clock:
+    """The batch that a run is at. The runtime turns it; engines read weights, positions and learning rates off it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.batch: Batch | None = None
+        self.position = 0
+        """Samples in the steps done so far: where a resume goes on."""
+
+    def arrive(self, batch: Batch) -> None:
+        """`batch` is the one that the next calls are about; until a step is made with it, it does not count as done."""
+        self.batch, self.position = batch, batch.position
+
+    def stepped(self) -> None:
+        if self.batch is not None:
+            self.position = self.batch.position + self.batch.size
