@@ -101,7 +101,7 @@ def _not_finite():
     engine = runtime.setup(scenes.network(), torch.optim.SGD)
     batch = next(runtime.batches(scenes.data(runtime.dtype), batch_size=16))
     engine.backward(engine(batch.x).mean() * (float("inf") if runtime.rank else 1.0))
-    with pytest.raises(NonFiniteError, match="a gradient is not finite: lower optimizer.lr"):
+    with pytest.raises(NonFiniteError, match=r"a gradient is not finite: lower optimizer\.lr"):
         engine.step()
     return True
 
