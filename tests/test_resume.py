@@ -55,6 +55,13 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks):
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=120)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_killed_and_resumed_gives_the_same_bits_where_tensors_are_spread(tmp_path, strategy):
+    arguments = [*TOY, f"strategy={strategy}", "recipe.num_steps=400", "log_every=1", "save_every=50"]
+    assert_killed_equals_whole(tmp_path, arguments, 2, kill_from_step=120)
+
+
 def test_another_number_of_ranks_goes_on_with_the_same_batches(tmp_path):
     arguments = [*TOY, "recipe.num_steps=24", "precision=fp64"]
     for name, ranks in (("whole", 1), ("split", 4)):

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.jobs import environment
 
@@ -103,6 +105,26 @@ def test_ones_own_loop(tmp_path, ranks):
     assert "d_loss" in out and f"{ranks} rank" in out
     manifest = json.loads((tmp_path / "loop" / "checkpoints" / "last" / "manifest.json").read_text())
     assert manifest["position"] == 12 * 64 and manifest["values"] == {"step": 11}
+
+
+def _weights_under(strategy: str, directory: Path) -> torch.Tensor:
+    """What the loop leaves on 2 processes, word for word but for the strategy, and a precision that shows errors."""
+    script = OWN_LOOP.replace('strategy="ddp"', f'strategy="{strategy}"').replace("bf16", "fp32")
+    _run(script.replace("Adam", "SGD").replace(", betas=(0.0, 0.99)", ""), directory, 2)
+    files = sorted((directory / "checkpoints" / "last").glob("*.module.safetensors"))
+    return torch.cat([tensor.flatten() for file in files for _, tensor in sorted(load_file(file).items())])
+
+
+@pytest.fixture(scope="module")
+def weights_under_ddp(tmp_path_factory):
+    return _weights_under("ddp", tmp_path_factory.mktemp("ddp") / "loop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "hsdp", "zero1", "zero2", "zero3"])
+def test_ones_own_loop_under_every_strategy(tmp_path, weights_under_ddp, strategy):
+    weights = _weights_under(strategy, tmp_path / strategy)
+    assert float((weights - weights_under_ddp).abs().max()) < 1e-6
 
 
 def test_a_recipe_gives_the_same_losses_on_any_number_of_ranks(tmp_path):

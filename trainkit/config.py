@@ -224,7 +224,9 @@ def _convert(path: str, value: Any, annotation: Any) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         allowed = "; or ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
-        raise ConfigError(f"{path}={value!r}: {allowed}") from error
+        is_search = value == "auto" and path.endswith("batch_size")
+        advice = "; recipe.accumulation=auto finds the micro-batch that fits, and keeps the global batch"
+        raise ConfigError(f"{path}={value!r}: {allowed}{advice if is_search else ''}") from error
 
 
 # -- Hydra's errors in our words ---------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ class FSDP(Strategy):
         policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
         settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
         if self.per_block and blocks:
-            for part in [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]:
+            parts = [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]
+            for part in reversed(parts):  # inner ones first
                 fully_shard(part, reshard_after_forward=self.reshard_after_forward, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)
         # The backend copies such a view.
