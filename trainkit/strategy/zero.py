@@ -36,8 +36,8 @@ class Zero1(Strategy):
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ConfigError(
-                f"strategy={self.name} needs DeepSpeed: pip install --no-build-isolation deepspeed (after torch), or use "
-                f"strategy=fsdp"
+                f"strategy={self.name} needs DeepSpeed: pip install --no-build-isolation deepspeed (after torch); or "
+                f"use strategy=fsdp"
             )
         if precision.name == "fp64":
             raise ConfigError(
