@@ -15,6 +15,10 @@ from trainkit.errors import TrainkitError, UsageError
 
 T = TypeVar("T")
 
+# DDP's reducer holds on to its group. If it were the last to do so, the group would end with the interpreter locked,
+# and wait for threads of its own that may want that lock to let go of their last tensor. Kept here, it ends unlocked.
+_left: list[dist.ProcessGroup | None] = []
+
 
 class Ranks:
     """This process among those of its job. Making one joins the process group that torchrun describes.
@@ -108,6 +112,7 @@ class Ranks:
     def _leave(self) -> None:
         """Leaves the process group, if it was joined here."""
         if self._made_group and dist.is_initialized():
+            _left.append(dist.group.WORLD)
             with suppress(RuntimeError):  # a peer that is gone cannot take its leave
                 dist.destroy_process_group()
             self._made_group = False
