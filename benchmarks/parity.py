@@ -1,29 +1,35 @@
 """How far is each strategy from one process on the whole batch?
 
+    python benchmarks/parity.py                              # the whole table; a few minutes on two idle cores
+    python benchmarks/parity.py --model gan --strategies zero2 zero3 --ranks 2
+
 Two models, for every strategy, on 1, 2 and 4 ranks, without accumulation and with four micro-batches:
 
   bert  BERT-tiny, AdamW, dropout 0, a mean over masked tokens of which every share has another number;
   gan   the progressive GAN with its gradient penalty, SGD, from 4x4 into the fade of 8x8 after five of the ten steps.
 
-A figure is max|a - b| / max|b| over all weights of the model after 10 steps, b being the single process with the whole
-batch. "rounding" is the same figure for the single process when its batch is merely split into four micro-batches. For
-the GAN there is a second figure, of the gradients of the first step: the largest norm|a - b| / norm|b| of a tensor.
-They are read from the momentum buffers of SGD, which hold just them after one step. A tensor whose gradient is a small
-difference of large terms, such as a critic's last bias, cannot be held to such a figure in fp32: where splitting the
-batch alone moves it by more than the goal, it is left out and named.
+"weights" is max|a - b| / max|b| over all weights of the model after 10 steps, b being the single process with the whole
+batch; the worst of those ranks that hold whole weights. "gradients" is the largest norm|a - b| / norm|b| of a tensor's
+gradient in the first step. It is read from the momentum buffers of SGD, which hold just that after one step, whatever
+the strategy: (before - after) / lr would give it too, less the digits that the weights have no room for.
+"rounding" is the same figure for the single process when its batch is merely split into four micro-batches.
+
+Two numbers of the GAN are such that fp32 can tell a gradient at all. Samples share a minibatch standard deviation by
+fours: of two alone some channel is nearly the same in both, where its root has a second derivative of 10^4, and the
+penalty asks for it. And drift is 0.1: the gradient of the critic's last bias is 1 - 1 + 2 * drift * the mean score.
+
+A cell that cannot be holds the number of the error that a user sees. The exit status is 1 if a cell misses its goal.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
-import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +37,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+
 import trainkit
-from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from benchmarks.overhead import machine, write
+from recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from recipes.bert.pretrain import masked_loss, parameter_groups
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from recipes.progressive_gan.networks import Discriminator, Generator, Widths
 
 STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
 RANKS, ACCUMULATIONS = (1, 2, 4), (1, 4)
-NUM_STEPS, BATCH = 10, 32
-GOALS = {"fp64": 1e-10, "fp32": 5e-6, "first gradients": 5e-5}
+NUM_STEPS = 10
+BERT_BATCH, GAN_BATCH = 32, 64  # 4 ranks x 4 micro-batches x groups of 4
+GOALS = {"fp64": {"weights": 1e-10, "gradients": 1e-10}, "fp32": {"weights": 5e-6, "gradients": 5e-5}}
+LIMIT_S, GRACE_S = 120.0, 10.0  # of a run; and of the other ranks once one has failed
 
 Tensors = dict[str, Tensor]
 
@@ -55,8 +66,24 @@ class Cell:
     ranks: int
     accumulation: int
     weights: float | None = None
-    first_gradients: float | None = None
+    gradients: float | None = None
     error: str | None = None
+
+    @property
+    def cannot_be(self) -> bool:
+        """DeepSpeed computes in fp32 whatever it is given, and `single` is one process."""
+        return (self.strategy == "single" and self.ranks > 1) or (
+            self.strategy.startswith("zero") and self.precision == "fp64"
+        )
+
+    @property
+    def misses(self) -> bool:
+        """Beyond a goal, or not a number; refused where it must not be, or not refused where it must."""
+        if self.error is not None or self.cannot_be:
+            return not (self.cannot_be and (self.error or "").startswith("ConfigError: "))
+        figures = {what: getattr(self, what) for what in GOALS[self.precision]}
+        within = [value <= GOALS[self.precision][what] for what, value in figures.items() if value is not None]
+        return not within or not all(within)
 
 
 # -- the two models ----------------------------------------------------------------------------------------------------
@@ -69,7 +96,10 @@ def strategy_of(name: str, world_size: int) -> trainkit.Strategy | str:
 
 
 def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[Tensors, Tensors]:
-    """(weights after all steps, gradients of the first step), float64, on every rank. Collective: every rank calls."""
+    """(weights after all steps, gradients of the first step), float64. Collective: every rank calls.
+
+    Each rank returns what it holds whole; rank 0 returns everything.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     runtime = trainkit.Runtime(
         strategy=strategy_of(strategy, world_size), precision=precision, device="cpu", tracker=trainkit.Tracker()
@@ -81,21 +111,14 @@ def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[T
 
 
 def tensors_of(engines: dict[str, trainkit.Engine], part: str) -> Tensors:
-    """A part of all engines' states, on every rank. Collective: every rank calls."""
-    found = {f"{e}.{name}": t.double() for e, engine in engines.items() for name, t in engine.state()[part].items()}
-    box = [{name: tensor.clone() for name, tensor in sorted(found.items())}]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    """A part of all engines' states. Collective: every rank calls."""
+    states = {name: engine.state()[part] for name, engine in engines.items()}
+    return {f"{e}.{name}": tensor.double().clone() for e, state in states.items() for name, tensor in state.items()}
 
 
 def bert(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
     torch.manual_seed(0)
-    tiny = Architecture(
-        hidden_size=128, num_layers=2, num_heads=2, feed_forward_size=512, max_length=16, dropout=0.0,
-        attention_dropout=0.0,
-    )  # fmt: skip
-    module = MaskedLanguageModel(tiny, 512)
+    module = MaskedLanguageModel(replace(TINY, max_length=16, dropout=0.0, attention_dropout=0.0), 512)
     engine = runtime.setup(
         module,
         torch.optim.AdamW(parameter_groups(module), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
@@ -110,7 +133,7 @@ def bert(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, traink
         torch.rand(256, 4, generator=generator) < 0.3, torch.randint(512, (256, 4), generator=generator), -100
     )
     labels[:, 0] = tokens[:, 0]
-    for batch in runtime.batches({"tokens": tokens, "labels": labels}, batch_size=BATCH, num_steps=NUM_STEPS):
+    for batch in runtime.batches({"tokens": tokens, "labels": labels}, batch_size=BERT_BATCH, num_steps=NUM_STEPS):
         for micro in engine.micro_batches(batch):
             chosen = torch.arange(4).expand(len(micro), 4)
             loss, num_masked = masked_loss(engine(micro.tokens, chosen), micro.labels)
@@ -120,12 +143,12 @@ def bert(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, traink
 
 
 def gan(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
-    widths = Widths(latent_dim=16, fmap_base=128, fmap_max=32, channels=3, stddev_group=2)
+    widths = Widths(latent_dim=16, fmap_base=128, fmap_max=32, channels=3, stddev_group=4)
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(256, 3, 8, 8, generator=generator) * 2.0 - 1.0
     engines: dict[str, trainkit.Engine] = {}
     first: Tensors = {}
-    for step, batch in enumerate(runtime.batches(images, batch_size=BATCH, num_steps=NUM_STEPS)):
+    for step, batch in enumerate(runtime.batches(images, batch_size=GAN_BATCH, num_steps=NUM_STEPS)):
         if step in (0, NUM_STEPS // 2):
             engines = _networks(runtime, widths, 4 if step == 0 else 8, accumulation, engines)
         _gan_step(runtime, engines, batch, widths, fade=0.1 * step)
@@ -162,7 +185,7 @@ def _gan_step(
         with torch.no_grad():
             fake = G(runtime.randn(micro, widths.latent_dim, name="D"), fade)
         penalty = gradient_penalty(D, real, fake, runtime.rand(micro, name="mix"), fade)
-        D.backward(discriminator_loss(D(real, fade), D(fake, fade), 0.001) + 10.0 * penalty)
+        D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.1) + 10.0 * penalty)
     D.step()
     for micro in G.micro_batches(batch):
         with D.frozen():
@@ -177,16 +200,14 @@ MODELS: dict[str, Callable[..., tuple[dict[str, trainkit.Engine], Tensors]]] = {
 
 
 def distance(a: Tensors, b: Tensors) -> float:
-    """max|a - b| / max|b| over the whole model."""
-    if a.keys() != b.keys():
-        raise RuntimeError(f"the runs hold different tensors: {sorted(a.keys() ^ b.keys())[:3]}")
-    return max(float((a[n] - b[n]).abs().max()) for n in b) / max(float(b[n].abs().max()) for n in b)
+    """max|a - b| / max|b|, the latter over the whole model. NaN if anything is."""
+    differences = torch.stack([(a[name] - b[name]).abs().max() for name in a])
+    return float(differences.max() / torch.stack([tensor.abs().max() for tensor in b.values()]).max())
 
 
-def distances_by_tensor(a: Tensors, b: Tensors) -> dict[str, float]:
-    """norm|a - b| / norm|b| of each tensor whose b is more than rounding."""
-    scale = max((float(t.norm()) for t in b.values()), default=0.0)
-    return {n: float((a[n] - b[n]).norm() / b[n].norm()) for n in b if float(b[n].norm()) > 1e-6 * scale}
+def distances_by_tensor(a: Tensors, b: Tensors) -> Tensor:
+    """norm|a - b| / norm|b| of each tensor of `a`."""
+    return torch.stack([(a[name] - b[name]).norm() / b[name].norm() for name in a])
 
 
 @dataclass(frozen=True)
@@ -198,23 +219,26 @@ class Reference:
     whole: tuple[Tensors, Tensors]
     split: tuple[Tensors, Tensors]
 
-    @property
-    def left_out(self) -> dict[str, float]:
-        """Tensors that rounding alone moves beyond the goal for gradients, and by how much."""
-        goal = GOALS["first gradients"]
-        return {n: v for n, v in distances_by_tensor(self.split[1], self.whole[1]).items() if v > goal}
-
-    def measured(self, cell: Cell, result: tuple[Tensors, Tensors]) -> Cell:
-        by_tensor = distances_by_tensor(result[1], self.whole[1])
-        kept = [value for name, value in by_tensor.items() if name not in self.left_out]
-        figures = {"weights": distance(result[0], self.whole[0]), "first_gradients": max(kept, default=None)}
-        return Cell(**{**asdict(cell), **figures})
+    def measured(self, cell: Cell, ranks: list[tuple[Tensors, Tensors]]) -> Cell:
+        """The cell with its figures: the worst of what the ranks hold."""
+        for mine, ours in zip(ranks[0], self.whole, strict=True):
+            if mine.keys() != ours.keys():
+                raise RuntimeError(f"the runs hold different tensors: {sorted(mine.keys() ^ ours.keys())[:3]}")
+        weights, gradients = self.whole
+        far = torch.tensor([distance(held, weights) for held, _ in ranks if held])
+        far_at_first = [distances_by_tensor(held, gradients) for _, held in ranks if held]
+        first = float(torch.cat(far_at_first).max()) if far_at_first else None
+        return replace(cell, weights=float(far.max()), gradients=first)
 
     def rounding(self) -> Cell:
-        return self.measured(Cell(self.model, "single", self.precision, 1, 4), self.split)
+        return self.measured(Cell(self.model, "single", self.precision, 1, 4), [self.split])
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
+
+
+class RankError(Exception):
+    """What a rank raised, as a user sees it."""
 
 
 class Ranks:
@@ -222,8 +246,10 @@ class Ranks:
 
     def __init__(self, world_size: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.is_broken = False
         self.directory = tempfile.TemporaryDirectory()
-        self.pipes, self.processes = [], []
+        self.pipes: list[Any] = []
+        self.processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             store = str(Path(self.directory.name) / "store")
@@ -233,19 +259,36 @@ class Ranks:
             self.pipes.append(ours)
             self.processes.append(process)
 
-    def run(self, *arguments: Any) -> tuple[tuple[Tensors, Tensors] | None, str | None]:
-        """Rank 0's result, or the error that a user sees."""
+    def run(self, *arguments: Any) -> list[tuple[Tensors, Tensors]]:
+        """What `run(*arguments)` returns, by rank. RankError: the first error of a rank, or that one is not done."""
         for pipe in self.pipes:
             pipe.send(arguments)
-        answers = [pipe.recv() for pipe in self.pipes]
-        errors = [error for _, error in answers if error is not None]
-        return answers[0][0], errors[0] if errors else None
+        answers: dict[Any, Any] = {}
+        errors: list[str] = []
+        self.is_broken = True  # until all have answered: the others may wait for one that failed
+        while len(answers) < len(self.pipes):
+            ready = wait([p for p in self.pipes if p not in answers], GRACE_S if errors else LIMIT_S)
+            if not ready:
+                late = [rank for rank, pipe in enumerate(self.pipes) if pipe not in answers]
+                raise RankError(errors[0] if errors else f"ranks {late} were not done within {LIMIT_S:.0f} s")
+            for pipe in ready:
+                try:
+                    answers[pipe], error = pipe.recv()
+                except EOFError:
+                    raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None
+                errors += [error] if error is not None else []
+        self.is_broken = False
+        if errors:
+            raise RankError(errors[0])
+        return [answers[pipe] for pipe in self.pipes]
 
     def end(self) -> None:
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
-            process.join(timeout=30)
+            process.join(timeout=0 if self.is_broken else GRACE_S)
+            process.kill()
+            process.join()
         self.directory.cleanup()
 
 
@@ -263,8 +306,30 @@ def _work(pipe: Any, rank: int, world_size: int, store: str) -> None:
             return
         try:
             pipe.send((run(*arguments), None))
-        except trainkit.errors.TrainkitError as error:  # before any rank waits for another
+        except trainkit.errors.TrainkitError as error:
             pipe.send((None, f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            traceback.print_exc()
+            pipe.send((None, f"{type(error).__name__}: {error}"))
+
+
+class Pools:
+    """Ranks by their number, made when first asked for, and anew after a failure."""
+
+    def __init__(self) -> None:
+        self.pools: dict[int, Ranks] = {}
+
+    def run(self, world_size: int, *arguments: Any) -> list[tuple[Tensors, Tensors]]:
+        pool = self.pools.get(world_size) or self.pools.setdefault(world_size, Ranks(world_size))
+        try:
+            return pool.run(*arguments)
+        finally:
+            if pool.is_broken:
+                self.pools.pop(world_size).end()
+
+    def end(self) -> None:
+        while self.pools:
+            self.pools.popitem()[1].end()
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -272,7 +337,7 @@ def _work(pipe: Any, rank: int, world_size: int, store: str) -> None:
 
 def cells(models: list[str], strategies: list[str], ranks: list[int]) -> Iterator[Cell]:
     for model in models:
-        for precision in ("fp64", "fp32"):
+        for precision in GOALS:
             for strategy in strategies:
                 for world_size in ranks:
                     for accumulation in ACCUMULATIONS:
@@ -281,106 +346,95 @@ def cells(models: list[str], strategies: list[str], ranks: list[int]) -> Iterato
 
 def measure(wanted: list[Cell]) -> tuple[list[Cell], list[Reference]]:
     """The cells with their figures, and what they are held against."""
-    pools: dict[int, Ranks] = {}
+    pools, done = Pools(), []
     references: dict[tuple[str, str], Reference] = {}
-    done = []
     try:
         for number, cell in enumerate(wanted, start=1):
             key = (cell.model, cell.precision)
-            alone = pools.get(1) or pools.setdefault(1, Ranks(1))
             if key not in references:
-                whole, split = (alone.run(cell.model, "single", cell.precision, n)[0] for n in (1, 4))
-                assert whole is not None and split is not None
+                whole, split = (pools.run(1, cell.model, "single", cell.precision, n)[0] for n in (1, 4))
                 references[key] = Reference(*key, whole, split)
-            pool = pools.get(cell.ranks) or pools.setdefault(cell.ranks, Ranks(cell.ranks))
-            result, error = pool.run(cell.model, cell.strategy, cell.precision, cell.accumulation)
-            refused = Cell(**{**asdict(cell), "error": error})
-            done.append(refused if result is None else references[key].measured(cell, result))
-            print(f"\r{number} of {len(wanted)}: {cell.model} {cell.strategy:<8}", end="", file=sys.stderr, flush=True)
+            try:
+                ranks = pools.run(cell.ranks, cell.model, cell.strategy, cell.precision, cell.accumulation)
+                done.append(references[key].measured(cell, ranks))
+            except RankError as error:
+                done.append(replace(cell, error=str(error)))
+            at = f"{cell.model} {cell.precision} {cell.strategy} on {cell.ranks}"
+            print(f"\r{number} of {len(wanted)}: {at:<24}", end="", file=sys.stderr, flush=True)
     finally:
-        for pool in pools.values():
-            pool.end()
+        pools.end()
         print(file=sys.stderr)
     return done, list(references.values())
 
 
 def table(done: list[Cell], references: list[Reference]) -> str:
-    lines = []
+    columns = list(dict.fromkeys((cell.ranks, cell.accumulation) for cell in done))
+    errors = list(dict.fromkeys(cell.error for cell in done if cell.error is not None))
+    lines = [
+        f"after {NUM_STEPS} steps, over the single process with the whole batch; columns: ranks x micro-batches",
+        _line("model", "of", "", "strategy", [f"{r} x {a}" for r, a in columns], "rounding", "goal"),
+    ]
     for reference in references:
         mine = [cell for cell in done if (cell.model, cell.precision) == (reference.model, reference.precision)]
-        columns = sorted({(cell.ranks, cell.accumulation) for cell in mine})
-        goal = f"goal {GOALS[reference.precision]:.0e}"
-        own = reference.rounding()
-        if own.first_gradients is not None:
-            goal += f" / gradients of the first step, worst tensor: goal {GOALS['first gradients']:.0e}"
-        lines.append(f"{reference.model}, {reference.precision}: weights after {NUM_STEPS} steps ({goal})")
-        lines.append(f"  rounding's own size (one process, its batch split in four): {figure(own)}")
-        for name, value in reference.left_out.items():
-            lines.append(f"  left out of the gradients: {name}, which rounding alone moves by {value:.0e}")
-        lines.append("  " + "ranks x micro-batches".ljust(22) + "".join(f"{r} x {a}".ljust(17) for r, a in columns))
-        for strategy in dict.fromkeys(cell.strategy for cell in mine):
-            row = {(cell.ranks, cell.accumulation): cell for cell in mine if cell.strategy == strategy}
-            lines.append("  " + strategy.ljust(22) + "".join(figure(row[at]).ljust(17) for at in columns).rstrip())
-        lines.append("")
-    lines += [f"refused: {error}" for error in dict.fromkeys(cell.error for cell in done if cell.error)]
-    return "\n".join(lines)
+        rounding = reference.rounding()
+        for what, goal in GOALS[reference.precision].items():
+            if getattr(rounding, what) is None:
+                continue
+            for strategy in dict.fromkeys(cell.strategy for cell in mine):
+                row = {(cell.ranks, cell.accumulation): cell for cell in mine if cell.strategy == strategy}
+                shown = [figure(row[at], what, errors) for at in columns]
+                sizes = figure(rounding, what, errors), f"{goal:.0e}"
+                lines.append(_line(reference.model, what, reference.precision, strategy, shown, *sizes))
+    return "\n".join([*lines, *(f"[{number}] {error}" for number, error in enumerate(errors, start=1))])
 
 
-def figure(cell: Cell) -> str:
-    if cell.weights is None:
-        return "refused"
-    first = f" / {cell.first_gradients:.0e}" if cell.first_gradients is not None else ""
-    return f"{cell.weights:.1e}{first}"
+def _line(model: str, of: str, precision: str, strategy: str, shown: list[str], rounding: str, goal: str) -> str:
+    start = f"{model:<6}{of:<11}{precision:<6}{strategy:<10}"
+    return start + "".join(f"{text:<11}" for text in [*shown, rounding]) + goal
 
 
-def misses(done: list[Cell]) -> list[Cell]:
-    """Cells beyond their goal."""
+def figure(cell: Cell, what: str, errors: list[str]) -> str:
+    if cell.error is not None:
+        return f"[{errors.index(cell.error) + 1}]" + ("!" if cell.misses else "")
+    return f"{getattr(cell, what):.1e}" + ("!" if cell.misses else "")
+
+
+def results(done: list[Cell], references: list[Reference]) -> list[dict[str, Any]]:
     return [
-        cell
-        for cell in done
-        if cell.weights is not None
-        and (cell.weights > GOALS[cell.precision] or (cell.first_gradients or 0.0) > GOALS["first gradients"])
+        {
+            "model": reference.model,
+            "precision": reference.precision,
+            "goals": GOALS[reference.precision],
+            "rounding": {what: getattr(reference.rounding(), what) for what in GOALS[reference.precision]},
+            "cells": [
+                {name: value for name, value in asdict(cell).items() if name not in ("model", "precision")}
+                for cell in done
+                if (cell.model, cell.precision) == (reference.model, reference.precision)
+            ],
+        }
+        for reference in references
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS))
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME",
+                        help=f"of {', '.join(STRATEGIES)} (default: all)")  # fmt: skip
+    parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS), metavar="N",
+                        help="numbers of processes: 1, 2, 4 (default: all)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = machine()
     models = list(MODELS) if arguments.model == "all" else [arguments.model]
     done, references = measure(list(cells(models, arguments.strategies, arguments.ranks)))
     print(table(done, references))
-    beyond = misses(done)
-    print(f"{len(beyond)} of {len(done)} cells are beyond their goal" + "".join(f"\n  {cell}" for cell in beyond))
-    path = write(arguments.output, done, references)
-    print(f"written to {path}")
-
-
-def write(output: Path, done: list[Cell], references: list[Reference]) -> Path:
-    now = datetime.now(UTC)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    machine = {
-        "cpu": models[0] if models else platform.processor(),
-        "num_cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": platform.platform(),
-    }
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['num_cpus']} cpus".lower()).strip("-")
-    path = output / f"parity_{hardware}_{now:%Y-%m-%d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = {
-        "goals": GOALS,
-        "rounding": [{**asdict(each.rounding()), "left_out": each.left_out} for each in references],
-        "cells": [asdict(cell) for cell in done],
-    }
-    everything = {"time": now.isoformat(), "machine": machine, **results}
-    path.write_text(json.dumps(everything, indent=1) + "\n")
-    return path
+    write("parity", facts, results(done, references), arguments.output)
+    missed = [cell for cell in done if cell.misses]
+    print(f"{len(missed)} of {len(done)} cells miss their goal, and are marked with an exclamation mark")
+    if missed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,22 @@
 """A covering part of the table of benchmarks/parity.py: both models, every strategy, ranks and micro-batches."""
 
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
 import pytest
+import torch
 
 from benchmarks import parity
 from tests.distributed import run_ranks
 
+ROOT = Path(__file__).parent.parent.parent
 SPLITS = ((2, 4), (4, 1))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -16,50 +27,121 @@ def references():
             model, precision, *(run_ranks(parity.run, 1, model, "single", precision, split)[0] for split in (1, 4))
         )
         for model in parity.MODELS
-        for precision in ("fp64", "fp32")
+        for precision in parity.GOALS
     }
 
 
-@pytest.mark.slow
+def _cell(references, model, strategy, precision, ranks, accumulation, function=parity.run):
+    held = run_ranks(function, ranks, model, strategy, precision, accumulation)
+    cell = parity.Cell(model, strategy, precision, ranks, accumulation)
+    return references[model, precision].measured(cell, held)
+
+
+def _require_within_goals(cell, weights, gradients):
+    assert cell.weights <= weights
+    assert (cell.gradients is None) == (cell.model == "bert")
+    assert cell.gradients is None or cell.gradients <= gradients
+    assert not cell.misses
+
+
 @pytest.mark.parametrize(("ranks", "accumulation"), SPLITS)
-@pytest.mark.parametrize("strategy", parity.STRATEGIES[1:])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp"])
 @pytest.mark.parametrize("model", parity.MODELS)
 def test_every_strategy_is_one_process(references, model, strategy, ranks, accumulation):
-    precision = "fp32" if strategy.startswith("zero") else "fp64"
-    reference = references[model, precision]
-    for result in run_ranks(parity.run, ranks, model, strategy, precision, accumulation):
-        cell = reference.measured(parity.Cell(model, strategy, precision, ranks, accumulation), result)
-        assert cell.weights is not None
-        assert cell.weights < parity.GOALS[precision]
-        if model == "gan":
-            assert cell.first_gradients is not None
-            assert cell.first_gradients < parity.GOALS["first gradients"]
+    _require_within_goals(_cell(references, model, strategy, "fp64", ranks, accumulation), 1e-10, 1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "accumulation"), SPLITS)
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("model", parity.MODELS)
+def test_zero_is_one_process(references, model, strategy, ranks, accumulation):
+    _require_within_goals(_cell(references, model, strategy, "fp32", ranks, accumulation), 5e-6, 5e-5)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp"])
 @pytest.mark.parametrize("model", parity.MODELS)
 def test_in_fp32_too(references, model, strategy):
-    reference = references[model, "fp32"]
-    result = run_ranks(parity.run, 2, model, strategy, "fp32", 4)[0]
-    cell = reference.measured(parity.Cell(model, strategy, "fp32", 2, 4), result)
-    assert cell.weights is not None
-    assert cell.weights < parity.GOALS["fp32"]
+    _require_within_goals(_cell(references, model, strategy, "fp32", 2, 4), 5e-6, 5e-5)
 
 
-@pytest.mark.slow
-def test_the_yardstick_tells_a_wrong_gradient(references):
-    """One rank's share alone, as DDP leaves a penalty, is far beyond every goal."""
-    whole, split = references["gan", "fp32"].whole, references["gan", "fp32"].split
-    wrong = {name: tensor * (1 + 1e-3) for name, tensor in whole[1].items()}
-    cell = references["gan", "fp32"].measured(parity.Cell("gan", "ddp", "fp32", 2, 1), (split[0], wrong))
-    assert parity.misses([cell]) == [cell]
+@pytest.mark.parametrize("model", parity.MODELS)
+def test_rounding_alone_is_within_the_goals(references, model):
+    """Otherwise a figure would tell nothing. It is not zero in fp32: the split is another order of sums."""
+    for precision in parity.GOALS:
+        assert not references[model, precision].rounding().misses
+    assert references[model, "fp32"].rounding().weights > 0
 
 
-@pytest.mark.slow
-def test_few_gradients_are_left_out(references):
-    """In a critic that knows nothing yet, the terms of real and of fake images nearly cancel in some."""
-    assert references["gan", "fp64"].left_out == {}
-    left_out = references["gan", "fp32"].left_out
-    assert len(left_out) <= 3 < len(references["gan", "fp32"].whole[1]) / 4
-    assert all(name.startswith("D.") for name in left_out)
+def _mean_of_means(*arguments):
+    """BERT as it is when shares count alike, however many masked tokens they have."""
+
+    def unweighted(logits, labels):
+        return parity_masked_loss(logits, labels)[0], 1
+
+    parity_masked_loss = parity.masked_loss
+    with mock.patch.object(parity, "masked_loss", unweighted):
+        return parity.run(*arguments)
+
+
+def _penalty_that_is_not_learnt(*arguments):
+    parity_penalty = parity.gradient_penalty
+    with mock.patch.object(parity, "gradient_penalty", lambda *given: parity_penalty(*given).detach()):
+        return parity.run(*arguments)
+
+
+def test_shares_that_count_alike_are_seen(references):
+    cell = _cell(references, "bert", "ddp", "fp32", 2, 4, _mean_of_means)
+    assert cell.misses
+    assert cell.weights > 20 * 5e-6
+
+
+def test_a_gradient_that_lacks_a_term_is_seen(references):
+    cell = _cell(references, "gan", "ddp", "fp32", 2, 1, _penalty_that_is_not_learnt)
+    assert cell.misses
+    assert cell.weights > 20 * 5e-6
+    assert cell.gradients > 20 * 5e-5
+
+
+def test_any_rank_and_any_tensor_counts(references):
+    """A figure is the worst of all ranks, and of all tensors; one that is not a number misses its goal."""
+    reference = references["gan", "fp64"]
+    weights, gradients = reference.whole
+    cell = parity.Cell("gan", "ddp", "fp64", 2, 1)
+    assert not reference.measured(cell, [reference.whole, reference.whole]).misses
+    assert not reference.measured(cell, [reference.whole, ({}, {})]).misses
+    for name in ("D.blocks.4.out.bias", "G.blocks.4.spread.weight"):
+        apart = {**weights, name: weights[name] + 1e-6}
+        assert reference.measured(cell, [reference.whole, (apart, gradients)]).weights > 1e-8
+        path = f"{name}/momentum_buffer"
+        wrong = {**gradients, path: gradients[path] * (1 + 1e-6)}
+        assert reference.measured(cell, [reference.whole, (weights, wrong)]).gradients == pytest.approx(1e-6, rel=1e-3)
+        broken = {**weights, name: torch.full_like(weights[name], math.nan)}
+        assert reference.measured(cell, [(broken, gradients), reference.whole]).misses
+    with pytest.raises(RuntimeError, match="different tensors"):
+        reference.measured(cell, [({}, {}), reference.whole])
+
+
+def test_only_what_cannot_be_may_be_refused():
+    refused = parity.Cell("bert", "zero1", "fp64", 2, 1, error="ConfigError: precision=fp64 ...")
+    assert not refused.misses
+    assert replace(refused, precision="fp32").misses
+    assert replace(refused, error="RuntimeError: shape").misses
+    assert replace(refused, error=None, weights=0.0).misses
+    assert parity.Cell("bert", "ddp", "fp64", 2, 1).misses
+
+
+def test_the_script_from_any_folder(tmp_path):
+    """What is refused is in its table with the error that a user sees."""
+    options = ["--model", "bert", "--strategies", "single", "zero1", "--ranks", "2", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "parity.py"), *options],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "] ConfigError: strategy=single runs one process, and this job has 2" in done.stdout
+    assert "] ConfigError: precision=fp64 with strategy=zero1" in done.stdout
+    (path,) = tmp_path.glob("parity_*.json")
+    for result in json.loads(path.read_text())["results"]:
+        refused = {cell["strategy"] for cell in result["cells"] if cell["error"] is not None}
+        assert refused == ({"single", "zero1"} if result["precision"] == "fp64" else {"single"})
+        assert len(result["cells"]) == 4
