@@ -218,7 +218,8 @@ class _FSDPBackend(Backend):
             unit.reshard()
 
     def _local_gradients(self) -> list[Tensor]:
-        return [gradient.to_local() for gradient in super()._local_gradients() if isinstance(gradient, DTensor)]
+        with torch.no_grad():  # without it, a local part is a node of autograd's: a millisecond a step for BERT-tiny
+            return [gradient.to_local() for gradient in super()._local_gradients() if isinstance(gradient, DTensor)]
 
     def _state_shard(self, value: Any, weight: Shard) -> Shard:
         if isinstance(value, DTensor):
