@@ -1,5 +1,6 @@
 """Runs a function on N gloo ranks. Workers are kept per world size: starting Python and torch takes the time."""
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _POOLS: dict[int, "_Pool"] = {}
+_MOST_GROUPS = 16  # each has threads that look for messages all the time
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -22,8 +24,11 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     try:
         return pool.run(function, args, timeout_s)
     except BaseException:
-        _POOLS.pop(world_size).end()
+        pool.is_worn = True
         raise
+    finally:
+        if pool.is_worn:
+            _POOLS.pop(world_size).end()
 
 
 def end_pools() -> None:
@@ -43,6 +48,7 @@ class RankError(AssertionError):
 class _Pool:
     def __init__(self, world_size: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.is_worn = False
         self.directory = tempfile.TemporaryDirectory()
         self.connections: list[Connection] = []
         self.processes = []
@@ -65,7 +71,8 @@ class _Pool:
                 late = [rank for rank, c in enumerate(self.connections) if c not in results]
                 raise TimeoutError(f"{function.__name__}: ranks {late} were not done within {timeout_s} s")
             for connection in ready:
-                kind, value = connection.recv()
+                kind, value, num_groups = connection.recv()
+                self.is_worn = self.is_worn or num_groups > _MOST_GROUPS
                 if kind is not None:
                     rank = self.connections.index(connection)
                     raise RankError(f"rank {rank} of {len(self.connections)}:\n{value}", kind)
@@ -90,6 +97,9 @@ def _work(connection: Connection, rank: int, world_size: int, store: str) -> Non
     )
     import torch
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    import trainkit
 
     torch.set_num_threads(1)
     if world_size > 1:
@@ -101,6 +111,11 @@ def _work(connection: Connection, rank: int, world_size: int, store: str) -> Non
             return
         torch.use_deterministic_algorithms(False)
         try:
-            connection.send((None, function(*args)))
+            answer = (None, function(*args))
         except BaseException as error:
-            connection.send((type(error).__name__, traceback.format_exc()))
+            answer = (type(error).__name__, traceback.format_exc())
+        for thing in gc.get_objects():
+            if type(thing) is trainkit.Runtime:
+                thing.close()
+        num_groups = len(distributed_c10d._world.pg_map)
+        connection.send((*answer, num_groups))

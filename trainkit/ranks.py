@@ -110,7 +110,10 @@ class Ranks:
         return box[0]
 
     def _leave(self) -> None:
-        """Leaves the process group, if it was joined here."""
+        """Leaves the process group, if it was joined here; the groups that were made here in any case."""
+        if self._patient is not None and dist.is_initialized():
+            dist.destroy_process_group(self._patient)  # each has threads that look for messages all the time
+        self._patient = None
         if self._made_group and dist.is_initialized():
             _left.append(dist.group.WORLD)
             with suppress(RuntimeError):  # a peer that is gone cannot take its leave
