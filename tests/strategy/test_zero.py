@@ -118,3 +118,16 @@ def test_one_process_without_a_launcher(tmp_path):
         found = recipe.evaluate()
         runtime.close()
         assert f"held_out_loss {found['held_out_loss']:.4g}" in done.stdout
+
+
+def _one_after_another():
+    results = []
+    for _ in range(2):
+        results.append(scenes.train("zero2", 1, "weighted")[0].tolist())
+        torch.distributed.destroy_process_group()
+    return results
+
+
+def test_a_second_runtime_of_a_process_does_not_use_the_groups_of_the_first():
+    first, second = run_ranks(_one_after_another, 1)[0]
+    assert first == second

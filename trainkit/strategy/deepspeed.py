@@ -291,6 +291,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     use_own_build_directory()
     import deepspeed
 
+    _forget_groups_that_ended(deepspeed)
     if not deepspeed.comm.is_initialized():
         # Any optimizer of torch's is right here; and the names it calls are still the only ones of torch 2.11.
         # And it is the engine that tells of steps left out.
@@ -302,6 +303,19 @@ def _import_deepspeed(device: torch.device) -> Any:
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
+
+
+_last_world: list[Any] = []
+
+
+def _forget_groups_that_ended(deepspeed: Any) -> None:
+    """DeepSpeed keeps its groups in globals, from which a second runtime of this process would take ended ones."""
+    if _last_world and _last_world[0] is not dist.group.WORLD:
+        deepspeed.comm.comm.cdb = None
+        for name, value in vars(deepspeed.utils.groups).items():
+            if isinstance(value, dist.ProcessGroup):
+                setattr(deepspeed.utils.groups, name, None)
+    _last_world[:] = [dist.group.WORLD]
 
 
 _held: list[Any] = []
