@@ -45,7 +45,7 @@ def texts(tmp_path):
         (["recipe=bert", "data.path=nowhere/at/all"], r"data\.path=.*nowhere/at/all"),
         (["recipe=bert", "precision=tf32"], "precision=tf32: the CPU cannot"),
         ([*TOY, "recipe.fault=two_backwards"], r"second backward\(\).* in one micro-batch"),
-        ([*TOY, "resume=nowhere"], "resume=nowhere: there is no such directory"),
+        ([*TOY, "resume=nowhere"], "nowhere: there is no such directory"),
         ([*TOY, "run_dir=/proc/trainkit"], r"run_dir=/proc/trainkit: cannot write there"),
         ([*TOY, "recipe.fault=not_finite"], "loss is nan at step 4"),
     ],
@@ -96,9 +96,9 @@ def test_a_directory_that_cannot_be_resumed_from(kind, ranks, tmp_path):
         return
     assert run([*TOY, f"run_dir={theirs}"]).returncode == 0
     damaged = theirs / "checkpoints" / "step_00000024"
-    file = damaged / "network.module.safetensors"
+    file = damaged / "rank_00000.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    _check([*TOY, f"resume={damaged}"], ranks, r"network\.module\.safetensors has \d+ bytes instead of", tmp_path)
+    _check([*TOY, f"resume={damaged}"], ranks, r"rank_00000\.safetensors has \d+ bytes instead of", tmp_path)
 
 
 def test_a_rank_that_fails_alone_is_named(tmp_path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.jobs import environment
+from trainkit import checkpoint
 
 OWN_LOOP = """\
 import torch
@@ -111,8 +111,8 @@ def _weights_under(strategy: str, directory: Path) -> torch.Tensor:
     """What the loop leaves on 2 processes, word for word but for the strategy, and a precision that shows errors."""
     script = OWN_LOOP.replace('strategy="ddp"', f'strategy="{strategy}"').replace("bf16", "fp32")
     _run(script.replace("Adam", "SGD").replace(", betas=(0.0, 0.99)", ""), directory, 2)
-    files = sorted((directory / "checkpoints" / "last").glob("*.module.safetensors"))
-    return torch.cat([tensor.flatten() for file in files for _, tensor in sorted(load_file(file).items())])
+    tensors = checkpoint.read_whole(directory / "checkpoints" / "last")
+    return torch.cat([tensor.flatten() for name, tensor in sorted(tensors.items()) if ".module/" in name])
 
 
 @pytest.fixture(scope="module")

@@ -118,17 +118,24 @@ class Backend:
             if p in self.optimizer.state
         }
 
-    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The inverse of `optimizer_state`, from whole tensors; parameters that are not in `state` begin anew."""
+    def state_place(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Shard:
+        """Where this rank's part of a state of parameter `name` can be read to: its range, if the shapes are equal."""
+        weight = self.weights()[name]
+        if shape == weight.shape:
+            return weight.like(torch.zeros_like(weight.local, dtype=dtype))
+        return Shard.whole(torch.zeros(shape, dtype=dtype))
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Shard]]) -> None:
+        """The inverse of `optimizer_state`, of shards as `state_place` makes them; other parameters begin anew."""
         names = {p: name for name, p in self.parameters.items()}
-        whole = self.optimizer.state_dict()
+        loaded = self.optimizer.state_dict()
         ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
-        whole["state"] = {
-            i: {key: self._state_from_whole(value, p) for key, value in state[names[p]].items()}
+        loaded["state"] = {
+            i: {key: self._state_value(shard, p) for key, shard in state[names[p]].items()}
             for i, p in enumerate(ordered)
             if names[p] in state
         }
-        self.optimizer.load_state_dict(whole)
+        self.optimizer.load_state_dict(loaded)
 
     def held(self) -> Memory:
         """Counted from the tensors that this rank holds; the gradients those of the last turn."""
@@ -149,8 +156,8 @@ class Backend:
     def _state_shard(self, value: Any, weight: Shard) -> Shard:
         return Shard.whole(value if isinstance(value, Tensor) else torch.tensor(value))
 
-    def _state_from_whole(self, value: Tensor, p: nn.Parameter) -> Any:
-        return value
+    def _state_value(self, shard: Shard, p: nn.Parameter) -> Any:
+        return shard.local
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

@@ -50,6 +50,7 @@ class TrainConfig:
     save_every: int | None  # steps; null: at the end
     keep_last: int  # checkpoints
     keep_best: bool
+    keep_every: int | None
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ the gradient of the weighted mean over the global batch, whatever the split.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
 from trainkit.precision import Precision
 from trainkit.random import key_of
-from trainkit.shard import Shard, buffer_shards, gathered, take_all, take_fitting
+from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
 
 Schedule = Callable[[int, int], float]
 
@@ -244,39 +244,63 @@ class Engine:
 
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
+    def shards(self) -> dict[str, dict[str, Shard]]:
+        """What this rank holds, by the module's own names: `module`, `optimizer` (as name/key) and `average`."""
+        return {
+            "module": self._module_shards(),
+            "optimizer": {
+                f"{name}/{key}": shard
+                for name, entry in self._backend.optimizer_state().items()
+                for key, shard in entry.items()
+            },
+            "average": self.average.shards() if self.average is not None else {},
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of what a checkpoint holds, JSON-able."""
+        return {"num_updates": self.num_updates, "scaler": self.scaler.state() if self.scaler is not None else None}
+
     def state(self) -> dict[str, Any]:
-        """Tensors by the module's own names: `module`, `optimizer` (as name/key), `average`; and scalars.
+        """Whole tensors by part and name, as `shards` has them, and `scalars`.
 
         Collective: every rank calls. Where a strategy spreads tensors, rank 0 alone gets them, on the CPU.
         """
-        optimizer = {
-            f"{name}/{key}": shard
-            for name, entry in self._backend.optimizer_state().items()
-            for key, shard in entry.items()
-        }
-        return {
-            "module": gathered(self._module_shards(), self._cluster.rank),
-            "optimizer": gathered(optimizer, self._cluster.rank),
-            "average": gathered(self.average.shards(), self._cluster.rank) if self.average is not None else {},
-            "scalars": {
-                "num_updates": self.num_updates,
-                "scaler": self.scaler.state() if self.scaler is not None else None,
-            },
-        }
+        parts = {part: gathered(shards, self._cluster.rank) for part, shards in self.shards().items()}
+        return {**parts, "scalars": self.scalars()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`, which every rank has. Raises ConfigError naming the first tensor that does not fit.
+    def places(self, saved: Mapping[str, Mapping[str, tuple[torch.Size, torch.dtype]]]) -> dict[str, dict[str, Shard]]:
+        """Where what a checkpoint holds, by part and name, is to be read to; `loaded` ends it.
 
-        Collective: every rank calls.
+        Raises ConfigError naming the first tensor that does not fit.
         """
-        take_all(self._module_shards(), state["module"], f"engine {self.name!r}")
-        self._load_optimizer(state["optimizer"])
+        where = f"engine {self.name!r}"
+        require_fitting(self._module_shards(), saved["module"], where)
         if self.average is not None:
-            take_all(self.average.shards(), state["average"], f"averaged weights of engine {self.name!r}")
+            require_fitting(self.average.shards(), saved["average"], f"averaged weights of {where}")
+        weights = self._backend.weights()
+        places = {}
+        for path, (shape, dtype) in saved["optimizer"].items():
+            name = path.rpartition("/")[0]
+            if name not in weights:
+                raise ConfigError(f"optimizer state of {name!r}, which {where} has no parameter for")
+            places[path] = self._backend.state_place(name, shape, dtype)
+        return {
+            "module": self._module_shards(),
+            "optimizer": places,
+            "average": self.average.shards() if self.average is not None else {},
+        }
+
+    def loaded(self, optimizer: Mapping[str, Shard], scalars: Mapping[str, Any]) -> None:
+        """Takes over what was read to `places`. Raises ConfigError. Collective: every rank calls."""
+        by_name: dict[str, dict[str, Shard]] = {}
+        for path, shard in optimizer.items():
+            name, _, key = path.rpartition("/")
+            by_name.setdefault(name, {})[key] = shard
+        self._backend.load_optimizer_state(by_name)
         self._backend.refresh()
-        self.num_updates = int(state["scalars"]["num_updates"])
-        if self.scaler is not None and state["scalars"]["scaler"] is not None:
-            self.scaler.load_state(state["scalars"]["scaler"])
+        self.num_updates = int(scalars["num_updates"])
+        if self.scaler is not None and scalars["scaler"] is not None:
+            self.scaler.load_state(scalars["scaler"])
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
         """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""
@@ -284,12 +308,14 @@ class Engine:
         self._backend.refresh()
         if optimizer:
             mine = {name: shard.shape for name, shard in self._backend.weights().items()}
-            kept = {
-                name: {key: shard.full() for key, shard in entry.items()}
-                for name, entry in old._backend.optimizer_state().items()
-                if all(len(shard.shape) == 0 or shard.shape == mine.get(name) for shard in entry.values())
-            }
-            self._backend.load_optimizer_state({name: entry for name, entry in kept.items() if name in mine})
+            kept: dict[str, dict[str, Shard]] = {}
+            for name, entry in old._backend.optimizer_state().items():
+                whole = {key: shard.full() for key, shard in entry.items()}
+                if all(value.ndim == 0 or value.shape == mine.get(name) for value in whole.values()) and name in mine:
+                    kept[name] = {k: self._backend.state_place(name, v.shape, v.dtype) for k, v in whole.items()}
+                    for key, value in whole.items():
+                        kept[name][key].take(value)
+            self._backend.load_optimizer_state(kept)
         if self.average is not None:
             self.average.begin_anew()
             if old.average is not None:
@@ -416,13 +442,3 @@ class Engine:
         assert self.average is not None
         self.average.swap()
         self._backend.refresh()
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        by_name: dict[str, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            name, _, key = path.rpartition("/")
-            by_name.setdefault(name, {})[key] = value
-        unknown = sorted(set(by_name) - set(self._backend.weights()))
-        if unknown:
-            raise ConfigError(f"optimizer state of {unknown[0]!r}, which engine {self.name!r} has no parameter for")
-        self._backend.load_optimizer_state(by_name)

@@ -11,7 +11,7 @@ from trainkit.errors import CheckpointError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
-from trainkit.trainer import Trainer, find_checkpoint
+from trainkit.trainer import Trainer, where_to_resume
 
 
 def train(config: Mapping[str, Any]) -> dict[str, float]:
@@ -80,6 +80,7 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         save_every=checked.save_every,
         keep_last=checked.keep_last,
         keep_best=checked.keep_best,
+        keep_every=checked.keep_every,
         resume=checked.resume,
         config=config,
         found=found,
@@ -101,8 +102,8 @@ def _with_accumulation(config: Mapping[str, Any], num: int) -> dict[str, Any]:
 def _find_accumulation(runtime: Runtime, make_recipe: Callable[..., Recipe], resume: str) -> dict[str, Any]:
     """How many micro-batches a rank needs, and where that holds: by trying, unless a checkpoint knows. Collective."""
     where = {"world_size": runtime.world_size, "strategy": runtime.strategy.name, "device": runtime.device_name}
-    path = find_checkpoint(runtime, resume)
-    known = checkpoint.read_manifest(path)["values"].get("found") if path is not None else None
+    path = where_to_resume(runtime, resume)
+    known = checkpoint.read_manifest(runtime.find(path))["values"].get("found") if path is not None else None
     if known and {key: known.get(key) for key in where} == where:
         return known
     share = 1

@@ -29,8 +29,17 @@ class Ranks:
     def __init__(self, cluster: Cluster, device: torch.device, *, needs_group: bool = False) -> None:
         self.cluster, self.device = cluster, device
         self._made_group = join(cluster, device, alone=needs_group)
+        self._own_groups: list[dist.ProcessGroup] = []
         # Building a cache may take longer than a collective is allowed to.
-        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.world_size > 1 else None
+        self._patient = self.new_group()
+
+    def new_group(self) -> dist.ProcessGroup | None:
+        """A gloo group of all ranks in which one may wait for days; None for one process. Collective."""
+        if self.world_size == 1:
+            return None
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        self._own_groups.append(group)
+        return group
 
     @property
     def rank(self) -> int:
@@ -86,10 +95,15 @@ class Ranks:
                 result = function()
             except Exception as caught:
                 error = caught
-        self._raise_first(error)
+        self.raise_first(error)
         return function() if self.local_rank != 0 else result  # type: ignore[return-value]
 
-    def _raise_first(self, error: Exception | None) -> None:
+    def raise_first(self, error: Exception | None) -> None:
+        """Raises the error of the lowest rank that has one on all of them. Collective: every rank calls."""
+        if self._patient is None:
+            if error is not None:
+                raise error
+            return
         known = error if error is None or isinstance(error, TrainkitError) else None
         told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
         dist.all_gather_object(told, (known, repr(error) if error else None), group=self._patient)
@@ -111,8 +125,8 @@ class Ranks:
 
     def _leave(self) -> None:
         """Leaves the process group, if it was joined here; the groups that were made here in any case."""
-        if self._patient is not None and dist.is_initialized():
-            dist.destroy_process_group(self._patient)  # each has threads that look for messages all the time
+        while self._own_groups and dist.is_initialized():
+            dist.destroy_process_group(self._own_groups.pop())  # each has threads that look for messages all the time
         self._patient = None
         if self._made_group and dist.is_initialized():
             _left.append(dist.group.WORLD)

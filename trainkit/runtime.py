@@ -21,7 +21,7 @@ from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
 from trainkit.data.order import Order
 from trainkit.engine import Engine, Schedule
-from trainkit.errors import ConfigError
+from trainkit.errors import CheckpointError, ConfigError
 from trainkit.memory import Memory, state_tensors
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
@@ -33,6 +33,8 @@ from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
 
 SUMMARY_FILE = "summary.txt"
+LAST_SAVE_S = 60.0
+"""How long a run that failed waits for the save that it had begun: other ranks may be gone."""
 
 
 class Position(int):
@@ -112,6 +114,8 @@ class Runtime(Ranks):
         self._resumed_step: int | None = None
         self.throughput = Throughput()
         self._engine_names: set[str] = set()
+        self._saver: checkpoint.Saver | None = None
+        self._verified: Path | None = None
         atexit.register(self.close)
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
@@ -124,10 +128,7 @@ class Runtime(Ranks):
                     pass
             except OSError as caught:
                 error = ConfigError(f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; give another")
-        if self._patient is not None:
-            self._raise_first(error)
-        elif error is not None:
-            raise error
+        self.raise_first(error)
         return path
 
     # -- where we are ------------------------------------------------------------------------------------------------
@@ -378,22 +379,46 @@ class Runtime(Ranks):
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, **items: Any) -> None:
+    def save(
+        self, path: str | Path, *, wait: bool = True, then: Callable[[], None] = lambda: None, **items: Any
+    ) -> None:
         """Writes engines and JSON-able values as one checkpoint directory at `path`, whole or not at all.
 
-        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Collective: every rank calls; rank 0 writes.
+        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Every rank writes its own part.
+        wait: false: returns when everything is copied, and the rest is done meanwhile; the next `save`,
+            `finish_saving` or `close` waits for it.  then: called on rank 0 once the directory is in place.
+        Raises CheckpointError, also for a save before that nobody has waited for. Collective: every rank calls.
         """
+        if self._saver is None:
+            self._saver = checkpoint.Saver(group=self.new_group(), rank=self.rank, report=self.tracker.message)
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
         values = {name: item for name, item in items.items() if name not in engines}
-        checkpoint.save(Path(path), engines, position=self.position, values=values, is_writer=self.is_main)
+        checkpoint.save(Path(path), engines, position=self.position, values=values, saver=self._saver, then=then)
+        if wait:
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        """Waits for a save that was not waited for. Raises CheckpointError if it failed. Collective."""
+        if self._saver is not None:
+            self._saver.finish()
+
+    def find(self, path: str | Path) -> Path:
+        """The checkpoint that `path` means: itself, or the newest whole one of a run's, every byte of it verified.
+
+        Says which ones were passed over. Raises CheckpointError on all ranks. Collective: every rank calls.
+        """
+        if self._verified is None or self._verified != Path(path):
+            self._verified = checkpoint.find_whole(Path(path), self, report=self.tracker.message)
+        return self._verified
 
     def load(self, path: str | Path, **engines: Engine) -> Position:
         """Fills `engines` from the checkpoint at `path`; the position to go on from: `batches(..., start=position)`.
 
-        Its `values` hold what was saved beside the engines. Every rank calls. Raises CheckpointError.
+        Its `values` hold what was saved beside the engines. Raises CheckpointError. Collective: every rank calls.
         """
-        directory = checkpoint.find(Path(path), report=self.tracker.message)
-        manifest = checkpoint.load(directory, engines)
+        directory = self.find(path)
+        manifest = checkpoint.read_manifest(directory)
+        checkpoint.load(directory, engines, manifest=manifest, group=self._patient)
         self._clock.position = manifest["position"]
         values = manifest["values"]
         if isinstance(values.get("step"), int):
@@ -401,8 +426,14 @@ class Runtime(Ranks):
         return Position(manifest["position"], values)
 
     def close(self, status: Status = "finished") -> None:
-        """Ends tracking and leaves the process group, if it was joined here. Also done at exit."""
+        """Ends a save and tracking, and leaves the process group, if it was joined here. Also done at exit."""
         atexit.unregister(self.close)
+        if self._saver is not None:
+            try:
+                self._saver.finish(timeout_s=None if status == "finished" else LAST_SAVE_S)
+            except CheckpointError as error:
+                self.tracker.message(str(error))
+            self._saver = None
         if self.is_main and self.run_dir is not None and not self._is_tracking:
             with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
                 self.run_dir.rmdir()

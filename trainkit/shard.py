@@ -69,19 +69,17 @@ def gathered(shards: Mapping[str, Shard], rank: int) -> dict[str, Tensor]:
     return whole
 
 
-def take_all(into: Mapping[str, Shard], values: Mapping[str, Tensor], what: str) -> None:
-    """Fills every shard from the whole tensors of the same names, or raises ConfigError and changes nothing."""
-    for name in sorted(into.keys() ^ values.keys()):
+def require_fitting(into: Mapping[str, Shard], saved: Mapping[str, tuple[torch.Size, torch.dtype]], what: str) -> None:
+    """Raises ConfigError naming the first tensor that is not in both, or has another shape there."""
+    for name in sorted(into.keys() ^ saved.keys()):
         where = "the checkpoint" if name in into else "the module"
         raise ConfigError(f"{what}: {name!r} is missing from {where}; was the model's configuration another one?")
     for name, shard in into.items():
-        if shard.shape != values[name].shape:
+        if shard.shape != saved[name][0]:
             raise ConfigError(
-                f"{what}: {name!r} has shape {[*shard.shape]}, the checkpoint's has {[*values[name].shape]}; "
+                f"{what}: {name!r} has shape {[*shard.shape]}, the checkpoint's has {[*saved[name][0]]}; "
                 f"was the model's configuration another one?"
             )
-    for name, shard in into.items():
-        shard.take(values[name])
 
 
 def take_fitting(mine: Mapping[str, Shard], old: Mapping[str, Shard]) -> None:

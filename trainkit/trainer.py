@@ -20,6 +20,7 @@ class Trainer:
 
     evaluate_every, save_every: in steps; null: only at the end.
     keep_last: newest checkpoints kept.  keep_best: also the best by the recipe's `best_metric`.
+    keep_every: also those of every so many steps; null: none.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
     config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
@@ -34,16 +35,18 @@ class Trainer:
         save_every: int | None = None,
         keep_last: int = 2,
         keep_best: bool = True,
+        keep_every: int | None = None,
         resume: str | Path = "auto",
         config: Mapping[str, Any] | None = None,
         found: Mapping[str, Any] | None = None,
     ) -> None:
-        for key, every in (("evaluate_every", evaluate_every), ("save_every", save_every), ("keep_last", keep_last)):
+        counts = {"evaluate_every": evaluate_every, "save_every": save_every, "keep_every": keep_every}
+        for key, every in {**counts, "keep_last": keep_last}.items():
             if every is not None and every < 1:
                 raise ConfigError(f"{key}={every}: allowed is 1 or more" + ("" if key == "keep_last" else ", or null"))
         self.runtime, self.recipe = runtime, recipe
         self.evaluate_every, self.save_every = evaluate_every, save_every
-        self.keep_last, self.keep_best = keep_last, keep_best
+        self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
         self.step = 0
         self._has_told_memory = False
@@ -56,6 +59,8 @@ class Trainer:
         """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls."""
         try:
             position = self.restore()
+            if self.runtime.is_main and self._checkpoints is not None:
+                checkpoint.tidy(self._checkpoints)
             is_complete = position >= self.recipe.num_samples
             # The first batch is made before anything is written: what is wrong with the data shows here.
             batches = self.recipe.batches(position) if not is_complete else None
@@ -70,6 +75,7 @@ class Trainer:
                 )
             metrics = self._evaluate()
             self._save()
+            self.runtime.finish_saving()
             self.recipe.finish()
         except BaseException as error:
             self.runtime.close(_status_of(error))
@@ -79,9 +85,10 @@ class Trainer:
 
     def restore(self) -> int:
         """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
-        path = find_checkpoint(self.runtime, self.resume)
-        if path is None:
+        where = where_to_resume(self.runtime, self.resume)
+        if where is None:
             return 0
+        path = self.runtime.find(where)
         manifest = checkpoint.read_manifest(path)
         values = manifest["values"]
         if "recipe" not in values:
@@ -169,8 +176,11 @@ class Trainer:
         if self._checkpoints is None or self._saved_step == self.step:
             return
         with self.runtime.throughput.paused():
+            self._report_failed_save()
             self.runtime.save(
                 self._checkpoints / f"step_{self.step:08d}",
+                wait=False,
+                then=self._prune,
                 **self.recipe.engines(),
                 step=self.step,
                 recipe=self.recipe.state(),
@@ -179,10 +189,19 @@ class Trainer:
                 config=self.config,
                 found=self.found,
             )
-            if self.runtime.is_main:
-                best = self._best() if self.keep_best else None
-                checkpoint.prune(self._checkpoints, keep_last=self.keep_last, best=best)
         self._saved_step = self.step
+
+    def _report_failed_save(self) -> None:
+        """Training goes on without a checkpoint that could not be written; its end does not."""
+        try:
+            self.runtime.finish_saving()
+        except CheckpointError as error:
+            self.runtime.tracker.message(f"{error}; training goes on, and saves again now")
+
+    def _prune(self) -> None:
+        assert self._checkpoints is not None
+        best = self._best() if self.keep_best else None
+        checkpoint.prune(self._checkpoints, keep_last=self.keep_last, keep_every=self.keep_every, best=best)
 
     def _best(self) -> Path | None:
         name = self.recipe.best_metric
@@ -197,34 +216,20 @@ class Trainer:
         return min(values, key=values.__getitem__) if values else None
 
 
-def find_checkpoint(runtime: Runtime, resume: str) -> Path | None:
-    """The checkpoint that `resume` means; None: begin anew. Raises ConfigError and CheckpointError on all ranks.
-
-    Collective: every rank calls.
-    """
-    found = runtime.broadcast(_find(runtime, resume) if runtime.is_main else None)
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def _find(runtime: Runtime, resume: str) -> Path | Exception | None:
-    """An error is returned, so that all ranks can raise it."""
-    report = runtime.tracker.message
-    try:
-        own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
-        has_own = own is not None and bool(checkpoint.step_directories(own))
-        if resume == "never":
-            if has_own:
-                raise ConfigError(
-                    f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
-                )
-            return None
-        if resume == "auto":
-            return checkpoint.find(own, report=report) if own is not None and has_own else None
-        return checkpoint.find(Path(resume).expanduser(), report=report)
-    except (ConfigError, CheckpointError) as error:
-        return error
+def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
+    """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
+    own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
+    # Rank 0 looks, so that all see the same.
+    has_own = runtime.broadcast(own is not None and bool(checkpoint.step_directories(own)))
+    if resume == "never":
+        if has_own:
+            raise ConfigError(
+                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
+            )
+        return None
+    if resume == "auto":
+        return own if has_own else None
+    return Path(resume).expanduser()
 
 
 def _status_of(error: BaseException) -> Status:

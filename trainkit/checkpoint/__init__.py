@@ -1,6 +1,27 @@
-"""Checkpoints: directories that appear whole or not at all."""
+"""Checkpoints: directories that appear whole or not at all, to which every rank writes its own part."""
 
-from trainkit.checkpoint.state import load, save
-from trainkit.checkpoint.store import find, prune, read_manifest, step_directories, verify
+from trainkit.checkpoint.saver import Saver
+from trainkit.checkpoint.state import find_whole, load, read_whole, save, write_one_file
+from trainkit.checkpoint.store import (
+    find,
+    prune,
+    read_manifest,
+    step_directories,
+    tidy,
+    verify,
+)
 
-__all__ = ["find", "load", "prune", "read_manifest", "save", "step_directories", "verify"]
+__all__ = [
+    "Saver",
+    "find",
+    "find_whole",
+    "load",
+    "prune",
+    "read_manifest",
+    "read_whole",
+    "save",
+    "step_directories",
+    "tidy",
+    "verify",
+    "write_one_file",
+]

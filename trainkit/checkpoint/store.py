@@ -4,49 +4,39 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from trainkit.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+_OWN_SUM = "sha256"
+_ADVICE = "resume from another checkpoint beside it"
 
 
-def write(directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
-    """Writes `<name>.safetensors` for each of `tensors`, and `manifest` with every file's size and SHA-256.
+def temporary(directory: Path) -> Path:
+    """Where a checkpoint is written until it is whole; the same for all ranks."""
+    return directory.with_name(f".{directory.name}.tmp")
 
-    All goes into a temporary directory beside `directory`, is flushed to disk, and then takes its name. A directory of
-    that name is kept as `<name>.previous` until the new one is in place. Raises CheckpointError and leaves nothing.
+
+def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Adds the manifest to what was `written`, flushes it to disk, and gives it its name.
+
+    A directory of that name is kept as `<name>.previous` until the new one is in place.
     """
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        files = {}
-        for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({key: tensor.detach().contiguous().cpu() for key, tensor in group.items()}, path)
-            files[path.name] = {"num_bytes": path.stat().st_size, "sha256": _sha256(path)}
-        whole = {"format": FORMAT, **manifest, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(whole, indent=1))
-        for name in files:
-            # safetensors writes for the owner alone; the rest of the team may read what its umask allows.
-            (temporary / name).chmod((temporary / MANIFEST).stat().st_mode)
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        _take_name(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"could not write the checkpoint {directory}: {error}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    whole = {"format": FORMAT, **manifest}
+    (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
+    _flush(written / MANIFEST)
+    _flush(written)
+    _take_name(written, directory)
+
+
+def tidy(checkpoints: Path) -> None:
+    """Deletes what saves that were killed have left in a run's `checkpoints` directory."""
+    for path in checkpoints.glob(".*.tmp"):
+        shutil.rmtree(path)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -60,31 +50,42 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; resume from another checkpoint beside it") from error
+        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not of checkpoint format {FORMAT}: it was written by another version or program"
         )
+    if manifest.pop(_OWN_SUM, None) != _sum_of(manifest):
+        raise CheckpointError(f"{path} is damaged: its contents do not add up to its {_OWN_SUM}; {_ADVICE}")
     return manifest
 
 
-def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """The tensors written as `name`; `verify` comes first."""
-    return load_file(directory / f"{name}.safetensors")
+def _sum_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises CheckpointError naming the first of `files` that is missing, cut short or changed."""
+    _verify_sizes(directory, files)
     for name, expected in files.items():
         path = directory / name
-        advice = "resume from another checkpoint beside it"
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
+        if found != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; {_ADVICE}")
+
+
+def _verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        path = directory / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: the checkpoint is not whole; {advice}")
+            raise CheckpointError(f"{path} is missing: the checkpoint is not whole; {_ADVICE}")
         num_bytes = path.stat().st_size
         if num_bytes != expected["num_bytes"]:
-            raise CheckpointError(f"{path} has {num_bytes} bytes instead of {expected['num_bytes']}; {advice}")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; {advice}")
+            raise CheckpointError(f"{path} has {num_bytes} bytes instead of {expected['num_bytes']}; {_ADVICE}")
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
@@ -92,35 +93,51 @@ def step_directories(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step_*") if path.name[5:].isdigit())
 
 
-def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
-    """The checkpoint meant by `path`: itself, or the newest whole one of a run directory.
+def candidates(path: Path, report: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """What `path` may mean: the checkpoint that it is, or those of a run directory, newest first.
 
-    Damaged ones on the way are passed to `report`. Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none.
     """
     if not path.exists() and (previous := path.with_name(path.name + ".previous")).is_dir():
         report(f"{path} was being replaced when its run ended: taking {previous}")
         path = previous
     if not path.is_dir():
-        raise CheckpointError(f"resume={path}: there is no such directory")
-    if (path / MANIFEST).is_file():
-        return path
+        raise CheckpointError(
+            f"{path}: there is no such directory; give a run directory or one of its checkpoints/step_*"
+        )
+    if (path / MANIFEST).is_file() or any(path.glob("rank_*.safetensors")):
+        return [path]
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    for candidate in reversed(step_directories(checkpoints)):
+    return step_directories(checkpoints)[::-1]
+
+
+def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
+    """The newest of the `candidates` that has all its bytes, whatever they are: `verify` sums them up.
+
+    Those passed over are told to `report`. Raises CheckpointError when there is none.
+    """
+    for directory in candidates(path, report):
         try:
-            verify(candidate, read_manifest(candidate)["files"])
+            _verify_sizes(directory, read_manifest(directory)["files"])
         except CheckpointError as error:
+            if directory == path:
+                raise
             report(f"passed over: {error}")
             continue
-        return candidate
-    raise CheckpointError(
+        return directory
+    raise none_is_whole(path)
+
+
+def none_is_whole(path: Path) -> CheckpointError:
+    return CheckpointError(
         f"{path} holds no whole trainkit checkpoint; give a run directory or a checkpoints/step_* in one"
     )
 
 
-def prune(checkpoints: Path, *, keep_last: int, best: Path | None) -> None:
-    """Deletes all but the newest `keep_last` checkpoints and `best`."""
+def prune(checkpoints: Path, *, keep_last: int, keep_every: int | None = None, best: Path | None = None) -> None:
+    """Deletes all but the newest `keep_last` checkpoints, those of every `keep_every` steps, and `best`."""
     for path in step_directories(checkpoints)[:-keep_last]:
-        if path != best:
+        if path != best and not (keep_every and int(path.name[5:]) % keep_every == 0):
             # The manifest goes first, so that what is left of an interrupted deletion is not taken for a checkpoint.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path)
@@ -144,8 +161,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

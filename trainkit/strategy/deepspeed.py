@@ -95,7 +95,7 @@ class ZeroBackend(Backend):
     def optimizer_state(self) -> dict[str, dict[str, Shard]]:
         return self.slices.optimizer_state()
 
-    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Shard]]) -> None:
         self.slices.load_optimizer_state(state)
 
 
@@ -171,7 +171,7 @@ class _Slices:
         return Shard.whole(torch.as_tensor(value).clone())  # one for all of them, which a checkpoint cannot hold
 
     @torch.no_grad()
-    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Shard]]) -> None:
         flats = {id(part.flat): part.flat for part in self.slices.values()}
         for flat in flats.values():
             members = {name: part for name, part in self.slices.items() if part.flat is flat}
@@ -180,25 +180,25 @@ class _Slices:
                 self.optimizer.state[flat] = self._flat_state(flat, members, state)
 
     def _flat_state(
-        self, flat: Tensor, members: Mapping[str, _Slice], state: Mapping[str, Mapping[str, Tensor]]
+        self, flat: Tensor, members: Mapping[str, _Slice], state: Mapping[str, Mapping[str, Shard]]
     ) -> dict[str, Any]:
         first = next(name for name in members if name in state)
         entry: dict[str, Any] = {}
         for key, example in state[first].items():
             values = {name: state[name][key] if name in state else None for name in members}
             if example.shape != members[first].shape:
-                if any(value is None or not torch.equal(value, example) for value in values.values()):
+                if any(value is None or not torch.equal(value.local, example.local) for value in values.values()):
                     raise ConfigError(
                         f"optimizer state {key!r} differs between parameters that ZeRO keeps in one flat tensor, such "
                         f"as {first!r} and others that are newer; use strategy=fsdp or ddp, or "
                         f"setup(..., inherit_optimizer=False)"
                     )
-                entry[key] = example.clone()
+                entry[key] = example.local.clone()
                 continue
             entry[key] = torch.zeros_like(flat)
             for name, value in values.items():
                 if value is not None:
-                    members[name].of(entry[key], self.group).take(value.to(flat.device, flat.dtype))
+                    members[name].of(entry[key], self.group).local.copy_(value.local)
         return entry
 
 

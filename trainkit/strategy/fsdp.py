@@ -226,13 +226,12 @@ class _FSDPBackend(Backend):
             return weight.like(value.to_local())
         return super()._state_shard(value, weight)
 
-    def _state_from_whole(self, value: Tensor, p: nn.Parameter) -> Any:
-        if value.shape != p.shape:
-            return value
-        names = {parameter: name for name, parameter in self.parameters.items()}
-        sharded = torch.zeros_like(p)
+    def _state_value(self, shard: Shard, p: nn.Parameter) -> Any:
+        if shard.shape != p.shape:
+            return shard.local
+        sharded = torch.zeros_like(p, dtype=shard.local.dtype)
         assert isinstance(sharded, DTensor)
-        self.weights()[names[p]].like(sharded.to_local()).take(value)
+        sharded.to_local().copy_(shard.local)
         return sharded
 
 
