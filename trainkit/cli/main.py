@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainkit.cli import checkpoint
 from trainkit.errors import TrainkitError
 
 _PATIENCE_S = 6.0
@@ -19,24 +20,23 @@ configuration: key=value, any number of them; a group's name chooses a file of i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0 done, 2 an error that the user can mend, 130 interrupted."""
+    """Runs one command; the exit code: 0 done, 1 the answer is no, 2 an error to mend, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     return guarded(lambda: arguments.run(arguments))
 
 
-def guarded(function: Callable[[], None]) -> int:
-    """Runs `function`; an error of ours becomes one line on stderr, told by one rank, and exit code 2."""
+def guarded(function: Callable[[], int | None]) -> int:
+    """Runs `function` for an exit code; an error of ours is one line on stderr, told by one rank, and exit code 2."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # what `_target_` names may lie beside the user
     try:
-        function()
+        return function() or 0
     except TrainkitError as error:
         _tell(error)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _tell(error: TrainkitError) -> None:
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", help="a run directory, or one of its checkpoints/step_*")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the stored configuration")
     evaluate.set_defaults(run=_run_evaluate)
+    checkpoint.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,216 @@
+"""`trainkit checkpoint`: what is in a checkpoint, whether it is whole, and how two differ. Reading runs no code."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trainkit.errors import CheckpointError, nearest
+
+NUM_SHOWN = 20
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `checkpoint` and its own commands."""
+    checkpoint = commands.add_parser(
+        "checkpoint",
+        help="list, show, verify, export or compare checkpoints",
+        description="List, show, verify, export or compare checkpoints. PATH: a run directory, or one of its "
+        "checkpoints/step_*; where one checkpoint is meant, a run's newest is taken.",
+    )
+    own = checkpoint.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, help: str, description: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=description)
+        parser.set_defaults(run=run)
+        return parser
+
+    ls = add("ls", _ls, "a run's checkpoints", "A run's checkpoints: step, time, size, and what was measured then.")
+    ls.add_argument("path", type=Path, metavar="PATH")
+    show = add("show", _show, "what one holds", "What one checkpoint holds.")
+    show.add_argument("path", type=Path, metavar="PATH")
+    show.add_argument("--tensors", action="store_true", help="every tensor by name, with shape and type")
+    verify = add("verify", _verify, "are all bytes as they were written?", "Sums up every byte; exit code 1: damaged.")
+    verify.add_argument("path", type=Path, metavar="PATH")
+    consolidate = add(
+        "consolidate",
+        _consolidate,
+        "one safetensors file",
+        "Writes one safetensors file with your parameters' own names; for several engines, ENGINE.name.",
+    )
+    consolidate.add_argument("path", type=Path, metavar="PATH")
+    consolidate.add_argument("--output", type=Path, required=True, metavar="FILE")
+    consolidate.add_argument("--engine", help="only this one")
+    consolidate.add_argument(
+        "--part", default="module", choices=("module", "average", "optimizer"), help="default: module, the weights"
+    )
+    diff = add("diff", _diff, "how two differ", "How two checkpoints differ, tensor by tensor; exit code 1: they do.")
+    diff.add_argument("a", type=Path, metavar="A")
+    diff.add_argument("b", type=Path, metavar="B")
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from trainkit import checkpoint
+
+    table = Table("checkpoint", "step", "samples", "written", "size", "measured")
+    for path in _all(arguments.path):
+        try:
+            manifest = checkpoint.read_manifest(path)
+        except CheckpointError as error:
+            table.add_row(path.name, "", "", "", "", str(error))
+            continue
+        values = manifest["values"]
+        measured = ", ".join(f"{name} {value:.6g}" for name, value in (values.get("metrics") or {}).items())
+        written = datetime.fromtimestamp((path / "manifest.json").stat().st_mtime)
+        table.add_row(
+            path.name,
+            str(values.get("step", "")),
+            f"{manifest['position']:,}",
+            f"{written:%Y-%m-%d %H:%M:%S}",
+            _size(_num_bytes(manifest)),
+            measured,
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from trainkit import checkpoint
+
+    path = checkpoint.find(arguments.path.expanduser())
+    manifest = checkpoint.read_manifest(path)
+    values = manifest["values"]
+    print(f"{path}: {_size(_num_bytes(manifest))} in {len(manifest['files'])} files, by torch {manifest['torch']}")
+    print(f"step {values.get('step', 'unknown')}, {manifest['position']:,} samples")
+    for name, value in (values.get("metrics") or {}).items():
+        print(f"{name} {value:.6g}")
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for name, entry in manifest["tensors"].items():
+        parts.setdefault(name.partition("/")[0], []).append(entry)
+    for part, entries in parts.items():
+        types = ", ".join(sorted({entry["dtype"] for entry in entries}))
+        print(f"{part}: {len(entries)} tensors, {sum(_numel(entry) for entry in entries):,} elements ({types})")
+    for engine, scalars in manifest["engines"].items():
+        print(f"{engine}: " + ", ".join(f"{name} {value}" for name, value in scalars.items()))
+    strategy = (values.get("config") or {}).get("strategy")
+    if strategy:
+        print(f"strategy: {strategy.get('_target_', strategy) if isinstance(strategy, dict) else strategy}")
+    if arguments.tensors:
+        for name, entry in manifest["tensors"].items():
+            print(f"  {name} {entry['dtype']} {entry['shape']}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from trainkit import checkpoint
+
+    num_damaged = 0
+    for path in _all(arguments.path):
+        try:
+            checkpoint.verify(path, checkpoint.read_manifest(path)["files"])
+            print(f"{path}: whole")
+        except CheckpointError as error:
+            num_damaged += 1
+            print(error)
+    return 1 if num_damaged else 0
+
+
+def _consolidate(arguments: argparse.Namespace) -> int:
+    from trainkit import checkpoint
+
+    path = checkpoint.find(arguments.path.expanduser())
+    manifest = checkpoint.read_manifest(path)
+    engines = list(manifest["engines"])
+    if arguments.engine is not None and arguments.engine not in engines:
+        raise CheckpointError(
+            f"--engine={arguments.engine}: {path} holds {', '.join(engines)}.{nearest(arguments.engine, engines)}"
+        )
+    wanted = [arguments.engine] if arguments.engine else engines
+    checkpoint.verify(path, manifest["files"])
+    prefixes = {f"{engine}.{arguments.part}/": "" if len(wanted) == 1 else f"{engine}." for engine in wanted}
+    tensors = checkpoint.read_whole(
+        path, [name for name in manifest["tensors"] if name.startswith(tuple(prefixes))], manifest
+    )
+    if not tensors:
+        raise CheckpointError(f"--part={arguments.part}: {path} holds none of {', '.join(wanted)}")
+    named = {}
+    for name, tensor in tensors.items():
+        head, _, own = name.partition("/")
+        named[prefixes[f"{head}/"] + own] = tensor
+    output = arguments.output.expanduser()
+    checkpoint.write_one_file(output, named)
+    print(f"{len(named)} tensors of {path} are in {output}")
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from trainkit import checkpoint
+
+    paths = [checkpoint.find(path.expanduser()) for path in (arguments.a, arguments.b)]
+    a, b = (checkpoint.read_manifest(path) for path in paths)
+    lines = []
+    for key in ("position", "engines"):
+        if a[key] != b[key]:
+            lines.append(f"{key}: {a[key]} and {b[key]}")
+    for name in sorted(a["tensors"].keys() ^ b["tensors"].keys()):
+        lines.append(f"{name}: only in {paths[0] if name in a['tensors'] else paths[1]}")
+    common = [name for name in a["tensors"] if name in b["tensors"]]
+    for name in common:
+        mine, theirs = a["tensors"][name], b["tensors"][name]
+        if (mine["shape"], mine["dtype"]) != (theirs["shape"], theirs["dtype"]):
+            lines.append(f"{name}: {mine['dtype']} {mine['shape']} and {theirs['dtype']} {theirs['shape']}")
+            continue
+        x, y = (
+            checkpoint.read_whole(path, [name], manifest)[name].double()
+            for path, manifest in zip(paths, (a, b), strict=True)
+        )
+        if not x.equal(y):
+            largest = float((x - y).abs().max())
+            relative = largest / max(float(x.abs().max()), float(y.abs().max()), 1e-300)
+            lines.append(f"{name}: max|a-b| {largest:.3g}, over max|a|, |b| {relative:.3g}")
+    print(f"a: {paths[0]}\nb: {paths[1]}")
+    for line in lines[:NUM_SHOWN]:
+        print(line)
+    if len(lines) > NUM_SHOWN:
+        print(f"and {len(lines) - NUM_SHOWN} more")
+    print("they hold the same" if not lines else f"{len(lines)} differences; {len(common)} tensors are in both")
+    return 1 if lines else 0
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _all(path: Path) -> list[Path]:
+    """The checkpoint that `path` is, or all of the run's, oldest first."""
+    from trainkit.checkpoint.store import candidates
+
+    found = candidates(path.expanduser())[::-1]
+    if not found:
+        raise CheckpointError(f"{path} holds no checkpoint; give a run directory or a checkpoints/step_* in one")
+    return found
+
+
+def _numel(entry: dict[str, Any]) -> int:
+    product = 1
+    for size in entry["shape"]:
+        product *= size
+    return product
+
+
+def _num_bytes(manifest: dict[str, Any]) -> int:
+    return sum(entry["num_bytes"] for entry in manifest["files"].values())
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} GB"
