@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "launch" / "train.py"
 TOY = ("--config-dir", str(ROOT / "tests" / "user" / "conf"), "experiment=toy_short")
 
 
-def command(arguments: Sequence[str], ranks: int | None) -> list[str]:
-    """launch/train.py under torchrun with `ranks` processes, or under plain python where that is None."""
-    script = [str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+def command(arguments: Sequence[str], ranks: int | None, script: Path = TRAIN) -> list[str]:
+    """`script` under torchrun with `ranks` processes, or under plain python where that is None."""
+    called = [str(script), *map(str, arguments)]
     if ranks is None:
-        return [sys.executable, *script]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *script]
+        return [sys.executable, *called]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *called]
 
 
 def environment() -> dict[str, str]:
@@ -32,10 +33,14 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    arguments: Sequence[str], ranks: int | None = None, cwd: Path = ROOT, timeout_s: float = 300.0
+    arguments: Sequence[str],
+    ranks: int | None = None,
+    cwd: Path = ROOT,
+    timeout_s: float = 300.0,
+    script: Path = TRAIN,
 ) -> subprocess.CompletedProcess[str]:
     """The finished job. All its processes are ended when it is not done in time."""
-    process = _start(command(arguments, ranks), cwd)
+    process = _start(command(arguments, ranks, script), cwd)
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

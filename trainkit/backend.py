@@ -22,6 +22,8 @@ class Backend:
     gradient_divisor: float = 1.0
     shards_gradients = False
     """Whether the norm of the gradients needs a sum over ranks, of what `squared_norm` returns."""
+    gathers_parameters = False
+    """Whether a forward pass waits for other ranks, which hold parts of the parameters."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer

@@ -1,5 +1,7 @@
 """Clock: where in the data a run is."""
 
+from collections.abc import Callable
+
 from trainkit.data.batch import Batch
 
 
@@ -11,6 +13,8 @@ class Clock:
         self.batch: Batch | None = None
         self.position = 0
         """Samples in the steps done so far: where a resume goes on."""
+        self.meet: Callable[[], None] = lambda: None
+        """Called when the next call waits for other ranks."""
 
     def arrive(self, batch: Batch) -> None:
         """`batch` is the one that the next calls are about; until a step is made with it, it does not count as done."""

@@ -51,6 +51,7 @@ class TrainConfig:
     keep_last: int  # checkpoints
     keep_best: bool
     keep_every: int | None
+    hang_after: float | Literal["auto"] | None  # seconds without progress; null: never
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:

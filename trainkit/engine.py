@@ -127,6 +127,8 @@ class Engine:
         self._require_active()
         if self._dropouts:
             self._key_dropouts()
+        if self._backend.gathers_parameters:
+            self._clock.meet()
         forward = self.module if self._is_frozen else self._backend.forward
         if not self._autocasts:
             return forward(*args, **kwargs)
@@ -160,6 +162,8 @@ class Engine:
         """
         self._check_backward(loss, weight)
         self._num_backwards += 1
+        if self._is_last:
+            self._clock.meet()
         if self._needs_weights:
             weight = self._default_weight() if weight is None else weight
             loss = self._weigh(loss, weight)

@@ -61,6 +61,7 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         num_workers=checked.num_workers,
         log_every=checked.log_every,
         run_dir=checked.run_dir,
+        hang_after=checked.hang_after,
         tracker=tracker or build(checked.tracking),
     )
     found: dict[str, Any] = {}

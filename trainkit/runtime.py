@@ -2,8 +2,9 @@
 
 import atexit
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everythi
 from trainkit.data.order import Order
 from trainkit.engine import Engine, Schedule
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
@@ -64,6 +66,8 @@ class Runtime(Ranks):
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
+    hang_after: seconds without progress after which the job ends with a report of which rank did not arrive; `auto`:
+        learnt from the run; None: never, and slow ranks are not looked for. See `Watchdog`.
 
     Making one joins the process group that torchrun describes. Collective: every rank makes one. Raises ConfigError
     and ClusterError before anything is started.
@@ -83,7 +87,9 @@ class Runtime(Ranks):
         log_every: int = 10,
         run_dir: str | Path | None = None,
         tracker: Tracker | None = None,
+        hang_after: float | Literal["auto"] | None = "auto",
     ) -> None:
+        check_limit(hang_after)
         if log_every < 1:
             raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
         cluster = current_cluster()
@@ -116,6 +122,11 @@ class Runtime(Ranks):
         self._engine_names: set[str] = set()
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
+        topic, tell = self.broadcast(f"{time.time_ns()}"), self.tracker.message
+        self._watchdog = Watchdog(
+            cluster, chosen, hang_after=hang_after, directory=self.run_dir, topic=topic, tell=tell
+        )
+        self._clock.meet = self._watchdog.times.meet
         atexit.register(self.close)
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
@@ -287,9 +298,9 @@ class Runtime(Ranks):
         num_samples = num_samples_of(source)
         fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
         workers = self.num_workers if num_workers is None else num_workers
-        return stream(
-            fetcher, range(0, num_samples, batch_size), num_workers=workers, device=self.device, dtype=self.dtype
-        )
+        positions = range(0, num_samples, batch_size)
+        batches = stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype)
+        return self._watchdog.watched(batches)
 
     def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
         """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
@@ -308,7 +319,7 @@ class Runtime(Ranks):
 
     def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         self._kept.require_all_found()
-        for batch in batches:
+        for batch in self._watchdog.watched(batches, self.step):
             # Layers that draw from the global generators repeat their draws after a resume.
             self._seed_globally(batch.position, self.rank)
             self._clock.arrive(batch)
@@ -319,6 +330,15 @@ class Runtime(Ranks):
         seed_everything(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
+
+    @contextmanager
+    def during(self, activity: str) -> Iterator[None]:
+        """For what is no training step and takes a while, such as `with runtime.during("sampling"):`.
+
+        It does not count in samples/s, and the hang watchdog learns how long it takes by itself.
+        """
+        with self.throughput.paused(), self._watchdog.during(activity):
+            yield
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -393,14 +413,16 @@ class Runtime(Ranks):
             self._saver = checkpoint.Saver(group=self.new_group(), rank=self.rank, report=self.tracker.message)
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
         values = {name: item for name, item in items.items() if name not in engines}
-        checkpoint.save(Path(path), engines, position=self.position, values=values, saver=self._saver, then=then)
+        with self._watchdog.during("saving"):
+            checkpoint.save(Path(path), engines, position=self.position, values=values, saver=self._saver, then=then)
         if wait:
             self.finish_saving()
 
     def finish_saving(self) -> None:
         """Waits for a save that was not waited for. Raises CheckpointError if it failed. Collective."""
         if self._saver is not None:
-            self._saver.finish()
+            with self._watchdog.during("saving"):
+                self._saver.finish()
 
     def find(self, path: str | Path) -> Path:
         """The checkpoint that `path` means: itself, or the newest whole one of a run's, every byte of it verified.
@@ -428,6 +450,7 @@ class Runtime(Ranks):
     def close(self, status: Status = "finished") -> None:
         """Ends a save and tracking, and leaves the process group, if it was joined here. Also done at exit."""
         atexit.unregister(self.close)
+        self._watchdog.end()
         if self._saver is not None:
             try:
                 self._saver.finish(timeout_s=None if status == "finished" else LAST_SAVE_S)

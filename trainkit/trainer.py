@@ -76,7 +76,8 @@ class Trainer:
             metrics = self._evaluate()
             self._save()
             self.runtime.finish_saving()
-            self.recipe.finish()
+            with self.runtime.during("finishing"):
+                self.recipe.finish()
         except BaseException as error:
             self.runtime.close(_status_of(error))
             raise
@@ -137,7 +138,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self._evaluated is not None and self._evaluated[0] == self.step:
             return self._evaluated[1]
-        with self.runtime.throughput.paused():
+        with self.runtime.during("evaluation"):
             metrics = self.recipe.evaluate()
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
@@ -175,7 +176,7 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoints is None or self._saved_step == self.step:
             return
-        with self.runtime.throughput.paused():
+        with self.runtime.during("saving"):
             self._report_failed_save()
             self.runtime.save(
                 self._checkpoints / f"step_{self.step:08d}",

@@ -44,6 +44,7 @@ class ZeroBackend(Backend):
         super().__init__(module, optimizer)
         self.gradient_divisor = dist.get_world_size()
         self.engine, self.slices = engine, slices
+        self.gathers_parameters = isinstance(slices, _Slices3)
 
     def begin(self, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)

@@ -132,7 +132,7 @@ class HSDP(FSDP):
 
 
 class _FSDPBackend(Backend):
-    shards_gradients = True
+    shards_gradients = gathers_parameters = True
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh, *, reshard_after_forward: bool

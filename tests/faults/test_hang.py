@@ -1,0 +1,238 @@
+"""A rank that does not arrive: the job ends with its name and its line, and leaves no process."""
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainkit
+from benchmarks.overhead_distributed import Collectives
+from tests.distributed import run_ranks
+from tests.faults import faulty
+from tests.jobs import ROOT, TOY, run
+from trainkit.comm.cluster import Cluster
+from trainkit.errors import ConfigError
+from trainkit.health.hang import EXIT_CODE, Watchdog
+from trainkit.health.stacks import stand_of
+from trainkit.health.verdict import Sign, judge
+
+HANG_AFTER_S = 4.0
+KILLED_AFTER_S = 35.0  # torchrun's SIGKILL comes 30 s after its SIGTERM
+START_S = 60.0  # of a job on a busy machine
+OWN_LOOP = ROOT / "tests" / "faults" / "own_loop.py"
+
+
+def _hang(run_dir: Path, *overrides: str, ranks: int = 4) -> str:
+    """The report of a job that must hang and end."""
+    target = "recipe._target_=tests.faults.faulty.Faulty"
+    settings = [target, "recipe.num_steps=200", f"hang_after={HANG_AFTER_S}", f"run_dir={run_dir}", *overrides]
+    began = time.monotonic()
+    job = run([*TOY, *settings], ranks, timeout_s=START_S + HANG_AFTER_S + 2 * KILLED_AFTER_S)
+    assert job.returncode != 0
+    assert time.monotonic() - began < START_S + HANG_AFTER_S + KILLED_AFTER_S
+    assert faulty.processes_left(run_dir) == []
+    report = (run_dir / "hang" / "report.txt").read_text()
+    assert job.stderr.count(report) == 1, "one rank says it once"
+    return report
+
+
+def _line(text: str, path: Path = Path(faulty.__file__)) -> str:
+    """`tests/faults/faulty.py:52`, of the only line with `text`."""
+    (number,) = [i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line]
+    return f"{path.relative_to(ROOT)}:{number} "
+
+
+def _stacks(run_dir: Path) -> dict[int, str]:
+    return {int(path.stem[5:]): path.read_text() for path in (run_dir / "hang").glob("rank_*.txt")}
+
+
+def test_a_stopped_rank_is_named_by_its_silence(tmp_path):
+    report = _hang(tmp_path / "run", "recipe.fault=stops")
+    assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
+    assert re.search(r"Rank 2 \(process \d+ on \S+\) did not arrive: nothing has been heard of it for \d+ s", report)
+    assert re.search(r"it was last seen at step \d+, (in \S+ )?at tests/\w+/\w+.py:\d+ ", report)
+    stacks = _stacks(tmp_path / "run")
+    assert sorted(stacks) == [0, 1, 3]
+    assert all("last collective: gloo:all_reduce of " in text and "MainThread" in text for text in stacks.values())
+
+
+def test_a_rank_in_a_collective_of_its_own_is_named_with_its_line(tmp_path):
+    report = _hang(tmp_path / "run", "recipe.fault=other_group")
+    assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
+    where = _line("dist.all_reduce(torch.ones(3), group=self.group)")
+    assert re.search(rf"Rank 2 \(.*\) did not arrive: it waits elsewhere at step 9, in all_reduce at {where}", report)
+    assert sorted(_stacks(tmp_path / "run")) == [0, 1, 2, 3]
+
+
+def test_a_rank_that_waits_for_its_data_is_named_with_its_line(tmp_path):
+    report = _hang(tmp_path / "run", "data.train._target_=tests.faults.faulty.SleepyPoints")
+    where = _line("time.sleep(3600)  # the disk is gone")
+    assert re.search(rf"Rank 2 \(.*\) did not arrive: it stands at step \d+, at {where}", report)
+    assert re.search(r"Ranks 0, 1 and 3 waited at step \d+, in \w+ at tests/user/toy.py:\d+ ", report)
+
+
+def test_two_ranks_need_no_majority(tmp_path):
+    report = _hang(tmp_path / "run", "recipe.fault=sleeps", "strategy=fsdp", ranks=2)
+    where = _line("time.sleep(3600)  # it computes something")
+    assert re.search(rf"Rank 1 \(.*\) did not arrive: it stands at step 9, at {where}", report)
+    assert "Rank 0 waited at step 9, in " in report
+
+
+def test_the_same_group_ends_one_way_or_the_other(tmp_path):
+    """gloo may notice that sizes differ, hang, or neither; the job must end and say why."""
+    settings = ["recipe._target_=tests.faults.faulty.Faulty", "recipe.fault=same_group", "recipe.num_steps=200"]
+    job = run([*TOY, *settings, f"hang_after={HANG_AFTER_S}", f"run_dir={tmp_path / 'run'}"], 4)
+    assert job.returncode != 0
+    assert faulty.processes_left(tmp_path / "run") == []
+    assert "Rank 2" in job.stderr or "gloo" in job.stderr
+
+
+def test_a_rank_that_left_its_loop_is_named(tmp_path):
+    job = run(["leaves", tmp_path / "run"], 2, script=OWN_LOOP)
+    assert job.returncode != 0
+    where = _line("time.sleep(3600)  # it has something else to do", OWN_LOOP)
+    assert re.search(rf"Rank 1 \(.*\) did not arrive: it is out of its loop .* after step 9, at {where}", job.stderr)
+    assert sorted(_stacks(tmp_path / "run")) == [0, 1]
+
+
+def test_one_process_alone_says_where_it_stands(tmp_path):
+    job = run(["sleeps"], script=OWN_LOOP)
+    assert job.returncode == EXIT_CODE
+    where = _line("time.sleep(3600)  # one process alone", OWN_LOOP)
+    assert f"Rank 0 stood at step 9, at {where}" in job.stderr
+    assert 'File "' in job.stderr and "thread MainThread" in job.stderr  # no directory: the stacks come here
+
+
+# -- pure: what is known of ranks -> who is named ----------------------------------------------------------------------
+
+
+def _sign(rank: int, line: str, *, waits: bool, beats: int = 5, **others) -> Sign:
+    known = {"step": beats, "is_training": True, **others}
+    return Sign(rank=rank, host="h", pid=100 + rank, time=0.0, line=line, waits=waits, beats=beats, **known)
+
+
+def _named(signs: list[Sign], world_size: int, last_seen: list[Sign] = ()) -> list[int]:
+    answers = {sign.rank: sign for sign in signs}
+    text = judge(answers, answers | {sign.rank: sign for sign in last_seen}, world_size, now=9.0)
+    return [int(rank) for rank in re.findall(r"Rank (\d+) [^.]*did not arrive", text)]
+
+
+def test_who_did_not_arrive():
+    a, b = "a.py:1 (f)", "b.py:2 (g)"
+    assert _named([_sign(r, a, waits=True) for r in (0, 1, 3)], 4) == [2]
+    assert _named([_sign(0, a, waits=True), _sign(1, b, waits=False)], 2) == [1]
+    # The many did not arrive where one waits.
+    assert _named([_sign(0, a, waits=True), *(_sign(r, b, waits=False) for r in (1, 2, 3))], 4) == [1, 2, 3]
+    assert _named([*(_sign(r, a, waits=True) for r in (0, 2, 3)), _sign(1, b, waits=True)], 4) == [1]
+    assert _named([*(_sign(r, a, waits=True) for r in (0, 2, 3)), _sign(1, a, waits=True, beats=4)], 4) == [1]
+    # No majority, and nobody who only waits: both are told, and none is accused.
+    assert _named([_sign(0, a, waits=True), _sign(1, b, waits=True)], 2) == []
+    assert _named([_sign(r, a, waits=True) for r in range(4)], 4) == []
+    assert _named([_sign(r, a, waits=False) for r in range(4)], 4) == []
+    left = _sign(1, a, waits=False, has_left=True)
+    answers = {0: _sign(0, a, waits=True)}
+    assert "Rank 1 (process 101 on h) did not arrive: it closed its runtime after step 5." in judge(
+        answers, {1: left}, 2, now=9.0
+    )
+    assert "Rank 1 did not arrive: nothing was ever heard of it" in judge(answers, {}, 2, now=9.0)
+
+
+def test_ranks_are_told_in_short():
+    answers = {r: _sign(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
+    assert judge(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
+
+
+def test_the_line_is_the_users():
+    event = threading.Event()
+    waiting = threading.Thread(target=lambda: event.wait(), daemon=True)
+    waiting.start()
+    stand = stand_of(waiting.ident)
+    here = str(Path(__file__).relative_to(ROOT))
+    assert stand.line.startswith(f"{here}:") and stand.line.endswith("(<lambda>)")
+    assert (stand.function, stand.waits, stand.is_at_prompt) == ("", False, False)
+    assert stand_of(waiting.ident).trace == stand.trace, "it has not moved"
+    event.set()
+
+
+# -- pure: limits ------------------------------------------------------------------------------------------------------
+
+
+def _watchdog(hang_after="auto") -> Watchdog:
+    return Watchdog(Cluster(), torch.device("cpu"), hang_after=hang_after)
+
+
+def test_the_limit_is_learnt_by_activity():
+    watchdog = _watchdog()
+    assert watchdog.limit_s == 1800
+    batches = watchdog.watched(iter(range(5)), 0)
+    next(batches), next(batches)
+    assert watchdog.limit_s == 1800
+    next(batches)
+    assert (watchdog.limit_s, watchdog.step) == (60, 3)
+    watchdog._beat_at -= 20
+    next(batches)
+    assert watchdog.limit_s == pytest.approx(200, abs=5)
+    for expected in (1800, 500):
+        with watchdog.during("evaluation"):
+            assert watchdog.limit_s == pytest.approx(expected, abs=5)
+            watchdog._beat_at -= 50
+        assert watchdog.limit_s == pytest.approx(200, abs=5)
+    watchdog.end()
+    assert _watchdog(7.5).limit_s == 7.5
+
+
+def test_nothing_is_watched_between_loops_and_after_the_end():
+    first, second = _watchdog(0.3), _watchdog(0.3)  # either would end this process
+    for watchdog in (first, second):
+        for _ in watchdog.watched(iter(range(3)), 0):
+            pass
+        time.sleep(1)
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("trainkit-watchdog") == 1, "a process has one, whatever it makes"
+    next(second.watched(iter(range(3))))  # given up at once
+    time.sleep(1)
+    second.end()
+    assert "trainkit-watchdog" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_failure_of_its_own_is_said_once(monkeypatch):
+    told = []
+    watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_after=1.0, tell=told.append)
+    monkeypatch.setattr(watchdog, "_look", lambda: 1 / 0)
+    for _ in watchdog.watched(iter(range(40)), 0):
+        time.sleep(0.02)
+    watchdog.end()
+    assert told == ["the hang watchdog failed, and watches no more: ZeroDivisionError: division by zero"]
+
+
+@pytest.mark.parametrize("hang_after", ["soon", 0, -1.0, float("nan")])
+def test_what_is_no_limit_is_refused(hang_after):
+    with pytest.raises(ConfigError, match=r"hang_after=.* allowed is auto, a number of seconds above 0, or null"):
+        trainkit.Runtime(device="cpu", hang_after=hang_after)
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def _collectives(hang_after) -> dict[str, float]:
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), hang_after=hang_after)
+    network = torch.nn.Linear(4, 1)
+    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    batches = runtime.batches(torch.ones(64, 4), batch_size=4, num_steps=30)
+    with Collectives() as collectives:
+        for batch in batches:
+            engine.backward(engine(batch.data).mean())
+            engine.step()
+            time.sleep(0.05)  # several periods of the thread's in all
+    has_thread = "trainkit-watchdog" in [thread.name for thread in threading.enumerate()]
+    runtime.close()
+    return {**collectives.a_step(30), "has_thread": has_thread}
+
+
+def test_no_collective_is_added():
+    for off, on in zip(run_ranks(_collectives, 2, None), run_ranks(_collectives, 2, 2.0), strict=True):
+        assert (off.pop("has_thread"), on.pop("has_thread")) == (False, True)
+        assert off == on and off
