@@ -19,7 +19,8 @@ from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
 from trainkit.errors import ConfigError
 from trainkit.health.post import Post
-from trainkit.health.stacks import Stand, all_stacks, last_collective, stand_of
+from trainkit.health.stacks import Stand, all_stacks, last_collective, stand_in, stand_of
+from trainkit.health.stopped import StoppedAt, wake
 from trainkit.health.straggler import StepTimes, Stragglers
 from trainkit.health.verdict import Sign, judge
 
@@ -85,6 +86,7 @@ class Watchdog:
         self._post: Post | None = None
         self._waited_s, self._seen_beats, self._ticked_at = 0.0, 0, 0.0
         self._stand, self._moves = Stand("nowhere", "", False, False, 0), False
+        self._stopped_at: StoppedAt | None = None
         self._stragglers = Stragglers()
 
     # -- called by the thread that is watched ------------------------------------------------------------------------
@@ -143,6 +145,8 @@ class Watchdog:
             return
         self._thread.join()
         self._thread = None
+        if self._stopped_at is not None:
+            self._stopped_at.close()
         if self in _thread_of:
             _thread_of.remove(self)
         if self._post is not None:
@@ -161,6 +165,7 @@ class Watchdog:
         try:
             if self._cluster.world_size > 1:
                 self._post = Post(self._topic, self._cluster.rank, self._cluster.world_size)
+                self._stopped_at = StoppedAt()
         except (RuntimeError, ValueError) as error:
             self._news.append(f"the hang watchdog cannot reach the other ranks, and watches this one alone: {error}")
         self._ticked_at = time.monotonic()
@@ -265,7 +270,11 @@ class Watchdog:
         """Every rank's thread: stacks, an answer, and the exit; one rank's: the report, before anyone exits."""
         with suppress(Exception):
             mine = replace(self._sign(), collective=last_collective())
-            self._write_stacks(mine)
+            stacks = self._stopped_at.stacks() if self._stopped_at is not None else ""
+            stand = stand_in(stacks, self._watched)
+            if stand is not None:
+                mine = replace(mine, line=stand.line, function=stand.function, waits=False, was_stopped=True)
+            self._write_stacks(mine, stacks or all_stacks())
             answers = self._answers(mine)
             speaks = min(answers) == mine.rank and (self._post is None or self._post.claim_report())
             if speaks:
@@ -278,15 +287,23 @@ class Watchdog:
 
     @property
     def _patience_s(self) -> float:
-        return 2.0 + 3 * self.period_s
+        return 4.0 + 4 * self.period_s
 
     def _answers(self, mine: Sign) -> dict[int, Sign]:
         answers = {mine.rank: mine}
         if self._post is None:
             return answers
         self._post.answer(mine)
-        until = time.monotonic() + self._patience_s
-        while len(answers) < self._cluster.world_size and time.monotonic() < until and not self._post.is_dead:
+        began = time.monotonic()
+        while len(answers) < self._cluster.world_size and not self._post.is_dead:
+            waited_s = time.monotonic() - began
+            if waited_s > self._patience_s:
+                break
+            # Not before all others had the time to answer: one that goes on lets those go on that wait for it.
+            if waited_s > self._patience_s / 2:
+                for sign in self._signs().values():
+                    if sign.rank not in answers and sign.host == mine.host:
+                        wake(sign.pid)
             time.sleep(0.1)
             answers |= self._post.signs("answer") or {}
         return answers
@@ -300,11 +317,11 @@ class Watchdog:
         # The launcher ends everyone as soon as one has exited.
         time.sleep(1.0 if is_mine else 0.5)
 
-    def _write_stacks(self, mine: Sign) -> None:
+    def _write_stacks(self, mine: Sign, stacks: str) -> None:
         text = (
             f"rank {mine.rank}, process {mine.pid} on {mine.host}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
             f"step {mine.step}, {mine.place}, {mine.waited_s:.0f} s after the last sign of progress\n"
-            f"last collective: {mine.collective or 'none is known'}\n\n{all_stacks()}"
+            f"last collective: {mine.collective or 'none is known'}\n\n{stacks}"
         )
         if not self._write(f"rank_{mine.rank}.txt", text):
             _say(text)

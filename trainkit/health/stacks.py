@@ -1,7 +1,9 @@
 """Where a thread of this process stands, and what it waits for there."""
 
 import json
+import linecache
 import re
+import struct
 import sys
 import sysconfig
 import threading
@@ -25,6 +27,8 @@ _MEETING = tuple(_TRAINKIT + name for name in ("engine.py", "backend.py", "ranks
 _TYPED = ("<stdin>", "<python-input", "<ipython-input")
 _PROMPTS = {"bdb", "pdb", "cmd", "code", "_pyrepl", "IPython", "ipykernel", "debugpy", "pydevd", "_pydevd_bundle"}
 _BLOCKING_CALL = re.compile(r"\.(wait|item|tolist|cpu|numpy|synchronize)\(")
+_DUMPED = re.compile(r'  File "(.*)", line (\d+) in (.*)')
+_IDENT_WIDTH = 2 + 2 * struct.calcsize("L")
 _DUMPS = ("_dump_nccl_trace_json", "_dump_fr_trace_json")
 
 
@@ -55,10 +59,23 @@ def stand_of(thread: int) -> Stand:
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    line = _line_of(frames)
-    within = frames[: frames.index(line)]
+    places = [_Place(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name) for f in frames]
+    index = _index_of_line(places)
+    within, line = places[:index], places[index]
+    roots = [str(f.f_globals.get("__name__")).partition(".")[0] for f in frames]
     trace = hash(tuple((id(f.f_code), f.f_lasti) for f in frames))
-    return Stand(_shown(line), _function(within), _waits(within, line), _is_at_prompt(frames), trace)
+    return Stand(str(line), _function(within), _waits(within, line), _is_at_prompt(places, roots), trace)
+
+
+def stand_in(dump: str, thread: int) -> Stand | None:
+    """The stand of the thread with this identifier in what faulthandler dumped."""
+    for part in re.split(r"\n(?=Thread|Current thread)", dump):
+        if f"{thread:#0{_IDENT_WIDTH}x} " in part.partition("\n")[0]:
+            places = [_Place(path, int(number), name) for path, number, name in _DUMPED.findall(part)]
+            if places:
+                index = _index_of_line(places)
+                return Stand(str(places[index]), _function(places[:index]), False, False, 0)
+    return None
 
 
 def all_stacks() -> str:
@@ -94,69 +111,73 @@ def _collective(entry: dict[str, Any]) -> str:
     return f"{entry.get('profiling_name')} of {shapes}, number {entry.get('collective_seq_id')} of group {group[-1]}"
 
 
-def _line_of(frames: list[FrameType]) -> FrameType:
-    """The innermost frame that is a user's, else an installed package's, else trainkit's own."""
-    packages: list[FrameType] = []
-    own: list[FrameType] = []
-    for frame in frames:
-        path = frame.f_code.co_filename
-        if path.startswith(_OUTER):
+@dataclass(frozen=True)
+class _Place:
+    path: str
+    number: int
+    function: str
+
+    def __str__(self) -> str:
+        path = Path(self.path)
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.number} ({self.function})"
+
+    @property
+    def is_users(self) -> bool:
+        if self.path.startswith("<"):
+            return self.path.startswith(_TYPED)
+        return not self.path.startswith((_TORCH, _TRAINKIT, *_STANDARD, *_PACKAGES))
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.path.startswith(_DISTRIBUTED)
+
+    @property
+    def text(self) -> str:
+        return linecache.getline(self.path, self.number)
+
+
+def _index_of_line(places: list[_Place]) -> int:
+    """The place to name: the innermost that is a user's, else an installed package's, else trainkit's own."""
+    packages: list[int] = []
+    own: list[int] = []
+    for index, place in enumerate(places):
+        if place.path.startswith(_OUTER):
             break
-        if _is_users(path):
-            return frame
-        if path.startswith(_TRAINKIT):
-            own.append(frame)
-        elif path.startswith(_PACKAGES) and not path.startswith(_TORCH):
-            packages.append(frame)
-    return (packages or own or frames)[0]
+        if place.is_users:
+            return index
+        if place.path.startswith(_TRAINKIT):
+            own.append(index)
+        elif place.path.startswith(_PACKAGES) and not place.path.startswith(_TORCH):
+            packages.append(index)
+    return (packages or own or [0])[0]
 
 
-def _is_users(path: str) -> bool:
-    if path.startswith("<"):
-        return path.startswith(_TYPED)
-    return not path.startswith((_TORCH, _TRAINKIT, *_STANDARD, *_PACKAGES))
-
-
-def _is_at_prompt(frames: list[FrameType]) -> bool:
-    for frame in frames:
-        if _is_users(frame.f_code.co_filename):
-            return False
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in _PROMPTS:
-            return True
-    return False
-
-
-def _function(within: list[FrameType]) -> str:
+def _function(within: list[_Place]) -> str:
     """The innermost function of torch.distributed, else of torch or trainkit."""
-    known = [f for f in within if f.f_code.co_filename.startswith((_TORCH, _TRAINKIT))]
-    for frame in known:
-        if _is_distributed(frame) and frame.f_code.co_name != "wrapper":
-            return frame.f_code.co_name
-    if known and known[0].f_code.co_filename.startswith(_AUTOGRAD):
+    known = [place for place in within if place.path.startswith((_TORCH, _TRAINKIT))]
+    for place in known:
+        if place.is_distributed and place.function != "wrapper":
+            return place.function
+    if known and known[0].path.startswith(_AUTOGRAD):
         return "backward"
-    return known[0].f_code.co_qualname if known else ""
+    return known[0].function if known else ""
 
 
-def _waits(within: list[FrameType], line: FrameType) -> bool:
-    if any(_is_distributed(frame) for frame in within):
+def _waits(within: list[_Place], line: _Place) -> bool:
+    if any(place.is_distributed for place in within):
         return True
     innermost = within[0] if within else line
-    if innermost.f_code.co_filename.startswith((*_AUTOGRAD, *_MEETING)):
+    if innermost.path.startswith((*_AUTOGRAD, *_MEETING)):
         return True
-    return not within and _BLOCKING_CALL.search(_text(line)) is not None
+    return not within and _BLOCKING_CALL.search(line.text) is not None
 
 
-def _is_distributed(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_DISTRIBUTED)
-
-
-def _text(frame: FrameType) -> str:
-    summary = traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-    return summary.line or ""
-
-
-def _shown(frame: FrameType) -> str:
-    path = Path(frame.f_code.co_filename)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{frame.f_lineno} ({frame.f_code.co_name})"
+def _is_at_prompt(places: list[_Place], roots: list[str]) -> bool:
+    for place, root in zip(places, roots, strict=True):
+        if place.is_users:
+            return False
+        if root in _PROMPTS:
+            return True
+    return False

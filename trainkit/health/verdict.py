@@ -12,6 +12,7 @@ class Sign:
     step: that it is at.  beats: batches and other marks of progress that it has passed.  waited_s: since the last one.
     line, function, waits: where it stands, as a `Stand` has them.  moves: it stood elsewhere a moment before.
     is_training: it is in its loop over batches.  has_left: it closed its runtime.
+    was_stopped: it was, at this line, until another rank woke it.
     collective: the last one by torch's flight recorder; answers to an alarm have it.  time: by its host's clock.
     steps, data_s, compute_s, num_computed: totals for the search for stragglers.
     """
@@ -30,6 +31,7 @@ class Sign:
     is_at_prompt: bool = False
     is_training: bool = False
     has_left: bool = False
+    was_stopped: bool = False
     collective: str = ""
     steps: int = 0
     data_s: float = 0.0
@@ -95,6 +97,8 @@ def _groups(signs: Sequence[Sign], verb: str) -> list[str]:
 
 def _of_responding(sign: Sign) -> str:
     who = f"Rank {sign.rank} (process {sign.pid} on {sign.host}) did not arrive: it"
+    if sign.was_stopped:
+        return f"{who} had been stopped, {sign.place}."
     if not sign.is_training:
         return f"{who} is out of its loop over batches after step {sign.step}, {sign.place}."
     stands = "waits elsewhere" if sign.waits else "stands"
