@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,49 @@ def test_the_limit_is_learnt_by_activity():
         assert watchdog.limit_s == pytest.approx(200, abs=5)
     watchdog.end()
     assert _watchdog(7.5).limit_s == 7.5
+
+
+class _Peer:
+    """A store of two ranks, of which the other has told this."""
+
+    def __init__(self, sign: Sign, is_awake: bool) -> None:
+        self.sign, self.is_awake, self.alarm = sign, is_awake, ""
+
+    def exchange(self, mine: Sign) -> str:
+        return self.alarm
+
+    def signs(self) -> dict[int, Sign]:
+        if self.is_awake:
+            self.sign = replace(self.sign, time=self.sign.time + 1)
+        return {1: self.sign}
+
+    def raise_alarm(self, text: str) -> None:
+        self.alarm = text
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_awake", "hang_after", "is_alarmed"),
+    [
+        ({"waits": True}, True, "auto", True),
+        ({"waits": False, "moves": True}, True, "auto", False),  # it computes something for itself
+        ({"waits": False, "moves": True}, False, "auto", True),  # it was stopped in the middle of that
+        ({"waits": False, "moves": True}, True, 60.0, True),  # the user has said so
+        ({"waits": False, "is_at_prompt": True}, True, 60.0, False),
+    ],
+)
+def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_after, is_alarmed):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watchdog = _watchdog(hang_after)
+    watchdog._num_done["step"] = 3
+    watchdog._post = _Peer(_sign(1, "a.py:1 (f)", **peer), is_awake)
+    for waited_s in range(62, 90, 2):
+        watchdog._waited_s = now[0] = float(waited_s)
+        watchdog._alarm()
+    assert bool(watchdog._post.alarm) == is_alarmed
+    watchdog._waited_s = 1900.0
+    watchdog._alarm()
+    assert bool(watchdog._post.alarm) or peer.get("is_at_prompt")
 
 
 def test_nothing_is_watched_between_loops_and_after_the_end():

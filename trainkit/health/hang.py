@@ -87,6 +87,7 @@ class Watchdog:
         self._waited_s, self._seen_beats, self._ticked_at = 0.0, 0, 0.0
         self._stand, self._moves = Stand("nowhere", "", False, False, 0), False
         self._stopped_at: StoppedAt | None = None
+        self._heard: dict[int, tuple[float, float]] = {}
         self._stragglers = Stragglers()
 
     # -- called by the thread that is watched ------------------------------------------------------------------------
@@ -242,19 +243,30 @@ class Watchdog:
     def _alarm(self) -> str:
         """Why the job has to end; empty: it has not."""
         alarm = self._post.exchange(self._sign()) if self._post is not None else ""
-        if alarm or self._waited_s <= self.limit_s:
+        if alarm or self._waited_s <= self.limit_s or self._is_excused():
             return alarm or ""
-        others = [sign for sign in self._signs().values() if sign.rank != self._cluster.rank and not sign.has_left]
-        if any(sign.is_at_prompt for sign in others):
-            return ""
-        someone_moves = self._moves or any(sign.moves and not sign.waits for sign in others)
-        if self.hang_after == "auto" and self._waited_s <= PATIENT_S and someone_moves:
-            return ""
         how = "learnt from this run" if self.hang_after == "auto" else "hang_after"
         alarm = f"no progress for {self._waited_s:.0f} s (allowed: {self.limit_s:.0f} s, {how})"
         if self._post is not None:
             self._post.raise_alarm(alarm)
         return alarm
+
+    def _is_excused(self) -> bool:
+        """Whether a debugger waits for its user on some rank, or, under `auto`, one computes something for itself."""
+        now = time.monotonic()
+        awake = []
+        for sign in self._signs().values():
+            told, heard_at = self._heard.get(sign.rank, (0.0, 0.0))
+            if told != sign.time:
+                heard_at = now
+                self._heard[sign.rank] = sign.time, now
+            # One that is stopped looks for ever as it did a moment before.
+            if now - heard_at < 5 * self.period_s and not sign.has_left and sign.rank != self._cluster.rank:
+                awake.append(sign)
+        if any(sign.is_at_prompt for sign in awake):
+            return True
+        is_early = self.hang_after == "auto" and self._waited_s <= PATIENT_S
+        return is_early and (self._moves or any(sign.moves and not sign.waits for sign in awake))
 
     def _signs(self) -> dict[int, Sign]:
         return (self._post.signs() if self._post is not None else None) or {}
