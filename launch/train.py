@@ -4,14 +4,26 @@ The same as `trainkit train`, from a checkout, under torchrun or plain python.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
-from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, run_train
+def has_failed_before() -> bool:
+    """Whether torchrun starts this again (--max-restarts) after an error that would come again, and has been told.
 
-if __name__ == "__main__":
+    trainkit.comm.agent writes the file, beside the logs of torchrun's agent. To import that would take longer than
+    everything else that there is to do.
+    """
+    logs = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    return len(logs) > 3 and (logs[2] / "trainkit.failed").is_file()
+
+
+def main() -> int:
+    """The exit code."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+    from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, run_train
+
     parser = argparse.ArgumentParser(
         description="Train what a configuration describes, on this process or on all that torchrun started.",
         epilog=HELP_TRAIN,
@@ -19,4 +31,8 @@ if __name__ == "__main__":
     )
     add_train_arguments(parser)
     arguments = parser.parse_args()
-    sys.exit(guarded(lambda: run_train(arguments)))
+    return guarded(lambda: run_train(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(2 if has_failed_before() else main())

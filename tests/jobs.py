@@ -13,12 +13,13 @@ TRAIN = ROOT / "launch" / "train.py"
 TOY = ("--config-dir", str(ROOT / "tests" / "user" / "conf"), "experiment=toy_short")
 
 
-def command(arguments: Sequence[str], ranks: int | None, script: Path = TRAIN) -> list[str]:
+def command(arguments: Sequence[str], ranks: int | None, script: Path = TRAIN, max_restarts: int = 0) -> list[str]:
     """`script` under torchrun with `ranks` processes, or under plain python where that is None."""
     called = [str(script), *map(str, arguments)]
     if ranks is None:
         return [sys.executable, *called]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *called]
+    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
+    return [sys.executable, "-m", "torch.distributed.run", *options, *called]
 
 
 def environment() -> dict[str, str]:
@@ -38,15 +39,35 @@ def run(
     cwd: Path = ROOT,
     timeout_s: float = 300.0,
     script: Path = TRAIN,
+    *,
+    max_restarts: int = 0,
+    once: Callable[[], bool] | None = None,
+    act: Callable[[int], None] = lambda pid: None,
 ) -> subprocess.CompletedProcess[str]:
-    """The finished job. All its processes are ended when it is not done in time."""
-    process = _start(command(arguments, ranks, script), cwd)
+    """The finished job. All its processes are ended when it is not done in time.
+
+    `act` is given the process id of what was started, torchrun or the one process, as soon as `once()` is true.
+    """
+    process = _start(command(arguments, ranks, script, max_restarts), cwd)
     try:
+        if once is not None:
+            _wait_for(once, process, timeout_s)
+            act(process.pid)
         out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         kill(process)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the job ended before the condition came about: {process.communicate()}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the condition did not come about within {timeout_s} s")
+        time.sleep(0.01)
 
 
 def run_until(
@@ -68,7 +89,7 @@ def run_until(
 
 def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the job's whole session: torchrun puts every worker in one of its own, so they are found first."""
-    for pid in (*_descendants(process.pid), process.pid):
+    for pid in (*descendants(process.pid), process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -81,9 +102,13 @@ def _start(arguments: list[str], cwd: Path, quiet: bool = False) -> subprocess.P
     return subprocess.Popen(arguments, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
-def _descendants(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Of torchrun: its workers, in the order of their local ranks."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
-    return [found for child in map(int, children) for found in (child, *_descendants(child))]
+
+
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]

@@ -127,7 +127,7 @@ def _fails_otherwise():
 
 def test_another_error_is_raised_where_it_was_and_told_to_the_rest():
     (first, text), last = run_ranks(_fails_otherwise, 2)
-    assert (first, last) == ("UsageError", ("ZeroDivisionError", "planted"))
+    assert (first, last) == ("PeerError", ("ZeroDivisionError", "planted"))
     assert "another rank failed" in text
 
 

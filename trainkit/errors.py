@@ -7,6 +7,9 @@ from collections.abc import Iterable
 class TrainkitError(Exception):
     """Base of every error that is the user's to mend; launchers print it as one line and exit with 2."""
 
+    recurs = True
+    """Whether the same command would meet it again, so that torchrun's --max-restarts had better not try."""
+
 
 class ConfigError(TrainkitError, ValueError):
     """A key, a value or a combination of them that cannot be."""
@@ -17,15 +20,25 @@ class DataError(TrainkitError, ValueError):
 
 
 class CheckpointError(TrainkitError, RuntimeError):
-    """A directory that is not a whole checkpoint, or one of another model."""
+    """A directory that is not a whole checkpoint, or one of another model; one that could not be written."""
+
+    recurs = False  # a disk may be full for a while
 
 
 class UsageError(TrainkitError, RuntimeError):
     """The library's methods called in an order that has no meaning."""
 
 
+class PeerError(UsageError):
+    """Another rank failed, and says itself why."""
+
+    recurs = False
+
+
 class ClusterError(TrainkitError, RuntimeError):
-    """Process variables that do not describe a job, or a process group that cannot be made."""
+    """Process variables that do not describe a job, a process group that cannot be made, or ranks that are gone."""
+
+    recurs = False
 
 
 class NonFiniteError(TrainkitError, ArithmeticError):

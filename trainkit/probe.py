@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainkit.errors import ConfigError, UsageError
+from trainkit.errors import ConfigError, PeerError
 
 _FINE, _DOES_NOT_FIT, _FAILED = range(3)
 
@@ -72,7 +72,7 @@ def _fits(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if meetings.of_a_peer == _FAILED:
-        raise UsageError("accumulation=auto: another rank failed while it was tried out")
+        raise PeerError("accumulation=auto: another rank failed while it was tried out")
     is_enough = max(outcome, meetings.of_a_peer) == _FINE
     report(f"accumulation=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory")
     return is_enough

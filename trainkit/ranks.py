@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainkit.comm import agent
 from trainkit.comm.cluster import Cluster, join
 from trainkit.data.batch import Batch
-from trainkit.errors import TrainkitError, UsageError
+from trainkit.errors import PeerError, TrainkitError
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class Ranks:
             if theirs is not None:
                 raise theirs
             if text is not None:
-                raise UsageError(f"rank {rank} failed: {text}")
+                raise PeerError(f"rank {rank} failed: {text}")
 
     def broadcast(self, value: T) -> T:
         """Rank 0's `value` (anything that pickles) on every rank. Collective."""
@@ -122,6 +123,24 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
+
+    def same_as_before(self, name: str, value: str) -> str:
+        """Rank 0's `value`; where torchrun starts the job again, what it came to the first time. Collective.
+
+        The n-th call of a process with a `name` is about the same thing in every start.
+        """
+        nth = agent.nth(name)
+        known: list[str | None] = [agent.recall(nth)]
+        if self._patient is not None:
+            known *= self.world_size
+            dist.all_gather_object(known, agent.recall(nth), group=self._patient)  # rank 0 may be on a new machine
+        value = self.broadcast(next((before for before in known if before is not None), value))
+        agent.remember(nth, value)
+        return value
+
+    def own_store(self) -> dist.Store | None:
+        """A connection, for a thread of this rank, to the store in which the ranks met; None in one process."""
+        return dist.distributed_c10d._get_default_store().clone() if self.world_size > 1 else None  # type: ignore[attr-defined]
 
     def _leave(self) -> None:
         """Leaves the process group, if it was joined here; the groups that were made here in any case."""

@@ -131,7 +131,8 @@ class Runtime(Ranks):
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
         error = None
-        path = Path(self.broadcast(datetime.now().strftime(str(run_dir)))).expanduser()
+        filled = datetime.now().strftime(str(run_dir))
+        path = Path(self.same_as_before("run_dir", filled) if "%" in str(run_dir) else filled).expanduser()
         if self.is_main:
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -447,6 +448,12 @@ class Runtime(Ranks):
             self.step = self._resumed_step = values["step"]
         return Position(manifest["position"], values)
 
+    def end_tracking(self, status: Status) -> None:
+        """Has the tracker write what is outstanding; it is told nothing more."""
+        if self._is_tracking:
+            self._is_tracking = False
+            self.tracker.finish(status)
+
     def close(self, status: Status = "finished") -> None:
         """Ends a save and tracking, and leaves the process group, if it was joined here. Also done at exit."""
         atexit.unregister(self.close)
@@ -460,7 +467,5 @@ class Runtime(Ranks):
         if self.is_main and self.run_dir is not None and not self._is_tracking:
             with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
                 self.run_dir.rmdir()
-        if self._is_tracking:
-            self._is_tracking = False
-            self.tracker.finish(status)
+        self.end_tracking(status)
         self._leave()

@@ -1,15 +1,18 @@
 """Trainer: the one loop. It owns cadence: when to log, to evaluate, to save, and where to begin."""
 
 import math
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trainkit import checkpoint
+from trainkit.comm.agent import is_restart
 from trainkit.config import to_yaml
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
+from trainkit.health.signals import REQUEUE_FILE, Preempted, Signals, write_requeue
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Status
@@ -25,6 +28,8 @@ class Trainer:
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
     config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
     """
+
+    _signals: Signals
 
     def __init__(
         self,
@@ -56,9 +61,17 @@ class Trainer:
     # -- what a user calls -------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float]:
-        """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls."""
+        """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls.
+
+        On SIGTERM or SIGUSR1 to any rank, all save after the same step and raise Preempted, a SystemExit.
+        """
+        with Signals(self.runtime) as self._signals:
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
         try:
             position = self.restore()
+            self._leave_word(None)
             if self.runtime.is_main and self._checkpoints is not None:
                 checkpoint.tidy(self._checkpoints)
             is_complete = position >= self.recipe.num_samples
@@ -67,6 +80,8 @@ class Trainer:
             first = next(batches) if batches is not None else None
             self._start_tracking(first)
             if batches is not None and first is not None:
+                if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
+                    self._evaluate()  # the last process was told to end before it came to that
                 self._train(chain([first], batches))
             else:
                 self.runtime.tracker.message(
@@ -111,6 +126,7 @@ class Trainer:
     def _train(self, batches: Iterable[Batch]) -> None:
         runtime, recipe = self.runtime, self.recipe
         for batch in batches:
+            self._stop_if_told()
             metrics = recipe.train_step(batch)
             self.step += 1
             if not self._has_told_memory:
@@ -118,6 +134,7 @@ class Trainer:
             means = runtime.log(self.step, **metrics)
             if means is not None:
                 self._require_finite(means)
+            self._stop_if_told()
             if self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()
             if self.save_every and self.step % self.save_every == 0:
@@ -166,6 +183,38 @@ class Trainer:
         self._has_told_memory = True
         for name, engine in self.recipe.engines().items():
             self.runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
+
+    # -- being told to end -------------------------------------------------------------------------------------------
+
+    def _stop_if_told(self) -> None:
+        if self._signals.stops_here():
+            self._stop(self._signals.number)
+
+    def _stop(self, number: int) -> NoReturn:
+        """Saves, leaves word that the run is to go on, and ends it. Collective."""
+        if self.step:
+            self._save()
+            self.runtime.finish_saving()
+        self._leave_word(number)
+        told, where = f"{signal.Signals(number).name}: stopped after step {self.step}", self.runtime.run_dir
+        if where is None:
+            self.runtime.tracker.message(f"{told}; nothing was saved, for there is no run_dir")
+        else:
+            command = "the same command" if self.resume == "auto" else f"resume=auto with run_dir={where}"
+            self.runtime.tracker.message(f"{told}, saved in {where}; {command} goes on from there")
+        self.runtime.end_tracking("interrupted")
+        # A launcher may kill the others when the first has ended.
+        self.runtime.broadcast(None)
+        raise Preempted(number)
+
+    def _leave_word(self, number: int | None) -> None:
+        """The file REQUEUE in the run directory: there after a signal `number`, and at no other time."""
+        if not self.runtime.is_main or self.runtime.run_dir is None:
+            return
+        if number is None:
+            (self.runtime.run_dir / REQUEUE_FILE).unlink(missing_ok=True)
+        else:
+            write_requeue(self.runtime.run_dir, number=number, step=self.step)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -221,7 +270,9 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
     """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
     own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
     # Rank 0 looks, so that all see the same.
-    has_own = runtime.broadcast(own is not None and bool(checkpoint.step_directories(own)))
+    has_own, again = runtime.broadcast((own is not None and bool(checkpoint.step_directories(own)), is_restart()))
+    if has_own and again:
+        return own  # what this job itself has made comes before what it was told to begin with
     if resume == "never":
         if has_own:
             raise ConfigError(

@@ -20,6 +20,7 @@ def slurm(tmp_path):
     """An environment in which srun writes down what it was given, and a job of three nodes is running."""
     stand_ins = {
         "scontrol": '[[ $1 == show ]] && printf "node7\\nnode8\\nnode9\\n" || echo "$*" >>"$CALLS/scontrol"',
+        "scancel": 'echo "$*" >>"$CALLS/scancel"; kill -TERM "$(<"$CALLS/pid")"',
         "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; echo "$OMP_NUM_THREADS" >"$CALLS/threads"; eval "${SRUN_DOES:-:}"',
     }
     for name, body in stand_ins.items():
@@ -65,6 +66,7 @@ def test_every_node_runs_one_agent_that_meets_the_others_on_the_first(slurm):
     assert line[start + 1 :] == [
         "--nnodes=3",
         "--nproc-per-node=8",
+        "--max-restarts=3",
         "--rdzv-backend=c10d",
         "--rdzv-id=1234567",
         "--rdzv-endpoint=node7:24567",
@@ -84,6 +86,7 @@ def test_torchrun_takes_that_line(slurm):
     arguments = get_args_parser().parse_args(line[line.index("torchrun") + 1 :])
     config, _, script = config_from_args(arguments)
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (3, 3, 8)
+    assert config.max_restarts == 3
     assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == ("c10d", "node7:24567", "1234567")
     assert script[-2:] == ["run_dir=runs/trainkit-1234567", "recipe=bert"]
 
@@ -105,18 +108,50 @@ def test_a_failing_step_fails_the_job(slurm):
     assert run({**slurm, "SRUN_DOES": "exit 3"}).returncode == 3
 
 
-def test_near_the_time_limit_the_job_is_requeued(slurm):
+@pytest.mark.parametrize("leaves_word", [True, False])
+def test_near_the_time_limit_the_run_is_told_and_then_requeued(slurm, tmp_path, leaves_word):
     requested = next(line for line in SCRIPT.read_text().splitlines() if "--signal" in line)
     assert shlex.split(requested)[-1] == "--signal=B:USR1@180"
-    process = subprocess.Popen(["bash", str(SCRIPT)], cwd=ROOT, env={**slurm, "SRUN_DOES": "sleep 5"})
+    run_dir = tmp_path / "run"
+    saves = f"mkdir -p {run_dir}; echo {{}} >{run_dir}/REQUEUE" if leaves_word else ":"
+    # What torchrun exits with when it is told to end says nothing.
+    does = f"trap '{saves}; exit 1' TERM; echo $$ >\"$CALLS/pid\"; sleep 30 & wait"
+    process = subprocess.Popen(["bash", str(SCRIPT), f"run_dir={run_dir}"], cwd=ROOT, env={**slurm, "SRUN_DOES": does})
+    _wait_for(tmp_path / "pid")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=30) == 1
+    assert calls(slurm, "scancel") == ["--signal=TERM 1234567.0"]
+    assert calls(slurm, "scontrol") == ["requeue 1234567"]
+
+
+def test_a_run_that_was_preempted_is_requeued_whatever_the_exit_code(slurm, tmp_path):
+    run_dir = tmp_path / "run"
+    run({**slurm, "SRUN_DOES": f"mkdir {run_dir}; echo {{}} >{run_dir}/REQUEUE"}, "recipe=bert", f"run_dir={run_dir}")
+    assert calls(slurm, "scontrol") == ["requeue 1234567"]
+
+
+def test_word_of_an_earlier_start_does_not_count(slurm, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "REQUEUE").write_text("{}")
+    assert run({**slurm, "SRUN_DOES": "exit 3"}, f"run_dir={tmp_path / 'run'}").returncode == 3
+    assert not (tmp_path / "scontrol").exists()
+
+
+def test_a_run_that_ends_near_the_time_limit_is_not_requeued(slurm, tmp_path):
+    does = "trap 'exit 0' TERM; echo $$ >\"$CALLS/pid\"; sleep 30 & wait"
+    process = subprocess.Popen(["bash", str(SCRIPT)], cwd=ROOT, env={**slurm, "SRUN_DOES": does})
+    _wait_for(tmp_path / "pid")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=30) == 0
+    assert not (tmp_path / "scontrol").exists()
+
+
+def _wait_for(path):
     deadline = time.monotonic() + 30
-    while not (Path(slurm["CALLS"]) / "srun").exists():
+    while not (path.exists() and path.read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.2)  # until it waits
-    process.send_signal(signal.SIGUSR1)
-    process.wait(timeout=30)
-    assert calls(slurm, "scontrol") == ["requeue 1234567"]
+    time.sleep(0.2)  # until the scripts wait
 
 
 def test_the_wrong_directory_is_named(slurm, tmp_path):

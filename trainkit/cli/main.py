@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainkit.cli import checkpoint
+from trainkit.comm.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
 _PATIENCE_S = 6.0
@@ -27,12 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(function: Callable[[], int | None]) -> int:
     """Runs `function` for an exit code; an error of ours is one line on stderr, told by one rank, and exit code 2."""
+    if recall(FAILED) is not None:
+        return 2  # torchrun starts anew what has said why it cannot run
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # what `_target_` names may lie beside the user
     try:
         return function() or 0
     except TrainkitError as error:
+        if error.recurs:
+            remember(FAILED, str(error))
         _tell(error)
         return 2
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from trainkit.comm import agent
 from trainkit.errors import ClusterError
 
 
@@ -72,7 +73,14 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
         # gloo looks the host's own name up otherwise, which fails or is slow on many machines.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        dist.init_process_group(_backends(device), device_id=device if device.type == "cuda" else None)
+        device_id = device if device.type == "cuda" else None
+        store = agent.meeting(cluster.rank, cluster.world_size)
+        if store is None:
+            dist.init_process_group(_backends(device), device_id=device_id)
+        else:
+            dist.init_process_group(
+                _backends(device), store=store, rank=cluster.rank, world_size=cluster.world_size, device_id=device_id
+            )
     except (RuntimeError, ValueError) as error:
         raise ClusterError(
             f"rank {cluster.rank} on {socket.gethostname()} could not join {cluster.world_size} processes at "

@@ -1,7 +1,11 @@
 """From a position to a batch: fetches a rank's share of each global batch, here or in worker processes."""
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -144,9 +148,41 @@ def stream(
         pin_memory=device.type == "cuda",
         # Its own generator: the loader must not draw from the global one.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_obey_the_parent_alone,
     )
-    for batch in loader:
+    with _deaf():
+        batches = iter(loader)  # makes the workers
+    for batch in batches:
         yield batch.to(device, dtype)
+
+
+_FOR_THE_RUN = {signal.SIGTERM, signal.SIGUSR1}
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are made here do not hear the signals by which a run is told to end.
+
+    torchrun and Slurm signal whole groups of processes, and the last steps and the save still need the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey_the_parent_alone(worker: int) -> None:
+    """Ends this worker on a SIGTERM from the process that it fetches for, as multiprocessing sends at its exit."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)  # also where workers are not forked
+    parent = os.getppid()
+
+    def listen() -> None:
+        while signal.sigwaitinfo(_FOR_THE_RUN).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,0 +1,247 @@
+"""Told to end, killed and brought back: every run ends with the bits of one that nothing happened to."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+import trainkit
+from tests.distributed import run_ranks
+from tests.jobs import ROOT, TOY, children, environment, run
+from trainkit.checkpoint import store
+from trainkit.cli.main import guarded
+from trainkit.comm import agent
+from trainkit.errors import ClusterError, ConfigError
+from trainkit.health import signals as module
+from trainkit.health.signals import Preempted, Signals
+
+JOB = [*TOY, "recipe.num_steps=600", "log_every=1", "save_every=null", "evaluate_every=100", "deterministic=true"]
+
+
+def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    newest = store.step_directories(run_dir / "checkpoints")[-1]
+    return {f"{path.stem}/{k}": v for path in sorted(newest.glob("*.safetensors")) for k, v in load_file(path).items()}
+
+
+def _lines(run_dir: Path) -> list[tuple[int, str]]:
+    """(step, kind) of the whole lines of metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    lines = (
+        [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+    )
+    return [(line["step"], line["kind"]) for line in lines]
+
+
+def _has_come_to(run_dir: Path, step: int) -> bool:
+    lines = _lines(run_dir)
+    return bool(lines) and lines[-1][0] >= step
+
+
+def _require_equal(whole: Path, other: Path) -> None:
+    expected, found = _tensors(whole), _tensors(other)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert _lines(whole) == _lines(other), "a step was told twice, or not at all"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Runs to which nothing happens, by their number of ranks."""
+    made: dict[int | None, Path] = {}
+
+    def of(ranks: int | None) -> Path:
+        if ranks not in made:
+            made[ranks] = tmp_path_factory.mktemp("whole") / "run"
+            finished = run([*JOB, f"run_dir={made[ranks]}"], ranks)
+            assert finished.returncode == 0, finished.stderr
+        return made[ranks]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told", "options", "code"),
+    [
+        (None, "the process", [], 128 + signal.SIGTERM),
+        # torchrun signals groups of processes: workers that fetch data are in them.
+        (2, "torchrun", ["num_workers=1"], 1),
+        (2, "one rank", [], 0),
+    ],
+)
+def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, options, code, whole, tmp_path):
+    job, run_dir = [*JOB, *options, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
+
+    def tell(pid: int) -> None:
+        os.kill(children(pid)[random.randrange(2)] if told == "one rank" else pid, signal.SIGTERM)
+
+    target = 100 + random.randrange(20)
+    ended = run(job, ranks, once=lambda: _has_come_to(run_dir, target), act=tell)
+    assert ended.returncode == code, ended.stderr
+    word = json.loads((run_dir / "REQUEUE").read_text())
+    assert f"SIGTERM: stopped after step {word['step']}, saved in {run_dir}" in ended.stdout
+    assert word["signal"] == "SIGTERM" and target <= word["step"] < 600 and abs(word["time"] - time.time()) < 600
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{word['step']:08d}"]
+    assert _lines(run_dir)[-1] == (word["step"], "training")
+
+    resumed = run(job, ranks)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed after step {word['step']}" in resumed.stdout
+    _require_equal(whole(ranks), run_dir)
+    assert not (run_dir / "REQUEUE").exists()
+
+
+def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole, tmp_path):
+    def dated() -> Path:
+        return next(tmp_path.iterdir(), tmp_path)
+
+    ended = run(
+        [*JOB, "save_every=50", f"run_dir={tmp_path}/%Y-%m-%d_%H-%M-%S"],
+        2,
+        max_restarts=1,
+        once=lambda: _has_come_to(dated(), 120),
+        act=lambda pid: os.kill(children(pid)[random.randrange(2)], signal.SIGKILL),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "resumed after step" in ended.stdout
+    assert len(list(tmp_path.iterdir())) == 1
+    _require_equal(whole(2), dated())
+
+
+def test_a_configuration_error_is_told_once_however_often_torchrun_tries(tmp_path):
+    result = run([*TOY, "recipe.num_stepps=3", f"run_dir={tmp_path / 'run'}"], 2, max_restarts=3)
+    told = [line for line in result.stderr.splitlines() if "trainkit: error" in line]
+    assert len(told) == 1 and "Did you mean 'num_steps'" in told[0], result.stderr
+    assert result.returncode == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "recurs"), [(ConfigError("no"), True), (ClusterError("gone"), False)])
+def test_what_would_come_again_is_remembered(error, recurs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "0" / "error.json"))
+
+    def fail() -> None:
+        raise error
+
+    assert [guarded(fail), guarded(fail)] == [2, 2]
+    assert capsys.readouterr().err.count("trainkit: error") == (1 if recurs else 2)
+    assert (agent.recall(agent.FAILED) is not None) == recurs
+
+
+# -- the agreement -----------------------------------------------------------------------------------------------------
+
+
+def _runtime() -> trainkit.Runtime:
+    return trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+
+
+def _stops(seed: int, told: dict[int, int], waits: bool) -> list[tuple[int, int] | None]:
+    """The step at which this rank stops, and the signal's number, for each of some runs of 30 steps of random length.
+
+    told: rank -> the step in which it gets SIGTERM.  waits: whether a step of one rank waits for that of the others.
+    """
+    module._ASKING_S = 0.02
+    runtime, results = _runtime(), []
+    pace = random.Random(f"{seed} {runtime.rank}")
+    for _ in range(4):
+        dist.barrier()
+        slow, result = pace.random() * 0.02, None
+        with Signals(runtime) as signals:
+            for step in range(30):
+                if told.get(runtime.rank) == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(pace.random() * slow)
+                if waits:
+                    dist.all_reduce(torch.ones(1))
+                if signals.stops_here():
+                    result = step, signals.number
+                    break
+        results.append(result)
+    return results
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(
+    ("ranks", "told"), [(2, {}), (2, {1: 10}), (2, {0: 9, 1: 12}), (2, {0: 29}), (4, {3: 0}), (4, {0: 3, 2: 20})]
+)
+def test_ranks_stop_after_the_same_step(ranks, told, waits):
+    results = run_ranks(_stops, ranks, random.randrange(1 << 30), told, waits)
+    assert all(result == results[0] for result in results), results
+    for stop in results[0]:
+        if not told:
+            assert stop is None
+        elif waits and stop is not None:
+            # Ranks that wait for one another are never two steps apart, so the first chance is taken.
+            assert stop[0] >= min(told.values()) and stop[1] == signal.SIGTERM
+    if waits and told and min(told.values()) < 15:
+        assert None not in results[0], "told in mid-run, and not stopped"
+
+
+def test_one_process_stops_at_once_and_handlers_come_back():
+    before = [signal.getsignal(number) for number in module.CAUGHT]
+    with Signals(_runtime()) as signals:
+        assert not signals.stops_here()
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)  # an echo
+        deadline = time.monotonic() + 10
+        while not signals.stops_here():
+            assert time.monotonic() < deadline
+        assert signals.number == signal.SIGUSR1
+    assert [signal.getsignal(number) for number in module.CAUGHT] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_to_a_forked_child_is_for_it_alone():
+    with Signals(_runtime()) as signals:
+        child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 60))
+        child.start()
+        child.terminate()
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
+        time.sleep(0.1)
+        assert not signals.stops_here()
+
+
+def test_preempted_says_to_launchers_what_they_understand(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert Preempted(signal.SIGTERM).code == 143
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert Preempted(signal.SIGTERM).code == 0
+
+
+SLEEPER = """
+import time, trainkit
+from trainkit.health.signals import Signals
+with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())):
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_second_signal_stops_at_once_whatever_the_main_thread_does():
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.splitlines()[-1] == "trainkit: a second SIGTERM: stopped at once"

@@ -1,0 +1,214 @@
+"""Signals: a run that is told to end does so after a step, the same one on all ranks.
+
+Each rank has a thread that asks the rendezvous store twice a second whether any rank was told, so that a step costs
+neither a collective nor a round trip. Once one was, every thread promises that its rank will not pass the end of the
+step that it is in before the verdict, and the verdict is the furthest of these ends: no rank can be past it, and since
+threads answer while steps wait for one another, none waits for ever, whatever the timing.
+"""
+
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch.distributed as dist
+
+from trainkit.errors import ClusterError
+from trainkit.ranks import Ranks
+
+REQUEUE_FILE = "REQUEUE"
+CAUGHT = (signal.SIGTERM, signal.SIGUSR1)
+
+_ASKING_S = 0.5
+_AGREEING_S = 0.01
+_PATIENCE_S = 20.0  # less than the 30 s after which torchrun kills
+_ECHO_S = 1.0  # Slurm signals every process of a step, and torchrun passes the same signal on to its workers
+
+
+class Preempted(SystemExit):
+    """A run that was told to end, and has saved. `code` is what the process exits with if nobody catches it.
+
+    Under torchrun 0, for anything else is restarted or reported as a failure; elsewhere 128 + the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + number)
+
+
+class Signals:
+    """From `with` to its end, SIGTERM and SIGUSR1 are wishes that the run ends, and a second one ends it at once.
+
+    One within a second of the first is its echo. Other signals, SIGINT among them, keep their meaning, and outside of
+    the main thread all do. Collective: every rank enters, and passes the same sequence of `stops_here()`.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._store: dist.Store | None = None
+        self._lock = threading.Lock()
+        self._num_passed = 0
+        self._limit: int | None = None
+        self._verdict: int | None = None
+        self._has_verdict = threading.Event()
+        self._heard: tuple[int, float] | None = None
+        self._number = 0
+        self._is_leaving = False
+        self._thread = threading.Thread(target=self._listen, name="trainkit-signals", daemon=True)
+
+    # -- the main thread ---------------------------------------------------------------------------------------------
+
+    def stops_here(self) -> bool:
+        """Whether the run ends here; the same on all ranks. Raises ClusterError when ranks cannot agree."""
+        with self._lock:
+            if self._limit is None:
+                self._num_passed += 1
+                return False
+        if not self._has_verdict.wait(_PATIENCE_S):
+            raise ClusterError(
+                f"told to end, but not all ranks answered within {_PATIENCE_S:.0f} s: nothing was saved after the "
+                f"newest checkpoint"
+            )
+        assert self._verdict is not None
+        if self._num_passed >= self._verdict:
+            return True
+        self._num_passed += 1
+        return False
+
+    @property
+    def number(self) -> int:
+        """Of the signal that ends the run, perhaps heard by another rank; known once `stops_here()`."""
+        return self._number
+
+    def __enter__(self) -> "Signals":
+        if (store := self._ranks.own_store()) is not None:
+            # A restarted job may meet in the same store again.
+            self._store = dist.PrefixStore(f"signals/{self._ranks.broadcast(secrets.token_hex(8))}", store)
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.setblocking(False)
+        self._mouth.setblocking(False)
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            # Written by the C handler: the thread hears it while the main thread is deep in a collective.
+            self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            self._handlers = {number: signal.signal(number, _leave_to_the_thread) for number in CAUGHT}
+            _live.add(self)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _live.discard(self)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._handlers:
+            signal.set_wakeup_fd(self._wakeup)
+        self._is_leaving = True
+        self._mouth.send(b"\0")
+        self._thread.join(timeout=5)
+        if kind is None:
+            self._say_goodbye()
+        self._ear.close()
+        self._mouth.close()
+
+    def _say_goodbye(self) -> None:
+        """Ranks that were told after this one had passed its last `stops_here()` still wait for its answer."""
+        if self._store is None or self._verdict is not None:
+            return
+        try:
+            if self._limit is None:
+                self._promise()
+            if self._ranks.is_main:
+                self._store.set("verdict", str(self._num_passed))
+        except RuntimeError:  # the store has gone with the rank that held it
+            return
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        is_cut_off = False
+        while not self._is_leaving:
+            agreeing = self._limit is not None and self._verdict is None and not is_cut_off
+            if select.select([self._ear], [], [], _AGREEING_S if agreeing else _ASKING_S)[0]:
+                for number in self._ear.recv(64):
+                    self._hear(number)
+            if is_cut_off or self._verdict is not None:
+                continue
+            try:
+                self._agree()
+            except RuntimeError:  # the store is gone, and the job with it; a second signal must still be heard
+                is_cut_off = True
+
+    def _hear(self, number: int) -> None:
+        if number not in CAUGHT:
+            return
+        now = time.monotonic()
+        if self._heard is None:
+            self._heard = number, now
+        elif now - self._heard[1] > _ECHO_S:
+            os.write(2, f"trainkit: a second {signal.Signals(number).name}: stopped at once\n".encode())
+            os._exit(128 + number)
+
+    def _agree(self) -> None:
+        if self._limit is None:
+            if self._heard is not None and self._store is not None:
+                self._store.set("told", str(self._heard[0]))
+            elif self._heard is None and not (self._store is not None and self._store.check(["told"])):
+                return
+            self._promise()
+        verdict = self._find_verdict()
+        if verdict is not None:
+            self._number = int(self._store.get("told")) if self._store is not None else self._heard[0]  # type: ignore[index]
+            self._verdict = verdict
+            self._has_verdict.set()
+
+    def _promise(self) -> None:
+        with self._lock:
+            self._limit = self._num_passed
+        if self._store is not None:
+            self._store.set(f"limit/{self._ranks.rank}", str(self._limit))
+
+    def _find_verdict(self) -> int | None:
+        """The furthest of all promises, which rank 0 finds; None until it is known."""
+        store = self._store
+        if store is None:
+            return self._limit
+        if self._ranks.is_main and not store.check(["verdict"]):
+            keys = [f"limit/{rank}" for rank in range(self._ranks.world_size)]
+            if not store.check(keys):
+                return None
+            store.set("verdict", str(max(int(store.get(key)) for key in keys)))
+        return int(store.get("verdict")) if store.check(["verdict"]) else None
+
+
+def write_requeue(run_dir: Path, *, number: int, step: int) -> None:
+    """Leaves word in `run_dir`, for whoever has started the run, that it is to be started again."""
+    line = json.dumps({"signal": signal.Signals(number).name, "step": step, "time": round(time.time(), 3)})
+    temporary = run_dir / f".{REQUEUE_FILE}.tmp"
+    temporary.write_text(line + "\n")
+    temporary.replace(run_dir / REQUEUE_FILE)
+
+
+_live: set[Signals] = set()
+
+
+def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
+    """Without a handler of Python's, nothing would be written to the thread's socket."""
+
+
+def _forget_in_child() -> None:
+    """A signal to a forked child is for it alone: it must neither be swallowed nor told to the parent's thread."""
+    if _live:
+        _live.clear()
+        signal.set_wakeup_fd(-1)
+        for number in CAUGHT:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
