@@ -205,3 +205,16 @@ def test_never_refuses_a_run_that_has_checkpoints(tmp_path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match="resume=never"):
         trainkit.Trainer(runtime, _Crowd(runtime, range(9)), resume="never").fit()
+
+
+@pytest.mark.parametrize("resume", ["never", "elsewhere"])
+def test_a_job_that_is_started_again_goes_on_from_what_it_has_made_itself(tmp_path, monkeypatch, capsys, resume):
+    for name in ("elsewhere", "run"):
+        runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / name)
+        trainkit.Trainer(runtime, _Crowd(runtime, range(9)), save_every=4).fit()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "manifest.json").unlink()
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
+    told = resume if resume == "never" else str(tmp_path / resume)
+    trainkit.Trainer(runtime, _Crowd(runtime, range(9)), resume=told).fit()
+    assert "resumed after step 8" in capsys.readouterr().out  # in `elsewhere`, step 10 is the newest

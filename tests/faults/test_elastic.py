@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from tests.jobs import ROOT, TOY, environment, kill, run
 from trainkit.checkpoint import store
 
-JOB = [*TOY, "recipe.num_steps=300", "log_every=1", "save_every=20", "evaluate_every=null", "precision=fp64"]
+JOB = [*TOY, "recipe.num_steps=600", "log_every=1", "save_every=20", "evaluate_every=null", "precision=fp64"]
 
 
 def _free_port() -> int:
@@ -40,10 +41,12 @@ def _agent(port: int, num_processes: int, run_dir: str, is_host: bool) -> subpro
 
 
 def _steps(parent: Path) -> list[int]:
+    """Of training, as they were told."""
     lines = [line for path in parent.glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"training"' in line]
 
 
+@pytest.mark.slow
 def test_from_four_ranks_to_three_when_one_machine_is_gone(tmp_path):
     port, runs = _free_port(), tmp_path / "runs"
     stays = _agent(port, 3, f"{runs}/%Y-%m-%d_%H-%M-%S", is_host=True)
@@ -63,7 +66,7 @@ def test_from_four_ranks_to_three_when_one_machine_is_gone(tmp_path):
 
     (run_dir,) = runs.iterdir()
     steps = _steps(runs)
-    assert steps == sorted(set(steps)) and steps[-1] == 300
+    assert steps == sorted(set(steps)) and steps[-1] == 600
     whole = tmp_path / "whole"
     assert run([*JOB, f"run_dir={whole}"]).returncode == 0
     for path in sorted(store.step_directories(whole / "checkpoints")[-1].glob("*.safetensors")):

@@ -73,7 +73,6 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("ranks", "told", "options", "code"),
     [
-        (None, "the process", [], 128 + signal.SIGTERM),
         # torchrun signals groups of processes: workers that fetch data are in them.
         (2, "torchrun", ["num_workers=1"], 1),
         (2, "one rank", [], 0),
@@ -121,7 +120,7 @@ def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole
 def test_a_configuration_error_is_told_once_however_often_torchrun_tries(tmp_path):
     result = run([*TOY, "recipe.num_stepps=3", f"run_dir={tmp_path / 'run'}"], 2, max_restarts=3)
     told = [line for line in result.stderr.splitlines() if "trainkit: error" in line]
-    assert len(told) == 1 and "Did you mean 'num_steps'" in told[0], result.stderr
+    assert len(told) == 1 and "Did you mean 'recipe.num_steps'" in told[0], result.stderr
     assert result.returncode == 1
     assert not list(tmp_path.iterdir())
 
@@ -136,6 +135,18 @@ def test_what_would_come_again_is_remembered(error, recurs, tmp_path, monkeypatc
     assert [guarded(fail), guarded(fail)] == [2, 2]
     assert capsys.readouterr().err.count("trainkit: error") == (1 if recurs else 2)
     assert (agent.recall(agent.FAILED) is not None) == recurs
+
+
+def test_one_process_told_in_a_step_before_an_evaluation_makes_up_for_it(whole, tmp_path):
+    """It saves first, for an evaluation may take longer than is left."""
+    job, run_dir = [*JOB, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
+    ended = run([*job, "evaluate_every=100", "recipe.fault=told_at_step_200"])
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert json.loads((run_dir / "REQUEUE").read_text())["step"] == 200
+    assert _lines(run_dir)[-1] == (200, "training")
+    assert run(job).returncode == 0
+    _require_equal(whole(None), run_dir)
+    assert not (run_dir / "REQUEUE").exists()
 
 
 # -- the agreement -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """A recipe and a data set of a user's own, which trainkit knows nothing of."""
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -46,7 +48,7 @@ class Toy(trainkit.Recipe):
         batch_size: int = 8,
         num_steps: int = 40,
         accumulation: int = 1,
-        fault: Literal["none", "two_backwards", "not_finite", "out_of_memory"] = "none",
+        fault: Literal["none", "two_backwards", "not_finite", "out_of_memory", "told_at_step_200"] = "none",
     ) -> None:
         self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
         self.num_samples = num_steps * batch_size
@@ -68,6 +70,9 @@ class Toy(trainkit.Recipe):
         for micro in self.network.micro_batches(batch):
             if self.fault == "out_of_memory" and self.runtime.rank == 1 and len(micro) > 2:
                 raise torch.OutOfMemoryError("planted")
+            if self.fault == "told_at_step_200" and self.runtime.position == 199 * self.batch_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)  # until it is heard
             loss = self._loss(micro)
             self.network.backward(loss * float("nan") if self.fault == "not_finite" else loss)
             if self.fault == "two_backwards":

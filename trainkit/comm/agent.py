@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import Counter
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -63,7 +64,8 @@ def meeting(rank: int, world_size: int) -> dist.Store | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agents = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    patience = timedelta(seconds=_MEETING_S)
+    agents = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
     store = dist.PrefixStore(f"trainkit/{os.environ.get('TORCHELASTIC_RUN_ID', '')}", agents)
     if rank == 0:
         number = store.add("starts", 1)

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -196,19 +197,32 @@ def write_requeue(run_dir: Path, *, number: int, step: int) -> None:
 
 
 _live: set[Signals] = set()
+_forking = threading.local()
 
 
 def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
     """Without a handler of Python's, nothing would be written to the thread's socket."""
 
 
-def _forget_in_child() -> None:
-    """A signal to a forked child is for it alone: it must neither be swallowed nor told to the parent's thread."""
-    if _live:
+# A signal to a forked child is for it alone: it must neither be swallowed nor told to the parent's thread. Until the
+# child has handlers of its own, it waits.
+
+
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT) if _live else None
+
+
+def _after_fork(in_child: bool) -> None:
+    if _forking.mask is None:
+        return
+    if in_child:
         _live.clear()
         signal.set_wakeup_fd(-1)
         for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=partial(_after_fork, False), after_in_child=partial(_after_fork, True)
+)
