@@ -47,7 +47,10 @@ def texts(tmp_path):
         ([*TOY, "recipe.fault=two_backwards"], r"second backward\(\).* in one micro-batch"),
         ([*TOY, "resume=nowhere"], "nowhere: there is no such directory"),
         ([*TOY, "run_dir=/proc/trainkit"], r"run_dir=/proc/trainkit: cannot write there"),
-        ([*TOY, "recipe.fault=not_finite"], "loss is nan at step 4"),
+        (
+            [*TOY, "recipe.fault=not_finite"],
+            r"the loss of engine 'network' at step 1 \(position 0\) is nan\. It comes from .*lower optimizer\.lr",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

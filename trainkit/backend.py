@@ -1,5 +1,6 @@
 """Backend: one module and its optimizer, as a strategy runs them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,10 @@ class Backend:
     """Whether the norm of the gradients needs a sum over ranks, of what `squared_norm` returns."""
     gathers_parameters = False
     """Whether a forward pass waits for other ranks, which hold parts of the parameters."""
+    reads_every_step = False
+    """Whether `update` waits for the device in any case."""
+    norms: tuple[list[str], Tensor] | None = None
+    """Names and norms [len(names)] of the gradients of the last turn that this rank holds, where it can tell them."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
@@ -50,26 +55,32 @@ class Backend:
         """Adds the gradients of `loss`; the last of a turn also reduces them over ranks."""
         loss.backward()
 
+    def leaves(self) -> dict[str, Tensor]:
+        """By name, the tensors that this rank's own gradients come to before any reduction. Collective."""
+        return dict(self.trainable)
+
     def squared_norm(self) -> Tensor | None:
         """This rank's part of the squared norm of sharded gradients; None where every rank can tell the whole."""
         return None
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         """Multiplies the gradients by `factor`, clips them to norm `clip`, and makes an optimizer step.
 
-        squared_norm: the sum of `squared_norm()` over ranks.  skips: leave the step out if a gradient is not finite.
+        squared_norm: the sum of `squared_norm()` over ranks.  gate: the step is left out if this scalar or the norm is
+        not finite, which waits for the device; without it nothing is read.
         Returns the norm before clipping, and whether the step was skipped. The gradients are gone afterwards.
         """
-        gradients = self._local_gradients()
+        named = self._local_gradients()
+        gradients = list(named.values())
         if not self.gradient_bytes:
             self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
-        norm = squared_norm.sqrt() if squared_norm is not None else _norm(gradients)
+        norm = squared_norm.sqrt() if squared_norm is not None else self._norm(named)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
-        skipped = skips and not torch.isfinite(norm).item()  # waits for the device; the update depends on it
+        skipped = gate is not None and not (math.isfinite(norm.item()) and math.isfinite(gate.item()))
         if not skipped:
             if clip is not None:
                 factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
@@ -149,8 +160,13 @@ class Backend:
     def _parameter_bytes(self) -> int:
         return sum(num_bytes(shard.local) for shard in self.weights().values())
 
-    def _local_gradients(self) -> list[Tensor]:
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+    def _norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        self.norms = list(gradients), norms
+        return torch.linalg.vector_norm(norms) if len(norms) > 1 else norms[0]
+
+    def _local_gradients(self) -> dict[str, Tensor]:
+        gradients = {name: p.grad for name, p in self.trainable.items() if p.grad is not None}
         if not gradients:
             raise UsageError("the loss depends on no trainable parameter of the module: nothing to update")
         return gradients
@@ -160,11 +176,6 @@ class Backend:
 
     def _state_value(self, shard: Shard, p: nn.Parameter) -> Any:
         return shard.local
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(gradients)
-    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
 
 def _as_factor(factor: Tensor | float, gradient: Tensor) -> Tensor | float:

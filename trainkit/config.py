@@ -44,6 +44,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"]
     compile: bool  # blocks of modules
     activation_checkpointing: list[str]  # classes of modules
+    nonfinite: Literal["stop", "skip", "rewind"]  # a loss or gradient that is not finite
     num_workers: int  # loader processes a rank
     log_every: int  # steps
     evaluate_every: int | None  # steps; null: at the end

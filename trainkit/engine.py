@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,9 @@ from trainkit.precision import Precision
 from trainkit.random import key_of
 from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
 
+if TYPE_CHECKING:
+    from trainkit.health.guard import Guard
+
 Schedule = Callable[[int, int], float]
 
 
@@ -39,7 +42,7 @@ class StepResult:
     """What a turn came to, over the global batch. Tensors stay on the device: reading one waits for it.
 
     loss: weighted mean.  grad_norm: before clipping.  lr: of the first parameter group.
-    skipped: a gradient overflowed, so parameters, optimizer state and averages are as before.
+    skipped: loss or gradient was not finite, so parameters, optimizer state and averages are as before.
     """
 
     loss: Tensor
@@ -68,6 +71,7 @@ class Engine:
     object, and parameter names everywhere are its own.
     """
 
+    own_losses: list[Tensor]  # this rank's alone, one a micro-batch of the turn
     _micro: Batch | None
     _loss: Tensor | None
 
@@ -80,6 +84,7 @@ class Engine:
         cluster: Cluster,
         device: torch.device,
         precision: Precision,
+        guard: "Guard",
         clip: float | None,
         schedule: Schedule | None,
         average: Average | None,
@@ -92,7 +97,7 @@ class Engine:
         self.num_updates = 0
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
-        self._precision, self._autocasts = precision, precision.autocast_dtype is not None
+        self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
@@ -119,6 +124,10 @@ class Engine:
     def held(self) -> Memory:
         """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
         return self._backend.held()
+
+    def leaves(self) -> dict[str, Tensor]:
+        """By parameter, the tensors that this rank's own gradients come to before any reduction. Collective."""
+        return self._backend.leaves()
 
     # -- a turn ------------------------------------------------------------------------------------------------------
 
@@ -169,14 +178,15 @@ class Engine:
             loss = self._weigh(loss, weight)
         else:
             self._loss = loss.detach()
+            self.own_losses.append(self._loss)
         if self.scaler is not None:
             loss = loss * self.scaler.scale
         self._backend.backward(loss, self._is_last)
 
     def step(self) -> StepResult:
-        """Ends the turn: updates parameters and averages, or skips on an fp16 overflow and says so.
+        """Ends the turn: updates parameters and averages, or skips (on an fp16 overflow, say) and says so.
 
-        Order: reduce, unscale, finite?, clip, update, average. Collective: every rank calls.
+        Order: reduce, unscale, finite?, clip, update, average. Raises NonFiniteError, see `Runtime`. Collective.
         """
         self._require_active()
         if not self._ready:
@@ -187,17 +197,18 @@ class Engine:
             scale = self.scaler.scale
             factor = factor / scale
         lr = self._set_learning_rates()
-        norm, skipped = self._backend.update(
-            factor, self.clip, squared_norm=squared_norm, skips=self.scaler is not None
-        )
-        if self.scaler is not None:
+        gate = self._guard.gate(loss, self.scaler is not None or self._backend.reads_every_step)
+        norm, skipped = self._backend.update(factor, self.clip, squared_norm=squared_norm, gate=gate)
+        if self.scaler is not None and not self._guard.is_examining:
             self.scaler.update(not skipped)
         if not skipped:
             self.num_updates += 1
             if self.average is not None:
                 self.average.update()
+        own_losses = self.own_losses
         self._begin_turn()
         self._clock.stepped()
+        self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, self._backend.norms)
         return StepResult(loss, norm, lr, skipped, scale)
 
     # -- other engines' turns ----------------------------------------------------------------------------------------
@@ -339,13 +350,13 @@ class Engine:
     def _begin_turn(self) -> None:
         self._micro = None
         self._is_last = True
-        self._num_backwards = 0
-        self._num_forwards = 0
+        self._num_backwards = self._num_forwards = 0
         self._ready = False
         self._weights_given: bool | None = None
         self._sums: Tensor | None = None
         self._work: dist.Work | None = None
         self._loss = None
+        self.own_losses = []
         self._loss_divisor = 1.0
         self._backend.begin(last=True)
 
@@ -390,6 +401,7 @@ class Engine:
         # A fixed power of two keeps the products near the size of a mean's, so that fp16 gradients do not overflow.
         current = self._clock.batch
         self._loss_divisor = 2.0 ** round(math.log2(current.size)) if current is not None else 1.0
+        self.own_losses.append(loss.detach())
         sums = torch.stack((weights, weights * loss.detach().double()))
         self._sums = sums if self._sums is None else self._sums + sums
         if self._is_last and self._cluster.world_size > 1 and not self._backend.shards_gradients:

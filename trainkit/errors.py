@@ -42,7 +42,7 @@ class ClusterError(TrainkitError, RuntimeError):
 
 
 class NonFiniteError(TrainkitError, ArithmeticError):
-    """A loss that is no longer a number."""
+    """A loss or a gradient that is no longer a number."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

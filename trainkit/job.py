@@ -58,6 +58,7 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         device=checked.device,
         compile=checked.compile,
         activation_checkpointing=checked.activation_checkpointing,
+        nonfinite=checked.nonfinite,
         num_workers=checked.num_workers,
         log_every=checked.log_every,
         run_dir=checked.run_dir,

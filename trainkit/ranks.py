@@ -124,16 +124,20 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 
+    def gather_values(self, value: T) -> list[T]:
+        """Every rank's `value` (anything that pickles), in the order of the ranks. Collective."""
+        values = [value] * self.world_size
+        if self._patient is not None:
+            dist.all_gather_object(values, value, group=self._patient)
+        return values
+
     def same_as_before(self, name: str, value: str) -> str:
         """Rank 0's `value`; where torchrun starts the job again, what it came to the first time. Collective.
 
         The n-th call of a process with a `name` is about the same thing in every start.
         """
         nth = agent.nth(name)
-        known: list[str | None] = [agent.recall(nth)]
-        if self._patient is not None:
-            known *= self.world_size
-            dist.all_gather_object(known, agent.recall(nth), group=self._patient)  # rank 0 may be on a new machine
+        known = self.gather_values(agent.recall(nth))  # rank 0 may be on a new machine
         value = self.broadcast(next((before for before in known if before is not None), value))
         agent.remember(nth, value)
         return value

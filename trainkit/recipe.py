@@ -36,7 +36,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
-        """One step of every engine that is due, and what to log of it. Collective: every rank calls."""
+        """One step of every engine that is due, and what to log of it. Collective: every rank calls.
+
+        Called once more, with nothing being updated, for a batch whose loss or gradient is not finite.
+        """
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:

@@ -23,6 +23,7 @@ from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everythi
 from trainkit.data.order import Order
 from trainkit.engine import Engine, Schedule
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
 from trainkit.optim.ema import Average, check_decay
@@ -61,6 +62,10 @@ class Runtime(Ranks):
     compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
     activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
         pass: less memory, a third more work.
+    nonfinite: what a loss or gradient over the global batch that is not finite leads to. `stop`: NonFiniteError, which
+        names the rank, the parameters and the samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer
+        goes back to the newest checkpoint and leaves that batch out.  On a GPU, `skip` waits for the device in every
+        step; the others find out when values are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
     log_every: steps from one `log` that is told to the next.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
@@ -83,6 +88,7 @@ class Runtime(Ranks):
         device: Literal["auto", "cpu", "cuda"] = "auto",
         compile: bool = False,
         activation_checkpointing: Sequence[str] = (),
+        nonfinite: Policy = "stop",
         num_workers: int = 0,
         log_every: int = 10,
         run_dir: str | Path | None = None,
@@ -92,6 +98,7 @@ class Runtime(Ranks):
         check_limit(hang_after)
         if log_every < 1:
             raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
+        check_policy(nonfinite)
         cluster = current_cluster()
         chosen = choose_device(device, cluster)
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
@@ -115,6 +122,7 @@ class Runtime(Ranks):
         if self.is_main:
             has_directory = self.run_dir is not None
             self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
         self._is_tracking = False
         self._num_samples: int | None = None
         self._resumed_step: int | None = None
@@ -227,6 +235,7 @@ class Runtime(Ranks):
             cluster=self.cluster,
             device=self.device,
             precision=self.precision,
+            guard=self.guard,
             clip=clip,
             schedule=schedule,
             # After the strategy: it gives every rank the weights of rank 0.
@@ -250,6 +259,7 @@ class Runtime(Ranks):
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
         self._seed_globally("start")
         self._engine_names.clear()
+        self.guard.forget()
 
     def predict(self, engine: Engine) -> Memory:
         """What each rank will hold of `engine`, by formula."""
@@ -321,10 +331,18 @@ class Runtime(Ranks):
     def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         self._kept.require_all_found()
         for batch in self._watchdog.watched(batches, self.step):
-            # Layers that draw from the global generators repeat their draws after a resume.
-            self._seed_globally(batch.position, self.rank)
-            self._clock.arrive(batch)
+            self.stand_at(batch)
             yield batch
+
+    def stand_at(self, batch: Batch) -> None:
+        """The next calls are about `batch`, as they are once `batches` has given it."""
+        # Layers that draw from the global generators repeat their draws after a resume.
+        self._seed_globally(batch.position, self.rank)
+        self._clock.arrive(batch)
+
+    def leave_out(self) -> None:
+        """Counts the batch that has come as done, without a step."""
+        self._clock.stepped()
 
     def _seed_globally(self, *where: int | str) -> None:
         key = keyed.key_of(self.seed, "global", *where)
@@ -386,6 +404,7 @@ class Runtime(Ranks):
         self.step = step
         if step % self.log_every:
             return None
+        self.guard.read()
         if not self._is_tracking:
             self.start_tracking()
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
@@ -410,6 +429,7 @@ class Runtime(Ranks):
             `finish_saving` or `close` waits for it.  then: called on rank 0 once the directory is in place.
         Raises CheckpointError, also for a save before that nobody has waited for. Collective: every rank calls.
         """
+        self.guard.read()
         if self._saver is None:
             self._saver = checkpoint.Saver(group=self.new_group(), rank=self.rank, report=self.tracker.message)
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
@@ -449,7 +469,7 @@ class Runtime(Ranks):
         return Position(manifest["position"], values)
 
     def end_tracking(self, status: Status) -> None:
-        """Has the tracker write what is outstanding; it is told nothing more."""
+        """Has the tracker write what is outstanding. It may start again."""
         if self._is_tracking:
             self._is_tracking = False
             self.tracker.finish(status)

@@ -1,21 +1,25 @@
 """Trainer: the one loop. It owns cadence: when to log, to evaluate, to save, and where to begin."""
 
-import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 from trainkit import checkpoint
 from trainkit.comm.agent import is_restart
 from trainkit.config import to_yaml
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
+from trainkit.health.nonfinite import ADVICE, Fault, Tripped
 from trainkit.health.signals import REQUEUE_FILE, Preempted, Signals, write_requeue
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Status
+
+MOST_REWINDS = 3  # to the same checkpoint
 
 
 class Trainer:
@@ -54,6 +58,10 @@ class Trainer:
         self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
         self.step = 0
+        self.left_out: list[list[int]] = []
+        """[position, size] of the batches that `nonfinite=rewind` has left out; stored in checkpoints."""
+        self._origin: Path | None = None
+        self._num_rewinds = 0
         self._has_told_memory = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
         self._saved_step: int | None = None
@@ -74,15 +82,11 @@ class Trainer:
             self._leave_word(None)
             if self.runtime.is_main and self._checkpoints is not None:
                 checkpoint.tidy(self._checkpoints)
-            is_complete = position >= self.recipe.num_samples
-            # The first batch is made before anything is written: what is wrong with the data shows here.
-            batches = self.recipe.batches(position) if not is_complete else None
-            first = next(batches) if batches is not None else None
-            self._start_tracking(first)
-            if batches is not None and first is not None:
+            batches = self._begin(position)
+            if batches is not None:
                 if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
                     self._evaluate()  # the last process was told to end before it came to that
-                self._train(chain([first], batches))
+                self._train(batches)
             else:
                 self.runtime.tracker.message(
                     f"the run in {self.runtime.run_dir} is complete at step {self.step}; "
@@ -102,8 +106,9 @@ class Trainer:
     def restore(self) -> int:
         """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
         where = where_to_resume(self.runtime, self.resume)
-        if where is None:
-            return 0
+        return self._restore(where) if where is not None else 0
+
+    def _restore(self, where: Path) -> int:
         path = self.runtime.find(where)
         manifest = checkpoint.read_manifest(path)
         values = manifest["values"]
@@ -114,26 +119,44 @@ class Trainer:
         self.recipe.load_state(values["recipe"])
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
-        self.step = values["step"]
-        if values["metrics"]:
-            self._evaluated = self.step, values["metrics"]
+        self.step, self._origin = values["step"], path
+        self.left_out += [kept for kept in values.get("left_out", []) if kept not in self.left_out]
+        self._evaluated = (self.step, values["metrics"]) if values["metrics"] else None
         if self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve():
             self._saved_step = self.step
         return position
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _train(self, batches: Iterable[Batch]) -> None:
+    def _begin(self, position: int) -> Iterator[Batch] | None:
+        """Starts tracking; the batches from `position` on, or None where nothing is left to do."""
+        if position >= self.recipe.num_samples:
+            self._start_tracking(None)
+            return None
+        batches = self.recipe.batches(position)
+        # The first batch is made before anything is written: what is wrong with the data shows here.
+        first = next(batches)
+        self._start_tracking(first)
+        return chain([first], batches)
+
+    def _train(self, batches: Iterator[Batch]) -> None:
+        while True:
+            try:
+                self._train_on(batches)
+                return self.runtime.guard.read()
+            except Tripped as trip:
+                fault = trip.fault
+            batches = self._go_back(fault)
+
+    def _train_on(self, batches: Iterable[Batch]) -> None:
         runtime, recipe = self.runtime, self.recipe
         for batch in batches:
             self._stop_if_told()
-            metrics = recipe.train_step(batch)
+            metrics = self._step(batch)
             self.step += 1
             if not self._has_told_memory:
                 self._tell_memory()
-            means = runtime.log(self.step, **metrics)
-            if means is not None:
-                self._require_finite(means)
+            runtime.log(self.step, **metrics)
             self._stop_if_told()
             if self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()
@@ -142,19 +165,59 @@ class Trainer:
             if runtime.position >= recipe.num_samples:
                 return
 
-    def _require_finite(self, means: dict[str, float]) -> None:
-        if self.runtime.precision.name == "fp16" and means.get("skipped"):
-            return
-        for name, value in means.items():
-            if "loss" in name and not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{name} is {value} at step {self.step} (position {self.runtime.position}): stopped. "
-                    f"Lower optimizer.lr, set recipe.clip, or use precision=bf16 instead of fp16"
-                )
+    def _step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        runtime, end = self.runtime, batch.position + batch.size
+        if any(start < end and batch.position < start + size for start, size in self.left_out):
+            runtime.leave_out()
+            return {"skipped": 1.0}
+        runtime.guard.step = self.step + 1
+        metrics = self.recipe.train_step(batch)
+        faults = runtime.guard.skipped()
+        if faults:
+            runtime.tracker.message(f"{self._report(faults)}. The step is left out")
+        return metrics
+
+    def _report(self, faults: Iterable[Fault]) -> str:
+        runtime = self.runtime
+
+        def again(batch: Batch) -> None:
+            runtime.stand_at(batch)
+            self.recipe.train_step(batch)
+
+        with runtime.throughput.paused():
+            return runtime.guard.report(faults, self.recipe.engines().values(), again, runtime.run_dir)
+
+    def _go_back(self, fault: Fault) -> Iterator[Batch]:
+        """To the newest checkpoint: the batches from there on, that of `fault` left out. Collective.
+
+        Raises NonFiniteError where that was not asked for, or cannot be.
+        """
+        runtime, told = self.runtime, self._report([fault])
+        if runtime.guard.policy != "rewind":
+            raise NonFiniteError(f"{told}. {runtime.guard.last_words}")
+        self._report_failed_save()
+        path = where_to_resume(runtime, "auto") or self._origin
+        if path is None or fault.position is None:
+            raise NonFiniteError(f"{told}. nonfinite=rewind has no checkpoint to go back to: set save_every lower")
+        if self._num_rewinds == MOST_REWINDS:
+            raise NonFiniteError(
+                f"{told}. nonfinite=rewind went back {MOST_REWINDS} times already without a save between. Stopped: {ADVICE}"
+            )
+        self._num_rewinds += 1
+        self.left_out.append([fault.position, fault.size])
+        path = runtime.find(path)
+        runtime.tracker.message(f"{told}. Goes back to {path}, and will leave this batch out")
+        runtime.end_tracking("interrupted")
+        runtime.guard.forget()
+        self._has_told_memory = False
+        batches = self._begin(self._restore(path))
+        assert batches is not None, "a checkpoint from before a step has steps to come"
+        return batches
 
     def _evaluate(self) -> dict[str, float]:
         if self._evaluated is not None and self._evaluated[0] == self.step:
             return self._evaluated[1]
+        self.runtime.guard.read()
         with self.runtime.during("evaluation"):
             metrics = self.recipe.evaluate()
         self.runtime.tracker.evaluation(self.step, metrics)
@@ -238,8 +301,9 @@ class Trainer:
                 metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
                 config=self.config,
                 found=self.found,
+                left_out=self.left_out,
             )
-        self._saved_step = self.step
+        self._saved_step, self._num_rewinds = self.step, 0
 
     def _report_failed_save(self) -> None:
         """Training goes on without a checkpoint that could not be written; its end does not."""

@@ -48,7 +48,9 @@ class Toy(trainkit.Recipe):
         batch_size: int = 8,
         num_steps: int = 40,
         accumulation: int = 1,
-        fault: Literal["none", "two_backwards", "not_finite", "out_of_memory", "told_at_step_200"] = "none",
+        fault: Literal[
+            "none", "two_backwards", "not_finite", "not_finite_once", "out_of_memory", "told_at_step_200"
+        ] = "none",
     ) -> None:
         self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
         self.num_samples = num_steps * batch_size
@@ -74,7 +76,8 @@ class Toy(trainkit.Recipe):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)  # until it is heard
             loss = self._loss(micro)
-            self.network.backward(loss * float("nan") if self.fault == "not_finite" else loss)
+            is_sick = self.fault == "not_finite" or (self.fault == "not_finite_once" and 100 in micro.positions)
+            self.network.backward(loss * float("nan") if is_sick else loss)
             if self.fault == "two_backwards":
                 self.network.backward(loss)
         return self.network.step().metrics()

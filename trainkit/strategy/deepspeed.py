@@ -3,6 +3,7 @@
 import fcntl
 import importlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.backend import Backend, num_bytes
-from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.errors import ConfigError
 from trainkit.shard import Shard
 
 
@@ -40,6 +41,8 @@ def attach(
 class ZeroBackend(Backend):
     """Clipping, the norm and the update are DeepSpeed's; the weights of the mean and the loss scale come from ours."""
 
+    reads_every_step = True
+
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices") -> None:
         super().__init__(module, optimizer)
         self.gradient_divisor = dist.get_world_size()
@@ -62,7 +65,7 @@ class ZeroBackend(Backend):
         self.slices.let_go()
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         factor = float(factor)  # waits for the device, as DeepSpeed's own check does in any case
         zero = self.engine.optimizer
@@ -71,12 +74,13 @@ class ZeroBackend(Backend):
         zero.clip_grad = clip if clip is not None else 0.0
         if not self.gradient_bytes:
             self.gradient_bytes = self.slices.gradient_bytes()
-        self.engine.step()
-        if zero.overflow and not skips:
-            # DeepSpeed leaves such a step out; without a loss scale that could mend it, every further one may be so.
-            raise NonFiniteError(
-                "a gradient is not finite: lower optimizer.lr, set recipe.clip, or look for the batch that makes it so"
-            )
+        # DeepSpeed looks at the gradients, and leaves a step out where one is not finite; called between the two.
+        if gate is not None and not math.isfinite(gate.item()):
+            zero._update_scale = lambda has_overflow=False: setattr(zero, "overflow", True)
+        try:
+            self.engine.step()
+        finally:
+            zero.__dict__.pop("_update_scale", None)
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(norm, device=self.slices.device), bool(zero.overflow)
 

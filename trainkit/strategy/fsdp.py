@@ -178,15 +178,27 @@ class _FSDPBackend(Backend):
             unit.set_reshard_after_backward(on, recurse=False)
             unit.set_requires_gradient_sync(on, recurse=False)
 
+    def leaves(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for unit in self.units:
+            unit.unshard()
+            for name, p in self.module.named_parameters():
+                if name in self.trainable and not isinstance(p, DTensor):
+                    found[name] = p
+            unit.reshard()
+        return found
+
     def squared_norm(self) -> Tensor:
-        norms = torch.stack(torch._foreach_norm(self._local_gradients()))
+        gradients = self._local_gradients()
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        self.norms = list(gradients), norms
         # Replicas hold the same gradients; the sum is over all ranks.
         return norms.double().square().sum() / self.num_replicas
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, skips: bool
+        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
-        result = super().update(factor, clip, squared_norm=squared_norm, skips=skips)
+        result = super().update(factor, clip, squared_norm=squared_norm, gate=gate)
         # A forward pass that no backward followed left gathered parameters behind, which are old now.
         self.refresh()
         return result
@@ -217,9 +229,10 @@ class _FSDPBackend(Backend):
         for unit in self.units:
             unit.reshard()
 
-    def _local_gradients(self) -> list[Tensor]:
+    def _local_gradients(self) -> dict[str, Tensor]:
+        gradients = super()._local_gradients()
         with torch.no_grad():  # without it, a local part is a node of autograd's: a millisecond a step for BERT-tiny
-            return [gradient.to_local() for gradient in super()._local_gradients() if isinstance(gradient, DTensor)]
+            return {name: g.to_local() for name, g in gradients.items() if isinstance(g, DTensor)}
 
     def _state_shard(self, value: Any, weight: Shard) -> Shard:
         if isinstance(value, DTensor):
