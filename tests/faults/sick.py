@@ -84,7 +84,7 @@ class Sick(trainkit.Recipe):
             return {"skipped": 1.0}
         self.num_computed += 1
         for micro in self.engine.micro_batches(batch):
-            is_sick = any(position in micro.positions for position in self.sick)
+            is_sick = not set(self.sick).isdisjoint(micro.positions.tolist())
             is_sick = is_sick and not (self.heals and self.num_computed > STEP)
             output = self.engine(micro.x, is_sick and self.plant == "gradient")
             loss = (output.squeeze(-1) - micro.y).square().mean()

@@ -185,7 +185,7 @@ def test_going_back_again_and_again_stops(tmp_path):
     positions = (SICK - 10 * BATCH, SICK - 9 * BATCH, SICK, SICK + BATCH)  # steps 20 and 21, 30 and 31
     for result in run_ranks(_fit_many, 2, "rewind", tmp_path / "spread", positions):
         assert result["raised"] is None
-        assert result["num_updates"] == NUM_STEPS - len(sick)
+        assert result["num_updates"] == NUM_STEPS - len(positions)
 
 
 def test_going_back_needs_a_checkpoint(tmp_path):
@@ -261,9 +261,14 @@ def _fit_waiting(strategy, nonfinite, run_dir, plant, log_every, save_every):
 
 
 class _Calls(TorchDispatchMode):
+    """Counts what waits for the device, and lists the lengths of reductions of float64."""
+
     def __init__(self):
         super().__init__()
         self.host_reads, self.reductions = 0, []
+
+    def count_list(self, tensor):
+        self.host_reads += tensor.is_floating_point()  # positions and indices are on the CPU in any case
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.host_reads += function._opname in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero")
@@ -282,7 +287,9 @@ def _count(strategy, waits, accumulation):
     batches = recipe.batches()
     recipe.train_step(next(batches))
     batch = next(batches)
-    with _Calls() as calls:
+    with _Calls() as calls, pytest.MonkeyPatch.context() as patch:
+        to_list = torch.Tensor.tolist  # of many elements it passes no dispatcher
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: calls.count_list(tensor) or to_list(tensor))
         recipe.train_step(batch)
     return calls.host_reads, calls.reductions
 
@@ -330,7 +337,7 @@ def test_a_loop_of_ones_own(tmp_path):
 
 def _two_engines(nonfinite):
     """D's gradient is sick on rank 0 in the second of three steps; G has its turn afterwards, through D."""
-    runtime = scenes.makesick.make_runtime("ddp", nonfinite=nonfinite)
+    runtime = scenes.make_runtime("ddp", nonfinite=nonfinite)
     G = runtime.setup(nn.Linear(3, 5), lambda groups: torch.optim.SGD(groups, lr=0.1), name="G")
     D = runtime.setup(sick.Network(), lambda groups: torch.optim.SGD(groups, lr=0.1), name="D")
     skipped = []
