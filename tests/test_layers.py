@@ -13,13 +13,13 @@ LAYERS = (
     ("trainer",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
-    ("recipe",),
+    ("recipe", "feed"),
     ("engine", "ranks"),
     ("backend", "clock"),
     ("data", "precision"),
     ("blocks",),
     ("comm", "ops", "optim", "tracking"),
-    ("random", "config", "shard", "probe", "memory"),
+    ("random", "config", "shard", "probe", "memory", "step_result"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

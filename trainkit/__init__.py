@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from trainkit import data, errors, ops
-from trainkit.engine import Engine, StepResult
+from trainkit.engine import Engine
 from trainkit.optim import Schedule
 from trainkit.precision import Precision
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
+from trainkit.step_result import StepResult
 from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
 from trainkit.tracking import Tracker
 

@@ -11,7 +11,6 @@ the gradient of the weighted mean over the global batch, whatever the split.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,38 +29,12 @@ from trainkit.optim.ema import Average
 from trainkit.precision import Precision
 from trainkit.random import key_of
 from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
+from trainkit.step_result import StepResult
 
 if TYPE_CHECKING:
     from trainkit.health.guard import Guard
 
 Schedule = Callable[[int, int], float]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a turn came to, over the global batch. Tensors stay on the device: reading one waits for it.
-
-    loss: weighted mean.  grad_norm: before clipping.  lr: of the first parameter group.
-    skipped: loss or gradient was not finite, so parameters, optimizer state and averages are as before.
-    """
-
-    loss: Tensor
-    grad_norm: Tensor
-    lr: float
-    skipped: bool
-    loss_scale: float | None
-
-    def metrics(self, prefix: str = "") -> dict[str, Tensor | float]:
-        """loss, grad_norm, lr, skipped (and loss_scale in fp16), each name after `prefix`."""
-        values: dict[str, Tensor | float] = {
-            "loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "lr": self.lr,
-            "skipped": float(self.skipped),
-        }
-        if self.loss_scale is not None:
-            values["loss_scale"] = self.loss_scale
-        return {prefix + name: value for name, value in values.items()}
 
 
 class Engine:

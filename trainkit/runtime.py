@@ -13,16 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from trainkit import checkpoint
-from trainkit import random as keyed
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
-from trainkit.clock import Clock
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.data.batch import Batch
-from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
-from trainkit.data.order import Order
 from trainkit.engine import Engine, Schedule
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
@@ -30,7 +27,6 @@ from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
-from trainkit.ranks import Ranks
 from trainkit.shard import buffer_shards
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
@@ -51,7 +47,7 @@ class Position(int):
         return self
 
 
-class Runtime(Ranks):
+class Runtime(Feed):
     """What a training loop runs on.
 
     strategy: `single`, `ddp`, or a Strategy with arguments of its own.
@@ -108,14 +104,19 @@ class Runtime(Ranks):
             check_compiler(chosen)
         self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
         self.precision_obtained, self._kept = self.precision.apply(chosen), Kept(self.precision)
-        super().__init__(cluster, chosen, needs_group=self.strategy.needs_group)
-        self.seed, self.deterministic = seed, deterministic
-        self.num_workers, self.log_every = num_workers, log_every
+        super().__init__(
+            cluster,
+            chosen,
+            needs_group=self.strategy.needs_group,
+            seed=seed,
+            dtype=self.precision.dtype,
+            num_workers=num_workers,
+        )
+        self.deterministic, self.log_every = deterministic, log_every
         if deterministic:
             compute_deterministically()
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
         self._seed_globally("start")  # modules are made next, and every rank must make the same
-        self._clock = Clock(seed)
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.tracker = Tracker()
@@ -124,7 +125,6 @@ class Runtime(Ranks):
             self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
         self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
         self._is_tracking = False
-        self._num_samples: int | None = None
         self._resumed_step: int | None = None
         self.throughput = Throughput()
         self._engine_names: set[str] = set()
@@ -154,19 +154,9 @@ class Runtime(Ranks):
     # -- where we are ------------------------------------------------------------------------------------------------
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What parameters are stored in: float32, or float64 with precision fp64."""
-        return self.precision.dtype
-
-    @property
     def device_name(self) -> str:
         """What the device calls itself."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-
-    @property
-    def position(self) -> int:
-        """Samples in the steps done so far."""
-        return self._clock.position
 
     def summary(self) -> tuple[str, ...]:
         """Lines that say what this runtime is, for the start of a run."""
@@ -267,88 +257,7 @@ class Runtime(Ranks):
         predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.cluster)
         return predicted if self.dtype == torch.float32 else predicted.twice()
 
-    # -- data --------------------------------------------------------------------------------------------------------
-
-    def batches(
-        self,
-        source: Any,
-        *,
-        batch_size: int,
-        start: int = 0,
-        num_steps: int | None = None,
-        num_workers: int | None = None,
-        collate: Collate | None = None,
-    ) -> Iterator[Batch]:
-        """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
-
-        source: a tensor, a tuple or dict of tensors, or a map-style data set.
-        batch_size: samples in a global batch.  start: samples before the first one.
-        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
-        """
-        if batch_size < self.world_size:
-            raise ConfigError(
-                f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
-                f"give batch_size={self.world_size} or more, or start fewer processes"
-            )
-        order = Order(num_samples_of(source), self.seed)
-        fetcher = self._fetcher(source, order, batch_size, collate)
-        end = start + num_steps * batch_size if num_steps is not None else None
-        self._num_samples = end
-        workers = self.num_workers if num_workers is None else num_workers
-        positions = range(int(start), end if end is not None else 1 << 62, batch_size)
-        self._clock.position = int(start)
-        return self._arrivals(stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype))
-
-    def evaluation_batches(
-        self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
-    ) -> Iterator[Batch]:
-        """Every sample once, in order; the last global batch may be ragged.
-
-        Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
-        """
-        num_samples = num_samples_of(source)
-        fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
-        workers = self.num_workers if num_workers is None else num_workers
-        positions = range(0, num_samples, batch_size)
-        batches = stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype)
-        return self._watchdog.watched(batches)
-
-    def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
-        """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
-        key = keyed.key_of(self.seed, "rand", name)
-        return keyed.rand(key, batch.positions.to(self.device), shape, self.dtype)
-
-    def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
-        """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
-        key = keyed.key_of(self.seed, "randn", name)
-        return keyed.randn(key, batch.positions.to(self.device), shape, self.dtype)
-
-    def _fetcher(self, source: Any, order: Order, batch_size: int, collate: Collate | None) -> Fetcher:
-        return Fetcher(
-            source, order, batch_size=batch_size, rank=self.rank, world_size=self.world_size, collate=collate
-        )
-
-    def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        self._kept.require_all_found()
-        for batch in self._watchdog.watched(batches, self.step):
-            self.stand_at(batch)
-            yield batch
-
-    def stand_at(self, batch: Batch) -> None:
-        """The next calls are about `batch`, as they are once `batches` has given it."""
-        # Layers that draw from the global generators repeat their draws after a resume.
-        self._seed_globally(batch.position, self.rank)
-        self._clock.arrive(batch)
-
-    def leave_out(self) -> None:
-        """Counts the batch that has come as done, without a step."""
-        self._clock.stepped()
-
-    def _seed_globally(self, *where: int | str) -> None:
-        key = keyed.key_of(self.seed, "global", *where)
-        seed_everything(key)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(key)
+    # -- watching ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def during(self, activity: str) -> Iterator[None]:
@@ -358,6 +267,11 @@ class Runtime(Ranks):
         """
         with self.throughput.paused(), self._watchdog.during(activity):
             yield
+
+    def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
+        if is_training:
+            self._kept.require_all_found()
+        return self._watchdog.watched(batches, self.step if is_training else None)
 
     # -- telling -----------------------------------------------------------------------------------------------------
 

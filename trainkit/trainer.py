@@ -201,7 +201,7 @@ class Trainer:
             raise NonFiniteError(f"{told}. nonfinite=rewind has no checkpoint to go back to: set save_every lower")
         if self._num_rewinds == MOST_REWINDS:
             raise NonFiniteError(
-                f"{told}. nonfinite=rewind went back {MOST_REWINDS} times already without a save between. Stopped: {ADVICE}"
+                f"{told}. nonfinite=rewind went back {MOST_REWINDS} times to {path} already. Stopped: {ADVICE}"
             )
         self._num_rewinds += 1
         self.left_out.append([fault.position, fault.size])

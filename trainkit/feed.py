@@ -1,0 +1,130 @@
+"""Feed: this rank's part in the data, and the random numbers that go with it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit import random as keyed
+from trainkit.clock import Clock
+from trainkit.comm.cluster import Cluster
+from trainkit.data.batch import Batch
+from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
+from trainkit.data.order import Order
+from trainkit.errors import ConfigError
+from trainkit.ranks import Ranks
+
+
+class Feed(Ranks):
+    """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone.
+
+    seed: of the order of the data, and of all that is random.  dtype: of parameters and of floating-point data.
+    num_workers: processes that fetch data ahead.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        device: torch.device,
+        *,
+        needs_group: bool,
+        seed: int,
+        dtype: torch.dtype,
+        num_workers: int,
+    ) -> None:
+        super().__init__(cluster, device, needs_group=needs_group)
+        self.seed, self.num_workers = seed, num_workers
+        self.dtype = dtype
+        """What parameters are stored in: float32, or float64 with precision fp64."""
+        self._clock = Clock(seed)
+        self._num_samples: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Samples in the steps done so far."""
+        return self._clock.position
+
+    def batches(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        start: int = 0,
+        num_steps: int | None = None,
+        num_workers: int | None = None,
+        collate: Collate | None = None,
+    ) -> Iterator[Batch]:
+        """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
+
+        source: a tensor, a tuple or dict of tensors, or a map-style data set.
+        batch_size: samples in a global batch.  start: samples before the first one.
+        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
+        """
+        if batch_size < self.world_size:
+            raise ConfigError(
+                f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
+                f"give batch_size={self.world_size} or more, or start fewer processes"
+            )
+        order = Order(num_samples_of(source), self.seed)
+        fetcher = self._fetcher(source, order, batch_size, collate)
+        end = start + num_steps * batch_size if num_steps is not None else None
+        self._num_samples = end
+        workers = self.num_workers if num_workers is None else num_workers
+        positions = range(int(start), end if end is not None else 1 << 62, batch_size)
+        self._clock.position = int(start)
+        return self._arrivals(stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype))
+
+    def evaluation_batches(
+        self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
+    ) -> Iterator[Batch]:
+        """Every sample once, in order; the last global batch may be ragged.
+
+        Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
+        """
+        num_samples = num_samples_of(source)
+        fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
+        workers = self.num_workers if num_workers is None else num_workers
+        positions = range(0, num_samples, batch_size)
+        batches = stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype)
+        return self._iterated(batches, is_training=False)
+
+    def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self.seed, "rand", name)
+        return keyed.rand(key, batch.positions.to(self.device), shape, self.dtype)
+
+    def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self.seed, "randn", name)
+        return keyed.randn(key, batch.positions.to(self.device), shape, self.dtype)
+
+    def _fetcher(self, source: Any, order: Order, batch_size: int, collate: Collate | None) -> Fetcher:
+        return Fetcher(
+            source, order, batch_size=batch_size, rank=self.rank, world_size=self.world_size, collate=collate
+        )
+
+    def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in self._iterated(batches, is_training=True):
+            self.stand_at(batch)
+            yield batch
+
+    def stand_at(self, batch: Batch) -> None:
+        """The next calls are about `batch`, as they are once `batches` has given it."""
+        # Layers that draw from the global generators repeat their draws after a resume.
+        self._seed_globally(batch.position, self.rank)
+        self._clock.arrive(batch)
+
+    def leave_out(self) -> None:
+        """Counts the batch that has come as done, without a step."""
+        self._clock.stepped()
+
+    def _seed_globally(self, *where: int | str) -> None:
+        key = keyed.key_of(self.seed, "global", *where)
+        seed_everything(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
+
+    def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
+        """`batches`, with what a run does around them."""
+        return batches
