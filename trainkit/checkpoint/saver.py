@@ -71,11 +71,14 @@ class Saver:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _share(self, tensors: Mapping[str, Shard], from_first: Collection[str]) -> dict[str, Shard]:
-        """What this rank is to write: where several hold the same, they take turns by size."""
+        """What this rank is to write: where several hold the same, they take turns by size.
+
+        By name, so that equal states are equal files: what was loaded comes in another order than what was trained.
+        """
         world_size = dist.get_world_size(self.group) if self.group is not None else 1
         loads: dict[int, list[int]] = {}
         mine = {}
-        for name, shard in tensors.items():
+        for name, shard in sorted(tensors.items()):
             ranks = dist.get_process_group_ranks(shard.group) if shard.group is not None else [self.rank]
             num_replicas, replica = world_size // len(ranks), ranks[0] // len(ranks)
             load = loads.setdefault(num_replicas, [0] * num_replicas)
@@ -84,7 +87,7 @@ class Saver:
             if replica == writer:
                 mine[name] = shard
         # Every rank knows every shape, which the first one writes down.
-        return {n: mine.get(n, Shard(s.local.new_empty(0), 0, s.shape)) for n, s in tensors.items()}
+        return {n: mine.get(n, Shard(s.local.new_empty(0), 0, s.shape)) for n, s in sorted(tensors.items())}
 
     def _stage(self, tensors: Mapping[str, Shard]) -> dict[str, Shard]:
         """Copies in host memory, which is kept for the next time."""
