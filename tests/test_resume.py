@@ -197,6 +197,24 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "passed over" in out and "rank_00000.safetensors is missing" in out
     assert "resumed after step 8" in out
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert f"the run goes on from step 8: a later checkpoint is now {checkpoints / 'step_00000010.left'}" in out
+    assert (checkpoints / "step_00000010" / "rank_00000.safetensors").exists(), "written anew"
+
+
+def test_a_course_that_was_given_up_does_not_count_as_the_newest(tmp_path):
+    """Going on from an older checkpoint of the same run: what it saves from there on is its newest."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    trainkit.Trainer(runtime, _Crowd(runtime, range(9)), save_every=2, keep_last=9).fit()
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    recipe = _Crowd(runtime, range(9))
+    recipe.num_samples = 24
+    trainkit.Trainer(runtime, recipe, resume=checkpoints / "step_00000004", save_every=2, keep_last=1).fit()
+    assert [path.name for path in store.step_directories(checkpoints)] == ["step_00000006"]
+    assert sorted(path.name for path in checkpoints.glob("*.left")) == [
+        "step_00000006.left", "step_00000008.left", "step_00000010.left"
+    ]  # fmt: skip
 
 
 def test_never_refuses_a_run_that_has_checkpoints(tmp_path):

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,8 +81,7 @@ class Trainer:
         try:
             position = self.restore()
             self._leave_word(None)
-            if self.runtime.is_main and self._checkpoints is not None:
-                checkpoint.tidy(self._checkpoints)
+            self._tidy()
             batches = self._begin(position)
             if batches is not None:
                 if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
@@ -305,6 +305,14 @@ class Trainer:
             )
         self._saved_step, self._num_rewinds = self.step, 0
 
+    def _tidy(self) -> None:
+        """What earlier processes of the run have left must not stand in the way of its course from here on."""
+        if not self.runtime.is_main or self._checkpoints is None:
+            return
+        checkpoint.tidy(self._checkpoints)
+        for path in checkpoint.set_aside(self._checkpoints, after=self.step):
+            self.runtime.tracker.message(f"the run goes on from step {self.step}: a later checkpoint is now {path}")
+
     def _report_failed_save(self) -> None:
         """Training goes on without a checkpoint that could not be written; its end does not."""
         try:
@@ -324,9 +332,10 @@ class Trainer:
         sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
         values = {}
         for path in checkpoint.step_directories(self._checkpoints):
-            metrics = checkpoint.read_manifest(path)["values"]["metrics"]
-            if name in metrics:
-                values[path] = sign * metrics[name]
+            with suppress(CheckpointError):  # one that was damaged meanwhile is not the best of anything
+                metrics = checkpoint.read_manifest(path)["values"]["metrics"]
+                if name in metrics:
+                    values[path] = sign * metrics[name]
         return min(values, key=values.__getitem__) if values else None
 
 

@@ -93,6 +93,20 @@ def step_directories(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step_*") if path.name[5:].isdigit())
 
 
+def set_aside(checkpoints: Path, after: int) -> list[Path]:
+    """Renames the checkpoints of steps `after` the one that a run goes on from to `step_*.left`; their new names.
+
+    They are damaged, or of a course that the run does not take: they must not count as its newest.
+    """
+    moved = []
+    for path in step_directories(checkpoints):
+        if int(path.name[5:]) > after:
+            target = path.with_name(f"{path.name}.left")
+            shutil.rmtree(target, ignore_errors=True)
+            moved.append(path.rename(target))
+    return moved
+
+
 def candidates(path: Path, report: Callable[[str], None] = lambda text: None) -> list[Path]:
     """What `path` may mean: the checkpoint that it is, or those of a run directory, newest first.
 
