@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 import trainkit
 from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, children, environment, run
+from trainkit import checkpoint
 from trainkit.checkpoint import store
 from trainkit.cli.main import guarded
 from trainkit.comm import agent
@@ -30,8 +30,7 @@ JOB = [*TOY, "recipe.num_steps=600", "log_every=1", "save_every=null", "evaluate
 
 
 def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    newest = store.step_directories(run_dir / "checkpoints")[-1]
-    return {f"{path.stem}/{k}": v for path in sorted(newest.glob("*.safetensors")) for k, v in load_file(path).items()}
+    return checkpoint.read_whole(store.step_directories(run_dir / "checkpoints")[-1])
 
 
 def _lines(run_dir: Path) -> list[tuple[int, str]]:
