@@ -22,25 +22,21 @@ A cell that cannot be holds the number of the error that a user sees. The exit s
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
 import trainkit
 from benchmarks.overhead import machine, write
+from benchmarks.processes import Pools, RankError
 from recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from recipes.bert.pretrain import masked_loss, parameter_groups
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -51,7 +47,6 @@ RANKS, ACCUMULATIONS = (1, 2, 4), (1, 4)
 NUM_STEPS = 10
 BERT_BATCH, GAN_BATCH = 32, 64  # 4 ranks x 4 micro-batches x groups of 4
 GOALS = {"fp64": {"weights": 1e-10, "gradients": 1e-10}, "fp32": {"weights": 5e-6, "gradients": 5e-5}}
-LIMIT_S, GRACE_S = 120.0, 10.0  # of a run; and of the other ranks once one has failed
 
 Tensors = dict[str, Tensor]
 
@@ -234,104 +229,6 @@ class Reference:
         return self.measured(Cell(self.model, "single", self.precision, 1, 4), [self.split])
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
-class RankError(Exception):
-    """What a rank raised, as a user sees it."""
-
-
-class Ranks:
-    """Processes of a group that are kept, because starting Python and torch takes most of the time."""
-
-    def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.is_broken = False
-        self.directory = tempfile.TemporaryDirectory()
-        self.pipes: list[Any] = []
-        self.processes = []
-        for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            store = str(Path(self.directory.name) / "store")
-            process = context.Process(target=_work, args=(theirs, rank, world_size, store), daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def run(self, *arguments: Any) -> list[tuple[Tensors, Tensors]]:
-        """What `run(*arguments)` returns, by rank. RankError: the first error of a rank, or that one is not done."""
-        for pipe in self.pipes:
-            pipe.send(arguments)
-        answers: dict[Any, Any] = {}
-        errors: list[str] = []
-        self.is_broken = True  # until all have answered: the others may wait for one that failed
-        while len(answers) < len(self.pipes):
-            ready = wait([p for p in self.pipes if p not in answers], GRACE_S if errors else LIMIT_S)
-            if not ready:
-                late = [rank for rank, pipe in enumerate(self.pipes) if pipe not in answers]
-                raise RankError(errors[0] if errors else f"ranks {late} were not done within {LIMIT_S:.0f} s")
-            for pipe in ready:
-                try:
-                    answers[pipe], error = pipe.recv()
-                except EOFError:
-                    raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None
-                errors += [error] if error is not None else []
-        self.is_broken = False
-        if errors:
-            raise RankError(errors[0])
-        return [answers[pipe] for pipe in self.pipes]
-
-    def end(self) -> None:
-        for pipe in self.pipes:
-            pipe.close()
-        for process in self.processes:
-            process.join(timeout=0 if self.is_broken else GRACE_S)
-            process.kill()
-            process.join()
-        self.directory.cleanup()
-
-
-def _work(pipe: Any, rank: int, world_size: int, store: str) -> None:
-    names = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    while True:
-        try:
-            arguments = pipe.recv()
-        except EOFError:
-            dist.destroy_process_group()
-            return
-        try:
-            pipe.send((run(*arguments), None))
-        except trainkit.errors.TrainkitError as error:
-            pipe.send((None, f"{type(error).__name__}: {error}"))
-        except Exception as error:
-            traceback.print_exc()
-            pipe.send((None, f"{type(error).__name__}: {error}"))
-
-
-class Pools:
-    """Ranks by their number, made when first asked for, and anew after a failure."""
-
-    def __init__(self) -> None:
-        self.pools: dict[int, Ranks] = {}
-
-    def run(self, world_size: int, *arguments: Any) -> list[tuple[Tensors, Tensors]]:
-        pool = self.pools.get(world_size) or self.pools.setdefault(world_size, Ranks(world_size))
-        try:
-            return pool.run(*arguments)
-        finally:
-            if pool.is_broken:
-                self.pools.pop(world_size).end()
-
-    def end(self) -> None:
-        while self.pools:
-            self.pools.popitem()[1].end()
-
-
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -352,10 +249,10 @@ def measure(wanted: list[Cell]) -> tuple[list[Cell], list[Reference]]:
         for number, cell in enumerate(wanted, start=1):
             key = (cell.model, cell.precision)
             if key not in references:
-                whole, split = (pools.run(1, cell.model, "single", cell.precision, n)[0] for n in (1, 4))
+                whole, split = (pools.run(1, run, cell.model, "single", cell.precision, n)[0] for n in (1, 4))
                 references[key] = Reference(*key, whole, split)
             try:
-                ranks = pools.run(cell.ranks, cell.model, cell.strategy, cell.precision, cell.accumulation)
+                ranks = pools.run(cell.ranks, run, cell.model, cell.strategy, cell.precision, cell.accumulation)
                 done.append(references[key].measured(cell, ranks))
             except RankError as error:
                 done.append(replace(cell, error=str(error)))
