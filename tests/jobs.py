@@ -1,4 +1,4 @@
-"""Runs jobs as a user does: a command in a process of its own, under torchrun or plain python."""
+"""Runs jobs as a user does: launch/train.py, under torchrun or in processes that are told what torchrun tells."""
 
 import os
 import signal
@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.warm import Job
+
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "launch" / "train.py"
 TOY = ("--config-dir", str(ROOT / "tests" / "user" / "conf"), "experiment=toy_short")
 
 
-def command(arguments: Sequence[str], ranks: int | None, script: Path = TRAIN, max_restarts: int = 0) -> list[str]:
-    """`script` under torchrun with `ranks` processes, or under plain python where that is None."""
-    called = [str(script), *map(str, arguments)]
-    if ranks is None:
-        return [sys.executable, *called]
+def command(arguments: Sequence[str], ranks: int, script: Path = TRAIN, max_restarts: int = 0) -> list[str]:
+    """`script` under torchrun with `ranks` processes."""
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
-    return [sys.executable, "-m", "torch.distributed.run", *options, *called]
+    return [sys.executable, "-m", "torch.distributed.run", *options, str(script), *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -40,18 +39,56 @@ def run(
     timeout_s: float = 300.0,
     script: Path = TRAIN,
     *,
+    once: Callable[[], bool] | None = None,
+    act: Callable[[list[int]], None] = lambda pids: None,
+) -> subprocess.CompletedProcess[str]:
+    """The finished job, in processes of `tests.warm`. All are ended when it is not done in time.
+
+    `act` is given their process ids, by rank, as soon as `once()` is true.
+    """
+    job = Job(script, [*map(str, arguments)], ranks, cwd, environment())
+    try:
+        if once is not None:
+            _wait_for(once, job.poll, timeout_s)
+            act(job.pids)
+        return job.finish(timeout_s)
+    except BaseException:
+        job.kill()
+        raise
+
+
+def run_until(
+    condition: Callable[[], bool], arguments: Sequence[str], ranks: int | None = None, timeout_s: float = 300.0
+) -> bool:
+    """Starts the job and ends all its processes with SIGKILL once `condition` holds; False when it ended before."""
+    job = Job(TRAIN, [*map(str, arguments)], ranks, ROOT, environment())
+    try:
+        _wait_for(condition, job.poll, timeout_s)
+    except AssertionError:
+        return False
+    finally:
+        job.kill()
+    return True
+
+
+def torchrun(
+    arguments: Sequence[str],
+    ranks: int,
+    *,
+    script: Path = TRAIN,
+    timeout_s: float = 300.0,
     max_restarts: int = 0,
     once: Callable[[], bool] | None = None,
     act: Callable[[int], None] = lambda pid: None,
 ) -> subprocess.CompletedProcess[str]:
-    """The finished job. All its processes are ended when it is not done in time.
+    """The finished job, started by the command that a user types.
 
-    `act` is given the process id of what was started, torchrun or the one process, as soon as `once()` is true.
+    `act` is given the process id of torchrun as soon as `once()` is true.
     """
-    process = _start(command(arguments, ranks, script, max_restarts), cwd)
+    process = _start(command(arguments, ranks, script, max_restarts), ROOT)
     try:
         if once is not None:
-            _wait_for(once, process, timeout_s)
+            _wait_for(once, process.poll, timeout_s)
             act(process.pid)
         out, err = process.communicate(timeout=timeout_s)
     except BaseException:
@@ -60,31 +97,14 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float) -> None:
+def _wait_for(condition: Callable[[], bool], poll: Callable[[], int | None], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"the job ended before the condition came about: {process.communicate()}")
+        if poll() is not None:
+            raise AssertionError("the job ended before the condition came about")
         if time.monotonic() > deadline:
             raise TimeoutError(f"the condition did not come about within {timeout_s} s")
         time.sleep(0.01)
-
-
-def run_until(
-    condition: Callable[[], bool], arguments: Sequence[str], ranks: int | None = None, timeout_s: float = 300.0
-) -> bool:
-    """Starts the job and ends all its processes with SIGKILL once `condition` holds; False when it ended before."""
-    process = _start(command(arguments, ranks), ROOT, quiet=True)
-    deadline = time.monotonic() + timeout_s
-    while process.poll() is None:
-        if condition():
-            kill(process)
-            return True
-        if time.monotonic() > deadline:
-            kill(process)
-            raise TimeoutError(f"the condition did not come about within {timeout_s} s")
-        time.sleep(0.01)
-    return False
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -97,8 +117,8 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _start(arguments: list[str], cwd: Path, quiet: bool = False) -> subprocess.Popen[str]:
-    pipe = subprocess.DEVNULL if quiet else subprocess.PIPE
+def _start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
     return subprocess.Popen(arguments, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TOY, run
+from tests.jobs import TOY, run, torchrun
 
 LIMIT_S = 10.0  # asked of every error, on a machine that does nothing else
 
@@ -107,6 +107,7 @@ def test_a_directory_that_cannot_be_resumed_from(kind, ranks, tmp_path):
 def test_a_rank_that_fails_alone_is_named(tmp_path):
     """Only the machine of rank 1 cannot read: the job ends, and the one that knows says so."""
     began = time.monotonic()
-    result = run([*TOY, f"run_dir={tmp_path / 'run'}", "+data.held_out.fails_on_rank=1"], 2)
+    result = torchrun([*TOY, f"run_dir={tmp_path / 'run'}", "+data.held_out.fails_on_rank=1"], 2)
+    assert result.returncode == 1
     assert _errors(result) and "(rank 1)" in _errors(result)[0]
     assert time.monotonic() - began < 10 * LIMIT_S  # loose: a timing is no test, a hang is

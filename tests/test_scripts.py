@@ -1,14 +1,12 @@
 """The two scripts that show how trainkit reads, run as they are on 1, 2 and 4 processes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.jobs import environment
+from tests.jobs import run
 from trainkit import checkpoint
 
 OWN_LOOP = """\
@@ -90,10 +88,7 @@ trainkit.Trainer(runtime, recipe).fit()
 def _run(script: str, directory: Path, ranks: int) -> str:
     directory.mkdir()
     (directory / "script.py").write_text(script)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*launcher, "script.py"], cwd=directory, env=environment(), capture_output=True, text=True, timeout=300
-    )
+    done = run([], ranks, cwd=directory, script=directory / "script.py")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout

@@ -13,7 +13,7 @@ import trainkit
 from benchmarks.overhead_distributed import Collectives
 from tests.distributed import run_ranks
 from tests.faults import faulty
-from tests.jobs import ROOT, TOY, run
+from tests.jobs import ROOT, TOY, run, torchrun
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health.hang import EXIT_CODE, Watchdog
@@ -26,12 +26,12 @@ START_S = 60.0  # of a job on a busy machine
 OWN_LOOP = ROOT / "tests" / "faults" / "own_loop.py"
 
 
-def _hang(run_dir: Path, *overrides: str, ranks: int = 4) -> str:
+def _hang(run_dir: Path, *overrides: str, ranks: int = 4, start=run) -> str:
     """The report of a job that must hang and end."""
     target = "recipe._target_=tests.faults.faulty.Faulty"
     settings = [target, "recipe.num_steps=200", f"hang_after={HANG_AFTER_S}", f"run_dir={run_dir}", *overrides]
     began = time.monotonic()
-    job = run([*TOY, *settings], ranks, timeout_s=START_S + HANG_AFTER_S + 2 * KILLED_AFTER_S)
+    job = start([*TOY, *settings], ranks, timeout_s=START_S + HANG_AFTER_S + 2 * KILLED_AFTER_S)
     assert job.returncode != 0
     assert time.monotonic() - began < START_S + HANG_AFTER_S + KILLED_AFTER_S
     assert faulty.processes_left(run_dir) == []
@@ -51,7 +51,7 @@ def _stacks(run_dir: Path) -> dict[int, str]:
 
 
 def test_a_stopped_rank_is_named_with_its_line(tmp_path):
-    report = _hang(tmp_path / "run", "recipe.fault=stops")
+    report = _hang(tmp_path / "run", "recipe.fault=stops", start=torchrun)
     assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
     where = _line("os.kill(os.getpid(), signal.SIGSTOP)")
     assert re.search(rf"Rank 2 \(process \d+ on \S+\) did not arrive: it had been stopped, at {where}", report)
@@ -62,7 +62,7 @@ def test_a_stopped_rank_is_named_with_its_line(tmp_path):
 
 
 def test_a_rank_in_a_collective_of_its_own_is_named_with_its_line(tmp_path):
-    report = _hang(tmp_path / "run", "recipe.fault=other_group")
+    report = _hang(tmp_path / "run", "recipe.fault=other_group", start=torchrun)
     assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
     where = _line("dist.all_reduce(torch.ones(3), group=self.group)")
     assert re.search(rf"Rank 2 \(.*\) did not arrive: it waits elsewhere at step 9, in all_reduce at {where}", report)

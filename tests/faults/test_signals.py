@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.jobs import ROOT, TOY, children, environment, run
+from tests.jobs import ROOT, TOY, children, environment, run, torchrun
 from trainkit import checkpoint
 from trainkit.checkpoint import store
 from trainkit.cli.main import guarded
@@ -80,11 +80,15 @@ def whole(tmp_path_factory):
 def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, options, code, whole, tmp_path):
     job, run_dir = [*JOB, *options, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
 
-    def tell(pid: int) -> None:
-        os.kill(children(pid)[random.randrange(2)] if told == "one rank" else pid, signal.SIGTERM)
-
     target = 100 + random.randrange(20)
-    ended = run(job, ranks, once=lambda: _has_come_to(run_dir, target), act=tell)
+
+    def has_come() -> bool:
+        return _has_come_to(run_dir, target)
+
+    if told == "torchrun":
+        ended = torchrun(job, ranks, once=has_come, act=lambda pid: os.kill(pid, signal.SIGTERM))
+    else:
+        ended = run(job, ranks, once=has_come, act=lambda pids: os.kill(random.choice(pids), signal.SIGTERM))
     assert ended.returncode == code, ended.stderr
     word = json.loads((run_dir / "REQUEUE").read_text())
     assert f"SIGTERM: stopped after step {word['step']}, saved in {run_dir}" in ended.stdout
@@ -103,7 +107,7 @@ def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole
     def dated() -> Path:
         return next(tmp_path.iterdir(), tmp_path)
 
-    ended = run(
+    ended = torchrun(
         [*JOB, "save_every=50", f"run_dir={tmp_path}/%Y-%m-%d_%H-%M-%S"],
         2,
         max_restarts=1,
@@ -117,7 +121,7 @@ def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole
 
 
 def test_a_configuration_error_is_told_once_however_often_torchrun_tries(tmp_path):
-    result = run([*TOY, "recipe.num_stepps=3", f"run_dir={tmp_path / 'run'}"], 2, max_restarts=3)
+    result = torchrun([*TOY, "recipe.num_stepps=3", f"run_dir={tmp_path / 'run'}"], 2, max_restarts=3)
     told = [line for line in result.stderr.splitlines() if "trainkit: error" in line]
     assert len(told) == 1 and "Did you mean 'recipe.num_steps'" in told[0], result.stderr
     assert result.returncode == 1

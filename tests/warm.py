@@ -1,0 +1,128 @@
+"""Jobs in processes that are forked from one that has imported everything: a fresh interpreter takes seconds for that.
+
+What runs in them is the script itself, with the variables that torchrun sets.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+_PRELOADED = [
+    "trainkit.cli.main",
+    "trainkit.job",
+    "trainkit.tracking.wandb",
+    "recipes.bert.pretrain",
+    "recipes.progressive_gan.train",
+    "tests.user.toy",
+]
+KILLED_AFTER_S = 30.0  # as torchrun does, after its SIGTERM
+
+
+class Job:
+    """A script on one process, or on several ranks. Ends like a job of torchrun: with the first rank that fails."""
+
+    def __init__(
+        self, script: Path, arguments: Sequence[str], ranks: int | None, cwd: Path, environment: Mapping[str, str]
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self.args = [str(script), *arguments]
+        self._directory = tempfile.TemporaryDirectory()
+        self._said = [Path(self._directory.name, name) for name in ("out", "err")]
+        for path in self._said:
+            path.touch()
+        self.processes = []
+        port = _free_port()
+        for rank in range(ranks or 1):
+            told = dict(environment) | (_variables(rank, ranks, port) if ranks is not None else {})
+            process = context.Process(target=_run, args=(self.args, cwd, told, [str(path) for path in self._said]))
+            process.start()
+            self.processes.append(process)
+        self._is_ranked = ranks is not None
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid or 0 for process in self.processes]
+
+    def poll(self) -> int | None:
+        """The exit code, once all have ended: torchrun's is 1 whatever that of a rank."""
+        codes = [process.exitcode for process in self.processes]
+        if None in codes:
+            return None
+        return int(any(codes)) if self._is_ranked else codes[0]
+
+    def finish(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Waits for the end. Raises subprocess.TimeoutExpired when it does not come, and kills the job."""
+        deadline = time.monotonic() + timeout_s
+        is_ending = False
+        while self.poll() is None:
+            left = [process for process in self.processes if process.exitcode is None]
+            wait([process.sentinel for process in left], max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= deadline:
+                self.kill()
+                if not is_ending:
+                    raise subprocess.TimeoutExpired(self.args, timeout_s)
+            elif not is_ending and any(process.exitcode for process in self.processes):
+                is_ending, deadline = True, time.monotonic() + KILLED_AFTER_S
+                for process in left:
+                    process.terminate()
+        out, err = (path.read_text() for path in self._said)
+        code = self.poll()
+        assert code is not None
+        self._directory.cleanup()
+        return subprocess.CompletedProcess(self.args, code, out, err)
+
+    def kill(self) -> None:
+        """SIGKILL to every process."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def _variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+def _run(args: list[str], cwd: Path, environment: Mapping[str, str], said: list[str]) -> None:
+    import atexit
+
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = list(args)
+    sys.path.insert(0, str(Path(args[0]).parent))
+    try:
+        runpy.run_path(args[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
