@@ -50,6 +50,7 @@ setup(
         "tokenizers>=0.21",
         "torch>=2.11",
         "wandb>=0.19",
+        "xxhash>=3.5",
     ],
     extras_require={
         "deepspeed": DEEPSPEED,

@@ -5,7 +5,7 @@
 
 In turns, in one process: a save, a plain write and fsync of as many bytes from memory, and a copy of them into memory
 that was touched before. "held up" is the time until `runtime.save(..., wait=False)` returns, "in all" until the
-directory is in place: written, summed up by SHA-256, and flushed to disk.
+directory is in place: written, summed up, and flushed to disk.
 """
 
 import argparse
