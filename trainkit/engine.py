@@ -178,10 +178,11 @@ class Engine:
             self.num_updates += 1
             if self.average is not None:
                 self.average.update()
-        own_losses = self.own_losses
+        own_losses, norms = self.own_losses, self._backend.norms
+        self._backend.norms = None  # nothing of a turn is held until the next one
         self._begin_turn()
         self._clock.stepped()
-        self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, self._backend.norms)
+        self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, norms)
         return StepResult(loss, norm, lr, skipped, scale)
 
     # -- other engines' turns ----------------------------------------------------------------------------------------
