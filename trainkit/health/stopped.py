@@ -1,5 +1,6 @@
 """A process that was stopped (SIGSTOP): woken by another of its host, it says where it stood."""
 
+import ctypes
 import faulthandler
 import os
 import signal
@@ -37,5 +38,14 @@ def wake(pid: int) -> None:
         status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         # One that does not handle the signal would be ended by it: it is none of ours.
         if SIGNAL is not None and status["State"].startswith("T") and int(status["SigCgt"], 16) >> (SIGNAL - 1) & 1:
-            os.kill(pid, SIGNAL)
+            _to_main_thread(pid, SIGNAL)
             os.kill(pid, signal.SIGCONT)
+
+
+def _to_main_thread(pid: int, number: int) -> None:
+    """Where any thread may take it, the main thread may have gone on by the time it is dumped."""
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)  # glibc 2.30
+    if tgkill is None:
+        os.kill(pid, number)
+    else:
+        tgkill(pid, pid, number)
