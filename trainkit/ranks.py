@@ -15,6 +15,7 @@ from trainkit.data.batch import Batch
 from trainkit.errors import PeerError, TrainkitError
 
 T = TypeVar("T")
+BESIDE = "beside training"
 
 # DDP's reducer holds on to its group. If it were the last to do so, the group would end with the interpreter locked,
 # and wait for threads of its own that may want that lock to let go of their last tensor. Kept here, it ends unlocked.
@@ -34,11 +35,14 @@ class Ranks:
         # Building a cache may take longer than a collective is allowed to.
         self._patient = self.new_group()
 
-    def new_group(self) -> dist.ProcessGroup | None:
-        """A gloo group of all ranks in which one may wait for days; None for one process. Collective."""
+    def new_group(self, description: str | None = None) -> dist.ProcessGroup | None:
+        """A gloo group of all ranks in which one may wait for days; None for one process. Collective.
+
+        description: `BESIDE` for one that threads beside training use.
+        """
         if self.world_size == 1:
             return None
-        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=7), group_desc=description)
         self._own_groups.append(group)
         return group
 

@@ -27,6 +27,7 @@ from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
+from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
@@ -345,7 +346,7 @@ class Runtime(Feed):
         """
         self.guard.read()
         if self._saver is None:
-            self._saver = checkpoint.Saver(group=self.new_group(), rank=self.rank, report=self.tracker.message)
+            self._saver = checkpoint.Saver(group=self.new_group(BESIDE), rank=self.rank, report=self.tracker.message)
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
         values = {name: item for name, item in items.items() if name not in engines}
         with self._watchdog.during("saving"):

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from trainkit.ranks import BESIDE
+
 _TRAINKIT = f"{Path(__file__).parents[1]}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
 _DISTRIBUTED, _AUTOGRAD = f"{_TORCH}distributed/", (f"{_TORCH}autograd/", f"{_TORCH}_tensor.py")
@@ -91,11 +93,12 @@ def all_stacks() -> str:
 def last_collective() -> str:
     """What torch's flight recorder has on the oldest collective that is not done, or on the last one; empty: nothing.
 
-    It records by default, with gloo and with NCCL.
+    It records by default, with gloo and with NCCL. Those of threads beside training do not count.
     """
     for name in _DUMPS:
         dump = getattr(torch._C._distributed_c10d, name, None) if torch.distributed.is_available() else None
         entries = json.loads(dump()).get("entries", []) if dump is not None else []
+        entries = [entry for entry in entries if BESIDE not in entry.get("process_group", [])]
         if entries:
             pending = [entry for entry in entries if not entry.get("retired")]
             return _collective(pending[0] if pending else entries[-1])
