@@ -41,20 +41,22 @@ class Order:
 
     def _compute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, offsets = np.divmod(positions, self.num_samples)
-        out = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            out[of_epoch] = self._permute(offsets[of_epoch], int(epoch))
-        return out
+        distinct, which = np.unique(epochs, return_inverse=True)
+        # All epochs at once: a small data set has many in a block.
+        keys = np.array([[self._key(epoch, number) for epoch in distinct.tolist()] for number in range(_ROUNDS)])
+        return self._permute(offsets, keys[:, which])
 
-    def _permute(self, offsets: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        keys = [key_of(self.seed, "order", epoch, round_) & 0xFFFFFFFF for round_ in range(_ROUNDS)]
+    def _key(self, epoch: int, number: int) -> int:
+        return key_of(self.seed, "order", epoch, number) & 0xFFFFFFFF
+
+    def _permute(self, offsets: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where `offsets` [N] into epochs with `keys` [rounds, N] come to lie."""
         values = self._encrypt(offsets, keys)
-        while (outside := values >= self.num_samples).any():
-            values[outside] = self._encrypt(values[outside], keys)
+        while len(outside := np.flatnonzero(values >= self.num_samples)):
+            values[outside] = self._encrypt(values[outside], keys[:, outside])
         return values
 
-    def _encrypt(self, values: NDArray[np.int64], keys: list[int]) -> NDArray[np.int64]:
+    def _encrypt(self, values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
         mask = (1 << self._half_bits) - 1
         left, right = values >> self._half_bits, values & mask
         for key in keys:
@@ -62,9 +64,9 @@ class Order:
         return (left << self._half_bits) | right
 
 
-def _mix(values: NDArray[np.int64], key: int) -> NDArray[np.int64]:
+def _mix(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """The finaliser of MurmurHash3 on 32-bit words."""
-    mixed = (values.astype(np.uint64) ^ np.uint64(key)) & np.uint64(0xFFFFFFFF)
+    mixed = (values.astype(np.uint64) ^ keys.astype(np.uint64)) & np.uint64(0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         mixed ^= mixed >> np.uint64(shift)
         mixed = (mixed * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
