@@ -48,7 +48,7 @@ def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int,
     assert steps == sorted(set(steps)) == _steps(whole), "a step was told twice, or not at all"
 
 
-@pytest.mark.parametrize(("ranks", "num_steps"), [(1, 800), (2, 400), (4, 300)])
+@pytest.mark.parametrize(("ranks", "num_steps"), [(2, 300), (4, 160)])
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks, num_steps):
     arguments = [*TOY, f"recipe.num_steps={num_steps}", "log_every=1", "save_every=25", "recipe.accumulation=2"]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=60)
@@ -57,7 +57,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks, num_steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
 def test_killed_and_resumed_gives_the_same_bits_where_tensors_are_spread(tmp_path, strategy):
-    arguments = [*TOY, f"strategy={strategy}", "recipe.num_steps=300", "log_every=1", "save_every=25"]
+    arguments = [*TOY, f"strategy={strategy}", "recipe.num_steps=160", "log_every=1", "save_every=25"]
     assert_killed_equals_whole(tmp_path, arguments, 2, kill_from_step=60)
 
 

@@ -14,7 +14,7 @@ from tests.jobs import ROOT, TOY, environment, kill, run
 from trainkit import checkpoint
 from trainkit.checkpoint import store
 
-JOB = [*TOY, "recipe.num_steps=600", "log_every=1", "save_every=20", "evaluate_every=null", "precision=fp64"]
+JOB = [*TOY, "recipe.num_steps=300", "log_every=1", "save_every=20", "evaluate_every=null", "precision=fp64"]
 
 
 def _free_port() -> int:
@@ -71,7 +71,7 @@ def test_from_four_ranks_to_three_when_one_machine_is_gone(tmp_path):
 
     (run_dir,) = runs.iterdir()
     steps = _steps(runs)
-    assert steps == sorted(set(steps)) and steps[-1] == 600
+    assert steps == sorted(set(steps)) and steps[-1] == 300
     whole = tmp_path / "whole"
     assert run([*JOB, f"run_dir={whole}"]).returncode == 0
     expected, found = _tensors(whole), _tensors(run_dir)

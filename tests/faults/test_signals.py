@@ -26,7 +26,7 @@ from trainkit.errors import ClusterError, ConfigError
 from trainkit.health import signals as module
 from trainkit.health.signals import Preempted, Signals
 
-JOB = [*TOY, "recipe.num_steps=600", "log_every=1", "save_every=null", "evaluate_every=100", "deterministic=true"]
+JOB = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=null", "evaluate_every=100", "deterministic=true"]
 
 
 def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, option
     assert ended.returncode == code, ended.stderr
     word = json.loads((run_dir / "REQUEUE").read_text())
     assert f"SIGTERM: stopped after step {word['step']}, saved in {run_dir}" in ended.stdout
-    assert word["signal"] == "SIGTERM" and target <= word["step"] < 600 and abs(word["time"] - time.time()) < 600
+    assert word["signal"] == "SIGTERM" and target <= word["step"] < 400 and abs(word["time"] - time.time()) < 600
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{word['step']:08d}"]
     assert _lines(run_dir)[-1] == (word["step"], "training")
 

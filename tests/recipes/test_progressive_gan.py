@@ -410,7 +410,7 @@ def test_grid_and_animation(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
     arguments = [
         *TRAINED_SHORTLY,
