@@ -151,7 +151,7 @@ class Watchdog:
         if self in _thread_of:
             _thread_of.remove(self)
         if self._post is not None:
-            self._post.leave(replace(self._sign(), has_left=True))
+            self._post.tell(replace(self._sign(), has_left=True))
             self._post = None
         while self._news:
             self._tell(self._news.popleft())
@@ -170,6 +170,9 @@ class Watchdog:
         except (RuntimeError, ValueError) as error:
             self._news.append(f"the hang watchdog cannot reach the other ranks, and watches this one alone: {error}")
         self._ticked_at = time.monotonic()
+        self._stand = stand_of(self._watched)
+        if self._post is not None:
+            self._post.tell(self._sign())  # before anything can go wrong: the others must know where to find this one
         self._thread = threading.Thread(target=self._run, name="trainkit-watchdog", daemon=True)
         self._thread.start()
 

@@ -72,7 +72,7 @@ class Post:
     def is_reported(self) -> bool:
         return bool(self._ask(lambda: self._store.check(["reported"])))
 
-    def leave(self, mine: Sign) -> None:
+    def tell(self, mine: Sign) -> None:
         self._ask(lambda: self._store.set(f"sign/{self.rank}", mine.to_json()))
 
     def _ask(self, call: Callable[[], T]) -> T | None:
