@@ -141,14 +141,13 @@ def main() -> None:
         "damage": run_damage,
         "handovers": lambda: run_handovers(models),
     }
-    results, is_fine = [], True
+    is_fine = True
     for name in parts if arguments.part == "all" else [arguments.part]:
         began = time.monotonic()
         result, lines, has_held = parts[name]()
         print("\n".join(lines))
-        results.append({"part": name, "seconds": round(time.monotonic() - began), **result})
+        write(f"faults-{name}", facts, [{"seconds": round(time.monotonic() - began), **result}], arguments.output)
         is_fine = is_fine and has_held
-    write("faults", facts, results, arguments.output)
     if not is_fine:
         sys.exit(1)
 
