@@ -4,12 +4,13 @@
     python benchmarks/saving.py --million-parameters 1 --turns 2
 
 In turns, in one process: a save, a plain write and fsync of as many bytes from memory, and a copy of them into memory
-that was touched before. "held up" is the time until `runtime.save(..., wait=False)` returns, "in all" until the
-directory is in place: written, summed up, and flushed to disk.
+that was touched before. Both write new files, as a run does; the old ones are deleted in between. "held up" is the time
+until `runtime.save(..., wait=False)` returns, "in all" until the directory is in place: written, summed up, flushed.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -64,8 +65,13 @@ def measure(num_parameters: int, num_turns: int, directory: Path) -> dict[str, A
         times["held up"].append(seconds(lambda: runtime.save(directory / "checkpoint", wait=False, engine=engine)))
         runtime.finish_saving()
 
+    def begin_anew() -> None:
+        shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+        (directory / "plain").unlink(missing_ok=True)
+
     for turn in range(1 + num_turns):
         print(f"\rturn {turn} of {num_turns} ", end="\n" * (turn == num_turns), file=sys.stderr, flush=True)
+        begin_anew()
         times["in all"].append(seconds(save))
         times["write and fsync"].append(seconds(lambda: write_plainly(directory / "plain", shards)))
         times["copy"].append(seconds(lambda: torch._foreach_copy_(buffers, shards)))
