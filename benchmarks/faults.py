@@ -1,6 +1,6 @@
 """Does a run survive what happens to it?
 
-    python benchmarks/faults.py                       # everything; about half an hour on two idle cores
+    python benchmarks/faults.py                       # everything; about twenty minutes on two idle cores
     python benchmarks/faults.py --part kills --kills 10
 
   kills      a run on two ranks, deterministic and saving every few steps, is killed at random moments (all, or one

@@ -46,7 +46,8 @@ class Cell:
     """One handover, and what came of it.
 
     losses: the largest |a - b| / max(1, |b|) of the losses of the next ten steps, b those that the writer went on with.
-    states: how many tensors of the consolidated state were compared, and how many are not the same to the last bit.
+    num_tensors, num_different: of the consolidated state after loading; how many were compared with those that were
+        saved, and how many are not the same to the last bit.
     """
 
     model: str

@@ -1,30 +1,26 @@
 """A run on several ranks that is killed at random moments and started again, until it has come to its end.
 
-Its processes are forked from a server that has imported everything, as torchrun would start them otherwise: start-up
-takes a fraction of a second, so that kills come often. What runs in them is the `trainkit train` command.
+Its processes are forked from one that has imported everything, so that start-up takes a fraction of a second, and kills
+come often. What runs in them is launch/train.py.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
-import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import environment
+from benchmarks.jobs import Job
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 NUM_STEPS, SAVE_EVERY = 150, 5
 LIMIT_S, GRACE_S = 120.0, 1.0  # of an attempt; and of the other ranks once one was killed
-_PRELOADED = ["trainkit.cli.main", "trainkit.job", "recipes.bert.pretrain", "recipes.bert.data"]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,8 @@ class Attempt:
 class Victim:
     """A BERT of two layers with dropout, on a text whose epochs are no whole number of batches, saving all the time."""
 
-    def __init__(self, directory: Path, text: Path, world_size: int, deterministic: bool = True) -> None:
+    def __init__(self, directory: Path, text: Path, world_size: int) -> None:
         self.directory, self.world_size = directory, world_size
-        self.log = directory.with_suffix(".log")
         self.arguments = [
             "recipe=bert",
             f"data.path={text}",
@@ -62,7 +57,7 @@ class Victim:
             f"save_every={SAVE_EVERY}",
             "log_every=1",
             "tracking=none",
-            f"deterministic={str(deterministic).lower()}",
+            "deterministic=true",
             f"run_dir={directory}",
         ]
 
@@ -88,30 +83,20 @@ class Victim:
 
     def attempt(self, kill_after_s: float | None, one_rank: int | None) -> Attempt:
         """Starts the run; kills all its ranks, or `one_rank` first, after a time."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        self.log.write_text("")
-        port = _free_port()
-        processes = [
-            context.Process(target=_work, args=(rank, self.world_size, port, str(self.log), self.arguments))
-            for rank in range(self.world_size)
-        ]
         num_lines = _num_lines(self.directory / "metrics.jsonl")
-        for process in processes:
-            process.start()
+        told = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        job = Job(ROOT / "launch" / "train.py", self.arguments, self.world_size, ROOT, told)
         try:
-            has_ended = _wait_for_all(processes, LIMIT_S if kill_after_s is None else kill_after_s)
+            has_ended = job.wait(LIMIT_S if kill_after_s is None else kill_after_s)
             if not has_ended and kill_after_s is None:
-                raise TimeoutError(f"the run was not done within {LIMIT_S:.0f} s:\n{self.log.read_text()}")
+                raise TimeoutError(f"the run was not done within {LIMIT_S:.0f} s:\n{job.output}")
             if not has_ended and one_rank is not None:
-                processes[one_rank].kill()
-                _wait_for_all(processes, GRACE_S)
+                job.processes[one_rank].kill()
+                job.wait(GRACE_S)
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        said = self.log.read_text()
-        if has_ended and any(process.exitcode for process in processes):
+            job.kill()
+        said = "".join(job.output)
+        if has_ended and job.poll():
             raise RuntimeError(f"the run failed:\n{said}")
         found = re.search(r"resumed after step (\d+)", said)
         moment = "before the first step"
@@ -178,35 +163,5 @@ def measure(
     }
 
 
-def _work(rank: int, world_size: int, port: int, log: str, arguments: list[str]) -> None:
-    import torch
-
-    from trainkit.cli.main import main
-
-    torch.set_num_threads(1)  # it was imported before the variable below could tell it so
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environment(rank, world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
-    sys.exit(main(["train", *arguments]))
-
-
-def _wait_for_all(processes: list[Any], limit_s: float) -> bool:
-    """Whether all have ended, after `limit_s` at most."""
-    deadline = time.monotonic() + limit_s
-    left = [process.sentinel for process in processes]
-    while left and (remaining := deadline - time.monotonic()) > 0:
-        ended = wait(left, remaining)
-        left = [sentinel for sentinel in left if sentinel not in ended]
-    return not left
-
-
 def _num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -76,6 +77,13 @@ def environment(rank: int, world_size: int) -> dict[str, str]:
     """What torchrun tells a process of one machine about the others."""
     names = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
     return {name: str(value) for name, value in names.items()}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _work(pipe: Any, rank: int, world_size: int, store: str) -> None:

@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.warm import Job
+import torch
+
+from benchmarks.jobs import Job
+from trainkit import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "launch" / "train.py"
@@ -42,7 +45,7 @@ def run(
     once: Callable[[], bool] | None = None,
     act: Callable[[list[int]], None] = lambda pids: None,
 ) -> subprocess.CompletedProcess[str]:
-    """The finished job, in processes of `tests.warm`. All are ended when it is not done in time.
+    """The finished job, in processes of `benchmarks.jobs`. All are ended when it is not done in time.
 
     `act` is given their process ids, by rank, as soon as `once()` is true.
     """
@@ -105,6 +108,11 @@ def _wait_for(condition: Callable[[], bool], poll: Callable[[], int | None], tim
         if time.monotonic() > deadline:
             raise TimeoutError(f"the condition did not come about within {timeout_s} s")
         time.sleep(0.01)
+
+
+def newest_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint of a run."""
+    return checkpoint.read_whole(checkpoint.step_directories(run_dir / "checkpoints")[-1])
 
 
 def kill(process: subprocess.Popen[str]) -> None:

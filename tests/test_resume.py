@@ -9,16 +9,10 @@ import torch
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.jobs import TOY, run, run_until
+from tests.jobs import TOY, newest_tensors, run, run_until
 from trainkit import checkpoint
 from trainkit.checkpoint import store
 from trainkit.errors import CheckpointError, ConfigError
-
-
-def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint of a run."""
-    newest = store.step_directories(run_dir / "checkpoints")[-1]
-    return checkpoint.read_whole(newest)
 
 
 def _steps(run_dir: Path) -> list[int]:
@@ -41,7 +35,7 @@ def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int,
     resumed = run([*arguments, f"run_dir={killed}"], ranks)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after step" in resumed.stdout
-    expected, found = _tensors(whole), _tensors(killed)
+    expected, found = newest_tensors(whole), newest_tensors(killed)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     steps = _steps(killed)
@@ -68,7 +62,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(tmp_path):
     middle = tmp_path / "split" / "checkpoints" / "step_00000016"
     resumed = run([*arguments, f"run_dir={tmp_path / 'on'}", f"resume={middle}"], 2)
     assert resumed.returncode == 0, resumed.stderr
-    expected, found = _tensors(tmp_path / "whole"), _tensors(tmp_path / "on")
+    expected, found = newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "on")
     worst = max(
         float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-30)) for k in expected
     )

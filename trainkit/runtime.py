@@ -133,7 +133,13 @@ class Runtime(Feed):
         self._verified: Path | None = None
         topic, tell = self.broadcast(f"{time.time_ns()}"), self.tracker.message
         self._watchdog = Watchdog(
-            cluster, chosen, hang_after=hang_after, directory=self.run_dir, topic=topic, tell=tell
+            cluster,
+            chosen,
+            hang_after=hang_after,
+            directory=self.run_dir,
+            topic=topic,
+            tell=tell,
+            own_store=self.own_store,
         )
         self._clock.meet = self._watchdog.times.meet
         atexit.register(self.close)

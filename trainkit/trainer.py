@@ -318,7 +318,7 @@ class Trainer:
         try:
             self.runtime.finish_saving()
         except CheckpointError as error:
-            self.runtime.tracker.message(f"{error}; training goes on, and saves again now")
+            self.runtime.tracker.message(f"{error}; training goes on")
 
     def _prune(self) -> None:
         assert self._checkpoints is not None

@@ -1,26 +1,17 @@
 """A machine is gone for good: the others go on with fewer ranks, uneven shards and the same global batches."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.jobs import ROOT, TOY, environment, kill, run
-from trainkit import checkpoint
-from trainkit.checkpoint import store
+from benchmarks.processes import free_port
+from tests.jobs import ROOT, TOY, environment, kill, newest_tensors, run
 
 JOB = [*TOY, "recipe.num_steps=300", "log_every=1", "save_every=20", "evaluate_every=null", "precision=fp64"]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _agent(port: int, num_processes: int, run_dir: str, is_host: bool) -> subprocess.Popen[str]:
@@ -47,13 +38,9 @@ def _steps(parent: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"training"' in line]
 
 
-def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read_whole(store.step_directories(run_dir / "checkpoints")[-1])
-
-
 @pytest.mark.slow
 def test_from_four_ranks_to_three_when_one_machine_is_gone(tmp_path):
-    port, runs = _free_port(), tmp_path / "runs"
+    port, runs = free_port(), tmp_path / "runs"
     stays = _agent(port, 3, f"{runs}/%Y-%m-%d_%H-%M-%S", is_host=True)
     goes = _agent(port, 1, f"{runs}/%Y-%m-%d_%H-%M-%S", is_host=False)
     try:
@@ -74,7 +61,7 @@ def test_from_four_ranks_to_three_when_one_machine_is_gone(tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 300
     whole = tmp_path / "whole"
     assert run([*JOB, f"run_dir={whole}"]).returncode == 0
-    expected, found = _tensors(whole), _tensors(run_dir)
+    expected, found = newest_tensors(whole), newest_tensors(run_dir)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert float((found[name] - tensor).abs().max()) <= 1e-10 * float(tensor.abs().max()), name

@@ -1,6 +1,5 @@
 """A covering part of the table of benchmarks/faults.py: BERT in mid-epoch and a GAN in mid-fade change hands."""
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -62,4 +61,4 @@ def test_the_comparison_can_fail(handovers, fault):
     cell = handover.Cell("bert", ("single", 1), ("single", 1))
     assert not handovers.measured(cell).misses
     with mock.patch.object(handover, "load_and_go_on", fault):
-        assert replace(handovers.measured(cell)).misses
+        assert handovers.measured(cell).misses

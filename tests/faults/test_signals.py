@@ -17,9 +17,7 @@ import torch.distributed as dist
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.jobs import ROOT, TOY, children, environment, run, torchrun
-from trainkit import checkpoint
-from trainkit.checkpoint import store
+from tests.jobs import ROOT, TOY, children, environment, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
 from trainkit.comm import agent
 from trainkit.errors import ClusterError, ConfigError
@@ -27,10 +25,6 @@ from trainkit.health import signals as module
 from trainkit.health.signals import Preempted, Signals
 
 JOB = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=null", "evaluate_every=100", "deterministic=true"]
-
-
-def _tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read_whole(store.step_directories(run_dir / "checkpoints")[-1])
 
 
 def _lines(run_dir: Path) -> list[tuple[int, str]]:
@@ -48,7 +42,7 @@ def _has_come_to(run_dir: Path, step: int) -> bool:
 
 
 def _require_equal(whole: Path, other: Path) -> None:
-    expected, found = _tensors(whole), _tensors(other)
+    expected, found = newest_tensors(whole), newest_tensors(other)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert _lines(whole) == _lines(other), "a step was told twice, or not at all"

@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from benchmarks.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,12 +48,6 @@ CONF = {
     "recipe/line.yaml": "_target_: line.Line\ndata: ${data}\noptimizer: ${optimizer}\nnum_steps: 20\n",
     "data/line.yaml": "_target_: line.samples\nnum_samples: 64\n",
 }
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -4,22 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import handover
 from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit import checkpoint
 
 PARTS = ("module", "optimizer", "average")
-WHERE = (
-    ("single", 1),
-    ("ddp", 2),
-    ("ddp", 4),
-    ("fsdp", 2),
-    ("fsdp", 4),
-    ("zero1", 2),
-    ("zero2", 2),
-    ("zero3", 2),
-    ("hsdp", 4),
-)
+WHERE = (*handover.WHERE, ("hsdp", 4))
 # Each writes for itself and for two others, and reads of itself and of two others.
 CELLS = [(wrote, reads) for i, wrote in enumerate(WHERE) for reads in (wrote, WHERE[i - 4], WHERE[i - 2])]
 

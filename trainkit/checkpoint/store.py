@@ -112,7 +112,8 @@ def set_aside(checkpoints: Path, after: int) -> list[Path]:
     for path in step_directories(checkpoints):
         if int(path.name[5:]) > after:
             target = path.with_name(f"{path.name}.left")
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(target)
             moved.append(path.rename(target))
     return moved
 

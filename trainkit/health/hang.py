@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
@@ -51,6 +52,7 @@ class Watchdog:
         as one that computes something for itself while other ranks wait, has 1800 s too.
     directory: of the run; stacks and report go to `hang/` in it, and without one to stderr.
     topic: the same on every rank and new for each watchdog.
+    own_store: connects to the store at which the ranks met; None: this rank is watched alone.
     tell: takes a sentence, in the watched thread: a slow rank, or a failure of the watchdog's own.
 
     Beats are plain writes. All else is done by one daemon thread, from the first batch on until `end`: it samples where
@@ -66,13 +68,14 @@ class Watchdog:
         directory: Path | None = None,
         topic: str = "",
         tell: Callable[[str], None] = print,
+        own_store: Callable[[], dist.Store | None] = lambda: None,
     ) -> None:
         self.hang_after, self.directory = hang_after, directory
         self.step = 0
         """The training step that the run is at."""
         self.beats = 0
         self.times = StepTimes(device)
-        self._cluster, self._topic, self._tell = cluster, topic, tell
+        self._cluster, self._topic, self._tell, self._own_store = cluster, topic, tell, own_store
         self._beat_at = math.inf
         self._activity = "step"
         self._longest: dict[str, float] = {}
@@ -164,8 +167,8 @@ class Watchdog:
         _thread_of.append(self)
         self._watched = threading.get_ident()
         try:
-            if self._cluster.world_size > 1:
-                self._post = Post(self._topic, self._cluster.rank, self._cluster.world_size)
+            if (store := self._own_store()) is not None:
+                self._post = Post(store, self._topic, self._cluster.rank, self._cluster.world_size)
                 self._stopped_at = StoppedAt()
         except (RuntimeError, ValueError) as error:
             self._news.append(f"the hang watchdog cannot reach the other ranks, and watches this one alone: {error}")
@@ -186,9 +189,8 @@ class Watchdog:
         if self.hang_after != "auto":
             return float(self.hang_after)
         activity = self._activity
-        is_new = self._num_done.get(activity, 0) < (
-            3 if activity == "step" else 1
-        )  # two steps: the third batch is here
+        enough = 3 if activity == "step" else 1  # two steps are done when the third batch is here
+        is_new = self._num_done.get(activity, 0) < enough
         learnt = max(LEAST_S, TIMES_LONGEST * self._longest.get(activity, 0.0))
         return max(learnt, PATIENT_S) if is_new else learnt
 
@@ -283,7 +285,7 @@ class Watchdog:
 
     def _end_job(self, alarm: str) -> None:
         """Every rank's thread: stacks, an answer, and the exit; one rank's: the report, before anyone exits."""
-        with suppress(Exception):
+        try:
             mine = replace(self._sign(), collective=last_collective())
             stacks = self._stopped_at.stacks() if self._stopped_at is not None else ""
             stand = stand_in(stacks, self._watched)
@@ -297,6 +299,8 @@ class Watchdog:
                 if self._post is not None:
                     self._post.reported()
             self._wait_for_report(is_mine=speaks)
+        except Exception as error:  # the job must end, whatever is wrong with its report
+            _say(f"trainkit: the run hangs: {alarm}; its report failed: {type(error).__name__}: {error}\n")
         _flush()
         os._exit(EXIT_CODE)
 

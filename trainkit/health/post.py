@@ -2,10 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from trainkit.health.verdict import Sign
 
@@ -15,17 +14,17 @@ REPLY_S = 10.0
 
 
 class Post:
-    """One rank's place at the store of the default process group, over a connection of its own.
+    """One rank's place at the store at which the ranks met.
 
-    A thread that waits in a collective may hold the group's own connection. Under torchrun its agent keeps the store,
-    which outlives rank 0 then; elsewhere rank 0 does. Every method gives up after `REPLY_S`, and says so by None.
+    store: a connection of its own, see `Ranks.own_store`: a thread that waits in a collective may hold the group's.
+    Under torchrun its agent keeps the store, which outlives rank 0 then; elsewhere rank 0 does.
+    Every method gives up after `REPLY_S`, and says so by None.
     topic: the same on every rank, and never used before at this store.
     """
 
-    def __init__(self, topic: str, rank: int, world_size: int) -> None:
+    def __init__(self, store: dist.Store, topic: str, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
-        store: Any = distributed_c10d._get_default_store()  # whose `clone` the type stubs do not know
-        self._store = dist.PrefixStore(f"trainkit/health/{topic}", store.clone())
+        self._store = dist.PrefixStore(f"trainkit/health/{topic}", store)
         self._known: set[int] = set()
         self._asking: threading.Thread | None = None
         self.is_dead = False

@@ -7,14 +7,16 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import wait
+from multiprocessing import connection
 from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.processes import free_port
 
 _PRELOADED = [
     "trainkit.cli.main",
@@ -22,7 +24,6 @@ _PRELOADED = [
     "trainkit.tracking.wandb",
     "recipes.bert.pretrain",
     "recipes.progressive_gan.train",
-    "tests.user.toy",
 ]
 KILLED_AFTER_S = 30.0  # as torchrun does, after its SIGTERM
 
@@ -40,10 +41,11 @@ class Job:
         self._said = [Path(self._directory.name, name) for name in ("out", "err")]
         for path in self._said:
             path.touch()
+        self._words: tuple[str, str] | None = None
         self.processes = []
-        port = _free_port()
+        port = free_port()
         for rank in range(ranks or 1):
-            told = dict(environment) | (_variables(rank, ranks, port) if ranks is not None else {})
+            told = {**environment, **_told_by_torchrun(rank, ranks, port)} if ranks is not None else dict(environment)
             process = context.Process(target=_run, args=(self.args, cwd, told, [str(path) for path in self._said]))
             process.start()
             self.processes.append(process)
@@ -60,13 +62,29 @@ class Job:
             return None
         return int(any(codes)) if self._is_ranked else codes[0]
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether all have ended, after `timeout_s` at most."""
+        deadline = time.monotonic() + timeout_s
+        while left := [process.sentinel for process in self.processes if process.exitcode is None]:
+            if not connection.wait(left, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
+    @property
+    def output(self) -> tuple[str, str]:
+        """What was written to stdout and stderr so far."""
+        if self._words is None:
+            out, err = (path.read_text() for path in self._said)
+            return out, err
+        return self._words
+
     def finish(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Waits for the end. Raises subprocess.TimeoutExpired when it does not come, and kills the job."""
         deadline = time.monotonic() + timeout_s
         is_ending = False
         while self.poll() is None:
             left = [process for process in self.processes if process.exitcode is None]
-            wait([process.sentinel for process in left], max(0.0, deadline - time.monotonic()))
+            connection.wait([process.sentinel for process in left], max(0.0, deadline - time.monotonic()))
             if time.monotonic() >= deadline:
                 self.kill()
                 if not is_ending:
@@ -75,11 +93,10 @@ class Job:
                 is_ending, deadline = True, time.monotonic() + KILLED_AFTER_S
                 for process in left:
                     process.terminate()
-        out, err = (path.read_text() for path in self._said)
         code = self.poll()
         assert code is not None
-        self._directory.cleanup()
-        return subprocess.CompletedProcess(self.args, code, out, err)
+        self._close()
+        return subprocess.CompletedProcess(self.args, code, *self.output)
 
     def kill(self) -> None:
         """SIGKILL to every process."""
@@ -87,16 +104,18 @@ class Job:
             process.kill()
         for process in self.processes:
             process.join()
+        self._close()
+
+    def _close(self) -> None:
+        self._words = self.output
+        self._directory.cleanup()
 
 
-def _variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+def _told_by_torchrun(rank: int, world_size: int, port: int) -> dict[str, str]:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        **processes.environment(rank, world_size),
+        **meeting,
         "TORCHELASTIC_RUN_ID": "none",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
@@ -120,9 +139,3 @@ def _run(args: list[str], cwd: Path, environment: Mapping[str, str], said: list[
         runpy.run_path(args[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
