@@ -41,6 +41,10 @@ class ClusterError(TrainkitError, RuntimeError):
     recurs = False
 
 
+class TopologyError(TrainkitError, ValueError):
+    """A description of machines and links that cannot be read, or that contradicts itself."""
+
+
 class NonFiniteError(TrainkitError, ArithmeticError):
     """A loss or a gradient that is no longer a number."""
 

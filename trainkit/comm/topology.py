@@ -1,0 +1,272 @@
+"""Topology: the devices and network cards of a job's hosts, what joins them, and where ranks sit. Pure data."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from trainkit.errors import TopologyError, nearest
+
+T = TypeVar("T")
+LinkKind = Literal["nvlink", "nvswitch", "pcie", "socket", "loopback", "nic"]
+NETWORK = "network"
+"""The vertex at which the network cards of all hosts meet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one rank computes on. id: unique within its host, `gpu0` or `cpu0`."""
+
+    id: str
+    kind: Literal["cuda", "cpu"] = "cuda"
+    name: str = ""
+    bus_id: str | None = None  # of PCI, `0000:3b:00.0`
+    numa: int | None = None
+    compute_capability: str | None = None  # "9.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nic:
+    """A network card, or one port of one. id: unique within its host, `nic0`."""
+
+    id: str
+    name: str = ""  # what the operating system calls it: mlx5_0, eth0
+    kind: Literal["infiniband", "ethernet"] = "ethernet"
+    bus_id: str | None = None
+    numa: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What joins two vertices of a host, both ways at once.
+
+    a, b: ids of devices and network cards, names of `Host.switches`, or NETWORK for the wire of a network card.
+    bandwidth_gb_per_s: of payload, in one direction, all parallel lanes of this link together; 1 GB is 1e9 bytes.
+    latency_us: of one message over it.
+    rated_gb_per_s: what the hardware could do, where that is known and another figure.
+    """
+
+    a: str
+    b: str
+    kind: LinkKind
+    bandwidth_gb_per_s: float
+    latency_us: float
+    rated_gb_per_s: float | None = None
+    source: Literal["nominal", "measured"] = "nominal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One machine, or what a job sees of it.
+
+    switches: further vertices: PCIe switches (`pcie0`), sockets (`socket0`), NVSwitches (`nvswitch`), the memory of a
+    machine without GPUs (`memory`).
+    facts: what was read beside the links and warnings may need: `hypervisor`, `driver`, `p2p` ...
+    """
+
+    name: str
+    devices: tuple[Device, ...]
+    nics: tuple[Nic, ...] = ()
+    switches: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
+    facts: Mapping[str, Any] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "facts", dict(self.facts or {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a rank sits: the number of its host in `Topology.hosts`, and the id of its device there."""
+
+    host: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """The machines of a job. places: by rank; where none are given, device after device, host after host.
+
+    Raises TopologyError, naming the host and the link, where parts contradict one another.
+    """
+
+    hosts: tuple[Host, ...]
+    places: tuple[Place, ...] = ()
+    source: str = ""
+    """Where it was read: `nvml`, `preset dgx-1`, the path of a file."""
+
+    def __post_init__(self) -> None:
+        if not self.hosts:
+            raise TopologyError("a topology needs at least one host")
+        for host in self.hosts:
+            _check(host)
+        if not self.places:
+            every = tuple(Place(host=i, device=d.id) for i, host in enumerate(self.hosts) for d in host.devices)
+            object.__setattr__(self, "places", every)
+        for rank, place in enumerate(self.places):
+            if not 0 <= place.host < len(self.hosts):
+                raise TopologyError(f"places[{rank}].host={place.host}: there are hosts 0 to {len(self.hosts) - 1}")
+            known = [device.id for device in self.hosts[place.host].devices]
+            if place.device not in known:
+                raise TopologyError(
+                    f"places[{rank}].device={place.device!r}: host {self.hosts[place.host].name!r} has "
+                    f"{', '.join(known)}.{nearest(place.device, known)}"
+                )
+
+    @property
+    def world_size(self) -> int:
+        return len(self.places)
+
+    def ranks_by_host(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each host that has any, in rising order; hosts in the order of their lowest rank."""
+        by_host: dict[int, list[int]] = {}
+        for rank, place in enumerate(self.places):
+            by_host.setdefault(place.host, []).append(rank)
+        return tuple(tuple(ranks) for ranks in by_host.values())
+
+    def device_of(self, rank: int) -> Device:
+        place = self.places[rank]
+        return next(d for d in self.hosts[place.host].devices if d.id == place.device)
+
+    def times(self, num_nodes: int) -> "Topology":
+        """As many hosts like the first one; ranks host after host."""
+        first = self.hosts[0]
+        hosts = tuple(replace(first, name=f"{first.name}-{i}") for i in range(num_nodes)) if num_nodes > 1 else (first,)
+        return Topology(hosts=hosts, source=self.source)
+
+    def fingerprint(self) -> str:
+        """The same for the same machines in the same order of ranks, as they were read; hosts' names do not count.
+
+        Nor do figures of measured links: probes never find the same twice.
+        """
+        plain = self.to_dict()
+        plain.pop("source")
+        for host in plain["hosts"]:
+            host.pop("name")
+            host.pop("facts")
+            for link in host["links"]:
+                for key in ("latency_us", "source", "bandwidth_gb_per_s") if link["source"] == "measured" else ():
+                    link.pop(key)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    # -- JSON --------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_json(self) -> str:
+        """The whole of it as text, which `from_json` reads."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], where: str = "topology") -> "Topology":
+        """The inverse of `to_dict`. Raises TopologyError naming the key in which `plain` is wrong."""
+        known = _require(plain, cls, where)
+        hosts = tuple(_host(entry, f"{where}.hosts[{i}]") for i, entry in enumerate(_list(known, "hosts", where)))
+        places = tuple(
+            _build(Place, entry, f"{where}.places[{i}]") for i, entry in enumerate(_list(known, "places", where))
+        )
+        return cls(hosts=hosts, places=places, source=str(known.get("source", "")))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "topology") -> "Topology":
+        """Raises TopologyError, for text that is no JSON with its line and column."""
+        try:
+            plain = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TopologyError(f"{where}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+        return cls.from_dict(plain, where)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Topology":
+        """From a JSON file. Raises TopologyError."""
+        path = Path(path).expanduser()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TopologyError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        topology = cls.from_json(text, str(path))
+        return replace(topology, source=topology.source or str(path))
+
+
+def _check(host: Host) -> None:
+    if not host.devices:
+        raise TopologyError(f"host {host.name!r} has no devices")
+    ids = [d.id for d in host.devices] + [n.id for n in host.nics] + list(host.switches)
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice is not None:
+        raise TopologyError(f"host {host.name!r}: two parts are called {twice!r}")
+    for link in host.links:
+        for end in (link.a, link.b):
+            if end not in ids and end != NETWORK:
+                raise TopologyError(
+                    f"host {host.name!r}, link {link.a} - {link.b}: there is no {end!r}.{nearest(end, [*ids, NETWORK])}"
+                )
+        if not link.bandwidth_gb_per_s > 0 or not link.latency_us >= 0:
+            raise TopologyError(
+                f"host {host.name!r}, link {link.a} - {link.b}: bandwidth_gb_per_s={link.bandwidth_gb_per_s} and "
+                f"latency_us={link.latency_us}: allowed are numbers above 0, and from 0 up"
+            )
+
+
+def _host(plain: Any, where: str) -> Host:
+    known = _require(plain, Host, where)
+
+    def parts(key: str, kind: type[T]) -> tuple[T, ...]:
+        return tuple(_build(kind, entry, f"{where}.{key}[{i}]") for i, entry in enumerate(_list(known, key, where)))
+
+    return Host(
+        name=str(known.get("name", "")),
+        devices=parts("devices", Device),
+        nics=parts("nics", Nic),
+        switches=tuple(str(name) for name in _list(known, "switches", where)),
+        links=parts("links", Link),
+        facts=known.get("facts") or {},
+    )
+
+
+def _list(plain: Mapping[str, Any], key: str, where: str) -> Iterable[Any]:
+    value = plain.get(key, ())
+    if not isinstance(value, (list, tuple)):
+        raise TopologyError(f"{where}.{key}: is a {type(value).__name__}, not a list")
+    return value
+
+
+def _require(plain: Any, kind: type, where: str) -> Mapping[str, Any]:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(plain, Mapping):
+        raise TopologyError(f"{where}: is a {type(plain).__name__}, not an object with {', '.join(names)}")
+    for key in plain:
+        if key not in names:
+            raise TopologyError(
+                f"{where}.{key}: there is no such key; allowed are {', '.join(names)}.{nearest(key, names)}"
+            )
+    return plain
+
+
+def _build(kind: type[T], plain: Any, where: str) -> T:
+    known = _require(plain, kind, where)
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in known:
+            _check_value(field.type, known[field.name], f"{where}.{field.name}")
+    try:
+        return kind(**known)
+    except TypeError as error:
+        missing = str(error).split(": ", 1)[-1]
+        raise TopologyError(f"{where}: is missing {missing}") from error
+
+
+def _check_value(annotation: Any, value: Any, where: str) -> None:
+    choices = get_args(annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            raise TopologyError(f"{where}={value!r}: allowed are {', '.join(choices)}.{nearest(str(value), choices)}")
+        return
+    kinds = choices or (annotation,)
+    kinds = tuple(float if kind is float else kind for kind in kinds)
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TopologyError(f"{where}={value!r}: allowed is {names}")
