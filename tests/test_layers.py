@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "precision"),
     ("blocks",),
     ("comm", "ops", "optim", "tracking"),
-    ("random", "config", "shard", "probe", "memory", "step_result"),
+    ("random", "config", "shard", "probe", "memory", "step_result", "cache"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
@@ -81,6 +81,7 @@ def test_users_use_public_names_only(folder):
 
     public = {f"trainkit.{name}" for name in trainkit.__all__} | {"trainkit"}
     packages = (
+        "trainkit.comm.",
         "trainkit.data.",
         "trainkit.ops.",
         "trainkit.precision.",

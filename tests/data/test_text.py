@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from trainkit.cache import cached
 from trainkit.data import Text
-from trainkit.data.cache import cached
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
 from trainkit.data.tokenizer import SPECIAL_TOKENS, WordPiece, train_vocabulary

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from trainkit.data.cache import cached
+from trainkit.cache import cached
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.cache import cache_root, cached
 from trainkit.comm.cluster import Cluster
-from trainkit.data.cache import cache_root, cached
 from trainkit.data.datasets import Datasets
 from trainkit.data.glyphs import Glyphs
 from trainkit.data.image_sources import ImageSource, find_source

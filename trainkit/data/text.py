@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
 
-from trainkit.data.cache import cache_root, cached
+from trainkit.cache import cache_root, cached
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
