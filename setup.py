@@ -36,11 +36,12 @@ setup(
     # conf/ lies at the top of a checkout, where users look for it, and inside the package in a wheel.
     packages=[*find_packages(include=["trainkit", "trainkit.*", "recipes", "recipes.*"]), "trainkit.conf"],
     package_dir={"trainkit.conf": "conf"},
-    package_data={"trainkit.conf": ["*.yaml", "*/*.yaml"]},
+    package_data={"trainkit.conf": ["*.yaml", "*/*.yaml"], "trainkit.comm": ["preset_files/*.json"]},
     install_requires=[
         "hydra-core>=1.3.2",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "nvidia-ml-py>=12",
         "pillow>=10.1",
         "pyarrow>=15",
         "pydantic>=2.7",
