@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from trainkit import data, errors, ops
+from trainkit.comm.comm import Comm
 from trainkit.engine import Engine
 from trainkit.optim import Schedule
 from trainkit.precision import Precision
@@ -21,6 +22,7 @@ __all__ = [
     "DDP",
     "FSDP",
     "HSDP",
+    "Comm",
     "Engine",
     "Precision",
     "Recipe",

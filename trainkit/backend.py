@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.comm.feedback import Feedback
+from trainkit.comm.reducer import Reducer
 from trainkit.errors import UsageError
 from trainkit.memory import Memory
 from trainkit.shard import Shard
@@ -109,6 +111,36 @@ class Backend:
         finally:
             for p in held:
                 p.requires_grad_(True)
+
+    # -- how gradients are summed ------------------------------------------------------------------------------------
+
+    reducer: Reducer | None = None
+    """Who chooses how gradients are summed, where a backend leaves that open."""
+
+    def reduce_as(self, known: Mapping[str, Any] | None) -> None:
+        """Has the reducer choose, if nobody has yet; the first backward does it too. Collective.
+
+        known: what `choice` was when a checkpoint was written.
+        """
+
+    def choice(self) -> dict[str, Any] | None:
+        """How gradients are summed, JSON-able; None where there was nothing to choose, or nobody has yet."""
+        return None
+
+    def feedback(self) -> Feedback | None:
+        """What a lossy way to sum gradients has left out so far; None where nothing is left out."""
+        return None
+
+    def feedback_places(self, saved: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Shard]:
+        """See `Feedback.places`."""
+        return feedback.places(saved) if (feedback := self.feedback()) is not None else {}
+
+    def inherit_feedback(self, old: "Backend") -> None:
+        """Takes over what `old` has left out of the gradients of parameters that are here too. Collective."""
+        if (left := old.feedback()) is not None:
+            self.reduce_as(None)
+            if (feedback := self.feedback()) is not None:
+                feedback.inherit(left, {name: p.numel() for name, p in self.trainable.items()})
 
     def retire(self) -> None:
         """Lets go of the module: hooks and buffers of the strategy are removed."""

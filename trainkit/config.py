@@ -35,6 +35,7 @@ class TrainConfig:
     optimizer: Node  # conf/optimizer/
     schedule: Node | None  # of the learning rate: conf/schedule/
     strategy: Node  # how it is spread over processes: conf/strategy/
+    comm: Node  # how gradients are summed: conf/comm/
     precision: Node  # conf/precision/
     tracking: Node  # who is told: conf/tracking/
     run_dir: Path | None  # strftime fields in it are filled in by rank 0's clock
@@ -106,7 +107,7 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         if field.name not in config:
             raise ConfigError(f"{field.name} is missing from the configuration")
         values[field.name] = _convert(field.name, config[field.name], hints[field.name])
-    for key in ("data", "optimizer", "schedule", "strategy", "precision", "tracking", "recipe"):
+    for key in ("data", "optimizer", "schedule", "strategy", "comm", "precision", "tracking", "recipe"):
         if values[key] is not None:
             values[key] = _checked_node(key, values[key])
     return TrainConfig(**values)

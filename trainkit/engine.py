@@ -174,6 +174,8 @@ class Engine:
         norm, skipped = self._backend.update(factor, self.clip, squared_norm=squared_norm, gate=gate)
         if self.scaler is not None and not self._guard.is_examining:
             self.scaler.update(not skipped)
+            if (feedback := self._backend.feedback()) is not None and scale is not None:
+                feedback.rescale(self.scaler.scale / scale)
         if not skipped:
             self.num_updates += 1
             if self.average is not None:
@@ -234,7 +236,10 @@ class Engine:
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
     def shards(self) -> dict[str, dict[str, Shard]]:
-        """What this rank holds, by the module's own names: `module`, `optimizer` (as name/key) and `average`."""
+        """What this rank holds, by the module's own names: `module`, `optimizer` (as name/key), `average`, `feedback`.
+
+        Collective where a lossy way to sum gradients has left something out.
+        """
         return {
             "module": self._module_shards(),
             "optimizer": {
@@ -243,11 +248,13 @@ class Engine:
                 for key, shard in entry.items()
             },
             "average": self.average.shards() if self.average is not None else {},
+            "feedback": feedback.shards() if (feedback := self._backend.feedback()) is not None else {},
         }
 
     def scalars(self) -> dict[str, Any]:
         """The rest of what a checkpoint holds, JSON-able."""
-        return {"num_updates": self.num_updates, "scaler": self.scaler.state() if self.scaler is not None else None}
+        scaler = self.scaler.state() if self.scaler is not None else None
+        return {"num_updates": self.num_updates, "scaler": scaler, "comm": self._backend.choice()}
 
     def state(self) -> dict[str, Any]:
         """Whole tensors by part and name, as `shards` has them, and `scalars`.
@@ -277,12 +284,19 @@ class Engine:
             "module": self._module_shards(),
             "optimizer": places,
             "average": self.average.shards() if self.average is not None else {},
+            "feedback": self._backend.feedback_places(saved["feedback"]),
         }
 
-    def loaded(self, optimizer: Mapping[str, Shard], scalars: Mapping[str, Any]) -> None:
+    def prepare(self, scalars: Mapping[str, Any]) -> None:
+        """To be called before `places`: sums gradients as the checkpoint did, on the same machines. Collective."""
+        self._backend.reduce_as(scalars.get("comm"))
+
+    def loaded(self, places: Mapping[str, Mapping[str, Shard]], scalars: Mapping[str, Any]) -> None:
         """Takes over what was read to `places`. Raises ConfigError. Collective: every rank calls."""
+        if (feedback := self._backend.feedback()) is not None:
+            feedback.load(places["feedback"])
         by_name: dict[str, dict[str, Shard]] = {}
-        for path, shard in optimizer.items():
+        for path, shard in places["optimizer"].items():
             name, _, key = path.rpartition("/")
             by_name.setdefault(name, {})[key] = shard
         self._backend.load_optimizer_state(by_name)
@@ -309,6 +323,7 @@ class Engine:
             self.average.begin_anew()
             if old.average is not None:
                 take_fitting(self.average.shards(), old.average.shards())
+        self._backend.inherit_feedback(old._backend)
         self.num_updates = old.num_updates
         if self.scaler is not None and old.scaler is not None:
             self.scaler.load_state(old.scaler.state())

@@ -39,7 +39,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe
     config = checkpoint.read_manifest(directory)["values"].get("config")
     if not config:
         raise CheckpointError(f"{directory} was not written by a configured run: load it with runtime.load(...)")
-    stored = {**config, "resume": str(directory), "run_dir": None}
+    by_torch = {"_target_": "trainkit.Comm", "plan": "flat"}  # the links may be others here, and nothing is reduced
+    stored = {**config, "comm": by_torch, "resume": str(directory), "run_dir": None}
     trainer = _prepare(compose_onto(stored, overrides), tracker=Tracker())
     trainer.restore()
     return trainer.recipe, trainer.runtime
@@ -52,6 +53,7 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
     make_recipe = build_partial(checked.recipe)
     runtime = Runtime(
         strategy=build(checked.strategy),
+        comm=build(checked.comm),
         precision=build(checked.precision),
         seed=checked.seed,
         deterministic=checked.deterministic,

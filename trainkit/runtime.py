@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from trainkit import checkpoint
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.comm.cluster import current_cluster
+from trainkit.comm.comm import Comm
 from trainkit.comm.device import choose_device, compute_deterministically
+from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
 from trainkit.engine import Engine, Schedule
 from trainkit.errors import CheckpointError, ConfigError
@@ -52,6 +54,7 @@ class Runtime(Feed):
     """What a training loop runs on.
 
     strategy: `single`, `ddp`, or a Strategy with arguments of its own.
+    comm: how gradients are summed: `auto`, `flat` and so on, see Comm; or a Comm with arguments of its own.
     precision: `fp64`, `fp32`, `tf32`, `bf16`, `fp16`, or a Precision.
     seed: with the position in the data, the only source of randomness.
     deterministic: same bits from the same ranks, strategy and hardware, also after a resume.
@@ -79,6 +82,7 @@ class Runtime(Feed):
         self,
         *,
         strategy: str | Strategy = "ddp",
+        comm: str | Comm = "auto",
         precision: str | Precision = "fp32",
         seed: int = 0,
         deterministic: bool = False,
@@ -100,6 +104,8 @@ class Runtime(Feed):
         chosen = choose_device(device, cluster)
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
+        self.comm = Comm(plan=comm) if isinstance(comm, str) else comm  # type: ignore[arg-type]
+        self.comm.check(self.strategy.name, deterministic)
         self.strategy.check(cluster, self.precision, chosen)
         if compile:
             check_compiler(chosen)
@@ -142,6 +148,17 @@ class Runtime(Feed):
             own_store=self.own_store,
         )
         self._clock.meet = self._watchdog.times.meet
+        self._reducer = Reducer(
+            self.comm,
+            cluster=cluster,
+            device=chosen,
+            deterministic=deterministic,
+            group=self._patient,
+            report=self.remark,
+            during=self.during,
+        )
+        if self.strategy.name == "ddp":
+            self._reducer.check()
         atexit.register(self.close)
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
@@ -225,6 +242,7 @@ class Runtime(Feed):
             deterministic=self.deterministic,
             blocks=blocks,
         )
+        backend.reducer = self._reducer
         engine = Engine(
             backend,
             name=name,
@@ -250,7 +268,8 @@ class Runtime(Feed):
         `attempt` sets engines up, makes a step or two, and leaves nothing behind; one rank may run out of memory in it
         while others do not. Raises ConfigError when nothing fits. Collective: every rank calls.
         """
-        return fewest_that_fit(attempt, largest=largest, group=self._patient, report=self.tracker.message)
+        with self._reducer.set_aside():
+            return fewest_that_fit(attempt, largest=largest, group=self._patient, report=self.tracker.message)
 
     def begin_anew(self) -> None:
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
@@ -409,4 +428,5 @@ class Runtime(Feed):
             with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
                 self.run_dir.rmdir()
         self.end_tracking(status)
+        self._reducer.close()
         self._leave()

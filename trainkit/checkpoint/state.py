@@ -16,7 +16,7 @@ from trainkit.errors import CheckpointError, ConfigError
 from trainkit.ranks import Ranks
 from trainkit.shard import Shard
 
-PARTS = ("module", "optimizer", "average")
+PARTS = ("module", "optimizer", "average", "feedback")
 
 
 def save(
@@ -106,6 +106,7 @@ def load(
     places: dict[str, dict[str, dict[str, Shard]]] = {}
     try:
         for name, engine in engines.items():
+            engine.prepare(saved[name])
             places[name] = engine.places({part: shapes.get(f"{name}.{part}", {}) for part in PARTS})
             for part, by_path in places[name].items():
                 into.update({f"{name}.{part}/{path}": shard for path, shard in by_path.items()})
@@ -117,7 +118,7 @@ def load(
         raise CheckpointError(f"{directory} could not be read: {sharded.reason_of(error)}") from error
     try:
         for name, engine in engines.items():
-            engine.loaded(places[name]["optimizer"], saved[name])
+            engine.loaded(places[name], saved[name])
     except ConfigError as error:
         raise CheckpointError(f"{directory} does not fit this run: {error}") from error
 

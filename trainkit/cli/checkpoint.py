@@ -83,6 +83,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
+    from trainkit.comm.reduce_plan import ReducePlan
 
     path = checkpoint.find(arguments.path.expanduser())
     manifest = checkpoint.read_manifest(path)
@@ -98,7 +99,10 @@ def _show(arguments: argparse.Namespace) -> int:
         types = ", ".join(sorted({entry["dtype"] for entry in entries}))
         print(f"{part}: {len(entries)} tensors, {sum(_numel(entry) for entry in entries):,} elements ({types})")
     for engine, scalars in manifest["engines"].items():
-        print(f"{engine}: " + ", ".join(f"{name} {value}" for name, value in scalars.items()))
+        plain = {name: value for name, value in scalars.items() if name != "comm"}
+        print(f"{engine}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
+        if scalars.get("comm"):
+            print(f"{engine}: gradients summed {ReducePlan.from_dict(scalars['comm']['plan']).describe()}")
     strategy = (values.get("config") or {}).get("strategy")
     if strategy:
         print(f"strategy: {strategy.get('_target_', strategy) if isinstance(strategy, dict) else strategy}")
@@ -156,6 +160,9 @@ def _diff(arguments: argparse.Namespace) -> int:
     paths = [checkpoint.find(path.expanduser()) for path in (arguments.a, arguments.b)]
     a, b = (checkpoint.read_manifest(path) for path in paths)
     lines = []
+    for manifest in (a, b):
+        for scalars in manifest["engines"].values():
+            scalars.pop("comm", None)  # of the machines, not of what was learnt
     for key in ("position", "engines"):
         if a[key] != b[key]:
             lines.append(f"{key}: {a[key]} and {b[key]}")

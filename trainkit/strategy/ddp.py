@@ -1,7 +1,7 @@
 """DistributedDataParallel: every process holds the whole module, gradients are averaged."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
-from trainkit.backend import Backend
+from trainkit.backend import Backend, num_bytes
 from trainkit.comm.cluster import Cluster
+from trainkit.comm.feedback import Feedback
+from trainkit.comm.hook import Hook
+from trainkit.comm.reducer import Choice
 from trainkit.errors import UsageError
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
@@ -65,6 +68,9 @@ class DDP(Strategy):
         )
 
 
+_BUCKET_MB = 25  # torch's own
+
+
 class _DDPBackend(Backend):
     def __init__(
         self,
@@ -78,6 +84,10 @@ class _DDPBackend(Backend):
         super().__init__(module, optimizer)
         self.gradient_divisor = cluster.world_size
         self.find_unused_parameters = find_unused_parameters
+        self._choice: Choice | None = None
+        self._hook: Hook | None = None
+        self._is_chosen = False
+        self._bucket_bytes = int((bucket_mb or _BUCKET_MB) * 2**20)
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
             module,
             bucket_cap_mb=bucket_mb,
@@ -98,7 +108,15 @@ class _DDPBackend(Backend):
         return self.wrapped(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        if last and not self._is_chosen:
+            self.reduce_as(None)
+        try:
+            loss.backward()
+        except RuntimeError:
+            failure = self._hook.failure() if self._hook is not None else None
+            if failure is not None:
+                raise failure from failure.__cause__
+            raise
         if not last:
             self._forward_was_wrapped = False
             return
@@ -131,5 +149,23 @@ class _DDPBackend(Backend):
             flat /= self.gradient_divisor
             torch._foreach_copy_(same, list(_unflatten_dense_tensors(flat, same)))
 
+    # -- how gradients are summed ------------------------------------------------------------------------------------
+
+    def reduce_as(self, known: Mapping[str, Any] | None) -> None:
+        if self._is_chosen or self.reducer is None:
+            return
+        assert self.wrapped is not None
+        total = sum(num_bytes(p) for p in self.trainable.values())
+        names: dict[Tensor, str] = {p: name for name, p in self.trainable.items()}
+        self._choice, self._hook = self.reducer.install(self.wrapped, names, min(total, self._bucket_bytes), known)
+        self._is_chosen = True
+
+    def choice(self) -> dict[str, Any] | None:
+        return None if self._choice is None or self._choice.fingerprint is None else self._choice.to_dict()
+
+    def feedback(self) -> Feedback | None:
+        return self._hook.feedback if self._hook is not None else None
+
     def retire(self) -> None:
         self.wrapped = None
+        self._hook = None
