@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint
+from trainkit.cli import checkpoint, topo
 from trainkit.comm.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the stored configuration")
     evaluate.set_defaults(run=_run_evaluate)
     checkpoint.add_parser(commands)
+    topo.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,43 @@
+"""What commands print, and where they write."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainkit.comm.topology import Topology
+
+PLAIN_WIDTH = 120
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def console() -> Console:
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False)
+
+
+def say(text: str) -> None:
+    print(f"trainkit: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--output={path} cannot be written: {error.strerror or error}") from error
+
+
+def count(topology: "Topology") -> str:
+    hosts, ranks = len(topology.hosts), topology.world_size
+    return f"{ranks} rank{'s' if ranks > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}"

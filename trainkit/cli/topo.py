@@ -1,0 +1,299 @@
+"""`trainkit topo`: the machine's links as a picture, measured, planned over, and what jobs on many of them reach."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trainkit.cli import amounts, machine, measured
+from trainkit.cli.output import console, count, rank, say, writing
+from trainkit.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from trainkit.comm.simulate import Point
+
+PLAIN_WIDTH = 120
+PATIENCE_S = 2.0
+PICTURES = (".svg", ".png", ".pdf")
+BAR = 40  # characters
+EXAMPLES = {
+    "topo": """\
+examples:
+  trainkit topo show                                    this machine
+  trainkit topo show --preset dgx-1 --output dgx-1.svg
+  torchrun --nproc-per-node=8 -m trainkit.cli topo probe --output links.json
+  trainkit topo plan --bytes 25MB --topology links.json
+  trainkit topo simulate --preset dgx-h100 --nodes 1..128 --recipe bert-large
+""",
+    "show": """\
+examples:
+  trainkit topo show
+  trainkit topo show --preset dgx-h100 --nodes 4 --output cluster.png
+  trainkit topo show --topology links.json --json
+""",
+    "probe": """\
+examples:
+  torchrun --nproc-per-node=8 -m trainkit.cli topo probe --output links.json
+  torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 \\
+      -m trainkit.cli topo probe --output links.json        on both machines; then: comm.topology=links.json
+""",
+    "plan": """\
+examples:
+  trainkit topo plan --bytes 25MB --preset pcie-8-nvlink-pairs --nodes 2
+  trainkit topo plan --bytes 100MiB --topology links.json --tolerance int8
+""",
+    "simulate": """\
+examples:
+  trainkit topo simulate --preset dgx-h100 --nodes 1..128 --recipe bert-large
+  trainkit topo simulate --preset workstation-2 --nodes 1,2,4 --recipe bert-base --output scaling.png
+""",
+    "bench": """\
+examples:
+  torchrun --nproc-per-node=2 -m trainkit.cli topo bench
+  torchrun --nproc-per-node=8 -m trainkit.cli topo bench --sizes 1MB..1GB --output bench.json
+""",
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `topo` and its own commands."""
+    topo = commands.add_parser(
+        "topo",
+        help="show, measure, plan over and simulate a machine's links",
+        description="Show, measure, plan over and simulate the links between GPUs, network cards and hosts.",
+        epilog=EXAMPLES["topo"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own = topo.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, help: str, description: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = own.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+    show = add("show", _show, "the machine as a picture", "The machine as a picture, its matrix, and what is wrong.")
+    machine.add_machine(show)
+    show.add_argument("--output", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
+    show.add_argument("--json", action="store_true", help="print it as JSON, which --topology reads")
+
+    probe = add("probe", measured.probe, "measure links", "Measures links between the processes that torchrun started.")
+    probe.add_argument("--topology", type=Path, metavar="FILE", help="a machine's JSON; default: read from the machine")
+    machine.add_device(probe)
+    probe.add_argument("--output", type=Path, metavar="FILE", help="write the topology with its measured links as JSON")
+
+    plan = add(
+        "plan",
+        _plan,
+        "how a gradient would be summed",
+        "Every plan for an all-reduce, its predicted time, and the choice.",
+    )
+    machine.add_machine(plan)
+    plan.add_argument("--bytes", default="25MB", metavar="SIZE", help="of a bucket of gradients; default: 25MB")
+    plan.add_argument("--tolerance", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
+    plan.add_argument("--all", action="store_true", help="every size of chunks, not the best of each kind")
+
+    _add_simulate(add("simulate", _simulate, "what a job on many machines reaches", "Predicts a job's step time."))
+
+    bench = add(
+        "bench",
+        measured.bench,
+        "bus bandwidth",
+        "Times all-reduces over the processes that torchrun started, as nccl-tests do.",
+    )
+    bench.add_argument("--topology", type=Path, metavar="FILE", help="a machine's JSON; default: read from the machine")
+    bench.add_argument("--sizes", default="1KB..64MB", metavar="SIZES", help="default: 1KB..64MB, doubling")
+    bench.add_argument(
+        "--plan", default="flat", metavar="KIND", help="auto, flat (default), ring, hierarchical or leader"
+    )
+    machine.add_device(bench)
+    bench.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON")
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    machine.add_machine(parser, nodes="1..128")
+    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="what is trained; default: bert-large")
+    parser.add_argument("--samples", type=int, metavar="N", help="that a device takes in a step; default: the recipe's")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "tf32", "fp32"), help="default: bf16")
+    parser.add_argument("--tolerance", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
+    parser.add_argument("--tflops", type=float, metavar="N", help="that one device sustains; default: by its name")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="draw a chart: .svg, .png or .pdf")
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from trainkit.comm.advice import advise
+    from trainkit.comm.picture import drawing, text
+
+    _check_picture(arguments.output)
+    with machine.described(arguments) as topology:
+        if rank():
+            return 0
+        if arguments.output:
+            with writing(arguments.output):
+                drawing.save(topology, arguments.output)
+            say(f"drawn into {arguments.output}")
+        if arguments.json:
+            print(topology.to_json(), end="")
+            return 0
+        out = console()
+        text.show(topology, out)
+        if topology.source:
+            out.print(Text(f"read from {topology.source}", style="dim"))
+        for advice in advise(topology):
+            style = {"error": "bold red", "warning": "bold yellow", "hint": "bold cyan"}[advice.severity]
+            out.print()
+            out.print(Text.assemble((f"{advice.severity}: ", style), (advice.subject, "bold")))
+            out.print(Padding(advice.problem, (0, 0, 0, 2)))
+            out.print(Padding(Text(f"→ {advice.remedy}", style="green"), (0, 0, 0, 2)))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from trainkit.comm.cost import CostModel
+    from trainkit.comm.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
+    from trainkit.comm.traffic import network_bytes
+
+    size = amounts.num_bytes(arguments.bytes, "--bytes")
+    tolerance = arguments.tolerance
+    _check_format(tolerance)
+    with machine.described(arguments) as topology:
+        if rank():
+            return 0
+        every = candidates(topology, size, tolerance=tolerance)
+        chosen = plan_all_reduce(topology, size, tolerance=tolerance)
+        flat = next(entry for entry in every if entry.plan.kind == "flat")
+        shown = every if arguments.all else shortlist(every, len(every))
+        model = CostModel(topology)
+        table = Table("", "plan", box=None, pad_edge=False)
+        for name in ("time", "bus GB/s", "over flat", "sent by a host"):
+            table.add_column(name, justify="right")
+        for entry in shown:
+            sent = network_bytes(topology, entry.plan, size, orders_rings=model.backend == "nccl")
+            bus = model.bus_bandwidth_gb_per_s(entry.plan, size)
+            table.add_row(
+                "→" if entry.plan == chosen else "",
+                entry.plan.describe(),
+                _time(entry.time_us),
+                f"{bus:.3g}",
+                f"{flat.time_us / entry.time_us:.2f}x" if entry.time_us else "",
+                f"{sent / size:.2f} S" if sent else "-",
+                style="bold" if entry.plan == chosen else "",
+            )
+        out = console()
+        out.print(f"{topology.source or 'this machine'}: {count(topology)}, {model.backend}, S = {arguments.bytes}\n")
+        out.print(table)
+        gain = 1 - every[0].time_us / flat.time_us if flat.time_us else 0.0
+        if chosen.kind != "flat":
+            why = f"it is predicted to take {100 * gain:.0f} % less time than flat"
+        elif every[0].plan.kind == "flat":
+            why = "nothing is predicted to be faster"
+        else:
+            why = f"the fastest is predicted to save {100 * gain:.1f} %, and below {100 * MIN_GAIN:.0f} % flat stays"
+        out.print(f"\nchosen: {chosen.describe()}: {why}", soft_wrap=True)
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from trainkit.comm.picture import chart
+    from trainkit.comm.simulate import KNEE, knee, simulate, what_if, workload
+
+    _check_picture(arguments.output)
+    _check_format(arguments.tolerance)
+    nodes = amounts.counts(arguments.nodes, "--nodes")
+    for name in ("tflops", "samples"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name}={value}: allowed are numbers above 0")
+    node = machine.one_node(arguments)
+    if rank():
+        return 0
+    work = workload(
+        arguments.recipe,
+        samples_per_device=arguments.samples,
+        tflops=arguments.tflops,
+        precision=arguments.precision,
+    )
+    points = simulate(node, nodes, work, tolerance=arguments.tolerance)
+    changes = what_if(node, work, nodes[-1], tolerance=arguments.tolerance)
+    out = console()
+    out.print(
+        f"{arguments.recipe} on {node.source or 'machines like this one'}: {node.world_size} devices a node, "
+        f"{work.samples_per_device} samples each, {work.gradient_bytes / 1e6:.0f} MB of gradients\n",
+        soft_wrap=True,
+    )
+    out.print(_scaling(points))
+    bend = knee(points)
+    if bend is None:
+        out.print(f"\nno knee up to {_nodes(nodes[-1])}: the efficiency stays above {100 * KNEE:.0f} %")
+    else:
+        out.print(f"\nknee: from {_nodes(bend.num_nodes)} on less than {100 * KNEE:.0f} % of the time is computation")
+    for change in changes:
+        took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
+        if abs(change.gain) < 0.005:
+            took = "no other time a step"
+        out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {_time(change.point.step_us)}", soft_wrap=True)
+    if arguments.output:
+        title = f"{arguments.recipe} on {node.source.removeprefix('preset ') or 'machines like this one'}"
+        with writing(arguments.output):
+            chart.save(title, points, changes, arguments.output)
+        say(f"drawn into {arguments.output}")
+    return 0
+
+
+def _scaling(points: "Sequence[Point]") -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("nodes", "devices", "step", "efficiency", "samples/s"):
+        table.add_column(name, justify="right")
+    table.add_column("step: █ computation ░ exposed communication")
+    table.add_column("plan")
+    longest = max(point.step_us for point in points)
+    for point in points:
+        bar = Text("█" * round(BAR * point.compute_us / longest), style="blue")
+        bar.append("░" * round(BAR * point.exposed_us / longest), style="yellow")
+        table.add_row(
+            str(point.num_nodes),
+            str(point.num_devices),
+            _time(point.step_us),
+            f"{100 * point.efficiency:.0f} %",
+            f"{point.samples_per_s:,.0f}",
+            bar,
+            point.plan.kind + ("" if point.plan.format == "exact" else f", {point.plan.format}"),
+        )
+    return table
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _check_picture(path: Path | None) -> None:
+    if path is not None and path.suffix not in PICTURES:
+        raise ConfigError(f"--output={path}: allowed are names that end in {', '.join(PICTURES)}")
+
+
+def _check_format(tolerance: str) -> None:
+    from trainkit.comm.reduce_plan import FORMATS
+
+    if tolerance not in FORMATS:
+        raise ConfigError(f"--tolerance={tolerance}: allowed are {', '.join(FORMATS)}.{nearest(tolerance, FORMATS)}")
+
+
+def _nodes(num_nodes: int) -> str:
+    return f"{num_nodes} node{'s' if num_nodes > 1 else ''}"
+
+
+def _time(time_us: float) -> str:
+    if time_us < 1000:
+        return f"{time_us:.0f} us"
+    return f"{time_us / 1e3:.3g} ms" if time_us < 1e6 else f"{time_us / 1e6:.3g} s"
