@@ -1,0 +1,219 @@
+"""What plans of an all-reduce take between hosts with slow links, and which of them comm=auto picks.
+
+    python benchmarks/links.py                    # all cells; about 15 minutes
+    python benchmarks/links.py --cell "2 x 2, 200 Mb/s, 25 MB"
+
+Hosts are network namespaces of this machine with links of a given rate, see bed.py; ranks are processes with a thread
+each. In every cell the plans take turns in the same processes; a turn is as long as its slowest rank's, and medians
+are compared. Bytes are counted by the namespaces. `bound`: the time in which a host can send 2 (H - 1) / H of the
+gradient over its link, by what `bound_share` is how close a plan in the gradient's own type comes to it. auto reads
+the links, predicts and times, as at the start of a run; that is outside the turns.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+
+from benchmarks import overhead
+from benchmarks.bed import INTERFACE, Bed, Order, why_not
+from trainkit.comm.cluster import current_cluster
+from trainkit.comm.collectives import Route
+from trainkit.comm.comm import Comm
+from trainkit.comm.reduce_plan import FORMATS, Format, ReducePlan, flat
+from trainkit.comm.reducer import Reducer
+
+MB = 2**20
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    num_hosts: int
+    mbit_per_s: float
+    num_mb: int
+    num_turns: int
+    order: Order = "by host"
+    ranks_per_host: int = 2
+
+    @property
+    def name(self) -> str:
+        ranks = "" if self.order == "by host" else f", {self.order}"
+        return f"{self.num_hosts} x {self.ranks_per_host}, {self.mbit_per_s:g} Mb/s, {self.num_mb} MB{ranks}"
+
+    @property
+    def bound_s(self) -> float:
+        return 2 * (self.num_hosts - 1) / self.num_hosts * self.num_mb * MB / (self.mbit_per_s * 1e6 / 8)
+
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        hosts, size = range(self.num_hosts), self.ranks_per_host
+        if self.order == "by host":
+            return tuple(tuple(range(host * size, (host + 1) * size)) for host in hosts)
+        return tuple(tuple(range(host, self.num_hosts * size, self.num_hosts)) for host in hosts)
+
+    def plans(self) -> dict[str, ReducePlan]:
+        groups = self.groups()
+
+        def plan(kind: Any, format: Format = "exact", chunk_mb: float | None = None) -> ReducePlan:
+            chunk_bytes = None if chunk_mb is None else int(chunk_mb * MB)
+            return ReducePlan(kind=kind, groups=groups, format=format, chunk_bytes=chunk_bytes)
+
+        plans = {"flat": flat(self.num_hosts * self.ranks_per_host), "hierarchical, whole": plan("hierarchical")}
+        if self.order != "by host":
+            plans["ring by host"] = plan("ring")
+        for kind in ("hierarchical", "leader"):
+            for format in (f for f in FORMATS if f != "bf16"):
+                for chunk_mb in (1, 2, 4) if kind == "hierarchical" else (2,):
+                    if chunk_mb < self.num_mb:
+                        plans[f"{kind}, {format}, chunks of {chunk_mb} MB"] = plan(kind, format, chunk_mb)
+        return plans
+
+
+CELLS = (
+    Cell(num_hosts=2, mbit_per_s=200, num_mb=25, num_turns=5),
+    Cell(num_hosts=2, mbit_per_s=200, num_mb=100, num_turns=3),
+    Cell(num_hosts=4, mbit_per_s=50, num_mb=4, num_turns=5),
+    Cell(num_hosts=4, mbit_per_s=50, num_mb=25, num_turns=3),
+    Cell(num_hosts=2, mbit_per_s=200, num_mb=25, num_turns=3, order="round robin"),
+    Cell(num_hosts=4, mbit_per_s=50, num_mb=4, num_turns=3, order="round robin"),
+)
+
+
+def picked(num_bytes: int, tolerance: Format, cache: str) -> tuple[ReducePlan, list[str]]:
+    """What comm=auto comes to on this rank, and what it says. Collective."""
+    os.environ["TRAINKIT_CACHE"] = cache
+    said: list[str] = []
+    reducer = Reducer(
+        Comm(tolerance=tolerance),
+        cluster=current_cluster(),
+        device=CPU,
+        deterministic=False,
+        group=dist.group.WORLD,
+        report=said.append,
+        during=lambda activity: nullcontext(),
+    )
+    plan = reducer.choose(num_bytes).plan
+    reducer.close()
+    return plan, said
+
+
+def sent_bytes() -> int:
+    """What this rank's host has sent on its link so far."""
+    (line,) = [line for line in Path("/proc/self/net/dev").read_text().splitlines() if f"{INTERFACE}:" in line]
+    return int(line.split(":")[1].split()[8])
+
+
+def turn(plan: ReducePlan, num_bytes: int) -> tuple[float, float]:
+    """Seconds of one all-reduce on this rank, errors of an int8 leg fed back; and its host's bytes over `num_bytes`."""
+    route = Route(plan, rank=dist.get_rank(), device=CPU)
+    gradient = torch.ones(num_bytes // 4)
+    route.all_reduce(gradient[: len(gradient) // 16]).wait()  # connects
+    errors = [gradient.new_zeros(span.high - span.low) for span in route.spans(len(gradient), 4)]
+    dist.barrier()
+    before, start = sent_bytes(), time.perf_counter()
+    route.all_reduce(gradient, errors=errors if plan.format == "int8" else ()).wait()
+    seconds = time.perf_counter() - start
+    dist.barrier()
+    sent = (sent_bytes() - before) / num_bytes
+    route.close()
+    return seconds, sent
+
+
+def turns(name: str, plans: dict[str, ReducePlan], num_bytes: int, num_turns: int) -> dict[str, Any]:
+    """By plan, what `turn` gives, on this rank. Collective."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
+    for number in range(num_turns):
+        for label in list(plans)[:: -1 if number % 2 else 1]:
+            found[label].append(turn(plans[label], num_bytes))
+        if dist.get_rank() == 0:
+            print(f"\r{name}: turn {number + 1} of {num_turns} ", end="", file=sys.stderr, flush=True)
+    return found
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    plans, num_bytes = cell.plans(), cell.num_mb * MB
+    shape: dict[str, Any] = {"ranks_per_host": cell.ranks_per_host, "order": cell.order, "timeout_s": 900}
+    with Bed(cell.num_hosts, cell.mbit_per_s) as bed, tempfile.TemporaryDirectory() as cache:
+        auto: dict[str, Any] = {}
+        for tolerance in ("exact", "int8"):
+            plan, said = bed.run(picked, num_bytes, tolerance, cache, **shape)[0]
+            if plan not in plans.values():
+                plans[f"auto's {plan.describe()}"] = plan
+            name = next(name for name, other in plans.items() if other == plan)
+            auto[tolerance] = {"name": name, "said": said}
+        by_rank = bed.run(turns, cell.name, plans, num_bytes, cell.num_turns, **shape)
+    print(file=sys.stderr)
+    seconds = {
+        name: [max(s for s, _ in ranks) for ranks in zip(*(r[name] for r in by_rank), strict=True)] for name in plans
+    }
+    sent = {name: max(s for rank in by_rank for _, s in rank[name]) for name in plans}
+    return summarise(cell, plans, seconds, sent, auto)
+
+
+def summarise(
+    cell: Cell,
+    plans: Mapping[str, ReducePlan],
+    seconds: Mapping[str, list[float]],
+    sent: Mapping[str, float],
+    auto: dict[str, Any],
+) -> dict[str, Any]:
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rows = {
+        name: {
+            "seconds": medians[name],
+            "all_seconds": seconds[name],
+            "over_flat": medians["flat"] / medians[name],
+            "bound_share": cell.bound_s / medians[name] if plan.format == "exact" else None,
+            "sent_a_host": sent[name],
+        }
+        for name, plan in plans.items()
+    }
+    for tolerance, found in auto.items():
+        allowed = [medians[name] for name, plan in plans.items() if plan.format in ("exact", tolerance)]
+        found["over_best"] = medians[found["name"]] / min(allowed)
+    return {"cell": cell.name, **asdict(cell), "bound_s": cell.bound_s, "plans": rows, "auto": auto}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['cell']}: bound {result['bound_s']:.3f} s",
+        f"  {'plan':44} seconds   over flat  bound  bytes / S",
+    ]
+    for name, row in result["plans"].items():
+        share = f"{row['bound_share']:5.0%}" if row["bound_share"] is not None else "     "
+        lines.append(f"  {name:44} {row['seconds']:7.3f}  {row['over_flat']:8.2f}x  {share}  {row['sent_a_host']:8.3f}")
+    for tolerance, found in result["auto"].items():
+        lines.append(f"  auto, {tolerance}: {found['name']}; {found['over_best']:.3f} of the best plan's time")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", choices=[cell.name for cell in CELLS], help="one alone")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    arguments = parser.parse_args()
+    if (reason := why_not()) is not None:
+        sys.exit(f"no network namespaces here: {reason}")
+    torch.set_num_threads(1)
+    facts, results = overhead.machine(), []
+    for cell in CELLS:
+        if arguments.cell in (None, cell.name):
+            results.append(run(cell))
+            print(table(results[-1]), flush=True)
+    overhead.write("links", facts, results, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
