@@ -207,7 +207,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from trainkit.comm.picture import chart
-    from trainkit.comm.simulate import KNEE, knee, simulate, what_if, workload
+    from trainkit.comm.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
 
     _check_picture(arguments.output)
     _check_format(arguments.tolerance)
@@ -234,11 +234,19 @@ def _simulate(arguments: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     out.print(_scaling(points))
+    out.print(
+        f"\nefficiency in brackets: were buckets as slow as the slowest published ones of their size, {SLOW_INSIDE:g} "
+        f"times as long as predicted in a host, {SLOW_ACROSS:g} times across hosts; `topo bench` measures yours",
+        soft_wrap=True,
+    )
     bend = knee(points)
     if bend is None:
         out.print(f"\nno knee up to {_nodes(nodes[-1])}: the efficiency stays above {100 * KNEE:.0f} %")
     else:
         out.print(f"\nknee: from {_nodes(bend.num_nodes)} on less than {100 * KNEE:.0f} % of the time is computation")
+    slow = next((point for point in points if point.slow_efficiency < KNEE), None)
+    if slow is not None and slow is not bend:
+        out.print(f"by the efficiency in brackets, from {_nodes(slow.num_nodes)} on")
     for change in changes:
         took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
         if abs(change.gain) < 0.005:
@@ -266,7 +274,7 @@ def _scaling(points: "Sequence[Point]") -> Table:
             str(point.num_nodes),
             str(point.num_devices),
             _time(point.step_us),
-            f"{100 * point.efficiency:.0f} %",
+            f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
             f"{point.samples_per_s:,.0f}",
             bar,
             point.plan.kind + ("" if point.plan.format == "exact" else f", {point.plan.format}"),

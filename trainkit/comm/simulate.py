@@ -26,6 +26,9 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
 """Of one device, dense, by a part of its name."""
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
 KNEE = 0.9
+SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
+"""How many times longer than predicted published all-reduces of a bucket's size take at worst, in a host and across
+hosts: the curves of benchmarks/predictions.py from 16 MiB on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Point:
     """A step on that many nodes.
 
     communication_us: of all buckets, one after another; exposed_us: what of it lies after the last of the computation.
+    slow_step_us: a step, were buckets as slow as the slowest published ones of their size.
     plan: of a whole bucket.
     """
 
@@ -63,6 +67,7 @@ class Point:
     compute_us: float
     communication_us: float
     exposed_us: float
+    slow_step_us: float
     samples_per_s: float
     plan: ReducePlan
 
@@ -74,6 +79,11 @@ class Point:
     def efficiency(self) -> float:
         """Of as many devices that need not communicate."""
         return self.compute_us / self.step_us
+
+    @property
+    def slow_efficiency(self) -> float:
+        """With `slow_step_us`."""
+        return self.compute_us / self.slow_step_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +138,8 @@ def simulate(
         bucket = workload.gradient_bytes // num_buckets
         plan = plan_all_reduce(topology, bucket, tolerance=tolerance)
         bucket_us = CostModel(topology).all_reduce_us(plan, bucket)
-        end_us = 0.0
-        for k in range(num_buckets):
-            ready_us = compute_us * (1 - BACKWARD_SHARE * (1 - (k + 1) / num_buckets))
-            end_us = max(ready_us, end_us) + bucket_us
-        step_us = max(compute_us, end_us)
+        step_us = _step_us(compute_us, num_buckets, bucket_us)
+        slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
         points.append(
             Point(
                 num_nodes=count,
@@ -140,11 +147,20 @@ def simulate(
                 compute_us=compute_us,
                 communication_us=num_buckets * bucket_us,
                 exposed_us=step_us - compute_us,
+                slow_step_us=_step_us(compute_us, num_buckets, slow * bucket_us),
                 samples_per_s=topology.world_size * workload.samples_per_device / step_us * 1e6,
                 plan=plan,
             )
         )
     return points
+
+
+def _step_us(compute_us: float, num_buckets: int, bucket_us: float) -> float:
+    end_us = 0.0
+    for k in range(num_buckets):
+        ready_us = compute_us * (1 - BACKWARD_SHARE * (1 - (k + 1) / num_buckets))
+        end_us = max(ready_us, end_us) + bucket_us
+    return max(compute_us, end_us)
 
 
 def knee(points: Sequence[Point]) -> Point | None:
