@@ -85,7 +85,7 @@ CELLS = (
     Cell(num_hosts=2, mbit_per_s=200, num_mb=25, num_turns=5),
     Cell(num_hosts=2, mbit_per_s=200, num_mb=100, num_turns=3),
     Cell(num_hosts=4, mbit_per_s=50, num_mb=4, num_turns=5),
-    Cell(num_hosts=4, mbit_per_s=50, num_mb=25, num_turns=3),
+    Cell(num_hosts=4, mbit_per_s=50, num_mb=25, num_turns=2),
     Cell(num_hosts=2, mbit_per_s=200, num_mb=25, num_turns=3, order="round robin"),
     Cell(num_hosts=4, mbit_per_s=50, num_mb=4, num_turns=3, order="round robin"),
 )
