@@ -22,7 +22,7 @@ gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS
 	$(TORCHRUN) launch/train.py experiment=glyphs
 
 test: $(VENV)/.installed-dev ## install, then run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 quick: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
