@@ -137,29 +137,35 @@ class Runtime(Feed):
         self._engine_names: set[str] = set()
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
-        topic, tell = self.broadcast(f"{time.time_ns()}"), self.tracker.message
-        self._watchdog = Watchdog(
-            cluster,
-            chosen,
+        self._watchdog = self._make_watchdog(hang_after)
+        self._clock.meet = self._watchdog.times.meet
+        self._reducer = self._make_reducer()
+        atexit.register(self.close)
+
+    def _make_watchdog(self, hang_after: float | Literal["auto"] | None) -> Watchdog:
+        return Watchdog(
+            self.cluster,
+            self.device,
             hang_after=hang_after,
             directory=self.run_dir,
-            topic=topic,
-            tell=tell,
+            topic=self.broadcast(f"{time.time_ns()}"),
+            tell=self.tracker.message,
             own_store=self.own_store,
         )
-        self._clock.meet = self._watchdog.times.meet
-        self._reducer = Reducer(
+
+    def _make_reducer(self) -> Reducer:
+        reducer = Reducer(
             self.comm,
-            cluster=cluster,
-            device=chosen,
-            deterministic=deterministic,
+            cluster=self.cluster,
+            device=self.device,
+            deterministic=self.deterministic,
             group=self._patient,
             report=self.remark,
             during=self.during,
         )
         if self.strategy.name == "ddp":
-            self._reducer.check()
-        atexit.register(self.close)
+            reducer.check()
+        return reducer
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
         error = None
