@@ -153,7 +153,7 @@ class Reducer:
             self._probe()
             return self._agreed(self._asked_for(num_bytes))
         if self._deterministic:
-            return self._agreed(self._best(num_bytes, []))
+            return self._agreed(self._by_prediction(num_bytes))
         path = cache_path(self._fingerprint, num_bytes, comm.tolerance, comm.chunk_mb, torch.__version__)
         cached = self._agreed(choice_file.read(path, self._fingerprint))
         if cached is not None:
@@ -229,17 +229,9 @@ class Reducer:
             f"Use comm=auto, which chooses among all that is possible"
         )
 
-    def _best(self, num_bytes: int, timed: Sequence[tuple[float, Predicted]]) -> Choice:
-        """The fastest of the plans that were timed; of none, what is predicted to be fastest."""
+    def _by_prediction(self, num_bytes: int) -> Choice:
+        """What is predicted to be fastest; flat unless that gains over 5 %."""
         size = f"{num_bytes / 1e6:.3g} MB"
-        if timed:
-            chosen = timed[0][1].plan
-            lines = [f"gradients are summed {chosen.describe()}, the fastest of {len(timed)} plans timed with {size}"]
-            lines += [
-                f"  {seconds:.3g} s (predicted {_s(entry)}), {seconds / timed[0][0]:.2f}x: {entry.plan.describe()}"
-                for seconds, entry in timed
-            ]
-            return Choice(plan=chosen, fingerprint=self._fingerprint, why=tuple(lines))
         try:
             predicted = self._predicted(num_bytes)
         except TopologyError as error:  # the links could not all be read; torch finds its own way
@@ -254,7 +246,7 @@ class Reducer:
 
     def _measured(self, num_bytes: int) -> Choice:
         """Flat where nothing is predicted to gain; else the fastest of the best three, with the best of its chunks."""
-        expected = self._best(num_bytes, [])
+        expected = self._by_prediction(num_bytes)
         if expected.plan.kind == "flat":
             return expected
         predicted = self._predicted(num_bytes)
@@ -267,7 +259,14 @@ class Reducer:
         alike = [entry for entry in predicted if replace(entry.plan, chunk_bytes=fastest.chunk_bytes) == fastest]
         if len(alike) > 1:
             timed = sorted([*timed[1:], *self._time(alike, num_bytes)], key=lambda pair: pair[0])
-        return self._best(num_bytes, timed)
+        chosen = timed[0][1].plan
+        size = f"{num_bytes / 1e6:.3g} MB"
+        lines = [f"gradients are summed {chosen.describe()}, the fastest of {len(timed)} plans timed with {size}"]
+        lines += [
+            f"  {seconds:.3g} s (predicted {_s(entry)}), {seconds / timed[0][0]:.2f}x: {entry.plan.describe()}"
+            for seconds, entry in timed
+        ]
+        return Choice(plan=chosen, fingerprint=self._fingerprint, why=tuple(lines))
 
     def _time(self, entries: Sequence[Predicted], num_bytes: int) -> list[tuple[float, Predicted]]:
         """Seconds that each plan takes on the slowest rank, the median of turns; the fastest first. Collective."""
