@@ -223,7 +223,7 @@ def _far_nics(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     if any(not nic.name and not nic.bus_id for nic in host.nics):
         return  # taken to be there because other hosts are; where, nobody knows
     sockets = [name for name in host.switches if name.startswith("socket")]
-    below = {name: _below(host, name) for name in sockets}
+    below = {name: host.below(name) for name in sockets}
     at = {part: name for name in sockets for part in below[name]}
     with_cards = {at[nic.id] for nic in _used_nics(host) if nic.id in at}
     far = [gpu.id for gpu in gpus if gpu.id in at and at[gpu.id] not in with_cards]
@@ -319,15 +319,3 @@ def _used_nics(host: Host) -> list[Nic]:
 
 def _wire(host: Host, nic: Nic) -> Link:
     return next(link for link in host.links if {link.a, link.b} == {nic.id, NETWORK})
-
-
-def _below(host: Host, socket: str) -> set[str]:
-    found, queue = {socket}, [socket]
-    while queue:
-        at = queue.pop()
-        for link in host.links:
-            other = link.b if link.a == at else link.a if link.b == at else None
-            if link.kind == "pcie" and other is not None and other not in found:
-                found.add(other)
-                queue.append(other)
-    return found

@@ -76,6 +76,18 @@ class Host:
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", dict(self.facts or {}))
 
+    def below(self, socket: str) -> set[str]:
+        """The socket, and the vertices that PCIe links join to it."""
+        found, queue = {socket}, [socket]
+        while queue:
+            at = queue.pop()
+            for link in self.links:
+                other = link.b if link.a == at else link.a if link.b == at else None
+                if link.kind == "pcie" and other is not None and other not in found:
+                    found.add(other)
+                    queue.append(other)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -265,7 +277,6 @@ def _check_value(annotation: Any, value: Any, where: str) -> None:
             raise TopologyError(f"{where}={value!r}: allowed are {', '.join(choices)}.{nearest(str(value), choices)}")
         return
     kinds = choices or (annotation,)
-    kinds = tuple(float if kind is float else kind for kind in kinds)
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or isinstance(value, bool):
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)

@@ -127,23 +127,10 @@ def _with_device(host: Host, bus: str, others: Sequence[Host]) -> Host:
     device = replace(max(seen, key=repr) if seen else Device(id=""), id=free, bus_id=bus)
     neighbours = [d.id for d in host.devices if d.numa == device.numa and d.numa is not None]
     sockets = [name for name in host.switches if name.startswith("socket")]
-    near = next((s for s in sockets if _leads(host, s) & set(neighbours)), sockets[0] if sockets else "socket0")
+    near = next((s for s in sockets if host.below(s) & set(neighbours)), sockets[0] if sockets else "socket0")
     way = link(free, near, "pcie", nominal.pcie_gb_per_s(nominal.pcie_generation(device.name)))
     switches = host.switches if near in host.switches else (*host.switches, near)
     return replace(host, devices=(*host.devices, device), switches=switches, links=(*host.links, way))
-
-
-def _leads(host: Host, socket: str) -> set[str]:
-    """What hangs below a socket."""
-    found, queue = {socket}, [socket]
-    while queue:
-        at = queue.pop()
-        for way in host.links:
-            other = way.b if way.a == at else way.a if way.b == at else None
-            if way.kind == "pcie" and other is not None and other not in found:
-                found.add(other)
-                queue.append(other)
-    return found
 
 
 def _used(host: Host, devices: Iterable[str]) -> Host:
