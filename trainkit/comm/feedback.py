@@ -91,9 +91,10 @@ class Feedback:
     def inherit(self, old: "Feedback", sizes: Mapping[str, int]) -> None:
         """Takes over the errors of parameters that have these `sizes` there too. Collective in the group.
 
-        None where the groups are others: each has what it left out itself.
+        None where the groups are others, which is reported: each has what it left out itself.
         """
         if old._route.plan.groups != self._route.plan.groups:
+            self._report("what int8 had left out of gradients begins anew: ranks are in other groups now")
             return
         old._bring_together(0)
         self._carried = {name: t for name, t in old._carried.items() if sizes.get(name) == len(t)}
