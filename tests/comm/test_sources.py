@@ -2,6 +2,7 @@
 
 import random
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -415,8 +416,13 @@ def test_a_gpu_host_of_which_nothing_can_be_read():
 
 
 def test_what_this_machine_is():
-    Topology(hosts=(discover_host("cpu", 2),))
-    Topology(hosts=(discover_host("cuda", 2),))
+    """Its own /sys, /proc and NVML, whatever they hold, come to a description that JSON takes and gives back."""
+    on_cpu, on_gpus = (Topology(hosts=(discover_host(kind, 2),)) for kind in ("cpu", "cuda"))
+    assert [device.id for device in on_cpu.hosts[0].devices] == ["cpu0", "cpu1"]
+    assert {device.kind for device in on_gpus.hosts[0].devices} == {"cuda"}
+    for topology in (on_cpu, on_gpus):
+        assert topology.hosts[0].name == socket.gethostname()
+        assert Topology.from_json(topology.to_json()) == topology
 
 
 def test_host_id(tmp_path, monkeypatch):
