@@ -37,6 +37,7 @@ class TrainConfig:
     strategy: Node  # how it is spread over processes: conf/strategy/
     comm: Node  # how gradients are summed: conf/comm/
     precision: Node  # conf/precision/
+    ops: Node  # compiled layers or plain PyTorch: conf/ops/
     tracking: Node  # who is told: conf/tracking/
     run_dir: Path | None  # strftime fields in it are filled in by rank 0's clock
     resume: str  # auto | never | the path of a run or a checkpoint
@@ -107,7 +108,7 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         if field.name not in config:
             raise ConfigError(f"{field.name} is missing from the configuration")
         values[field.name] = _convert(field.name, config[field.name], hints[field.name])
-    for key in ("data", "optimizer", "schedule", "strategy", "comm", "precision", "tracking", "recipe"):
+    for key in ("data", "optimizer", "schedule", "strategy", "comm", "precision", "ops", "tracking", "recipe"):
         if values[key] is not None:
             values[key] = _checked_node(key, values[key])
     return TrainConfig(**values)

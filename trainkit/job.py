@@ -55,6 +55,7 @@ def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Train
         strategy=build(checked.strategy),
         comm=build(checked.comm),
         precision=build(checked.precision),
+        ops=build(checked.ops),
         seed=checked.seed,
         deterministic=checked.deterministic,
         device=checked.device,

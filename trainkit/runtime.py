@@ -25,6 +25,7 @@ from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
+from trainkit.ops.switch import Ops
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
@@ -56,6 +57,8 @@ class Runtime(Feed):
     strategy: `single`, `ddp`, or a Strategy with arguments of its own.
     comm: how gradients are summed: `auto`, `flat` and so on, see Comm; or a Comm with arguments of its own.
     precision: `fp64`, `fp32`, `tf32`, `bf16`, `fp16`, or a Precision.
+    ops: whether the layers of `trainkit.ops` run compiled, `fused`, or as plain PyTorch, `reference`; or an Ops. It
+        holds for the process.
     seed: with the position in the data, the only source of randomness.
     deterministic: same bits from the same ranks, strategy and hardware, also after a resume.
     device: `auto` takes a GPU where there is one.
@@ -84,6 +87,7 @@ class Runtime(Feed):
         strategy: str | Strategy = "ddp",
         comm: str | Comm = "auto",
         precision: str | Precision = "fp32",
+        ops: str | Ops = "fused",
         seed: int = 0,
         deterministic: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -106,6 +110,8 @@ class Runtime(Feed):
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
         self.comm = Comm(plan=comm) if isinstance(comm, str) else comm  # type: ignore[arg-type]
         self.comm.check(self.strategy.name, deterministic)
+        self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops  # type: ignore[arg-type]
+        self.ops.apply()
         self.strategy.check(cluster, self.precision, chosen)
         if compile:
             check_compiler(chosen)
@@ -195,7 +201,7 @@ class Runtime(Feed):
         return (
             f"strategy {self.strategy.name} on {ranks} ({self.strategy.layout(self.cluster)}), {self.device_name}, "
             f"{torch.get_num_threads()} threads a rank",
-            f"precision asked {self.precision.name}, obtained {self.precision_obtained}",
+            f"precision asked {self.precision.name}, obtained {self.precision_obtained}; ops {self.ops.kernels}",
             f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
         )
 
