@@ -115,9 +115,9 @@ def plan(directory: Path = CSRC) -> Plan:
         headers=_headers(directory),
         torch=find_torch(),
         cxx=cxx,
-        cxx_version=_version(*cxx),
+        cxx_version=ask_version(*cxx),
         nvcc=nvcc,
-        nvcc_version=_version(nvcc) if nvcc else None,
+        nvcc_version=ask_version(nvcc) if nvcc else None,
         archs=cuda_archs(nvcc) if nvcc else (),
     )
 
@@ -233,7 +233,8 @@ def _headers(directory: Path) -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=8)
-def _version(*command: str) -> str:
+def ask_version(*command: str) -> str:
+    """What a compiler says of itself: one line. Raises BuildError."""
     asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise BuildError(_failure([*command, "--version"], asked.stdout + asked.stderr))
