@@ -1,6 +1,8 @@
 """Layers and operations, each with its reference in plain PyTorch."""
 
+from trainkit.ops.bias_activation import bias_activation_dropout
 from trainkit.ops.dropout import Dropout, dropout
+from trainkit.ops.layer_norm import dropout_residual_layer_norm
 from trainkit.ops.switch import Ops
 
-__all__ = ["Dropout", "Ops", "dropout"]
+__all__ = ["Dropout", "Ops", "bias_activation_dropout", "dropout", "dropout_residual_layer_norm"]
