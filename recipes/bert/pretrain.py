@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.bert.data import IGNORED, Masked, Masking
@@ -15,6 +14,7 @@ from recipes.bert.report import Report
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch
 from trainkit.errors import CheckpointError, ConfigError, DataError
+from trainkit.ops import cross_entropy
 
 
 class MaskedLanguageModelling(Recipe):
@@ -87,7 +87,7 @@ class MaskedLanguageModelling(Recipe):
         for micro in self.model.micro_batches(batch):
             masked = self._masked(micro, self.masking, "mask")
             logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
-            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
+            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK, in_place=True)
             self.model.backward(loss, weight=num_masked)
         return self.model.step().metrics()
 
@@ -145,11 +145,13 @@ class MaskedLanguageModelling(Recipe):
         return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
 
 
-def masked_loss(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy over the slots in use, and their number; of no slots the mean is 0."""
+def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy over the slots in use, and their number; of no slots the mean is 0.
+
+    in_place: the backward pass may write over the logits, which nobody reads after it.
+    """
     num_masked = (labels_BK != IGNORED).sum()
-    logits = logits_BKV.flatten(0, 1).to(torch.promote_types(logits_BKV.dtype, torch.float32))
-    total = F.cross_entropy(logits, labels_BK.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, in_place=in_place)
     return total / num_masked.clamp(min=1), num_masked
 
 

@@ -1,0 +1,105 @@
+"""Rows without padding: what is attended to, packed, and put back. Each direction is the other's adjoint."""
+
+import torch
+from torch import Tensor
+
+from trainkit.errors import ConfigError
+from trainkit.ops import library, mode
+
+
+def unpad(x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of x [B, T, ...] where `attended` [B, T] (bool) is true, [num, ...], and their places, int64 [num].
+
+    Places count through B * T and rise. Differentiable any number of times in x, which may be of any dtype.
+    On CUDA it waits for the device: the number of rows is data. Raises ConfigError for shapes that do not fit.
+
+    >>> unpad(torch.tensor([[1, 2, 0], [3, 0, 0]]), torch.tensor([[True, True, False], [True, False, False]]))
+    (tensor([1, 2, 3]), tensor([0, 1, 3]))
+    """
+    if attended.dtype != torch.bool or attended.dim() != 2 or x.shape[:2] != attended.shape:
+        raise ConfigError(
+            f"unpad of x {list(x.shape)} by {attended.dtype} {list(attended.shape)}: allowed are [B, T, ...] and "
+            f"torch.bool [B, T]"
+        )
+    indices = attended.flatten().nonzero().squeeze(1)
+    return gather_rows(x.flatten(0, 1), indices), indices
+
+
+def pad(packed: Tensor, indices: Tensor, batch: int, length: int) -> Tensor:
+    """[batch, length, ...] with the rows of packed [num, ...] at `indices` (int64 [num], as `unpad` gave them), else 0.
+
+    Differentiable any number of times in `packed`. `indices` differ from one another; on the CPU RuntimeError tells of
+    two that do not, or of one that is not below batch * length; on CUDA, where raising would wait for the device, rows
+    out of range are left out. Raises ConfigError for shapes that do not fit.
+    """
+    return scatter_rows(packed, indices, batch * length).unflatten(0, (batch, length))
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """x[indices] for x [M, ...] and indices int64 [num] that differ; the adjoint of `scatter_rows`."""
+    _check(x, indices, "gather_rows")
+    if mode.is_fused("packing", x):
+        gathered: Tensor = torch.ops.trainkit.gather_rows(x.contiguous(), indices.contiguous())
+        return gathered
+    return gather_rows_reference(x, indices)
+
+
+def scatter_rows(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
+    """[num_rows, ...] with row i of x [num, ...] at indices[i] (int64 [num], which differ), and zeros elsewhere."""
+    _check(x, indices, "scatter_rows")
+    if len(x) != len(indices):
+        raise ConfigError(f"scatter_rows of {len(x)} rows by {len(indices)} indices: allowed is one index a row")
+    if mode.is_fused("packing", x):
+        scattered: Tensor = torch.ops.trainkit.scatter_rows(x.contiguous(), indices.contiguous(), num_rows)
+        return scattered
+    return scatter_rows_reference(x, indices, num_rows)
+
+
+def gather_rows_reference(x: Tensor, indices: Tensor) -> Tensor:
+    """The same in plain PyTorch."""
+    return x.index_select(0, indices)
+
+
+def scatter_rows_reference(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
+    """The same in plain PyTorch."""
+    return x.new_zeros((num_rows, *x.shape[1:])).index_copy(0, indices, x)
+
+
+def _check(x: Tensor, indices: Tensor, name: str) -> None:
+    if x.dim() < 1 or indices.dim() != 1 or indices.dtype != torch.int64 or indices.device != x.device:
+        raise ConfigError(
+            f"{name} of {list(x.shape)} on {x.device} by {indices.dtype} {list(indices.shape)} on {indices.device}: "
+            f"allowed are [M, ...] and torch.int64 [num], on one device"
+        )
+
+
+@library.on_load
+def _register() -> None:
+    def gathered(x: Tensor, indices: Tensor) -> Tensor:
+        return x.new_empty((indices.shape[0], *x.shape[1:]))
+
+    def scattered(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
+        return x.new_empty((num_rows, *x.shape[1:]))
+
+    torch.library.register_fake("trainkit::gather_rows", gathered)
+    torch.library.register_fake("trainkit::scatter_rows", scattered)
+    torch.library.register_autograd("trainkit::gather_rows", _gather_backward, setup_context=_save_gather)
+    torch.library.register_autograd("trainkit::scatter_rows", _scatter_backward, setup_context=_save_scatter)
+
+
+def _save_gather(ctx, inputs, output) -> None:
+    x, indices = inputs
+    ctx.num_rows = x.shape[0]
+    ctx.save_for_backward(indices)
+
+
+def _gather_backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.trainkit.scatter_rows(grad.contiguous(), ctx.saved_tensors[0], ctx.num_rows), None
+
+
+def _save_scatter(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _scatter_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.trainkit.gather_rows(grad.contiguous(), ctx.saved_tensors[0]), None, None
