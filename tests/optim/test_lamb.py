@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainkit.errors import ConfigError
 from trainkit.optim import Lamb, lamb
-from trainkit.optim.bits import pack_bits
 
 SHAPES = {"matrix": (33, 7), "large": (9, 40), "bias": (7,), "scalar": (), "nothing": (5,), "still": (4, 3), "no": (0,)}
 EXCLUDED = ("bias", "nothing")

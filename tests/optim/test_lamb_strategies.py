@@ -1,11 +1,10 @@
 """Trust ratios are of whole parameters under every strategy: what a step does is the same everywhere."""
 
 import pytest
-import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import RankError, run_ranks
+from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.optim import Lamb
 

@@ -19,7 +19,7 @@ class AdamW(PiecewiseOptimizer, torch.optim.AdamW):
         super().__init__(*args, fused=fused, **kwargs)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = super().step(closure)
         tensors = self._stepped()
         self._mask(tensors)

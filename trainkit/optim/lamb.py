@@ -47,7 +47,7 @@ class Lamb(PiecewiseOptimizer):
             raise ConfigError(f"optimizer.clip={clip}: allowed is a norm above 0, or null for no clipping")
         self.clip = clip
         own = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**own, "bias_correction": bias_correction})  # type: ignore[arg-type]
+        super().__init__(params, {**own, "bias_correction": bias_correction})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         given = {**self.defaults, **param_group}
@@ -59,7 +59,7 @@ class Lamb(PiecewiseOptimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. Collective over the group of `set_pieces`."""
         loss = None
         if closure is not None:
@@ -96,7 +96,7 @@ class Lamb(PiecewiseOptimizer):
         # Whoever sets pieces clips: one rank's gradients are not all of them then.
         if self.clip is None or self._pieces is not None or not gradients:
             return None
-        norm = _sum_of_squares(torch._foreach_norm(gradients), gradients[0].device).sqrt()
+        norm = _sum_of_squares(torch._foreach_norm(list(gradients)), gradients[0].device).sqrt()
         return (self.clip / norm).clamp(max=1.0).to(gradients[0].dtype)
 
     def _ratios(self, parts: Sequence["_Part"]) -> list[Tensor]:

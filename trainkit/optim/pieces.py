@@ -41,8 +41,8 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
     _group: dist.ProcessGroup | None = None
     _sum_device: torch.device | None = None
     # Of each tensor, and of its pieces in their order.
-    _bits: Mapping[Tensor, Sequence[Tensor | None]] = {}  # noqa: RUF012
-    _copies: Mapping[Tensor, Sequence[Tensor | None]] = {}  # noqa: RUF012
+    _bits: Mapping[Tensor, Sequence[Tensor | None]] = {}
+    _copies: Mapping[Tensor, Sequence[Tensor | None]] = {}
 
     def set_pieces(
         self, pieces: Mapping[Tensor, Sequence[Piece]], *, group: dist.ProcessGroup | None, device: torch.device
@@ -96,8 +96,8 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
         def copy_of(copy: Tensor, piece: Piece, view: Tensor) -> Tensor:
             if copy.numel() != view.numel() or copy.device != view.device or not copy.is_contiguous():
                 raise UsageError(
-                    f"set_copies: a copy of {piece.name or 'a parameter'} is {[*copy.shape]} on {copy.device}, and must "
-                    f"be {[*view.shape]} on {view.device}, and contiguous"
+                    f"set_copies: a copy of {piece.name or 'a parameter'} is {[*copy.shape]} on {copy.device}, and "
+                    f"must be {[*view.shape]} on {view.device}, and contiguous"
                 )
             return copy.view(view.shape)
 
@@ -107,7 +107,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
     def _views(self, tensor: Tensor, p: Tensor) -> list[Tensor]:
-        """The pieces of `tensor`, which is `p` or laid out as it is, in their order; views, not to be differentiated."""
+        """The pieces, in their order, of `tensor`, which is `p` or laid out as it is; not to be differentiated."""
         if isinstance(tensor, DTensor):
             if self._pieces is None:
                 raise UsageError(
