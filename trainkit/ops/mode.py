@@ -1,0 +1,55 @@
+"""Which ops run compiled: process-wide, as torch.backends is."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from trainkit.errors import ConfigError
+from trainkit.ops import library
+
+OFF_BY_DEFAULT: dict[str, frozenset[str]] = {
+    # Measured slower than their references there (benchmarks/results).
+    "cpu": frozenset(),
+    "cuda": frozenset(),
+}
+
+_fused = True
+_require = False
+
+
+def use(kernels: Literal["fused", "reference"], require: bool = False) -> None:
+    """Sets whether ops run compiled (fused) or as plain PyTorch (reference).
+
+    require: an op that cannot run compiled is a ConfigError, not a warning.
+    """
+    global _fused, _require
+    if kernels not in ("fused", "reference"):
+        raise ConfigError(f"ops={kernels}: allowed are fused, reference")
+    _fused, _require = kernels == "fused", require
+    if _fused:
+        library.load(require)
+
+
+def is_fused(op: str, x: Tensor) -> bool:
+    """Whether `op` on `x` is to run compiled; builds the library when it is the first to ask."""
+    if not _fused:
+        return False
+    device = x.device.type
+    if op in OFF_BY_DEFAULT.get(device, ()):
+        return False
+    return _is_ready(device, _require)
+
+
+def _is_ready(device: str, require: bool) -> bool:
+    found = library.load(require)
+    if found is None or device in ("cpu", "meta"):
+        return found is not None
+    if device == "cuda" and found.has_cuda:
+        return True
+    library.without(f"the ops are not built for {device}; type: trainkit doctor --build", require)
+    return False
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler: a traced `is_fused` calls
+# `_is_ready` outside of the trace.
+_is_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
