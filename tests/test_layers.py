@@ -18,7 +18,8 @@ LAYERS = (
     ("backend", "clock"),
     ("data", "precision"),
     ("blocks",),
-    ("comm", "ops", "optim", "tracking"),
+    ("comm", "optim", "tracking"),
+    ("ops",),
     ("random", "config", "shard", "probe", "memory", "step_result", "cache"),
     ("errors",),
 )
