@@ -13,14 +13,14 @@ LAYERS = (
     ("trainer",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
-    ("recipe", "feed"),
+    ("recipe", "feed", "prune"),
     ("engine", "ranks"),
     ("backend", "clock"),
     ("data", "precision"),
     ("blocks",),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "config", "shard", "probe", "memory", "step_result", "cache"),
+    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

@@ -73,12 +73,10 @@ class Activation(nn.Module):
             _prepare(self)
 
 
-# -- what is written down ------------------------------------------------------------------------------------------------
+# -- what is written down --------------------------------------------------------------------------------------------
 
 
-def _understood(
-    expression: str, given: str | None, name: str
-) -> tuple[Expression, Expression, Expression | None]:
+def _understood(expression: str, given: str | None, name: str) -> tuple[Expression, Expression, Expression | None]:
     f = parse(expression, name)
     if not f.has_x():
         raise ConfigError(f"{name} {expression!r}: it does not depend on x")
@@ -102,7 +100,7 @@ def _functor(layer: Activation) -> str:
     return f"struct Activation {{\n{''.join(lines)}}};\n"
 
 
-# -- what it becomes -----------------------------------------------------------------------------------------------------
+# -- what it becomes -------------------------------------------------------------------------------------------------
 
 
 @torch.compiler.disable

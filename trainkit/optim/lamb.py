@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainkit.bits import unpack_bits
 from trainkit.errors import ConfigError
-from trainkit.optim.bits import unpack_bits
 from trainkit.optim.pieces import PiecewiseOptimizer, at
 
 _BLOCK = 2**16  # elements; on a CPU, all that one step of the formula reads stays in its cache

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
+from trainkit.bits import pack_bits, unpack_bits
 from trainkit.errors import ConfigError, UsageError
-from trainkit.optim.bits import pack_bits, unpack_bits
+from trainkit.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,25 @@ def mask_range(local: Tensor, bits: Tensor, start: int, numel: int) -> None:
     """Sets `local`, elements [start, ...) of a tensor of `numel`, to 0 where the bits of that tensor are 0."""
     kept = unpack_bits(bits, numel)[start : start + local.numel()]
     local.masked_fill_(~kept.view(local.shape).to(local.device), 0.0)
+
+
+def mask_after_steps(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, Shard], masks: Mapping[str, Tensor]
+) -> RemovableHandle:
+    """Has `weights` be 0 where their `masks` are, now and after every step of an optimizer that knows no masks.
+
+    The bits are read at every step. Raises UsageError for a mask of no weight.
+    """
+    for name in masks.keys() - weights.keys():
+        raise UsageError(f"set_masks: there is no parameter {name!r}")
+
+    @torch.no_grad()
+    def mask(*_: Any) -> None:
+        for name, bits in masks.items():
+            mask_range(weights[name].local, bits, weights[name].start, weights[name].shape.numel())
+
+    mask()
+    return optimizer.register_step_post_hook(mask)
 
 
 def at(table: Mapping[Tensor, Sequence[Tensor | None]], p: Tensor, i: int) -> Tensor | None:

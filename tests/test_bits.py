@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainkit.errors import UsageError
-from trainkit.optim.bits import pack_bits, unpack_bits
+from trainkit.bits import pack_bits, unpack_bits
 
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 64, 1001])
