@@ -115,7 +115,7 @@ def _prepare(layer: Activation) -> None:
         with tempfile.TemporaryDirectory() as directory:
             _write(layer, Path(directory))
             loaded = extension.load(build.plan(Path(directory)))
-        devices = set() if loaded.has_cuda else {"cuda"}
+        devices = set() if loaded.archs else {"cuda"}
     except build.NoCompilerError as error:
         library.without(f"{layer.name} {layer.expression!r} is not compiled: {error}", mode.is_required())
     except build.BuildError as error:
@@ -175,16 +175,22 @@ def _fake(*inputs: Tensor) -> Tensor:
 
 def _implement_plainly(layer: Activation, devices: set[str]) -> None:
     """Kernels in plain PyTorch, for devices that nothing is compiled for."""
+    what = f"{layer.name} {layer.expression!r}"
+
+    def value(expression: Expression | None, x: Tensor) -> Tensor:
+        assert expression is not None
+        if x.device.type == "cuda":
+            library.without(f"{what} was compiled without nvcc; install the CUDA toolkit", mode.is_required())
+        return expression.torch(x).contiguous()
 
     def f(x: Tensor) -> Tensor:
-        return layer._f.torch(x).contiguous()
+        return value(layer._f, x)
 
     def df(g: Tensor, x: Tensor) -> Tensor:
-        return (g * layer._df.torch(x)).contiguous()
+        return g * value(layer._df, x)
 
     def ddf(g: Tensor, h: Tensor, x: Tensor) -> Tensor:
-        assert layer._ddf is not None
-        return (g * h * layer._ddf.torch(x)).contiguous()
+        return g * h * value(layer._ddf, x)
 
     own = _defined[layer.op]
     for device in devices:

@@ -67,7 +67,7 @@ def _check_in_float32(value: Expression, derivative: Expression, what: str, advi
     bad = value.torch(x).isfinite() & ~derivative.torch(x).isfinite()
     for point in x[bad].tolist():
         exact = _precisely(derivative, point)
-        if exact is not None:
+        if exact is not None and abs(exact) < torch.finfo(torch.float32).max:
             raise ConfigError(
                 f"{what}: at x={point:g} the derivative is {float(exact):.6g}, but overflows in float32 as it is "
                 f"written; use sigmoid(x), softplus(x), expm1(x) or log1p(x) where they fit, or {advice}"
