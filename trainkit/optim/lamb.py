@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from trainkit.bits import unpack_bits
 from trainkit.errors import ConfigError
+from trainkit.ops.mode import is_fused
+from trainkit.ops.optimizer import LambTensors, lamb_apply_, lamb_moments_
 from trainkit.optim.pieces import PiecewiseOptimizer, at
 
 _BLOCK = 2**16  # elements; on a CPU, all that one step of the formula reads stays in its cache
@@ -66,12 +69,22 @@ class Lamb(PiecewiseOptimizer):
             with torch.enable_grad():
                 loss = closure()
         parts = [part for group in self.param_groups for part in self._parts(group)]
+        if not parts:
+            return loss
+        compiled = self._compiled(parts)
         factor = self._clip_factor([part.gradient for part in parts])
-        for blocks in _batches(parts):
-            _make_updates(blocks, factor)
-        for part, ratio in zip(parts, self._ratios(parts), strict=True):
-            part.weight.addcmul_(part.update, ratio, value=-part.group["lr"])
-        self._copy(self._stepped())
+        if compiled is not None:
+            squares = lamb_moments_(compiled, [part.gradient for part in parts], factor)
+            lamb_apply_(compiled, self._summed(squares, parts))
+        else:
+            for blocks in _batches(parts):
+                _make_updates(blocks, factor)
+            squares = torch.stack(
+                [_sum_of_squares(norms, part.weight.device) for part in parts for norms in part.norms]
+            )
+            for part, ratio in zip(parts, _ratios(self._summed(squares.view(-1, 2), parts)), strict=True):
+                part.weight.addcmul_(part.update, ratio.to(part.weight), value=-part.group["lr"])
+            self._copy(self._stepped())
         return loss
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -89,7 +102,8 @@ class Lamb(PiecewiseOptimizer):
             state["step"] += 1
             tensors = (p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"])
             views = zip(*(self._views(tensor, p) for tensor in tensors), strict=True)
-            parts += [_Part(group, int(state["step"]), *held, at(self._bits, p, i)) for i, held in enumerate(views)]
+            for i, held in enumerate(views):
+                parts.append(_Part(group, int(state["step"]), held, at(self._bits, p, i), at(self._copies, p, i)))
         return parts
 
     def _clip_factor(self, gradients: Sequence[Tensor]) -> Tensor | None:
@@ -99,22 +113,28 @@ class Lamb(PiecewiseOptimizer):
         norm = _sum_of_squares(torch._foreach_norm(list(gradients)), gradients[0].device).sqrt()
         return (self.clip / norm).clamp(max=1.0).to(gradients[0].dtype)
 
-    def _ratios(self, parts: Sequence["_Part"]) -> list[Tensor]:
-        """Of each part, that of its whole parameter: a scalar on its device."""
-        decayed = [part for part in parts if part.group["weight_decay"] != 0]
-        if not decayed:
-            return [part.weight.new_ones(()) for part in parts]
-        squares = torch.stack([_sum_of_squares(norms, part.weight.device) for part in decayed for norms in part.norms])
-        if self._group is not None:
-            summed = squares.to(self._sum_device)
-            dist.all_reduce(summed, group=self._group)
-            squares = summed.to(squares.device)
-        weights, updates = squares.view(-1, 2).sqrt().unbind(1)
-        found = iter(torch.where((weights > 0) & (updates > 0), weights / updates, 1.0).unbind())
-        return [
-            next(found).to(part.weight) if part.group["weight_decay"] != 0 else part.weight.new_ones(())
-            for part in parts
-        ]
+    def _summed(self, squares: Tensor, parts: Sequence["_Part"]) -> Tensor:
+        """Squared norms of whole parameters, [number of parts, 2], of those of this rank's parts."""
+        if self._group is None or not any(part.group["weight_decay"] for part in parts):
+            return squares
+        summed = squares.to(self._sum_device)
+        dist.all_reduce(summed, group=self._group)
+        return summed.to(squares.device)
+
+    def _compiled(self, parts: Sequence["_Part"]) -> LambTensors | None:
+        """The parts as the compiled kernels take them; None where they do not."""
+        first = parts[0].weight
+        if not all(part.fits_kernels(first.device) for part in parts) or not is_fused("lamb", first):
+            return None
+        nothing = first.new_empty(0, dtype=torch.uint8)
+        return LambTensors(
+            [part.weight for part in parts],
+            [part.m for part in parts],
+            [part.v for part in parts],
+            [nothing if part.bits is None else part.bits for part in parts],
+            [nothing if part.copy is None else part.copy for part in parts],
+            torch.tensor([part.hyper() for part in parts], dtype=torch.float64),
+        )
 
 
 class _Part:
@@ -124,26 +144,38 @@ class _Part:
         self,
         group: dict[str, Any],
         step: int,
-        weight: Tensor,
-        gradient: Tensor,
-        m: Tensor,
-        v: Tensor,
+        tensors: Sequence[Tensor],
         bits: Tensor | None,
-        update: Tensor | None = None,
+        copy: Tensor | None = None,
     ) -> None:
-        self.group, self.step, self.bits = group, step, bits
-        self.weight, self.gradient, self.m, self.v = weight, gradient, m, v
-        self.update = torch.empty_like(weight) if update is None else update
+        self.group, self.step, self.bits, self.copy = group, step, bits, copy
+        self.weight, self.gradient, self.m, self.v = tensors
         self.norms: tuple[list[Tensor], list[Tensor]] = ([], [])
         """Of the weights and of their update, by blocks."""
 
     def corrections(self) -> tuple[float, float]:
-        """(a, c) with which m / (a sqrt(v) + c) is the direction, as dividing m and v by 1 - b^t has it."""
-        group, (b1, b2) = self.group, self.group["betas"]
-        if not group["bias_correction"]:
-            return 1.0, group["eps"]
+        """(scale, offset) with which m / (scale sqrt(v) + offset) divides m and v by 1 - b^t as well."""
+        (b1, b2), eps = self.group["betas"], self.group["eps"]
+        if not self.group["bias_correction"]:
+            return 1.0, eps
         c1 = 1.0 - b1**self.step
-        return c1 / math.sqrt(1.0 - b2**self.step), c1 * group["eps"]
+        return c1 / math.sqrt(1.0 - b2**self.step), c1 * eps
+
+    def hyper(self) -> tuple[float, ...]:
+        """A row of `LambTensors.hyper`."""
+        b1, b2 = self.group["betas"]
+        return 1.0 - b1, b1, 1.0 - b2, b2, *self.corrections(), self.group["weight_decay"], self.group["lr"]
+
+    def fits_kernels(self, device: torch.device) -> bool:
+        tensors = (self.weight, self.gradient, self.m, self.v)
+        return all(t.dtype == torch.float32 and t.device == device and t.is_contiguous() for t in tensors) and (
+            self.copy is None or self.copy.dtype == torch.bfloat16
+        )
+
+    @cached_property
+    def update(self) -> Tensor:
+        """u; to be filled in."""
+        return torch.empty_like(self.weight)
 
     def blocks(self) -> Iterator["_Part"]:
         """Itself in parts of at most `_BLOCK` elements, which share its norms."""
@@ -153,10 +185,16 @@ class _Part:
             return
         split = [tensor.view(-1).split(_BLOCK) for tensor in tensors]
         masks = self.bits.split(_BLOCK // 8) if self.bits is not None else [None] * len(split[0])
-        for weight, gradient, m, v, update, bits in zip(*split, masks, strict=True):
-            block = _Part(self.group, self.step, weight, gradient, m, v, bits, update)
-            block.norms = self.norms
+        for *held, update, bits in zip(*split, masks, strict=True):
+            block = _Part(self.group, self.step, held, bits)
+            block.norms, block.update = self.norms, update
             yield block
+
+
+def _ratios(squares: Tensor) -> list[Tensor]:
+    """A scalar of each row: |w| / |u|, and 1 where one of them is 0."""
+    weights, updates = squares.sqrt().unbind(1)
+    return list(torch.where((weights > 0) & (updates > 0), weights / updates, 1.0).unbind())
 
 
 def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
