@@ -163,8 +163,8 @@ def test_copies_are_the_weights_rounded(kernels, name):
     for step in range(3):
         _give_gradients(params, step)
         made.step()
-        for p, copy in copies.items():
-            assert torch.equal(copy, p.detach().bfloat16())
+        for p, rounded in copies.items():
+            assert torch.equal(rounded, p.detach().bfloat16())
 
 
 def test_kernels_are_their_reference_on_views():
