@@ -13,13 +13,14 @@ LAYERS = (
     ("trainer",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
-    ("recipe", "feed"),
+    ("recipe", "feed", "prune"),
     ("engine", "ranks"),
     ("backend", "clock"),
     ("data", "precision"),
     ("blocks",),
-    ("comm", "ops", "optim", "tracking"),
-    ("random", "config", "shard", "probe", "memory", "step_result", "cache"),
+    ("comm", "optim", "tracking"),
+    ("ops",),
+    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

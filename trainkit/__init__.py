@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trainkit import data, errors, ops
+from trainkit import data, errors, ops, prune
 from trainkit.comm.comm import Comm
 from trainkit.engine import Engine
 from trainkit.optim import Schedule
@@ -40,6 +40,7 @@ __all__ = [
     "errors",
     "load_recipe",
     "ops",
+    "prune",
 ]
 
 

@@ -12,6 +12,7 @@ from trainkit.comm.feedback import Feedback
 from trainkit.comm.reducer import Reducer
 from trainkit.errors import UsageError
 from trainkit.memory import Memory
+from trainkit.optim.pieces import Piece
 from trainkit.shard import Shard
 
 
@@ -153,6 +154,14 @@ class Backend:
 
     def refresh(self) -> None:
         """Makes the module compute with `weights` that were written to. Collective."""
+
+    def pieces(self) -> dict[Tensor, list[Piece]]:
+        """What the optimizer's tensors consist of; see `PiecewiseOptimizer.set_pieces`."""
+        weights = self.weights()
+        return {
+            p: [Piece(name, weights[name].start, weights[name].local.numel(), weights[name].shape.numel())]
+            for name, p in self.parameters.items()
+        }
 
     def optimizer_state(self) -> dict[str, dict[str, Shard]]:
         """name -> key -> what this rank holds of the optimizer's state."""

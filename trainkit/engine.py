@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trainkit.backend import Backend
 from trainkit.blocks import eagerly
@@ -26,6 +27,7 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
+from trainkit.optim.pieces import PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
 from trainkit.precision import Precision
 from trainkit.random import key_of
 from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
@@ -65,12 +67,14 @@ class Engine:
         is_compiled: bool = False,
     ) -> None:
         self.name, self.module, self.optimizer = name, backend.module, backend.optimizer
-        self.clip, self.schedule, self.average, self.accumulation = clip, schedule, average, accumulation
+        self.schedule, self.average, self.accumulation = schedule, average, accumulation
         self.scaler = precision.scaler()
         self.num_updates = 0
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
+        self.clip = self._take_over(clip)
+        self._masking: RemovableHandle | None = None
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
@@ -93,6 +97,10 @@ class Engine:
         sizes = {name: shard.shape.numel() for name, shard in self._backend.weights().items()}
         trained = [size for name, size in sizes.items() if name in self._backend.trainable]
         return trained, [size for name, size in sizes.items() if name not in self._backend.trainable]
+
+    def weights(self) -> dict[str, Shard]:
+        """What this rank holds of each parameter, in full precision: what the optimizer writes to."""
+        return self._backend.weights()
 
     def held(self) -> Memory:
         """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
@@ -233,6 +241,26 @@ class Engine:
         finally:
             self._swap_average()
 
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Has weights be exactly 0 where a mask is: now, after every step, and in their averages.
+
+        masks: by the module's own names, bits of whole parameters as `trainkit.bits.pack_bits` makes them, equal
+            on every rank; parameters left out are not masked, and masks from before are forgotten. No checkpoint
+            holds them: set them again after loading one.
+        Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
+        """
+        if self._masking is not None:
+            self._masking.remove()
+        if isinstance(self.optimizer, PiecewiseOptimizer):
+            self.optimizer.set_masks(masks)
+        else:
+            self._masking = mask_after_steps(self.optimizer, self.weights(), masks)
+        if self.average is not None:
+            shards = self.average.shards()
+            for name, bits in masks.items():
+                mask_range(shards[name].local, bits, shards[name].start, shards[name].shape.numel())
+        self._backend.refresh()
+
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
     def shards(self) -> dict[str, dict[str, Shard]]:
@@ -348,6 +376,16 @@ class Engine:
         self.own_losses = []
         self._loss_divisor = 1.0
         self._backend.begin(last=True)
+
+    def _take_over(self, clip: float | None) -> float | None:
+        """Tells the optimizer what its tensors are; the norm to which gradients are to be clipped."""
+        pieces = self._backend.pieces()
+        require_whole(self.optimizer, pieces)
+        if isinstance(self.optimizer, PiecewiseOptimizer):
+            group = next(shard.group for shard in self._backend.weights().values())
+            self.optimizer.set_pieces(pieces, group=group, device=self._device)
+        own = getattr(self.optimizer, "clip", None)
+        return own if clip is None else clip if own is None else min(clip, own)
 
     def _require_active(self) -> None:
         if self.retired:

@@ -39,7 +39,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> int | None:
         return 1 if given["momentum"] else 0
     if isinstance(optimizer, torch.optim.RMSprop):
         return 1 + bool(given["momentum"]) + bool(given["centered"])
-    return {"NAdam": 2, "RAdam": 2, "Adadelta": 2, "Adagrad": 1, "Adamax": 2}.get(type(optimizer).__name__)
+    return {"Lamb": 2, "NAdam": 2, "RAdam": 2, "Adadelta": 2, "Adagrad": 1, "Adamax": 2}.get(type(optimizer).__name__)
 
 
 def in_words(num_bytes: int) -> str:

@@ -32,6 +32,16 @@ def use(kernels: Literal["fused", "reference"], require: bool = False) -> None:
         library.load(require)
 
 
+def is_on() -> bool:
+    """Whether ops are to run compiled where they can."""
+    return _fused
+
+
+def is_required() -> bool:
+    """Whether an op that cannot run compiled is an error."""
+    return _require
+
+
 def is_fused(op: str, x: Tensor) -> bool:
     """Whether `op` on `x` is to run compiled; builds the library when it is the first to ask."""
     if not _fused:

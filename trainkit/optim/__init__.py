@@ -1,6 +1,8 @@
-"""What happens to parameters besides the optimizer's own update: schedules and averages."""
+"""What updates parameters: optimizers, schedules of their rates, and averages."""
 
+from trainkit.optim.adamw import AdamW
 from trainkit.optim.ema import Average
+from trainkit.optim.lamb import Lamb
 from trainkit.optim.schedule import Schedule
 
-__all__ = ["Average", "Schedule"]
+__all__ = ["AdamW", "Average", "Lamb", "Schedule"]

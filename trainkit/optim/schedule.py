@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from trainkit.errors import ConfigError, nearest
 
 Unit = Literal["steps", "samples"]
-Shape = Literal["constant", "linear", "cosine"]
+Shape = Literal["constant", "linear", "cosine", "polynomial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,11 @@ class Schedule:
     """The factor on every group's learning rate: up linearly over `warmup`, then down to `final` at `total`.
 
     warmup, total: in `unit`; a step counts as one global batch of the size in use.
-    shape: of the way down; `constant` stays at 1 and needs no total.
+    shape: of the way down; `constant` stays at 1 and needs no total. `polynomial` is that of BERT-large with LAMB:
+        (1 - position / total) ** power, as if it had gone down from the start: where warm-up ends it jumps, from 1 to
+        (1 - warmup / total) ** power.
     final: the factor at `total` and after it.
+    power: of `polynomial`.
 
     >>> schedule = Schedule(warmup=10, total=110, shape="linear")
     >>> [round(schedule(step * 32, 32), 3) for step in (0, 9, 60, 110)]
@@ -28,6 +31,7 @@ class Schedule:
     unit: Unit = "steps"
     shape: Shape = "linear"
     final: float = 0.0
+    power: float = 0.5
 
     def __post_init__(self) -> None:
         for key, value, allowed in (("shape", self.shape, get_args(Shape)), ("unit", self.unit, get_args(Unit))):
@@ -37,6 +41,8 @@ class Schedule:
                 )
         if self.warmup < 0:
             raise ConfigError(f"schedule.warmup={self.warmup}: allowed is 0 or more")
+        if not self.power > 0:
+            raise ConfigError(f"schedule.power={self.power}: allowed is a number above 0")
         if self.shape != "constant" and (self.total is None or self.total <= self.warmup):
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
@@ -54,5 +60,8 @@ class Schedule:
         if self.shape == "constant" or self.total is None:
             return 1.0
         share = min(1.0, max(0.0, (done - self.warmup) / (self.total - self.warmup)))
-        down = 1.0 - share if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+        if self.shape == "polynomial":
+            down = max(0.0, 1.0 - done / self.total) ** self.power
+        else:
+            down = 1.0 - share if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
         return self.final + (1.0 - self.final) * down

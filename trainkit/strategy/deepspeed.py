@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainkit.backend import Backend, num_bytes
 from trainkit.errors import ConfigError
+from trainkit.optim.pieces import Piece
 from trainkit.shard import Shard
 
 
@@ -94,6 +95,9 @@ class ZeroBackend(Backend):
     def refresh(self) -> None:
         self.slices.refresh()
 
+    def pieces(self) -> dict[Tensor, list[Piece]]:
+        return self.slices.pieces()
+
     def _parameter_bytes(self) -> int:
         return self.slices.parameter_bytes()
 
@@ -152,6 +156,13 @@ class _Slices:
     def weights(self) -> dict[str, Shard]:
         shards = {name: part.of(part.flat, self.group) for name, part in self.slices.items()}
         return {**shards, **{name: self._frozen_shard(p) for name, p in self.frozen.items()}}
+
+    def pieces(self) -> dict[Tensor, list[Piece]]:
+        found: dict[Tensor, list[Piece]] = {}
+        for name, part in self.slices.items():
+            piece = Piece(name, part.start, part.num, part.shape.numel(), part.offset)
+            found.setdefault(part.flat, []).append(piece)
+        return found
 
     def hold(self) -> None:
         """Keeps whole parameters from here on."""

@@ -1,0 +1,30 @@
+"""Schedules against the formulas of the papers that they are from."""
+
+import pytest
+
+import trainkit
+from trainkit.errors import ConfigError
+
+
+@pytest.mark.parametrize(("total", "warmup", "batch"), [(7038, 0.2843 * 7038, 65536), (1563, 0.128 * 1563, 32768)])
+def test_polynomial_is_that_of_bert_large(total, warmup, batch):
+    schedule = trainkit.Schedule(warmup=warmup, total=total, shape="polynomial")
+    for step in range(total):
+        # Warm-up counts the step that is being made, so that the first has a rate; what follows, those before it.
+        expected = (step + 1) / warmup if step + 1 < warmup else (1 - step / total) ** 0.5
+        assert schedule(step * batch, batch) == pytest.approx(expected, rel=1e-12)
+    assert schedule(total * batch, batch) == schedule(2 * total * batch, batch) == 0.0
+
+
+def test_polynomial_jumps_where_warm_up_ends():
+    schedule = trainkit.Schedule(warmup=40, total=100, shape="polynomial", power=2.0, final=0.1, unit="samples")
+    assert schedule(38, 1) == pytest.approx(39 / 40)
+    assert schedule(40, 1) == pytest.approx(0.1 + 0.9 * 0.36)
+    assert schedule(100, 1) == pytest.approx(0.1)
+
+
+def test_a_power_that_does_not_go_down_is_refused():
+    with pytest.raises(ConfigError, match=r"schedule\.power=0: allowed is a number above 0"):
+        trainkit.Schedule(total=5, shape="polynomial", power=0)
+    with pytest.raises(ConfigError, match=r"schedule\.shape='polynomal': .* Did you mean 'polynomial'"):
+        trainkit.Schedule(total=5, shape="polynomal")

@@ -1,0 +1,69 @@
+"""FusedLAMB of NVIDIA's apex, where it is installed and asked for. `trainkit.optim.Lamb` is ours, and needs nothing."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit.errors import ConfigError
+
+_INSTALL = (
+    "git clone https://github.com/NVIDIA/apex && cd apex && pip install --no-build-isolation "
+    '--config-settings "--build-option=--cpp_ext" --config-settings "--build-option=--cuda_ext" . ; '
+    "or use optimizer=lamb"
+)
+
+
+def fused_lamb(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    bias_correction: bool = True,
+) -> torch.optim.Optimizer:
+    """`apex.optimizers.FusedLAMB` with the arguments of `trainkit.optim.Lamb`; parameters must be on a GPU.
+
+    It clips gradients to norm `clip` itself, which changes nothing where an Engine has clipped them to that or less.
+    It takes norms of the tensors that it is given: an Engine refuses it under fsdp, hsdp and zero1 to 3. It has no
+    masks and no copies. Raises ConfigError, with what to type, where NVIDIA's apex is not installed.
+    """
+    require_apex()
+    made: torch.optim.Optimizer = importlib.import_module("apex.optimizers").FusedLAMB(
+        params,
+        lr=lr,
+        betas=tuple(betas),
+        eps=eps,
+        weight_decay=weight_decay,
+        max_grad_norm=clip,
+        bias_correction=bias_correction,
+        adam_w_mode=True,
+        use_nvlamb=False,
+    )
+    made.needs_whole_parameters = True  # type: ignore[attr-defined]
+    return made
+
+
+def require_apex() -> None:
+    """Raises ConfigError unless NVIDIA's apex is here with its kernels; the other package of that name is told."""
+    # What its build with kernels installs, and nothing else does.
+    if importlib.util.find_spec("amp_C") is not None:
+        return
+    try:
+        version = importlib.metadata.version("apex")
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"optimizer=lamb_apex needs NVIDIA's apex, which is not on PyPI. Type: {_INSTALL}") from None
+    if version.startswith("0.9"):
+        raise ConfigError(
+            f"optimizer=lamb_apex needs NVIDIA's apex, and apex {version} from PyPI is another package, for websites "
+            f"in Pyramid. Type: pip uninstall apex && {_INSTALL}"
+        )
+    raise ConfigError(
+        f"optimizer=lamb_apex needs the kernels of NVIDIA's apex, and apex {version} was installed without them. "
+        f"Type: pip uninstall apex && {_INSTALL}"
+    )
