@@ -49,7 +49,9 @@ def bias_activation_dropout(
         raise ConfigError(
             f"activation={activation}: allowed are {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
         )
-    if not mode.is_fused("bias_activation_dropout", x):
+    # A bias alone has nothing to be fused with: PyTorch's sum hands its gradient on without a copy.
+    is_sum = activation == "linear" and (p == 0.0 or positions is None)
+    if is_sum or not mode.is_fused("bias_activation_dropout", x):
         return bias_activation_dropout_reference(x, bias, activation, p=p, key=key, positions=positions, call=call)
     return run(torch.ops.trainkit.bias_activation, x, bias, _NUMBERS[activation], p, key, positions, call)
 
@@ -122,9 +124,7 @@ def register(name: str) -> None:
             grad_dbias = None
         grad_dx = torch.zeros_like(x) if grad_dx is None else grad_dx.contiguous()
         grad_dbias = None if grad_dbias is None else grad_dbias.contiguous()
-        dgrad, dx, dbias = second(
-            grad_dx, grad_dbias, grad, x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call
-        )
+        dgrad, dx, dbias = second(grad_dx, grad_dbias, grad, x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call)
         return dgrad, dx, None if bias is None else dbias, None, None, None, None, None
 
     torch.library.register_fake(name, lambda x, *_: torch.empty_like(x))

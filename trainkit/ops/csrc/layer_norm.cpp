@@ -40,9 +40,9 @@ Accum<T> add_row(const LayerNormArgs& args, int64_t row, Factors<Accum<T>>& draw
     A* __restrict to = kept + column;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) {
-      const T sum = narrow<T>(widen(residual[i]) + widen(x[i]) * factors[i]);
-      summed[i] = sum;
-      to[i] = widen(sum);
+      const A sum = widen(residual[i]) + widen(x[i]) * factors[i];
+      summed[i] = narrow<T>(sum);
+      to[i] = widen(narrow<T>(sum));  // no variable of type T: a struct of two bytes keeps the loop from vectorising
       total += to[i];
     }
   }

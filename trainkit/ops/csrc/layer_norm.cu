@@ -4,7 +4,7 @@
 namespace tk {
 namespace {
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 512;
 
 // One block a row at a time. The fast kernels keep a row in registers: K vectors of W elements a thread. Rows that are
 // too long, or not aligned, take the plain kernels, which read what they stored once more.
@@ -252,7 +252,7 @@ int vectors_a_thread(const LayerNormArgs& args) {
     if (!is_aligned(pointer)) return 0;
   if (args.num_columns % W != 0) return 0;
   const int64_t held = (args.num_columns + kMaxThreads * W - 1) / (kMaxThreads * W);
-  return held <= 1 ? 1 : held <= 2 ? 2 : held <= 4 ? 4 : 0;
+  return held <= 2 ? int(held) : 0;
 }
 
 template <class T>
@@ -266,9 +266,6 @@ void launch_forward(const LayerNormArgs& args, cudaStream_t stream) {
       break;
     case 2:
       forward_kernel<T, W, 2><<<blocks, threads, 0, stream>>>(args);
-      break;
-    case 4:
-      forward_kernel<T, W, 4><<<blocks, threads, 0, stream>>>(args);
       break;
     default:
       plain_forward_kernel<T><<<blocks, threads_for<T, 1>(args.num_columns), 0, stream>>>(args);
@@ -286,9 +283,6 @@ void launch_backward(const LayerNormArgs& args, cudaStream_t stream) {
       break;
     case 2:
       backward_kernel<T, W, 2><<<blocks, threads, 0, stream>>>(args);
-      break;
-    case 4:
-      backward_kernel<T, W, 4><<<blocks, threads, 0, stream>>>(args);
       break;
     default:
       plain_backward_kernel<T><<<blocks, threads_for<T, 1>(args.num_columns), 0, stream>>>(args);
