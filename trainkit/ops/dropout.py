@@ -1,9 +1,12 @@
 """Dropout whose mask is a function of (seed, layer, sample position, element), not of a generator's state."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from trainkit.errors import ConfigError, UsageError
+from trainkit.ops import library, mode
 from trainkit.random import rand
 
 
@@ -11,9 +14,47 @@ def dropout(x: Tensor, p: float, key: int, positions: Tensor, call: int = 0) -> 
     """Zeroes elements of x [N, ...] with probability `p` and scales the rest by 1/(1-p).
 
     positions: int64 [N], the samples' positions; the same (key, position, call) always drops the same elements.
+    Nothing is kept for the backward pass but these numbers: the mask is drawn again. Differentiable as often as wanted.
+    Raises ConfigError for shapes or a `p` that cannot be.
     """
+    check_draw("dropout", x, p, positions)
+    if not mode.is_fused("dropout", x):
+        return dropout_reference(x, p, key, positions, call)
+    return torch.ops.trainkit.dropout(x.contiguous(), p, key, positions.to(x.device).contiguous(), call)
+
+
+def dropout_reference(x: Tensor, p: float, key: int, positions: Tensor, call: int = 0) -> Tensor:
+    """`dropout` in plain PyTorch."""
     keep = rand(key, positions.to(x.device), tuple(x.shape[1:]), call=call) >= p
     return x * keep / (1.0 - p)
+
+
+def check_draw(op: str, x: Tensor, p: float, positions: Tensor) -> None:
+    """Raises ConfigError unless x [N, ...] can be dropped at `positions` [N] with probability `p`."""
+    if not 0.0 <= p < 1.0:
+        raise ConfigError(f"trainkit.ops.{op}: p={p}; allowed is 0 <= p < 1")
+    if positions.dtype != torch.int64 or x.dim() == 0 or tuple(positions.shape) != (x.shape[0],):
+        raise ConfigError(
+            f"trainkit.ops.{op}: positions are {positions.dtype} {list(positions.shape)} beside an input of "
+            f"{list(x.shape)}; they must be int64, one for each of its first dimension"
+        )
+
+
+@library.on_load
+def _register() -> None:
+    torch.library.register_fake("trainkit::dropout", lambda x, p, key, positions, call: torch.empty_like(x))
+    torch.library.register_autograd("trainkit::dropout", _backward, setup_context=_keep)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.p, ctx.key, positions, ctx.call = inputs
+    ctx.save_for_backward(positions)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (positions,) = ctx.saved_tensors
+    dx = torch.ops.trainkit.dropout(grad.contiguous(), ctx.p, ctx.key, positions, ctx.call)
+    return dx, None, None, None, None
 
 
 def drop(layer: "Dropout", x: Tensor) -> Tensor:

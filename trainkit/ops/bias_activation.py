@@ -1,0 +1,163 @@
+"""Bias, activation and dropout in one pass, differentiable twice."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainkit.errors import ConfigError, UsageError, nearest
+from trainkit.ops import library, mode
+from trainkit.ops.dropout import check_draw, dropout_reference
+from trainkit.ops.layer_norm import sum_dtype
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    # In the order of csrc/bias_activation.cpp.
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+}
+_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+def bias_activation_dropout(
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str = "gelu",
+    *,
+    p: float = 0.0,
+    key: int = 0,
+    positions: Tensor | None = None,
+    call: int = 0,
+) -> Tensor:
+    """dropout(f(x + bias)), in x's dtype.
+
+    x: [..., D], with dropout [N, ..., D]; bias: [D], of any floating dtype, or None. activation: `gelu` (by erf),
+    `gelu_tanh`, `relu`, `silu`, `leaky_relu` (slope 0.2), `tanh` or `linear`. positions: int64 [N], see
+    `trainkit.ops.dropout`; without them, or with p=0, nothing is dropped.
+    For the backward pass x and the bias are kept, and the mask is drawn again. The bias' gradient is the same bits on
+    any number of threads. Differentiable twice. Raises ConfigError for shapes that do not fit.
+    """
+    check_operands("bias_activation_dropout", x, bias, p, positions)
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation={activation}: allowed are {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
+        )
+    if not mode.is_fused("bias_activation_dropout", x):
+        return bias_activation_dropout_reference(x, bias, activation, p=p, key=key, positions=positions, call=call)
+    return run(torch.ops.trainkit.bias_activation, x, bias, _NUMBERS[activation], p, key, positions, call)
+
+
+def bias_activation_dropout_reference(
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str | Callable[[Tensor], Tensor] = "gelu",
+    *,
+    p: float = 0.0,
+    key: int = 0,
+    positions: Tensor | None = None,
+    call: int = 0,
+) -> Tensor:
+    """`bias_activation_dropout` in plain PyTorch; `activation` may be any function."""
+    function = ACTIVATIONS[activation] if isinstance(activation, str) else activation
+    y = function(x if bias is None else x + bias.to(x.dtype))
+    return y if positions is None or p == 0.0 else dropout_reference(y, p, key, positions, call)
+
+
+def check_operands(op: str, x: Tensor, bias: Tensor | None, p: float, positions: Tensor | None) -> None:
+    """Raises ConfigError unless x [..., D], bias [D] and positions [N] fit."""
+    if x.dim() == 0 or (bias is not None and bias.shape != x.shape[-1:]):
+        raise ConfigError(
+            f"trainkit.ops.{op}: x {list(x.shape)}, bias {None if bias is None else list(bias.shape)}; "
+            f"they must be [..., D] and [D]"
+        )
+    if positions is not None:
+        check_draw(op, x, p, positions)
+        if x.dim() == 1:
+            raise ConfigError(f"trainkit.ops.{op}: x {list(x.shape)}; with dropout it must be [N, ..., D]")
+
+
+def run(
+    op: Callable[..., Tensor],
+    x: Tensor,
+    bias: Tensor | None,
+    number: int,
+    p: float,
+    key: int,
+    positions: Tensor | None,
+    call: int,
+) -> Tensor:
+    """Calls an op of the shape of `trainkit::bias_activation` on operands as its kernels take them."""
+    wide_bias = None if bias is None else bias.to(sum_dtype(x)).contiguous()
+    drawn = None if positions is None or p == 0.0 else positions.to(x.device).contiguous()
+    return op(x.contiguous(), wide_bias, number, p, key, drawn, call)
+
+
+# -- fakes and derivatives ---------------------------------------------------------------------------------------------
+
+
+def register(name: str) -> None:
+    """Fakes and derivatives of the ops `name`, `name`_backward and `name`_second, of csrc/bias_activation.cpp's schemas.
+
+    name: such as `trainkit::bias_activation`; a user's activation has the same three ops.
+    """
+    library_name, _, stem = name.partition("::")
+    ops = getattr(torch.ops, library_name)
+    backward, second = getattr(ops, f"{stem}_backward"), getattr(ops, f"{stem}_second")
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias, positions = ctx.saved_tensors
+        dx, dbias = backward(grad.contiguous(), x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call)
+        return dx, None if bias is None else dbias, None, None, None, None, None
+
+    def differentiate_twice(ctx: Any, grad_dx: Tensor | None, grad_dbias: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, x, bias, positions = ctx.saved_tensors
+        if bias is None:
+            grad_dbias = None
+        grad_dx = torch.zeros_like(x) if grad_dx is None else grad_dx.contiguous()
+        grad_dbias = None if grad_dbias is None else grad_dbias.contiguous()
+        dgrad, dx, dbias = second(
+            grad_dx, grad_dbias, grad, x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call
+        )
+        return dgrad, dx, None if bias is None else dbias, None, None, None, None, None
+
+    torch.library.register_fake(name, lambda x, *_: torch.empty_like(x))
+    torch.library.register_autograd(name, differentiate, setup_context=_keep)
+    torch.library.register_fake(f"{name}_backward", _fake_backward)
+    torch.library.register_autograd(f"{name}_backward", differentiate_twice, setup_context=_keep_backward)
+    torch.library.register_fake(f"{name}_second", _fake_second)
+    torch.library.register_autograd(f"{name}_second", _refuse)
+
+
+@library.on_load
+def _register() -> None:
+    register("trainkit::bias_activation")
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call = inputs
+    ctx.save_for_backward(x, bias, positions)
+
+
+def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, x, bias, ctx.number, ctx.p, ctx.key, positions, ctx.call = inputs
+    ctx.save_for_backward(grad, x, bias, positions)
+    ctx.set_materialize_grads(False)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), x.new_empty(x.shape[-1], dtype=sum_dtype(x))
+
+
+def _fake_second(grad_dx: Tensor, grad_dbias: Tensor | None, grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[-1], dtype=sum_dtype(x))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise UsageError("bias_activation_dropout is differentiable twice; for a third time use ops=reference")

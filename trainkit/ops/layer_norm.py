@@ -1,0 +1,205 @@
+"""Dropout, residual sum and LayerNorm (Ba et al., arXiv 1607.06450) in one pass."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainkit.errors import ConfigError
+from trainkit.ops import library, mode
+from trainkit.ops.dropout import check_draw, dropout_reference
+
+
+def dropout_residual_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    p: float = 0.0,
+    key: int = 0,
+    positions: Tensor | None = None,
+    call: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """(normed, summed) with summed = residual + dropout(x) and normed = LayerNorm(summed) over the last dimension.
+
+    x, residual: [N, ..., D]; weight, bias: [D], of any floating dtype. Both results have x's dtype; a residual of
+    another is converted. positions: int64 [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is
+    dropped. Statistics and sums are kept in float32 (float64 for float64).
+    For the backward pass `summed`, one mean and one standard deviation a row are kept; the mask is drawn again. The
+    gradients of weight and bias are the same bits on any number of threads. The second derivative is computed in plain
+    PyTorch, slower. Raises ConfigError for shapes that do not fit.
+    """
+    _check(x, residual, weight, bias, p, positions)
+    residual = residual.to(x.dtype)
+    if p == 0.0:
+        positions = None
+    if not mode.is_fused("dropout_residual_layer_norm", x):
+        return dropout_residual_layer_norm_reference(
+            x, residual, weight, bias, eps=eps, p=p, key=key, positions=positions, call=call
+        )
+    normed, summed, _, _ = torch.ops.trainkit.dropout_residual_layer_norm(
+        x.contiguous(),
+        residual.contiguous(),
+        weight.to(sum_dtype(x)).contiguous(),
+        bias.to(sum_dtype(x)).contiguous(),
+        eps,
+        p,
+        key,
+        None if positions is None else positions.to(x.device).contiguous(),
+        call,
+    )
+    return normed, summed
+
+
+def dropout_residual_layer_norm_reference(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    p: float = 0.0,
+    key: int = 0,
+    positions: Tensor | None = None,
+    call: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """`dropout_residual_layer_norm` in plain PyTorch."""
+    dropped = x if positions is None else dropout_reference(x, p, key, positions, call)
+    summed = residual.to(x.dtype) + dropped
+    wide = sum_dtype(x)
+    normed = F.layer_norm(summed.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps)
+    return normed.to(x.dtype), summed
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """What kernels on `x` keep their sums in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, p: float, positions: Tensor | None) -> None:
+    op = "dropout_residual_layer_norm"
+    size = x.shape[-1:]
+    if x.dim() < 2 or residual.shape != x.shape or weight.shape != size or bias.shape != size:
+        raise ConfigError(
+            f"trainkit.ops.{op}: x {list(x.shape)}, residual {list(residual.shape)}, weight {list(weight.shape)}, bias "
+            f"{list(bias.shape)}; they must be [N, ..., D], the same, [D] and [D]"
+        )
+    if positions is not None:
+        check_draw(op, x, p, positions)
+
+
+# -- fakes and derivatives ---------------------------------------------------------------------------------------------
+
+
+@library.on_load
+def _register() -> None:
+    op, back = "trainkit::dropout_residual_layer_norm", "trainkit::dropout_residual_layer_norm_backward"
+    torch.library.register_fake(op, _fake)
+    torch.library.register_autograd(op, _backward, setup_context=_keep)
+    torch.library.register_fake(back, _fake_backward)
+    torch.library.register_autograd(back, _second, setup_context=_keep_second)
+
+
+def _fake(x: Tensor, residual: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    rows = weight.new_empty(x.numel() // max(x.shape[-1], 1))
+    return torch.empty_like(x), torch.empty_like(x), rows, torch.empty_like(rows)
+
+
+def _fake_backward(
+    grad: Tensor,
+    grad_summed: Tensor | None,
+    summed: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    p: float,
+    key: int,
+    positions: Tensor | None,
+    call: int,
+) -> tuple[Tensor, ...]:
+    dx = torch.empty_like(summed) if positions is not None and p > 0.0 else summed.new_empty(0)
+    return torch.empty_like(summed), dx, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, weight, _, _, ctx.p, ctx.key, positions, ctx.call = inputs
+    _, summed, mean, rstd = output
+    ctx.save_for_backward(summed, mean, rstd, weight, positions)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    summed, mean, rstd, weight, positions = ctx.saved_tensors
+    grad = torch.zeros_like(summed) if grad is None else grad.contiguous()
+    dresidual, dx, dweight, dbias = torch.ops.trainkit.dropout_residual_layer_norm_backward(
+        grad,
+        None if grad_summed is None else grad_summed.contiguous(),
+        summed,
+        mean,
+        rstd,
+        weight,
+        ctx.p,
+        ctx.key,
+        positions,
+        ctx.call,
+    )
+    is_dropped = positions is not None and ctx.p > 0.0
+    return dx if is_dropped else dresidual, dresidual, dweight, dbias, None, None, None, None, None
+
+
+def _keep_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, grad_summed, summed, _, rstd, weight, ctx.p, ctx.key, positions, ctx.call = inputs
+    ctx.save_for_backward(grad, grad_summed, summed, rstd, weight, positions)
+    ctx.set_materialize_grads(False)
+
+
+def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    *differentiable, rstd, weight, positions = ctx.saved_tensors
+    with torch.enable_grad():
+        operands = [*differentiable, weight]
+        outputs = _backward_reference(*operands, rstd, ctx.p, ctx.key, positions, ctx.call)
+        wanted = [i for i, operand in enumerate(operands) if operand is not None and operand.requires_grad]
+        pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+        found = torch.autograd.grad(
+            [output for output, _ in pairs],
+            [operands[i] for i in wanted],
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    by_operand = dict(zip(wanted, found, strict=True))
+    grad, grad_summed, summed, dweight = (by_operand.get(i) for i in range(4))
+    return grad, grad_summed, summed, None, None, dweight, None, None, None, None
+
+
+def _backward_reference(
+    grad: Tensor,
+    grad_summed: Tensor | None,
+    summed: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    p: float,
+    key: int,
+    positions: Tensor | None,
+    call: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the backward op computes, as a differentiable function of its first four arguments."""
+    wide = grad.to(weight.dtype).flatten(0, -2)
+    rows = summed.to(weight.dtype).flatten(0, -2)
+    centred = rows - rows.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    eps = (rstd.unsqueeze(-1) ** -2 - variance).detach()
+    scale = (variance + eps).rsqrt()
+    unit = centred * scale
+    product = wide * weight
+    along = product - product.mean(-1, keepdim=True) - unit * (product * unit).mean(-1, keepdim=True)
+    dresidual = (along * scale).view_as(summed).to(summed.dtype)
+    if grad_summed is not None:
+        dresidual = dresidual + grad_summed
+    is_dropped = positions is not None and p > 0.0
+    dx = dropout_reference(dresidual, p, key, positions, call) if is_dropped else dresidual.new_empty(0)
+    return dresidual, dx, (wide * unit).sum(0), wide.sum(0)
