@@ -43,11 +43,11 @@ A sum_of_exp(const A* x, int64_t num, A shift) {
   A lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= num; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += exp(x[i + l] - shift);
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += softmax_exp(x[i + l] - shift);
   }
   A sum = 0;
   for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
-  for (; i < num; ++i) sum += exp(x[i] - shift);
+  for (; i < num; ++i) sum += softmax_exp(x[i] - shift);
   return sum;
 }
 

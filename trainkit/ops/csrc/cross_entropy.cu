@@ -38,7 +38,7 @@ __device__ __forceinline__ LogSumExp<float> part_of(const float (&x)[N]) {
   for (int i = 0; i < N; ++i) part.maximum = x[i] > part.maximum ? x[i] : part.maximum;
   const float shift = part.shift();
 #pragma unroll
-  for (int i = 0; i < N; ++i) part.sum += exp(x[i] - shift);
+  for (int i = 0; i < N; ++i) part.sum += softmax_exp(x[i] - shift);
   return part;
 }
 

@@ -4,9 +4,19 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/exp.h"
+#include "common/activations.h"
 
 namespace tk {
+
+// On a GPU its own: with the polynomial, arithmetic and not memory would be what bounds the forward pass in bf16.
+TK_HD float softmax_exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  return exp(x);
+#endif
+}
+TK_HD double softmax_exp(double x) { return ::exp(x); }
 
 // The maximum of a part of a row, and the sum of exp(x - maximum) over it. Parts add up in any order.
 template <class A>
@@ -21,7 +31,7 @@ struct LogSumExp {
     const A old = maximum;
     maximum = part.maximum > old ? part.maximum : old;
     const A to = shift();
-    sum = sum * exp(old - to) + part.sum * exp(part.maximum - to);  // exp(-infinity) for what had nothing
+    sum = sum * softmax_exp(old - to) + part.sum * softmax_exp(part.maximum - to);  // exp(-infinity) for what had nothing
   }
 
   // -log softmax at a class of logit x. Not value() - x: far from 0 that would lose what makes the difference.
@@ -40,7 +50,7 @@ struct CrossEntropyGradient {
   A shift, factor, scale;
 
   TK_HD CrossEntropyGradient(Statistics<A> row, A scale) : shift(row.shift), factor(scale / row.sum), scale(scale) {}
-  TK_HD A of_other(A x) const { return exp(x - shift) * factor; }
+  TK_HD A of_other(A x) const { return softmax_exp(x - shift) * factor; }
   TK_HD A of_label(A x) const { return of_other(x) - scale; }
 };
 
