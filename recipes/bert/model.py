@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.errors import ConfigError
-from trainkit.ops import Dropout
+from trainkit.ops import Dropout, LayerNorm
 
 _VOCAB_MULTIPLE = 64  # matrix units like it
 _NEVER = -1e4  # logit of a padded vocabulary entry: a probability of zero, and finite in fp16
@@ -138,10 +138,12 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: Tensor, attended_BT: Tensor | None, angles_TE: Tensor | None) -> Tensor:
         if self.is_pre:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), attended_BT, angles_TE))
-            return x_BTD + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, attended_BT, angles_TE)))
-        return self.feed_forward_norm(x_BTD + self.feed_forward_dropout(self.feed_forward(x_BTD)))
+            attended_BTD = self.attention(self.attention_norm(x_BTD), attended_BT, angles_TE)
+            normed_BTD, x_BTD = self.feed_forward_norm(attended_BTD, x_BTD, self.dropout)
+            return x_BTD + self.feed_forward_dropout(self.feed_forward(normed_BTD))
+        x_BTD, _ = self.attention_norm(self.attention(x_BTD, attended_BT, angles_TE), x_BTD, self.dropout)
+        normed_BTD, _ = self.feed_forward_norm(self.feed_forward(x_BTD), x_BTD, self.feed_forward_dropout)
+        return normed_BTD
 
 
 class FeedForward(nn.Module):
@@ -298,8 +300,8 @@ def _angles(architecture: Architecture) -> Tensor:
     return torch.cat((angles, angles), dim=-1)
 
 
-def _norm(architecture: Architecture) -> nn.LayerNorm:
-    return nn.LayerNorm(architecture.hidden_size, eps=architecture.norm_eps)
+def _norm(architecture: Architecture) -> LayerNorm:
+    return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps)
 
 
 def _initialise(module: nn.Module, std: float) -> None:

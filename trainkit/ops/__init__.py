@@ -5,7 +5,7 @@ from trainkit.ops.bias_activation import bias_activation_dropout
 from trainkit.ops.cross_entropy import cross_entropy
 from trainkit.ops.dropout import Dropout, dropout
 from trainkit.ops.extension import load_extension
-from trainkit.ops.layer_norm import dropout_residual_layer_norm
+from trainkit.ops.layer_norm import LayerNorm, dropout_residual_layer_norm
 from trainkit.ops.masked_linear import MaskedLinear
 from trainkit.ops.packing import pad, unpad
 from trainkit.ops.switch import Ops
@@ -13,6 +13,7 @@ from trainkit.ops.switch import Ops
 __all__ = [
     "Activation",
     "Dropout",
+    "LayerNorm",
     "MaskedLinear",
     "Ops",
     "activation",

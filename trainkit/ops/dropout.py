@@ -59,13 +59,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def drop(layer: "Dropout", x: Tensor) -> Tensor:
     """`x` under the mask that `layer` has been told to draw. Not for a compiler: every layer's key is another."""
-    key, positions, call = layer.seen
-    if len(x) != len(positions):
-        raise UsageError(
-            f"trainkit.ops.Dropout was told of {len(positions)} samples and sees {len(x)}: its input's first "
-            f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
-        )
-    return dropout(x, layer.p, key, positions, call)
+    return dropout(x, **layer.draw(x))
 
 
 class Dropout(nn.Module):
@@ -88,6 +82,18 @@ class Dropout(nn.Module):
     def see(self, key: int, positions: Tensor, call: int = 0) -> None:
         """Sets what the next masks are drawn from: the layer's key, positions int64 [N], the forward's number."""
         self.seen = key, positions, call
+
+    def draw(self, x: Tensor) -> dict[str, Any]:
+        """What an op that drops elements of `x` by itself is to be told: p, key, positions, call; {}: drop nothing."""
+        if not self.training or self.p == 0.0:
+            return {}
+        key, positions, call = self.seen
+        if len(x) != len(positions):
+            raise UsageError(
+                f"trainkit.ops.Dropout was told of {len(positions)} samples and sees {len(x)}: its input's first "
+                f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
+            )
+        return {"p": self.p, "key": key, "positions": positions, "call": call}
 
     def forward(self, x: Tensor) -> Tensor:
         return x if not self.training or self.p == 0.0 else self.drop(self, x)

@@ -1,14 +1,14 @@
 """Dropout, residual sum and LayerNorm (Ba et al., arXiv 1607.06450) in one pass."""
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainkit.errors import ConfigError
 from trainkit.ops import library, mode
-from trainkit.ops.dropout import check_draw, dropout_reference
+from trainkit.ops.dropout import Dropout, check_draw, dropout_reference
 
 
 def dropout_residual_layer_norm(
@@ -25,24 +25,24 @@ def dropout_residual_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """(normed, summed) with summed = residual + dropout(x) and normed = LayerNorm(summed) over the last dimension.
 
-    x, residual: [N, ..., D]; weight, bias: [D], of any floating dtype. Both results have x's dtype; a residual of
-    another is converted. positions: int64 [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is
+    x, residual: [N, ..., D]; weight, bias: [D], of any floating dtype. Both results have the wider dtype of x and
+    residual. positions: int64 [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is
     dropped. Statistics and sums are kept in float32 (float64 for float64).
     For the backward pass `summed`, one mean and one standard deviation a row are kept; the mask is drawn again. The
     gradients of weight and bias are the same bits on any number of threads. The second derivative is computed in plain
     PyTorch, slower. Raises ConfigError for shapes that do not fit.
     """
     _check(x, residual, weight, bias, p, positions)
-    residual = residual.to(x.dtype)
     if p == 0.0:
         positions = None
     if not mode.is_fused("dropout_residual_layer_norm", x):
         return dropout_residual_layer_norm_reference(
             x, residual, weight, bias, eps=eps, p=p, key=key, positions=positions, call=call
         )
+    dtype = torch.promote_types(x.dtype, residual.dtype)
     normed, summed, _, _ = torch.ops.trainkit.dropout_residual_layer_norm(
-        x.contiguous(),
-        residual.contiguous(),
+        x.to(dtype).contiguous(),
+        residual.to(dtype).contiguous(),
         weight.to(sum_dtype(x)).contiguous(),
         bias.to(sum_dtype(x)).contiguous(),
         eps,
@@ -68,10 +68,39 @@ def dropout_residual_layer_norm_reference(
 ) -> tuple[Tensor, Tensor]:
     """`dropout_residual_layer_norm` in plain PyTorch."""
     dropped = x if positions is None else dropout_reference(x, p, key, positions, call)
-    summed = residual.to(x.dtype) + dropped
-    wide = sum_dtype(x)
+    summed = residual + dropped
+    wide = sum_dtype(summed)
     normed = F.layer_norm(summed.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps)
-    return normed.to(x.dtype), summed
+    return normed.to(summed.dtype), summed
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last dimension, into which a dropout and a residual sum before it can be fused.
+
+    Its parameters are those of `torch.nn.LayerNorm`, by name and shape.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__(size, eps=eps)
+
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, dropout: Dropout | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """LayerNorm(x); or (LayerNorm(summed), summed) with summed = residual + dropout(x)."""
+        if residual is None:
+            return super().forward(x)
+        draw: dict[str, Any] = {}
+        if dropout is not None and torch.compiler.is_compiling():
+            x = dropout(x)  # every layer's key would be compiled for by itself
+        elif dropout is not None:
+            draw = dropout.draw(x)
+        return dropout_residual_layer_norm(x, residual, self.weight, self.bias, eps=self.eps, **draw)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
