@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from trainkit.comm.feedback import Feedback
 from trainkit.comm.reducer import Reducer
-from trainkit.errors import UsageError
+from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
-from trainkit.optim.pieces import Piece
+from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_range, require_whole
 from trainkit.shard import Shard
 
 
@@ -162,6 +162,31 @@ class Backend:
             p: [Piece(name, weights[name].start, weights[name].local.numel(), weights[name].shape.numel())]
             for name, p in self.parameters.items()
         }
+
+    def take_over(self, clip: float | None, device: torch.device) -> float | None:
+        """Tells the optimizer what its tensors are; the norm to clip to, which takes its own into account. Collective.
+
+        Raises ConfigError where it cannot work with parts of parameters, and is given some.
+        """
+        pieces = self.pieces()
+        require_whole(self.optimizer, pieces)
+        if isinstance(self.optimizer, PiecewiseOptimizer):
+            group = next(shard.group for shard in self.weights().values())
+            self.optimizer.set_pieces(pieces, group=group, device=device)
+        own = getattr(self.optimizer, "clip", None)
+        return own if clip is None else clip if own is None else min(clip, own)
+
+    def set_masks(self, masks: Mapping[str, Tensor], averages: Mapping[str, Shard]) -> None:
+        """See `Engine.set_masks`. Collective."""
+        if not isinstance(self.optimizer, PiecewiseOptimizer):
+            raise ConfigError(
+                f"optimizer {type(self.optimizer).__name__} knows no masks: use trainkit.optim.AdamW or "
+                f"trainkit.optim.Lamb"
+            )
+        self.optimizer.set_masks(masks)
+        for name in averages.keys() & masks.keys():
+            mask_range(averages[name].local, masks[name], averages[name].start, averages[name].shape.numel())
+        self.refresh()
 
     def optimizer_state(self) -> dict[str, dict[str, Shard]]:
         """name -> key -> what this rank holds of the optimizer's state."""

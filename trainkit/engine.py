@@ -26,7 +26,6 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
-from trainkit.optim.pieces import PiecewiseOptimizer, mask_range, require_whole
 from trainkit.precision import Precision
 from trainkit.random import key_of
 from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
@@ -72,7 +71,7 @@ class Engine:
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
-        self.clip = self._take_over(clip)
+        self.clip = backend.take_over(clip, device)
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
@@ -241,20 +240,10 @@ class Engine:
         masks: by the module's own names, bits of whole parameters as `trainkit.optim.bits.pack_bits` makes them, equal
             on every rank; parameters left out are not masked, and masks from before are forgotten. No checkpoint
             holds them: set them again after loading one.
-        Raises ConfigError when the optimizer cannot mask, UsageError when a mask fits no parameter that is trained.
+        Raises ConfigError when the optimizer knows no masks, UsageError when a mask fits no parameter that is trained.
         Collective: every rank calls.
         """
-        if not isinstance(self.optimizer, PiecewiseOptimizer):
-            raise ConfigError(
-                f"optimizer {type(self.optimizer).__name__} of engine {self.name!r} knows no masks: use "
-                f"trainkit.optim.AdamW or trainkit.optim.Lamb"
-            )
-        self.optimizer.set_masks(masks)
-        if self.average is not None:
-            shards = self.average.shards()
-            for name, bits in masks.items():
-                mask_range(shards[name].local, bits, shards[name].start, shards[name].shape.numel())
-        self._backend.refresh()
+        self._backend.set_masks(masks, self.average.shards() if self.average is not None else {})
 
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
@@ -371,16 +360,6 @@ class Engine:
         self.own_losses = []
         self._loss_divisor = 1.0
         self._backend.begin(last=True)
-
-    def _take_over(self, clip: float | None) -> float | None:
-        """Tells the optimizer what its tensors are; the norm to which gradients are to be clipped."""
-        pieces = self._backend.pieces()
-        require_whole(self.optimizer, pieces)
-        if isinstance(self.optimizer, PiecewiseOptimizer):
-            group = next(shard.group for shard in self._backend.weights().values())
-            self.optimizer.set_pieces(pieces, group=group, device=self._device)
-        own = getattr(self.optimizer, "clip", None)
-        return own if clip is None else clip if own is None else min(clip, own)
 
     def _require_active(self) -> None:
         if self.retired:
