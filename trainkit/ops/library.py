@@ -1,8 +1,7 @@
-"""The compiled ops: found beside this file, in the cache, or built now; loaded once a process."""
+"""The compiled ops: found beside this file, found in the cache, or built now; loaded once a process."""
 
 import fcntl
 import json
-import os
 import shutil
 import sys
 import threading
@@ -22,6 +21,8 @@ from trainkit.ops import build
 
 HERE = Path(__file__).parent
 PATIENCE_S = 2.0
+ROOM = 100_000_000
+"""Bytes that a build may need."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,15 @@ class Library:
     description: dict[str, Any]
 
     @property
-    def has_cuda(self) -> bool:
-        return bool(self.description["archs"])
+    def archs(self) -> list[str]:
+        """Compute capabilities that CUDA kernels were compiled for; none where there was no nvcc."""
+        return self.description["archs"]
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether a GPU of this compute capability has kernels: of its generation, or PTX of an older one."""
+        archs = [tuple(map(int, arch.split("."))) for arch in self.archs]
+        same_generation = any(arch[0] == capability[0] and arch <= capability for arch in archs)
+        return same_generation or any(arch <= capability for arch in archs[-1:])
 
 
 class _State:
@@ -51,33 +59,24 @@ _state = _State()
 def load(require: bool = False) -> Library | None:
     """Makes `torch.ops.trainkit.*` available, building the library when there is none; None without a compiler.
 
-    Called once or often, from any thread. Raises ConfigError when the build fails, and with `require` where there is
-    no compiler; warns of that once otherwise.
+    Called once or often, from any thread. Warns once when there is no compiler; ConfigError with `require`, and always
+    when a build fails.
     """
     with _state.lock:
         if _state.loaded is None and _state.missing is None:
-            try:
-                _state.loaded = find() or _build(build.plan())
-            except build.NoCompilerError as error:
-                _state.missing = str(error)
-            except build.BuildError as error:
-                raise ConfigError(f"the ops cannot be built: {error}") from error
-            if _state.loaded:
-                torch.ops.load_library(_state.loaded.path)
-                while _state.waiting:
-                    _state.waiting.pop(0)()
+            _load()
         if _state.missing:
-            without(f"the ops are not built: {_state.missing}", require)
+            without(_state.missing, require)
         return _state.loaded
 
 
 def without(reason: str, require: bool) -> None:
-    """Warns, once, that references in plain PyTorch are used because of `reason`; with `require`, raises ConfigError."""
+    """Warns once that `reason` leaves plain PyTorch to run; raises ConfigError with `require`."""
     if require:
         raise ConfigError(f"ops.require=true: {reason}")
     if reason not in _state.warned:
         _state.warned.add(reason)
-        warnings.warn(f"trainkit: {reason}; until then plain PyTorch is used, which is slower", stacklevel=3)
+        warnings.warn(f"trainkit: {reason}. Until then plain PyTorch runs in their place", stacklevel=3)
 
 
 def is_available() -> bool:
@@ -95,26 +94,54 @@ def on_load(register: Callable[[], None]) -> Callable[[], None]:
     return register
 
 
-def find() -> Library | None:
-    """The library that was built for these sources, this torch and this CPU; None when there is none."""
-    try:
-        needs = build.requirements(build.CSRC, build.find_torch())
-        plan = build.plan()
-    except build.NoCompilerError:
-        plan = None
-    except build.BuildError as error:
-        raise ConfigError(f"the ops cannot be built: {error}") from error
-    cache = directory()
-    names = [plan.key] if plan else [path.name for path in sorted(cache.glob(f"{build.requirements_key(needs)}-*"))]
-    for place in [HERE, *(cache / name for name in names)]:
+def find(plan: build.Plan | None) -> Library | None:
+    """What was built for these sources, this torch, this CPU, and the GPUs of `plan`; None when nothing was.
+
+    plan: None where there is no compiler; then any that runs here will do.
+    """
+    needed = build.needs(build.CSRC, build.find_torch())
+    kept = [directory() / plan.key] if plan else sorted(directory().glob("*"))
+    for place in [HERE, *kept]:
         found = _read(place)
-        if found and found.description["requirements"] == needs and (plan is None or _covers(found, plan)):
+        if found and build.fits(found.description, needed) and set(plan.archs if plan else ()) <= set(found.archs):
             return found
     return None
 
 
-def _covers(found: Library, plan: build.Plan) -> bool:
-    return set(plan.archs) <= set(found.description["archs"])
+def compiled(*, again: bool = False) -> Path:
+    """The path of this library: the one that fits, or one built now; built anew with `again`. Loads nothing."""
+    with _as_config_error():
+        plan = build.plan()
+        return ((None if again else find(plan)) or _build(plan, again)).path
+
+
+def directory() -> Path:
+    """Where libraries are kept."""
+    return cache_root() / "ops"
+
+
+def ensure(plan: build.Plan, *, again: bool = False) -> Path:
+    """The path of the library of `plan`, built when the cache has none, or `again` by wish.
+
+    Processes that ask for the same one at once build it once. Raises ConfigError when the build fails or the cache
+    cannot be written.
+    """
+    with _as_config_error():
+        return _build(plan, again).path
+
+
+def _load() -> None:
+    with _as_config_error():
+        try:
+            plan = build.plan()
+        except build.NoCompilerError as error:
+            plan, _state.missing = None, f"the ops are not compiled: {error}"
+        found = find(plan) or (_build(plan) if plan else None)
+    if found:
+        torch.ops.load_library(found.path)
+        _state.loaded, _state.missing = found, None
+        while _state.waiting:
+            _state.waiting.pop(0)()
 
 
 def _read(place: Path) -> Library | None:
@@ -124,66 +151,85 @@ def _read(place: Path) -> Library | None:
     return Library(path, json.loads(description.read_text()))
 
 
-def directory() -> Path:
-    """Where libraries are kept."""
-    return cache_root() / "ops"
-
-
 # -- building ----------------------------------------------------------------------------------------------------------
 
 
-def ensure(plan: build.Plan) -> Path:
-    """The path of the library of `plan`, built when the cache has none.
-
-    Processes that ask for the same one at once build it once. Raises ConfigError when the build fails or the cache
-    cannot be written.
-    """
+@contextmanager
+def _as_config_error() -> Iterator[None]:
     try:
-        return _build(plan).path
+        yield
     except build.BuildError as error:
-        raise ConfigError(f"the library cannot be built: {error}") from error
+        raise ConfigError(f"the ops cannot be compiled: {error}") from error
 
 
-def _build(plan: build.Plan) -> Library:
+def _build(plan: build.Plan, again: bool = False) -> Library:
     root = directory()
-    found = _read(root / plan.key)
+    found = None if again else _read(root / plan.key)
     if found is None:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _alone(root / f"{plan.key}.lock"):
-                for left in root.glob(f".{plan.key}-*"):
-                    shutil.rmtree(left, ignore_errors=True)  # by a build that was killed: no other is at work
+            with _alone(root / f"{plan.key}.lock") as alone:
+                for left in root.glob(f".{plan.key}-*") if alone else ():
+                    shutil.rmtree(left, ignore_errors=True)  # by a build that was killed
+                if again:
+                    shutil.rmtree(root / plan.key, ignore_errors=True)
                 cached(root, plan.key, lambda aside: _compile(plan, aside))
-        except OSError as error:
+        except (OSError, build.BuildError) as error:
+            if isinstance(error, build.BuildError) and shutil.disk_usage(root).free > ROOM:
+                raise
             raise ConfigError(
-                f"the ops cannot be built into {root} ({error.strerror or error}); "
+                f"the ops cannot be built into {root} ({getattr(error, 'strerror', None) or 'the disk is full'}); "
                 f"set {ENVIRONMENT_VARIABLE}=DIRECTORY to one that can be written"
             ) from error
         found = _read(root / plan.key)
-    assert found
+    assert found, f"{root / plan.key} is not whole"
     return found
 
 
 def _compile(plan: build.Plan, aside: Path) -> None:
-    started = time.monotonic()
-
-    def progress(num_done: int, num_all: int, name: str) -> None:
-        if time.monotonic() - started > PATIENCE_S:
-            print(f"trainkit: building the ops: {num_done}/{num_all} ({name})", file=sys.stderr, flush=True)
-
-    build.compile_into(plan, aside, progress)
+    kinds = f"for CPU and CUDA {', '.join(plan.archs)}" if plan.archs else "for CPU"
+    with _telling(f"compiling {len(plan.sources)} files of ops {kinds}, once") as tell:
+        build.compile_into(plan, aside, tell)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds the kernel's lock on `path`, which ends with the process however it ends."""
+def _telling(what: str) -> Iterator[build.Progress]:
+    """After two seconds a line on stderr, which moves where that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    status = console.status(f"trainkit: {what} ...")
+    show = status.start if console.is_terminal else lambda: _say(f"{what} ...")
+    timer = threading.Timer(PATIENCE_S, show)
+    timer.daemon = True
+    started = time.monotonic()
+    timer.start()
+    try:
+        yield lambda num_done, num_all: status.update(f"trainkit: {what}: {num_done} of {num_all} ...")
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+    if time.monotonic() - started > PATIENCE_S:
+        _say(f"compiled the ops in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Holds the kernel's lock on `path`, which ends with the process however it does; yields whether there is one."""
     with path.open("a+") as file:
+        timer = threading.Timer(PATIENCE_S, lambda: _say(f"another process compiles the ops; waiting ({path})"))
+        timer.daemon = True
+        timer.start()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"trainkit: waiting for another process's build ({path})", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+            alone = True
+        except OSError:
+            alone = False  # a file system without locks: each process builds its own, and one is kept
+        finally:
+            timer.cancel()
+        yield alone
+
+
+def _say(text: str) -> None:
+    print(f"trainkit: {text}", file=sys.stderr, flush=True)

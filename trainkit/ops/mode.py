@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trainkit.errors import ConfigError
 from trainkit.ops import library
+from trainkit.ops.build import ARCHS_VARIABLE
 
 OFF_BY_DEFAULT: dict[str, frozenset[str]] = {
     # Measured slower than their references there (benchmarks/results).
@@ -44,9 +46,16 @@ def _is_ready(device: str, require: bool) -> bool:
     found = library.load(require)
     if found is None or device in ("cpu", "meta"):
         return found is not None
-    if device == "cuda" and found.has_cuda:
-        return True
-    library.without(f"the ops are not built for {device}; type: trainkit doctor --build", require)
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if found.runs_on(capability):
+            return True
+        arch = ".".join(map(str, capability))
+        built = f"were compiled for CUDA {', '.join(found.archs)}" if found.archs else "were compiled without nvcc"
+        remedy = f"install the CUDA toolkit, then type: {ARCHS_VARIABLE}={arch} trainkit doctor --build"
+        library.without(f"the ops {built}, and this GPU is {arch}; {remedy}", require)
+    else:
+        library.without(f"the ops have kernels for CPU and CUDA, not for {device}; type: ops=reference", require)
     return False
 
 
