@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trainkit.comm.feedback import Feedback
 from trainkit.comm.reducer import Reducer
 from trainkit.errors import UsageError
 from trainkit.memory import Memory
-from trainkit.optim.pieces import Piece
+from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
 from trainkit.shard import Shard
 
 
@@ -37,6 +38,7 @@ class Backend:
         self.module, self.optimizer = module, optimizer
         self.parameters = dict(module.named_parameters())
         self.gradient_bytes = 0
+        self._masking: RemovableHandle | None = None
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     # -- a turn ------------------------------------------------------------------------------------------------------
@@ -162,6 +164,31 @@ class Backend:
             p: [Piece(name, weights[name].start, weights[name].local.numel(), weights[name].shape.numel())]
             for name, p in self.parameters.items()
         }
+
+    def take_over(self, clip: float | None, device: torch.device) -> float | None:
+        """Tells the optimizer what its tensors are; the norm to clip to, which takes its own into account. Collective.
+
+        Raises ConfigError where it cannot work with parts of parameters, and is given some.
+        """
+        pieces = self.pieces()
+        require_whole(self.optimizer, pieces)
+        if isinstance(self.optimizer, PiecewiseOptimizer):
+            group = next(shard.group for shard in self.weights().values())
+            self.optimizer.set_pieces(pieces, group=group, device=device)
+        own = getattr(self.optimizer, "clip", None)
+        return own if clip is None else clip if own is None else min(clip, own)
+
+    def set_masks(self, masks: Mapping[str, Tensor], averages: Mapping[str, Shard]) -> None:
+        """See `Engine.set_masks`. Collective."""
+        if self._masking is not None:
+            self._masking.remove()
+        if isinstance(self.optimizer, PiecewiseOptimizer):
+            self.optimizer.set_masks(masks)
+        else:
+            self._masking = mask_after_steps(self.optimizer, self.weights(), masks)
+        for name in averages.keys() & masks.keys():
+            mask_range(averages[name].local, masks[name], averages[name].start, averages[name].shape.numel())
+        self.refresh()
 
     def optimizer_state(self) -> dict[str, dict[str, Shard]]:
         """name -> key -> what this rank holds of the optimizer's state."""

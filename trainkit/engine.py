@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from trainkit.backend import Backend
 from trainkit.blocks import eagerly
@@ -27,7 +26,6 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
-from trainkit.optim.pieces import PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
 from trainkit.precision import Precision
 from trainkit.random import key_of
 from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
@@ -73,8 +71,7 @@ class Engine:
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
-        self.clip = self._take_over(clip)
-        self._masking: RemovableHandle | None = None
+        self.clip = backend.take_over(clip, device)
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
@@ -249,17 +246,7 @@ class Engine:
             holds them: set them again after loading one.
         Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
         """
-        if self._masking is not None:
-            self._masking.remove()
-        if isinstance(self.optimizer, PiecewiseOptimizer):
-            self.optimizer.set_masks(masks)
-        else:
-            self._masking = mask_after_steps(self.optimizer, self.weights(), masks)
-        if self.average is not None:
-            shards = self.average.shards()
-            for name, bits in masks.items():
-                mask_range(shards[name].local, bits, shards[name].start, shards[name].shape.numel())
-        self._backend.refresh()
+        self._backend.set_masks(masks, self.average.shards() if self.average is not None else {})
 
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
 
@@ -376,16 +363,6 @@ class Engine:
         self.own_losses = []
         self._loss_divisor = 1.0
         self._backend.begin(last=True)
-
-    def _take_over(self, clip: float | None) -> float | None:
-        """Tells the optimizer what its tensors are; the norm to which gradients are to be clipped."""
-        pieces = self._backend.pieces()
-        require_whole(self.optimizer, pieces)
-        if isinstance(self.optimizer, PiecewiseOptimizer):
-            group = next(shard.group for shard in self._backend.weights().values())
-            self.optimizer.set_pieces(pieces, group=group, device=self._device)
-        own = getattr(self.optimizer, "clip", None)
-        return own if clip is None else clip if own is None else min(clip, own)
 
     def _require_active(self) -> None:
         if self.retired:

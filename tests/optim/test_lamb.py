@@ -63,20 +63,22 @@ def _groups(params, **decay):
     ]
 
 
-def _run(dtype, clip, corrects, **given):
+def _run(dtype, clip, corrects, device="cpu"):
     weights, gradients = _start()
     hyper = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
     oracle = Transcription(weights, **hyper, decay=0.05, clip=clip, corrects=corrects)
-    params = {name: torch.nn.Parameter(torch.tensor(weight, dtype=dtype)) for name, weight in weights.items()}
-    optimizer = Lamb(_groups(params), **hyper, weight_decay=0.05, clip=clip, bias_correction=corrects, **given)
+    params = {
+        name: torch.nn.Parameter(torch.tensor(weight, dtype=dtype, device=device)) for name, weight in weights.items()
+    }
+    optimizer = Lamb(_groups(params), **hyper, weight_decay=0.05, clip=clip, bias_correction=corrects)
     worst = 0.0
     for gradient in gradients:
         oracle.step(gradient)
         for name, p in params.items():
-            p.grad = torch.tensor(gradient[name], dtype=dtype)
+            p.grad = torch.tensor(gradient[name], dtype=dtype, device=device)
         optimizer.step()
         for name, weight in oracle.weights.items():
-            apart = np.abs(params[name].detach().double().numpy() - weight).max(initial=0.0)
+            apart = np.abs(params[name].detach().double().cpu().numpy() - weight).max(initial=0.0)
             worst = max(worst, apart / max(np.abs(weight).max(initial=0.0), 1e-2))
     return worst, oracle, params
 
@@ -102,16 +104,16 @@ def test_twenty_steps_are_those_of_the_paper(monkeypatch, kernels, dtype, goal, 
     assert oracle.ratios["bias"] == oracle.ratios["still"] == 1.0
 
 
-def _parameters(num=3, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(num)
+def _parameters(device="cpu"):
+    generator = torch.Generator().manual_seed(3)
     shapes = [(40, 70), (13,), (150, 121)]  # the last one has more than a chunk of the kernels
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
 
 
 def _give_gradients(params, step):
     generator = torch.Generator().manual_seed(step)
     for p in params:
-        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        p.grad = torch.randn(p.shape, generator=generator).to(p.device)
 
 
 OPTIMIZERS = {
@@ -246,3 +248,26 @@ def test_a_mask_or_copy_that_does_not_fit_is_refused():
         made.set_masks({params[0]: pack_bits(params[2] > 0)})
     with pytest.raises(UsageError, match=r"is \[3\] on cpu, and must be \[13\] on cpu"):
         made.set_copies({params[1]: torch.zeros(3)})
+
+
+def _masked_steps(device):
+    params = _parameters(device)
+    copies = {p: torch.zeros(p.shape, dtype=torch.bfloat16, device=device) for p in params}
+    made = Lamb(params, lr=0.01)
+    made.set_copies(copies)
+    made.set_masks({p: pack_bits(p > -0.5) for p in params[::2]})
+    for step in range(5):
+        _give_gradients(params, step)
+        made.step()
+    return [tensor.detach().cpu().float() for tensor in (*params, *copies.values())]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_takes_the_same_steps(kernels):
+    for clip in (1.0, None):
+        assert _run(torch.float32, clip, True, "cuda")[0] < 1e-6
+        assert _run(torch.float64, clip, True, "cuda")[0] < 1e-12
+    for on_gpu, on_cpu in zip(_masked_steps("cuda"), _masked_steps("cpu"), strict=True):
+        assert torch.equal(on_gpu == 0, on_cpu == 0)
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=2**-7, atol=1e-6)

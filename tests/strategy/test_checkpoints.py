@@ -8,22 +8,23 @@ from benchmarks import handover
 from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit import checkpoint
+from trainkit.optim import Lamb
 
 PARTS = ("module", "optimizer", "average")
 WHERE = (*handover.WHERE, ("hsdp", 4))
 # Each writes for itself and for two others, and reads of itself and of two others.
+LAMB_WHERE = (("ddp", 2), ("fsdp", 4), ("zero2", 2), ("zero3", 2))
 CELLS = [(wrote, reads) for i, wrote in enumerate(WHERE) for reads in (wrote, WHERE[i - 4], WHERE[i - 2])]
 
 
-def _engine(runtime):
+def _engine(runtime, kind=torch.optim.AdamW):
     module = scenes.network()
     module.register_buffer("seen", torch.zeros(3))
     groups = [
         {"params": [p for p in module.parameters() if p.ndim == 2]},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)
-    return runtime.setup(module, optimizer, blocks=(nn.Linear,), ema=0.9, clip=1.0)
+    return runtime.setup(module, kind(groups, lr=0.01, weight_decay=0.1), blocks=(nn.Linear,), ema=0.9, clip=1.0)
 
 
 def _steps(runtime, engine, start, num_steps):
@@ -39,17 +40,17 @@ def _runtime(strategy):
     return scenes.make_runtime(strategy, deterministic=True)
 
 
-def _save_and_go_on(strategy, path):
+def _save_and_go_on(strategy, path, *kind):
     runtime = _runtime(strategy)
-    engine = _engine(runtime)
+    engine = _engine(runtime, *kind)
     _steps(runtime, engine, 0, 3)
     runtime.save(path, network=engine, step=3)
     return scenes.whole_state(engine), _steps(runtime, engine, 36, 10)
 
 
-def _load_and_go_on(strategy, path, again):
+def _load_and_go_on(strategy, path, again, *kind):
     runtime = _runtime(strategy)
-    engine = _engine(runtime)
+    engine = _engine(runtime, *kind)
     start = runtime.load(path, network=engine)
     loaded = scenes.whole_state(engine)
     runtime.save(again, network=engine, step=3)
@@ -88,3 +89,17 @@ def test_any_strategy_goes_on_where_another_stopped(written, tmp_path, wrote, re
     again = checkpoint.read_whole(tmp_path / "again")
     assert again.keys() == saved.keys()
     assert [name for name in saved if not torch.equal(again[name], saved[name].to(again[name].dtype))] == []
+
+
+@pytest.mark.parametrize("number", range(len(LAMB_WHERE)), ids=lambda n: f"{LAMB_WHERE[n - 1][0]}-{LAMB_WHERE[n][0]}")
+def test_lamb_goes_on_where_another_strategy_stopped(tmp_path, number):
+    (wrote, ranks), (reads, num_readers) = LAMB_WHERE[number - 1], LAMB_WHERE[number]
+    state, losses = run_ranks(_save_and_go_on, ranks, wrote, tmp_path / "written", Lamb)[0]
+    assert {name.rpartition("/")[2] for name in state["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
+    assert all(state["optimizer"][name] == 3 for name in state["optimizer"] if name.endswith("/step"))
+    for loaded, following in run_ranks(
+        _load_and_go_on, num_readers, reads, tmp_path / "written", tmp_path / "again", Lamb
+    ):
+        for name, tensor in loaded["optimizer"].items():
+            assert torch.equal(tensor, state["optimizer"][name].to(tensor.dtype)), name
+        assert following == pytest.approx(losses, rel=1e-5)

@@ -21,6 +21,16 @@ __device__ Chunk chunk_of(const LambPiece& piece, int64_t chunk) {
   return {begin, min(begin + tk::kLambChunk, piece.numel)};
 }
 
+// What the table points to, which the compiler cannot know.
+__device__ LambPiece in_global_memory(const LambPiece& piece) {
+  __builtin_assume(__isGlobal(piece.weight));
+  __builtin_assume(piece.gradient == nullptr || __isGlobal(piece.gradient));
+  __builtin_assume(__isGlobal(piece.m));
+  __builtin_assume(__isGlobal(piece.v));
+  __builtin_assume(piece.copy == nullptr || __isGlobal(piece.copy));
+  return piece;
+}
+
 __device__ bool is_vectorised(const LambPiece& piece) {
   return tk::is_aligned(piece.weight) && tk::is_aligned(piece.gradient) && tk::is_aligned(piece.m) &&
          tk::is_aligned(piece.v) && (reinterpret_cast<uintptr_t>(piece.copy) & 7u) == 0;
@@ -50,7 +60,7 @@ __device__ unsigned nibble(const uint8_t* bits, int64_t index) {
 __global__ void __launch_bounds__(kThreads, kBlocks)
     moments_kernel(const LambPiece* __restrict__ pieces, int num_pieces, const float* __restrict__ factor_at,
                    float* __restrict__ partial) {
-  const LambPiece piece = pieces[tk::find_piece(pieces, num_pieces, blockIdx.x)];
+  const LambPiece piece = in_global_memory(pieces[tk::find_piece(pieces, num_pieces, blockIdx.x)]);
   const Chunk chunk = chunk_of(piece, blockIdx.x);
   const float factor = factor_at == nullptr ? 1.0f : *factor_at;
   Squares squares;
@@ -125,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 __global__ void __launch_bounds__(kThreads, kBlocks)
     apply_kernel(const LambPiece* __restrict__ pieces, int num_pieces, const double* __restrict__ squares) {
   const int number = tk::find_piece(pieces, num_pieces, blockIdx.x);
-  const LambPiece piece = pieces[number];
+  const LambPiece piece = in_global_memory(pieces[number]);
   const Chunk chunk = chunk_of(piece, blockIdx.x);
   __shared__ float shared_rate;
   if (threadIdx.x == 0) {
