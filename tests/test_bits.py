@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainkit.errors import UsageError
 from trainkit.bits import pack_bits, unpack_bits
+from trainkit.errors import UsageError
 
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 64, 1001])

@@ -171,21 +171,26 @@ def test_a_masked_layer_is_told():
     assert module[0].sparsity == 0.5 and torch.equal(module[0].weight == 0, ~module[0].mask)
 
 
-def test_what_cannot_be_is_said():
-    module, schedule = _toy(), Cubic(final=0.5, begin=0, end=1)
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("scope='layers'.*'layer'", {"scope": "layers"}),
+        ("structure='2:5'", {"structure": "2:5"}),
+        ("masks half", {"schedule": Cubic(final=0.6, begin=0, end=1), "structure": "2:4"}),
+        (r"'0.weight' has shape \[4, 6\]", {"structure": "2:4"}),
+        ("Conv2d", {"modules": (nn.Conv2d,)}),
+    ],
+)
+def test_what_cannot_be_is_said(text, given):
+    module = nn.Sequential(nn.Linear(6, 4))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for text, error, call in (
-        ("scope='layers'.*'layer'", ConfigError, lambda: Magnitude(module, optimizer, schedule=schedule, scope="layers")),
-        ("structure='2:5'", ConfigError, lambda: Magnitude(module, optimizer, schedule=schedule, structure="2:5")),
-        ("masks half", ConfigError, lambda: Magnitude(
-            module, optimizer, schedule=Cubic(final=0.6, begin=0, end=1), structure="2:4")),
-        ("'0.weight' has shape", ConfigError, lambda: Magnitude(
-            nn.Sequential(nn.Linear(6, 4)), optimizer, schedule=schedule, structure="2:4")),
-        ("Conv2d", ConfigError, lambda: Magnitude(module, optimizer, schedule=schedule, modules=(nn.Conv2d,))),
-        ("needs its optimizer", UsageError, lambda: Magnitude(module, schedule=schedule)),
-        ("final", ConfigError, lambda: Cubic(final=1.0, begin=0, end=1)),
-        ("begin", ConfigError, lambda: Cubic(final=0.5, begin=3, end=1)),
-        ("every", ConfigError, lambda: Cubic(final=0.5, begin=0, end=1, every=0)),
-    ):  # fmt: skip
-        with pytest.raises(error, match=text):
-            call()
+    with pytest.raises(ConfigError, match=text):
+        Magnitude(module, optimizer, **{"schedule": Cubic(final=0.5, begin=0, end=1), **given})
+    with pytest.raises(UsageError, match="needs its optimizer"):
+        Magnitude(module, schedule=Cubic(final=0.5, begin=0, end=1))
+
+
+@pytest.mark.parametrize("given", [{"final": 1.0}, {"begin": 3}, {"every": 0}, {"initial": 0.6}])
+def test_schedules_that_cannot_be(given):
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        Cubic(**{"final": 0.5, "begin": 0, "end": 1, **given})

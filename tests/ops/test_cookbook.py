@@ -65,5 +65,5 @@ def test_pruning(run):
 
 
 def test_the_page_lists_every_function():
-    listed = re.search(r"^`(abs .*?)`$", PAGE.read_text(), re.MULTILINE).group(1).split()
+    listed = re.search(r"^`(abs [^`]*)`$", PAGE.read_text(), re.MULTILINE).group(1).split()
     assert listed == sorted(set(trainkit.ops.expression.ARITY) - {"where"})

@@ -10,9 +10,9 @@ from torch import nn
 import trainkit
 from tests.distributed import RankError, run_ranks
 from tests.strategy import scenes
+from trainkit.bits import pack_bits
 from trainkit.errors import ConfigError
 from trainkit.optim import AdamW, Lamb
-from trainkit.optim.bits import pack_bits
 from trainkit.strategy.deepspeed import ZeroBackend
 
 CLIP = 0.75

@@ -11,11 +11,11 @@ from trainkit.ops import build, library
 def load_extension(directory: str | Path) -> library.Library:
     """Compiles every .cpp in `directory`, and where nvcc is every .cu, into one library, and loads it.
 
-    Its STABLE_TORCH_LIBRARY_FRAGMENT then are in `torch.ops`. `#include "common/..."` finds trainkit's own headers;
-    TRAINKIT_CUDA is defined in .cpp files when the .cu files are compiled too. What was compiled before is taken from
-    the cache; of ranks that start at once, one compiles.
-    Returns what was loaded: its `path`, and its `archs`, none where there was no nvcc. Raises ConfigError without a source or a compiler, and with
-    the compiler's first lines when it fails.
+    What its STABLE_TORCH_LIBRARY_FRAGMENT defines is in `torch.ops` then. `#include "common/..."` finds trainkit's own
+    headers; TRAINKIT_CUDA is defined in .cpp files when the .cu files are compiled too. What was compiled before is
+    taken from the cache; of ranks that start at once, one compiles.
+    Returns what was loaded: its `path`, and its `archs`, none where there was no nvcc. Raises ConfigError without a
+    source or a compiler, and with the compiler's first lines when it fails.
     """
     place = Path(directory).expanduser().resolve()
     if not list(place.rglob("*.cpp")):
