@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, topo
+from trainkit.cli import checkpoint, doctor, topo
 from trainkit.comm.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_run_evaluate)
     checkpoint.add_parser(commands)
     topo.add_parser(commands)
+    doctor.add_parser(commands)
     return parser
 
 

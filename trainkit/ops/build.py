@@ -115,9 +115,9 @@ def plan(directory: Path = CSRC) -> Plan:
         headers=_headers(directory),
         torch=find_torch(),
         cxx=cxx,
-        cxx_version=_version(*cxx),
+        cxx_version=ask_version(*cxx),
         nvcc=nvcc,
-        nvcc_version=_version(nvcc) if nvcc else None,
+        nvcc_version=ask_version(nvcc) if nvcc else None,
         archs=cuda_archs(nvcc) if nvcc else (),
     )
 
@@ -229,11 +229,12 @@ def _as_number(arch: str) -> tuple[int, int]:
 
 
 def _headers(directory: Path) -> tuple[Path, ...]:
-    return tuple(sorted({path for root in (CSRC, directory) for path in root.rglob("*.h")}))
+    return tuple(sorted({path for root in (CSRC, directory) for kind in ("*.h", "*.cuh") for path in root.rglob(kind)}))
 
 
 @lru_cache(maxsize=8)
-def _version(*command: str) -> str:
+def ask_version(*command: str) -> str:
+    """What a compiler says of itself: one line. Raises BuildError."""
     asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise BuildError(_failure([*command, "--version"], asked.stdout + asked.stderr))

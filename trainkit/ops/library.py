@@ -108,6 +108,13 @@ def find(plan: build.Plan | None) -> Library | None:
     return None
 
 
+def compiled(*, again: bool = False) -> Path:
+    """The path of this library: the one that fits, or one built now; built anew with `again`. Loads nothing."""
+    with _as_config_error():
+        plan = build.plan()
+        return ((None if again else find(plan)) or _build(plan, again)).path
+
+
 def directory() -> Path:
     """Where libraries are kept."""
     return cache_root() / "ops"

@@ -120,7 +120,7 @@ class WandB(Tracker):
             "config": dict(run.config),
             "settings": settings,
         }
-        mode = self._mode or (None if _mode_is_set() or _has_key() else "offline")
+        mode = self._mode or (None if _mode_is_set() or has_key() else "offline")
         try:
             return wandb.init(mode=mode, **options)
         except wandb.Error as error:
@@ -169,7 +169,8 @@ def _mode_is_set() -> bool:
     return wandb.setup().settings.mode != "online" or "WANDB_MODE" in os.environ
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether `wandb login`, WANDB_API_KEY or a netrc has left a key for the server."""
     import wandb
 
     settings = wandb.setup().settings
