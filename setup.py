@@ -86,7 +86,7 @@ setup(
     package_data={
         "trainkit.conf": ["*.yaml", "*/*.yaml"],
         "trainkit.comm": ["preset_files/*.json"],
-        "trainkit.ops": ["csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu"],
+        "trainkit.ops": ["csrc/**/*"],
     },
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     install_requires=[

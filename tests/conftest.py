@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import end_pools
+from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,7 +19,10 @@ def _no_process_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches of tests live and die with them."""
+    """Caches of tests live and die with them; the compiled ops are the user's, since a minute's work is in them."""
+    kept, own = cache_root() / "ops", tmp_path_factory.mktemp("cache")
+    kept.mkdir(parents=True, exist_ok=True)
+    (own / "ops").symlink_to(kept)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRAINKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(ENVIRONMENT_VARIABLE, str(own))
         yield

@@ -229,7 +229,7 @@ def _as_number(arch: str) -> tuple[int, int]:
 
 
 def _headers(directory: Path) -> tuple[Path, ...]:
-    return tuple(sorted({path for root in (CSRC, directory) for path in root.rglob("*.h")}))
+    return tuple(sorted({path for root in (CSRC, directory) for kind in ("*.h", "*.cuh") for path in root.rglob(kind)}))
 
 
 @lru_cache(maxsize=8)
