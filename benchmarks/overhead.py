@@ -304,14 +304,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(what: str, facts: dict[str, Any], results: list[dict[str, Any]], directory: Path) -> None:
-    """A file that is named after `what` was measured, the machine and the day."""
+def write(what: str, facts: dict[str, Any], results: list[dict[str, Any]], directory: Path) -> Path:
+    """A file that is named after `what` was measured, the machine (its GPU, if `facts` has one) and the day."""
     now = datetime.now(UTC)
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['num_cpus']} cpus".lower()).strip("-")
+    hardware = facts.get("gpu") or f"{facts['cpu']} {facts['num_cpus']} cpus"
+    hardware = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     path = directory / f"{what}_{hardware}_{now:%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"time": now.isoformat(), "machine": facts, "results": results}, indent=2) + "\n")
     print(f"written to {path}")
+    return path
 
 
 def main() -> None:

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainkit.errors import ConfigError
+from trainkit.ops import mode
+from trainkit.ops.concat import append_minibatch_stddev
+from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
+from trainkit.ops.resample import downsample, fade_in, upsample
 from trainkit.precision import LOW, in_full_precision, widened
 
 
@@ -57,9 +60,23 @@ class LowPrecision:
         """`layer(x)`, which belongs to `resolution`."""
         return layer(x) if resolution >= max(8, self.lowest) else in_full_precision(layer, x)
 
-    def activate(self, x: Tensor) -> Tensor:
-        x = _activate(x)
-        return x.clamp(-self.clamp, self.clamp) if x.dtype in LOW else x
+    def activation(self, norm: bool = False) -> "Activation":
+        return Activation(norm=norm, clamp=self.clamp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """Leaky ReLU of slope 0.2, in bf16 and fp16 clamped to -clamp .. clamp; with `norm` the pixel norm of that."""
+
+    norm: bool = False
+    clamp: float | None = None
+
+    def is_fused(self, x: Tensor) -> bool:
+        return mode.is_fused("pixel_norm" if self.norm else "bias_leaky_relu", x)
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        clamp = self.clamp if x.dtype in LOW else None
+        return bias_leaky_relu_pixel_norm(x, bias, clamp=clamp, norm=self.norm)
 
 
 class _Equalized(nn.Module):
@@ -73,13 +90,28 @@ class _Equalized(nn.Module):
 
 
 class EqualizedConv2d(_Equalized):
-    """A convolution that keeps the size of its input."""
+    """A convolution that keeps the size of its input, and `activation` of it."""
 
-    def __init__(self, num_in: int, num_out: int, kernel_size: int, gain: float = math.sqrt(2.0)) -> None:
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        kernel_size: int,
+        gain: float = math.sqrt(2.0),
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__((num_out, num_in, kernel_size, kernel_size), gain)
+        self.activation = activation
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.conv2d(x_BCHW, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
+        activation = self.activation
+        # The fused activation adds the bias for nothing; on CUDA the convolution makes a pass of its own for it.
+        is_apart = activation is not None and activation.is_fused(x_BCHW)
+        weight, bias = self.weight * self.scale, None if is_apart else self.bias
+        y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=self.weight.shape[-1] // 2)
+        if activation is None:
+            return y_BCHW
+        return activation(y_BCHW, self.bias if is_apart else None)
 
 
 class EqualizedLinear(_Equalized):
@@ -91,54 +123,17 @@ class EqualizedLinear(_Equalized):
 
 
 class EqualizedSpread(nn.Module):
-    """A latent to a 4x4 map: a dense layer whose bias is one a channel."""
+    """A latent to a 4x4 map: a dense layer whose bias is one a channel, and `activation` of it."""
 
-    def __init__(self, latent_dim: int, num_out: int) -> None:
+    def __init__(self, latent_dim: int, num_out: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.weight = nn.Parameter(torch.randn(num_out * 16, latent_dim))
         self.bias = nn.Parameter(torch.zeros(num_out))
         self.scale = math.sqrt(2.0) / 4.0 / math.sqrt(latent_dim)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        return F.linear(z_BZ, self.weight * self.scale).unflatten(1, (-1, 4, 4)) + self.bias.view(1, -1, 1, 1)
-
-
-def pixel_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean over channels of x^2 + 1e-8); x is [B, C, ...]."""
-    if x.dtype in LOW:
-        # 256^2 is infinite in fp16; and this form keeps x for the backward pass, not an fp32 copy of it.
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        return (x * torch.rsqrt(norm.square() / x.shape[1] + 1e-8)).to(x.dtype)
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
-
-
-def minibatch_stddev(x_BCHW: Tensor, group: int) -> Tensor:
-    """[B, C+1, H, W]: one more channel, the mean over C, H, W of the standard deviation within a group of samples.
-
-    Groups are strided: with B/group groups, sample i is in group i mod (B/group). A rank's share of a global batch is
-    strided too, so its groups are those of the whole batch as long as each lies in one share.
-    """
-    num, channels, height, width = x_BCHW.shape
-    if num % group:
-        raise ConfigError(f"minibatch stddev: {num} samples do not make groups of {group}")
-    grouped = widened(x_BCHW).view(group, num // group, channels, height, width)
-    deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-    statistic = deviation.repeat(group).view(num, 1, 1, 1).expand(num, 1, height, width)
-    return torch.cat([x_BCHW, statistic.to(x_BCHW.dtype)], dim=1)
-
-
-def upsample(x_BCHW: Tensor) -> Tensor:
-    """Twice the size, nearest neighbour."""
-    return F.interpolate(x_BCHW, scale_factor=2, mode="nearest")
-
-
-def downsample(x_BCHW: Tensor) -> Tensor:
-    """Half the size, mean of 2x2."""
-    return F.avg_pool2d(x_BCHW, 2)
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+        return self.activation(F.linear(z_BZ, self.weight * self.scale).unflatten(1, (-1, 4, 4)), self.bias)
 
 
 def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
@@ -150,35 +145,32 @@ def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
 class _FirstBlock(nn.Module):
     def __init__(self, widths: Widths) -> None:
         super().__init__()
-        self.spread = EqualizedSpread(widths.latent_dim, widths.at(4))
-        self.conv = EqualizedConv2d(widths.at(4), widths.at(4), 3)
+        self.spread = EqualizedSpread(widths.latent_dim, widths.at(4), Activation(norm=True))
+        self.conv = EqualizedConv2d(widths.at(4), widths.at(4), 3, activation=Activation(norm=True))
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        x_BCHW = pixel_norm(_activate(self.spread(z_BZ)))
-        return pixel_norm(_activate(self.conv(x_BCHW)))
+        return self.conv(self.spread(z_BZ))
 
 
 class _GeneratorBlock(nn.Module):
     def __init__(self, num_in: int, num_out: int, low: LowPrecision) -> None:
         super().__init__()
-        self.low = low
-        self.conv1 = EqualizedConv2d(num_in, num_out, 3)
-        self.conv2 = EqualizedConv2d(num_out, num_out, 3)
+        activation = low.activation(norm=True)
+        self.conv1 = EqualizedConv2d(num_in, num_out, 3, activation=activation)
+        self.conv2 = EqualizedConv2d(num_out, num_out, 3, activation=activation)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = pixel_norm(self.low.activate(self.conv1(upsample(x_BCHW))))
-        return pixel_norm(self.low.activate(self.conv2(x_BCHW)))
+        return self.conv2(self.conv1(upsample(x_BCHW)))
 
 
 class _DiscriminatorBlock(nn.Module):
     def __init__(self, num_in: int, num_out: int, low: LowPrecision) -> None:
         super().__init__()
-        self.low = low
-        self.conv1 = EqualizedConv2d(num_in, num_in, 3)
-        self.conv2 = EqualizedConv2d(num_in, num_out, 3)
+        self.conv1 = EqualizedConv2d(num_in, num_in, 3, activation=low.activation())
+        self.conv2 = EqualizedConv2d(num_in, num_out, 3, activation=low.activation())
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return downsample(self.low.activate(self.conv2(self.low.activate(self.conv1(x_BCHW)))))
+        return downsample(self.conv2(self.conv1(x_BCHW)))
 
 
 class _LastBlock(nn.Module):
@@ -186,13 +178,13 @@ class _LastBlock(nn.Module):
         super().__init__()
         num = widths.at(4)
         self.group = widths.stddev_group
-        self.conv = EqualizedConv2d(num + 1, num, 3)
+        self.conv = EqualizedConv2d(num + 1, num, 3, activation=Activation())
         self.dense = EqualizedLinear(num * 16, num)
         self.out = EqualizedLinear(num, 1, gain=1.0)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = _activate(self.conv(minibatch_stddev(x_BCHW, self.group)))
-        return self.out(_activate(self.dense(x_BCHW.flatten(1)))).squeeze(1)
+        x_BCHW = self.conv(append_minibatch_stddev(x_BCHW, self.group))
+        return self.out(Activation()(self.dense(x_BCHW.flatten(1)))).squeeze(1)
 
 
 def _sizes(resolution: int) -> list[int]:
@@ -227,7 +219,7 @@ class Generator(nn.Module):
         image_BCHW = self._image(self.resolution, x_BCHW)
         if not self.is_fading:
             return image_BCHW
-        return torch.lerp(upsample(self._image(self.resolution // 2, below_BCHW)), image_BCHW, fade)
+        return fade_in(self._image(self.resolution // 2, below_BCHW), image_BCHW, fade)
 
     def _image(self, size: int, x_BCHW: Tensor) -> Tensor:
         return widened(self.low.run(size, self.to_image[str(size)], x_BCHW))
@@ -244,7 +236,10 @@ class Discriminator(nn.Module):
         self.resolution, self.is_fading = resolution, is_fading and resolution > 4
         shown = [resolution, resolution // 2] if self.is_fading else [resolution]
         self.from_image = nn.ModuleDict(
-            {str(size): EqualizedConv2d(widths.channels, widths.at(size), 1) for size in shown}
+            {
+                str(size): EqualizedConv2d(widths.channels, widths.at(size), 1, activation=self.low.activation())
+                for size in shown
+            }
         )
         self.blocks = nn.ModuleDict(
             {
@@ -263,4 +258,4 @@ class Discriminator(nn.Module):
         return x_BCHW
 
     def _features(self, size: int, image_BCHW: Tensor) -> Tensor:
-        return self.low.activate(self.low.run(size, self.from_image[str(size)], image_BCHW))
+        return self.low.run(size, self.from_image[str(size)], image_BCHW)

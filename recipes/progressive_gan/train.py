@@ -12,11 +12,12 @@ from torch.utils.data import Subset
 from recipes.progressive_gan import metrics
 from recipes.progressive_gan.growth import Phase, phase_at, plan
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths, downsample, upsample
+from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch
 from trainkit.errors import ConfigError, DataError
+from trainkit.ops.resample import downsample, fade_in
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
@@ -207,7 +208,7 @@ class ProgressiveGAN(Recipe):
 
     def _faded(self, images: Tensor, fade: float) -> Tensor:
         """Real images as sharp as the generator's are while it fades in."""
-        return images if fade == 1.0 else torch.lerp(upsample(downsample(images)), images, fade)
+        return images if fade == 1.0 else fade_in(downsample(images), images, fade)
 
     # -- what it has learnt ------------------------------------------------------------------------------------------
 

@@ -14,10 +14,6 @@ from recipes.progressive_gan.networks import (
     Generator,
     LowPrecision,
     Widths,
-    downsample,
-    minibatch_stddev,
-    pixel_norm,
-    upsample,
 )
 from recipes.progressive_gan.pictures import animate, grid
 from recipes.progressive_gan.sample import sample
@@ -28,6 +24,9 @@ from tests.test_resume import assert_killed_equals_whole
 from trainkit import Runtime, Tracker
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, DataError
+from trainkit.ops.concat import append_minibatch_stddev
+from trainkit.ops.pixel_norm import pixel_norm
+from trainkit.ops.resample import downsample, upsample
 
 SMALL = Widths(latent_dim=8, fmap_base=64, fmap_max=16, channels=3)
 TRAINED_SHORTLY = [
@@ -86,7 +85,7 @@ def test_parameters_keep_their_names_while_a_network_grows(network):
 def test_minibatch_stddev_against_a_plain_loop():
     x = torch.randn(12, 3, 4, 4, dtype=torch.float64)
     for group in (1, 2, 4):
-        out = minibatch_stddev(x, group)
+        out = append_minibatch_stddev(x, group)
         num_groups = 12 // group
         for i in range(12):
             members = x[[j for j in range(12) if j % num_groups == i % num_groups]].numpy()
@@ -98,11 +97,11 @@ def test_minibatch_stddev_against_a_plain_loop():
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 1), (2, 2)])
 def test_groups_of_strided_shares_are_those_of_the_whole_batch(world_size, accumulation):
     x = torch.randn(32, 2, 4, 4, dtype=torch.float64)
-    whole = minibatch_stddev(x, 4)
+    whole = append_minibatch_stddev(x, 4)
     for rank in range(world_size):
         for micro in range(accumulation):
             mine = slice(rank + world_size * micro, None, world_size * accumulation)
-            assert torch.equal(minibatch_stddev(x[mine], 4), whole[mine])
+            assert torch.equal(append_minibatch_stddev(x[mine], 4), whole[mine])
 
 
 def test_equalized_layers_and_pixel_norm():

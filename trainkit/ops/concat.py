@@ -23,14 +23,16 @@ def concat(
 ) -> Tensor:
     """activation(cat(tensors, dim) + bias), each element read and written once.
 
-    tensors: 1 to 8, alike but for their size in `dim`; the result has the widest of their dtypes.  bias: one element for
-    each index of the result in `dim`.  activation: leaky_relu's slope is 0.2.
+    tensors: 1 to 8, alike but for their size in `dim`; the result has the widest of their dtypes.  bias: one element
+    for each index of the result in `dim`.  activation: leaky_relu's slope is 0.2. Without a bias and an activation it
+    is torch.cat, which has nothing to gain.
     Differentiable any number of times. Raises ConfigError for tensors, a bias or an activation that do not fit.
     """
     dim = _check(tensors, dim, bias, activation)
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
     tensors = [x.to(dtype) for x in tensors]
-    if not mode.is_fused("concat", tensors[0]):
+    is_plain = bias is None and activation == "linear"
+    if is_plain or not mode.is_fused("concat", tensors[0]):
         return concat_reference(tensors, dim, bias=bias, activation=activation)
     wide = torch.promote_types(dtype, torch.float32)
     bias = None if bias is None else bias.to(wide).contiguous()
@@ -44,6 +46,8 @@ def concat_reference(
     y = torch.cat(list(tensors), dim)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
+    if activation == "relu":
+        return F.relu(y)
     return y if activation == "linear" else F.leaky_relu(y, SLOPES[activation])
 
 

@@ -79,7 +79,7 @@ def _check(name: str, x: Tensor) -> None:
         raise ConfigError(f"{name} of {x.dtype} {list(x.shape)}: allowed are floats [B, C, H, W]")
 
 
-# -- fakes and derivatives: every op's derivative is its adjoint, whose derivative is the op ----------------------------
+# -- fakes and derivatives: an op's derivative is its adjoint, whose derivative is the op ------------------------------
 
 
 @library.on_load

@@ -12,7 +12,6 @@ namespace {
 template <class T>
 void concat(const ConcatParts& parts, double slope_, const Accum<T>* bias, T* y) {
   using A = Accum<T>;
-  const bool is_copy = slope_ == 1.0 && bias == nullptr;
   parallel_for(parts.outer, 32768 / (parts.total * parts.inner), [&](int64_t begin, int64_t end) {
     const A slope(slope_);  // in a register, so that the loop vectorises
     for (int64_t o = begin; o < end; ++o) {
@@ -20,18 +19,11 @@ void concat(const ConcatParts& parts, double slope_, const Accum<T>* bias, T* y)
         const int64_t length = parts.channels[p] * parts.inner;
         const T* __restrict from = static_cast<const T*>(parts.from[p]) + o * length;
         T* __restrict to = y + (o * parts.total + parts.starts[p]) * parts.inner;
-        if (is_copy) {
-          std::copy_n(from, length, to);
-          continue;
-        }
         for (int64_t c = 0; c < parts.channels[p]; ++c) {
           const A b = bias ? bias[parts.starts[p] + c] : A(0);
           const int64_t first = c * parts.inner, last = first + parts.inner;
 #pragma omp simd
-          for (int64_t i = first; i < last; ++i) {
-            const A u = load(from, i) + b;
-            store(to, i, u > A(0) ? u : slope * u);
-          }
+          for (int64_t i = first; i < last; ++i) store(to, i, activated(load(from, i) + b, slope));
         }
       }
     }

@@ -20,10 +20,7 @@ __global__ void __launch_bounds__(kThreads) concat(ConcatParts parts, float slop
     float u[V];
     read<V>(from, o * length + i, u);
 #pragma unroll
-    for (int m = 0; m < V; ++m) {
-      const float sum = u[m] + b;
-      u[m] = sum > 0.0f ? sum : slope * sum;
-    }
+    for (int m = 0; m < V; ++m) u[m] = activated(u[m] + b, slope);
     write<V>(y, o * parts.total * parts.inner + start + i, u);
   }
 }
@@ -48,7 +45,7 @@ bool can_read_parts(const ConcatParts& parts, const void* y) {
   return can;
 }
 
-// -- minibatch standard deviation: a block a group, since the op belongs at 4x4, where all of it is microseconds --------
+// -- minibatch standard deviation: a block a group, as the op belongs at 4x4, where all of it is microseconds ----------
 
 constexpr int kGroupThreads = 1024;
 
@@ -169,8 +166,8 @@ extern "C" int tk_concat_cuda(tk::DType dtype, tk::ConcatParts parts, double slo
 #define TK_A_BLOCK_A_GROUP(kernel, ...) \
   do { \
     const auto on = static_cast<cudaStream_t>(stream); \
-    TK_DISPATCH_CUDA(dtype, T, \
-                     { tk::kernel<T><<<unsigned(shape.num_groups), tk::kGroupThreads, 0, on>>>(shape, __VA_ARGS__); }); \
+    const dim3 groups(shape.num_groups); \
+    TK_DISPATCH_CUDA(dtype, T, { tk::kernel<T><<<groups, tk::kGroupThreads, 0, on>>>(shape, __VA_ARGS__); }); \
     return int(cudaGetLastError()); \
   } while (false)
 

@@ -22,6 +22,13 @@ struct ConcatParts {
   int64_t outer, total, inner;
 };
 
+// A slope of 0 is a ReLU, also of -infinity. A NaN stays one.
+template <class A>
+TK_HD A activated(A u, A slope) {
+  const A below = slope == A(0) && u <= A(0) ? A(0) : slope * u;
+  return u > A(0) ? u : below;
+}
+
 // x: [num_groups * group, channels, pixels]; the result has one more channel.
 struct StddevShape {
   int64_t num_groups, group, channels, pixels;
@@ -32,8 +39,8 @@ struct StddevShape {
 
 template <class A>
 struct StddevTerms {
-  A t, mean_v, V, d;       // of one feature of a group
-  A count, all;            // N and N F
+  A t, mean_v, V, d;  // of one feature of a group
+  A count, all;       // N and N F
 
   TK_HD A in_x(A v, A e) const { return t / all * ((v - mean_v) / d - V * e / (count * d * d * d)); }
 };

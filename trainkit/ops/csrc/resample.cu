@@ -1,6 +1,6 @@
-// CUDA kernels of the resampling ops. A thread has V neighbouring pixels of a row of the smaller image, and the two rows
-// of 2V pixels of the larger one that belong to them. Rows of all planes are counted through: row r of the smaller images
-// belongs to rows 2r and 2r + 1 of the larger ones, which start at element 4 r width.
+// CUDA kernels of the resampling ops. A thread has V neighbouring pixels of a row of the smaller image, and the two
+// rows of 2V pixels of the larger one that belong to them. Rows of all planes are counted through: row r of the smaller
+// images belongs to rows 2r and 2r + 1 of the larger ones, which start at element 4 r width.
 #include "resample.h"
 
 #include "common/rows.h"

@@ -1,4 +1,4 @@
-// For .cu files: threads over the rows of a matrix, a thread reading V neighbouring elements, and a row's 16-byte loads.
+// For .cu files: threads over the rows of a matrix, of which each reads V neighbouring elements, 16 bytes, at a time.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,0 +1,252 @@
+"""Every op on a GPU: is it right, and is it worth it? BERT, the GAN and the optimizers with and without them.
+
+    python -m benchmarks.gpu                 # all of it, in under nine minutes on one GPU
+    python -m benchmarks.gpu --toy           # on the CPU at toy size, in under a minute: that it runs, no figures
+    python -m benchmarks.gpu --cpu           # the ops at real sizes on one thread of a CPU: which are off by default
+
+1. Each op, compiled, against float64 on a CPU in plain PyTorch: values, gradients, second derivatives; all precisions.
+   So the CPU's and the GPU's kernels, and their dropout masks, equal one another too.
+2. What it takes beside its reference, eagerly and under torch.compile: medians by CUDA events around a CUDA graph that
+   goes through more buffers than a cache holds; the bytes that must move, over that time, as a share of a plain copy
+   (bytes read and bytes written, both).
+3. Steps of BERT-base and BERT-large, of the GAN's top resolutions, and of optimizers.
+
+One file is written, <what>_<hardware>_<date>.json, and its tables beside it as Markdown. What time did not suffice for
+is named in it. The exit status is 1 if an op is wrong.
+
+It needs torch with Triton, numpy, safetensors, a C++ compiler and nvcc; `import trainkit` loads neither Hydra,
+pydantic, wandb nor deepspeed. On a machine without a network, carry wheels of what it lacks:
+    pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels safetensors nvidia-ml-py
+    pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=site python -m benchmarks.gpu
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks import steps
+from benchmarks.op_table import ENTRIES, Entry, EveryOpFused
+from benchmarks.op_timing import check, copy_gb_per_s, measure
+from benchmarks.overhead import machine, write
+from trainkit.ops import mode
+
+LIMIT_S = 520.0  # of the nine minutes; what has begun is finished
+LOW = (torch.bfloat16, torch.float16)
+GAN_PRECISIONS = ("bf16", "fp32")
+KERNELS: tuple[Literal["fused", "reference"], ...] = ("fused", "reference")
+
+
+@dataclass
+class Bench:
+    """How much is measured, where; and what was found."""
+
+    device: str
+    size: str
+    timed: tuple[torch.dtype, ...]
+    num_rounds: int
+    copy_bytes: int
+    compiler: str = "inductor"
+    berts: tuple[tuple[str, int, int], ...] = ()  # name, length, batch size
+    gans: tuple[tuple[int, int], ...] = ()  # resolution, batch size
+    precisions: tuple[str, ...] = ()
+    optimized: str | None = None
+    num_steps: int = 8
+    until: float = field(default_factory=lambda: time.monotonic() + LIMIT_S)
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, kind: str, measured: Callable[[], dict[str, Any]], **about: Any) -> None:
+        """Adds a result of that kind; of what there is no time for, or no memory, the reason."""
+        if time.monotonic() > self.until:
+            found = {**about, "skipped": "no time was left"}
+        else:
+            try:
+                found = {**about, **measured()}
+            except torch.OutOfMemoryError as error:
+                found = {**about, "skipped": f"out of memory: {str(error).splitlines()[0][:80]}"}
+        self.results.append({"kind": kind, **found})
+        print(line(self.results[-1]), flush=True)
+
+
+GPU = {
+    "device": "cuda", "size": "gpu", "timed": (torch.bfloat16,), "num_rounds": 20, "copy_bytes": 1 << 30,
+    "berts": (("bert-base", 128, 64), ("bert-base", 512, 16), ("bert-large", 128, 64), ("bert-large", 512, 16)),
+    "gans": ((256, 16), (512, 8), (1024, 4)), "precisions": ("bf16", "fp16", "tf32", "fp32"),
+    "optimized": "bert-large",
+}  # fmt: skip
+TOY = {
+    "device": "cpu", "size": "toy", "timed": (torch.float32,), "num_rounds": 2, "copy_bytes": 1 << 20,
+    "compiler": "aot_eager",  # what inductor takes to compile is not for CI
+    "berts": (("bert-tiny", 16, 2),), "gans": ((8, 4),), "precisions": ("bf16", "fp32"), "optimized": "bert-tiny",
+    "num_steps": 1,
+}  # fmt: skip
+CPU = {"device": "cpu", "size": "cpu", "timed": (torch.float32,), "num_rounds": 21, "copy_bytes": 1 << 28}
+
+
+def ops(bench: Bench, entries: Iterable[Entry]) -> None:
+    """Points 1 and 2."""
+    copied = copy_gb_per_s(bench.device, bench.copy_bytes, bench.num_rounds)
+    bench.results.append({"kind": "copy", "gb_per_s": round(copied, 2), "num_bytes": bench.copy_bytes})
+    present = []
+    for entry in entries:
+        if entry.absent:
+            bench.results.append({"kind": "check", "op": entry.name, "skipped": entry.absent})
+        else:
+            present.append(entry)
+    exact = () if bench.device == "cuda" else (torch.float64,)
+    with EveryOpFused():
+        for entry in present:
+            for dtype in (*exact, torch.float32, *LOW):
+                for size in ("toy", "check"):  # odd shapes, and such as are read 16 bytes at a time
+                    bench.run("check", lambda e=entry, s=size, d=dtype: check(e, s, d, bench.device), op=entry.name)
+        for entry in present:
+            for dtype in bench.timed:
+                bench.run("time", lambda e=entry, d=dtype: timed(bench, e, d, copied), op=entry.name)
+
+
+def timed(bench: Bench, entry: Entry, dtype: torch.dtype, copied: float) -> dict[str, Any]:
+    found = measure(entry, bench.size, dtype, bench.device, bench.num_rounds, bench.compiler)
+    for part in ("forward", "both"):
+        found[part]["share_of_copy"] = round(found[part]["gb_per_s"]["fused"] / copied, 3)
+    return found
+
+
+def models(bench: Bench) -> None:
+    """Point 3: what is wanted most comes first, since time may run out."""
+    if bench.optimized:
+        for name in steps.optimizers(bench.device):
+            arguments = (name, bench.optimized, bench.device, bench.num_steps)
+            bench.run("optimizer", lambda a=arguments: steps.optimizer(*a), optimizer=name)
+    for precision in bench.precisions:
+        for kernels in KERNELS:
+            for name, length, batch_size in bench.berts:
+                about = {"model": name, "length": length, "precision": precision, "ops": kernels}
+                given = (name, length, batch_size, precision, bench.device, bench.num_steps)
+                bench.run("step", lambda k=kernels, g=given: _with(k, steps.bert, *g), **about)
+            for resolution, batch_size in bench.gans if precision in GAN_PRECISIONS else ():
+                about = {"model": f"gan-{resolution}", "precision": precision, "ops": kernels}
+                given = (resolution, batch_size, precision, bench.device, bench.num_steps)
+                bench.run("step", lambda k=kernels, g=given: _with(k, steps.gan, *g), **about)
+
+
+def _with(
+    kernels: Literal["fused", "reference"], measured: Callable[..., dict[str, Any]], *given: Any
+) -> dict[str, Any]:
+    mode.use(kernels)
+    try:
+        return measured(*given)
+    finally:
+        mode.use("fused")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def line(result: dict[str, Any]) -> str:
+    """One result while it runs."""
+    kind = result["kind"]
+    named = " ".join(str(result[key]) for key in ("op", "optimizer", "model", "length", "precision", "ops", "dtype")
+                     if key in result)  # fmt: skip
+    if "skipped" in result:
+        return f"{kind:<10}{named}: skipped, {result['skipped']}"
+    if kind == "check":
+        errors = ", ".join(f"{order} {error:.1e}" for order, error in result["errors"].items())
+        return f"{kind:<10}{named}: {'' if result['holds'] else 'WRONG, '}{errors} (limit {result['limit']:.0e})"
+    if kind == "time":
+        both = result["both"]
+        return f"{kind:<10}{named}: {both['us']} us, {100 * both['share_of_copy']:.0f} % of a copy"
+    return f"{kind:<10}{named}: {result['step_ms']} ms"
+
+
+def markdown(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The tables, with what was not measured and why."""
+    told = {
+        kind: [r for r in results if r["kind"] == kind and "skipped" not in r] for kind in ("check", "time", "step")
+    }
+    copied = next(r["gb_per_s"] for r in results if r["kind"] == "copy")
+    wrong = [line(r) for r in told["check"] if not r["holds"]]
+    parts = [
+        f"# Ops on {facts.get('gpu') or facts['cpu']}",
+        "At toy size: that it runs, not how fast." if facts["sizes"] == "toy" else "",
+        f"Sizes: {facts['sizes']}; torch {facts['torch']}. A plain copy reads and writes {copied} GB/s.",
+        f"{len(told['check'])} checks against float64; {len(wrong) or 'none'} wrong.",
+        *wrong,
+        *[
+            _op_table(told["time"], part, title)
+            for part, title in (("forward", "Forward"), ("both", "Forward, backward"))
+        ],
+        _step_table(told["step"]),
+        _optimizer_table([r for r in results if r["kind"] == "optimizer" and "skipped" not in r]),
+        "\n".join(f"- {line(r)}" for r in results if "skipped" in r),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    body = [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]) if body else ""
+
+
+def _op_table(results: list[dict[str, Any]], part: str, title: str) -> str:
+    head = [f"{title}: op", "dtype", "shape", "us", "eager / fused", "compiled / fused", "GB/s", "of a copy"]
+    return _table(head, (
+        [r["op"], r["dtype"], r["sizes"], r[part]["us"]["fused"], r[part]["fused_over"]["reference"],
+         r[part]["fused_over"]["compiled"], r[part]["gb_per_s"]["fused"], f"{100 * r[part]['share_of_copy']:.0f} %"]
+        for r in results
+    ))  # fmt: skip
+
+
+def _step_table(results: list[dict[str, Any]]) -> str:
+    head = ["Step of", "length", "batch", "precision", "ops", "ms", "samples/s", "MFU", "GB"]
+    keys = ("model", "length", "batch_size", "precision", "ops", "step_ms", "samples_per_s", "mfu", "peak_memory_gb")
+    return _table(head, ([_cell(r.get(key)) for key in keys] for r in results))
+
+
+def _optimizer_table(results: list[dict[str, Any]]) -> str:
+    keys = ("optimizer", "model", "num_parameters", "step_ms", "gb_per_s")
+    return _table(["Optimizer", "of", "parameters", "ms", "GB/s"], ([_cell(r[key]) for key in keys] for r in results))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--toy", action="store_true", help="on the CPU, at toy size")
+    where.add_argument("--cpu", action="store_true", help="the ops only, at real sizes, on one thread of the CPU")
+    parser.add_argument("--ops", nargs="+", choices=[entry.name for entry in ENTRIES], help="these ops only, no models")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    given = parser.parse_args(arguments)
+    if not (given.toy or given.cpu or torch.cuda.is_available()):
+        parser.error("there is no GPU: use --toy or --cpu")
+    bench = Bench(**(TOY if given.toy else CPU if given.cpu else GPU))  # type: ignore[arg-type]
+    if given.cpu:
+        torch.set_num_threads(1)
+        bench.until = float("inf")
+    facts = {**machine(), "sizes": bench.size, "gpu": torch.cuda.get_device_name() if bench.device == "cuda" else None}
+    ops(bench, [entry for entry in ENTRIES if not given.ops or entry.name in given.ops])
+    if not given.ops:
+        models(bench)
+    what = "gpu-toy" if given.toy else "ops" if given.cpu else "gpu"
+    path = write(what, facts, bench.results, given.out)
+    text = markdown(facts, bench.results)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+    return int(any(r["kind"] == "check" and not r.get("holds", True) for r in bench.results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
