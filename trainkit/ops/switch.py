@@ -27,7 +27,9 @@ class Ops:
                 f"ops.kernels={self.kernels!r}: allowed are {', '.join(allowed)}.{nearest(str(self.kernels), allowed)}"
             )
         if self.require and self.kernels == "reference":
-            raise ConfigError("ops.require=true: ops.kernels=reference compiles nothing; use ops=fused, or leave it out")
+            raise ConfigError(
+                "ops.require=true: ops.kernels=reference compiles nothing; use ops=fused, or leave it out"
+            )
 
     def apply(self) -> None:
         """Has this process do so. Raises ConfigError where what is required cannot be."""
