@@ -158,17 +158,18 @@ def _keep_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad, grad_summed, summed, rstd, weight, positions = ctx.saved_tensors
-    operands = (grad, grad_summed, summed, weight)
     with torch.enable_grad():
-        outputs = _backward_reference(grad, grad_summed, summed, weight, rstd)
+        # Views: `grad` may itself depend on the weight, and what it passes on there is not this op's to count.
+        operands: list[Any] = [None if x is None else x.view_as(x) for x in (grad, grad_summed, summed, weight)]
+        outputs = _backward_reference(*operands, rstd=rstd)
         if positions is not None:
             outputs[1] = dropout_reference(outputs[0], ctx.p, ctx.key, positions, ctx.call)
         wanted = [i for i, operand in enumerate(operands) if operand is not None and operand.requires_grad]
-        pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+        pairs = [(output, weights) for output, weights in zip(outputs, grads, strict=True) if weights is not None]
         found = torch.autograd.grad(
             [output for output, _ in pairs],
             [operands[i] for i in wanted],
-            [grad for _, grad in pairs],
+            [weights for _, weights in pairs],
             create_graph=True,
             allow_unused=True,
         )
