@@ -105,9 +105,9 @@ def run(
 
 
 def register(name: str) -> None:
-    """Fakes and derivatives of the ops `name`, `name`_backward and `name`_second, of csrc/bias_activation.cpp's schemas.
+    """Gives the ops `name`, `name`_backward and `name`_second their fakes and derivatives.
 
-    name: such as `trainkit::bias_activation`; a user's activation has the same three ops.
+    name: such as `trainkit::bias_activation`; a user's activation has the same three ops, of the same schemas.
     """
     library_name, _, stem = name.partition("::")
     ops = getattr(torch.ops, library_name)

@@ -149,7 +149,7 @@ def _fake_backward(
     positions: Tensor | None,
     call: int,
 ) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(summed) if positions is not None and p > 0.0 else summed.new_empty(0)
+    dx = summed.new_empty(0) if positions is None else torch.empty_like(summed)
     return torch.empty_like(summed), dx, torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -176,8 +176,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: Non
         positions,
         ctx.call,
     )
-    is_dropped = positions is not None and ctx.p > 0.0
-    return dx if is_dropped else dresidual, dresidual, dweight, dbias, None, None, None, None, None
+    return dresidual if positions is None else dx, dresidual, dweight, dbias, None, None, None, None, None
 
 
 def _keep_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -187,36 +186,31 @@ def _keep_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    *differentiable, rstd, weight, positions = ctx.saved_tensors
+    grad, grad_summed, summed, rstd, weight, positions = ctx.saved_tensors
     with torch.enable_grad():
-        operands = [*differentiable, weight]
-        outputs = _backward_reference(*operands, rstd, ctx.p, ctx.key, positions, ctx.call)
+        # Views: `grad` may itself depend on the weight, and what it passes on there is not this op's to count.
+        operands: list[Any] = [None if x is None else x.view_as(x) for x in (grad, grad_summed, summed, weight)]
+        outputs = _backward_reference(*operands, rstd=rstd)
+        if positions is not None:
+            outputs[1] = dropout_reference(outputs[0], ctx.p, ctx.key, positions, ctx.call)
         wanted = [i for i, operand in enumerate(operands) if operand is not None and operand.requires_grad]
-        pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+        pairs = [(output, weights) for output, weights in zip(outputs, grads, strict=True) if weights is not None]
         found = torch.autograd.grad(
             [output for output, _ in pairs],
             [operands[i] for i in wanted],
-            [grad for _, grad in pairs],
+            [weights for _, weights in pairs],
             create_graph=True,
             allow_unused=True,
         )
     by_operand = dict(zip(wanted, found, strict=True))
-    grad, grad_summed, summed, dweight = (by_operand.get(i) for i in range(4))
-    return grad, grad_summed, summed, None, None, dweight, None, None, None, None
+    dgrad, dgrad_summed, dsummed, dweight = (by_operand.get(i) for i in range(4))
+    return dgrad, dgrad_summed, dsummed, None, None, dweight, None, None, None, None
 
 
 def _backward_reference(
-    grad: Tensor,
-    grad_summed: Tensor | None,
-    summed: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    p: float,
-    key: int,
-    positions: Tensor | None,
-    call: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the backward op computes, as a differentiable function of its first four arguments."""
+    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor
+) -> list[Tensor]:
+    """What the backward op computes without dropout, as a differentiable function of its first four arguments."""
     wide = grad.to(weight.dtype).flatten(0, -2)
     rows = summed.to(weight.dtype).flatten(0, -2)
     centred = rows - rows.mean(-1, keepdim=True)
@@ -229,6 +223,4 @@ def _backward_reference(
     dresidual = (along * scale).view_as(summed).to(summed.dtype)
     if grad_summed is not None:
         dresidual = dresidual + grad_summed
-    is_dropped = positions is not None and p > 0.0
-    dx = dropout_reference(dresidual, p, key, positions, call) if is_dropped else dresidual.new_empty(0)
-    return dresidual, dx, (wide * unit).sum(0), wide.sum(0)
+    return [dresidual, dresidual.new_empty(0), (wide * unit).sum(0), wide.sum(0)]

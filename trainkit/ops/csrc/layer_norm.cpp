@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   return {normed, summed, mean, rstd};
 }
 
-// dresidual, dx (without elements where nothing is dropped: it equals dresidual), dweight, dbias
+// dresidual, dx (without elements where there are no positions: it equals dresidual), dweight, dbias
 template <Run run>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const std::optional<Tensor>& grad_summed,
                                                     const Tensor& summed, const Tensor& mean, const Tensor& rstd,
@@ -189,8 +189,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const st
   LayerNormArgs args = arguments(summed, weight, p, key, positions, call);
   check_contiguous(mean, "mean");
   check_contiguous(rstd, "rstd");
-  const bool drops = args.mask.drops();
-  Tensor dresidual = unset_like(summed), dx = drops ? unset_like(summed) : unset(summed, {0});
+  Tensor dresidual = unset_like(summed), dx = positions ? unset_like(summed) : unset(summed, {0});
   Tensor dweight = unset_like(weight), dbias = unset_like(weight);
   args.grad = like_rows(summed, grad, "grad");
   if (grad_summed) args.grad_summed = like_rows(summed, *grad_summed, "grad_summed");
@@ -198,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const st
   args.mean = mean.mutable_data_ptr();
   args.rstd = rstd.mutable_data_ptr();
   args.dresidual = dresidual.mutable_data_ptr();
-  args.dx = drops ? dx.mutable_data_ptr() : nullptr;
+  args.dx = positions ? dx.mutable_data_ptr() : nullptr;
   args.dweight = dweight.mutable_data_ptr();
   args.dbias = dbias.mutable_data_ptr();
   if (summed.numel() > 0) {

@@ -26,7 +26,7 @@ struct LayerNormArgs {
   const void* grad;         // of normed
   const void* grad_summed;  // of summed by its other uses, or null
   void* dresidual;
-  void* dx;  // null without dropout, when it equals dresidual
+  void* dx;  // null where it equals dresidual
   void* dweight;
   void* dbias;
   void* runs;  // CUDA: room for sums of runs of rows, [2, num_runs, columns] of float
