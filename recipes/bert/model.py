@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.errors import ConfigError
-from trainkit.ops import Dropout, LayerNorm
+from trainkit.ops import ActivatedLinear, Dropout, LayerNorm
 
 _VOCAB_MULTIPLE = 64  # matrix units like it
 _NEVER = -1e4  # logit of a padded vocabulary entry: a probability of zero, and finite in fp16
@@ -151,11 +151,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.up = nn.Linear(architecture.hidden_size, architecture.feed_forward_size)
+        self.up = ActivatedLinear(architecture.hidden_size, architecture.feed_forward_size, "gelu")
         self.down = nn.Linear(architecture.feed_forward_size, architecture.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD)))
+        return self.down(self.up(x_BTD))
 
 
 class Attention(nn.Module):
@@ -236,12 +236,12 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(architecture.hidden_size, architecture.hidden_size)
+        self.dense = ActivatedLinear(architecture.hidden_size, architecture.hidden_size, "gelu")
         self.norm = _norm(architecture)
         self.bias = nn.Parameter(torch.zeros(padded_vocab_size(vocab_size)))
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), embedding_VD, self.bias)
+        return F.linear(self.norm(self.dense(hidden)), embedding_VD, self.bias)
 
 
 class MaskedLanguageModel(nn.Module):

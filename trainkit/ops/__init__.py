@@ -1,7 +1,7 @@
 """Layers and operations, each with its reference in plain PyTorch."""
 
 from trainkit.ops.activation import Activation, activation
-from trainkit.ops.bias_activation import bias_activation_dropout
+from trainkit.ops.bias_activation import ActivatedLinear, bias_activation_dropout
 from trainkit.ops.cross_entropy import cross_entropy
 from trainkit.ops.dropout import Dropout, dropout
 from trainkit.ops.extension import load_extension
@@ -11,6 +11,7 @@ from trainkit.ops.packing import pad, unpad
 from trainkit.ops.switch import Ops
 
 __all__ = [
+    "ActivatedLinear",
     "Activation",
     "Dropout",
     "LayerNorm",

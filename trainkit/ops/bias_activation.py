@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainkit.errors import ConfigError, UsageError, nearest
 from trainkit.ops import library, mode
@@ -45,10 +45,7 @@ def bias_activation_dropout(
     any number of threads. Differentiable twice. Raises ConfigError for shapes that do not fit.
     """
     check_operands("bias_activation_dropout", x, bias, p, positions)
-    if activation not in ACTIVATIONS:
-        raise ConfigError(
-            f"activation={activation}: allowed are {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
-        )
+    known_activation(activation)
     # A bias alone has nothing to be fused with: PyTorch's sum hands its gradient on without a copy.
     is_sum = activation == "linear" and (p == 0.0 or positions is None)
     if is_sum or not mode.is_fused("bias_activation_dropout", x):
@@ -70,6 +67,35 @@ def bias_activation_dropout_reference(
     function = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     y = function(x if bias is None else x + bias.to(x.dtype))
     return y if positions is None or p == 0.0 else dropout_reference(y, p, key, positions, call)
+
+
+class ActivatedLinear(nn.Linear):
+    """activation(x @ weight.T + bias), with the bias and the activation in one pass over the product.
+
+    Parameters as those of `torch.nn.Linear`; activations as those of `bias_activation_dropout`. In code that
+    torch.compile compiles, it is left to the compiler to fuse them.
+    """
+
+    def __init__(self, in_features: int, out_features: int, activation: str = "gelu") -> None:
+        super().__init__(in_features, out_features)
+        self.activation = known_activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not mode.is_fused("bias_activation_dropout", x):
+            return ACTIVATIONS[self.activation](super().forward(x))
+        return bias_activation_dropout(F.linear(x, self.weight), self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def known_activation(activation: str) -> str:
+    """`activation`; raises ConfigError unless it is one."""
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation={activation}: allowed are {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
+        )
+    return activation
 
 
 def check_operands(op: str, x: Tensor, bias: Tensor | None, p: float, positions: Tensor | None) -> None:
