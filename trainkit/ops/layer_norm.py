@@ -1,5 +1,6 @@
 """Dropout, residual sum and LayerNorm (Ba et al., arXiv 1607.06450) in one pass."""
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -35,7 +36,7 @@ def dropout_residual_layer_norm(
     _check(x, residual, weight, bias, p, positions)
     if p == 0.0:
         positions = None
-    if not mode.is_fused("dropout_residual_layer_norm", x):
+    if not mode.is_fused("residual_layer_norm" if positions is None else "dropout_residual_layer_norm", x):
         return dropout_residual_layer_norm_reference(
             x, residual, weight, bias, eps=eps, p=p, key=key, positions=positions, call=call
         )
@@ -190,7 +191,7 @@ def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     with torch.enable_grad():
         # Views: `grad` may itself depend on the weight, and what it passes on there is not this op's to count.
         operands: list[Any] = [None if x is None else x.view_as(x) for x in (grad, grad_summed, summed, weight)]
-        outputs = _backward_reference(*operands, rstd=rstd)
+        outputs = _backward_reference(operands, rstd)
         if positions is not None:
             outputs[1] = dropout_reference(outputs[0], ctx.p, ctx.key, positions, ctx.call)
         wanted = [i for i, operand in enumerate(operands) if operand is not None and operand.requires_grad]
@@ -207,10 +208,9 @@ def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return dgrad, dgrad_summed, dsummed, None, None, dweight, None, None, None, None
 
 
-def _backward_reference(
-    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor
-) -> list[Tensor]:
-    """What the backward op computes without dropout, as a differentiable function of its first four arguments."""
+def _backward_reference(operands: Sequence[Any], rstd: Tensor) -> list[Tensor]:
+    """What the backward op computes without dropout, as a differentiable function of its floating operands."""
+    grad, grad_summed, summed, weight = operands
     wide = grad.to(weight.dtype).flatten(0, -2)
     rows = summed.to(weight.dtype).flatten(0, -2)
     centred = rows - rows.mean(-1, keepdim=True)

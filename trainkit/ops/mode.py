@@ -11,7 +11,7 @@ from trainkit.ops.build import ARCHS_VARIABLE
 
 OFF_BY_DEFAULT: dict[str, frozenset[str]] = {
     # Measured slower than their references there (benchmarks/results).
-    "cpu": frozenset({"bias_leaky_relu"}),
+    "cpu": frozenset({"bias_leaky_relu", "residual_layer_norm"}),
     "cuda": frozenset(),
 }
 
