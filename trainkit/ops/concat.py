@@ -103,20 +103,6 @@ def _check(tensors: Sequence[Tensor], dim: int, bias: Tensor | None, activation:
 # -- fakes and derivatives ---------------------------------------------------------------------------------------------
 
 
-@library.on_load
-def _register() -> None:
-    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
-    register_fake("trainkit::concat", lambda tensors, dim, bias, slope: torch.cat(tensors, dim).contiguous())
-    register_autograd("trainkit::concat", _backward, setup_context=_save)
-    first, second, third = (f"trainkit::minibatch_stddev{suffix}" for suffix in ("", "_backward", "_backward_backward"))
-    register_fake(first, lambda x, group: _appended(x))
-    register_fake(second, lambda g, x, group: torch.empty_like(x))
-    register_fake(third, lambda v, g, x, group: (_appended(x), torch.empty_like(x)))
-    register_autograd(first, _stddev_backward, setup_context=_save_stddev)
-    register_autograd(second, _stddev_second, setup_context=_save_stddev)
-    register_autograd(third, _no_third_order)
-
-
 def _appended(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1] + 1, *x.shape[2:]))
 
@@ -159,3 +145,17 @@ def _stddev_second(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
 
 def _no_third_order(ctx: Any, *_: Tensor) -> None:
     raise UsageError("trainkit.ops.append_minibatch_stddev can be differentiated twice; for more, use ops=reference")
+
+
+@library.on_load
+def _register() -> None:
+    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
+    register_fake("trainkit::concat", lambda tensors, dim, bias, slope: torch.cat(tensors, dim).contiguous())
+    register_autograd("trainkit::concat", _backward, setup_context=_save)
+    first, second, third = (f"trainkit::minibatch_stddev{suffix}" for suffix in ("", "_backward", "_backward_backward"))
+    register_fake(first, lambda x, group: _appended(x))
+    register_fake(second, lambda g, x, group: torch.empty_like(x))
+    register_fake(third, lambda v, g, x, group: (_appended(x), torch.empty_like(x)))
+    register_autograd(first, _stddev_backward, setup_context=_save_stddev)
+    register_autograd(second, _stddev_second, setup_context=_save_stddev)
+    register_autograd(third, _no_third_order)

@@ -49,6 +49,9 @@ def is_fused(op: str, x: Tensor) -> bool:
     device = x.device.type
     if op in OFF_BY_DEFAULT.get(device, ()):
         return False
+    if device == "cuda" and x.dtype == torch.float64:
+        library.without("the ops have no float64 kernels for CUDA; type: ops=reference", _require)
+        return False
     return _is_ready(device, _require)
 
 

@@ -88,23 +88,6 @@ def _check(x: Tensor, bias: Tensor | None, slope: float, clamp: float | None) ->
 # -- fakes and derivatives ---------------------------------------------------------------------------------------------
 
 
-@library.on_load
-def _register() -> None:
-    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
-    first, second, third = (f"trainkit::pixel_norm{suffix}" for suffix in ("", "_backward", "_backward_backward"))
-    register_fake(first, lambda x, *_: torch.empty_like(x))
-    register_fake(second, lambda g, x, *_: torch.empty_like(x))
-    register_fake(third, lambda v, g, x, *_: (torch.empty_like(x), torch.empty_like(x)))
-    register_autograd(first, _backward, setup_context=_save)
-    register_autograd(second, _second, setup_context=_save_second)
-    register_autograd(third, _no_third_order)
-    first, second = "trainkit::bias_leaky_relu", "trainkit::bias_leaky_relu_backward"
-    register_fake(first, lambda x, *_: torch.empty_like(x))
-    register_fake(second, lambda g, x, *_: torch.empty_like(x))
-    register_autograd(first, _rectifier_backward, setup_context=_save)
-    register_autograd(second, _rectifier_second, setup_context=_save_second)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bias, *ctx.options = inputs
     ctx.save_for_backward(x, bias)
@@ -146,3 +129,20 @@ def _no_third_order(ctx: Any, *_: Tensor) -> None:
 
 def _summed(grad_x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else grad_x.sum(dim=[0, *range(2, grad_x.dim())], dtype=bias.dtype)
+
+
+@library.on_load
+def _register() -> None:
+    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
+    first, second, third = (f"trainkit::pixel_norm{suffix}" for suffix in ("", "_backward", "_backward_backward"))
+    register_fake(first, lambda x, *_: torch.empty_like(x))
+    register_fake(second, lambda g, x, *_: torch.empty_like(x))
+    register_fake(third, lambda v, g, x, *_: (torch.empty_like(x), torch.empty_like(x)))
+    register_autograd(first, _backward, setup_context=_save)
+    register_autograd(second, _second, setup_context=_save_second)
+    register_autograd(third, _no_third_order)
+    first, second = "trainkit::bias_leaky_relu", "trainkit::bias_leaky_relu_backward"
+    register_fake(first, lambda x, *_: torch.empty_like(x))
+    register_fake(second, lambda g, x, *_: torch.empty_like(x))
+    register_autograd(first, _rectifier_backward, setup_context=_save)
+    register_autograd(second, _rectifier_second, setup_context=_save_second)

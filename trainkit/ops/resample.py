@@ -82,20 +82,6 @@ def _check(name: str, x: Tensor) -> None:
 # -- fakes and derivatives: an op's derivative is its adjoint, whose derivative is the op ------------------------------
 
 
-@library.on_load
-def _register() -> None:
-    pairs = (("upsample2", "downsample2"), ("upsample_blur", "upsample_blur_adjoint"))
-    for larger, smaller in pairs:
-        torch.library.register_fake(f"trainkit::{larger}", _larger)
-        torch.library.register_fake(f"trainkit::{smaller}", _smaller)
-        for op, adjoint in ((larger, smaller), (smaller, larger)):
-            torch.library.register_autograd(f"trainkit::{op}", _backward_by(adjoint), setup_context=_save)
-    torch.library.register_fake("trainkit::fade_in", lambda below, image, fade: torch.empty_like(image))
-    torch.library.register_fake("trainkit::fade_in_adjoint", lambda x, fade: (_smaller(x), torch.empty_like(x)))
-    torch.library.register_autograd("trainkit::fade_in", _fade_in_backward, setup_context=_save_fade)
-    torch.library.register_autograd("trainkit::fade_in_adjoint", _fade_in_second, setup_context=_save_fade)
-
-
 def _larger(x: Tensor, *_: float) -> Tensor:
     return x.new_empty((*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]))
 
@@ -127,3 +113,17 @@ def _fade_in_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 def _fade_in_second(ctx: Any, v_below: Tensor, v_image: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.trainkit.fade_in(v_below.contiguous(), v_image.contiguous(), ctx.fade), None
+
+
+@library.on_load
+def _register() -> None:
+    pairs = (("upsample2", "downsample2"), ("upsample_blur", "upsample_blur_adjoint"))
+    for larger, smaller in pairs:
+        torch.library.register_fake(f"trainkit::{larger}", _larger)
+        torch.library.register_fake(f"trainkit::{smaller}", _smaller)
+        for op, adjoint in ((larger, smaller), (smaller, larger)):
+            torch.library.register_autograd(f"trainkit::{op}", _backward_by(adjoint), setup_context=_save)
+    torch.library.register_fake("trainkit::fade_in", lambda below, image, fade: torch.empty_like(image))
+    torch.library.register_fake("trainkit::fade_in_adjoint", lambda x, fade: (_smaller(x), torch.empty_like(x)))
+    torch.library.register_autograd("trainkit::fade_in", _fade_in_backward, setup_context=_save_fade)
+    torch.library.register_autograd("trainkit::fade_in_adjoint", _fade_in_second, setup_context=_save_fade)
