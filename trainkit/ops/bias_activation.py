@@ -20,8 +20,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
-    "tanh": torch.tanh,
-    "linear": lambda x: x,
 }
 _NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 
@@ -39,16 +37,14 @@ def bias_activation_dropout(
     """dropout(f(x + bias)), in x's dtype.
 
     x: [..., D], with dropout [N, ..., D]; bias: [D], of any floating dtype, or None. activation: `gelu` (by erf),
-    `gelu_tanh`, `relu`, `silu`, `leaky_relu` (slope 0.2), `tanh` or `linear`. positions: int64 [N], see
+    `gelu_tanh`, `relu`, `silu`, or `leaky_relu` (slope 0.2); see `trainkit.ops.activation` for others. positions: int64 [N], see
     `trainkit.ops.dropout`; without them, or with p=0, nothing is dropped.
     For the backward pass x and the bias are kept, and the mask is drawn again. The bias' gradient is the same bits on
     any number of threads. Differentiable twice. Raises ConfigError for shapes that do not fit.
     """
     check_operands("bias_activation_dropout", x, bias, p, positions)
     known_activation(activation)
-    # A bias alone has nothing to be fused with: PyTorch's sum hands its gradient on without a copy.
-    is_sum = activation == "linear" and (p == 0.0 or positions is None)
-    if is_sum or not mode.is_fused("bias_activation_dropout", x):
+    if not mode.is_fused("bias_activation_dropout", x):
         return bias_activation_dropout_reference(x, bias, activation, p=p, key=key, positions=positions, call=call)
     return run(torch.ops.trainkit.bias_activation, x, bias, _NUMBERS[activation], p, key, positions, call)
 

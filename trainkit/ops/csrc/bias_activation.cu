@@ -6,8 +6,7 @@ extern "C" int tk_bias_activation_cuda(const tk::BiasActivationArgs* args, int a
   using Launch = int (*)(const BiasActivationArgs&, Pass, void*);
   static constexpr Launch kLaunches[] = {launch_activation<Gelu>,      launch_activation<GeluTanh>,
                                          launch_activation<Relu>,      launch_activation<Silu>,
-                                         launch_activation<LeakyRelu>, launch_activation<Tanh>,
-                                         launch_activation<Linear>};
+                                         launch_activation<LeakyRelu>};
   if (activation < 0 || activation >= int(sizeof(kLaunches) / sizeof(Launch))) return int(cudaErrorInvalidValue);
   return kLaunches[activation](*args, pass, stream);
 }

@@ -106,21 +106,6 @@ TK_HD Normal<double> normal(double x) {
 
 // -- activations: f, its derivative df, and the derivative of that, ddf -------------------------------------------------
 
-struct Linear {
-  template <class T>
-  static TK_HD T f(T x) {
-    return x;
-  }
-  template <class T>
-  static TK_HD T df(T) {
-    return T(1);
-  }
-  template <class T>
-  static TK_HD T ddf(T) {
-    return T(0);
-  }
-};
-
 struct Gelu {
   template <class T>
   static TK_HD T f(T x) {
@@ -212,21 +197,6 @@ struct Silu {
   static TK_HD T ddf(T x) {
     const Logistic<T> at = logistic(x);
     return at.slope * (T(2) + x * (T(1) - T(2) * at.value));
-  }
-};
-
-struct Tanh {
-  template <class T>
-  static TK_HD T f(T x) {
-    return tanh(x);
-  }
-  template <class T>
-  static TK_HD T df(T x) {
-    return T(4) * logistic(T(2) * x).slope;
-  }
-  template <class T>
-  static TK_HD T ddf(T x) {
-    return T(-2) * tanh(x) * df(x);
   }
 };
 
