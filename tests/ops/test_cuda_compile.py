@@ -69,7 +69,9 @@ def test_streaming_kernels_load_16_bytes_at_a_time(cubins):
         kernels = {part.split(",")[0]: part for part in told.split(".section\t.text.")[1:]}
         assert kernels, source
         for name, code in kernels.items():
-            counts = {op: len(re.findall(op, code)) for op in (r"\bLDG\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b", r"\bLDL|\bSTL")}
+            counts = {
+                op: len(re.findall(op, code)) for op in (r"\bLDG\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b", r"\bLDL|\bSTL")
+            }
             wide_loads, wide_stores, local = counts.values()
             print(f"{source.name:24} {wide_loads:3} LDG.128 {wide_stores:3} STG.128  {_readable(name)}")
             assert not local, f"{source.name}: {name} uses local memory"

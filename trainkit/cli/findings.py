@@ -27,6 +27,7 @@ VARIABLES = (
 INSTALL_APEX = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
 TORCH_WITH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 CHOOSE_TORCH = "https://pytorch.org/get-started/locally"
+TOOLKIT = "https://developer.nvidia.com/cuda-downloads, then: export CUDA_HOME=/usr/local/cuda"
 FEW_BYTES = 10**9
 
 
@@ -114,14 +115,13 @@ def _compilers() -> list[Finding]:
     else:
         found.append(Finding("C++", "none", "missing", "apt-get install g++"))
     nvcc = build.find_nvcc()
-    toolkit = "https://developer.nvidia.com/cuda-downloads, then: export CUDA_HOME=/usr/local/cuda"
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name) and not shutil.which(f"{os.environ[name]}/bin/nvcc"):
-            found.append(Finding("nvcc", f"{name}={os.environ[name]} has no bin/nvcc", "broken", f"unset {name}"))
+            found.append(Finding(name, f"{os.environ[name]} has no bin/nvcc", "broken", f"unset {name}"))
     if nvcc:
         found.append(Finding("nvcc", f"{nvcc}: {build.ask_version(nvcc)}"))
     else:
-        found.append(Finding("nvcc", "none: ops are compiled for CPU alone", "missing", toolkit))
+        found.append(Finding("nvcc", "none: ops are compiled for CPU alone", "missing", TOOLKIT))
     return found
 
 
@@ -160,9 +160,8 @@ def _vector_units(flags: list[str]) -> str:
 def _cuda_archs(found: library.Library) -> Finding:
     archs = ", ".join(found.archs)
     if not found.archs:
-        return Finding(
-            "for CUDA", "nothing: there was no nvcc", "missing", "see nvcc above; then: trainkit doctor --build"
-        )
+        remedy = "trainkit doctor --build" if build.find_nvcc() else f"{TOOLKIT}; trainkit doctor --build"
+        return Finding("for CUDA", "nothing: there was no nvcc", "missing", remedy)
     if torch.cuda.is_available() and not found.runs_on(torch.cuda.get_device_capability()):
         arch = ".".join(map(str, torch.cuda.get_device_capability()))
         return Finding("for CUDA", archs, "broken", f"{build.ARCHS_VARIABLE}={arch} trainkit doctor --build")

@@ -179,7 +179,7 @@ def cuda_archs(nvcc: str) -> tuple[str, ...]:
     known = _known_archs(nvcc)
     asked = os.environ.get(ARCHS_VARIABLE)
     if asked:
-        archs = tuple(asked.replace(";", ",").replace(" ", ",").strip(",").split(","))
+        archs = tuple(re.findall(r"[^,;\s]+", asked))
         if wrong := [arch for arch in archs if arch not in known]:
             allowed = f"allowed are {', '.join(known)}, and {NO_ARCHS} for a library without CUDA"
             raise BuildError(f"{ARCHS_VARIABLE}={asked}: {nvcc} cannot compile for {', '.join(wrong)}; {allowed}")

@@ -164,52 +164,32 @@ TK_DEVICE void store_vector(T* to, int64_t vector, const Accum<T> (&in)[kVector<
 
 }  // namespace tk
 
+#define TK_CASE(name, Type, T, ...) \
+  case ::tk::DType::name: {         \
+    using T = Type;                 \
+    __VA_ARGS__;                    \
+    break;                          \
+  }
+
+#define TK_CASES_OF_CUDA(T, ...)                         \
+  TK_CASE(float32, float, T, __VA_ARGS__)                \
+  TK_CASE(bfloat16, ::tk::bfloat16, T, __VA_ARGS__)      \
+  TK_CASE(float16, ::tk::float16, T, __VA_ARGS__)
+
 // Runs the statements with `T` as the element type of `dtype`:  TK_DISPATCH(dtype, T, { kernel<T>(x, n); });
-#define TK_DISPATCH(dtype, T, ...)     \
-  do {                                 \
-    switch (dtype) {                   \
-      case ::tk::DType::float32: {     \
-        using T = float;               \
-        __VA_ARGS__;                   \
-        break;                         \
-      }                                \
-      case ::tk::DType::bfloat16: {    \
-        using T = ::tk::bfloat16;      \
-        __VA_ARGS__;                   \
-        break;                         \
-      }                                \
-      case ::tk::DType::float16: {     \
-        using T = ::tk::float16;       \
-        __VA_ARGS__;                   \
-        break;                         \
-      }                                \
-      case ::tk::DType::float64: {     \
-        using T = double;              \
-        __VA_ARGS__;                   \
-        break;                         \
-      }                                \
-    }                                  \
+#define TK_DISPATCH(dtype, T, ...)                \
+  do {                                            \
+    switch (dtype) {                              \
+      TK_CASES_OF_CUDA(T, __VA_ARGS__)            \
+      TK_CASE(float64, double, T, __VA_ARGS__)    \
+    }                                             \
   } while (false)
 
 // The same for kernels on CUDA, which have no float64: tensor.h's `cuda_dtype_of` has refused it.
 #define TK_DISPATCH_CUDA(dtype, T, ...) \
   do {                                  \
     switch (dtype) {                    \
-      case ::tk::DType::float32: {      \
-        using T = float;                \
-        __VA_ARGS__;                    \
-        break;                          \
-      }                                 \
-      case ::tk::DType::bfloat16: {     \
-        using T = ::tk::bfloat16;       \
-        __VA_ARGS__;                    \
-        break;                          \
-      }                                 \
-      case ::tk::DType::float16: {      \
-        using T = ::tk::float16;        \
-        __VA_ARGS__;                    \
-        break;                          \
-      }                                 \
+      TK_CASES_OF_CUDA(T, __VA_ARGS__)  \
       case ::tk::DType::float64:        \
         break;                          \
     }                                   \
