@@ -1,6 +1,7 @@
 """A step of the progressive GAN with gradient penalty: fused ops against references, to the second order."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def _step(resolution, is_fading, dtype=torch.float64, low=torch.bfloat16):
         fake = G(z, FADE)
         scores = D(real, FADE), D(fake.detach(), FADE)
         g_loss = generator_loss(D(fake, FADE))
-    penalty = gradient_penalty(_Raw(D), real, fake, mix, FADE)
+    engine: Any = _Raw(D)
+    penalty = gradient_penalty(engine, real, fake, mix, FADE)
     d_loss = discriminator_loss(*scores, 0.001) + 10.0 * penalty
     found = {"images": fake, "real": scores[0], "fake": scores[1], "penalty": penalty, "g_loss": g_loss}
     for loss, network in ((d_loss, D), (g_loss, G)):
