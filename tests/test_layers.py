@@ -20,7 +20,7 @@ LAYERS = (
     ("blocks",),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache"),
+    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
@@ -84,6 +84,7 @@ def test_users_use_public_names_only(folder):
     packages = (
         "trainkit.comm.",
         "trainkit.data.",
+        "trainkit.dtypes.",
         "trainkit.ops.",
         "trainkit.precision.",
         "trainkit.errors.",

@@ -7,15 +7,15 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from trainkit.blocks import Forward, replace_forward
+from trainkit.dtypes import widened
 from trainkit.errors import ConfigError, nearest
 
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")
-LOW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +133,6 @@ def in_full_precision(call: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     args, kwargs = tree_map(widened, (args, kwargs))
     with torch.autocast(device, enabled=False):
         return call(*args, **kwargs)
-
-
-def widened(value: Any) -> Any:
-    """A bf16 or fp16 tensor as fp32; anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value
 
 
 def _kept(forward: Forward) -> Forward:

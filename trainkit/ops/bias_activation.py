@@ -37,8 +37,8 @@ def bias_activation_dropout(
     """dropout(f(x + bias)), in x's dtype.
 
     x: [..., D], with dropout [N, ..., D]; bias: [D], of any floating dtype, or None. activation: `gelu` (by erf),
-    `gelu_tanh`, `relu`, `silu`, or `leaky_relu` (slope 0.2); see `trainkit.ops.activation` for others. positions: int64 [N], see
-    `trainkit.ops.dropout`; without them, or with p=0, nothing is dropped.
+    `gelu_tanh`, `relu`, `silu` or `leaky_relu` (slope 0.2); `trainkit.ops.activation` makes others. positions: int64
+    [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is dropped.
     For the backward pass x and the bias are kept, and the mask is drawn again. The bias' gradient is the same bits on
     any number of threads. Differentiable twice. Raises ConfigError for shapes that do not fit.
     """
