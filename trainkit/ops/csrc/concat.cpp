@@ -30,7 +30,7 @@ void concat(const ConcatParts& parts, double slope_, const Accum<T>* bias, T* y)
   });
 }
 
-// -- minibatch standard deviation --------------------------------------------------------------------------------------
+// -- minibatch standard deviation -------------------------------------------------------------------------------------
 
 constexpr int64_t kTile = 512;
 
@@ -178,7 +178,7 @@ void stddev_backward_backward(const StddevShape& s, const T* v, const T* g, cons
   });
 }
 
-// -- ops, for CPU and CUDA ---------------------------------------------------------------------------------------------
+// -- ops, for CPU and CUDA --------------------------------------------------------------------------------------------
 
 Tensor concat_op(std::vector<Tensor> tensors, int64_t dim, std::optional<Tensor> bias, double slope) {
   STD_TORCH_CHECK(!tensors.empty() && int64_t(tensors.size()) <= kMaxParts, "trainkit: concat takes 1 to 8 tensors");

@@ -45,7 +45,7 @@ bool can_read_parts(const ConcatParts& parts, const void* y) {
   return can;
 }
 
-// -- minibatch standard deviation: a block a group, as the op belongs at 4x4, where all of it is microseconds ----------
+// -- minibatch standard deviation: a block a group, as the op belongs at 4x4, where all of it is microseconds ---------
 
 constexpr int kGroupThreads = 1024;
 

@@ -213,8 +213,8 @@ struct LaneLaunch {
 extern "C" int tk_pixel_norm_cuda(tk::DType dtype, tk::PixelNormShape shape, tk::PixelNormOptions options,
                                   const void* x, const float* bias, void* y, void* stream) {
   TK_DISPATCH_CUDA(dtype, T, {
-    TK_LAUNCH(tk::forward, (tk::can_read_vectors<T>(shape.inner, x, y)), (tk::LaneLaunch{shape, V}), shape, tk::rectifier(options),
-              float(options.eps), TK_IN(x), bias, TK_OUT(y));
+    TK_LAUNCH(tk::forward, (tk::can_read_vectors<T>(shape.inner, x, y)), (tk::LaneLaunch{shape, V}),
+              shape, tk::rectifier(options), float(options.eps), TK_IN(x), bias, TK_OUT(y));
   });
   return int(cudaGetLastError());
 }
@@ -223,8 +223,8 @@ extern "C" int tk_pixel_norm_backward_cuda(tk::DType dtype, tk::PixelNormShape s
                                            const void* g, const void* x, const float* bias, void* grad_x,
                                            void* stream) {
   TK_DISPATCH_CUDA(dtype, T, {
-    TK_LAUNCH(tk::backward, (tk::can_read_vectors<T>(shape.inner, g, x, grad_x)), (tk::LaneLaunch{shape, V}), shape, tk::rectifier(options),
-              float(options.eps), TK_IN(g), TK_IN(x), bias, TK_OUT(grad_x));
+    TK_LAUNCH(tk::backward, (tk::can_read_vectors<T>(shape.inner, g, x, grad_x)), (tk::LaneLaunch{shape, V}),
+              shape, tk::rectifier(options), float(options.eps), TK_IN(g), TK_IN(x), bias, TK_OUT(grad_x));
   });
   return int(cudaGetLastError());
 }
@@ -234,9 +234,9 @@ extern "C" int tk_pixel_norm_backward_backward_cuda(tk::DType dtype, tk::PixelNo
                                                     const void* x, const float* bias, void* grad_g, void* grad_x,
                                                     void* stream) {
   TK_DISPATCH_CUDA(dtype, T, {
-    TK_LAUNCH(tk::backward_backward, (tk::can_read_vectors<T>(shape.inner, v, g, x, grad_g, grad_x)), (tk::LaneLaunch{shape, V}), shape,
-              tk::rectifier(options), float(options.eps), TK_IN(v), TK_IN(g), TK_IN(x), bias, TK_OUT(grad_g),
-              TK_OUT(grad_x));
+    TK_LAUNCH(tk::backward_backward, (tk::can_read_vectors<T>(shape.inner, v, g, x, grad_g, grad_x)),
+              (tk::LaneLaunch{shape, V}), shape, tk::rectifier(options), float(options.eps), TK_IN(v), TK_IN(g),
+              TK_IN(x), bias, TK_OUT(grad_g), TK_OUT(grad_x));
   });
   return int(cudaGetLastError());
 }

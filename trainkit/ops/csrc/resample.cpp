@@ -144,7 +144,7 @@ void fade_in_adjoint(const ResampleShape& s, double fade_, const T* y, T* below,
   });
 }
 
-// -- ops, for CPU and CUDA ---------------------------------------------------------------------------------------------
+// -- ops, for CPU and CUDA --------------------------------------------------------------------------------------------
 
 void check(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.dim() == 4, "trainkit: ", name, " must be [batch, channels, height, width]");
