@@ -218,6 +218,18 @@ class Backend:
         }
         self.optimizer.load_state_dict(loaded)
 
+    def inherit_optimizer_state(self, old: "Backend") -> None:
+        """Takes over the optimizer's state of parameters that `old` has under the same names and shapes. Collective."""
+        mine = {name: shard.shape for name, shard in self.weights().items()}
+        kept: dict[str, dict[str, Shard]] = {}
+        for name, entry in old.optimizer_state().items():
+            whole = {key: shard.full() for key, shard in entry.items()}
+            if all(value.ndim == 0 or value.shape == mine.get(name) for value in whole.values()) and name in mine:
+                kept[name] = {k: self.state_place(name, v.shape, v.dtype) for k, v in whole.items()}
+                for key, value in whole.items():
+                    kept[name][key].take(value)
+        self.load_optimizer_state(kept)
+
     def held(self) -> Memory:
         """Counted from the tensors that this rank holds; the gradients those of the last turn."""
         state = [shard.local for entry in self.optimizer_state().values() for shard in entry.values()]

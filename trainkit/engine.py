@@ -84,11 +84,6 @@ class Engine:
         self._is_compiled = is_compiled
         self._begin_turn()
 
-    @property
-    def num_parameters(self) -> int:
-        """Elements of the module's parameters, wherever they are held."""
-        return sum(shard.shape.numel() for shard in self._backend.weights().values())
-
     def parameter_sizes(self) -> tuple[list[int], list[int]]:
         """Elements of each parameter: of those that are trained, and of the others."""
         sizes = {name: shard.shape.numel() for name, shard in self._backend.weights().items()}
@@ -325,15 +320,7 @@ class Engine:
         take_fitting(self._module_shards(), old._module_shards())
         self._backend.refresh()
         if optimizer:
-            mine = {name: shard.shape for name, shard in self._backend.weights().items()}
-            kept: dict[str, dict[str, Shard]] = {}
-            for name, entry in old._backend.optimizer_state().items():
-                whole = {key: shard.full() for key, shard in entry.items()}
-                if all(value.ndim == 0 or value.shape == mine.get(name) for value in whole.values()) and name in mine:
-                    kept[name] = {k: self._backend.state_place(name, v.shape, v.dtype) for k, v in whole.items()}
-                    for key, value in whole.items():
-                        kept[name][key].take(value)
-            self._backend.load_optimizer_state(kept)
+            self._backend.inherit_optimizer_state(old._backend)
         if self.average is not None:
             self.average.begin_anew()
             if old.average is not None:

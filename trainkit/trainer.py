@@ -232,7 +232,7 @@ class Trainer:
 
     def _account_of(self, name: str, first: Batch | None) -> Iterator[str]:
         engine, ranks = self.recipe.engines()[name], self.runtime.world_size
-        yield f"{name}: {engine.num_parameters:,} parameters"
+        yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
         yield f"{name}: on each rank, predicted: {self.runtime.predict(engine)}"
         if first is not None:
             samples = -(-first.size // (ranks * engine.accumulation))
