@@ -240,6 +240,15 @@ ENTRIES: Sequence[Entry] = (
         orders=2,
     ),
     Entry(
+        name="residual_layer_norm",
+        function="layer_norm:dropout_residual_layer_norm",
+        make=_residual,
+        sizes=_BERT,
+        num_bytes=_of_layer_norm,
+        options={"eps": 1e-12},
+        orders=2,
+    ),
+    Entry(
         name="bias_activation_dropout",
         function="bias_activation:bias_activation_dropout",
         make=_with_bias,

@@ -236,9 +236,8 @@ class Engine:
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Has weights be exactly 0 where a mask is: now, after every step, and in their averages.
 
-        masks: by the module's own names, bits of whole parameters as `trainkit.bits.pack_bits` makes them, equal
-            on every rank; parameters left out are not masked, and masks from before are forgotten. No checkpoint
-            holds them: set them again after loading one.
+        masks: by the module's own names, bits of whole parameters as `trainkit.bits.pack_bits` makes them, equal on
+            every rank; they replace those from before. No checkpoint holds them: set them again after loading one.
         Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
         """
         self._backend.set_masks(masks, self.average.shards() if self.average is not None else {})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainkit.errors import ConfigError
-from trainkit.ops import library, mode
+from trainkit.ops import Ops, library, mode
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +88,10 @@ def test_a_gpu_without_kernels_is_one_warning_or_an_error(built, monkeypatch, re
 def test_other_devices_run_references(built, recwarn):
     assert not mode._is_ready("mps", False)
     assert "kernels for CPU and CUDA, not for mps; type: ops=reference" in str(recwarn[0].message)
+
+
+def test_what_cannot_be_asked_for():
+    with pytest.raises(ConfigError, match=r"ops\.kernels='fussed': allowed are fused, reference.*'fused'"):
+        Ops(kernels="fussed")
+    with pytest.raises(ConfigError, match=r"ops\.require=true: ops\.kernels=reference compiles nothing"):
+        Ops(kernels="reference", require=True)

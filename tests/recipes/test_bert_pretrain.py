@@ -34,8 +34,10 @@ def path(tmp_path_factory) -> Path:
     return path
 
 
-def make(path: Path, model=PRE_NORM, precision: str = "fp64", **settings) -> MaskedLanguageModelling:
-    runtime = Runtime(precision=precision, seed=3)
+def make(
+    path: Path, model=PRE_NORM, precision: str = "fp64", ops: str = "fused", **settings
+) -> MaskedLanguageModelling:
+    runtime = Runtime(precision=precision, seed=3, ops=ops)
     return MaskedLanguageModelling(
         runtime,
         data=Text(path=path, vocab_size=120, sequence_length=24, held_out=0.1),
@@ -65,6 +67,20 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def alone(path):
     return train(path)
+
+
+SMALL = replace(TINY, hidden_size=32, num_layers=1, feed_forward_size=64)
+
+
+@pytest.mark.parametrize("model", [SMALL, replace(SMALL, norm="pre", positions="relative", num_segments=0)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_compiled_ops_train_as_plain_pytorch_does(path, world_size, model):
+    (weights, metrics), *others = run_ranks(train, world_size, path, model)
+    (expected, expected_metrics), *_ = run_ranks(partial(train, ops="reference"), world_size, path, model)
+    assert distance(weights, expected) < 1e-9
+    assert metrics == pytest.approx(expected_metrics, rel=1e-9)
+    for theirs, _ in others:
+        assert all(torch.equal(weights[name], theirs[name]) for name in weights)
 
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 1), (2, 3), (4, 1)])

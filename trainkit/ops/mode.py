@@ -28,8 +28,8 @@ def use(kernels: Literal["fused", "reference"], require: bool = False) -> None:
     if kernels not in ("fused", "reference"):
         raise ConfigError(f"ops={kernels}: allowed are fused, reference")
     _fused, _require = kernels == "fused", require
-    if _fused:
-        library.load(require)
+    if require:
+        library.load(require)  # otherwise with the first op: whoever uses none waits for no compiler
 
 
 def is_on() -> bool:
