@@ -68,7 +68,7 @@ def dropout_residual_layer_norm_reference(
     call: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`dropout_residual_layer_norm` in plain PyTorch."""
-    dropped = x if positions is None else dropout_reference(x, p, key, positions, call)
+    dropped = x if positions is None or p == 0.0 else dropout_reference(x, p, key, positions, call)
     summed = residual + dropped
     wide = sum_dtype(summed)
     normed = F.layer_norm(summed.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps)
