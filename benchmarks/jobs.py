@@ -26,6 +26,7 @@ _PRELOADED = [
     "recipes.progressive_gan.train",
 ]
 KILLED_AFTER_S = 30.0  # as torchrun does, after its SIGTERM
+DUMPING_S = 5.0
 
 
 class Job:
@@ -79,16 +80,16 @@ class Job:
         return self._words
 
     def finish(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """Waits for the end. Raises subprocess.TimeoutExpired when it does not come, and kills the job."""
+        """Waits for the end. Raises TimeoutError with all stacks when it does not come, and kills the job."""
         deadline = time.monotonic() + timeout_s
         is_ending = False
         while self.poll() is None:
             left = [process for process in self.processes if process.exitcode is None]
             connection.wait([process.sentinel for process in left], max(0.0, deadline - time.monotonic()))
             if time.monotonic() >= deadline:
-                self.kill()
                 if not is_ending:
-                    raise subprocess.TimeoutExpired(self.args, timeout_s)
+                    raise self._late(timeout_s)
+                self.kill()
             elif not is_ending and any(process.exitcode for process in self.processes):
                 is_ending, deadline = True, time.monotonic() + KILLED_AFTER_S
                 for process in left:
@@ -97,6 +98,17 @@ class Job:
         assert code is not None
         self._close()
         return subprocess.CompletedProcess(self.args, code, *self.output)
+
+    def _late(self, timeout_s: float) -> TimeoutError:
+        """Kills the job; what it said and where it stood."""
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGABRT)
+        self.wait(DUMPING_S)
+        self.kill()
+        out, err = self.output
+        return TimeoutError(f"{self.args} was not done in {timeout_s:.0f} s; exit codes {codes}\n{out}\n{err}")
 
     def kill(self) -> None:
         """SIGKILL to every process."""
@@ -123,6 +135,7 @@ def _told_by_torchrun(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 def _run(args: list[str], cwd: Path, environment: Mapping[str, str], said: list[str]) -> None:
     import atexit
+    import faulthandler
 
     import torch
 
@@ -132,6 +145,7 @@ def _run(args: list[str], cwd: Path, environment: Mapping[str, str], said: list[
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    faulthandler.enable()  # SIGABRT has it write all stacks
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = list(args)
     sys.path.insert(0, str(Path(args[0]).parent))
