@@ -11,7 +11,7 @@ import trainkit
 from tests.distributed import RankError, run_ranks
 from tests.strategy import scenes
 from trainkit.bits import pack_bits
-from trainkit.errors import ConfigError
+from trainkit.errors import UsageError
 from trainkit.optim import AdamW, Lamb
 from trainkit.strategy.deepspeed import ZeroBackend
 
@@ -153,11 +153,17 @@ def test_masks_and_copies_are_those_of_one_process(optimizer):
                 assert all(torch.equal(found[part][name] != 0, mask) for name, mask in _masks().items())
 
 
-def test_an_optimizer_without_masks_says_so():
-    runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
-    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups))
-    with pytest.raises(ConfigError, match=r"Adam knows no masks: use trainkit\.optim\.AdamW"):
-        engine.set_masks({})
+def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
+    runtime = scenes.make_runtime("single")
+    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema=0.9)
+    engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
+    list(_steps(runtime, engine))
+    state = scenes.whole_state(engine)
+    for name, mask in _masks().items():
+        for part in ("module", "average"):
+            assert torch.equal(state[part][name] != 0, mask), (part, name)
+    with pytest.raises(UsageError, match="there is no parameter 'nowhere'"):
+        engine.set_masks({"nowhere": pack_bits(torch.ones(3, dtype=torch.bool))})
 
 
 def test_the_smaller_clip_counts():
