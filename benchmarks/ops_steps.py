@@ -18,10 +18,9 @@ import torch
 
 import trainkit
 from benchmarks.overhead import machine, write
-from recipes.bert.model import TINY, Architecture, Layer, MaskedLanguageModel
-from recipes.bert.pretrain import masked_loss, parameter_groups
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, Widths
+from benchmarks.steps import bert_step, gan_step
+from recipes.bert.model import TINY, Architecture
+from recipes.progressive_gan.networks import Widths
 from trainkit.ops import mode
 
 PLAIN = replace(
@@ -39,46 +38,18 @@ Step = Callable[[], None]
 
 
 def bert(architecture: Architecture, compiled: bool, batch_size: int) -> Step:
-    """A step of masked language modelling, 15 % of the tokens."""
     runtime = _runtime(compiled)
-    module = MaskedLanguageModel(architecture, VOCABULARY)
-    engine = runtime.setup(module, torch.optim.AdamW(parameter_groups(module), lr=1e-4), blocks=(Layer,), clip=1.0)
-    tokens = torch.randint(VOCABULARY, (batch_size, LENGTH))
-    chosen = torch.rand(batch_size, LENGTH).argsort(1)[:, : round(0.15 * LENGTH)]
-    data = {"tokens": tokens, "chosen": chosen, "labels": tokens.gather(1, chosen)}
-    batches = runtime.batches(data, batch_size=batch_size)
-
-    def step() -> None:
-        batch = next(batches)
-        loss, num_masked = masked_loss(engine(batch.tokens, batch.chosen), batch.labels, in_place=True)
-        engine.backward(loss, weight=num_masked)
-        engine.step()
-
-    return step
+    return _of(runtime, *bert_step(runtime, architecture, VOCABULARY, LENGTH, batch_size), batch_size)
 
 
 def gan(resolution: int, batch_size: int) -> Step:
-    """A step of both networks, half-way into the fade of `resolution`."""
     runtime, widths = _runtime(False), Widths(latent_dim=64, fmap_base=1024, fmap_max=64)
-    G, D = (
-        runtime.setup(network, torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99)))
-        for network in (kind(widths, resolution, True) for kind in (Generator, Discriminator))
-    )
-    images = torch.rand(batch_size, widths.channels, resolution, resolution) * 2 - 1
-    batches = runtime.batches(images, batch_size=batch_size)
+    return _of(runtime, *gan_step(runtime, widths, resolution, batch_size), batch_size)
 
-    def step() -> None:
-        batch = next(batches)
-        with torch.no_grad():
-            fake = G(runtime.randn(batch, widths.latent_dim, name="D"), 0.5)
-        penalty = gradient_penalty(D, batch.data, fake, runtime.rand(batch, name="mix"), 0.5)
-        D.backward(discriminator_loss(D(batch.data, 0.5), D(fake, 0.5), drift=0.001) + 10.0 * penalty)
-        D.step()
-        with D.frozen():
-            G.backward(generator_loss(D(G(runtime.randn(batch, widths.latent_dim, name="G"), 0.5), 0.5)))
-        G.step()
 
-    return step
+def _of(runtime: trainkit.Runtime, data: Any, step: Callable[[Any], None], batch_size: int) -> Step:
+    batches = runtime.batches(data, batch_size=batch_size)
+    return lambda: step(next(batches))
 
 
 def _runtime(compiled: bool) -> trainkit.Runtime:

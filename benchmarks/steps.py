@@ -48,25 +48,34 @@ def peak_tflop_per_s(gpu: str, precision: str) -> float | None:
 # -- BERT --------------------------------------------------------------------------------------------------------------
 
 
+def bert_step(
+    runtime: trainkit.Runtime, architecture: Architecture, vocab_size: int, length: int, batch_size: int
+) -> tuple[dict[str, torch.Tensor], Callable[[Any], None]]:
+    """Samples on the CPU, and a step of masked language modelling with AdamW on a batch of them."""
+    num_slots = max(1, round(MASK_SHARE * length))
+    module = MaskedLanguageModel(architecture, vocab_size)
+    optimizer = torch.optim.AdamW(parameter_groups(module), lr=1e-4, fused=runtime.device.type == "cuda")
+    engine = runtime.setup(module, optimizer, blocks=(Layer,), clip=1.0)
+    tokens = torch.randint(vocab_size, (batch_size, length))
+    chosen = torch.rand(batch_size, length).argsort(1)[:, :num_slots]
+    data = {"tokens": tokens.cpu(), "chosen": chosen.cpu(), "labels": tokens.gather(1, chosen).cpu()}
+
+    def step(batch: Any) -> None:
+        logits = engine(batch.tokens, batch.chosen)
+        loss, num_masked = masked_loss(logits, batch.labels, in_place=True)
+        engine.backward(loss, weight=num_masked)
+        engine.step()
+
+    return data, step
+
+
 def bert(name: str, length: int, batch_size: int, precision: str, device: str, num_steps: int) -> dict[str, Any]:
     """Median time of a step of masked language modelling with AdamW and dropout, and the share of the peak it is."""
     architecture = replace(ARCHITECTURES[name], max_length=max(length, 64))
     vocab_size = 512 if name == "bert-tiny" else 30522
     num_slots = max(1, round(MASK_SHARE * length))
     with _runtime(precision, device) as runtime, torch.device(device):
-        module = MaskedLanguageModel(architecture, vocab_size)
-        optimizer = torch.optim.AdamW(parameter_groups(module), lr=1e-4, fused=device == "cuda")
-        engine = runtime.setup(module, optimizer, blocks=(Layer,), clip=1.0)
-        tokens = torch.randint(vocab_size, (batch_size, length))
-        chosen = torch.rand(batch_size, length).argsort(1)[:, :num_slots]
-        data = {"tokens": tokens.cpu(), "chosen": chosen.cpu(), "labels": tokens.gather(1, chosen).cpu()}
-
-        def step(batch: Any) -> None:
-            logits = engine(batch.tokens, batch.chosen)
-            loss, num_masked = masked_loss(logits, batch.labels, in_place=True)
-            engine.backward(loss, weight=num_masked)
-            engine.step()
-
+        data, step = bert_step(runtime, architecture, vocab_size, length, batch_size)
         took_s = _median_s(runtime, data, batch_size, step, num_steps, device)
     flops = flops_per_token(architecture, padded_vocab_size(vocab_size), length, num_slots / length)
     tflop_per_s = flops * batch_size * length / took_s / 1e12
@@ -82,28 +91,36 @@ def bert(name: str, length: int, batch_size: int, precision: str, device: str, n
 # -- GAN ---------------------------------------------------------------------------------------------------------------
 
 
+def gan_step(
+    runtime: trainkit.Runtime, widths: Widths, resolution: int, batch_size: int
+) -> tuple[torch.Tensor, Callable[[Any], None]]:
+    """Images on the CPU, and a step of both networks on a batch of them, half-way into the fade of `resolution`."""
+    low = LowPrecision.highest(4, resolution, clamp=256.0)
+    G, D = (
+        runtime.setup(network, torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99)))
+        for network in (kind(widths, resolution, True, low) for kind in (Generator, Discriminator))
+    )
+    images = torch.rand(batch_size, widths.channels, resolution, resolution).cpu() * 2 - 1
+
+    def step(batch: Any) -> None:
+        real, fade = batch.data.to(runtime.dtype), 0.5
+        with torch.no_grad():
+            fake = G(runtime.randn(batch, widths.latent_dim, name="D"), fade)
+        penalty = gradient_penalty(D, real, fake, runtime.rand(batch, name="mix"), fade)
+        D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.001) + 10.0 * penalty)
+        D.step()
+        with D.frozen():
+            G.backward(generator_loss(D(G(runtime.randn(batch, widths.latent_dim, name="G"), fade), fade)))
+        G.step()
+
+    return images, step
+
+
 def gan(resolution: int, batch_size: int, precision: str, device: str, num_steps: int) -> dict[str, Any]:
     """Median time of a step of both networks with the gradient penalty, half-way into the fade of `resolution`."""
     widths = SMALL_WIDTHS if resolution <= 16 else Widths()
-    low = LowPrecision.highest(4, resolution, clamp=256.0)
     with _runtime(precision, device) as runtime, torch.device(device):
-        G, D = (
-            runtime.setup(network, torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99)))
-            for network in (kind(widths, resolution, True, low) for kind in (Generator, Discriminator))
-        )
-        images = torch.rand(batch_size, widths.channels, resolution, resolution).cpu() * 2 - 1
-
-        def step(batch: Any) -> None:
-            real, fade = batch.data.to(runtime.dtype), 0.5
-            with torch.no_grad():
-                fake = G(runtime.randn(batch, widths.latent_dim, name="D"), fade)
-            penalty = gradient_penalty(D, real, fake, runtime.rand(batch, name="mix"), fade)
-            D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.001) + 10.0 * penalty)
-            D.step()
-            with D.frozen():
-                G.backward(generator_loss(D(G(runtime.randn(batch, widths.latent_dim, name="G"), fade), fade)))
-            G.step()
-
+        images, step = gan_step(runtime, widths, resolution, batch_size)
         took_s = _median_s(runtime, images, batch_size, step, num_steps, device)
     return {
         "model": f"gan-{resolution}", "batch_size": batch_size, "precision": precision,
