@@ -56,12 +56,10 @@ def test_the_layer(run):
     assert -0.5 < loss < 0.1
 
 
-def test_the_activation(run):
-    run("activation.py")
-
-
-def test_pruning(run):
-    run("prune.py")
+@pytest.mark.parametrize("name", ["activation.py", "prune.py"])
+def test_what_a_block_asserts_holds(run, name):
+    assert "\nassert " in _files()[name]
+    assert run(name) == ""  # nor does it fail, see `run`
 
 
 def test_the_page_lists_every_function():

@@ -26,15 +26,15 @@ def _values(dtype):
     return torch.randn(4099, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-def _same(a, b):
-    assert a.dtype == b.dtype
-    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+def _are_equal(a, b):
+    """Of one dtype, and equal or both NaN everywhere."""
+    return a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reads_and_writes(dtype):
     x = _values(dtype)
-    _same(torch.ops.trainkit_test.twice(x), 2 * x)
+    assert _are_equal(torch.ops.trainkit_test.twice(x), 2 * x)
 
 
 @pytest.mark.parametrize("dtype", TWO_BYTES, ids=str)
@@ -46,7 +46,7 @@ def test_rounds_to_nearest_even(dtype):
     beyond = torch.tensor([65519.0, 65520.0, 1e6, 3.4e38, float("inf"), float("nan"), 1e-8, 1e-40])
     beside = [torch.nextafter(middle, torch.full_like(middle, sign * float("inf"))) for sign in (-1, 1)]
     x = torch.cat([exact, middle, *beside, beyond, -beyond])
-    _same(torch.ops.trainkit_test.narrow(x, torch.empty(0, dtype=dtype)), x.to(dtype))
+    assert _are_equal(torch.ops.trainkit_test.narrow(x, torch.empty(0, dtype=dtype)), x.to(dtype))
 
 
 def test_what_is_no_float_is_refused():
@@ -61,4 +61,4 @@ def test_what_is_no_float_is_refused():
 @pytest.mark.parametrize("dtype", (torch.float32, *TWO_BYTES), ids=str)
 def test_reads_and_writes_on_a_gpu(dtype):
     x = _values(dtype)[:65533].cuda()
-    _same(torch.ops.trainkit_test.twice(x), 2 * x)
+    assert _are_equal(torch.ops.trainkit_test.twice(x), 2 * x)
