@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ class Library:
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether a GPU of this compute capability has kernels: of its generation, or PTX of an older one."""
-        archs = [tuple(map(int, arch.split("."))) for arch in self.archs]
-        same_generation = any(arch[0] == capability[0] and arch <= capability for arch in archs)
-        return same_generation or any(arch <= capability for arch in archs[-1:])
+        return _runs_on(tuple(self.archs), capability)
+
+
+@lru_cache  # every op asks
+def _runs_on(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:
+    numbers = [tuple(map(int, arch.split("."))) for arch in archs]
+    same_generation = any(number[0] == capability[0] and number <= capability for number in numbers)
+    return same_generation or any(number <= capability for number in numbers[-1:])
 
 
 class _State:
