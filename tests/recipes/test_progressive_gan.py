@@ -395,10 +395,12 @@ def test_grid_and_animation(tmp_path):
     from PIL import Image
 
     picture = grid(torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 4, 4), cell=8)
-    assert picture.shape == (16, 24, 3)
-    assert [int(picture[y, x, 0]) for y, x in ((0, 0), (0, 8), (0, 16), (8, 0), (8, 8), (8, 16))] == [
-        0, 64, 128, 191, 255, 0
-    ]  # fmt: skip
+    assert picture.shape == (18, 28, 3)
+    places = [(y, x) for y in (0, 10) for x in (0, 10, 20)]
+    assert [int(picture[y, x, 0]) for y, x in places] == [0, 64, 128, 191, 255, 255]  # the last one is empty
+    assert [int(picture[y + 7, x + 7, 0]) for y, x in places] == [0, 64, 128, 191, 255, 255]
+    assert (picture[8:10] == 255).all() and (picture[:, [8, 9, 18, 19]] == 255).all()  # lines between the cells
+    assert grid(torch.zeros(1, 3, 4, 4), cell=8).shape == (8, 8, 3)
     frames = []
     for i in range(3):
         frames.append(tmp_path / f"{i}.png")
@@ -434,6 +436,6 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
     from PIL import Image
 
     with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.size == (192, 192)
+        assert picture.size == (196, 196)
     with pytest.raises(ConfigError, match="names no picture format"):
         sample(run_dir, num=9, output=tmp_path / "grid.xyz")
