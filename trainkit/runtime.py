@@ -31,7 +31,7 @@ from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
-from trainkit.shard import buffer_shards
+from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
 from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
 
@@ -141,6 +141,7 @@ class Runtime(Feed):
         self._resumed_step: int | None = None
         self.throughput = Throughput()
         self._engine_names: set[str] = set()
+        self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
         self._watchdog = self._make_watchdog(hang_after)
@@ -272,6 +273,7 @@ class Runtime(Feed):
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
+        self._buffers += engine.own_buffers()
         return engine
 
     def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
@@ -287,7 +289,16 @@ class Runtime(Feed):
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
         self._seed_globally("start")
         self._engine_names.clear()
+        self._buffers.clear()
         self.guard.forget()
+
+    def share_buffers(self) -> None:
+        """Gives every rank the buffers of rank 0, such as BatchNorm's statistics: those that a checkpoint holds.
+
+        `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do it: what is measured then can be loaded
+        again. Collective: every rank calls.
+        """
+        share_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
         """What each rank will hold of `engine`, by formula."""
@@ -309,7 +320,13 @@ class Runtime(Feed):
     def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
         if is_training:
             self._kept.require_all_found()
+        else:
+            batches = self._with_shared_buffers(batches)
         return self._watchdog.watched(batches, self.step if is_training else None)
+
+    def _with_shared_buffers(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self.share_buffers()
+        yield from batches
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
