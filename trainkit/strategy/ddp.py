@@ -37,7 +37,7 @@ class DDP(Strategy):
         `deterministic`, because without it the first step after a start reduces in another order than later ones;
         torch then warns once that it found none unused, which is as it should be.
 
-    Buffers are equal at the start and not synchronised afterwards; rank 0's are saved.
+    Buffers are equal at the start; in training each rank has its own, and rank 0's are evaluated and saved.
     """
 
     name: ClassVar[str] = "ddp"
