@@ -32,7 +32,6 @@ class Use:
         self._used: set[str] = set()
         self._num_reductions = [0] * len(self._groups)
         self._is_every_unit = False
-        self._counted: tuple[list[float], Tensor] | None = None
         for number, (_, group) in enumerate(self._groups):
             group.post_backward = partial(self._reduce, number, group, group.post_backward)
 
@@ -51,9 +50,7 @@ class Use:
         if len(self._groups) > 1:
             counts += [float(number) for number in self._num_reductions]
             counts += [float(number**2) for number in self._num_reductions]
-        if self._counted is None or self._counted[0] != counts:
-            self._counted = counts, torch.tensor(counts, dtype=torch.float64, device=device)
-        return self._counted[1]
+        return torch.tensor(counts, dtype=torch.float64, device=device)
 
     def end(self, sums: Tensor) -> list[str]:
         """Ends a turn; the parameters that no rank has used. sums: of `counts` over ranks.
