@@ -65,10 +65,11 @@ class Runtime(Feed):
     compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
     activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
         pass: less memory, a third more work.
-    nonfinite: what a loss or gradient over the global batch that is not finite leads to. `stop`: NonFiniteError, which
-        names the rank, the parameters and the samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer
-        goes back to the newest checkpoint and leaves that batch out.  On a GPU, `skip` waits for the device in every
-        step; the others find out when values are logged or saved.
+    nonfinite: what a loss or gradient over the global batch that is not finite leads to (in fp16: a gradient that is
+        not even with the smallest loss scale). `stop`: NonFiniteError, which names the rank, the parameters and the
+        samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer goes back to the newest checkpoint and
+        leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
+        are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
     log_every: steps from one `log` that is told to the next.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
