@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.config import build, build_partial, check, compose_onto
+from trainkit.config import Node, build, build_partial, check, compose_onto
 from trainkit.errors import CheckpointError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -30,27 +30,47 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, float
     return metrics
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Runtime]:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, with_data: bool = True) -> tuple[Recipe, Runtime]:
     """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
 
-    overrides: `key=value` on what the checkpoint was made with. Raises CheckpointError and ConfigError.
+    overrides: `key=value` on what the checkpoint was made with.  with_data: false: no data are read, for a recipe that
+    can do without them (see `Recipe.adapt_data`); it cannot train or evaluate then.
+    Raises CheckpointError and ConfigError.
     """
     directory = checkpoint.find(Path(path).expanduser())
-    config = checkpoint.read_manifest(directory)["values"].get("config")
+    values = checkpoint.read_manifest(directory)["values"]
+    config = values.get("config")
     if not config:
         raise CheckpointError(f"{directory} was not written by a configured run: load it with runtime.load(...)")
     by_torch = {"_target_": "trainkit.Comm", "plan": "flat"}  # the links may be others here, and nothing is reduced
     stored = {**config, "comm": by_torch, "resume": str(directory), "run_dir": None}
-    trainer = _prepare(compose_onto(stored, overrides), tracker=Tracker())
+    adapt = partial(_with_adapted_data, state=values["recipe"], with_data=with_data)
+    trainer = _prepare(compose_onto(stored, overrides), tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe, trainer.runtime
 
 
-def _prepare(config: Mapping[str, Any], tracker: Tracker | None = None) -> Trainer:
+def _with_adapted_data(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
+    """`build_partial` of a recipe's node, with data as the recipe takes them for a checkpoint of this `state`."""
+    if "data" not in node:
+        return build_partial(node)
+    make = build_partial({**node, "data": None})
+    recipe = getattr(make, "func", None)
+    if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
+        return build_partial(node)
+    data = None if with_data else recipe.adapt_data(None, state)
+    return partial(make, data=recipe.adapt_data(build(node["data"]), state) if data is None else data)
+
+
+def _prepare(
+    config: Mapping[str, Any],
+    tracker: Tracker | None = None,
+    make: Callable[[Node], Callable[..., Recipe]] = build_partial,
+) -> Trainer:
     searches = _accumulation_of(config) == "auto"
     checked = check(_with_accumulation(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
-    make_recipe = build_partial(checked.recipe)
+    make_recipe = make(checked.recipe)
     runtime = Runtime(
         strategy=build(checked.strategy),
         comm=build(checked.comm),

@@ -45,6 +45,15 @@ class Recipe(ABC):
     def evaluate(self) -> dict[str, float]:
         """Measures on held-out data, the same on every rank. Collective: every rank calls."""
 
+    @classmethod
+    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
+        """The specification of data that the recipe takes where a trained one is used; `state`: of its checkpoint.
+
+        data: what is configured.  None: only the trained engines are wanted, and what is returned holds no sample;
+        returns None where the recipe cannot be made so: its own data are then read.
+        """
+        return data
+
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""
         return {}

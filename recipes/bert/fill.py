@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "returns the [MASK] of x."')
     options = parser.parse_args(arguments)
     try:
-        recipe, runtime = _load(options.path)
+        recipe, runtime = _load(options.path, with_data=not options.sentences)
         if options.sentences:
             for sentence in options.sentences:
                 print(fill(recipe, sentence))
@@ -85,10 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _load(path: Path) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
+def _load(path: Path, with_data: bool) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
     from recipes.bert.pretrain import MaskedLanguageModelling
 
-    recipe, runtime = trainkit.load_recipe(path)
+    recipe, runtime = trainkit.load_recipe(path, with_data=with_data)
     if not isinstance(recipe, MaskedLanguageModelling):
         runtime.close()
         raise ConfigError(

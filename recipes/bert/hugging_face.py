@@ -13,6 +13,7 @@ from torch import Tensor
 from recipes.bert.model import BASE, Architecture, MaskedLanguageModel
 from trainkit.errors import DataError
 
+_VOCAB_SIZE = 30522  # of a config.json that does not say
 _CONFIG_NAMES = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -38,40 +39,55 @@ _IN_LAYER = {
     "output.dense": "feed_forward.down",
     "output.LayerNorm": "feed_forward_norm",
 }
+_OPTIONAL = ("head.", "encoder.pooler.")  # each whole, or not there
 _HEAD = {
     "cls.predictions.bias": "head.bias",
     "cls.predictions.transform.dense": "head.dense",
     "cls.predictions.transform.LayerNorm": "head.norm",
+    "cls.predictions.decoder": "head.decoder",
 }
-# Tied to the embeddings; the next-sentence head, which is not trained here; and a buffer of old versions.
-_LEFT_OUT = re.compile(r"cls\.predictions\.decoder\.|cls\.seq_relationship\.|embeddings\.position_ids$")
+# The next-sentence head, which is not trained here; and a buffer of old versions.
+_LEFT_OUT = re.compile(r"cls\.seq_relationship\.|embeddings\.position_ids$")
+# Keys of config.json that change what a BERT computes, and the values that mean what `model.py` does.
+_COMPUTED_HERE: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu", "gelu_python"),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+    "quantization_config": (),
+    "auto_map": (),  # code of its own, such as other positions or a gated feed-forward network
+}
+_REQUIRED = ("model_type",)
 
 
 def read_architecture(directory: Path) -> tuple[Architecture, int]:
-    """(architecture, vocabulary size) of the config.json in `directory`. Raises DataError when it is not a BERT's."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise DataError(f"recipe.weights={directory} has no config.json; give a Hugging Face directory of a BERT")
-    config = json.loads(path.read_text())
-    if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-        kind = f"{config.get('model_type')} with {config.get('hidden_act')}"
-        raise DataError(f"recipe.weights={directory} is {kind}; only bert with gelu can be loaded")
+    """(architecture, vocabulary size) of the config.json in `directory`.
+
+    Raises DataError naming the key when it describes another function than `MaskedLanguageModel` with its head tied.
+    """
+    config = _read_config(directory)
     values: dict[str, Any] = {ours: config[theirs] for ours, theirs in _CONFIG_NAMES.items() if theirs in config}
-    return replace(BASE, pooler=True, **values), config["vocab_size"]
+    return replace(BASE, pooler=True, **values), config.get("vocab_size", _VOCAB_SIZE)
 
 
 def load_hugging_face(module: MaskedLanguageModel, source: Path | Mapping[str, Tensor]) -> None:
     """Copies the weights in `source`, a directory with model.safetensors or a state dict, into `module`.
 
     A pooler is loaded where `module` has one. Without a head in `source`, the module's stays as it is. Rows that pad
-    the vocabulary keep a probability of zero. Raises DataError naming the first weight that does not fit.
+    the vocabulary keep a probability of zero. Raises DataError naming the first weight that does not fit, and for a
+    decoder that is not the token embedding.
     """
+    is_tied = True
     if isinstance(source, Path):
         _check_shape(module.encoder.architecture, source)
+        is_tied = _read_config(source).get("tie_word_embeddings") is not False
         state = _read(source)
     else:
         state = dict(source)
-    translated = translate(state)
+    translated = _with_tied_decoder(translate(state), is_tied)
     own = module.state_dict()
     with torch.no_grad():
         for name, value in translated.items():
@@ -80,23 +96,56 @@ def load_hugging_face(module: MaskedLanguageModel, source: Path | Mapping[str, T
             if name not in own:
                 raise DataError(f"the weight {name!r} has no place in this model; recipe.model must be of its shape")
             _copy(own[name], value, name, module.vocab_size)
-    missing = [name for name in own if name not in translated and not _may_be_missing(name)]
+    absent = [part for part in _OPTIONAL if not any(name.startswith(part) for name in translated)]
+    missing = [name for name in own if name not in translated and not name.startswith(tuple(absent))]
     if missing:
         raise DataError(f"the weights lack {missing[0]!r} and {len(missing) - 1} more; give those of a whole BERT")
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's names to ours; query, key and value become one matrix. Raises DataError for an unknown name."""
+    """Hugging Face's names to ours; query, key and value become one matrix. Raises DataError for an unknown name.
+
+    A stored decoder becomes `head.decoder.weight` and `head.decoder.bias`, for which our model has no place.
+    """
     translated = {}
-    for name, value in state.items():
-        name = name.replace("gamma", "weight").replace("beta", "bias") if "LayerNorm" in name else name
+    for given, value in state.items():
+        name = given.replace("gamma", "weight").replace("beta", "bias") if "LayerNorm" in given else given
         if _LEFT_OUT.search(name) or ".attention.self.key." in name or ".attention.self.value." in name:
             continue
         if ".attention.self.query." in name:
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-            value = torch.cat(parts)
-        translated[_own_name(name)] = value
+            names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            if missing := [part for part in names if part not in state]:
+                raise DataError(f"the weights lack {missing[0]!r}; give those of a whole BERT")
+            value = torch.cat([state[part] for part in names])
+        own = _own_name(name)
+        if own in translated:
+            raise DataError(f"{given!r} is there a second time, under another name; give the weights of one BERT")
+        translated[own] = value
     return translated
+
+
+def _with_tied_decoder(translated: dict[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
+    """The weights with `head.bias` the bias that is added, and no decoder beside the token embedding.
+
+    transformers adds the decoder's own bias wherever one is stored: `cls.predictions.bias` is only a name of the same
+    tensor, and of nothing in a model that is not tied.
+    """
+    weight = translated.pop("head.decoder.weight", None)
+    bias = translated.pop("head.decoder.bias", None)
+    has_head = any(name.startswith("head.") for name in translated)
+    if not is_tied and has_head and (weight is None or bias is None):
+        lacking = "cls.predictions.decoder." + ("weight" if weight is None else "bias")
+        raise DataError(f"tie_word_embeddings=false in config.json, and the weights lack {lacking!r}: save them again")
+    embedding = translated.get("encoder.embeddings.token.weight")
+    if weight is not None and (
+        embedding is None or weight.shape != embedding.shape or not bool((weight == embedding).all())
+    ):
+        raise DataError(
+            "'cls.predictions.decoder.weight' is not the token embedding (tie_word_embeddings=false, or new "
+            "embeddings), and recipe=bert has no decoder of its own; call tie_weights() and save the model again, "
+            "or leave its head out: save model.bert"
+        )
+    return translated if bias is None else {**translated, "head.bias": bias}
 
 
 def _own_name(name: str) -> str:
@@ -130,8 +179,20 @@ def _copy(target: Tensor, value: Tensor, name: str, vocab_size: int) -> None:
     target.copy_(value)
 
 
-def _may_be_missing(name: str) -> bool:
-    return name.startswith(("head.", "encoder.pooler."))
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise DataError(f"recipe.weights={directory} has no config.json; give a Hugging Face directory of a BERT")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); save the model with save_pretrained") from error
+    for key, allowed in _COMPUTED_HERE.items():
+        value = config.get(key)
+        if (value is not None or key in _REQUIRED) and value not in allowed:
+            only = f"only {' and '.join(map(str, allowed))} can be loaded" if allowed else "which cannot be loaded"
+            raise DataError(f"recipe.weights={directory}: its config.json has {key}={value!r}; {only}")
+    return config
 
 
 def _check_shape(own: Architecture, directory: Path) -> None:
@@ -147,9 +208,13 @@ def _check_shape(own: Architecture, directory: Path) -> None:
 
 
 def _read(directory: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = directory / "model.safetensors"
     if not path.is_file():
         raise DataError(f"recipe.weights={directory} has no model.safetensors; save the model with save_pretrained")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} cannot be read ({error}); save the model with save_pretrained") from error

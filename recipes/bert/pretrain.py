@@ -1,6 +1,7 @@
 """Masked language modelling: the model reads text with holes and learns to fill them."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from recipes.bert.hugging_face import load_hugging_face
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from recipes.bert.report import Report
 from trainkit import Engine, Recipe, Runtime, Schedule
-from trainkit.data import Batch
+from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit.ops import cross_entropy
 
@@ -58,7 +59,8 @@ class MaskedLanguageModelling(Recipe):
         self.tokenizer = self.datasets.tokenizer
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
-        _check_length(self.datasets.train[0]["tokens"], model)
+        if len(self.datasets.train):
+            _check_length(self.datasets.train[0]["tokens"], model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
@@ -118,11 +120,25 @@ class MaskedLanguageModelling(Recipe):
         finally:
             self.model.module.train()
 
+    @classmethod
+    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
+        """Text is split by the checkpoint's own tokenizer, whatever text it is."""
+        if "tokenizer" not in state:  # not a WordPiece, or older than checkpoints with a tokenizer
+            return data
+        tokenizer = WordPiece.from_json(state["tokenizer"])
+        if data is None:
+            return Datasets(train=(), held_out=(), tokenizer=tokenizer)
+        return replace(data, tokenizer=tokenizer) if isinstance(data, Text) else data
+
     def state(self) -> dict[str, Any]:
-        return {"vocabulary": self.tokenizer.fingerprint}
+        stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
+        return {"vocabulary": self.tokenizer.fingerprint, **stored}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        if state["vocabulary"] != self.tokenizer.fingerprint:
+        known = state["vocabulary"]
+        if "tokenizer" in state:  # another version of the tokenizers library may write the same one otherwise
+            known = WordPiece.from_json(state["tokenizer"]).fingerprint
+        if known != self.tokenizer.fingerprint:
             raise CheckpointError(
                 "the checkpoint was trained with another vocabulary: give the data, data.vocab_file and "
                 "data.vocab_size that it was trained with, or start a new run_dir"

@@ -19,7 +19,7 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CE
         raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
-    recipe, runtime = load_recipe(path)
+    recipe, runtime = load_recipe(path, with_data=False)
     if not isinstance(recipe, ProgressiveGAN):
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
     with recipe.G.averaged() as module:

@@ -15,7 +15,7 @@ from recipes.progressive_gan.losses import discriminator_loss, generator_loss, g
 from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Recipe, Runtime, Schedule
-from trainkit.data import Batch
+from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError
 from trainkit.ops.resample import downsample, fade_in
 
@@ -89,7 +89,8 @@ class ProgressiveGAN(Recipe):
         self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
         self.datasets = runtime.first_on_host(data.load)
-        _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+        if len(self.datasets.train):
+            _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -97,6 +98,10 @@ class ProgressiveGAN(Recipe):
 
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
+
+    @classmethod
+    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
+        return Datasets(train=(), held_out=()) if data is None else data
 
     def state(self) -> dict[str, Any]:
         return {"phase": self.phase.number}

@@ -16,7 +16,8 @@ from trainkit.cache import cached
 from trainkit.data import Text
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
-from trainkit.data.tokenizer import SPECIAL_TOKENS, WordPiece, train_vocabulary
+from trainkit.data.tokenizer import WordPiece, train_vocabulary
+from trainkit.data.vocabulary import SPECIAL_TOKENS, Normalizer
 from trainkit.errors import DataError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
@@ -232,8 +233,8 @@ def test_training_a_vocabulary_gives_the_same_numbers_in_every_process():
     documents = [text for path in documentation().train[:40] for _, text in find_documents(path)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        theirs = pool.apply(train_vocabulary, (documents, 600, True))
-    ours = train_vocabulary(documents, 600, True)
+        theirs = pool.apply(train_vocabulary, (documents, 600, Normalizer()))
+    ours = train_vocabulary(documents, 600, Normalizer())
     assert ours == theirs
     assert len(ours) == 600
     assert [ours[token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]

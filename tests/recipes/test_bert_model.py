@@ -1,11 +1,13 @@
 """BERT: equal to Hugging Face's on the same weights, and the modern variants keep their invariances."""
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recipes.bert.hugging_face import load_hugging_face, read_architecture
 from recipes.bert.model import TINY, Architecture, Attention, MaskedLanguageModel, RelativeBias, padded_vocab_size
@@ -134,6 +136,153 @@ def test_hidden_states_of_a_real_encoder_equal_transformers_in_float64():
     ours = model.encoder(batch["input_ids"], attended)
     assert (ours - theirs.last_hidden_state)[attended].abs().max() < 1e-10
     assert (model.encoder.pool(ours) - theirs.pooler_output).abs().max() < 1e-10
+
+
+# -- directories of transformers ---------------------------------------------------------------------------------------
+
+DECODER = "cls.predictions.decoder"
+
+
+def saved(directory: Path, change_config=None, change_weights=None, **settings: object) -> torch.nn.Module:
+    """A BertForMaskedLM whose saved config and weights were changed, as transformers reads it back."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, **settings
+    )
+    model = transformers.BertForMaskedLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    if change_config is not None:
+        stored = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**stored, **change_config}))
+    if change_weights is not None:
+        state = load_file(directory / "model.safetensors")
+        change_weights(state)
+        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    return transformers.BertForMaskedLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+def load(directory: Path) -> MaskedLanguageModel:
+    model = MaskedLanguageModel(*read_architecture(directory)).eval()
+    load_hugging_face(model, directory)
+    return model
+
+
+def move_bias(state: dict[str, torch.Tensor]) -> None:
+    state[f"{DECODER}.bias"] = state.pop("cls.predictions.bias")
+
+
+def add_another_bias(state: dict[str, torch.Tensor]) -> None:
+    state[f"{DECODER}.bias"] = state["cls.predictions.bias"].flip(0)
+
+
+def tie_the_weights_only(state: dict[str, torch.Tensor]) -> None:
+    state[f"{DECODER}.weight"] = state["bert.embeddings.word_embeddings.weight"].clone()
+
+
+def use_old_names(state: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in state if "LayerNorm" in name]:
+        state[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = (
+            state.pop(name)
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        (None, {}),
+        (None, {"hidden_act": "gelu_python", "layer_norm_eps": 1e-5, "type_vocab_size": 3, "pad_token_id": 7}),
+        (move_bias, {}),
+        (add_another_bias, {}),
+        (tie_the_weights_only, {"tie_word_embeddings": False}),  # its `cls.predictions.bias` is used by nothing
+        (use_old_names, {}),
+    ],
+)
+def test_the_bias_that_transformers_adds_is_the_one_that_is_loaded(tmp_path, change, settings):
+    oracle = saved(tmp_path, change_weights=change, **settings)
+    model = load(tmp_path)
+    tokens, attended = make_tokens()
+    theirs = oracle(tokens, attention_mask=attended.long()).logits
+    ours = model(tokens, attended_BT=attended)[..., :VOCAB]
+    assert (ours - theirs)[attended].abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_a_decoder_of_its_own_is_refused(tmp_path):
+    own_decoder = r"'cls\.predictions\.decoder\.weight' is not the token embedding \(tie_word_embeddings=false"
+    oracle = saved(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(DataError, match=own_decoder):
+        load(tmp_path)
+    with pytest.raises(DataError, match=own_decoder):
+        load_hugging_face(MaskedLanguageModel(*read_architecture(tmp_path)), oracle.state_dict())
+    oracle = saved(tmp_path)
+    oracle.set_input_embeddings(torch.nn.Embedding(VOCAB, 32))
+    oracle.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=own_decoder):
+        load(tmp_path)
+    for lacking in ("weight", "bias"):
+        saved(tmp_path, None, lambda state, name=lacking: state.pop(f"{DECODER}.{name}"), tie_word_embeddings=False)
+        with pytest.raises(
+            DataError, match=rf"tie_word_embeddings=false .* lack 'cls\.predictions\.decoder\.{lacking}'"
+        ):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_decoder": True},
+        {"add_cross_attention": True},
+        {"hidden_act": "gelu_new"},
+        {"hidden_act": "relu"},
+        {"position_embedding_type": "relative_key"},
+        {"pruned_heads": {"0": [1]}},
+        {"auto_map": {"AutoModel": "modeling_bert.JinaBertModel"}},
+        {"quantization_config": {"load_in_8bit": True}},
+        {"model_type": "roberta"},
+        {"model_type": None},
+    ],
+    ids=lambda change: "-".join(map(str, *change.items())),
+)
+def test_a_configuration_of_another_function_is_refused_by_its_key(tmp_path, change):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **change}))
+    (key,) = change
+    with pytest.raises(DataError, match=rf"config\.json has {key}=.*can(not)? be loaded"):
+        read_architecture(tmp_path)
+
+
+def test_keys_that_a_config_leaves_out_have_the_values_of_transformers(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "position_embedding_type": "absolute"}')
+    theirs = transformers.BertConfig()
+    architecture, vocab_size = read_architecture(tmp_path)
+    assert vocab_size == theirs.vocab_size
+    assert (architecture.hidden_size, architecture.num_layers) == (theirs.hidden_size, theirs.num_hidden_layers)
+    assert (architecture.max_length, architecture.norm_eps) == (theirs.max_position_embeddings, theirs.layer_norm_eps)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json is not JSON"):
+        read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "named"),
+    [
+        ("cls.predictions.transform.LayerNorm.weight", r"head\.norm\.weight"),
+        ("cls.predictions.bias", r"head\.bias"),
+        ("bert.pooler.dense.bias", r"encoder\.pooler\.bias"),
+        ("bert.encoder.layer.0.attention.self.key.bias", r"bert\.encoder\.layer\.0\.attention\.self\.key\.bias"),
+    ],
+)
+def test_a_part_is_whole_or_refused(lacking, named):
+    state = dict(make_oracle().state_dict())
+    del state[lacking]
+    state.pop("cls.predictions.decoder.bias")
+    with pytest.raises(DataError, match=f"lack '{named}'"):
+        load_hugging_face(make_model(pooler=True), state)
+    twice = {**make_oracle().state_dict(), "pooler.dense.bias": torch.zeros(128)}
+    with pytest.raises(DataError, match=r"'pooler\.dense\.bias' is there a second time"):
+        load_hugging_face(make_model(pooler=True), twice)
 
 
 # -- our own invariances -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.progress import track
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
-from trainkit.data.tokenizer import WordPiece, read_vocabulary, rust_threads, train_vocabulary
+from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
+from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 
-_FORMAT = 1  # of the cache: raise it whenever the same text and settings would give other files
+_FORMAT = 2  # of the cache: raise it whenever the same text and settings would give other files
+_TOKENIZER = "tokenizer.json"
 _VOCABULARY_SAMPLE_CHARS = 1 << 25
 _CHUNK = 1024  # documents tokenised at a time
 
@@ -28,8 +30,13 @@ class Text:
     path: a .txt, .jsonl or .parquet file, a folder of them, or a directory that Hugging Face datasets saved; None for
         the built-in documentation of Python, NumPy and PyTorch, which needs no download.
     field: the key or column that holds the text, in formats with several.
-    vocab_file: a vocab.txt of WordPiece; None to train one of `vocab_size` tokens on the training split.
+    vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None to train one of `vocab_size` tokens on the training
+        split.
+    lowercase, strip_accents, tokenize_chinese_chars: how text is normalised before it is split; None: as the
+        tokenizer_config.json beside `vocab_file` or the tokenizer.json says, else as BERT (true, as lowercase, true).
     sequence_length: tokens in a sample, the leading [CLS] included.
+    tokenizer: one that was made before, such as a checkpoint's, in place of a vocabulary from here; what else is given
+        must agree with it.
     held_out: share of the documents that is held out, chosen by a hash of their text; a data set saved by Hugging Face
         datasets with a validation or test split keeps its own.
     cache_dir: where tokens are kept; None for $TRAINKIT_CACHE, else ~/.cache/trainkit.
@@ -41,11 +48,14 @@ class Text:
     field: str = "text"
     vocab_file: Path | None = None
     vocab_size: int = 4096
-    lowercase: bool = True
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
+    tokenize_chinese_chars: bool | None = None
     sequence_length: int = 64
     held_out: float = 0.02
     cache_dir: Path | None = None
     num_workers: int | None = None
+    tokenizer: WordPiece | None = None
 
     def __post_init__(self) -> None:
         _check(self.sequence_length >= 8, "sequence_length", self.sequence_length, "at least 8")
@@ -62,11 +72,8 @@ class Text:
 
         Raises DataError for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
-        corpus = self._corpus()
-        directory = cached(
-            cache_root(self.cache_dir), f"text-{self._key(corpus)}", lambda aside: self._build(corpus, aside, progress)
-        )
-        tokenizer = WordPiece.load(directory / "tokenizer.json")
+        directory = self._directory(self._corpus(), progress)
+        tokenizer = WordPiece.load(directory / _TOKENIZER)
         return Datasets(
             train=self._windows(directory / "train.bin", tokenizer, drop_last=True),
             held_out=self._windows(directory / "held_out.bin", tokenizer, drop_last=False),
@@ -86,10 +93,63 @@ class Text:
             drop_last=drop_last,
         )
 
-    def _key(self, corpus: Corpus) -> str:
-        vocabulary = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
-        settings = (_FORMAT, corpus.fingerprint(), vocabulary, self.lowercase, self.held_out)
-        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+    # -- the cache ---------------------------------------------------------------------------------------------------
+
+    def _directory(self, corpus: Corpus, progress: bool) -> Path:
+        """What was built for these settings, or is now."""
+        root, content = cache_root(self.cache_dir), corpus.fingerprint()
+        if self.tokenizer is not None:
+            self._require_agreement(self.tokenizer)
+            usual = root / replace(self, tokenizer=None)._name(content)  # by the run that learnt the vocabulary
+            if usual.is_dir() and WordPiece.load(usual / _TOKENIZER).fingerprint == self.tokenizer.fingerprint:
+                return usual
+        return cached(root, self._name(content), lambda aside: self._build(corpus, aside, progress))
+
+    def _name(self, content: str) -> str:
+        if self.tokenizer is not None:
+            vocabulary: tuple[object, ...] = ("tokenizer", self.tokenizer.fingerprint)
+        else:
+            given = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
+            vocabulary = (given, self._vocabulary()[1])
+        settings = (_FORMAT, content, vocabulary, self.held_out)
+        return f"text-{hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()}"
+
+    def _vocabulary(self) -> tuple[Vocabulary | None, Normalizer]:
+        """What `vocab_file` holds, and how text is normalised for it."""
+        path = Path(self.vocab_file) if self.vocab_file is not None else Path()
+        vocabulary = read_vocabulary(path) if self.vocab_file is not None else None
+        return vocabulary, (vocabulary or Vocabulary({})).normalizer(path, **self._asked())
+
+    def _asked(self) -> dict[str, bool | None]:
+        return {name: getattr(self, name) for name in ("lowercase", "strip_accents", "tokenize_chinese_chars")}
+
+    def _require_agreement(self, tokenizer: WordPiece) -> None:
+        vocabulary, normalizer = self._vocabulary()
+        wrong = [
+            f"data.{name}={value}"
+            for name, value in self._asked().items()
+            if value is not None and value != getattr(tokenizer.normalizer, name)
+        ]
+        if vocabulary is not None:
+            given = WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
+            wrong += [f"data.vocab_file={self.vocab_file}"] if given.fingerprint != tokenizer.fingerprint else []
+        elif self.vocab_size < tokenizer.vocab_size:
+            wrong.append(f"data.vocab_size={self.vocab_size}")
+        if wrong:
+            raise DataError(
+                f"{wrong[0]} is not what the given tokenizer was made with ({tokenizer.vocab_size} tokens, "
+                f"{tokenizer.normalizer}); leave it as it was in the run that made it, or null"
+            )
+
+    def _tokenizer(self, corpus: Corpus, split: Split, progress: bool) -> WordPiece:
+        if self.tokenizer is not None:
+            return self.tokenizer
+        vocabulary, normalizer = self._vocabulary()
+        if vocabulary is not None:
+            return WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
+        texts = compress((text for _, text in corpus.documents()), split.samples)
+        sample = track(texts, "learning the vocabulary", int(split.samples.sum()), progress)
+        return WordPiece.from_vocabulary(train_vocabulary(sample, self.vocab_size, normalizer), normalizer)
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         if self.path is None:
@@ -97,15 +157,9 @@ class Text:
         documents = track(corpus.documents(), "reading text", enabled=progress)
         split = split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS)
         with rust_threads(self.num_workers):
-            if self.vocab_file is not None:
-                vocabulary = read_vocabulary(Path(self.vocab_file))
-            else:
-                texts = compress((text for _, text in corpus.documents()), split.samples)
-                sample = track(texts, "learning the vocabulary", int(split.samples.sum()), progress)
-                vocabulary = train_vocabulary(sample, self.vocab_size, self.lowercase)
-            tokenizer = WordPiece.from_vocabulary(vocabulary, self.lowercase)
+            tokenizer = self._tokenizer(corpus, split, progress)
             streams = _write_tokens(corpus, split, tokenizer, directory, progress)
-        tokenizer.save(directory / "tokenizer.json")
+        tokenizer.save(directory / _TOKENIZER)
         summary = {
             name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
         }

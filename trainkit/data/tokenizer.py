@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trainkit.errors import DataError
+from trainkit.data.vocabulary import SPECIAL_TOKENS, Normalizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SWITCH = "TOKENIZERS_PARALLELISM"
 _MAX_ALPHABET = 1000
 _RARE = 1e-5  # characters that together are a smaller share of the text than this get no token
@@ -25,15 +24,15 @@ class WordPiece:
     >>> tokenizer.decode(tokenizer.encode("Returns the sum."))
     'returns the sum.'
 
-    vocab_size: number of tokens, the special ones included.
+    vocab_size: the largest number of a token, and one: what a table of all tokens needs.
     pad, unknown, start, end, mask: numbers of [PAD], [UNK], [CLS], [SEP] and [MASK].
     """
 
     def __init__(self, backend: "Tokenizer") -> None:
         self._backend = backend
-        self.vocab_size: int = backend.get_vocab_size()
-        numbers: list[int] = [backend.get_vocab()[token] for token in SPECIAL_TOKENS]
-        self.pad, self.unknown, self.start, self.end, self.mask = numbers
+        numbers: dict[str, int] = backend.get_vocab()
+        self.vocab_size: int = max(numbers.values()) + 1
+        self.pad, self.unknown, self.start, self.end, self.mask = (numbers[token] for token in SPECIAL_TOKENS)
         self.special_tokens = (self.pad, self.unknown, self.start, self.end, self.mask)
 
     def encode(self, text: str) -> list[int]:
@@ -49,52 +48,55 @@ class WordPiece:
         return self._backend.decode(list(tokens), skip_special_tokens=False)
 
     def token(self, number: int) -> str:
-        """The piece with that number, `##` before it when it continues a word."""
-        token = self._backend.id_to_token(number)
-        if token is None:
+        """The piece with that number, `##` before it when it continues a word; `[unused]` where no text has it."""
+        if not 0 <= number < self.vocab_size:
             raise IndexError(f"token {number} of {self.vocab_size}")
-        return token
+        return self._backend.id_to_token(number) or "[unused]"
 
     @property
     def fingerprint(self) -> str:
         """A hash of everything that decides how text becomes numbers."""
-        return hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """How text is normalised before it is split."""
+        own: Any = self._backend.normalizer
+        return Normalizer(
+            lowercase=own.lowercase,
+            strip_accents=own.strip_accents,
+            tokenize_chinese_chars=own.handle_chinese_chars,
+        )
+
+    def to_json(self) -> str:
+        """The tokenizers library's own JSON."""
+        return self._backend.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> "WordPiece":
+        """What `to_json` returned."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(text))
 
     def save(self, path: Path) -> None:
-        """Writes the tokenizers library's own JSON."""
-        self._backend.save(str(path))
+        """Writes `to_json`."""
+        path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "WordPiece":
         """What `save` wrote."""
-        from tokenizers import Tokenizer
-
-        return cls(Tokenizer.from_file(str(path)))
+        return cls.from_json(path.read_text(encoding="utf-8"))
 
     @classmethod
-    def from_vocabulary(cls, vocabulary: dict[str, int], lowercase: bool) -> "WordPiece":
-        """BERT's normalisation and splitting around a given vocabulary."""
-        backend = _untrained(lowercase, vocabulary)
+    def from_vocabulary(cls, numbers: dict[str, int], normalizer: Normalizer) -> "WordPiece":
+        """BERT's normalisation and splitting around given pieces."""
+        backend = _untrained(normalizer, numbers)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """A vocab.txt: one token a line, numbered from 0. Raises DataError when BERT's special tokens are not in it."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"data.vocab_file={path} is not UTF-8 text (offset {error.start}); give a vocab.txt") from None
-    vocabulary = {token: number for number, token in enumerate(lines)}
-    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-    if missing:
-        raise DataError(f"data.vocab_file={path} lacks {', '.join(missing)}; give the vocab.txt of a BERT model")
-    if len(vocabulary) != len(lines):
-        raise DataError(f"data.vocab_file={path} has a token twice; give a vocab.txt with one token a line")
-    return vocabulary
-
-
-def train_vocabulary(documents: Iterable[str], vocab_size: int, lowercase: bool) -> dict[str, int]:
+def train_vocabulary(documents: Iterable[str], vocab_size: int, normalizer: Normalizer) -> dict[str, int]:
     """Learns WordPiece's pieces; the same documents in the same order give the same numbers on every machine.
 
     The trainer numbers characters in the order of a hash map that differs from process to process, and breaks ties
@@ -103,10 +105,10 @@ def train_vocabulary(documents: Iterable[str], vocab_size: int, lowercase: bool)
     from tokenizers import trainers
 
     texts = list(documents)
-    normalizer = _untrained(lowercase).normalizer
-    alphabet = _alphabet((normalizer.normalize_str(text) for text in texts), min(_MAX_ALPHABET, vocab_size // 4))
+    normalize = normalizer.backend().normalize_str
+    alphabet = _alphabet((normalize(text) for text in texts), min(_MAX_ALPHABET, vocab_size // 4))
     known = [*SPECIAL_TOKENS, *alphabet, *(f"##{char}" for char in alphabet)]
-    backend = _untrained(lowercase)
+    backend = _untrained(normalizer)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=known,
@@ -134,11 +136,11 @@ def rust_threads(num_threads: int | None) -> Iterator[None]:
         os.environ[_SWITCH] = asked or "false"
 
 
-def _untrained(lowercase: bool, vocabulary: dict[str, int] | None = None) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+def _untrained(normalizer: Normalizer, numbers: dict[str, int] | None = None) -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    backend = Tokenizer(models.WordPiece(vocabulary or {}, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend = Tokenizer(models.WordPiece(numbers or {}, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizer.backend()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return backend

@@ -1,0 +1,152 @@
+"""A trained run is used as a user does: in another place, without what it was trained on."""
+
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.bert import fill
+from recipes.progressive_gan import sample
+from trainkit import checkpoint, load_recipe
+from trainkit.cli.main import main
+from trainkit.data import WordPiece
+from trainkit.errors import CheckpointError, ConfigError
+
+SHORT = ["ops=reference", "tracking=none", "schedule=constant", "evaluate_every=null", "save_every=null"]
+BERT = [
+    "recipe=bert",
+    "recipe.batch_size=8",
+    "recipe.num_steps=3",
+    "recipe.model.hidden_size=16",
+    "recipe.model.num_layers=1",
+    "recipe.model.num_heads=2",
+    "recipe.model.feed_forward_size=16",
+    "data.held_out=0.1",
+]
+GAN = [
+    "recipe=progressive_gan",
+    "recipe.resolution=8",
+    "recipe.fmap_base=16",
+    "recipe.latent_dim=8",
+    "recipe.batch_size={4: 8, 8: 4}",  # keys that are numbers must come back from a manifest
+    "recipe.stable_images=8",
+    "recipe.fade_images=8",
+    "recipe.num_directions=4",
+    "data.held_out=0.2",
+]
+
+
+def write_texts(path: Path, *, extra: str = "") -> Path:
+    draw = random.Random(0)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    path.mkdir()
+    documents = [extra + " ".join(draw.choices(words, k=draw.randint(5, 40))) for _ in range(120)]
+    (path / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+def write_pictures(path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    path.mkdir()
+    for number in range(40):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(path / f"{number}.png")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def move(tmp_path: Path, data: Path, cache: Path) -> tuple[Path, Path]:
+    """The run and a bare checkpoint in another place; neither its data nor its cache are left."""
+    shutil.rmtree(data)
+    shutil.rmtree(cache)
+    run = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    bare = shutil.copytree(checkpoint.find(run), tmp_path / "bare")
+    return run, bare
+
+
+def measured_on(data: Path) -> list[str]:
+    return [f"data.path={data}", f"recipe.data.path={data}"]
+
+
+def test_sentences_are_filled_in_without_the_text_and_other_text_is_measured(tmp_path, cache, capsys):
+    texts = write_texts(tmp_path / "texts")
+    assert (
+        main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
+    )
+    before = fill.fill(load_recipe(tmp_path / "run")[0], "alpha [MASK] gamma")
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    run, bare = move(tmp_path, texts, cache)
+    for place in (run, bare):
+        assert fill.main([str(place), "alpha [MASK] gamma"]) == 0
+        assert capsys.readouterr().out == f"{before}\n"
+    assert not cache.exists()
+
+    assert fill.main([str(run)]) == 2  # the report measures, and needs text
+    assert f"data.path={texts} does not exist" in capsys.readouterr().err
+    other = write_texts(tmp_path / "other", extra="another ")
+    assert main(["evaluate", str(run), *measured_on(other)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    recipe, runtime = load_recipe(run, measured_on(other))
+    stored = WordPiece.from_json(checkpoint.read_manifest(bare)["values"]["recipe"]["tokenizer"])
+    assert recipe.tokenizer.fingerprint == stored.fingerprint
+    held_out = recipe.datasets.held_out.__getitems__([0])["tokens"][0]
+    assert recipe.tokenizer.decode(held_out.tolist()).startswith(
+        "[CLS] [UNK] "
+    )  # its letters are new to this vocabulary
+    assert recipe.evaluate()["held_out_loss"] == pytest.approx(float(printed["held_out_loss"]), rel=1e-5)
+    runtime.close()
+
+
+def test_the_text_of_the_run_is_not_tokenised_again(tmp_path, cache):
+    texts = write_texts(tmp_path / "texts")
+    assert (
+        main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
+    )
+    built = sorted(cache.iterdir())
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert sorted(cache.iterdir()) == built
+
+
+def test_images_are_drawn_without_the_pictures_and_other_pictures_are_measured(tmp_path, cache, capsys, monkeypatch):
+    pictures = write_pictures(tmp_path / "pictures")
+    assert main(["train", *SHORT, *GAN, f"data.path={pictures}", f"run_dir={tmp_path / 'run'}"]) == 0
+    sample.sample(tmp_path / "run", num=5, output=tmp_path / "before.png")
+    run, bare = move(tmp_path, pictures, cache)
+    for place in (run, bare):
+        given = ["sample", str(place), "--num", "5", "--output", str(tmp_path / "after.png")]
+        monkeypatch.setattr(sys, "argv", given)
+        assert sample.main() == 0
+        assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
+    assert not cache.exists()
+    other = write_pictures(tmp_path / "other")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *measured_on(other)]) == 0
+    assert capsys.readouterr().out.startswith("swd ")
+
+
+def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
+    """A checkpoint from before tokenizers were stored, whose `state` has only the vocabulary's sum."""
+    texts = write_texts(tmp_path / "texts")
+    assert (
+        main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
+    )
+    recipe, runtime = load_recipe(tmp_path / "run", with_data=False)
+    assert len(recipe.datasets.train) == 0
+    state = recipe.state()
+    old = {"vocabulary": state["vocabulary"]}
+    assert type(recipe).adapt_data(None, old) is None
+    recipe.load_state(old)
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        recipe.load_state({"vocabulary": "other"})
+    with pytest.raises(ConfigError, match="the data set is empty"):
+        recipe.evaluate()
+    runtime.close()
