@@ -60,7 +60,7 @@ def _logged(strategy, run_dir, log_every):
     runtime = sick.make_runtime(strategy, "stop", run_dir, log_every=log_every)
     told = []
     for step, batch in enumerate(runtime.batches(torch.arange(11.0), batch_size=5, num_steps=6), 1):
-        told.append(runtime.log(step, own=batch.data.mean(), number=step))
+        told.append(runtime.log(step, own=batch.data.double().mean(), number=step))
     return [means for means in told if means is not None]
 
 
