@@ -1,6 +1,7 @@
 """Runtime: processes, device, seed, strategy, precision and tracker, in one object that is passed explicitly."""
 
 import atexit
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,9 +31,9 @@ from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
-from trainkit.shard import buffer_shards
+from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
-from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
+from trainkit.tracking import Means, Run, Status, Throughput, Tracker, trackers
 
 SUMMARY_FILE = "summary.txt"
 LAST_SAVE_S = 60.0
@@ -64,12 +65,13 @@ class Runtime(Feed):
     compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
     activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
         pass: less memory, a third more work.
-    nonfinite: what a loss or gradient over the global batch that is not finite leads to. `stop`: NonFiniteError, which
-        names the rank, the parameters and the samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer
-        goes back to the newest checkpoint and leaves that batch out.  On a GPU, `skip` waits for the device in every
-        step; the others find out when values are logged or saved.
+    nonfinite: what a loss or gradient over the global batch that is not finite leads to (in fp16: a gradient that is
+        not even with the smallest loss scale). `stop`: NonFiniteError, which names the rank, the parameters and the
+        samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer goes back to the newest checkpoint and
+        leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
+        are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
-    log_every: steps from one `log` that is told to the next.
+    log_every: steps from one `log` that is told to the next; it tells means over them.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
@@ -139,8 +141,9 @@ class Runtime(Feed):
         self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
         self._is_tracking = False
         self._resumed_step: int | None = None
-        self.throughput = Throughput()
+        self.throughput, self._means = Throughput(), Means()
         self._engine_names: set[str] = set()
+        self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
         self._watchdog = self._make_watchdog(hang_after)
@@ -275,6 +278,7 @@ class Runtime(Feed):
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
+        self._buffers += engine.own_buffers()
         return engine
 
     def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
@@ -290,7 +294,16 @@ class Runtime(Feed):
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
         self._seed_globally("start")
         self._engine_names.clear()
+        self._buffers.clear()
         self.guard.forget()
+
+    def share_buffers(self) -> None:
+        """Gives every rank the buffers of rank 0, such as BatchNorm's statistics: those that a checkpoint holds.
+
+        `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do it: what is measured then can be loaded
+        again. Collective: every rank calls.
+        """
+        share_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
         """What each rank will hold of `engine`, by formula."""
@@ -312,7 +325,13 @@ class Runtime(Feed):
     def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
         if is_training:
             self._kept.require_all_found()
+        else:
+            batches = self._with_shared_buffers(batches)
         return self._watchdog.watched(batches, self.step if is_training else None)
+
+    def _with_shared_buffers(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self.share_buffers()
+        yield from batches
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -352,25 +371,33 @@ class Runtime(Feed):
                 file.write(f"{text}\n")
 
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
-        """Tells the tracker the means of `metrics` over the global batch, every `log_every` steps; else does nothing.
+        """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
 
-        What a rank gives counts by the samples of its share. Collective: every rank calls, with the same names.
+        To be called in every step, which never waits for the device for it. Means are over the global batches of those
+        steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
+        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
+        number. Collective: every rank calls, with the same names.
         """
         self.step = step
+        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
+        self._means.add(metrics, share)
         if step % self.log_every:
             return None
         self.guard.read()
         if not self._is_tracking:
             self.start_tracking()
-        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
-        weighted = {
-            name: torch.as_tensor(value, dtype=torch.float64).detach() * share for name, value in metrics.items()
-        }
-        sums = self.sum({**weighted, "": share})
-        means = {name: sums[name] / sums[""] for name in metrics}
+        means = self._means_over_ranks()
         rates = self.throughput.rates(self.position)
         self.tracker.log(step, {**means, "position": self.position, **rates})
         return means
+
+    def _means_over_ranks(self) -> dict[str, float]:
+        taken = self._means.take()
+        totals = {f"sum {name}": total for name, (total, _) in taken.items()}
+        shares = {f"share {name}": share for name, (_, share) in taken.items()}
+        sums = self.sum({**totals, **shares}) if taken else {}
+        # A name that no sample counted for has no mean.
+        return {name: sums[f"sum {name}"] / (sums[f"share {name}"] or math.nan) for name in taken}
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -425,6 +452,7 @@ class Runtime(Feed):
 
     def end_tracking(self, status: Status) -> None:
         """Has the tracker write what is outstanding. It may start again."""
+        self._means.forget()
         if self._is_tracking:
             self._is_tracking = False
             self.tracker.finish(status)
