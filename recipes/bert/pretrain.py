@@ -51,8 +51,10 @@ class MaskedLanguageModelling(Recipe):
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
     ) -> None:
-        if num_steps < 1:
-            raise ConfigError(f"recipe.num_steps={num_steps}: allowed is 1 or more")
+        counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"recipe.{name}={count}: allowed is 1 or more")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps

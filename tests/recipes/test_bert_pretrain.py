@@ -194,8 +194,9 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
 def test_what_cannot_be_trained_on_is_refused(path):
     with pytest.raises(ConfigError, match=r"data\.sequence_length=24 is more than recipe\.model\.max_length=16"):
         make(path, replace(PRE_NORM, max_length=16))
-    with pytest.raises(ConfigError, match=r"recipe\.num_steps=0"):
-        make(path, num_steps=0)
+    for key, value in (("num_steps", 0), ("batch_size", 0), ("batch_size", -4), ("evaluation_batch_size", 0)):
+        with pytest.raises(ConfigError, match=rf"recipe\.{key}={value}: allowed is 1 or more"):
+            make(path, **{key: value})
     with pytest.raises(ConfigError, match=r"recipe\.model\.pooler=true"):
         make(path, replace(PRE_NORM, pooler=True))
     recipe = make(path)

@@ -131,6 +131,8 @@ def test_phases_follow_one_another_and_fade_from_zero():
         plan(24, stable_images=1, fade_images=1, batch_size=1)
     with pytest.raises(ConfigError, match=r"recipe.batch_size=\{8: 4\}: has nothing for 4x4"):
         plan(8, stable_images=1, fade_images=1, batch_size={8: 4})
+    with pytest.raises(ConfigError, match=r"recipe\.batch_size=\{4: 4, 6: 8\}: 6 is no resolution; allowed are 4, 8"):
+        plan(8, stable_images=1, fade_images=1, batch_size={4: 4, 6: 8})
 
 
 def _distance(a, b, num_channels=1):
@@ -376,6 +378,10 @@ def test_shares_that_split_groups_are_refused_at_the_start():
         _recipe(accumulation=2, batch_size=12)
     with pytest.raises(DataError, match=r"do not fit images of shape \[3, 8, 8\]"):
         _recipe(resolution=16)
+    with pytest.raises(ConfigError, match=r"recipe\.learning_rates=\{100: 0\.1\}: 100 is no resolution"):
+        _recipe(learning_rates={100: 0.1})
+    with pytest.raises(ConfigError, match=r"recipe\.num_shown=0: allowed is 1 or more"):
+        _recipe(num_shown=0)
 
 
 def test_a_phase_cannot_be_jumped_over():
