@@ -34,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, with_data: b
     """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
 
     overrides: `key=value` on what the checkpoint was made with.  with_data: false: no data are read, for a recipe that
-    can do without them (see `Recipe.adapt_data`); it cannot train or evaluate then.
+    can do without them (see `Recipe.restored_arguments`); it cannot train or evaluate then.
     Raises CheckpointError and ConfigError.
     """
     directory = checkpoint.find(Path(path).expanduser())
@@ -44,22 +44,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, with_data: b
         raise CheckpointError(f"{directory} was not written by a configured run: load it with runtime.load(...)")
     by_torch = {"_target_": "trainkit.Comm", "plan": "flat"}  # the links may be others here, and nothing is reduced
     stored = {**config, "comm": by_torch, "resume": str(directory), "run_dir": None}
-    adapt = partial(_with_adapted_data, state=values["recipe"], with_data=with_data)
+    adapt = partial(_as_restored, state=values["recipe"], with_data=with_data)
     trainer = _prepare(compose_onto(stored, overrides), tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe, trainer.runtime
 
 
-def _with_adapted_data(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
-    """`build_partial` of a recipe's node, with data as the recipe takes them for a checkpoint of this `state`."""
+def _as_restored(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
+    """`build_partial` of a recipe's node, with what the recipe takes in its place for a checkpoint of this `state`."""
     if "data" not in node:
         return build_partial(node)
     make = build_partial({**node, "data": None})
     recipe = getattr(make, "func", None)
     if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
         return build_partial(node)
-    data = None if with_data else recipe.adapt_data(None, state)
-    return partial(make, data=recipe.adapt_data(build(node["data"]), state) if data is None else data)
+    restored = None if with_data else recipe.restored_arguments(state, None)
+    if restored is None:
+        restored = recipe.restored_arguments(state, build(node["data"]))
+    return partial(make, **(restored or {}))
 
 
 def _prepare(
