@@ -31,7 +31,8 @@ class Trainer:
     keep_every: also those of every so many steps; null: none.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
-    config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
+    config: what the run was made of; stored with it.  composed: the same with its interpolations, so that a later
+        change acts everywhere.  found: what was found out when it began. Both are stored in checkpoints.
     """
 
     _signals: Signals
@@ -48,6 +49,7 @@ class Trainer:
         keep_every: int | None = None,
         resume: str | Path = "auto",
         config: Mapping[str, Any] | None = None,
+        composed: Mapping[str, Any] | None = None,
         found: Mapping[str, Any] | None = None,
     ) -> None:
         counts = {"evaluate_every": evaluate_every, "save_every": save_every, "keep_every": keep_every}
@@ -58,6 +60,7 @@ class Trainer:
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
+        self._composed = dict(composed or {})
         self.step = 0
         self.left_out: list[list[int]] = []
         """[position, size] of the batches that `nonfinite=rewind` has left out; stored in checkpoints."""
@@ -300,6 +303,7 @@ class Trainer:
                 tracker=self.runtime.tracker.state(),
                 metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
                 config=self.config,
+                composed=self._composed,
                 found=self.found,
                 left_out=self.left_out,
             )
