@@ -53,6 +53,8 @@ class MaskedLanguageModelling(Recipe):
     ) -> None:
         if num_steps < 1:
             raise ConfigError(f"recipe.num_steps={num_steps}: allowed is 1 or more")
+        if model.pooler:
+            raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
         self.datasets = runtime.first_on_host(data.load)

@@ -97,6 +97,13 @@ def test_shares_of_different_sizes(path):
         assert other_metrics == pytest.approx(metrics, rel=1e-10)
 
 
+def test_a_rank_whose_last_micro_batch_is_empty(path):
+    settings = {"model": replace(PRE_NORM, num_layers=1, hidden_size=32, feed_forward_size=64), "batch_size": 3}
+    weights, _ = train(path, **settings)
+    for other, _ in run_ranks(partial(train, path, accumulation=2, **settings), 2):
+        assert distance(other, weights) < 1e-10
+
+
 def test_dropout_does_not_depend_on_the_split_either(path):
     model = replace(TINY, dropout=0.1, attention_dropout=0.1)
     weights, _ = train(path, model)
@@ -175,6 +182,8 @@ def test_what_cannot_be_trained_on_is_refused(path):
         make(path, replace(PRE_NORM, max_length=16))
     with pytest.raises(ConfigError, match=r"recipe\.num_steps=0"):
         make(path, num_steps=0)
+    with pytest.raises(ConfigError, match=r"recipe\.model\.pooler=true"):
+        make(path, replace(PRE_NORM, pooler=True))
     recipe = make(path)
     with pytest.raises(CheckpointError, match="another vocabulary"):
         recipe.load_state({"vocabulary": "other"})

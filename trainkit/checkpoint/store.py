@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> Non
 
     A directory of that name is kept as `<name>.previous` until the new one is in place.
     """
-    whole = {"format": FORMAT, **manifest}
+    # Through JSON first: it is what will be read back, and its keys are text and sort as text.
+    whole = json.loads(json.dumps({"format": FORMAT, **manifest}))
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
     _flush(written)
@@ -58,13 +60,23 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not of checkpoint format {FORMAT}: it was written by another version or program"
         )
-    if manifest.pop(_OWN_SUM, None) != _sum_of(manifest):
+    if manifest.pop(_OWN_SUM, None) not in (_sum_of(manifest), _sum_of(_with_integer_keys(manifest))):
         raise CheckpointError(f"{path} is damaged: its contents do not add up to its {_OWN_SUM}; {_ADVICE}")
     return manifest
 
 
 def _sum_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _with_integer_keys(tree: Any) -> Any:
+    """The tree as it was before JSON made text of its integer keys: early checkpoints of format 3 hold its sum."""
+    if isinstance(tree, list):
+        return [_with_integer_keys(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    are_integers = all(re.fullmatch(r"0|-?[1-9]\d*", key) for key in tree)
+    return {int(key) if are_integers else key: _with_integer_keys(value) for key, value in tree.items()}
 
 
 def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

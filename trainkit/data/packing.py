@@ -55,6 +55,11 @@ class PackedTokens:
     def __len__(self) -> int:
         return self._num_windows
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokens and of how they are cut; a cache's directory is named by a hash of its content."""
+        return f"{self.path.parent.name}/{self.path.name} {self.sequence_length} {len(self)}"
+
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         if self._stream is None:
             self._stream = np.memmap(self.path, self.dtype, mode="r")

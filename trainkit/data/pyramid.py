@@ -91,6 +91,12 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the images, equal at every resolution; a cache's directory is named by a hash of its content."""
+        rows = hashlib.blake2b(self._rows.tobytes(), digest_size=16).hexdigest()
+        return f"{self._directory.name} {rows}"
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"images": self.__getitems__([index])["images"][0]}
 

@@ -1,0 +1,106 @@
+"""Every experiment of conf/ as a user runs it: trained, verified, resumed, and its checkpoint used; with fewer steps.
+
+What is measured is shortened too, and the experiments that take a cluster are made small. Each is named here.
+"""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.jobs import ROOT, newest_tensors, run
+from trainkit import checkpoint
+from trainkit.checkpoint import store
+from trainkit.errors import CheckpointError
+
+FILL, SAMPLE = (ROOT / "recipes" / name for name in ("bert/fill.py", "progressive_gan/sample.py"))
+MAIN = ROOT / "trainkit" / "cli" / "main.py"
+FEW_STEPS = ["recipe.num_steps=6", "save_every=4", "evaluate_every=null", "schedule.warmup=2"]
+SMALL = [
+    "data.vocab_size=200", "data.sequence_length=32", "recipe.batch_size=8", "recipe.model.hidden_size=16",
+    "recipe.model.num_layers=2", "recipe.model.num_heads=2", "recipe.model.feed_forward_size=32",
+]  # fmt: skip
+SHORT = {
+    "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001"],
+    "bert_base": [*FEW_STEPS, *SMALL],
+    "bert_large": [*FEW_STEPS, *SMALL],
+    "bert_large_phase1": [*FEW_STEPS, *SMALL],
+    "bert_large_phase2": [*FEW_STEPS, *SMALL],
+    "glyphs": [
+        "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
+        "evaluate_every=null", "recipe.num_measured=256", "recipe.num_directions=16",
+    ],
+}  # fmt: skip
+ON_TWO_RANKS = ("bert_quickstart", "glyphs")  # as `make train` and `make gan` do
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    draw = random.Random(0)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text("\n\n".join(" ".join(draw.choices(words, k=40)) for _ in range(1500)))
+    return path
+
+
+def _require(done) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_experiment_is_run_here():
+    assert set(SHORT) == {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", SHORT)
+def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_path):
+    ranks = 2 if experiment in ON_TWO_RANKS else None
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    arguments = [f"experiment={experiment}", *SHORT[experiment], "deterministic=true", "tracking=none"]
+    arguments += [] if experiment in ON_TWO_RANKS else [f"data.path={text}"]
+    _require(run([*arguments, f"run_dir={whole}"], ranks))
+    said = _require(run(["checkpoint", "verify", whole], script=MAIN))
+    middle, last = checkpoint.step_directories(whole / "checkpoints")
+    assert said.splitlines() == [f"{middle}: whole", f"{last}: whole"]
+
+    assert "resumed after step" in _require(run([*arguments, f"resume={middle}", f"run_dir={again}"], ranks))
+    expected, found = newest_tensors(whole), newest_tensors(again)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+    if experiment == "glyphs":
+        _require(run([whole, "--num", "4", "--output", tmp_path / "letters.png"], script=SAMPLE))
+        assert (tmp_path / "letters.png").is_file()
+    else:
+        assert "[MASK]" not in _require(run([whole, "alpha [MASK] gamma"], script=FILL)).splitlines()[-1]
+    measured = _require(run(["evaluate", whole], script=MAIN))
+    assert ("swd" if experiment == "glyphs" else "held_out_loss") in measured
+
+
+def test_a_manifest_of_integer_keys_is_read_back(tmp_path):
+    """Sums were taken over integer keys, which sort as numbers, and compared with those of text keys."""
+    stable = {4: 1, 8: 2, 16: 3}
+    for name, manifest in (("new", {"values": {"stable": stable}}), ("old", None)):
+        written = tmp_path / f".{name}"
+        written.mkdir()
+        if manifest is not None:
+            store.complete(written, tmp_path / name, manifest)
+        else:
+            _write_as_before(written, {"format": store.FORMAT, "values": {"stable": stable, "text": {"b": [stable]}}})
+            written.rename(tmp_path / name)
+        read = store.read_manifest(tmp_path / name)["values"]["stable"]
+        assert read == {str(key): value for key, value in stable.items()}
+    changed = (tmp_path / "old" / store.MANIFEST).read_text().replace('"16": 3', '"16": 4')
+    (tmp_path / "old" / store.MANIFEST).write_text(changed)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        store.read_manifest(tmp_path / "old")
+
+
+def _write_as_before(directory: Path, manifest: dict) -> None:
+
+    total = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (directory / store.MANIFEST).write_text(json.dumps({**manifest, "sha256": total}))
