@@ -164,6 +164,9 @@ def test_a_tilde_is_the_home_directory():
         ("recipe.batch_size=(4)", r"recipe.batch_size='\(4\)': .*integer"),
         ("recipe.sentences=[It's a [MASK].]", r"""quotes, as in 'recipe.sentences=\["one text", "another"\]'"""),
         ("strategy=a,b", r"strategy=a,b: allowed are .*ddp"),
+        ("recipe=[1]", r"recipe=\[1\]: allowed are bert"),
+        ("recipe=null", r"recipe=null: allowed are bert"),
+        ("recipe.data.path=x", r"recipe.data.path=x: type data.path=x, of which it is a copy"),
         ("experiment=(a)", r"experiment=\(a\): allowed are .*bert_base"),
         ("da ta.path=x", r"is no key, such as data.path"),
         ("data.path=", r"data.path is empty: give it a value, or data.path=null"),
@@ -175,3 +178,9 @@ def test_a_value_that_cannot_be_read_is_one_line(override, says):
     with pytest.raises(ConfigError, match=says) as caught:
         check(compose([override]))
     assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_may_be_left_out():
+    checked = check(compose(["schedule=null", "experiment=null"]))
+    assert checked.schedule is None and checked.recipe["schedule"] is None
+    assert changed(compose_unresolved(), "schedule=null")["recipe"]["schedule"] is None

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from trainkit.errors import ConfigError, TrainkitError, nearest
-from trainkit.overrides import Override, keys_of, owner, place, quoted, read
+from trainkit.overrides import Override, keys_of, owner, place, quoted, read, source_of
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
@@ -71,7 +71,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 def compose_unresolved(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:
     """As `compose`, with interpolations such as `${data}` left as they are, so that a later change acts everywhere."""
     given = read(overrides)
-    texts = [override.text for override in given]
+    options = groups(config_dir)
+    for override in given:
+        is_null = override.value is None and not _may_be_null(override.key)
+        if override.key in options and (override.is_a_guess or is_null):
+            raise ConfigError(f"{override.key}={override.raw}: allowed are {', '.join(options[override.key])}")
+    # Hydra has no word for "nothing of this group".
+    left_out = [override.key for override in given if override.key in options and override.value is None]
+    texts = [override.text for override in given if override.key not in left_out]
     if config_dir is not None:
         path = Path(config_dir).expanduser().resolve()
         if not path.is_dir():
@@ -83,6 +90,7 @@ def compose_unresolved(overrides: Sequence[str] = (), config_dir: str | Path | N
             tree = _plain(hydra_compose("train", texts), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, given, config_dir)) from error
+    tree.update((key, None) for key in left_out if key in tree)
     for override in given:
         if override.is_a_guess and _takes_text(tree, override.key):
             place(tree, override.key, override.raw)
@@ -284,6 +292,10 @@ def _takes_text(tree: Mapping[str, Any], key: str) -> bool:
         return False  # no arguments of a callable, or none that can be imported: `check` says so
 
 
+def _may_be_null(group: str) -> bool:
+    return NoneType in get_args(get_type_hints(TrainConfig).get(group, str | None))
+
+
 def _is_text(annotation: Any) -> bool:
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kinds = {member for member in members if member is not NoneType and get_origin(member) is not Literal}
@@ -318,17 +330,21 @@ def _explain(error: Exception, overrides: Sequence[Override], config_dir: str | 
             continue
         if key in options and value not in options[key]:
             return f"{key}={value}: allowed are {', '.join(options[key])}.{nearest(value, options[key])}"
-        known = [*_all_keys(overrides, config_dir), *options]
+        tree = _of_choices(overrides, config_dir)
+        known = [*keys_of(tree), *options]
+        source = source_of(tree, key)
+        if source != key and source in known:
+            return f"{key}={value}: type {source}={value}, of which it is a copy"
         if key not in known:
             return f"{key}={value}: there is no key {key!r}.{nearest(key, known)} (a new key needs a + before it)"
     return re.sub(r"\s+", " ", text)
 
 
-def _all_keys(overrides: Sequence[Override], config_dir: str | Path | None) -> list[str]:
-    """Every key of the configuration that the group choices among `overrides` make."""
+def _of_choices(overrides: Sequence[Override], config_dir: str | Path | None) -> dict[str, Any]:
+    """The unresolved configuration that the group choices among `overrides` make."""
     options = groups(config_dir)
     choices = [f"{o.key}={o.raw}" for o in overrides if o.raw in options.get(o.key, ())]
-    return keys_of(compose_unresolved(choices, config_dir))
+    return compose_unresolved(choices, config_dir)
 
 
 def _first_line(error: BaseException) -> str:

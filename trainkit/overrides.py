@@ -68,6 +68,22 @@ def owner(tree: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], str] | 
     return (node, last) if isinstance(node, Mapping) else None
 
 
+def source_of(tree: Mapping[str, Any], key: str) -> str:
+    """The dotted `key`, of what a link on its way leads to.
+
+    >>> source_of({"data": {"path": None}, "recipe": {"data": "${data}"}}, "recipe.data.path")
+    'data.path'
+    """
+    names = key.split(".")
+    node: Any = tree
+    for i, name in enumerate(names[:-1]):
+        node = node.get(name) if isinstance(node, Mapping) else None
+        link = _LINK.fullmatch(node) if isinstance(node, str) else None
+        if link is not None:
+            return source_of(tree, ".".join([link[1], *names[i + 1 :]]))
+    return key
+
+
 def keys_of(node: Mapping[Any, Any], path: str = "") -> list[str]:
     """`a`, `a.b`, `a.b.c` ...: the full name of every key in a tree of dicts."""
     keys = []

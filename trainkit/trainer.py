@@ -119,7 +119,7 @@ class Trainer:
             raise CheckpointError(
                 f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
             )
-        self.recipe.load_state(values["recipe"])
+        self._load_state(path, manifest)
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
         self.step, self._origin = values["step"], path
@@ -128,6 +128,18 @@ class Trainer:
         if self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve():
             self._saved_step = self.step
         return position
+
+    def _load_state(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        name, own, theirs = type(self.recipe).__name__, self.recipe.engines().keys(), manifest["engines"].keys()
+        another = f"{path} was written by another recipe than {name}"
+        advice = "give the run_dir or resume=... of a run of this recipe, or a new run_dir"
+        if not own & theirs:
+            raise CheckpointError(f"{another}: its engines are {', '.join(theirs)}, not {', '.join(own)}; {advice}")
+        state = manifest["values"]["recipe"]
+        try:
+            self.recipe.load_state(state)
+        except KeyError as error:
+            raise CheckpointError(f"{another}: its state has {', '.join(state)}, not {error}; {advice}") from error
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
