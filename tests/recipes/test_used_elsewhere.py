@@ -73,7 +73,7 @@ def move(tmp_path: Path, data: Path, cache: Path) -> tuple[Path, Path]:
 
 
 def measured_on(data: Path) -> list[str]:
-    return [f"data.path={data}", f"recipe.data.path={data}"]
+    return [f"data.path={data}"]
 
 
 def test_sentences_are_filled_in_without_the_text_and_other_text_is_measured(tmp_path, cache, capsys):
@@ -135,7 +135,7 @@ def test_a_run_that_began_with_weights_of_hugging_face_needs_them_no_more(tmp_pa
     assert fill.main([str(run), "Alpha [MASK] gamma"]) == 0
     assert capsys.readouterr().out.startswith("Alpha ")
     other = write_texts(tmp_path / "other")
-    assert main(["evaluate", str(run), *measured_on(other), "data.vocab_file=null", "recipe.data.vocab_file=null"]) == 0
+    assert main(["evaluate", str(run), *measured_on(other), "data.vocab_file=null"]) == 0
 
 
 def test_images_are_drawn_without_the_pictures_and_other_pictures_are_measured(tmp_path, cache, capsys, monkeypatch):
