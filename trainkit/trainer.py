@@ -32,7 +32,7 @@ class Trainer:
     keep_every: also those of every so many steps; null: none.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
-    data_changed: where a checkpoint of this run directory was trained on other data: `refuse`, or `accept` the new ones.
+    data_changed: where a checkpoint of this run directory was trained on other data: `refuse` or `accept` these.
     config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
     """
 
