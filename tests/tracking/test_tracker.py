@@ -9,8 +9,19 @@ from PIL import Image
 
 import trainkit
 from trainkit.errors import ConfigError
-from trainkit.tracking import Curve, Jsonl, Media, Run, TensorBoard, Tracker, Trackers, WandB, trackers
-from trainkit.tracking import jsonl, tensorboard
+from trainkit.tracking import (
+    Curve,
+    Jsonl,
+    Media,
+    Run,
+    TensorBoard,
+    Tracker,
+    Trackers,
+    WandB,
+    jsonl,
+    tensorboard,
+    trackers,
+)
 
 
 class Broken(Tracker):
@@ -119,6 +130,7 @@ def full_disk(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path, capfd, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -129,12 +141,12 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path,
 
     def tell(steps):
         for step in steps:
-            fan_out.log(step, {"loss": 1.0 / step})
+            fan_out.log(step, {"loss": 1.0 / step, **{f"metric_{number}": number / 7 for number in range(40)}})
             fan_out.image(step, "noise", pixels)
             fan_out.evaluation(step, {"held_out_loss": 2.0 / step})
 
     tell([1, 2])
-    with full_disk(300):
+    with full_disk(2500):  # stderr is a file, too
         tell([3, 4, 5])
         assert [line["step"] for line in jsonl.read(tmp_path / "metrics.jsonl")][-1] < 5, "it was full"
     tell([6])

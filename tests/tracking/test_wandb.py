@@ -152,11 +152,8 @@ def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
         from trainkit.tracking import Run, WandB
         tracker = WandB()
         tracker.start(Run(directory=pathlib.Path(sys.argv[1]), name="run"))
-        ended = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()]
-        service = [pid for pid in ended if os.getsid(pid) == os.getsid(0) or b"wandb-core" in
-                   pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() and
-                   str(os.getpid()).encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
-        service = [pid for pid in service if pid != os.getpid()]
+        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        service = [int(pid) for pid in children]
         assert service, "there is one to kill"
         for pid in service:
             os.kill(pid, signal.SIGSTOP)  # nothing more is written: the flush interval as its worst case

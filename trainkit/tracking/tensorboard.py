@@ -88,6 +88,8 @@ class TensorBoard(Tracker):
                 add(self._writer)
             if flush:
                 self._writer.flush()
+                time.sleep(0.01)  # its thread counts a row as written a moment before it fails to write it
+                self._writer.flush()
                 self._unflushed = []
             self._retry_s = None
         except OSError as error:
