@@ -219,6 +219,7 @@ class Trainer:
             return self._evaluated[1]
         self.runtime.guard.read()
         with self.runtime.during("evaluation"):
+            self.runtime.share_buffers()
             metrics = self.recipe.evaluate()
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics

@@ -344,9 +344,12 @@ def _count(strategy, waits, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("strategy", "num_sums"), [("ddp", 2), ("fsdp", 3)])
+@pytest.mark.parametrize(("strategy", "num_sums"), [("ddp", 2), ("fsdp", 9)])
 def test_a_good_step_reads_nothing_and_reduces_nothing_more(strategy, num_sums, accumulation):
-    """Elsewhere than on the CPU, that is; there norm and loss are read, which costs nothing."""
+    """Elsewhere than on the CPU, that is; there norm and loss are read, which costs nothing.
+
+    FSDP's sums hold the norm, and for each of six parameters whether it was used, too.
+    """
     assert run_ranks(_count, 2, strategy, True, accumulation) == [(0, [num_sums])] * 2
     assert run_ranks(_count, 2, strategy, False, accumulation) == [(2, [num_sums])] * 2
     assert run_ranks(_count, 1, "ddp", True, accumulation) == [(0, [])]
