@@ -42,7 +42,9 @@ class Curve(Tracker):
         began = time.monotonic()
         try:
             draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
+            self.is_behind = False
         except OSError as error:  # the next drawing holds all that this one would
+            self.is_behind = True
             raise Kept(*error.args) from error
         now = time.monotonic()
         self._next_s = now + (now - began) / DRAWING_SHARE

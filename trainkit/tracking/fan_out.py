@@ -135,7 +135,7 @@ class _Listener:
                 told = "keeps what it is told and tries again with the next call; training goes on"
                 _say(f"tracker {self.name!r} cannot write, {told}. {_reason(error)}")
             return
-        if self._is_behind:
+        if self._is_behind and not self.tracker.is_behind:
             self._is_behind = False
             lost = f", except for {self._num_dropped} calls that were too many to keep" if self._num_dropped else ""
             _say(f"tracker {self.name!r} writes again, and has written what it had kept{lost}")

@@ -69,8 +69,9 @@ class Jsonl(Tracker):
                 written += os.write(self._file, self._unwritten[written:])
         except OSError as error:
             os.ftruncate(self._file, size)  # half a line would be damage
+            self.is_behind = True
             raise Kept(*error.args) from error
-        self._unwritten = b""
+        self._unwritten, self.is_behind = b"", False
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -76,6 +76,8 @@ class TensorBoard(Tracker):
 
         TensorBoard writes in a thread that never recovers, and drops what it was given.
         """
+        from tensorboard.compat.proto.event_pb2 import Event
+
         if self._retry_s is not None and time.monotonic() < self._retry_s:
             raise Kept("tensorboard/ could not be written a moment ago")
         try:
@@ -88,11 +90,13 @@ class TensorBoard(Tracker):
                 add(self._writer)
             if flush:
                 self._writer.flush()
-                time.sleep(0.01)  # its thread counts a row as written a moment before it fails to write it
+                # Its thread counts a row as written a moment before it fails to write it; the next one is refused.
+                self._writer.file_writer.add_event(Event())
                 self._writer.flush()
                 self._unflushed = []
-            self._retry_s = None
+            self._retry_s, self.is_behind = None, False
         except OSError as error:
+            self.is_behind = True
             self._retry_s = time.monotonic() + RETRY_S
             raise Kept(*error.args) from error
 

@@ -27,7 +27,7 @@ class Run:
 
 
 class Kept(OSError):
-    """What a tracker was told cannot be written now; it keeps it and tries again by itself."""
+    """What a tracker was told cannot be written now; it keeps it, `is_behind` and tries again by itself."""
 
 
 class Tracker:
@@ -37,6 +37,9 @@ class Tracker:
     tracker of the ranks that do not track. Order of calls: `load_state` (after a resume), `start`, the rest in any
     order, `finish`.
     """
+
+    is_behind = False
+    """Whether it keeps something that it could not write yet, see `Kept`."""
 
     def start(self, run: Run) -> None:
         """Open what has to be opened; on a resume, forget what will be told again."""
