@@ -33,7 +33,8 @@ class Trainer:
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
     data_changed: where a checkpoint of this run directory was trained on other data: `refuse` or `accept` these.
-    config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
+    config: what the run was made of; stored with it.  composed: the same with its interpolations, so that a later
+        change acts everywhere.  found: what was found out when it began. Both are stored in checkpoints.
     """
 
     _signals: Signals
@@ -51,6 +52,7 @@ class Trainer:
         resume: str | Path = "auto",
         data_changed: Literal["refuse", "accept"] = "refuse",
         config: Mapping[str, Any] | None = None,
+        composed: Mapping[str, Any] | None = None,
         found: Mapping[str, Any] | None = None,
     ) -> None:
         counts = {"evaluate_every": evaluate_every, "save_every": save_every, "keep_every": keep_every}
@@ -64,6 +66,7 @@ class Trainer:
             raise ConfigError(f"data_changed={data_changed!r}: must be refuse or accept")
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
         self.data_changed = data_changed
+        self._composed = dict(composed or {})
         self.step = 0
         self.left_out: list[list[int]] = []
         """[position, size] of the batches that `nonfinite=rewind` has left out; stored in checkpoints."""
@@ -148,8 +151,8 @@ class Trainer:
                 f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
             )
         is_own = self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve()
+        self._load_state(path, manifest)
         self._compare_data(path, values.get("data", {}), is_own)
-        self.recipe.load_state(values["recipe"])
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
         self.step, self._origin = values["step"], path
@@ -171,6 +174,18 @@ class Trainer:
                 f"{what}: give the data as they were, another run_dir, or data_changed=accept to go on with these"
             )
         self.runtime.tracker.message(f"{what}; goes on with the data of now")
+
+    def _load_state(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        name, own, theirs = type(self.recipe).__name__, self.recipe.engines().keys(), manifest["engines"].keys()
+        another = f"{path} was written by another recipe than {name}"
+        advice = "give the run_dir or resume=... of a run of this recipe, or a new run_dir"
+        if not own & theirs:
+            raise CheckpointError(f"{another}: its engines are {', '.join(theirs)}, not {', '.join(own)}; {advice}")
+        state = manifest["values"]["recipe"]
+        try:
+            self.recipe.load_state(state)
+        except KeyError as error:
+            raise CheckpointError(f"{another}: its state has {', '.join(state)}, not {error}; {advice}") from error
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -353,6 +368,7 @@ class Trainer:
                 metrics=metrics,
                 data=self._data(),
                 config=self.config,
+                composed=self._composed,
                 found=self.found,
                 left_out=self.left_out,
             )
