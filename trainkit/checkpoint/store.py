@@ -29,7 +29,8 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> Non
 
     A directory of that name is kept as `<name>.previous` until the new one is in place.
     """
-    whole = {"format": FORMAT, **manifest}
+    # As it will be read: JSON's keys are strings, which sort otherwise than the numbers of `{4: ..., 16: ...}`.
+    whole = json.loads(json.dumps({"format": FORMAT, **manifest}))
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
     _flush(written)
