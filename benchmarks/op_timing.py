@@ -79,22 +79,37 @@ def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds
     torch.compiler.reset()
     reference = entry.reference
     compiled = torch.compile(lambda inputs: entry.call(reference, inputs), dynamic=False, backend=compiler)
-    calls: Mapping[str, Callable[[Mapping[str, Any]], Tensor]] = {
+    calls: dict[str, Callable[[Mapping[str, Any]], Tensor]] = {
         "fused": lambda inputs: entry.call(entry.fused, inputs),
         "reference": lambda inputs: entry.call(reference, inputs),
         "compiled": compiled,
     }
     result = calls["reference"](buffers[0].all).detach()
     weights = _like(result, seed=1)
+    failed = _failure(_run(compiled, None), _run(compiled, weights), buffers[0])
+    if failed:
+        del calls["compiled"]
     forward_bytes, backward_bytes = entry.num_bytes(buffers[0].all, result)
     of_part = {"forward": forward_bytes, "both": forward_bytes + backward_bytes}
     found: dict[str, Any] = {"dtype": short(dtype), "sizes": list(entry.sizes[size])}
+    if failed:
+        found["not_compiled"] = failed
     for part, num_bytes in of_part.items():
         runs = {name: _run(call, weights if part == "both" else None) for name, call in calls.items()}
         timed = _on_gpu if device == "cuda" else _on_cpu
         times = timed(runs, buffers, num_rounds)
         found[part] = {"num_bytes": num_bytes, **_figures(times, num_bytes)}
     return found
+
+
+def _failure(forward: Run, both: Run, inputs: Inputs) -> str | None:
+    """Why torch.compile cannot do it, if so."""
+    try:
+        forward(inputs)
+        both(inputs)
+    except Exception as error:  # of dynamo, inductor, Triton, or the C++ compiler
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    return None
 
 
 def _buffers(entry: Entry, size: str, dtype: torch.dtype, device: str) -> list[Inputs]:

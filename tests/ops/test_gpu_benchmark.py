@@ -50,6 +50,17 @@ def test_every_model_and_optimizer_is_timed_or_has_a_reason(done):
     assert all(r.get("step_ms", 0) > 0 or r["skipped"] for r in optimizers.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, *gpu.LOW], ids=str)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_op_is_right_on_a_gpu(entry, dtype):
+    with op_table.EveryOpFused():
+        for size in ("toy", "check"):
+            found = check(entry, size, dtype, "cuda")
+            assert found["holds"], found
+
+
 def test_the_tables_are_told(done):
     _, found, tables = done
     assert "that it runs, not how fast" in tables
