@@ -86,30 +86,30 @@ def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds
     }
     result = calls["reference"](buffers[0].all).detach()
     weights = _like(result, seed=1)
-    failed = _failure(_run(compiled, None), _run(compiled, weights), buffers[0])
-    if failed:
-        del calls["compiled"]
     forward_bytes, backward_bytes = entry.num_bytes(buffers[0].all, result)
     of_part = {"forward": forward_bytes, "both": forward_bytes + backward_bytes}
     found: dict[str, Any] = {"dtype": short(dtype), "sizes": list(entry.sizes[size])}
-    if failed:
-        found["not_compiled"] = failed
     for part, num_bytes in of_part.items():
         runs = {name: _run(call, weights if part == "both" else None) for name, call in calls.items()}
-        timed = _on_gpu if device == "cuda" else _on_cpu
-        times = timed(runs, buffers, num_rounds)
-        found[part] = {"num_bytes": num_bytes, **_figures(times, num_bytes)}
+        timed, prepare = (_on_gpu, _captured) if device == "cuda" else (_on_cpu, _once)
+        prepared, failed = _prepared(runs, lambda run, prepare=prepare: prepare(run, buffers))
+        if failed:
+            found["failed"] = failed
+        found[part] = {"num_bytes": num_bytes, **_figures(timed(prepared, buffers, num_rounds), num_bytes)}
     return found
 
 
-def _failure(forward: Run, both: Run, inputs: Inputs) -> str | None:
-    """Why torch.compile cannot do it, if so."""
-    try:
-        forward(inputs)
-        both(inputs)
-    except Exception as error:  # of dynamo, inductor, Triton, or the C++ compiler
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-    return None
+def _prepared(runs: Mapping[str, Run], prepare: Callable[[Run], Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Of each run what `prepare` makes, or why it fails: the fused one is timed all the same, and may not fail."""
+    prepared, failed = {}, {}
+    for name, run in runs.items():
+        try:
+            prepared[name] = prepare(run)
+        except Exception as error:  # of dynamo, inductor, Triton, a C++ compiler, or a CUDA graph
+            if name == "fused":
+                raise
+            failed[name] = short_reason(error)
+    return prepared, failed
 
 
 def _buffers(entry: Entry, size: str, dtype: torch.dtype, device: str) -> list[Inputs]:
@@ -151,10 +151,14 @@ def _on_cpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> 
     return {name: statistics.median(times[2:]) for name, times in took.items()}
 
 
-def _on_gpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> dict[str, float]:
-    """A CUDA graph goes through all buffers, so that neither Python nor a warm cache is what is measured."""
-    graphs = {name: _captured(run, buffers) for name, run in runs.items()}
-    took: dict[str, list[float]] = {name: [] for name in runs}
+def _once(run: Run, buffers: list[Inputs]) -> Run:
+    """The run, once it has run: what has to be compiled is."""
+    run(buffers[0])
+    return run
+
+
+def _on_gpu(graphs: Mapping[str, Any], buffers: list[Inputs], num_rounds: int) -> dict[str, float]:
+    took: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(num_rounds + 2):
         for name, graph in graphs.items():
             took[name].append(_elapsed_us(graph.replay) / len(buffers))
@@ -162,6 +166,7 @@ def _on_gpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> 
 
 
 def _captured(run: Run, buffers: list[Inputs]) -> Any:
+    """A CUDA graph through all buffers, so that neither Python nor a warm cache is what is measured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -197,6 +202,12 @@ def copy_gb_per_s(device: str, num_bytes: int, num_rounds: int) -> float:
             target.copy_(source)
             times.append((time.perf_counter() - start) * 1e6)
     return 2 * num_bytes / statistics.median(times[2:]) / 1e3
+
+
+def short_reason(error: Exception) -> str:
+    """In one line: compilers say what is wrong after where it is."""
+    words = " ".join(str(error).partition("\nSet TORCHDYNAMO_VERBOSE")[0].split())
+    return f"{type(error).__name__}: {words if len(words) < 320 else f'{words[:80]} ... {words[-230:]}'}"
 
 
 def short(dtype: torch.dtype) -> str:

@@ -71,10 +71,17 @@ def bert_step(
 
 
 def bert(
-    name: str, length: int, batch_size: int, precision: str, device: str, num_steps: int, compiled: bool = False
+    name: str,
+    length: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+    num_steps: int,
+    dropout: float = 0.1,
+    compiled: bool = False,
 ) -> dict[str, Any]:
-    """Median time of a step of masked language modelling with AdamW and dropout, and the share of the peak it is."""
-    architecture = replace(ARCHITECTURES[name], max_length=max(length, 64))
+    """Median time of a step of masked language modelling with AdamW, and the share of the peak it is."""
+    architecture = replace(ARCHITECTURES[name], max_length=max(length, 64), dropout=dropout, attention_dropout=dropout)
     vocab_size = 512 if name == "bert-tiny" else 30522
     num_slots = max(1, round(MASK_SHARE * length))
     with _runtime(precision, device, compiled) as runtime, torch.device(device):
