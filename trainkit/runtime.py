@@ -2,11 +2,9 @@
 
 import atexit
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
+from trainkit.checkpoint import run_directory
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.comm import Comm
 from trainkit.comm.device import choose_device, compute_deterministically
@@ -130,14 +129,15 @@ class Runtime(Feed):
         self.deterministic, self.log_every = deterministic, log_every
         if deterministic:
             compute_deterministically()
+        self.tracker = Tracker()
+        if self.is_main:
+            has_directory = run_dir is not None
+            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        self._run_lock: run_directory.RunLock | None = None
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
         self._seed_globally("start")  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
-        self.tracker = Tracker()
-        if self.is_main:
-            has_directory = self.run_dir is not None
-            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
         self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
         self._is_tracking = False
         self._resumed_step: int | None = None
@@ -177,17 +177,20 @@ class Runtime(Feed):
         return reducer
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
-        error = None
-        filled = datetime.now().strftime(str(run_dir))
-        path = Path(self.same_as_before("run_dir", filled) if "%" in str(run_dir) else filled).expanduser()
+        """Makes the directory, and holds it as long as this runtime lives. Collective."""
+        made = self.same_as_before("run_dir", lambda: str(run_directory.make(run_dir))) if "%" in str(run_dir) else None
+        path, error = Path(made or run_dir).expanduser(), None
         if self.is_main:
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=path):
-                    pass
-            except OSError as caught:
-                error = ConfigError(f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; give another")
-        self.raise_first(error)
+                path = run_directory.make(path)
+                self._run_lock = run_directory.RunLock(path, report=self.tracker.message)
+            except ConfigError as caught:
+                error = caught
+        try:
+            self.raise_first(error)
+        except ConfigError:
+            self._leave()
+            raise
         return path
 
     # -- where we are ------------------------------------------------------------------------------------------------
@@ -464,9 +467,13 @@ class Runtime(Feed):
             except CheckpointError as error:
                 self.tracker.message(str(error))
             self._saver = None
-        if self.is_main and self.run_dir is not None and not self._is_tracking:
-            with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
-                self.run_dir.rmdir()
+        has_tracked = self._is_tracking
         self.end_tracking(status)
+        if self._run_lock is not None:
+            assert self.run_dir is not None
+            self._run_lock.release()
+            if not has_tracked:
+                with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
+                    self.run_dir.rmdir()
         self._reducer.close()
         self._leave()
