@@ -434,7 +434,7 @@ def test_a_job_that_goes_back_ends_as_one_that_leaves_out(tmp_path):
 
 def test_what_was_left_out_stays_so_after_a_resume(tmp_path):
     assert _job(tmp_path, None, "nonfinite=rewind", "recipe.num_steps=20").returncode == 0
-    recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"])
+    recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"], trust=True)
     trainer = trainkit.Trainer(runtime, recipe, resume=tmp_path)
     trainer.restore()
     assert trainer.left_out == [[96, 8]]
