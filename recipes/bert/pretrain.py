@@ -124,6 +124,9 @@ class MaskedLanguageModelling(Recipe):
         finally:
             self.model.module.train()
 
+    def fingerprints(self) -> dict[str, str]:
+        return self.datasets.fingerprints()
+
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
         """Text is split by the checkpoint's own tokenizer, whatever text it is; the weights are the checkpoint's."""
