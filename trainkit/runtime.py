@@ -394,7 +394,7 @@ class Runtime(Feed):
         self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
         lines = self.summary() + summary
         if self.is_main and self.run_dir is not None:
-            (self.run_dir / SUMMARY_FILE).write_text("".join(f"{line}\n" for line in lines))
+            self._summarise(lines, "w")
         run = Run(
             directory=self.run_dir or Path(),
             name=self.run_dir.name if self.run_dir else "run",
@@ -412,8 +412,15 @@ class Runtime(Feed):
         """A line about the run itself, to the tracker and to the run's summary."""
         self.tracker.message(text)
         if self.is_main and self.run_dir is not None and self._is_tracking:
-            with (self.run_dir / SUMMARY_FILE).open("a") as file:
-                file.write(f"{text}\n")
+            self._summarise([text], "a")
+
+    def _summarise(self, lines: Sequence[str], mode: Literal["w", "a"]) -> None:
+        assert self.run_dir is not None
+        try:
+            with (self.run_dir / SUMMARY_FILE).open(mode) as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            self.tracker.message(f"{SUMMARY_FILE} could not be written: {error.strerror or error}; training goes on")
 
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
         """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
