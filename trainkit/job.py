@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.config import Node, build, build_partial, check, compose_onto, resolve
+from trainkit.config import Node, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -124,6 +124,7 @@ def _prepare(
     )
     found: dict[str, Any] = {}
     try:
+        runtime.require_same(flat(config))
         if searches:
             found = _find_accumulation(runtime, make_recipe, checked.resume)
             config = _with_accumulation(config, found["accumulation"])
@@ -142,6 +143,7 @@ def _prepare(
         keep_best=checked.keep_best,
         keep_every=checked.keep_every,
         resume=checked.resume,
+        data_changed=checked.data_changed,
         config=config,
         composed=composed,
         found=found,

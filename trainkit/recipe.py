@@ -54,6 +54,14 @@ class Recipe(ABC):
         """
         return data
 
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
+
+        Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
+        not compared. Nothing, where a recipe says nothing.
+        """
+        return {}
+
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""
         return {}

@@ -126,6 +126,9 @@ class MaskedLanguageModelling(Recipe):
         finally:
             self.model.module.train()
 
+    def fingerprints(self) -> dict[str, str]:
+        return self.datasets.fingerprints()
+
     @classmethod
     def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
         """Text is split by the checkpoint's own tokenizer, whatever text it is."""

@@ -111,6 +111,9 @@ class ProgressiveGAN(Recipe):
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
 
+    def fingerprints(self) -> dict[str, str]:
+        return self.datasets.fingerprints()
+
     @classmethod
     def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
         return Datasets(train=(), held_out=()) if data is None else data
