@@ -10,6 +10,7 @@ from trainkit import random as keyed
 from trainkit.clock import Clock
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
+from trainkit.data.fingerprint import fingerprint
 from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError
@@ -59,15 +60,26 @@ class Feed(Ranks):
 
         source: a tensor, a tuple or dict of tensors, or a map-style data set.
         batch_size: samples in a global batch.  start: samples before the first one.
-        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
+        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once,
+        also where ranks were given other data or numbers. Collective: every rank calls.
         """
         if batch_size < self.world_size:
             raise ConfigError(
                 f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
                 f"give batch_size={self.world_size} or more, or start fewer processes"
             )
-        order = Order(num_samples_of(source), self.seed)
+        num_samples = num_samples_of(source)
+        order = Order(num_samples, self.seed)
         fetcher = self._fetcher(source, order, batch_size, collate)
+        self.require_same(
+            {
+                "batch_size": batch_size,
+                "start": int(start),
+                "num_steps": num_steps,
+                "len(data)": num_samples,
+                "fingerprint of the data": fingerprint(source) if self.world_size > 1 else None,
+            }
+        )
         end = start + num_steps * batch_size if num_steps is not None else None
         self._num_samples = end
         workers = self.num_workers if num_workers is None else num_workers

@@ -127,6 +127,31 @@ class Runtime(Feed):
             num_workers=num_workers,
         )
         self.deterministic, self.log_every = deterministic, log_every
+        from trainkit import __version__  # not set yet while the package imports this module
+
+        try:
+            self.require_same(
+                {
+                    "trainkit": __version__,
+                    "torch": torch.__version__,
+                    "device": chosen.type,
+                    "strategy": self.strategy,
+                    "precision": self.precision,
+                    "comm": self.comm,
+                    "ops": self.ops,
+                    "seed": seed,
+                    "deterministic": deterministic,
+                    "compile": compile,
+                    "activation_checkpointing": [*activation_checkpointing],
+                    "nonfinite": nonfinite,
+                    "log_every": log_every,
+                    "run_dir": run_dir,
+                    "hang_after": hang_after,
+                }
+            )
+        except ConfigError:
+            self._leave()
+            raise
         if deterministic:
             compute_deterministically()
         self.tracker = Tracker()
@@ -256,6 +281,15 @@ class Runtime(Feed):
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
+        self.require_same(
+            {
+                "name": name,
+                "clip": clip,
+                "ema": ema,
+                "accumulation": accumulation,
+                **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
+            }
+        )
         module.to(self.device, self.dtype)
         self._kept.apply(module)
         if self.compile:
@@ -268,6 +302,14 @@ class Runtime(Feed):
             device=self.device,
             deterministic=self.deterministic,
             blocks=blocks,
+        )
+        self.require_same(
+            {
+                f"optimizer.{key} of group {number} of {name}": value
+                for number, group in enumerate(backend.optimizer.param_groups)
+                for key, value in group.items()
+                if key != "params" and not callable(value)  # a function prints its address
+            }
         )
         backend.reducer = self._reducer
         engine = Engine(

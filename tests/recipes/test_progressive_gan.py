@@ -453,8 +453,8 @@ def test_an_animation_is_written_as_it_grows(tmp_path):
 def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
     arguments = [
         *TRAINED_SHORTLY,
-        "recipe.stable_images=160",
-        "recipe.fade_images=1600",
+        "recipe.stable_images={4: 160, 8: 160, 16: 160}",  # numbers for keys, which are strings in a manifest
+        "recipe.fade_images={8: 1600, 16: 1600}",
         "save_every=20",
     ]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=40)

@@ -23,6 +23,12 @@ class Datasets:
     collate: Callable[[list[Any]], Any] | None = None
     tokenizer: Any = None
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the training data and of the held-out data, by `fingerprint`."""
+        from trainkit.data.fingerprint import fingerprint  # which knows this class
+
+        return {"train": fingerprint(self.train), "held_out": fingerprint(self.held_out)}
+
     def load(self, progress: bool = True) -> "Datasets":
         """Itself: there is nothing to build."""
         return self
