@@ -185,7 +185,16 @@ class Runtime(Feed):
             topic=self.broadcast(f"{time.time_ns()}"),
             tell=self.tracker.message,
             own_store=self.own_store,
+            rescue=self._rescue,
         )
+
+    def _rescue(self) -> None:
+        """Finishes a save that was begun and tells trackers what is outstanding, where the run hangs elsewhere."""
+        try:
+            if self._saver is not None:
+                self._saver.finish(timeout_s=LAST_SAVE_S)
+        finally:
+            self.end_tracking("failed")
 
     def _make_reducer(self) -> Reducer:
         reducer = Reducer(

@@ -115,8 +115,8 @@ class ProgressiveGAN(Recipe):
         return self.datasets.fingerprints()
 
     @classmethod
-    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
-        return Datasets(train=(), held_out=()) if data is None else data
+    def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
+        return {"data": Datasets(train=(), held_out=()) if data is None else data}
 
     def state(self) -> dict[str, Any]:
         return {"phase": self.phase.number}
