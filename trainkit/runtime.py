@@ -20,7 +20,7 @@ from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
 from trainkit.engine import Engine, Schedule
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
@@ -102,8 +102,8 @@ class Runtime(Feed):
         hang_after: float | Literal["auto"] | None = "auto",
     ) -> None:
         check_limit(hang_after)
-        if log_every < 1:
-            raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
+        require_at_least(1, log_every=log_every)
+        require_at_least(0, num_workers=num_workers)
         check_policy(nonfinite)
         cluster = current_cluster()
         chosen = choose_device(device, cluster)
