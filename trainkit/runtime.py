@@ -33,6 +33,7 @@ from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
+from trainkit.strategy.fitting import convert, require_step_without_closure
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
 SUMMARY_FILE = "summary.txt"
@@ -281,7 +282,8 @@ class Runtime(Feed):
                 **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
             }
         )
-        module.to(self.device, self.dtype)
+        if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
+            self.remark(converted)
         self._kept.apply(module)
         if self.compile:
             compile_blocks(module, blocks)
@@ -294,6 +296,7 @@ class Runtime(Feed):
             deterministic=self.deterministic,
             blocks=blocks,
         )
+        require_step_without_closure(backend.optimizer)
         self.require_same(
             {
                 f"optimizer.{key} of group {number} of {name}": value
