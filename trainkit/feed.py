@@ -10,7 +10,8 @@ from trainkit import random as keyed
 from trainkit.clock import Clock
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
-from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
+from trainkit.data.columns import num_samples_of
+from trainkit.data.loader import Collate, Fetcher, seed_everything, stream
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError
 from trainkit.ranks import Ranks
@@ -57,7 +58,8 @@ class Feed(Ranks):
     ) -> Iterator[Batch]:
         """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
 
-        source: a tensor, a tuple or dict of tensors, or a map-style data set.
+        source: a tensor or an array, a tuple or dict of them (a dict may also hold lists), or a map-style data set,
+            such as a list of samples. With `collate`, every source gives it a list of samples.
         batch_size: samples in a global batch.  start: samples before the first one.
         The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
         """
