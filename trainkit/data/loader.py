@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from trainkit.data.batch import Batch
 from trainkit.data.columns import columns_of, one_by_one, samples, take
-from trainkit.data.order import Order
+from trainkit.data.order import Order, WeightedOrder
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
@@ -33,7 +33,14 @@ class Fetcher:
     """
 
     def __init__(
-        self, source: Any, order: Order, *, batch_size: int, rank: int, world_size: int, collate: Collate | None
+        self,
+        source: Any,
+        order: Order | WeightedOrder,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        collate: Collate | None,
     ) -> None:
         self.columns = columns_of(source)
         self.source = source
