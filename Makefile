@@ -8,6 +8,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 export OMP_NUM_THREADS ?= 1
 
+# One line in place of pip's pages on versions that do not go together.
+CHECK_PYTHON := -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "trainkit needs Python 3.11 to 3.13, and %s is %d.%d; type: make $(MAKECMDGOALS) PYTHON=python3.11 VENV=.venv311" % (sys.executable, v[0], v[1]))'
+
 .DEFAULT_GOAL := help
 .PHONY: help train gan test quick lint format clean
 
@@ -40,9 +43,11 @@ clean: ## remove the virtual environment and what builds left; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
+	@$(PYTHON) $(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@$(BIN)/python $(CHECK_PYTHON)
 	@echo "installing torch ..."
 	$(PIP_INSTALL) torch numpy setuptools wheel
 	@touch $@

@@ -58,15 +58,19 @@ class BuildPy(build_py):
         directory = (ROOT if self.editable_mode else Path(self.build_lib)) / "trainkit" / "ops"
         if not build.is_built(plan, directory):
             print(f"trainkit: compiling {len(plan.sources)} files of ops", file=sys.stderr, flush=True)
-            build.compile_into(plan, directory)
+            build.compile_into(plan, directory, lambda done, of: print(f"trainkit: {done} of {of}", file=sys.stderr))
         self.distribution.has_library = True
 
 
 class BdistWheel(bdist_wheel):
-    """A wheel that holds a compiled library says which machines it is for; it needs no particular Python."""
+    """A wheel's name says which machines its library is for, or that it has none; it needs no particular Python.
+
+    Of a build in isolation pip shows the name alone.
+    """
 
     def get_tag(self):
         if not getattr(self.distribution, "has_library", False):
+            self.build_number = "0nocompiledops"
             return super().get_tag()
         self.root_is_pure = False
         return "py3", "none", super().get_tag()[2]

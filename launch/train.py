@@ -22,7 +22,7 @@ def has_failed_before() -> bool:
 def main() -> int:
     """The exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
-    from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, run_train
+    from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, parse, run_train
 
     parser = argparse.ArgumentParser(
         description="Train what a configuration describes, on this process or on all that torchrun started.",
@@ -30,8 +30,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(parser)
-    arguments = parser.parse_args()
-    return guarded(lambda: run_train(arguments))
+    arguments = parse(parser)
+    return guarded(lambda: run_train(arguments), from_here=True)
 
 
 if __name__ == "__main__":

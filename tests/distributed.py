@@ -115,7 +115,7 @@ def _work(connection: Connection, rank: int, world_size: int, store: str) -> Non
         except BaseException as error:
             answer = (type(error).__name__, traceback.format_exc())
         for thing in gc.get_objects():
-            if type(thing) is trainkit.Runtime:
+            if type(thing) is trainkit.Runtime and hasattr(thing, "_reducer"):  # not one that was refused half-made
                 thing.close()
         num_groups = len(distributed_c10d._world.pg_map)
         connection.send((*answer, num_groups))

@@ -437,6 +437,23 @@ def test_misuse_is_one_clear_error(world_size):
     assert run_ranks(_misuse, world_size) == [True] * world_size
 
 
+def _one_loss_for_two_engines():
+    runtime = _runtime()
+    networks = nn.Linear(5, 3).double(), nn.Linear(3, 1).double()
+    first, second = (runtime.setup(network, lambda groups: torch.optim.SGD(groups, lr=0.1)) for network in networks)
+    batch = next(runtime.batches(_data(), batch_size=12))
+    loss = second(first(batch.x)).mean()
+    first.backward(loss)
+    with pytest.raises(UsageError, match=r"'engine1' .* one loss updates one engine.* set up one engine .* a group of"):
+        second.backward(loss)
+    return True
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_one_loss_for_two_engines_is_one_clear_error(world_size):
+    assert run_ranks(_one_loss_for_two_engines, world_size) == [True] * world_size
+
+
 def test_setup_refuses_what_cannot_be():
     runtime = _runtime()
     network = _network()

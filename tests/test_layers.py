@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("cli",),
     ("job",),
+    ("trust",),
     ("trainer",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
@@ -21,10 +22,11 @@ LAYERS = (
     ("comm", "optim", "tracking"),
     ("ops",),
     ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
+    ("overrides",),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"config"}
+KNOWS_HYDRA = {"config", "overrides"}
 
 
 def _modules() -> list[Path]:

@@ -220,6 +220,22 @@ def test_keep_must_be_a_list():
         trainkit.Precision(name="fp16", keep="head")
 
 
+@pytest.mark.parametrize("key", ["initial_scale", "growth_interval"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_loss_scale_that_cannot_be(key, value):
+    with pytest.raises(ConfigError, match=rf"precision.{key}={value}: allowed is"):
+        trainkit.Precision(name="fp16", **{key: value})
+
+
+def test_a_loss_scale_stays_a_number():
+    scaler = trainkit.Precision(name="fp16", growth_interval=1).scaler()
+    for _ in range(1100):  # as where every gradient is zero
+        scaler.update(True)
+    assert scaler.scale == 2.0**64
+    scaler.load_state({"scale": 1e-323, "num_good_steps": 0})
+    assert scaler.scale == 2.0**-24
+
+
 def _losses(strategy):
     runtime = scenes.make_runtime(strategy, precision="bf16")
     engine = runtime.setup(scenes.network(), _adam, blocks=(nn.Linear,))

@@ -25,8 +25,10 @@ class Backend:
     """
 
     gradient_divisor: float = 1.0
-    shards_gradients = False
-    """Whether the norm of the gradients needs a sum over ranks, of what `squared_norm` returns."""
+    adds_to_sums = False
+    """Whether the small sum of a turn over ranks waits for the backward pass, which `own_sums` is known after."""
+    needs_samples = False
+    """Whether every micro-batch must have a sample on every rank."""
     gathers_parameters = False
     """Whether a forward pass waits for other ranks, which hold parts of the parameters."""
     reads_every_step = False
@@ -39,6 +41,7 @@ class Backend:
         self.parameters = dict(module.named_parameters())
         self.gradient_bytes = 0
         self._masking: RemovableHandle | None = None
+        self._require_grad = [p.requires_grad for p in self.parameters.values()]
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     # -- a turn ------------------------------------------------------------------------------------------------------
@@ -60,28 +63,49 @@ class Backend:
         """Adds the gradients of `loss`; the last of a turn also reduces them over ranks."""
         loss.backward()
 
+    def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
+        """As `backward`, of a loss in which nothing counts: takes part, and adds zeros whatever its gradients are."""
+        hooks = [leaf.register_hook(_zero) for leaf in self._leaves_in_use()]
+        try:
+            self.backward(loss, last)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def follow_requires_grad(self) -> None:
+        """Takes over which parameters require a gradient now.
+
+        Raises UsageError where that is another set than at setup, and the strategy or the optimizer cannot follow.
+        """
+        now = [p.requires_grad for p in self.parameters.values()]
+        if now != self._require_grad:
+            before = dict(zip(self.parameters, self._require_grad, strict=True))
+            self._follow([name for name, p in self.parameters.items() if p.requires_grad != before[name]])
+            self._require_grad = now
+            self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+
     def leaves(self) -> dict[str, Tensor]:
         """By name, the tensors that this rank's own gradients come to before any reduction. Collective."""
         return dict(self.trainable)
 
-    def squared_norm(self) -> Tensor | None:
-        """This rank's part of the squared norm of sharded gradients; None where every rank can tell the whole."""
+    def own_sums(self) -> Tensor | None:
+        """[n]: what this rank adds to the small sum of a turn, where the backend `adds_to_sums`."""
         return None
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         """Multiplies the gradients by `factor`, clips them to norm `clip`, and makes an optimizer step.
 
-        squared_norm: the sum of `squared_norm()` over ranks.  gate: the step is left out if this scalar or the norm is
-        not finite, which waits for the device; without it nothing is read.
+        sums: the sum of `own_sums()` over ranks.  gate: the step is left out if this scalar or the norm is not finite,
+        which waits for the device; without it nothing is read.
         Returns the norm before clipping, and whether the step was skipped. The gradients are gone afterwards.
         """
         named = self._local_gradients()
         gradients = list(named.values())
         if not self.gradient_bytes:
             self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
-        norm = squared_norm.sqrt() if squared_norm is not None else self._norm(named)
+        norm = self._norm(named, sums)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
@@ -240,7 +264,21 @@ class Backend:
     def _parameter_bytes(self) -> int:
         return sum(num_bytes(shard.local) for shard in self.weights().values())
 
-    def _norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+    def _follow(self, changed: list[str]) -> None:
+        """The parameters `changed` were thawed or frozen. Raises UsageError where that cannot be followed."""
+        held = {p for group in self.optimizer.param_groups for p in group["params"]}
+        for name in changed:
+            if self.parameters[name].requires_grad and self.parameters[name] not in held:
+                raise UsageError(
+                    f"{name!r} requires a gradient since setup, and the optimizer does not hold it: give setup an "
+                    f"optimizer of all parameters, or call optimizer.add_param_group"
+                )
+
+    def _leaves_in_use(self) -> list[Tensor]:
+        """The tensors that the gradients of a forward pass, which was made, come to."""
+        return list(self.trainable.values())
+
+    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None) -> Tensor:
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         self.norms = list(gradients), norms
         return torch.linalg.vector_norm(norms) if len(norms) > 1 else norms[0]
@@ -256,6 +294,10 @@ class Backend:
 
     def _state_value(self, shard: Shard, p: nn.Parameter) -> Any:
         return shard.local
+
+
+def _zero(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else torch.zeros_like(gradient)
 
 
 def _as_factor(factor: Tensor | float, gradient: Tensor) -> Tensor | float:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose as hydra_compose
@@ -18,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from trainkit.errors import ConfigError, TrainkitError, nearest
+from trainkit.overrides import Override, keys_of, owner, place, quoted, read, source_of
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
 Node = dict[str, Any]
-_ABSENT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,40 +61,67 @@ class TrainConfig:
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:
     """The configuration that `overrides` (Hydra's `key=value`) make of `conf/train.yaml`, interpolations resolved.
 
+    A value that Hydra's grammar cannot read is text as it stands, and so is every value of a key that takes text.
     config_dir: a directory laid out like `conf/`, whose files are found before ours.
     Raises ConfigError naming the key and the nearest valid one.
     """
-    overrides = list(overrides)
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"{override!r} is not of the form key=value, such as recipe=bert or recipe.batch_size=32")
+    return resolve(compose_unresolved(overrides, config_dir))
+
+
+def compose_unresolved(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:
+    """As `compose`, with interpolations such as `${data}` left as they are, so that a later change acts everywhere."""
+    given = read(overrides)
+    options = groups(config_dir)
+    for override in given:
+        is_null = override.value is None and not _may_be_null(override.key)
+        if override.key in options and (override.is_a_guess or is_null):
+            raise ConfigError(f"{override.key}={override.raw}: allowed are {', '.join(options[override.key])}")
+    # Hydra has no word for "nothing of this group".
+    left_out = [override.key for override in given if override.key in options and override.value is None]
+    texts = [override.text for override in given if override.key not in left_out]
     if config_dir is not None:
         path = Path(config_dir).expanduser().resolve()
         if not path.is_dir():
             raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
-        overrides.append(f"hydra.searchpath=[file://{path}]")
+        texts.append(f"hydra.searchpath=[{quoted(f'file://{path}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
-            return _plain(hydra_compose("train", overrides))
+            tree = _plain(hydra_compose("train", texts), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides, config_dir)) from error
+        raise ConfigError(_explain(error, given, config_dir)) from error
+    tree.update((key, None) for key in left_out if key in tree)
+    for override in given:
+        if override.is_a_guess and _takes_text(tree, override.key):
+            place(tree, override.key, override.raw)
+    return tree
 
 
-def compose_onto(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`config` with `key=value` overrides of keys that it has; values are read as YAML.
+def compose_onto(
+    config: Mapping[str, Any], overrides: Sequence[str], config_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """`config`, resolved or not, with `key=value` overrides of keys that it has; what is a link to a key changes too.
 
-    `strategy=fsdp` and the like take that option of the group, with its defaults.
+    `strategy=fsdp` and the like take that option of the group, with its defaults. The result is unresolved.
     """
-    changed = OmegaConf.create(dict(config))
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or OmegaConf.select(changed, key, default=_ABSENT) is _ABSENT:
-            raise ConfigError(f"{override}: there is no key {key!r}.{nearest(key, _keys_of(dict(config)))}")
-        is_option = value in groups().get(key, ())
-        node = compose([override])[key] if is_option else yaml.safe_load(value)
-        OmegaConf.update(changed, key, node, merge=False)
-    return _plain(changed)
+    changed = _relinked(config)
+    options = groups(config_dir)
+    for override in read(overrides):
+        key, value = override.key, override.value
+        if value in options.get(key, ()):
+            value = compose_unresolved([override.text], config_dir)[key]
+        elif override.is_a_guess and _takes_text(changed, key):
+            value = override.raw
+        place(changed, key, value)
+    return changed
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with its interpolations resolved. Raises ConfigError."""
+    try:
+        return _plain(OmegaConf.create(dict(config)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(re.sub(r"\s+", " ", str(error))) from error
 
 
 def check(config: Mapping[str, Any]) -> TrainConfig:
@@ -217,65 +245,106 @@ def _require_all(path: str, parameters: Mapping[str, inspect.Parameter], given: 
 def _convert(path: str, value: Any, annotation: Any) -> Any:
     if annotation is Any or annotation is None:
         return value
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(annotation, config=rules)
     except PydanticSchemaGenerationError:
         return value
     except Exception as error:
         if "config" not in str(error):
             raise
         adapter = TypeAdapter(annotation)  # a dataclass brings its own configuration
+    if value == "" and _is_text(annotation):
+        raise ConfigError(f"{path} is empty: give it a value, or {path}=null for none")
     try:
-        return adapter.validate_python(value)
+        return _expanded(path, adapter.validate_python(value))
     except ValidationError as error:
         allowed = "; or ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
-        is_search = value == "auto" and path.endswith("batch_size")
-        advice = "; recipe.accumulation=auto finds the micro-batch that fits, and keeps the global batch"
-        raise ConfigError(f"{path}={value!r}: {allowed}{advice if is_search else ''}") from error
+        raise ConfigError(f"{path}={value!r}: {allowed}{_advice(path, value)}") from error
+
+
+def _advice(path: str, value: Any) -> str:
+    if value == "auto" and path.endswith("batch_size"):
+        return "; recipe.accumulation=auto finds the micro-batch that fits, and keeps the global batch"
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        return f'; it cannot be read: put each text in it in quotes, as in \'{path}=["one text", "another"]\''
+    return ""
+
+
+def _expanded(path: str, value: Any) -> Any:
+    try:
+        return value.expanduser() if isinstance(value, Path) else value
+    except RuntimeError as error:
+        raise ConfigError(f"{path}={value}: {error}") from error
+
+
+def _takes_text(tree: Mapping[str, Any], key: str) -> bool:
+    """Whether the argument at the dotted `key` is annotated as text or a path, and as nothing else."""
+    found = owner(tree, key)
+    if found is None:
+        return False
+    node, name = found
+    if node is tree:
+        return _is_text(get_type_hints(TrainConfig).get(name, Any))
+    try:
+        return _is_text(_hints(_locate(key, node["_target_"])).get(name, Any))
+    except (KeyError, ConfigError):
+        return False  # no arguments of a callable, or none that can be imported: `check` says so
+
+
+def _may_be_null(group: str) -> bool:
+    return NoneType in get_args(get_type_hints(TrainConfig).get(group, str | None))
+
+
+def _is_text(annotation: Any) -> bool:
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = {member for member in members if member is not NoneType and get_origin(member) is not Literal}
+    return bool(kinds) and kinds <= {str, Path}
 
 
 # -- Hydra's errors in our words ---------------------------------------------------------------------------------------
 
 
-def _plain(composed: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+def _plain(composed: Any, *, resolve: bool) -> dict[str, Any]:
+    plain = OmegaConf.to_container(composed, resolve=resolve, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _explain(error: Exception, overrides: Sequence[str], config_dir: str | Path | None) -> str:
+def _relinked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which the recipe's copies of other nodes, as checkpoints held them once, are links again."""
+    copy = _plain(OmegaConf.create(dict(config)), resolve=False)
+    recipe = copy.get("recipe")
+    for key, node in copy.items():
+        if isinstance(recipe, dict) and isinstance(node, dict) and recipe.get(key) == node:
+            recipe[key] = f"${{{key}}}"
+    return copy
+
+
+def _explain(error: Exception, overrides: Sequence[Override], config_dir: str | Path | None) -> str:
     text = str(error)
+    options = groups(config_dir)
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, value = override.key, override.raw
         if f"'{key}'" not in text and f"'{key}/{value}'" not in text:
             continue
-        options = groups(config_dir)
         if key in options and value not in options[key]:
-            return f"{override}: allowed are {', '.join(options[key])}.{nearest(value, options[key])}"
-        return (
-            f"{override}: there is no key {key!r}.{nearest(key, _all_keys(overrides))} (a new key needs a + before it)"
-        )
+            return f"{key}={value}: allowed are {', '.join(options[key])}.{nearest(value, options[key])}"
+        tree = _of_choices(overrides, config_dir)
+        known = [*keys_of(tree), *options]
+        source = source_of(tree, key)
+        if source != key and source in known:
+            return f"{key}={value}: type {source}={value}, of which it is a copy"
+        if key not in known:
+            return f"{key}={value}: there is no key {key!r}.{nearest(key, known)} (a new key needs a + before it)"
     return re.sub(r"\s+", " ", text)
 
 
-def _all_keys(overrides: Sequence[str]) -> list[str]:
-    """Every key of the configuration that the group choices among `overrides` make."""
-    options = groups()
-    choices = [
-        o for o in overrides if o.partition("=")[0] in options and o.partition("=")[2] in options[o.partition("=")[0]]
-    ]
-    with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(hydra_compose("train", choices), resolve=False)
-    return _keys_of(composed) + list(options)
-
-
-def _keys_of(node: Mapping[Any, Any], path: str = "") -> list[str]:
-    """`a`, `a.b`, `a.b.c` ...: the full name of every key in a tree of dicts."""
-    keys = []
-    for key, value in node.items():
-        full = f"{path}.{key}" if path else str(key)
-        keys += [full, *(_keys_of(value, full) if isinstance(value, dict) else [])]
-    return keys
+def _of_choices(overrides: Sequence[Override], config_dir: str | Path | None) -> dict[str, Any]:
+    """The unresolved configuration that the group choices among `overrides` make."""
+    options = groups(config_dir)
+    choices = [f"{o.key}={o.raw}" for o in overrides if o.raw in options.get(o.key, ())]
+    return compose_unresolved(choices, config_dir)
 
 
 def _first_line(error: BaseException) -> str:

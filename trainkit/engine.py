@@ -28,7 +28,7 @@ from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
 from trainkit.precision import Precision
 from trainkit.random import key_of
-from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, take_fitting
+from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, share_from_first, take_fitting
 from trainkit.step_result import StepResult
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Engine:
         ]
         # One process with one micro-batch needs no weights: its loss is the mean already.
         self._needs_weights = cluster.world_size > 1 or accumulation > 1
-        self._is_frozen = False
+        self._is_frozen = self._is_averaged = False
         self._is_compiled = is_compiled
         self._begin_turn()
 
@@ -120,8 +120,9 @@ class Engine:
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """The `accumulation` micro-batches of this rank's share; with accumulation 1, the batch itself.
 
-        Each must see exactly one `backward`. Raises UsageError otherwise.
+        Each must see exactly one `backward`. Raises UsageError otherwise. One of a share of fewer samples has none.
         """
+        self._require_samples(batch)
         for number in range(self.accumulation):
             last = number == self.accumulation - 1
             micro = batch if self.accumulation == 1 else batch.micro_batch(number, self.accumulation)
@@ -138,23 +139,35 @@ class Engine:
         """Adds the gradient of `loss`, a mean over `weight` items (default: the samples of the micro-batch).
 
         Exactly one call a micro-batch: add the terms of a loss first. With weight 0 the rank takes part and adds
-        nothing; PyTorch's own means over no items are fine then, a division of one's own must be by at least 1.
+        nothing, a loss of 0/0 included, except where the weight is a tensor on a GPU: there PyTorch's own means over no
+        items are fine, and a division of one's own must be by at least 1. Where nothing counts in a whole turn, on all
+        ranks, its loss is 0 and its gradient zero.
         Collective in the last micro-batch of a turn: every rank calls. Raises UsageError on a second call,
-        on weights given in some micro-batches of a turn only, and on a loss that is not a scalar.
+        on weights given in some micro-batches of a turn only, and on a loss that is not a scalar or a constant.
         """
         self._check_backward(loss, weight)
+        self._backend.follow_requires_grad()
         self._num_backwards += 1
         if self._is_last:
             self._clock.meet()
+        counts = self._counts(weight)
         if self._needs_weights:
             weight = self._default_weight() if weight is None else weight
             loss = self._weigh(loss, weight)
         else:
-            self._loss = loss.detach()
+            if isinstance(weight, Tensor) and weight.device.type != "cpu":
+                loss = torch.where(weight > 0, loss, 0.0)
+            self._loss = loss.detach() if counts else torch.zeros_like(loss)
             self.own_losses.append(self._loss)
         if self.scaler is not None:
             loss = loss * self.scaler.scale
-        self._backend.backward(loss, self._is_last)
+        backward = self._backend.backward if counts else self._backend.backward_of_nothing
+        try:
+            backward(loss, self._is_last)
+        except RuntimeError as error:
+            if "backward through the graph a second time" in str(error):
+                raise UsageError(self._backward_twice()) from error
+            raise
 
     def step(self) -> StepResult:
         """Ends the turn: updates parameters and averages, or skips (on an fp16 overflow, say) and says so.
@@ -162,16 +175,17 @@ class Engine:
         Order: reduce, unscale, finite?, clip, update, average. Raises NonFiniteError, see `Runtime`. Collective.
         """
         self._require_active()
+        self._require_trained("step()")
         if not self._ready:
             raise UsageError(f"step() of engine {self.name!r} without a backward before it in this turn")
-        loss, factor, squared_norm = self._totals()
+        loss, factor, sums = self._totals()
         scale = None
         if self.scaler is not None:
             scale = self.scaler.scale
             factor = factor / scale
         lr = self._set_learning_rates()
         gate = self._guard.gate(loss, self.scaler is not None or self._backend.reads_every_step)
-        norm, skipped = self._backend.update(factor, self.clip, squared_norm=squared_norm, gate=gate)
+        norm, skipped = self._backend.update(factor, self.clip, sums=sums, gate=gate)
         if self.scaler is not None and not self._guard.is_examining:
             self.scaler.update(not skipped)
             if (feedback := self._backend.feedback()) is not None and scale is not None:
@@ -223,15 +237,26 @@ class Engine:
     def averaged(self) -> Iterator[nn.Module]:
         """The module with its averaged weights in place, for evaluation; the trained ones come back at the end.
 
+        A checkpoint that is saved meanwhile holds both as what they are. Every rank has rank 0's buffers afterwards.
+        Raises UsageError where it is in place already, as do `backward`, `step`, `inherit` and loading meanwhile.
         Collective: every rank calls.
         """
         if self.average is None:
             raise UsageError(f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema=0.999)")
+        self._require_trained("averaged()")
+        share_from_first(self.own_buffers())
         self._swap_average()
+        self._is_averaged = True
         try:
             yield self.module
         finally:
+            self._is_averaged = False
             self._swap_average()
+
+    def own_buffers(self) -> list[Tensor]:
+        """The buffers that each rank has for itself and a checkpoint holds of rank 0; of the averages, too."""
+        averaged = self.average.buffers() if self.average is not None else []
+        return [*(shard.local for shard in buffer_shards(self.module).values()), *averaged]
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Has weights be exactly 0 where a mask is: now, after every step, and in their averages.
@@ -240,6 +265,7 @@ class Engine:
             every rank; they replace those from before. No checkpoint holds them: set them again after loading one.
         Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
         """
+        self._require_trained("set_masks()")
         self._backend.set_masks(masks, self.average.shards() if self.average is not None else {})
 
     # -- what a checkpoint holds -------------------------------------------------------------------------------------
@@ -249,14 +275,17 @@ class Engine:
 
         Collective where a lossy way to sum gradients has left something out.
         """
+        module, average = self._module_shards(), self.average.shards() if self.average is not None else {}
+        if self._is_averaged:
+            module, average = average, module
         return {
-            "module": self._module_shards(),
+            "module": module,
             "optimizer": {
                 f"{name}/{key}": shard
                 for name, entry in self._backend.optimizer_state().items()
                 for key, shard in entry.items()
             },
-            "average": self.average.shards() if self.average is not None else {},
+            "average": average,
             "feedback": feedback.shards() if (feedback := self._backend.feedback()) is not None else {},
         }
 
@@ -278,6 +307,7 @@ class Engine:
 
         Raises ConfigError naming the first tensor that does not fit.
         """
+        self._require_trained("loading")
         where = f"engine {self.name!r}"
         require_fitting(self._module_shards(), saved["module"], where)
         if self.average is not None:
@@ -316,6 +346,7 @@ class Engine:
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
         """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""
+        old._require_trained("inherit")
         take_fitting(self._module_shards(), old._module_shards())
         self._backend.refresh()
         if optimizer:
@@ -354,8 +385,16 @@ class Engine:
         if self.retired:
             raise UsageError(f"engine {self.name!r} was inherited from: use the engine that took its place")
 
+    def _require_trained(self, what: str) -> None:
+        if self._is_averaged:
+            raise UsageError(
+                f"{what} of engine {self.name!r} within averaged(), where its module has the averaged weights: end "
+                f"that block first"
+            )
+
     def _check_backward(self, loss: Tensor, weight: Tensor | float | None) -> None:
         self._require_active()
+        self._require_trained("backward()")
         if self._is_frozen:
             raise UsageError(f"backward() of engine {self.name!r} while it is frozen: call the other engine's backward")
         if self._num_backwards:
@@ -365,6 +404,11 @@ class Engine:
             )
         if loss.ndim != 0:
             raise UsageError(f"backward() takes a scalar loss; engine {self.name!r} was given shape {[*loss.shape]}")
+        if not loss.requires_grad:
+            raise UsageError(
+                f"backward() of engine {self.name!r} was given a loss that depends on no parameter that is trained: "
+                f"compute it from engine(...), outside torch.no_grad(), also where nothing counts (weight=0)"
+            )
         given = weight is not None
         if self._weights_given not in (None, given):
             raise UsageError(
@@ -373,6 +417,32 @@ class Engine:
             )
         self._weights_given = given
         self._ready = self._ready or self._is_last
+
+    def _backward_twice(self) -> str:
+        return (
+            f"the loss of engine {self.name!r} comes from a computation that another backward() has gone through: one "
+            f"loss updates one engine. For several modules or optimizers with one loss, put the modules into one "
+            f"nn.Module, and set up one engine of it, whose optimizer has a group of parameters for each. Detach what "
+            f"is carried over from one step to the next"
+        )
+
+    def _require_samples(self, batch: Batch) -> None:
+        num_micro_batches = self._cluster.world_size * self.accumulation
+        if self._backend.needs_samples and batch.size < num_micro_batches:
+            raise UsageError(
+                f"a batch of {batch.size} samples on {self._cluster.world_size} ranks with accumulation="
+                f"{self.accumulation}: some micro-batches would have none, and DeepSpeed needs a gradient of every "
+                f"parameter in each; give batch_size={num_micro_batches} or more, or use strategy=fsdp or ddp"
+            )
+
+    def _counts(self, weight: Tensor | float | None) -> bool:
+        """Whether anything counts in this micro-batch; true where only the device knows."""
+        if weight is None:
+            current = self._micro if self._micro is not None else self._clock.batch
+            return current is None or len(current) > 0
+        if isinstance(weight, Tensor) and weight.device.type != "cpu":
+            return self._micro is None or len(self._micro) > 0
+        return bool(weight != 0)
 
     def _default_weight(self) -> int:
         current = self._micro if self._micro is not None else self._clock.batch
@@ -394,22 +464,22 @@ class Engine:
         self.own_losses.append(loss.detach())
         sums = torch.stack((weights, weights * loss.detach().double()))
         self._sums = sums if self._sums is None else self._sums + sums
-        if self._is_last and self._cluster.world_size > 1 and not self._backend.shards_gradients:
+        if self._is_last and self._cluster.world_size > 1 and not self._backend.adds_to_sums:
             self._work = dist.all_reduce(self._sums, async_op=True)
         return loss * (weights / self._loss_divisor).to(loss.dtype)
 
     def _totals(self) -> tuple[Tensor, Tensor | float, Tensor | None]:
-        """The mean loss; the factor that makes the reduced gradients those of that mean; and their squared norm.
+        """The mean loss; the factor that makes the reduced gradients those of that mean; and what the backend adds.
 
-        The norm is None where the backend can tell it alone; otherwise its parts travel with the other sums.
+        That is None where the backend knows all by itself; otherwise it travels with the other sums.
         """
-        part = self._backend.squared_norm()
+        part = self._backend.own_sums()
         if self._sums is None:
             assert self._loss is not None
             return self._loss, 1.0, part
         sums = self._sums
         if part is not None:
-            sums = torch.cat((sums, part.to(sums)[None]))
+            sums = torch.cat((sums, part.to(sums)))
             if self._cluster.world_size > 1:
                 dist.all_reduce(sums)
         elif self._work is not None:
@@ -417,7 +487,7 @@ class Engine:
         weight, weighted_loss = sums[:2]
         some = weight > 0
         factor = torch.where(some, self._loss_divisor * self._backend.gradient_divisor / weight, 0.0)
-        return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2] if part is not None else None
+        return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2:] if part is not None else None
 
     def _set_learning_rates(self) -> float:
         groups = self.optimizer.param_groups

@@ -15,6 +15,16 @@ class ConfigError(TrainkitError, ValueError):
     """A key, a value or a combination of them that cannot be."""
 
 
+class UntrustedError(ConfigError):
+    """What a stored configuration names is not ours to run without being told so."""
+
+    def __init__(self, named: str) -> None:
+        super().__init__(
+            f"{named} would run code that is not trainkit's or its recipes': where you know where the checkpoint comes "
+            f"from, type the same command with --trust (in Python: load_recipe(..., trust=True))"
+        )
+
+
 class DataError(TrainkitError, ValueError):
     """Data that is missing, empty or unreadable."""
 

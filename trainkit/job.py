@@ -6,48 +6,81 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.config import Node, build, build_partial, check, compose_onto
-from trainkit.errors import CheckpointError
+from trainkit.config import Node, build, build_partial, check, compose_onto, resolve
+from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer, where_to_resume
+from trainkit.trust import require_ours
+
+_BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
+_UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
+_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every")
+_OF_TRAINING = {"run_dir", "resume", "tracking", *_CADENCES}
 
 
 def train(config: Mapping[str, Any]) -> dict[str, float]:
-    """Runs the whole job that `config` (as `compose` returns it) describes; the last evaluation's metrics.
+    """Runs the whole job that `config` (as `compose` returns it, resolved or not) describes; the last metrics.
 
     Collective: every process of the job calls.
     """
     return _prepare(config).fit()
 
 
-def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """The metrics of the checkpoint that `path` (a run or a checkpoint) means, measured anew. Collective."""
-    recipe, runtime = load_recipe(path, overrides)
+def evaluate(
+    path: str | Path, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, trust: bool = False
+) -> dict[str, float]:
+    """The metrics of the checkpoint that `path` (a run or a checkpoint) means, measured anew. Collective.
+
+    The rest as for `load_recipe`.
+    """
+    recipe, runtime = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
     metrics = recipe.evaluate()
     runtime.close()
     return metrics
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, with_data: bool = True) -> tuple[Recipe, Runtime]:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    with_data: bool = True,
+    config_dir: str | Path | None = None,
+    trust: bool = False,
+) -> tuple[Recipe, Runtime]:
     """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
 
-    overrides: `key=value` on what the checkpoint was made with.  with_data: false: no data are read, for a recipe that
-    can do without them (see `Recipe.adapt_data`); it cannot train or evaluate then.
+    overrides: `key=value` on what the checkpoint was made with; each acts wherever its key was interpolated.
+    with_data: false: no data are read, for a recipe that can do without them (see `Recipe.adapt_data`); it cannot train
+    or evaluate then.  config_dir: a directory laid out like `conf/`, for options of groups.
+    trust: true: whatever the checkpoint's configuration names is imported and called, such as a recipe of your own;
+    false: only what is of trainkit, its recipes and torch.optim.
     Raises CheckpointError and ConfigError.
     """
     directory = checkpoint.find(Path(path).expanduser())
     values = checkpoint.read_manifest(directory)["values"]
-    config = values.get("config")
+    config = values.get("composed") or values.get("config")
     if not config:
         raise CheckpointError(f"{directory} was not written by a configured run: load it with runtime.load(...)")
-    by_torch = {"_target_": "trainkit.Comm", "plan": "flat"}  # the links may be others here, and nothing is reduced
-    stored = {**config, "comm": by_torch, "resume": str(directory), "run_dir": None}
+    _require_of_use(overrides)
+    stored = {**config, "tracking": _UNTRACKED, "resume": str(directory), "run_dir": None}
+    stored["comm"] = _BY_TORCH  # the links may be others here, and nothing is reduced
+    if not trust:
+        require_ours(stored)
+    changed = compose_onto(stored, overrides, config_dir)
+    if not trust:
+        require_ours(resolve(changed))
     adapt = partial(_with_adapted_data, state=values["recipe"], with_data=with_data)
-    trainer = _prepare(compose_onto(stored, overrides), tracker=Tracker(), make=adapt)
+    trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe, trainer.runtime
+
+
+def _require_of_use(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] in _OF_TRAINING:
+            raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
 
 
 def _with_adapted_data(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
@@ -67,6 +100,7 @@ def _prepare(
     tracker: Tracker | None = None,
     make: Callable[[Node], Callable[..., Recipe]] = build_partial,
 ) -> Trainer:
+    composed, config = config, resolve(config)
     searches = _accumulation_of(config) == "auto"
     checked = check(_with_accumulation(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
@@ -93,6 +127,7 @@ def _prepare(
         if searches:
             found = _find_accumulation(runtime, make_recipe, checked.resume)
             config = _with_accumulation(config, found["accumulation"])
+            composed = _with_accumulation(composed, found["accumulation"])
             make_recipe = partial(make_recipe, accumulation=found["accumulation"])
         recipe = make_recipe(runtime)
     except BaseException:
@@ -108,6 +143,7 @@ def _prepare(
         keep_every=checked.keep_every,
         resume=checked.resume,
         config=config,
+        composed=composed,
         found=found,
     )
 

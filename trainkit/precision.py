@@ -16,6 +16,8 @@ from trainkit.errors import ConfigError, nearest
 
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")
+SMALLEST_SCALE = 2.0**-24  # fp16's smallest number: what overflows with it is above 2**40, or no number at all
+LARGEST_SCALE = 2.0**64  # a gradient of zero overflows with none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Precision:
     bf16, fp16: matrix products and convolutions under autocast.  fp16 also scales the loss, dynamically.
 
     initial_scale, growth_interval: fp16's first loss scale, and the number of steps without overflow after which it
-    doubles (an overflow halves it and skips the step).
+    doubles (an overflow halves it and skips the step; at 2**-24 it is a fault, see `Runtime`'s nonfinite).
     keep: parts of modules that compute in fp32 where the rest is bf16 or fp16: names of classes, or paths such as
     `decoder.head` or `layers.*.norm` as `named_modules` has them. What they return stays fp32.
     """
@@ -44,6 +46,10 @@ class Precision:
             raise ConfigError(
                 f"precision={self.name!r}: allowed are {', '.join(NAMES)}.{nearest(str(self.name), NAMES)}"
             )
+        if not SMALLEST_SCALE <= self.initial_scale <= LARGEST_SCALE:
+            raise ConfigError(f"precision.initial_scale={self.initial_scale}: allowed is 2**-24 to 2**64")
+        if not self.growth_interval >= 1:
+            raise ConfigError(f"precision.growth_interval={self.growth_interval}: allowed is 1 or more")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,21 +154,25 @@ class LossScaler:
     def __init__(self, scale: float, *, growth_interval: int) -> None:
         self.scale, self.growth_interval = scale, growth_interval
         self.num_good_steps = 0
+        self.is_exhausted = False
+        """The last step overflowed with the smallest scale that there is."""
 
     def update(self, finite: bool) -> None:
         """Takes the verdict on one step. All ranks must give the same one."""
+        self.is_exhausted = not finite and self.scale <= SMALLEST_SCALE
         if not finite:
-            self.scale, self.num_good_steps = self.scale / 2, 0
+            self.scale, self.num_good_steps = max(self.scale / 2, SMALLEST_SCALE), 0
             return
         self.num_good_steps += 1
-        if self.num_good_steps == self.growth_interval:
-            self.scale, self.num_good_steps = self.scale * 2, 0
+        if self.num_good_steps >= self.growth_interval:
+            self.scale, self.num_good_steps = min(self.scale * 2, LARGEST_SCALE), 0
 
     def state(self) -> dict[str, float]:
         return {"scale": self.scale, "num_good_steps": self.num_good_steps}
 
     def load_state(self, state: dict[str, float]) -> None:
-        self.scale, self.num_good_steps = float(state["scale"]), int(state["num_good_steps"])
+        self.scale = min(max(float(state["scale"]), SMALLEST_SCALE), LARGEST_SCALE)
+        self.num_good_steps = int(state["num_good_steps"])
 
 
 def _can(name: str, device: torch.device) -> bool:

@@ -135,14 +135,23 @@ class Ranks:
             dist.all_gather_object(values, value, group=self._patient)
         return values
 
-    def same_as_before(self, name: str, value: str) -> str:
-        """Rank 0's `value`; where torchrun starts the job again, what it came to the first time. Collective.
+    def same_as_before(self, name: str, make: Callable[[], str]) -> str:
+        """What `make` returns on rank 0; where torchrun starts the job again, what it returned the first time.
 
-        The n-th call of a process with a `name` is about the same thing in every start.
+        The n-th call of a process with a `name` is about the same thing in every start. What `make` raises is raised
+        on all ranks. Collective.
         """
         nth = agent.nth(name)
         known = self.gather_values(agent.recall(nth))  # rank 0 may be on a new machine
-        value = self.broadcast(next((before for before in known if before is not None), value))
+        before = next((value for value in known if value is not None), None)
+        value, error = before or "", None
+        if before is None and self.is_main:
+            try:
+                value = make()
+            except Exception as caught:
+                error = caught
+        self.raise_first(error)
+        value = self.broadcast(value)
         agent.remember(nth, value)
         return value
 

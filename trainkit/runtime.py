@@ -1,11 +1,10 @@
 """Runtime: processes, device, seed, strategy, precision and tracker, in one object that is passed explicitly."""
 
 import atexit
-import tempfile
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
+from trainkit.checkpoint import run_directory
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.comm import Comm
 from trainkit.comm.device import choose_device, compute_deterministically
@@ -31,9 +31,9 @@ from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
-from trainkit.shard import buffer_shards
+from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
-from trainkit.tracking import Run, Status, Throughput, Tracker, trackers
+from trainkit.tracking import Means, Run, Status, Throughput, Tracker, trackers
 
 SUMMARY_FILE = "summary.txt"
 LAST_SAVE_S = 60.0
@@ -65,12 +65,13 @@ class Runtime(Feed):
     compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
     activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
         pass: less memory, a third more work.
-    nonfinite: what a loss or gradient over the global batch that is not finite leads to. `stop`: NonFiniteError, which
-        names the rank, the parameters and the samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer
-        goes back to the newest checkpoint and leaves that batch out.  On a GPU, `skip` waits for the device in every
-        step; the others find out when values are logged or saved.
+    nonfinite: what a loss or gradient over the global batch that is not finite leads to (in fp16: a gradient that is
+        not even with the smallest loss scale). `stop`: NonFiniteError, which names the rank, the parameters and the
+        samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer goes back to the newest checkpoint and
+        leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
+        are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
-    log_every: steps from one `log` that is told to the next.
+    log_every: steps from one `log` that is told to the next; it tells means over them.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
@@ -128,19 +129,21 @@ class Runtime(Feed):
         self.deterministic, self.log_every = deterministic, log_every
         if deterministic:
             compute_deterministically()
+        self.tracker = Tracker()
+        if self.is_main:
+            has_directory = run_dir is not None
+            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        self._run_lock: run_directory.RunLock | None = None
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
         self._seed_globally("start")  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
-        self.tracker = Tracker()
-        if self.is_main:
-            has_directory = self.run_dir is not None
-            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
         self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
         self._is_tracking = False
         self._resumed_step: int | None = None
-        self.throughput = Throughput()
+        self.throughput, self._means = Throughput(), Means()
         self._engine_names: set[str] = set()
+        self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
         self._watchdog = self._make_watchdog(hang_after)
@@ -174,17 +177,20 @@ class Runtime(Feed):
         return reducer
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
-        error = None
-        filled = datetime.now().strftime(str(run_dir))
-        path = Path(self.same_as_before("run_dir", filled) if "%" in str(run_dir) else filled).expanduser()
+        """Makes the directory, and holds it as long as this runtime lives. Collective."""
+        made = self.same_as_before("run_dir", lambda: str(run_directory.make(run_dir))) if "%" in str(run_dir) else None
+        path, error = Path(made or run_dir).expanduser(), None
         if self.is_main:
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=path):
-                    pass
-            except OSError as caught:
-                error = ConfigError(f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; give another")
-        self.raise_first(error)
+                path = run_directory.make(path)
+                self._run_lock = run_directory.RunLock(path, report=self.tracker.message)
+            except ConfigError as caught:
+                error = caught
+        try:
+            self.raise_first(error)
+        except ConfigError:
+            self._leave()
+            raise
         return path
 
     # -- where we are ------------------------------------------------------------------------------------------------
@@ -272,6 +278,7 @@ class Runtime(Feed):
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
+        self._buffers += engine.own_buffers()
         return engine
 
     def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
@@ -287,7 +294,16 @@ class Runtime(Feed):
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
         self._seed_globally("start")
         self._engine_names.clear()
+        self._buffers.clear()
         self.guard.forget()
+
+    def share_buffers(self) -> None:
+        """Gives every rank the buffers of rank 0, such as BatchNorm's statistics: those that a checkpoint holds.
+
+        `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do it: what is measured then can be loaded
+        again. Collective: every rank calls.
+        """
+        share_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
         """What each rank will hold of `engine`, by formula."""
@@ -309,7 +325,13 @@ class Runtime(Feed):
     def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
         if is_training:
             self._kept.require_all_found()
+        else:
+            batches = self._with_shared_buffers(batches)
         return self._watchdog.watched(batches, self.step if is_training else None)
+
+    def _with_shared_buffers(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self.share_buffers()
+        yield from batches
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -349,25 +371,33 @@ class Runtime(Feed):
                 file.write(f"{text}\n")
 
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
-        """Tells the tracker the means of `metrics` over the global batch, every `log_every` steps; else does nothing.
+        """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
 
-        What a rank gives counts by the samples of its share. Collective: every rank calls, with the same names.
+        To be called in every step, which never waits for the device for it. Means are over the global batches of those
+        steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
+        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
+        number. Collective: every rank calls, with the same names.
         """
         self.step = step
+        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
+        self._means.add(metrics, share)
         if step % self.log_every:
             return None
         self.guard.read()
         if not self._is_tracking:
             self.start_tracking()
-        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
-        weighted = {
-            name: torch.as_tensor(value, dtype=torch.float64).detach() * share for name, value in metrics.items()
-        }
-        sums = self.sum({**weighted, "": share})
-        means = {name: sums[name] / sums[""] for name in metrics}
+        means = self._means_over_ranks()
         rates = self.throughput.rates(self.position)
         self.tracker.log(step, {**means, "position": self.position, **rates})
         return means
+
+    def _means_over_ranks(self) -> dict[str, float]:
+        taken = self._means.take()
+        totals = {f"sum {name}": total for name, (total, _) in taken.items()}
+        shares = {f"share {name}": share for name, (_, share) in taken.items()}
+        sums = self.sum({**totals, **shares}) if taken else {}
+        # A name that no sample counted for has no mean.
+        return {name: sums[f"sum {name}"] / (sums[f"share {name}"] or math.nan) for name in taken}
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -422,6 +452,7 @@ class Runtime(Feed):
 
     def end_tracking(self, status: Status) -> None:
         """Has the tracker write what is outstanding. It may start again."""
+        self._means.forget()
         if self._is_tracking:
             self._is_tracking = False
             self.tracker.finish(status)
@@ -436,9 +467,13 @@ class Runtime(Feed):
             except CheckpointError as error:
                 self.tracker.message(str(error))
             self._saver = None
-        if self.is_main and self.run_dir is not None and not self._is_tracking:
-            with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
-                self.run_dir.rmdir()
+        has_tracked = self._is_tracking
         self.end_tracking(status)
+        if self._run_lock is not None:
+            assert self.run_dir is not None
+            self._run_lock.release()
+            if not has_tracked:
+                with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
+                    self.run_dir.rmdir()
         self._reducer.close()
         self._leave()

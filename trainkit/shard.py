@@ -1,6 +1,6 @@
 """Shard: what one process holds of a tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,17 @@ def buffer_shards(module: nn.Module) -> dict[str, Shard]:
     """Persistent buffers by name: every rank has all of them."""
     persistent = module.state_dict(keep_vars=True)
     return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
+
+
+def share_from_first(tensors: Sequence[Tensor]) -> None:
+    """Gives every rank what rank 0 has in `tensors`, in one message. Collective."""
+    if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    raw = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    together = torch.cat(raw)
+    dist.broadcast(together, src=0)
+    for tensor, part in zip(tensors, together.split([len(part) for part in raw]), strict=True):
+        tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # cloned: aligned
 
 
 def gathered(shards: Mapping[str, Shard], rank: int) -> dict[str, Tensor]:

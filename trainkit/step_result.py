@@ -9,7 +9,7 @@ from torch import Tensor
 class StepResult:
     """What a turn came to, over the global batch. Tensors stay on the device: reading one waits for it.
 
-    loss: weighted mean.  grad_norm: before clipping.  lr: of the first parameter group.
+    loss: weighted mean; 0 where nothing had a weight.  grad_norm: before clipping.  lr: of the first parameter group.
     skipped: loss or gradient was not finite, so parameters, optimizer state and averages are as before.
     """
 

@@ -31,7 +31,8 @@ class Trainer:
     keep_every: also those of every so many steps; null: none.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
-    config: what the run was made of; stored with it.  found: what was found out when it began; stored in checkpoints.
+    config: what the run was made of; stored with it.  composed: the same with its interpolations, so that a later
+        change acts everywhere.  found: what was found out when it began. Both are stored in checkpoints.
     """
 
     _signals: Signals
@@ -48,6 +49,7 @@ class Trainer:
         keep_every: int | None = None,
         resume: str | Path = "auto",
         config: Mapping[str, Any] | None = None,
+        composed: Mapping[str, Any] | None = None,
         found: Mapping[str, Any] | None = None,
     ) -> None:
         counts = {"evaluate_every": evaluate_every, "save_every": save_every, "keep_every": keep_every}
@@ -58,6 +60,7 @@ class Trainer:
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
+        self._composed = dict(composed or {})
         self.step = 0
         self.left_out: list[list[int]] = []
         """[position, size] of the batches that `nonfinite=rewind` has left out; stored in checkpoints."""
@@ -116,7 +119,7 @@ class Trainer:
             raise CheckpointError(
                 f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
             )
-        self.recipe.load_state(values["recipe"])
+        self._load_state(path, manifest)
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
         self.step, self._origin = values["step"], path
@@ -125,6 +128,18 @@ class Trainer:
         if self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve():
             self._saved_step = self.step
         return position
+
+    def _load_state(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        name, own, theirs = type(self.recipe).__name__, self.recipe.engines().keys(), manifest["engines"].keys()
+        another = f"{path} was written by another recipe than {name}"
+        advice = "give the run_dir or resume=... of a run of this recipe, or a new run_dir"
+        if not own & theirs:
+            raise CheckpointError(f"{another}: its engines are {', '.join(theirs)}, not {', '.join(own)}; {advice}")
+        state = manifest["values"]["recipe"]
+        try:
+            self.recipe.load_state(state)
+        except KeyError as error:
+            raise CheckpointError(f"{another}: its state has {', '.join(state)}, not {error}; {advice}") from error
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +234,7 @@ class Trainer:
             return self._evaluated[1]
         self.runtime.guard.read()
         with self.runtime.during("evaluation"):
+            self.runtime.share_buffers()
             metrics = self.recipe.evaluate()
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
@@ -300,6 +316,7 @@ class Trainer:
                 tracker=self.runtime.tracker.state(),
                 metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
                 config=self.config,
+                composed=self._composed,
                 found=self.found,
                 left_out=self.left_out,
             )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import trainkit
-from trainkit.errors import ConfigError, DataError, TrainkitError
+from trainkit.cli.main import add_trust, guarded
+from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from recipes.bert.pretrain import MaskedLanguageModelling
@@ -70,25 +71,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("path", type=Path, help="a run directory or a checkpoint")
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "returns the [MASK] of x."')
+    add_trust(parser)
     options = parser.parse_args(arguments)
-    try:
-        recipe, runtime = _load(options.path, with_data=not options.sentences)
-        if options.sentences:
-            for sentence in options.sentences:
-                print(fill(recipe, sentence))
-        else:
-            _print_report(recipe)
-        runtime.close()
-    except TrainkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: _run(options), from_here=options.trust)
 
 
-def _load(path: Path, with_data: bool) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
+def _run(options: argparse.Namespace) -> None:
+    recipe, runtime = _load(options.path, with_data=not options.sentences, trust=options.trust)
+    if options.sentences:
+        for sentence in options.sentences:
+            print(fill(recipe, sentence))
+    else:
+        _print_report(recipe)
+    runtime.close()
+
+
+def _load(path: Path, with_data: bool, trust: bool) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
     from recipes.bert.pretrain import MaskedLanguageModelling
 
-    recipe, runtime = trainkit.load_recipe(path, with_data=with_data)
+    recipe, runtime = trainkit.load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
         runtime.close()
         raise ConfigError(

@@ -26,6 +26,7 @@ class Architecture:
         for each head and distance up to `max_distance`, which begins by favouring the neighbours.
     norm: `post`, after the residual sum, as in BERT; or `pre`, which needs no long warm-up.
     max_length: longest sequence.  num_segments: sentence kinds with an embedding each; 0 for none.
+    pooler: for what is built on a trained encoder; masked language modelling does not use it.
     """
 
     hidden_size: int = 768

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recipes.bert.data import IGNORED, Masked, Masking
 from recipes.bert.hugging_face import load_hugging_face
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from recipes.bert.report import Report
+from recipes.bert.report import Report, outlook
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError
@@ -51,12 +51,17 @@ class MaskedLanguageModelling(Recipe):
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
     ) -> None:
-        if num_steps < 1:
-            raise ConfigError(f"recipe.num_steps={num_steps}: allowed is 1 or more")
+        counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"recipe.{name}={count}: allowed is 1 or more")
+        if model.pooler:
+            raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
         self.datasets = runtime.first_on_host(data.load)
         self.tokenizer = self.datasets.tokenizer
+        self._evaluations: list[tuple[int, float]] = []
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         if len(self.datasets.train):
@@ -101,10 +106,9 @@ class MaskedLanguageModelling(Recipe):
             sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
             sums["masked"] += num_masked
         totals = self.runtime.sum(sums)
-        return {
-            "held_out_loss": totals["loss"] / totals["masked"],
-            "held_out_accuracy": totals["correct"] / totals["masked"],
-        }
+        accuracy = totals["correct"] / totals["masked"]
+        self._evaluations.append((self.runtime.step, accuracy))
+        return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
 
     @torch.no_grad()
     def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
@@ -151,6 +155,10 @@ class MaskedLanguageModelling(Recipe):
         if report.sentences:
             tracker.text(step, "sentences, filled in", report.sentences)
         tracker.table(step, "held-out accuracy", report.columns, report.rows)
+        if self._evaluations:  # none by a process that began where training ended
+            num_epochs = self.runtime.position / len(self.datasets.train)
+            if told := outlook(report.rows, self._evaluations, num_epochs):
+                self.runtime.remark(told)
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])

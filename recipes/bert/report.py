@@ -1,6 +1,7 @@
 """What a model has learnt, for a reader: held-out text with its holes filled in, and accuracy beside the baselines."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recipes.bert.baselines import NeighbourCounts
+from recipes.bert.baselines import TWO_SIDED, NeighbourCounts
 from recipes.bert.data import IGNORED, Masked
 from recipes.bert.fill import fill
 
@@ -59,6 +60,35 @@ class Report:
             columns=("guesser", f"accuracy on {masked_tokens:,} tokens"),
             rows=[(name, count / masked_tokens) for name, count in totals.items()],
         )
+
+
+def outlook(
+    rows: Sequence[tuple[str, float]], evaluations: Sequence[tuple[int, float]], num_epochs: float
+) -> str | None:
+    """For a model that guesses worse than counts of both neighbours: by how much, and which steps its rate asks for.
+
+    rows: those of a Report.  evaluations: (step, held-out accuracy), oldest first; the last one of the end.
+    """
+    accuracies = dict(rows)
+    model, baseline = accuracies["model"], accuracies[TWO_SIDED]
+    if model >= baseline:
+        return None
+    step = evaluations[-1][0]
+    told = (
+        f"after {step:,} steps, {num_epochs:.2g} times the training text, the model guesses {100 * model:.1f} % of "
+        f"held-out tokens, below {TWO_SIDED} ({100 * baseline:.1f} %)"
+    )
+    before = [(number, accuracy) for number, accuracy in evaluations if number <= step * 2 / 3]
+    if not before:
+        return told
+    gain, num_steps = evaluations[-1][1] - before[-1][1], step - before[-1][0]
+    if gain <= 0:
+        return f"{told}; it gained nothing in the last {num_steps:,} steps"
+    needed = step + math.ceil((baseline - model) / gain * num_steps)
+    return (
+        f"{told}; it gained {100 * gain:.1f} points in the last {num_steps:,} steps, and at that rate needs "
+        f"{needed:,} in all: try recipe.num_steps={needed}"
+    )
 
 
 def _windows(dataset: Any) -> Iterator[Tensor]:

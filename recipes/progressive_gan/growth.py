@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from trainkit.errors import ConfigError
 
 PerResolution = int | Mapping[int, int]
+_RESOLUTIONS = [4 << i for i in range(9)]
+_LISTED = ", ".join(map(str, _RESOLUTIONS))
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,16 @@ class Phase:
 
 def resolutions_up_to(resolution: int) -> list[int]:
     """4, 8, ... `resolution`. Raises ConfigError when that is no power of two from 4 to 1024."""
-    found = [4 << i for i in range(9)]
-    if resolution not in found:
-        raise ConfigError(f"recipe.resolution={resolution}: allowed are {', '.join(map(str, found))}")
-    return found[: found.index(resolution) + 1]
+    if resolution not in _RESOLUTIONS:
+        raise ConfigError(f"recipe.resolution={resolution}: allowed are {_LISTED}")
+    return _RESOLUTIONS[: _RESOLUTIONS.index(resolution) + 1]
+
+
+def require_resolutions(name: str, values: Mapping[int, object]) -> None:
+    """Raises ConfigError for a key of `recipe.<name>` that no network ever has, and whose value would never act."""
+    for key in values:
+        if key not in _RESOLUTIONS:
+            raise ConfigError(f"recipe.{name}={dict(values)}: {key} is no resolution; allowed are {_LISTED}")
 
 
 def plan(
@@ -69,6 +77,7 @@ def phase_at(phases: list[Phase], position: int) -> Phase:
 
 def _of(name: str, values: PerResolution, resolution: int) -> int:
     if isinstance(values, Mapping):
+        require_resolutions(name, values)
         below = [size for size in values if size <= resolution]
         if not below:
             raise ConfigError(f"recipe.{name}={dict(values)}: has nothing for {resolution}x{resolution} or below")

@@ -8,11 +8,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+GAP, WHITE = 2, 255  # pixels between images, and their colour
 FRAME_MS, LAST_FRAME_MS = 120, 2000
 
 
 def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
-    """uint8 [H, W, 3]: images of -1 .. 1 in a nearly square grid of cells of `cell` pixels, nearest neighbour."""
+    """uint8 [H, W, 3]: images of -1 .. 1 in a nearly square grid of cells of `cell` pixels, nearest neighbour.
+
+    White lines of `GAP` pixels part the cells, of which the first begins in the top left corner.
+    """
     num, channels, size, _ = images_BCHW.shape
     pixels = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     if channels == 1:
@@ -21,10 +25,11 @@ def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     columns = math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
-    whole = np.zeros((rows * columns, *pixels.shape[1:]), np.uint8)
-    whole[:num] = pixels
-    side = pixels.shape[1]
-    return whole.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    side = pixels.shape[1] + GAP
+    whole = np.full((rows * columns, side, side, 3), WHITE, np.uint8)
+    whole[:num, :-GAP, :-GAP] = pixels
+    parted = whole.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    return parted[:-GAP, :-GAP]
 
 
 def animate(frames: Sequence[Path], path: Path, crop: int | None = None, scale: int = 1) -> None:

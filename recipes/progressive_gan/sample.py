@@ -9,17 +9,17 @@ from PIL import Image
 from recipes.progressive_gan.pictures import grid
 from recipes.progressive_gan.train import CELL, ProgressiveGAN
 from trainkit import load_recipe
-from trainkit.cli.main import guarded
+from trainkit.cli.main import add_trust, guarded
 from trainkit.errors import CheckpointError, ConfigError
 
 
-def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CELL) -> None:
+def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CELL, trust: bool = False) -> None:
     """Writes a grid of `num` images, of the latents from number `start` on, by the averaged generator at `path`."""
     if num < 1 or start < 0:
         raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
-    recipe, runtime = load_recipe(path, with_data=False)
+    recipe, runtime = load_recipe(path, with_data=False, trust=trust)
     if not isinstance(recipe, ProgressiveGAN):
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
     with recipe.G.averaged() as module:
@@ -39,8 +39,10 @@ def main() -> int:
     )
     parser.add_argument("--start", type=int, default=0, help="number of the first latent; others give other images")
     parser.add_argument("--cell", type=int, default=CELL, help=f"pixels of an image in the grid (default {CELL})")
+    add_trust(parser)
     given = parser.parse_args()
-    return guarded(lambda: sample(given.path, num=given.num, output=given.output, start=given.start, cell=given.cell))
+    chosen = {"num": given.num, "output": given.output, "start": given.start, "cell": given.cell}
+    return guarded(lambda: sample(given.path, **chosen, trust=given.trust), from_here=given.trust)
 
 
 if __name__ == "__main__":

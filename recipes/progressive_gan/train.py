@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from recipes.progressive_gan import metrics
-from recipes.progressive_gan.growth import Phase, phase_at, plan
+from recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from recipes.progressive_gan.pictures import animate, grid
@@ -79,6 +79,17 @@ class ProgressiveGAN(Recipe):
                 f"more resolutions, and a clamp above 0"
             )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
+        counts = {
+            "evaluation_batch_size": evaluation_batch_size,
+            "num_measured": num_measured,
+            "num_patches": num_patches,
+            "num_directions": num_directions,
+            "num_shown": num_shown,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"recipe.{name}={count}: allowed is 1 or more")
+        require_resolutions("learning_rates", learning_rates or {})
         self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         for phase in self.phases:
             _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)

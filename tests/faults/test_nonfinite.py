@@ -225,6 +225,56 @@ def test_what_overflows_in_fp16_is_not_counted_against_it(tmp_path):
         assert "is nan. It comes from rank 1" in raised
 
 
+def _without_end(strategy, nonfinite, num_sick):
+    """fp16: the gradient of one rank is NaN in the first `num_sick` steps, and every loss is finite."""
+    precision = trainkit.Precision(name="fp16", initial_scale=2.0**-21)
+    runtime = scenes.make_runtime(strategy, nonfinite=nonfinite, precision=precision)
+    engine = runtime.setup(sick.Network(), lambda groups: torch.optim.SGD(groups, lr=0.01))
+    before, scales = scenes.whole_state(engine)["module"], []
+    for step, batch in enumerate(runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=num_sick + 2)):
+        engine.backward(engine(batch.data, step < num_sick and runtime.rank == 1).float().mean())
+        try:
+            scales.append(engine.step().loss_scale)
+        except NonFiniteError as error:
+            after = scenes.whole_state(engine)["module"]
+            return scales, str(error), all(torch.equal(before[name], after[name]) for name in before)
+    return scales, None, engine.num_updates
+
+
+SCALES = [2.0**-21, 2.0**-22, 2.0**-23]
+
+
+@pytest.mark.parametrize("strategy", scenes.EVERY)
+def test_an_fp16_gradient_that_stays_nan_is_a_fault_when_the_scale_cannot_fall(strategy):
+    for scales, raised, is_unchanged in run_ranks(_without_end, 2, strategy, "stop", 30):
+        assert scales == SCALES and is_unchanged
+        assert "the gradient of engine 'engine0' (position 24) is not finite, and its loss is " in raised
+        assert "the fp16 loss scale has fallen to 6e-08" in raised
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_such_steps_are_skipped_until_they_are_too_many(strategy):
+    for scales, raised, num_updates in run_ranks(_without_end, 2, strategy, "skip", 8):
+        assert scales == [*SCALES, *[2.0**-24] * 7] and raised is None and num_updates == 2
+    for scales, raised, _ in run_ranks(_without_end, 2, strategy, "skip", 40):
+        assert len(scales) == 3 + MOST_SKIPPED - 1 and f"It is number {MOST_SKIPPED} in a row" in raised
+
+
+def _rewinding(run_dir):
+    precision = trainkit.Precision(name="fp16", initial_scale=2.0**-23)
+    recipe = sick.Sick(runtime := sick.make_runtime("ddp", "rewind", run_dir, precision=precision), "gradient")
+    trainer = trainkit.Trainer(runtime, recipe, save_every=10)
+    recipe.sick = range((STEP - 2) * BATCH, STEP * BATCH)
+    trainer.fit()
+    return trainer.step, trainer.left_out, recipe.engine.num_updates, recipe.engine.scaler.scale
+
+
+def test_going_back_from_such_a_step_leaves_one_batch_out(tmp_path):
+    """Steps 29 and 30 are sick: the scale falls in the first, and the second is left out."""
+    expected = (NUM_STEPS, [[POSITION, BATCH]], NUM_STEPS - 2, 2.0**-24)
+    assert run_ranks(_rewinding, 2, tmp_path) == [expected] * 2
+
+
 # -- where nothing waits for the device --------------------------------------------------------------------------------
 
 
@@ -294,9 +344,12 @@ def _count(strategy, waits, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("strategy", "num_sums"), [("ddp", 2), ("fsdp", 3)])
+@pytest.mark.parametrize(("strategy", "num_sums"), [("ddp", 2), ("fsdp", 9)])
 def test_a_good_step_reads_nothing_and_reduces_nothing_more(strategy, num_sums, accumulation):
-    """Elsewhere than on the CPU, that is; there norm and loss are read, which costs nothing."""
+    """Elsewhere than on the CPU, that is; there norm and loss are read, which costs nothing.
+
+    FSDP's sums hold the norm, and for each of six parameters whether it was used, too.
+    """
     assert run_ranks(_count, 2, strategy, True, accumulation) == [(0, [num_sums])] * 2
     assert run_ranks(_count, 2, strategy, False, accumulation) == [(2, [num_sums])] * 2
     assert run_ranks(_count, 1, "ddp", True, accumulation) == [(0, [])]
@@ -381,7 +434,7 @@ def test_a_job_that_goes_back_ends_as_one_that_leaves_out(tmp_path):
 
 def test_what_was_left_out_stays_so_after_a_resume(tmp_path):
     assert _job(tmp_path, None, "nonfinite=rewind", "recipe.num_steps=20").returncode == 0
-    recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"])
+    recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"], trust=True)
     trainer = trainkit.Trainer(runtime, recipe, resume=tmp_path)
     trainer.restore()
     assert trainer.left_out == [[96, 8]]

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed import run_ranks
 from trainkit.errors import ConfigError
 from trainkit.ops import build, library
 
+ROOT = Path(__file__).parents[2]
 CXX = build.find_cxx()
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 COMPILER = """\
@@ -122,6 +125,7 @@ def test_a_killed_build_does_not_block_the_next(tiny):
 
 def test_who_waits_says_so_once(tiny, capsys, monkeypatch):
     monkeypatch.setattr(library, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(library, "WORD_EVERY_S", 0.0)
     plan = build.plan(tiny)
     library.directory().mkdir(parents=True)
     path = library.directory() / f"{plan.key}.lock"
@@ -138,6 +142,7 @@ def test_who_waits_says_so_once(tiny, capsys, monkeypatch):
     assert told.count("another process compiles the ops; waiting") == 1
     assert str(path) in told
     assert "compiling 2 files of ops for CPU, once ..." in told
+    assert "compiled 1 of 2 files of ops" in told
 
 
 # -- what makes a library stale ----------------------------------------------------------------------------------------
@@ -191,6 +196,45 @@ def test_without_a_compiler_the_cache_is_searched(alone, monkeypatch):
     assert library.is_available()
 
 
+# -- whose library it is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_library_built_under_any_umask_is_loaded_again(alone, umask):
+    before = os.umask(umask)
+    try:
+        path = library.ensure(build.plan())
+    finally:
+        os.umask(before)
+    assert library.find(build.plan()).path == path
+    assert [part.stat().st_mode & 0o777 for part in (path.parent, path, path.with_name(build.DESCRIPTION))] == [
+        0o755,
+        0o755,
+        0o644,
+    ]
+
+
+@pytest.mark.parametrize("without_compiler", [False, True])
+def test_a_library_of_another_user_is_refused(alone, monkeypatch, without_compiler):
+    path = library.ensure(build.plan())
+    if without_compiler:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    path.chmod(0o775)
+    with pytest.raises(ConfigError, match=rf"in {path.parent} can be written by other users \(mode 775\).*type: rm -r"):
+        library.load()
+    path.chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(path, 4321, -1)
+    else:
+        monkeypatch.setattr(library.os, "geteuid", lambda: 4321)
+    with pytest.raises(ConfigError, match=r"are of another user \(uid \d+\).*type: export TRAINKIT_CACHE=DIRECTORY"):
+        library.load()
+    if not without_compiler:
+        with pytest.raises(ConfigError, match="are of another user"):
+            library.ensure(build.plan())
+    assert not library.is_available()
+
+
 # -- what cannot be built ----------------------------------------------------------------------------------------------
 
 
@@ -223,6 +267,8 @@ def test_nvcc_that_fails_is_loud(alone, tmp_path, monkeypatch):
     (home / "bin").mkdir(parents=True)
     nvcc = _script(home / "bin" / "nvcc", NVCC)
     monkeypatch.setenv("CUDA_HOME", str(home))
+    found = build.find_torch()
+    monkeypatch.setattr(build, "find_torch", lambda: replace(found, cuda="13.0"))
     (alone / "tiny.cu").write_text("nonsense\n")
     assert build.plan().archs == ("8.0", "9.0")
     with pytest.raises(ConfigError) as error:
@@ -233,6 +279,47 @@ def test_nvcc_that_fails_is_loud(alone, tmp_path, monkeypatch):
     assert told[3] == "to build without CUDA, type: export TRAINKIT_CUDA_ARCHS=none"
     monkeypatch.setenv("TRAINKIT_CUDA_ARCHS", "none")
     assert library.load().archs == []
+
+
+def test_a_cpu_build_of_torch_gets_no_cuda_unless_it_is_asked_for(alone, tmp_path, monkeypatch):
+    home = tmp_path / "cuda"
+    (home / "bin").mkdir(parents=True)
+    _script(home / "bin" / "nvcc", NVCC)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.delenv("TRAINKIT_CUDA_ARCHS", raising=False)
+    (alone / "tiny.cu").write_text("nonsense\n")
+    found = build.find_torch()
+    assert found.cuda == torch.version.cuda
+    monkeypatch.setattr(build, "find_torch", lambda: replace(found, cuda=None))
+    assert build.plan().nvcc is None
+    assert library.load().archs == []
+    monkeypatch.setenv("TRAINKIT_CUDA_ARCHS", "9.0")
+    assert build.plan().archs == ("9.0",)
+    monkeypatch.delenv("TRAINKIT_CUDA_ARCHS")
+    monkeypatch.setattr(build, "find_torch", lambda: replace(found, cuda="13.0"))
+    assert build.plan().archs == ("8.0", "9.0")
+
+
+def test_the_version_of_cuda_is_read_without_importing_torch(tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
+    version = "__version__ = '2.13.0'\ndebug = False\ncuda: Optional[str] = {}\ngit_version = 'a'\n"
+    for stored, expected in (("None", None), ("'13.0'", "13.0")):
+        (tmp_path / "torch" / "version.py").write_text(version.format(stored))
+        assert build.find_torch() == build.Torch(tmp_path / "torch", "2.13.0", expected)
+
+
+def test_a_wheel_without_compiled_ops_says_so_in_its_name(tmp_path):
+    left_out = shutil.ignore_patterns(".*", "runs", "tests", "benchmarks", "build", "dist", "libtrainkit_ops.*")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=left_out)
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path / "dist")]
+    environment = {**os.environ, "CXX": "no-such-compiler"}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the ops are not compiled now, but by their first use: no C++ compiler" in done.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-0nocompiledops-py3-none-any.whl")
 
 
 @pytest.mark.parametrize("cause", ["unwritable", "full"])

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, files
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.ops import build
+from trainkit.ops import build, library
 
 SOURCES = [*sorted(build.CSRC.rglob("*.cu")), *sorted((Path(__file__).parent / "csrc").glob("*.cu"))]
 MAX_REGISTERS = 128
@@ -44,6 +45,19 @@ def cubins(tmp_path_factory):
             return dict(zip(SOURCES, pool.map(lambda source: compiled(source, code), SOURCES), strict=True))
 
     return all_of
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_library_with_cuda_links_and_loads_under_this_torch(monkeypatch):
+    """Under a CPU build of torch nothing else compiles the C++ that calls the kernels."""
+    if build.find_nvcc() is None:
+        pytest.skip("nvcc is not here")
+    monkeypatch.setenv(build.ARCHS_VARIABLE, "9.0")
+    path = library.ensure(build.plan())
+    code = f"import torch; torch.ops.load_library({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("code", [arch.replace(".", "") for arch in build.DEFAULT_ARCHS])

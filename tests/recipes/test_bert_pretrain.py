@@ -13,7 +13,7 @@ from recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
 from recipes.bert.fill import fill
 from recipes.bert.model import TINY
 from recipes.bert.pretrain import MaskedLanguageModelling
-from recipes.bert.report import Report
+from recipes.bert.report import Report, outlook
 from tests.distributed import run_ranks
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets, Text
@@ -97,6 +97,13 @@ def test_shares_of_different_sizes(path):
         assert other_metrics == pytest.approx(metrics, rel=1e-10)
 
 
+def test_a_rank_whose_last_micro_batch_is_empty(path):
+    settings = {"model": replace(PRE_NORM, num_layers=1, hidden_size=32, feed_forward_size=64), "batch_size": 3}
+    weights, _ = train(path, **settings)
+    for other, _ in run_ranks(partial(train, path, accumulation=2, **settings), 2):
+        assert distance(other, weights) < 1e-10
+
+
 def test_dropout_does_not_depend_on_the_split_either(path):
     model = replace(TINY, dropout=0.1, attention_dropout=0.1)
     weights, _ = train(path, model)
@@ -147,6 +154,20 @@ def test_the_report_compares_on_the_same_tokens_on_any_number_of_ranks(path):
         assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
 
 
+def test_a_model_below_its_baseline_says_which_steps_its_rate_asks_for():
+    rows = [("model", 0.40), (MOST_FREQUENT, 0.06), (LEFT_BIGRAM, 0.2), (TWO_SIDED, 0.46)]
+    evaluations = [(500, 0.1), (1000, 0.3), (1500, 0.37), (2000, 0.40)]
+    told = outlook(rows, evaluations, 0.75)
+    assert told.startswith(
+        "after 2,000 steps, 0.75 times the training text, the model guesses 40.0 % of held-out tokens"
+    )
+    assert told.endswith("it gained 10.0 points in the last 1,000 steps, and at that rate needs 2,600 in all: "
+                         "try recipe.num_steps=2600")  # fmt: skip
+    assert outlook(rows, evaluations[-1:], 1).endswith("below two-sided neighbours (46.0 %)")
+    assert outlook(rows, [(1000, 0.41), (2000, 0.40)], 1).endswith("it gained nothing in the last 1,000 steps")
+    assert outlook([("model", 0.47), *rows[1:]], evaluations, 1) is None
+
+
 def report_rows(path: Path) -> list[tuple[str, float]]:
     return Report.of(make(path)).rows
 
@@ -173,8 +194,11 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
 def test_what_cannot_be_trained_on_is_refused(path):
     with pytest.raises(ConfigError, match=r"data\.sequence_length=24 is more than recipe\.model\.max_length=16"):
         make(path, replace(PRE_NORM, max_length=16))
-    with pytest.raises(ConfigError, match=r"recipe\.num_steps=0"):
-        make(path, num_steps=0)
+    for key, value in (("num_steps", 0), ("batch_size", 0), ("batch_size", -4), ("evaluation_batch_size", 0)):
+        with pytest.raises(ConfigError, match=rf"recipe\.{key}={value}: allowed is 1 or more"):
+            make(path, **{key: value})
+    with pytest.raises(ConfigError, match=r"recipe\.model\.pooler=true"):
+        make(path, replace(PRE_NORM, pooler=True))
     recipe = make(path)
     with pytest.raises(CheckpointError, match="another vocabulary"):
         recipe.load_state({"vocabulary": "other"})

@@ -131,6 +131,8 @@ def test_phases_follow_one_another_and_fade_from_zero():
         plan(24, stable_images=1, fade_images=1, batch_size=1)
     with pytest.raises(ConfigError, match=r"recipe.batch_size=\{8: 4\}: has nothing for 4x4"):
         plan(8, stable_images=1, fade_images=1, batch_size={8: 4})
+    with pytest.raises(ConfigError, match=r"recipe\.batch_size=\{4: 4, 6: 8\}: 6 is no resolution; allowed are 4, 8"):
+        plan(8, stable_images=1, fade_images=1, batch_size={4: 4, 6: 8})
 
 
 def _distance(a, b, num_channels=1):
@@ -376,6 +378,10 @@ def test_shares_that_split_groups_are_refused_at_the_start():
         _recipe(accumulation=2, batch_size=12)
     with pytest.raises(DataError, match=r"do not fit images of shape \[3, 8, 8\]"):
         _recipe(resolution=16)
+    with pytest.raises(ConfigError, match=r"recipe\.learning_rates=\{100: 0\.1\}: 100 is no resolution"):
+        _recipe(learning_rates={100: 0.1})
+    with pytest.raises(ConfigError, match=r"recipe\.num_shown=0: allowed is 1 or more"):
+        _recipe(num_shown=0)
 
 
 def test_a_phase_cannot_be_jumped_over():
@@ -395,10 +401,12 @@ def test_grid_and_animation(tmp_path):
     from PIL import Image
 
     picture = grid(torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 4, 4), cell=8)
-    assert picture.shape == (16, 24, 3)
-    assert [int(picture[y, x, 0]) for y, x in ((0, 0), (0, 8), (0, 16), (8, 0), (8, 8), (8, 16))] == [
-        0, 64, 128, 191, 255, 0
-    ]  # fmt: skip
+    assert picture.shape == (18, 28, 3)
+    places = [(y, x) for y in (0, 10) for x in (0, 10, 20)]
+    assert [int(picture[y, x, 0]) for y, x in places] == [0, 64, 128, 191, 255, 255]  # the last one is empty
+    assert [int(picture[y + 7, x + 7, 0]) for y, x in places] == [0, 64, 128, 191, 255, 255]
+    assert (picture[8:10] == 255).all() and (picture[:, [8, 9, 18, 19]] == 255).all()  # lines between the cells
+    assert grid(torch.zeros(1, 3, 4, 4), cell=8).shape == (8, 8, 3)
     frames = []
     for i in range(3):
         frames.append(tmp_path / f"{i}.png")
@@ -434,6 +442,6 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
     from PIL import Image
 
     with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.size == (192, 192)
+        assert picture.size == (196, 196)
     with pytest.raises(ConfigError, match="names no picture format"):
         sample(run_dir, num=9, output=tmp_path / "grid.xyz")

@@ -35,7 +35,9 @@ def make_runtime(strategy, **kwargs):
 
 def network(num_hidden=7):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, num_hidden), nn.Tanh(), nn.Linear(num_hidden, 1))
+    # A gradient penalty does not depend on a last bias, which ZeRO refuses.
+    last = nn.Linear(num_hidden, 1, bias=False)
+    return nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, num_hidden), nn.Tanh(), last)
 
 
 def data(dtype):

@@ -54,7 +54,7 @@ def _two_engines(strategy):
             G.backward(-D(G(runtime.randn(batch, 3, name="G's"))).mean())
         G.step()
         assert torch.equal(before, scenes.flat(scenes.whole_state(D)["module"]))
-    assert [p.requires_grad for p in critic.parameters()] == [True, False, True, True, True, True]
+    assert [p.requires_grad for p in critic.parameters()] == [True, False, True, True, True]
     states = scenes.whole_state(G), scenes.whole_state(D)
     return torch.cat(
         [scenes.flat(states[0]["module"]), scenes.flat(states[0]["average"]), scenes.flat(states[1]["module"])]

@@ -159,6 +159,8 @@ def _vector_units(flags: list[str]) -> str:
 
 def _cuda_archs(found: library.Library) -> Finding:
     archs = ", ".join(found.archs)
+    if not found.archs and torch.version.cuda is None:
+        return Finding("for CUDA", "nothing: this torch is a build for CPU", "missing", TORCH_WITH_CUDA)
     if not found.archs:
         remedy = "trainkit doctor --build" if build.find_nvcc() else f"{TOOLKIT}; trainkit doctor --build"
         return Finding("for CUDA", "nothing: there was no nvcc", "missing", remedy)

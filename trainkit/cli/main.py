@@ -12,6 +12,7 @@ from trainkit.comm.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
 _PATIENCE_S = 6.0
+_PIPE_CLOSED = 141  # as of a program that SIGPIPE ended
 HELP_TRAIN = """\
 configuration: key=value, any number of them; a group's name chooses a file of it, a dotted key changes one value
   trainkit train recipe=bert data.path=~/texts recipe.batch_size=32 precision=bf16
@@ -20,21 +21,44 @@ configuration: key=value, any number of them; a group's name chooses a file of i
 """
 
 
+HELP_EVALUATE = """\
+examples:
+  trainkit evaluate runs/bert
+  trainkit evaluate runs/bert data.path=~/other_texts
+  trainkit evaluate runs/mine --trust            a recipe of your own, found from the current directory
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0 done, 1 the answer is no, 2 an error to mend, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
-    return guarded(lambda: arguments.run(arguments))
+    arguments = parse(_parser(), argv)
+    from_here = getattr(arguments, "from_here", False) or getattr(arguments, "trust", False)
+    return guarded(lambda: arguments.run(arguments), from_here=from_here)
 
 
-def guarded(function: Callable[[], int | None]) -> int:
-    """Runs `function` for an exit code; an error of ours is one line on stderr, told by one rank, and exit code 2."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What `parser` makes of `argv`, with options before, between or after the key=value."""
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes positional arguments of a command from one place only
+        arguments.overrides += rest
+    return arguments
+
+
+def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> int:
+    """Runs `function` for an exit code; an error of ours is one line on stderr, told by one rank, and exit code 2.
+
+    from_here: whether Python finds modules in the current directory, where `_target_` of one's own may lie. Commands
+    that read a foreign checkpoint must not, unless it is trusted.
+    """
     if recall(FAILED) is not None:
         return 2  # torchrun starts anew what has said why it cannot run
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # what `_target_` names may lie beside the user
+    _find_modules(from_here)
     try:
-        return function() or 0
+        code = function() or 0
+        sys.stdout.flush()
+        return code
     except TrainkitError as error:
         if error.recurs:
             remember(FAILED, str(error))
@@ -42,6 +66,28 @@ def guarded(function: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not _is_stdout_gone():
+            raise
+        return _PIPE_CLOSED
+
+
+def _find_modules(from_here: bool) -> None:
+    here, own = Path.cwd(), Path(__file__).resolve().parents[2]
+    if from_here and str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    elif not from_here and here != own:  # `python -m` has put it there
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+
+
+def _is_stdout_gone() -> bool:
+    """Whether what reads our output, such as `head`, has closed it; nothing is written there any more then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+        return True
+    return False
 
 
 def _tell(error: TrainkitError) -> None:
@@ -68,14 +114,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(train)
-    train.set_defaults(run=run_train)
+    train.set_defaults(run=run_train, from_here=True)
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a checkpoint on its held-out data",
-        description="Measure a run's newest checkpoint, or the one given, on its held-out data.",
+        description="Measure a run's newest checkpoint, or the one given, on its held-out data or on others.",
+        epilog=HELP_EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.add_argument("path", help="a run directory, or one of its checkpoints/step_*")
+    evaluate.add_argument("path", metavar="RUN", help="a run directory, or one of its checkpoints/step_*")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the stored configuration")
+    add_config_dir(evaluate)
+    add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
     checkpoint.add_parser(commands)
     topo.add_parser(commands)
@@ -86,20 +136,35 @@ def _parser() -> argparse.ArgumentParser:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `trainkit train` and `launch/train.py`."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the configuration")
+    add_config_dir(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--list", action="store_true", help="list groups, options and keys and stop")
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-dir",
         metavar="DIR",
         help="a directory laid out like conf/ with recipes, data sets and experiments of your own",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--list", action="store_true", help="list groups, options and keys and stop")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """`--trust`, of the commands that use a checkpoint's configuration."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run what the checkpoint's configuration names, such as a recipe of your own, found from the current "
+        "directory too; without it only what is of trainkit and its recipes is run",
+    )
 
 
 def run_train(arguments: argparse.Namespace) -> None:
     """What `trainkit train` does with its parsed arguments."""
-    from trainkit.config import check, compose, groups, to_yaml  # Hydra takes a while to import
+    from trainkit.config import check, compose_unresolved, groups, resolve, to_yaml  # Hydra takes a while to import
 
-    config = compose(arguments.overrides, arguments.config_dir)
+    composed = compose_unresolved(arguments.overrides, arguments.config_dir)
+    config = resolve(composed)
     if arguments.list:
         print("groups, chosen by name=option:")
         for name, options in groups(arguments.config_dir).items():
@@ -112,13 +177,13 @@ def run_train(arguments: argparse.Namespace) -> None:
     else:
         from trainkit.job import train
 
-        train(config)
+        train(composed)
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
     from trainkit.job import evaluate
 
-    metrics = evaluate(arguments.path, arguments.overrides)
+    metrics = evaluate(arguments.path, arguments.overrides, config_dir=arguments.config_dir, trust=arguments.trust)
     if int(os.environ.get("RANK", 0)) == 0:
         for name, value in metrics.items():
             print(f"{name} {value:.6g}")

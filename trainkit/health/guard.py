@@ -40,6 +40,7 @@ class _Turn:
     norm: Tensor
     own_losses: list[Tensor]
     norms: Norms
+    scale: float | None
 
 
 @dataclass
@@ -57,6 +58,8 @@ class _Examined:
 
 class Guard:
     """Acts on a turn whose mean loss or reduced gradient is not finite, on all ranks alike: both are sums over ranks.
+
+    In fp16 a gradient that is not finite is no fault while the loss scale can fall.
 
     policy: `stop` raises NonFiniteError.  `skip` leaves the step out, and stops after MOST_SKIPPED of an engine in a
         row.  `rewind` raises too, and a Trainer goes back to a checkpoint.
@@ -117,11 +120,20 @@ class Guard:
         if skipped is False:
             self._num_skipped.pop(engine.name, None)
             return
-        if skipped and engine.scaler is not None and math.isfinite(loss.item()):
-            return  # an overflow, which the loss scale mends
+        scaler = engine.scaler
+        if skipped and scaler is not None and not scaler.is_exhausted and math.isfinite(loss.item()):
+            return  # an overflow, which a lower loss scale may repair
         batch = replace(self._clock.batch, data=None) if self._clock.batch is not None else None
         turn = _Turn(
-            engine.name, engine.accumulation, self.step, batch, loss.detach(), norm.detach(), own_losses, norms
+            engine=engine.name,
+            accumulation=engine.accumulation,
+            step=self.step,
+            batch=batch,
+            loss=loss.detach(),
+            norm=norm.detach(),
+            own_losses=own_losses,
+            norms=norms,
+            scale=scaler.scale if scaler is not None else None,
         )
         if skipped:
             self._act(self._fault(turn, is_applied=False))
@@ -218,6 +230,7 @@ class Guard:
             parameters=tuple(dict.fromkeys(chain.from_iterable(theirs for _, theirs in told))),
             shares=tuple(share for share, _ in told),
             is_applied=is_applied,
+            scale=turn.scale,
         )
 
     def _share(

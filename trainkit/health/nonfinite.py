@@ -39,7 +39,7 @@ class Fault:
     step: counted by the Trainer; None in a loop of one's own.  position, size: samples before the global batch, and
     in it.  parameters: those whose reduced gradient is not finite.  shares: of every rank.
     is_applied: the weights were updated with it.  repeats: whether it came again when the batch was computed again;
-    None: that was not done.
+    None: that was not done.  scale: of an fp16 loss; one that can still fall is no fault.
     """
 
     engine: str
@@ -52,6 +52,7 @@ class Fault:
     shares: tuple[Share, ...]
     is_applied: bool
     repeats: bool | None = None
+    scale: float | None = None
 
     @property
     def culprits(self) -> tuple[Share, ...]:
@@ -94,7 +95,8 @@ class Fault:
         where += f" (position {self.position})" if self.position is not None else ""
         if not math.isfinite(self.loss):
             return f"the loss {where} is {self.loss}"
-        return f"the gradient {where} is not finite, and its loss is {self.loss:.4g}"
+        told = f"the gradient {where} is not finite, and its loss is {self.loss:.4g}"
+        return told if self.scale is None else f"{told}; the fp16 loss scale has fallen to {self.scale:.2g}"
 
     def _why_unknown(self) -> str:
         if self.is_applied:

@@ -50,10 +50,11 @@ class NoCompilerError(MissingError):
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch, which need not be imported."""
+    """An installed torch, which need not be imported; cuda: the version that it was built for, None: of a CPU build."""
 
     directory: Path
     version: str
+    cuda: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Plan:
 
 
 def plan(directory: Path = CSRC) -> Plan:
-    """How all *.cpp under `directory`, and where nvcc is all *.cu, become a library; #include starts at CSRC too.
+    """How all *.cpp under `directory` become a library, and where nvcc is all *.cu; #include starts at CSRC too.
 
+    A CPU build of torch calls no CUDA kernel: they are left out, unless $TRAINKIT_CUDA_ARCHS asks for them.
     Raises MissingError (NoCompilerError) where it cannot be compiled, and BuildError for an nvcc that cannot compile
     for what is asked.
     """
@@ -107,13 +109,14 @@ def plan(directory: Path = CSRC) -> Plan:
             f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'}); "
             f"type: apt-get install g++, or set CXX=/path/to/g++"
         )
-    nvcc = find_nvcc() if list(directory.rglob("*.cu")) and os.environ.get(ARCHS_VARIABLE) != NO_ARCHS else None
+    torch = find_torch()
+    nvcc = find_nvcc() if list(directory.rglob("*.cu")) and wants_cuda(torch) else None
     kinds = ("*.cpp", "*.cu") if nvcc else ("*.cpp",)
     return Plan(
         directory=directory,
         sources=tuple(path for kind in kinds for path in sorted(directory.rglob(kind))),
         headers=_headers(directory),
-        torch=find_torch(),
+        torch=torch,
         cxx=cxx,
         cxx_version=ask_version(*cxx),
         nvcc=nvcc,
@@ -150,9 +153,17 @@ def find_torch() -> Torch:
     found = Path(spec.origin).parent if spec and spec.origin else Path(sysconfig.get_path("purelib")) / "torch"
     if not (found / "version.py").is_file():
         raise MissingError("torch is not installed; type: pip install torch")
-    match = re.search(r"^__version__ = '(.+)'", (found / "version.py").read_text(), re.MULTILINE)
+    text = (found / "version.py").read_text()
+    match = re.search(r"^__version__ = '(.+)'", text, re.MULTILINE)
     assert match, found / "version.py"
-    return Torch(found, match.group(1))
+    cuda = re.search(r"^cuda\b[^=\n]*= '(.+)'", text, re.MULTILINE)
+    return Torch(found, match.group(1), cuda.group(1) if cuda else None)
+
+
+def wants_cuda(torch: Torch) -> bool:
+    """Whether kernels for CUDA are to be compiled where nvcc is."""
+    asked = os.environ.get(ARCHS_VARIABLE)
+    return asked != NO_ARCHS if asked else torch.cuda is not None
 
 
 def find_cxx() -> tuple[str, ...] | None:
@@ -304,6 +315,8 @@ def compile_into(plan: Plan, directory: Path, progress: Progress | None = None) 
         _run(link_command(plan, list(commands), aside / LIBRARY), aside)
         description = {**plan.description, "build_s": round(time.monotonic() - started, 1)}
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        (aside / DESCRIPTION).chmod(0o644)  # whatever the umask: what others can write is not loaded
+        (aside / LIBRARY).chmod(0o755)
         (directory / DESCRIPTION).unlink(missing_ok=True)  # at no time does it lie beside another library
         for part in (LIBRARY, DESCRIPTION):
             (aside / part).replace(directory / part)

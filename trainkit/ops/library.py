@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import shlex
 import shutil
 import sys
 import threading
@@ -22,6 +24,8 @@ from trainkit.ops import build
 
 HERE = Path(__file__).parent
 PATIENCE_S = 2.0
+WORD_EVERY_S = 15.0
+"""Where there is no terminal, a build says so often how far it is."""
 ROOM = 100_000_000
 """Bytes that a build may need."""
 
@@ -110,6 +114,8 @@ def find(plan: build.Plan | None) -> Library | None:
     for place in [HERE, *kept]:
         found = _read(place)
         if found and build.fits(found.description, needed) and set(plan.archs if plan else ()) <= set(found.archs):
+            if place != HERE:  # which is as much trusted as this file
+                _require_own(place)
             return found
     return None
 
@@ -137,12 +143,14 @@ def ensure(plan: build.Plan, *, again: bool = False) -> Path:
 
 
 def _load() -> None:
+    missing = None
     with _as_config_error():
         try:
             plan = build.plan()
         except build.NoCompilerError as error:
-            plan, _state.missing = None, f"the ops are not compiled: {error}"
+            plan, missing = None, f"the ops are not compiled: {error}"
         found = find(plan) or (_build(plan) if plan else None)
+    _state.missing = missing
     if found:
         torch.ops.load_library(found.path)
         _state.loaded, _state.missing = found, None
@@ -155,6 +163,22 @@ def _read(place: Path) -> Library | None:
     if not path.is_file() or not description.is_file():
         return None
     return Library(path, json.loads(description.read_text()))
+
+
+def _require_own(place: Path) -> None:
+    """Raises ConfigError for a kept library that another user can have written: it runs as this one."""
+    for path in (place, place / build.LIBRARY, place / build.DESCRIPTION):
+        found = path.stat()
+        if found.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(
+                f"the compiled ops in {place} are of another user (uid {found.st_uid}), and would run as you; "
+                f"type: export {ENVIRONMENT_VARIABLE}=DIRECTORY, one of your own"
+            )
+        if found.st_mode & 0o022:
+            raise ConfigError(
+                f"the compiled ops in {place} can be written by other users (mode {found.st_mode & 0o777:o}), and "
+                f"would run as you; type: rm -r {shlex.quote(str(place))}"
+            )
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
@@ -189,6 +213,7 @@ def _build(plan: build.Plan, again: bool = False) -> Library:
             ) from error
         found = _read(root / plan.key)
     assert found, f"{root / plan.key} is not whole"
+    _require_own(root / plan.key)
     return found
 
 
@@ -200,7 +225,7 @@ def _compile(plan: build.Plan, aside: Path) -> None:
 
 @contextmanager
 def _telling(what: str) -> Iterator[build.Progress]:
-    """After two seconds a line on stderr, which moves where that is a terminal."""
+    """After two seconds a line on stderr, which moves where that is a terminal; elsewhere more lines follow."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -208,10 +233,18 @@ def _telling(what: str) -> Iterator[build.Progress]:
     show = status.start if console.is_terminal else lambda: _say(f"{what} ...")
     timer = threading.Timer(PATIENCE_S, show)
     timer.daemon = True
-    started = time.monotonic()
+    started = last_word = time.monotonic()
+
+    def tell(num_done: int, num_all: int) -> None:
+        nonlocal last_word
+        status.update(f"trainkit: {what}: {num_done} of {num_all} ...")
+        if not console.is_terminal and time.monotonic() - last_word > WORD_EVERY_S:
+            last_word = time.monotonic()
+            _say(f"compiled {num_done} of {num_all} files of ops")
+
     timer.start()
     try:
-        yield lambda num_done, num_all: status.update(f"trainkit: {what}: {num_done} of {num_all} ...")
+        yield tell
     finally:
         timer.cancel()
         timer.join()

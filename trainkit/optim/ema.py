@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from trainkit.errors import ConfigError
 from trainkit.shard import Shard
@@ -26,6 +27,10 @@ class Average:
     def shards(self) -> dict[str, Shard]:
         """What this rank holds of the averages, by the module's own names."""
         return self._averages
+
+    def buffers(self) -> list[Tensor]:
+        """The averages' copies of the buffers."""
+        return [self._averages[name].local for name in self._buffers]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -37,7 +37,7 @@ class DDP(Strategy):
         `deterministic`, because without it the first step after a start reduces in another order than later ones;
         torch then warns once that it found none unused, which is as it should be.
 
-    Buffers are equal at the start and not synchronised afterwards; rank 0's are saved.
+    Buffers are equal at the start; in training each rank has its own, and rank 0's are evaluated and saved.
     """
 
     name: ClassVar[str] = "ddp"
@@ -97,6 +97,7 @@ class _DDPBackend(Backend):
             **_NO_BUFFER_SYNC,
         )
         self._forward_was_wrapped = False
+        self._is_first = True  # micro-batch of a turn
 
     def begin(self, last: bool) -> None:
         assert self.wrapped is not None
@@ -110,6 +111,8 @@ class _DDPBackend(Backend):
     def backward(self, loss: Tensor, last: bool) -> None:
         if last and not self._is_chosen:
             self.reduce_as(None)
+        before = {name: p.grad for name, p in self.trainable.items()} if last and not self._is_first else {}
+        self._is_first = last
         try:
             loss.backward()
         except RuntimeError:
@@ -121,33 +124,54 @@ class _DDPBackend(Backend):
             self._forward_was_wrapped = False
             return
         if self._forward_was_wrapped:
-            self._require_all_reduced()
+            self._require_all_reduced(before)
         else:
             # DDP reduces only what a forward of its own prepared; a loss made of the raw module alone, such as a
             # gradient penalty, would silently stay local.
             self._all_reduce_gradients()
         self._forward_was_wrapped = False
 
-    def _require_all_reduced(self) -> None:
-        unused = [name for name, p in self.trainable.items() if p.grad is None]
-        if unused and not self.find_unused_parameters:
+    def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
+        if last and self._forward_was_wrapped and not self.find_unused_parameters:
+            # No samples need not reach every parameter, and DDP waits for each.
+            loss = _Reach.apply(loss, *self.trainable.values())
+        super().backward_of_nothing(loss, last)
+
+    def _require_all_reduced(self, before: Mapping[str, Tensor | None]) -> None:
+        """before: gradients of the micro-batches before the last; DDP puts others in the place of what it reduces."""
+        if self.find_unused_parameters:
+            return
+        unused = [name for name, p in self.trainable.items() if p.grad is None or p.grad is before.get(name)]
+        if unused:
+            where = "loss of the last micro-batch" if before else "loss"
             raise UsageError(
-                f"the loss does not depend on {len(unused)} of {len(self.trainable)} parameters, the first is "
+                f"the {where} does not depend on {len(unused)} of {len(self.trainable)} parameters, the first is "
                 f"{unused[0]!r}, so DDP could not reduce the gradients: set strategy.find_unused_parameters=true, or "
                 f"requires_grad=False on what is not to be trained"
             )
 
     def _all_reduce_gradients(self) -> None:
-        for p in self.trainable.values():
+        trained = list(self.trainable.values())
+        used = torch.tensor([p.grad is not None for p in trained], dtype=trained[0].dtype, device=trained[0].device)
+        for p in trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        gradients = [used, *(p.grad for p in trained if p.grad is not None)]
         for dtype in {gradient.dtype for gradient in gradients}:
             same = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = _flatten_dense_tensors(same)
             dist.all_reduce(flat)
             flat /= self.gradient_divisor
             torch._foreach_copy_(same, list(_unflatten_dense_tensors(flat, same)))
+        for p, is_used in zip(trained, used.tolist(), strict=True):
+            if not is_used:  # on no rank
+                p.grad = None
+
+    def _follow(self, changed: list[str]) -> None:
+        raise UsageError(
+            f"requires_grad of {changed[0]!r} was switched after setup, and DDP reduces the gradients of what was "
+            f"trained then: make the engine again, engine = runtime.setup(module, optimizer, inherit=engine)"
+        )
 
     # -- how gradients are summed ------------------------------------------------------------------------------------
 
@@ -169,3 +193,16 @@ class _DDPBackend(Backend):
     def retire(self) -> None:
         self.wrapped = None
         self._hook = None
+
+
+class _Reach(torch.autograd.Function):
+    """The loss, which depends on `parameters` afterwards; they get no gradient by that, and DDP no longer waits."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.num_parameters = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (gradients[0], *[None] * ctx.num_parameters)

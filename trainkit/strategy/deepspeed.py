@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.backend import Backend, num_bytes
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
 from trainkit.shard import Shard
+from trainkit.strategy.zero_use import Used
 
 
 def attach(
@@ -34,21 +35,25 @@ def attach(
     deepspeed = _import_deepspeed(device)
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed asks for it, and one process alone has none
+    used = Used(module)  # before DeepSpeed's own hooks
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     kind = _Slices3 if stage == 3 else _Slices12
-    return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen))
+    return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen), used)
 
 
 class ZeroBackend(Backend):
     """Clipping, the norm and the update are DeepSpeed's; the weights of the mean and the loss scale come from ours."""
 
-    reads_every_step = True
+    reads_every_step = needs_samples = True
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices") -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices", used: Used
+    ) -> None:
         super().__init__(module, optimizer)
         self.gradient_divisor = dist.get_world_size()
         self.engine, self.slices = engine, slices
         self.gathers_parameters = isinstance(slices, _Slices3)
+        self._used = used
 
     def begin(self, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -62,11 +67,13 @@ class ZeroBackend(Backend):
         return super().input_gradient(x, *args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        self._used.begin()
         self.engine.backward(loss, scale_wrt_gas=False)
+        self._used.require_all()
         self.slices.let_go()
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         factor = float(factor)  # waits for the device, as DeepSpeed's own check does in any case
         zero = self.engine.optimizer
@@ -84,6 +91,13 @@ class ZeroBackend(Backend):
             zero.__dict__.pop("_update_scale", None)
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(norm, device=self.slices.device), bool(zero.overflow)
+
+    def _follow(self, changed: list[str]) -> None:
+        raise UsageError(
+            f"requires_grad of {changed[0]!r} was switched after setup, and DeepSpeed has spread what was trained "
+            f"then: set it before setup, on a new module (inherit= takes the weights over by name), or use "
+            f"strategy=fsdp"
+        )
 
     def retire(self) -> None:
         self.engine.destroy()

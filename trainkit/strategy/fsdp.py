@@ -1,7 +1,7 @@
 """Fully sharded data parallelism: parameters, gradients and optimizer state are spread over the processes (FSDP2)."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.shard import Shard
 from trainkit.strategy.base import Strategy, float32_memory
+from trainkit.strategy.fsdp_use import Use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class HSDP(FSDP):
 
 
 class _FSDPBackend(Backend):
-    shards_gradients = gathers_parameters = True
+    adds_to_sums = gathers_parameters = True
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh, *, reshard_after_forward: bool
@@ -146,6 +147,7 @@ class _FSDPBackend(Backend):
         self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
         self.num_replicas = mesh.size() // self.num_shards
         self.group = shard_mesh.get_group()
+        self._use = Use(self.parameters, module, self.units)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # What FSDP hangs on a view, a caller's in-place operation would take off without a word.
@@ -167,7 +169,8 @@ class _FSDPBackend(Backend):
             end_backward = self.module._get_fsdp_state()._root_post_backward_final_callback
             end_backward()
             self._set_automatic(True)
-            end_backward()
+            with self._use.of_every_unit():
+                end_backward()
             self.refresh()
 
     def _set_automatic(self, on: bool) -> None:
@@ -188,17 +191,22 @@ class _FSDPBackend(Backend):
             unit.reshard()
         return found
 
-    def squared_norm(self) -> Tensor:
+    def own_sums(self) -> Tensor:
         gradients = self._local_gradients()
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         self.norms = list(gradients), norms
         # Replicas hold the same gradients; the sum is over all ranks.
-        return norms.double().square().sum() / self.num_replicas
+        squared = norms.double().square().sum() / self.num_replicas
+        return torch.cat((squared[None], self._use.counts(squared.device)))
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, squared_norm: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
-        result = super().update(factor, clip, squared_norm=squared_norm, gate=gate)
+        assert sums is not None
+        for name in self._use.end(sums[1:]):
+            # What no rank has used has no gradient, rather than one of zero, which an optimizer would act on.
+            self.parameters[name].grad = None
+        result = super().update(factor, clip, sums=sums, gate=gate)
         # A forward pass that no backward followed left gathered parameters behind, which are old now.
         self.refresh()
         return result
@@ -228,6 +236,17 @@ class _FSDPBackend(Backend):
     def refresh(self) -> None:
         for unit in self.units:
             unit.reshard()
+
+    def follow_requires_grad(self) -> None:
+        self._use.show_requires_grad()
+        super().follow_requires_grad()
+
+    def _leaves_in_use(self) -> list[Tensor]:
+        return self._use.gathered()
+
+    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None) -> Tensor:
+        assert sums is not None
+        return sums[0].sqrt()
 
     def _local_gradients(self) -> dict[str, Tensor]:
         gradients = super()._local_gradients()

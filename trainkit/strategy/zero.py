@@ -21,6 +21,8 @@ from trainkit.strategy.base import Strategy, float32_memory
 class Zero1(Strategy):
     """DeepSpeed with optimizer state spread over the processes: 1/N of it in each.
 
+    Every micro-batch must have a sample on every rank, and its loss must depend on every parameter that is trained.
+
     offload_optimizer: the optimizer's state and step are on the CPU.
     bucket_mb: size of a message of gradients or parameters.
     config: further keys of DeepSpeed's own configuration, as they are; one that is set here already is an error.

@@ -3,6 +3,7 @@
 from trainkit.tracking.console import Console
 from trainkit.tracking.curves import Curve
 from trainkit.tracking.jsonl import Jsonl
+from trainkit.tracking.means import Means
 from trainkit.tracking.media import Media
 from trainkit.tracking.standard import trackers
 from trainkit.tracking.tensorboard import TensorBoard
@@ -14,6 +15,7 @@ __all__ = [
     "Console",
     "Curve",
     "Jsonl",
+    "Means",
     "Media",
     "Run",
     "Status",
