@@ -17,7 +17,7 @@ import torch
 
 from trainkit import cache
 from trainkit.cache import cached
-from trainkit.data import Text
+from trainkit.data import Text, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
 from trainkit.data.tokenizer import WordPiece, train_vocabulary
@@ -320,6 +320,15 @@ def test_what_the_data_are_is_told(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "trainkit: files not read: 1 .heic" in told
     assert f"{len(loaded.held_out)} held-out samples are too few to measure well" in told
+
+
+def test_work_without_parts_is_announced_once_it_takes_a_while(capsys, monkeypatch):
+    with progress.announced("short"):
+        pass
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    with progress.announced("silent", enabled=False), progress.announced("long"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "long ...\n"
 
 
 def test_a_data_set_pickles_to_its_path(tmp_path):

@@ -1,14 +1,29 @@
 """A progress bar for work that may be over before anyone wants to see one."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from trainkit.comm.cluster import Cluster
 
 Item = TypeVar("Item")
 PATIENCE_S = 2.0
+
+
+@contextmanager
+def announced(description: str, enabled: bool = True) -> Iterator[None]:
+    """Says on stderr what is under way where it has not ended after two seconds; for work that has no parts."""
+    timer = threading.Timer(PATIENCE_S, lambda: print(f"{description} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    if enabled:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def remark(facts: Mapping[str, int | str], *names: str) -> None:

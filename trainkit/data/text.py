@@ -12,7 +12,7 @@ from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
-from trainkit.data.progress import remark, track
+from trainkit.data.progress import announced, remark, track
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
@@ -85,7 +85,8 @@ class Text:
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         held_out = self._windows(directory / "held_out.bin", tokenizer, most=self.held_out_samples)
         if len(held_out) < _FEWEST_MEASURED:
-            facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.held_out"
+            key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
+            facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
             remark(facts, "files not read", "note")
         train = self._windows(directory / "train.bin", tokenizer, drop_last=True)
@@ -163,8 +164,10 @@ class Text:
         if vocabulary is not None:
             return WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
         texts = compress((text for _, text in corpus.documents()), split.samples)
-        sample = track(texts, "learning the vocabulary", int(split.samples.sum()), progress)
-        return WordPiece.from_vocabulary(train_vocabulary(sample, self.vocab_size, normalizer), normalizer)
+        sample = list(track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress))
+        with announced("learning the vocabulary", progress):
+            learnt = train_vocabulary(sample, self.vocab_size, normalizer)
+        return WordPiece.from_vocabulary(learnt, normalizer)
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         if self.path is None:
