@@ -10,6 +10,7 @@
    goes through more buffers than a cache holds; the bytes that must move, over that time, as a share of a plain copy
    (bytes read and bytes written, both).
 3. Steps of BERT-base and BERT-large, of the GAN's top resolutions, and of optimizers.
+`--parts checks times steps` chooses among the three; `--limit` says how many seconds there are.
 
 One file is written, <what>_<hardware>_<date>.json, and its tables beside it as Markdown. What time did not suffice for
 is named in it. The exit status is 1 if an op is wrong.
@@ -23,7 +24,9 @@ pydantic, wandb nor deepspeed. On a machine without a network, carry wheels of w
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,14 +35,16 @@ import torch
 
 from benchmarks import steps
 from benchmarks.op_table import ENTRIES, Entry, EveryOpFused
-from benchmarks.op_timing import check, copy_gb_per_s, measure
+from benchmarks.op_timing import check, copy_gb_per_s, measure, short_reason
 from benchmarks.overhead import machine, write
 from trainkit.ops import mode
 
 LIMIT_S = 520.0  # of the nine minutes; what has begun is finished
 LOW = (torch.bfloat16, torch.float16)
-GAN_PRECISIONS = ("bf16", "fp32")
-KERNELS: tuple[Literal["fused", "reference"], ...] = ("fused", "reference")
+GAN_PRECISIONS = ("bf16", "tf32", "fp32")
+PARTS = ("checks", "times", "steps")
+Kernels = Literal["fused", "reference", "compiled"]
+KERNELS: tuple[Kernels, ...] = ("fused", "reference", "compiled")
 
 
 @dataclass
@@ -53,10 +58,12 @@ class Bench:
     copy_bytes: int
     compiler: str = "inductor"
     berts: tuple[tuple[str, int, int], ...] = ()  # name, length, batch size
+    compared: str | None = None  # the precision in which BERTs also run as plain PyTorch, and compiled
     gans: tuple[tuple[int, int], ...] = ()  # resolution, batch size
     precisions: tuple[str, ...] = ()
     optimized: str | None = None
     num_steps: int = 8
+    parts: tuple[str, ...] = PARTS
     until: float = field(default_factory=lambda: time.monotonic() + LIMIT_S)
     results: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,20 +76,25 @@ class Bench:
                 found = {**about, **measured()}
             except torch.OutOfMemoryError as error:
                 found = {**about, "skipped": f"out of memory: {str(error).splitlines()[0][:80]}"}
+            except Exception as error:  # what else was measured is not lost for it
+                traceback.print_exc()
+                found = {**about, "skipped": short_reason(error)}
         self.results.append({"kind": kind, **found})
         print(line(self.results[-1]), flush=True)
 
 
 GPU = {
     "device": "cuda", "size": "gpu", "timed": (torch.bfloat16,), "num_rounds": 20, "copy_bytes": 1 << 30,
-    "berts": (("bert-base", 128, 64), ("bert-base", 512, 16), ("bert-large", 128, 64), ("bert-large", 512, 16)),
+    "berts": (("bert-large", 128, 256), ("bert-large", 512, 64), ("bert-base", 128, 64), ("bert-base", 512, 16)),
+    "compared": "bf16",
     "gans": ((256, 16), (512, 8), (1024, 4)), "precisions": ("bf16", "fp16", "tf32", "fp32"),
     "optimized": "bert-large",
 }  # fmt: skip
 TOY = {
     "device": "cpu", "size": "toy", "timed": (torch.float32,), "num_rounds": 2, "copy_bytes": 1 << 20,
     "compiler": "aot_eager",  # what inductor takes to compile is not for CI
-    "berts": (("bert-tiny", 16, 2),), "gans": ((8, 4),), "precisions": ("bf16", "fp32"), "optimized": "bert-tiny",
+    "berts": (("bert-tiny", 16, 2),), "gans": ((8, 4),), "precisions": ("bf16", "fp32"), "compared": "fp32",
+    "optimized": "bert-tiny",
     "num_steps": 1,
 }  # fmt: skip
 CPU = {"device": "cpu", "size": "cpu", "timed": (torch.float32,), "num_rounds": 21, "copy_bytes": 1 << 28}
@@ -100,11 +112,11 @@ def ops(bench: Bench, entries: Iterable[Entry]) -> None:
             present.append(entry)
     exact = () if bench.device == "cuda" else (torch.float64,)
     with EveryOpFused():
-        for entry in present:
+        for entry in present if "checks" in bench.parts else ():
             for dtype in (*exact, torch.float32, *LOW):
                 for size in ("toy", "check"):  # odd shapes, and such as are read 16 bytes at a time
                     bench.run("check", lambda e=entry, s=size, d=dtype: check(e, s, d, bench.device), op=entry.name)
-        for entry in present:
+        for entry in present if "times" in bench.parts else ():
             for dtype in bench.timed:
                 bench.run("time", lambda e=entry, d=dtype: timed(bench, e, d, copied), op=entry.name)
 
@@ -123,21 +135,38 @@ def models(bench: Bench) -> None:
             arguments = (name, bench.optimized, bench.device, bench.num_steps)
             bench.run("optimizer", lambda a=arguments: steps.optimizer(*a), optimizer=name)
     for precision in bench.precisions:
+        for case in bench.berts:
+            _bert(bench, case, precision, "fused")
+        _gans(bench, precision, "fused")
+    for case in bench.berts if bench.compared else ():  # without dropout the references are what one would write
         for kernels in KERNELS:
-            for name, length, batch_size in bench.berts:
-                about = {"model": name, "length": length, "precision": precision, "ops": kernels}
-                given = (name, length, batch_size, precision, bench.device, bench.num_steps)
-                bench.run("step", lambda k=kernels, g=given: _with(k, steps.bert, *g), **about)
-            for resolution, batch_size in bench.gans if precision in GAN_PRECISIONS else ():
-                about = {"model": f"gan-{resolution}", "precision": precision, "ops": kernels}
-                given = (resolution, batch_size, precision, bench.device, bench.num_steps)
-                bench.run("step", lambda k=kernels, g=given: _with(k, steps.gan, *g), **about)
+            _bert(bench, case, bench.compared, kernels, dropout=0.0)
+    for precision in bench.precisions:
+        _gans(bench, precision, "reference")
 
 
-def _with(
-    kernels: Literal["fused", "reference"], measured: Callable[..., dict[str, Any]], *given: Any
-) -> dict[str, Any]:
-    mode.use(kernels)
+def _bert(bench: Bench, case: tuple[str, int, int], precision: str, kernels: Kernels, dropout: float = 0.1) -> None:
+    name, length, batch_size = case
+    given = (name, length, batch_size, precision, bench.device, bench.num_steps, dropout, kernels == "compiled")
+    bench.run(
+        "step", lambda: _with(kernels, steps.bert, *given),
+        model=name, length=length, precision=precision, dropout=dropout, ops=kernels,
+    )  # fmt: skip
+
+
+def _gans(bench: Bench, precision: str, kernels: Kernels) -> None:
+    """Never compiled: a gradient penalty is differentiated twice, which torch.compile cannot."""
+    for resolution, batch_size in bench.gans if precision in GAN_PRECISIONS else ():
+        given = (resolution, batch_size, precision, bench.device, bench.num_steps)
+        bench.run(
+            "step", lambda given=given: _with(kernels, steps.gan, *given),
+            model=f"gan-{resolution}", precision=precision, ops=kernels,
+        )  # fmt: skip
+
+
+def _with(kernels: Kernels, measured: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    # What is compiled is what torch makes of the references.
+    mode.use("reference" if kernels == "compiled" else kernels)
     try:
         return measured(*given)
     finally:
@@ -152,8 +181,8 @@ def _with(
 def line(result: dict[str, Any]) -> str:
     """One result while it runs."""
     kind = result["kind"]
-    named = " ".join(str(result[key]) for key in ("op", "optimizer", "model", "length", "precision", "ops", "dtype")
-                     if key in result)  # fmt: skip
+    keys = ("op", "optimizer", "model", "length", "precision", "dropout", "ops", "dtype")
+    named = " ".join(str(result[key]) for key in keys if key in result)
     if "skipped" in result:
         return f"{kind:<10}{named}: skipped, {result['skipped']}"
     if kind == "check":
@@ -161,6 +190,7 @@ def line(result: dict[str, Any]) -> str:
         return f"{kind:<10}{named}: {'' if result['holds'] else 'WRONG, '}{errors} (limit {result['limit']:.0e})"
     if kind == "time":
         both = result["both"]
+        named += "".join(f", {name} failed ({why})" for name, why in result.get("failed", {}).items())
         return f"{kind:<10}{named}: {both['us']} us, {100 * both['share_of_copy']:.0f} % of a copy"
     return f"{kind:<10}{named}: {result['step_ms']} ms"
 
@@ -198,15 +228,17 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def _op_table(results: list[dict[str, Any]], part: str, title: str) -> str:
     head = [f"{title}: op", "dtype", "shape", "us", "eager / fused", "compiled / fused", "GB/s", "of a copy"]
     return _table(head, (
-        [r["op"], r["dtype"], r["sizes"], r[part]["us"]["fused"], r[part]["fused_over"]["reference"],
-         r[part]["fused_over"]["compiled"], r[part]["gb_per_s"]["fused"], f"{100 * r[part]['share_of_copy']:.0f} %"]
+        [r["op"], r["dtype"], r["sizes"], r[part]["us"]["fused"], r[part]["fused_over"].get("reference", "failed"),
+         r[part]["fused_over"].get("compiled", "failed"), r[part]["gb_per_s"]["fused"],
+         f"{100 * r[part]['share_of_copy']:.0f} %"]
         for r in results
     ))  # fmt: skip
 
 
 def _step_table(results: list[dict[str, Any]]) -> str:
-    head = ["Step of", "length", "batch", "precision", "ops", "ms", "samples/s", "MFU", "GB"]
-    keys = ("model", "length", "batch_size", "precision", "ops", "step_ms", "samples_per_s", "mfu", "peak_memory_gb")
+    head = ["Step of", "length", "batch", "precision", "dropout", "ops", "ms", "of the host", "samples/s", "MFU", "GB"]
+    keys = ("model", "length", "batch_size", "precision", "dropout", "ops", "step_ms", "host_ms", "samples_per_s",
+            "mfu", "peak_memory_gb")  # fmt: skip
     return _table(head, ([_cell(r.get(key)) for key in keys] for r in results))
 
 
@@ -228,19 +260,24 @@ def main(arguments: list[str] | None = None) -> int:
     where.add_argument("--toy", action="store_true", help="on the CPU, at toy size")
     where.add_argument("--cpu", action="store_true", help="the ops only, at real sizes, on one thread of the CPU")
     parser.add_argument("--ops", nargs="+", choices=[entry.name for entry in ENTRIES], help="these ops only, no models")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the three (default: all)")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help=f"default: {LIMIT_S:.0f}")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     given = parser.parse_args(arguments)
     if not (given.toy or given.cpu or torch.cuda.is_available()):
         parser.error("there is no GPU: use --toy or --cpu")
     bench = Bench(**(TOY if given.toy else CPU if given.cpu else GPU))  # type: ignore[arg-type]
+    bench.parts, bench.until = tuple(part for part in PARTS if part in given.parts), time.monotonic() + given.limit
     if given.cpu:
         torch.set_num_threads(1)
         bench.until = float("inf")
     facts = {**machine(), "sizes": bench.size, "gpu": torch.cuda.get_device_name() if bench.device == "cuda" else None}
-    ops(bench, [entry for entry in ENTRIES if not given.ops or entry.name in given.ops])
-    if not given.ops:
-        models(bench)
-    what = "gpu-toy" if given.toy else "ops" if given.cpu else "gpu"
+    with suppress(KeyboardInterrupt):  # what was measured until then is written: timeout --signal=INT
+        ops(bench, [entry for entry in ENTRIES if not given.ops or entry.name in given.ops])
+        if "steps" in bench.parts and not given.ops:
+            models(bench)
+    chosen = "gpu" if bench.parts == PARTS else "-".join(("gpu", *bench.parts))
+    what = "gpu-toy" if given.toy else "ops" if given.cpu else chosen
     path = write(what, facts, bench.results, given.out)
     text = markdown(facts, bench.results)
     path.with_suffix(".md").write_text(text)

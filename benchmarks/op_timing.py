@@ -79,7 +79,7 @@ def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds
     torch.compiler.reset()
     reference = entry.reference
     compiled = torch.compile(lambda inputs: entry.call(reference, inputs), dynamic=False, backend=compiler)
-    calls: Mapping[str, Callable[[Mapping[str, Any]], Tensor]] = {
+    calls: dict[str, Callable[[Mapping[str, Any]], Tensor]] = {
         "fused": lambda inputs: entry.call(entry.fused, inputs),
         "reference": lambda inputs: entry.call(reference, inputs),
         "compiled": compiled,
@@ -91,10 +91,25 @@ def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds
     found: dict[str, Any] = {"dtype": short(dtype), "sizes": list(entry.sizes[size])}
     for part, num_bytes in of_part.items():
         runs = {name: _run(call, weights if part == "both" else None) for name, call in calls.items()}
-        timed = _on_gpu if device == "cuda" else _on_cpu
-        times = timed(runs, buffers, num_rounds)
-        found[part] = {"num_bytes": num_bytes, **_figures(times, num_bytes)}
+        timed, prepare = (_on_gpu, _captured) if device == "cuda" else (_on_cpu, _once)
+        prepared, failed = _prepared(runs, lambda run, prepare=prepare: prepare(run, buffers))
+        if failed:
+            found["failed"] = failed
+        found[part] = {"num_bytes": num_bytes, **_figures(timed(prepared, buffers, num_rounds), num_bytes)}
     return found
+
+
+def _prepared(runs: Mapping[str, Run], prepare: Callable[[Run], Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Of each run what `prepare` makes, or why it fails: the fused one is timed all the same, and may not fail."""
+    prepared, failed = {}, {}
+    for name, run in runs.items():
+        try:
+            prepared[name] = prepare(run)
+        except Exception as error:  # of dynamo, inductor, Triton, a C++ compiler, or a CUDA graph
+            if name == "fused":
+                raise
+            failed[name] = short_reason(error)
+    return prepared, failed
 
 
 def _buffers(entry: Entry, size: str, dtype: torch.dtype, device: str) -> list[Inputs]:
@@ -136,10 +151,14 @@ def _on_cpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> 
     return {name: statistics.median(times[2:]) for name, times in took.items()}
 
 
-def _on_gpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> dict[str, float]:
-    """A CUDA graph goes through all buffers, so that neither Python nor a warm cache is what is measured."""
-    graphs = {name: _captured(run, buffers) for name, run in runs.items()}
-    took: dict[str, list[float]] = {name: [] for name in runs}
+def _once(run: Run, buffers: list[Inputs]) -> Run:
+    """The run, once it has run: what has to be compiled is."""
+    run(buffers[0])
+    return run
+
+
+def _on_gpu(graphs: Mapping[str, Any], buffers: list[Inputs], num_rounds: int) -> dict[str, float]:
+    took: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(num_rounds + 2):
         for name, graph in graphs.items():
             took[name].append(_elapsed_us(graph.replay) / len(buffers))
@@ -147,6 +166,7 @@ def _on_gpu(runs: Mapping[str, Run], buffers: list[Inputs], num_rounds: int) -> 
 
 
 def _captured(run: Run, buffers: list[Inputs]) -> Any:
+    """A CUDA graph through all buffers, so that neither Python nor a warm cache is what is measured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -182,6 +202,12 @@ def copy_gb_per_s(device: str, num_bytes: int, num_rounds: int) -> float:
             target.copy_(source)
             times.append((time.perf_counter() - start) * 1e6)
     return 2 * num_bytes / statistics.median(times[2:]) / 1e3
+
+
+def short_reason(error: Exception) -> str:
+    """In one line: compilers say what is wrong after where it is."""
+    words = " ".join(str(error).partition("\nSet TORCHDYNAMO_VERBOSE")[0].split())
+    return f"{type(error).__name__}: {words if len(words) < 320 else f'{words[:80]} ... {words[-230:]}'}"
 
 
 def short(dtype: torch.dtype) -> str:

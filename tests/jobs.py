@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
         **kept,
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "WANDB_MODE": "offline",
     }
 

@@ -117,6 +117,17 @@ def test_a_gpu_that_torch_cannot_use_is_broken(monkeypatch):
     assert found.remedy.startswith("update the driver, or choose a torch for an older CUDA than 13.0")
 
 
+def test_a_library_that_cannot_be_imported_is_broken(monkeypatch):
+    def fail():
+        raise ModuleNotFoundError("No module named 'platformdirs'")
+
+    monkeypatch.setattr("trainkit.tracking.wandb.has_key", fail)
+    found = findings._wandb()
+    assert found.state == "broken"
+    assert found.value.endswith("cannot be imported: No module named 'platformdirs'")
+    assert "wandb" in found.remedy
+
+
 def test_force_alone_is_an_error(tiny, capsys):
     code, _, told = _doctor(capsys, "--force")
     assert code == 2

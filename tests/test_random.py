@@ -60,3 +60,12 @@ def test_moments():
 def test_float32_and_float64_agree():
     positions = torch.arange(10)
     assert torch.equal(rand(1, positions, (7,)).double(), rand(1, positions, (7,), torch.float64))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_same_compiled_or_not():
+    positions, key = torch.tensor([5, 9, 2**40 + 1, 0]), key_of(3, "latent")
+    expected = words(key, positions, 5000, call=2)
+    for draw in (words, torch.compile(words, dynamic=False)):
+        assert torch.equal(draw(key, positions.cuda(), 5000, call=2).cpu(), expected)

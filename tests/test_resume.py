@@ -116,6 +116,13 @@ def test_a_kill_between_the_two_renames_loses_nothing(saved):
     assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
 
 
+def test_a_configuration_with_numbers_for_keys_is_read_back(tmp_path):
+    (tmp_path / "written").mkdir()
+    config = {"stable_images": {4: 1000, 16: 2000, 8: 3000}}
+    store.complete(tmp_path / "written", tmp_path / "step", {"config": config})
+    assert store.read_manifest(tmp_path / "step")["config"] == {"stable_images": {"4": 1000, "16": 2000, "8": 3000}}
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "no_manifest", "manifest_cut", "foreign"])
 def test_damage_is_named(saved, damage):
     file, manifest = saved / "rank_00000.safetensors", saved / "manifest.json"

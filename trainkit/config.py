@@ -42,6 +42,7 @@ class TrainConfig:
     tracking: Node  # who is told: conf/tracking/
     run_dir: Path | None  # strftime fields in it are filled in by rank 0's clock
     resume: str  # auto | never | the path of a run or a checkpoint
+    data_changed: Literal["refuse", "accept"]  # where a run directory's checkpoint was trained on other data
     seed: int
     deterministic: bool  # the same bits again, from the same ranks and hardware
     device: Literal["auto", "cpu", "cuda"]
@@ -167,6 +168,19 @@ def groups(config_dir: str | Path | None = None) -> dict[str, list[str]]:
         for path in root.glob("*/*.yaml"):
             found.setdefault(path.parent.name, set()).add(path.stem)
     return {name: sorted(options) for name, options in sorted(found.items())}
+
+
+def flat(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
+    """Every value by its full key.
+
+    >>> flat({"recipe": {"batch_size": 8, "model": {}}, "seed": 0})
+    {'recipe.batch_size': 8, 'recipe.model': {}, 'seed': 0}
+    """
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        full = f"{path}.{key}" if path else str(key)
+        values.update(flat(value, full) if isinstance(value, Mapping) and value else {full: value})
+    return values
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

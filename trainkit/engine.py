@@ -499,6 +499,7 @@ class Engine:
                 f"engine {self.name!r} has a schedule, which needs positions: iterate runtime.batches(...)"
             )
         factor = self.schedule(batch.position, batch.size)
+        self._base_lrs += [float(group["lr"]) for group in groups[len(self._base_lrs) :]]  # added since
         for group, base in zip(groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         return float(groups[0]["lr"])

@@ -11,6 +11,7 @@ from trainkit.clock import Clock
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
 from trainkit.data.columns import num_samples_of
+from trainkit.data.fingerprint import fingerprint
 from trainkit.data.loader import Collate, Fetcher, seed_everything, stream
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.errors import ConfigError
@@ -64,7 +65,8 @@ class Feed(Ranks):
         batch_size: samples in a global batch.  start: samples before the first one.
         weights: [number of samples], an array or a tensor: samples are drawn with replacement, each with a probability
             in proportion to its weight, as by torch's WeightedRandomSampler; without, every epoch holds each once.
-        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once.
+        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once,
+        also where ranks were given other data or numbers. Collective: every rank calls.
         """
         if batch_size < self.world_size:
             raise ConfigError(
@@ -76,6 +78,16 @@ class Feed(Ranks):
         if weights is not None:
             order = WeightedOrder(weights, num_samples, self.seed)
         fetcher = self._fetcher(source, order, batch_size, collate)
+        self.require_same(
+            {
+                "batch_size": batch_size,
+                "start": int(start),
+                "num_steps": num_steps,
+                "len(data)": num_samples,
+                "fingerprint of the data": fingerprint(source) if self.world_size > 1 else None,
+                "fingerprint of weights": fingerprint(weights) if self.world_size > 1 else None,
+            }
+        )
         end = start + num_steps * batch_size if num_steps is not None else None
         self._num_samples = end
         workers = self.num_workers if num_workers is None else num_workers

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.config import Node, build, build_partial, check, compose_onto, resolve
+from trainkit.config import Node, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -52,8 +52,8 @@ def load_recipe(
     """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
 
     overrides: `key=value` on what the checkpoint was made with; each acts wherever its key was interpolated.
-    with_data: false: no data are read, for a recipe that can do without them (see `Recipe.adapt_data`); it cannot train
-    or evaluate then.  config_dir: a directory laid out like `conf/`, for options of groups.
+    with_data: false: no data are read, for a recipe that can do without them (see `Recipe.restored_arguments`); it
+    cannot train or evaluate then.  config_dir: a directory laid out like `conf/`, for options of groups.
     trust: true: whatever the checkpoint's configuration names is imported and called, such as a recipe of your own;
     false: only what is of trainkit, its recipes and torch.optim.
     Raises CheckpointError and ConfigError.
@@ -71,7 +71,7 @@ def load_recipe(
     changed = compose_onto(stored, overrides, config_dir)
     if not trust:
         require_ours(resolve(changed))
-    adapt = partial(_with_adapted_data, state=values["recipe"], with_data=with_data)
+    adapt = partial(_as_restored, state=values["recipe"], with_data=with_data)
     trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe, trainer.runtime
@@ -83,16 +83,18 @@ def _require_of_use(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
 
 
-def _with_adapted_data(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
-    """`build_partial` of a recipe's node, with data as the recipe takes them for a checkpoint of this `state`."""
+def _as_restored(node: Node, state: Mapping[str, Any], with_data: bool) -> Callable[..., Recipe]:
+    """`build_partial` of a recipe's node, with what the recipe takes in its place for a checkpoint of this `state`."""
     if "data" not in node:
         return build_partial(node)
     make = build_partial({**node, "data": None})
     recipe = getattr(make, "func", None)
     if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
         return build_partial(node)
-    data = None if with_data else recipe.adapt_data(None, state)
-    return partial(make, data=recipe.adapt_data(build(node["data"]), state) if data is None else data)
+    restored = None if with_data else recipe.restored_arguments(state, None)
+    if restored is None:
+        restored = recipe.restored_arguments(state, build(node["data"]))
+    return partial(make, **(restored or {}))
 
 
 def _prepare(
@@ -124,6 +126,7 @@ def _prepare(
     )
     found: dict[str, Any] = {}
     try:
+        runtime.require_same(flat(config))
         if searches:
             found = _find_accumulation(runtime, make_recipe, checked.resume)
             config = _with_accumulation(config, found["accumulation"])
@@ -142,6 +145,7 @@ def _prepare(
         keep_best=checked.keep_best,
         keep_every=checked.keep_every,
         resume=checked.resume,
+        data_changed=checked.data_changed,
         config=config,
         composed=composed,
         found=found,

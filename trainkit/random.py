@@ -45,7 +45,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 def words(key: int, positions: Tensor, num_words: int, call: int = 0) -> Tensor:
     """int64 [len(positions), num_words] of 32-bit words, on the device of `positions` (int64)."""
     num_blocks = -(-num_words // 4)
-    block = torch.arange(num_blocks, device=positions.device).unsqueeze(0)
+    # Masked for torch.compile alone: of a plain arange it makes the index of a Triton kernel, in 32 bits, and then
+    # cannot multiply it by a larger constant.
+    block = (torch.arange(num_blocks, device=positions.device) & _MASK).unsqueeze(0)
     low, high = (positions & _MASK).unsqueeze(1), (positions >> 32).unsqueeze(1)
     call_word = torch.full((), call, dtype=torch.int64, device=positions.device)
     drawn = philox((block, call_word, low, high), (key & _MASK, key >> 32))

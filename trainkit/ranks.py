@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor
 from trainkit.comm import agent
 from trainkit.comm.cluster import Cluster, join
 from trainkit.data.batch import Batch
-from trainkit.errors import PeerError, TrainkitError
+from trainkit.errors import ConfigError, PeerError, TrainkitError
 
 T = TypeVar("T")
 BESIDE = "beside training"
@@ -135,6 +135,24 @@ class Ranks:
             dist.all_gather_object(values, value, group=self._patient)
         return values
 
+    def require_same(self, given: Mapping[str, Any]) -> None:
+        """Raises ConfigError on all ranks where one was given another value than rank 0 for a key: names it and both.
+
+        given: values that are told apart by what they print as.  Collective: every rank calls.
+        """
+        if self._patient is None:
+            return
+        mine = {key: str(value) for key, value in given.items()}
+        everyone = self.gather_values(mine)
+        for rank, theirs in enumerate(everyone):
+            for key in [*everyone[0], *(key for key in theirs if key not in everyone[0])]:
+                first, other = everyone[0].get(key), theirs.get(key)
+                if first != other:
+                    raise ConfigError(
+                        f"ranks disagree: {key}={_or_missing(first)} on rank 0, and {key}={_or_missing(other)} on rank "
+                        f"{rank}: start every process with the same arguments and data"
+                    )
+
     def same_as_before(self, name: str, make: Callable[[], str]) -> str:
         """What `make` returns on rank 0; where torchrun starts the job again, what it returned the first time.
 
@@ -169,3 +187,7 @@ class Ranks:
             with suppress(RuntimeError):  # a peer that is gone cannot take its leave
                 dist.destroy_process_group()
             self._made_group = False
+
+
+def _or_missing(value: str | None) -> str:
+    return "nothing" if value is None else value

@@ -46,13 +46,21 @@ class Recipe(ABC):
         """Measures on held-out data, the same on every rank. Collective: every rank calls."""
 
     @classmethod
-    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
-        """The specification of data that the recipe takes where a trained one is used; `state`: of its checkpoint.
+    def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
+        """Arguments in place of the configured ones where a trained recipe is made, to be filled from a checkpoint.
 
-        data: what is configured.  None: only the trained engines are wanted, and what is returned holds no sample;
-        returns None where the recipe cannot be made so: its own data are then read.
+        state: of that checkpoint.  data: the specification that is configured; None: only the trained engines are
+        wanted. Returns None where the recipe cannot be made without data: its own are then read.
         """
-        return data
+        return None if data is None else {"data": data}
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
+
+        Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
+        not compared. Nothing, where a recipe says nothing.
+        """
+        return {}
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""

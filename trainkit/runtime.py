@@ -33,7 +33,7 @@ from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
-from trainkit.tracking import Means, Run, Status, Throughput, Tracker, trackers
+from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
 SUMMARY_FILE = "summary.txt"
 LAST_SAVE_S = 60.0
@@ -127,6 +127,31 @@ class Runtime(Feed):
             num_workers=num_workers,
         )
         self.deterministic, self.log_every = deterministic, log_every
+        from trainkit import __version__  # not set yet while the package imports this module
+
+        try:
+            self.require_same(
+                {
+                    "trainkit": __version__,
+                    "torch": torch.__version__,
+                    "device": chosen.type,
+                    "strategy": self.strategy,
+                    "precision": self.precision,
+                    "comm": self.comm,
+                    "ops": self.ops,
+                    "seed": seed,
+                    "deterministic": deterministic,
+                    "compile": compile,
+                    "activation_checkpointing": [*activation_checkpointing],
+                    "nonfinite": nonfinite,
+                    "log_every": log_every,
+                    "run_dir": run_dir,
+                    "hang_after": hang_after,
+                }
+            )
+        except ConfigError:
+            self._leave()
+            raise
         if deterministic:
             compute_deterministically()
         self.tracker = Tracker()
@@ -160,7 +185,16 @@ class Runtime(Feed):
             topic=self.broadcast(f"{time.time_ns()}"),
             tell=self.tracker.message,
             own_store=self.own_store,
+            rescue=self._rescue,
         )
+
+    def _rescue(self) -> None:
+        """Finishes a save that was begun and tells trackers what is outstanding, where the run hangs elsewhere."""
+        try:
+            if self._saver is not None:
+                self._saver.finish(timeout_s=LAST_SAVE_S)
+        finally:
+            self.end_tracking("failed")
 
     def _make_reducer(self) -> Reducer:
         reducer = Reducer(
@@ -247,6 +281,15 @@ class Runtime(Feed):
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
+        self.require_same(
+            {
+                "name": name,
+                "clip": clip,
+                "ema": ema,
+                "accumulation": accumulation,
+                **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
+            }
+        )
         module.to(self.device, self.dtype)
         self._kept.apply(module)
         if self.compile:
@@ -259,6 +302,14 @@ class Runtime(Feed):
             device=self.device,
             deterministic=self.deterministic,
             blocks=blocks,
+        )
+        self.require_same(
+            {
+                f"optimizer.{key} of group {number} of {name}": value
+                for number, group in enumerate(backend.optimizer.param_groups)
+                for key, value in group.items()
+                if key != "params" and not callable(value)  # a function prints its address
+            }
         )
         backend.reducer = self._reducer
         engine = Engine(
@@ -362,6 +413,9 @@ class Runtime(Feed):
             summary=lines,
         )
         self.tracker.start(run)
+        # What a tracker registered meanwhile comes after this: at exit the last one is called first.
+        atexit.unregister(self.close)
+        atexit.register(self.close)
 
     def remark(self, text: str) -> None:
         """A line about the run itself, to the tracker and to the run's summary."""
@@ -390,6 +444,20 @@ class Runtime(Feed):
         rates = self.throughput.rates(self.position)
         self.tracker.log(step, {**means, "position": self.position, **rates})
         return means
+
+    def log_image(self, step: int, **images: Any) -> None:
+        """Tells the tracker pictures by name, as `runtime.log_image(step, samples=figure)`; each call is told.
+
+        A picture is a matplotlib figure, a PIL image, or an array or tensor: uint8 or floats of 0 .. 1,
+        [height, width], [height, width, channels] or [channels, height, width]. Raises ConfigError naming one that is
+        none. No other rank is waited for, and what ranks other than 0 give is left alone.
+        """
+        if self.is_main:
+            pictures = {name: picture(name, image) for name, image in images.items()}
+            if not self._is_tracking:
+                self.start_tracking()
+            for name, pixels in pictures.items():
+                self.tracker.image(step, name, pixels)
 
     def _means_over_ranks(self) -> dict[str, float]:
         taken = self._means.take()

@@ -1,11 +1,12 @@
 """Trainer: the one loop. It owns cadence: when to log, to evaluate, to save, and where to begin."""
 
+import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from trainkit import checkpoint
 from trainkit.comm.agent import is_restart
 from trainkit.config import to_yaml
 from trainkit.data.batch import Batch
-from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
+from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, UsageError
 from trainkit.health.nonfinite import ADVICE, Fault, Tripped
 from trainkit.health.signals import REQUEUE_FILE, Preempted, Signals, write_requeue
 from trainkit.recipe import Recipe
@@ -31,6 +32,7 @@ class Trainer:
     keep_every: also those of every so many steps; null: none.
     resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
         `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
+    data_changed: where a checkpoint of this run directory was trained on other data: `refuse` or `accept` these.
     config: what the run was made of; stored with it.  composed: the same with its interpolations, so that a later
         change acts everywhere.  found: what was found out when it began. Both are stored in checkpoints.
     """
@@ -48,6 +50,7 @@ class Trainer:
         keep_best: bool = True,
         keep_every: int | None = None,
         resume: str | Path = "auto",
+        data_changed: Literal["refuse", "accept"] = "refuse",
         config: Mapping[str, Any] | None = None,
         composed: Mapping[str, Any] | None = None,
         found: Mapping[str, Any] | None = None,
@@ -59,7 +62,10 @@ class Trainer:
         self.runtime, self.recipe = runtime, recipe
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
+        if data_changed not in ("refuse", "accept"):
+            raise ConfigError(f"data_changed={data_changed!r}: must be refuse or accept")
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
+        self.data_changed = data_changed
         self._composed = dict(composed or {})
         self.step = 0
         self.left_out: list[list[int]] = []
@@ -68,7 +74,10 @@ class Trainer:
         self._num_rewinds = 0
         self._has_told_memory = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
-        self._saved_step: int | None = None
+        self._saved: tuple[int, bool] | None = None
+        """The step of the newest checkpoint, and whether it holds metrics."""
+        self._best_value = math.inf
+        self._fingerprints: dict[str, str] = {}
 
     # -- what a user calls -------------------------------------------------------------------------------------------
 
@@ -82,7 +91,9 @@ class Trainer:
 
     def _fit(self) -> dict[str, float]:
         try:
+            self._require_same_everywhere()
             position = self.restore()
+            self._best_value = self.runtime.broadcast(min(self._values().values(), default=math.inf))
             self._leave_word(None)
             self._tidy()
             batches = self._begin(position)
@@ -106,6 +117,26 @@ class Trainer:
         self.runtime.close()
         return metrics
 
+    def _require_same_everywhere(self) -> None:
+        self.runtime.require_same(
+            {
+                "evaluate_every": self.evaluate_every,
+                "save_every": self.save_every,
+                "keep_last": self.keep_last,
+                "keep_best": self.keep_best,
+                "keep_every": self.keep_every,
+                "resume": self.resume,
+                "data_changed": self.data_changed,
+                "recipe": type(self.recipe).__qualname__,
+                "num_samples of the recipe": self.recipe.num_samples,
+                **{f"fingerprint of the {name} data": text for name, text in self._data().items()},
+            }
+        )
+
+    def _data(self) -> dict[str, str]:
+        self._fingerprints = self._fingerprints or self.recipe.fingerprints()
+        return self._fingerprints
+
     def restore(self) -> int:
         """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
         where = where_to_resume(self.runtime, self.resume)
@@ -119,15 +150,30 @@ class Trainer:
             raise CheckpointError(
                 f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
             )
+        is_own = self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve()
         self._load_state(path, manifest)
+        self._compare_data(path, values.get("data", {}), is_own)
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
         self.step, self._origin = values["step"], path
         self.left_out += [kept for kept in values.get("left_out", []) if kept not in self.left_out]
         self._evaluated = (self.step, values["metrics"]) if values["metrics"] else None
-        if self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve():
-            self._saved_step = self.step
+        if is_own:
+            self._saved = self.step, bool(values["metrics"])
         return position
+
+    def _compare_data(self, path: Path, before: Mapping[str, str], is_own: bool) -> None:
+        """Says where the data are not those of the checkpoint at `path`; refuses them where the run itself wrote it."""
+        now = self._data()
+        changed = [name for name, text in before.items() if now.get(name, text) != text]
+        if not changed:
+            return
+        what = f"the {' and '.join(changed)} data are not those that {path} was trained on"
+        if is_own and self.data_changed == "refuse":
+            raise ConfigError(
+                f"{what}: give the data as they were, another run_dir, or data_changed=accept to go on with these"
+            )
+        self.runtime.tracker.message(f"{what}; goes on with the data of now")
 
     def _load_state(self, path: Path, manifest: Mapping[str, Any]) -> None:
         name, own, theirs = type(self.recipe).__name__, self.recipe.engines().keys(), manifest["engines"].keys()
@@ -235,9 +281,13 @@ class Trainer:
         self.runtime.guard.read()
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
-            metrics = self.recipe.evaluate()
+            metrics = {name: as_number(name, value) for name, value in self.recipe.evaluate().items()}
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
+        value = self._value_of(metrics)
+        if self.keep_best and value is not None and value < self._best_value:
+            self._best_value = value
+            self._save()  # whatever save_every is: what was measured as the best is what is kept
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
@@ -302,7 +352,8 @@ class Trainer:
         return self.runtime.run_dir / "checkpoints" if self.runtime.run_dir is not None else None
 
     def _save(self) -> None:
-        if self._checkpoints is None or self._saved_step == self.step:
+        metrics = self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {}
+        if self._checkpoints is None or self._saved in ((self.step, True), (self.step, bool(metrics))):
             return
         with self.runtime.during("saving"):
             self._report_failed_save()
@@ -314,13 +365,14 @@ class Trainer:
                 step=self.step,
                 recipe=self.recipe.state(),
                 tracker=self.runtime.tracker.state(),
-                metrics=self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {},
+                metrics=metrics,
+                data=self._data(),
                 config=self.config,
                 composed=self._composed,
                 found=self.found,
                 left_out=self.left_out,
             )
-        self._saved_step, self._num_rewinds = self.step, 0
+        self._saved, self._num_rewinds = (self.step, bool(metrics)), 0
 
     def _tidy(self) -> None:
         """What earlier processes of the run have left must not stand in the way of its course from here on."""
@@ -343,17 +395,39 @@ class Trainer:
         checkpoint.prune(self._checkpoints, keep_last=self.keep_last, keep_every=self.keep_every, best=best)
 
     def _best(self) -> Path | None:
-        name = self.recipe.best_metric
-        if name is None or self._checkpoints is None:
-            return None
-        sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
-        values = {}
+        values = self._values()
+        return min(values, key=values.__getitem__) if values else None
+
+    def _values(self) -> dict[Path, float]:
+        """How good each checkpoint of the run was on the held-out data of now: lower is better."""
+        values: dict[Path, float] = {}
+        if self._checkpoints is None:
+            return values
+        held_out = self._data().get("held_out")
         for path in checkpoint.step_directories(self._checkpoints):
             with suppress(CheckpointError):  # one that was damaged meanwhile is not the best of anything
-                metrics = checkpoint.read_manifest(path)["values"]["metrics"]
-                if name in metrics:
-                    values[path] = sign * metrics[name]
-        return min(values, key=values.__getitem__) if values else None
+                saved = checkpoint.read_manifest(path)["values"]
+                value = self._value_of(saved["metrics"])
+                if value is not None and saved.get("data", {}).get("held_out", held_out) == held_out:
+                    values[path] = value
+        return values
+
+    def _value_of(self, metrics: Mapping[str, float]) -> float | None:
+        """The recipe's `best_metric`, as a number of which lower is better; None where it is missing or not finite."""
+        name = self.recipe.best_metric or ""
+        sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
+        value = metrics.get(name, math.nan)
+        return sign * value if math.isfinite(value) else None
+
+
+def as_number(name: str, value: Any) -> float:
+    """The metric `name` as a float: scalars of torch and NumPy are taken. Raises UsageError for anything else."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the metric {name!r} of evaluate() must be one number, not {value!r:.80}") from error
 
 
 def where_to_resume(runtime: Runtime, resume: str) -> Path | None:

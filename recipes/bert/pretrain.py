@@ -124,15 +124,21 @@ class MaskedLanguageModelling(Recipe):
         finally:
             self.model.module.train()
 
+    def fingerprints(self) -> dict[str, str]:
+        return self.datasets.fingerprints()
+
     @classmethod
-    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
-        """Text is split by the checkpoint's own tokenizer, whatever text it is."""
-        if "tokenizer" not in state:  # not a WordPiece, or older than checkpoints with a tokenizer
-            return data
-        tokenizer = WordPiece.from_json(state["tokenizer"])
-        if data is None:
-            return Datasets(train=(), held_out=(), tokenizer=tokenizer)
-        return replace(data, tokenizer=tokenizer) if isinstance(data, Text) else data
+    def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
+        """Text is split by the checkpoint's own tokenizer, whatever text it is; the weights are the checkpoint's."""
+        if "tokenizer" in state:
+            tokenizer = WordPiece.from_json(state["tokenizer"])
+            if data is None:
+                data = Datasets(train=(), held_out=(), tokenizer=tokenizer)
+            elif isinstance(data, Text):
+                data = replace(data, tokenizer=tokenizer)
+        elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
+            return None
+        return {"data": data, "weights": None}
 
     def state(self) -> dict[str, Any]:
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}

@@ -110,9 +110,12 @@ class ProgressiveGAN(Recipe):
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
 
+    def fingerprints(self) -> dict[str, str]:
+        return self.datasets.fingerprints()
+
     @classmethod
-    def adapt_data(cls, data: Any, state: Mapping[str, Any]) -> Any:
-        return Datasets(train=(), held_out=()) if data is None else data
+    def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
+        return {"data": Datasets(train=(), held_out=()) if data is None else data}
 
     def state(self) -> dict[str, Any]:
         return {"phase": self.phase.number}

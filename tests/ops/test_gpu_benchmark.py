@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, op_table, steps
 from benchmarks.op_table import ENTRIES, Entry, Inputs
-from benchmarks.op_timing import check
+from benchmarks.op_timing import check, measure
 from recipes.bert.model import Architecture, MaskedLanguageModel
 
 
@@ -41,13 +41,30 @@ def test_every_op_is_right_and_timed(done):
 def test_every_model_and_optimizer_is_timed_or_has_a_reason(done):
     _, found, _ = done
     timed = {
-        (r["model"], r["precision"], r["ops"]) for r in found["results"] if r["kind"] == "step" and r["step_ms"] > 0
+        (r["model"], r["precision"], r.get("dropout"), r["ops"])
+        for r in found["results"]
+        if r["kind"] == "step" and r["step_ms"] > 0
     }
-    models, precisions = ("bert-tiny", "gan-8"), ("fp32", "bf16")
-    assert timed == {(m, p, kernels) for m in models for p in precisions for kernels in gpu.KERNELS}
+    precisions, compared = ("fp32", "bf16"), "fp32"
+    assert timed == {
+        *(("bert-tiny", precision, 0.1, "fused") for precision in precisions),
+        *(("bert-tiny", compared, 0.0, kernels) for kernels in gpu.KERNELS),
+        *(("gan-8", precision, None, kernels) for precision in precisions for kernels in ("fused", "reference")),
+    }
     optimizers = {r["optimizer"]: r for r in found["results"] if r["kind"] == "optimizer"}
     assert optimizers.keys() == steps.optimizers("cpu").keys()
     assert all(r.get("step_ms", 0) > 0 or r["skipped"] for r in optimizers.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, *gpu.LOW], ids=str)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_op_is_right_on_a_gpu(entry, dtype):
+    with op_table.EveryOpFused():
+        for size in ("toy", "check"):
+            found = check(entry, size, dtype, "cuda")
+            assert found["holds"], found
 
 
 def test_the_tables_are_told(done):
@@ -56,7 +73,7 @@ def test_the_tables_are_told(done):
     for r in found["results"]:
         assert r["kind"] in ("check", "copy") or r.get("skipped", "") in tables or r.get("op", r.get("model")) in tables
     assert "| cross_entropy | float32 | [6, 101] |" in tables
-    assert "| bert-tiny | 16 | 2 | bf16 | fused |" in tables
+    assert "| bert-tiny | 16 | 2 | bf16 | 0.1 | fused |" in tables
 
 
 def test_a_wrong_op_is_found(monkeypatch, tmp_path, capsys):
@@ -68,6 +85,24 @@ def test_a_wrong_op_is_found(monkeypatch, tmp_path, capsys):
     assert found["errors"]["forward"] == pytest.approx(0.02, rel=1e-3)
     assert gpu.main(["--toy", "--ops", "gather_rows", "--out", str(tmp_path)]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compiled_is_told_and_the_rest_is_timed():
+    entry = next(entry for entry in ENTRIES if entry.name == "gather_rows")
+
+    def broken(graph, inputs):
+        raise NotImplementedError("Scalar 3528531795 is out of range")
+
+    found = measure(entry, "toy", torch.float32, "cpu", 2, broken)
+    assert "Scalar 3528531795 is out of range" in found["failed"]["compiled"]
+    assert found["both"]["us"].keys() == {"fused", "reference"}
+    told = {"kind": "time", "op": "gather_rows", **found}
+    for part in ("forward", "both"):
+        told[part]["share_of_copy"] = 0.5
+    assert "compiled failed" in gpu.line(told)
+    assert "| failed |" in gpu.markdown(
+        {"cpu": "a", "sizes": "toy", "torch": "2"}, [{"kind": "copy", "gb_per_s": 1.0}, told]
+    )
 
 
 def test_what_there_is_no_time_for_is_told():

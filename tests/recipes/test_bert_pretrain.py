@@ -187,7 +187,7 @@ def test_a_sentence_is_filled_with_the_likeliest_token(path):
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert fill_module.main([str(tmp_path / "no_run")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.startswith("trainkit: error: ")
     assert error.count("\n") == 1
 
 

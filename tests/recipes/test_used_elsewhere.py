@@ -73,7 +73,7 @@ def move(tmp_path: Path, data: Path, cache: Path) -> tuple[Path, Path]:
 
 
 def measured_on(data: Path) -> list[str]:
-    return [f"data.path={data}", f"recipe.data.path={data}"]
+    return [f"data.path={data}"]
 
 
 def test_sentences_are_filled_in_without_the_text_and_other_text_is_measured(tmp_path, cache, capsys):
@@ -116,6 +116,28 @@ def test_the_text_of_the_run_is_not_tokenised_again(tmp_path, cache):
     assert sorted(cache.iterdir()) == built
 
 
+def test_a_run_that_began_with_weights_of_hugging_face_needs_them_no_more(tmp_path, cache, capsys):
+    transformers = pytest.importorskip("transformers", reason="it writes such a directory")
+    texts, theirs = write_texts(tmp_path / "texts"), tmp_path / "theirs"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Alpha", "alpha", "beta", "gamma"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=False).save_pretrained(theirs)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=len(pieces), max_position_embeddings=64, **shape)
+    transformers.BertForMaskedLM(config).save_pretrained(theirs)
+    classic = ["positions=learned", "norm=post", "num_segments=2", "max_length=64"]
+    arguments = [*SHORT, *BERT, *(f"recipe.model.{setting}" for setting in classic), f"recipe.weights={theirs}"]
+    arguments += [f"data.vocab_file={theirs / 'tokenizer.json'}", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *arguments]) == 0
+    shutil.rmtree(theirs)
+    run, _ = move(tmp_path, texts, cache)
+    capsys.readouterr()
+    assert fill.main([str(run), "Alpha [MASK] gamma"]) == 0
+    assert capsys.readouterr().out.startswith("Alpha ")
+    other = write_texts(tmp_path / "other")
+    assert main(["evaluate", str(run), *measured_on(other), "data.vocab_file=null"]) == 0
+
+
 def test_images_are_drawn_without_the_pictures_and_other_pictures_are_measured(tmp_path, cache, capsys, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures")
     assert main(["train", *SHORT, *GAN, f"data.path={pictures}", f"run_dir={tmp_path / 'run'}"]) == 0
@@ -143,7 +165,7 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
     assert len(recipe.datasets.train) == 0
     state = recipe.state()
     old = {"vocabulary": state["vocabulary"]}
-    assert type(recipe).adapt_data(None, old) is None
+    assert type(recipe).restored_arguments(old, None) is None
     recipe.load_state(old)
     with pytest.raises(CheckpointError, match="another vocabulary"):
         recipe.load_state({"vocabulary": "other"})

@@ -204,6 +204,62 @@ def test_thawed_without_an_optimizer():
     assert run_ranks(_thawed_while_gathered, 2) == [True, True]
 
 
+def _thawed_with_a_group_of_its_own(strategy):
+    """Under a schedule; an optimizer that is made by a factory holds what is trained at setup only."""
+    runtime = scenes.make_runtime(strategy)
+    module, lrs = _Heads(), []
+    _switch(module, True, 0)
+    engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1), schedule=trainkit.Schedule(total=10))
+    for step, batch in enumerate(runtime.batches(scenes.data(runtime.dtype), batch_size=BATCH, num_steps=4)):
+        if step == 2:
+            _switch(module, True, step)
+            engine.optimizer.add_param_group({"params": list(module.body.parameters()), "lr": 0.01})
+        engine.backward((engine(batch.x, (0, 1, 2)) - batch.y).square().mean())
+        engine.step()
+        lrs.append([group["lr"] for group in engine.optimizer.param_groups])
+    return scenes.flat(scenes.whole_state(engine)["module"]), lrs
+
+
+def test_thawed_with_a_group_of_its_own():
+    ((alone, lrs),) = run_ranks(_thawed_with_a_group_of_its_own, 1, "single")
+    assert [len(rates) for rates in lrs] == [1, 1, 2, 2]
+    assert all(rates[1] == pytest.approx(0.1 * rates[0]) for rates in lrs[2:])
+    for weights, _ in run_ranks(_thawed_with_a_group_of_its_own, 2, "fsdp"):
+        assert scenes.error(weights, alone) < 1e-12
+
+
+def _resumed_after_a_thaw(strategy, path):
+    """Whether a run that is saved after a thaw, and goes on from frozen parameters, comes to the same weights."""
+    runtime = scenes.make_runtime(strategy)
+    engines = []
+    for is_resumed in (False, True):
+        module, start = _Heads(), 0
+        _switch(module, True, 0)
+        engine = _setup(runtime, module, 1, False)
+        if is_resumed:
+            start = runtime.load(path, model=engine)
+        batches = runtime.batches(
+            scenes.data(runtime.dtype), batch_size=BATCH, start=start, num_steps=5 - start // BATCH
+        )
+        for batch in batches:
+            step = batch.position // BATCH
+            _switch(module, True, step)
+            engine.backward((engine(batch.x, (0, 1, 2)) - batch.y).square().mean())
+            engine.step()
+            if step == 3 and not is_resumed:
+                runtime.save(path, model=engine)
+        engines.append(scenes.whole_state(engine))
+    return all(
+        torch.equal(engines[0][part][name], value) for part in engines[1] for name, value in engines[1][part].items()
+    )
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_a_checkpoint_from_after_a_thaw(strategy, tmp_path):
+    world_size = 1 if strategy == "single" else 2
+    assert run_ranks(_resumed_after_a_thaw, world_size, strategy, str(tmp_path / "saved")) == [True] * world_size
+
+
 def _penalty_alone():
     """The last bias has no part in a penalty: it must not decay."""
     runtime = scenes.make_runtime("ddp")

@@ -1,10 +1,27 @@
 import json
+import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import trainkit
 from trainkit.errors import ConfigError
-from trainkit.tracking import Jsonl, Run, Tracker, Trackers, WandB, trackers
+from trainkit.tracking import (
+    Curve,
+    Jsonl,
+    Media,
+    Run,
+    TensorBoard,
+    Tracker,
+    Trackers,
+    WandB,
+    jsonl,
+    tensorboard,
+    trackers,
+)
 
 
 class Broken(Tracker):
@@ -13,7 +30,7 @@ class Broken(Tracker):
 
         def fail(*args):
             self.calls += 1
-            raise OSError("disk\nis full")
+            raise RuntimeError("it has\nbroken")
 
         setattr(self, method, fail)
 
@@ -44,7 +61,7 @@ def test_a_failing_tracker_is_reported_once_and_the_others_go_on(method, tmp_pat
     assert fan_out.names == ["jsonl"]
     (line,) = capfd.readouterr().err.splitlines()
     assert "'broken'" in line
-    assert "OSError: disk is full" in line
+    assert "RuntimeError: it has broken" in line
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
@@ -97,3 +114,173 @@ def test_choice_of_trackers():
         trackers(jsonl=False)
     with pytest.raises(ConfigError, match=r"tracking\.others\.console"):
         trackers(others={"console": Tracker()})
+
+
+# -- what cannot be written now ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(num_bytes):
+    """The kernel refuses to make a file longer than that, after it has written what fits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path, capfd, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(tensorboard, "RETRY_S", 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    fan_out = Trackers(jsonl=Jsonl(), media=Media(), curve=Curve(), tensorboard=TensorBoard())
+    fan_out.start(Run(directory=tmp_path, name="run"))
+
+    def tell(steps):
+        for step in steps:
+            fan_out.log(step, {"loss": 1.0 / step, **{f"metric_{number}": number / 7 for number in range(40)}})
+            fan_out.image(step, "noise", pixels)
+            fan_out.evaluation(step, {"held_out_loss": 2.0 / step})
+
+    tell([1, 2])
+    with full_disk(2500):  # stderr is a file, too
+        tell([3, 4, 5])
+        assert [line["step"] for line in jsonl.read(tmp_path / "metrics.jsonl")][-1] < 5, "it was full"
+    tell([6])
+    fan_out.finish("finished")
+
+    lines = list(jsonl.read(tmp_path / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [step for step in range(1, 7) for _ in range(2)]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    for step in range(1, 7):
+        with Image.open(tmp_path / "media" / "noise" / f"{step:08}.png") as image:
+            assert np.array_equal(np.asarray(image), pixels)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 7))
+    assert [event.step for event in events.Scalars("held_out_loss")] == list(range(1, 7))
+    assert Image.open(tmp_path / "curve.png").size[0] > 100
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("trainkit:")]
+    for name in ("jsonl", "media", "tensorboard"):
+        assert [("cannot write" in line, "writes again" in line) for line in said if repr(name) in line] == [
+            (True, False),
+            (False, True),
+        ]
+
+
+def test_what_was_never_written_is_said_at_the_end(tmp_path, capfd):
+    class Full(Tracker):
+        def log(self, step, values):
+            raise OSError("full")
+
+    fan_out = Trackers(full=Full())
+    for step in (1, 2, 3):
+        fan_out.log(step, {})
+    fan_out.finish("finished")
+    first, last = capfd.readouterr().err.splitlines()
+    assert "tracker 'full' cannot write" in first and "OSError: full" in first
+    assert "tracker 'full' could not write to the end: 4 of its calls are lost" in last
+    assert fan_out.names == ["full"]
+
+
+def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
+    from trainkit.tracking import fan_out as module
+
+    monkeypatch.setattr(module, "MOST_KEPT_BYTES", 100_000)
+
+    class Heard(Tracker):
+        is_full, steps = True, ()
+
+        def image(self, step, name, image):
+            if self.is_full:
+                raise OSError("full")
+            self.steps += (step,)
+
+    heard = Heard()
+    fan_out = Trackers(heard=heard)
+    for step in range(10):
+        heard.is_full = step < 9
+        fan_out.image(step, "a", np.zeros((100, 100, 3), np.uint8))
+    assert heard.steps == (7, 8, 9) or heard.steps == (6, 7, 8, 9)
+    assert "calls that were too many to keep" in capfd.readouterr().err
+
+
+# -- what trackers are given -------------------------------------------------------------------------------------------
+
+
+class Seen(Tracker):
+    def __init__(self):
+        self.images, self.values = {}, {}
+
+    def image(self, step, name, image):
+        self.images[name] = image
+
+    def log(self, step, values):
+        self.values |= values
+
+
+def test_pictures_of_every_kind_come_as_bytes():
+    from matplotlib.figure import Figure
+
+    seen = Seen()
+    runtime = trainkit.Runtime(device="cpu", tracker=Trackers(seen=seen))
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[..., 0] = 255
+    clear = np.zeros((4, 6, 4), np.uint8)
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.add_subplot().plot([0, 1])
+    runtime.log_image(
+        3,
+        array=red,
+        chw=torch.from_numpy(red).permute(2, 0, 1),
+        floats=torch.from_numpy(red).permute(2, 0, 1).to(torch.bfloat16) / 255,
+        pil=Image.fromarray(red),
+        palette=Image.fromarray(red).convert("P"),
+        clear=Image.fromarray(clear),
+        grey=np.full((4, 6), 0.5),
+        mask=torch.ones(4, 6, dtype=torch.bool),
+        figure=figure,
+        axes=figure.axes[0],
+    )
+    runtime.close()
+    for name in ("array", "chw", "floats", "pil", "palette"):
+        assert np.array_equal(seen.images[name], red), name
+    assert seen.images["clear"].tolist() == np.full((4, 6, 3), 255).tolist()
+    assert seen.images["grey"].shape == (4, 6, 1) and set(seen.images["grey"].ravel()) == {128}
+    assert set(seen.images["mask"].ravel()) == {255}
+    assert seen.images["figure"].shape == seen.images["axes"].shape == (50, 100, 3)
+    assert all(image.dtype == np.uint8 for image in seen.images.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("a.png", "picture sample='a.png': allowed is a matplotlib figure"),
+        (np.zeros((2, 3, 4, 4)), r"picture sample is of shape \[2, 3, 4, 4\]"),
+        (torch.randn(3, 8, 8), "picture sample has values of -.* allowed are 0 to 1"),
+        (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
+        (np.full((4, 4), 256), "allowed are 0 to 255"),
+    ],
+)
+def test_what_is_no_picture_is_named_to_the_caller(given, says):
+    fan_out = Trackers(seen=Seen())
+    with pytest.raises(ConfigError, match=says):
+        fan_out.image(0, "sample", given)
+    assert fan_out.names == ["seen"]
+
+
+def test_what_is_no_number_or_text_or_table_is_named_to_the_caller():
+    seen = Seen()
+    fan_out = Trackers(seen=seen)
+    for method in (fan_out.log, fan_out.evaluation):
+        with pytest.raises(ConfigError, match="metric a='x': allowed is a number"):
+            method(0, {"a": "x"})
+    with pytest.raises(ConfigError, match=r"text words=\[1\]: allowed is a string"):
+        fan_out.text(0, "words", [1])
+    with pytest.raises(ConfigError, match=r"table words: row \[1\] for the columns a, b"):
+        fan_out.table(0, "words", ["a", "b"], [[1]])
+    fan_out.log(1, {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3})
+    assert seen.values == {"a": 0.5, "b": 2.0, "c": 3} and {type(v) for v in seen.values.values()} == {float, int}
+    assert fan_out.names == ["seen"]

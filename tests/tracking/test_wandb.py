@@ -120,11 +120,96 @@ def test_a_fresh_run_in_a_used_directory_is_another_run(tmp_path):
     assert second.state() != first.state()
 
 
-def test_a_checkpoint_of_another_directory_continues_after_its_step(tmp_path):
+def test_a_fork_gets_a_run_of_its_own_that_names_its_parent(tmp_path):
+    first = WandB()
+    tell(first, tmp_path, range(1, 9), status="interrupted")
+    fork = WandB()
+    fork.load_state(first.state())
+    (tmp_path / "fork").mkdir()
+    tell(fork, tmp_path / "fork", range(5, 7), resumed_step=4)
+    parent = first.state()["id"]
+    assert fork.state()["id"] != parent
+    assert list(history(tmp_path)) == list(range(1, 9))
+    assert list(history(tmp_path / "fork")) == [5, 6]
+    (segment,) = (tmp_path / "fork" / "wandb").glob("offline-run-*")
+    (run,) = [record["run"] for record in records(segment) if record["type"] == "run"]
+    assert run["notes"] == f"goes on from step 4 of the run {parent}"
+
+
+def _killed_with_its_service(script, directory):
+    """What it printed; it and W&B's service die in the same moment, as a job without memory does."""
+    command = [sys.executable, "-c", textwrap.dedent(script), str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == -signal.SIGKILL
+    return output
+
+
+def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
+    script = """
+        import json, os, pathlib, signal, sys
+        import numpy as np
+        from trainkit.tracking import Run, WandB
+        tracker = WandB()
+        tracker.start(Run(directory=pathlib.Path(sys.argv[1]), name="run"))
+        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        service = [int(pid) for pid in children]
+        assert service, "there is one to kill"
+        for pid in service:
+            os.kill(pid, signal.SIGSTOP)  # nothing more is written: the flush interval as its worst case
+        for step in range(1, 13):
+            tracker.log(step, {"loss": 1.0 / step, "nan": float("nan")})
+        tracker.image(12, "grid", np.zeros((8, 8, 3), np.uint8))
+        tracker.text(12, "words", "a <b>")
+        tracker.table(12, "table", ["a"], [[1]])
+        print(json.dumps(tracker.state()), flush=True)
+        tracker.log(13, {"loss": 0.0})
+        for pid in [*service, os.getpid()]:
+            os.kill(pid, signal.SIGKILL)
+    """
+    state = json.loads(_killed_with_its_service(script, tmp_path))
+    assert [row["step"] for row in state["rows"]] == list(range(1, 13))
     tracker = WandB()
-    tracker.load_state({"id": "abcd1234"})
-    tell(tracker, tmp_path, range(3, 7), resumed_step=4)
-    assert list(history(tmp_path)) == [5, 6]
+    tracker.load_state(state)
+    tell(tracker, tmp_path, range(13, 21), resumed_step=12)
+    rows = history(tmp_path)
+    assert list(rows) == list(range(1, 21))
+    assert [rows[step]["loss"] for step in rows] == [1.0 / step for step in range(1, 21)]
+    assert {f"{name}._type" for name in ("grid", "words", "table")} <= rows[12].keys()
+    assert tracker.state()["rows"] == [], "the file holds all of them"
+
+
+def test_what_comes_late_goes_into_the_next_row(tmp_path):
+    """After an interruption, an evaluation of the last step that was told."""
+    first = WandB()
+    tell(first, tmp_path, range(1, 5), status="interrupted")
+    second = WandB()
+    second.load_state(first.state())
+    second.start(Run(directory=tmp_path, name="run", resumed_step=4))
+    second.evaluation(4, {"held_out_loss": 7.0})
+    second.log(5, {"loss": 0.5})
+    second.finish("finished")
+    rows = history(tmp_path)
+    assert list(rows) == [1, 2, 3, 4, 5]
+    assert (rows[5]["loss"], rows[5]["held_out_loss"]) == (0.5, 7.0)
+
+
+def test_a_loop_of_ones_own_that_never_closes_loses_nothing(tmp_path):
+    script = """
+        import sys
+        import numpy
+        import trainkit
+        from trainkit.tracking import Trackers, WandB
+        runtime = trainkit.Runtime(device="cpu", run_dir=sys.argv[1], log_every=1, tracker=Trackers(wandb=WandB()))
+        for step in range(1, 6):
+            runtime.log(step, loss=1.0 / step)
+        runtime.log_image(5, grid=numpy.zeros((8, 8)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    rows = history(tmp_path)
+    assert list(rows) == [1, 2, 3, 4, 5] and "grid._type" in rows[5]
+    assert "to upload: wandb sync" in process.stdout and "failed" not in process.stderr
 
 
 def test_a_refused_key_is_reported_and_the_run_kept_offline(tmp_path, monkeypatch, capfd):

@@ -1,5 +1,6 @@
 """What a run is: its engines, where it stands, and whatever else its loop wants to remember."""
 
+import json
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from trainkit.checkpoint import sharded, store
 from trainkit.checkpoint.saver import Saver
 from trainkit.engine import Engine
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, UsageError
 from trainkit.ranks import Ranks
 from trainkit.shard import Shard
 
@@ -42,7 +43,7 @@ def save(
         "torch": torch.__version__,
         "position": position,
         "engines": {name: engine.scalars() for name, engine in engines.items()},
-        "values": dict(values),
+        "values": {item: _as_json(item, value) for item, value in values.items()},
     }
     buffers = {
         f"{name}.{part}/{key}"
@@ -51,6 +52,14 @@ def save(
         for key, _ in engine.module.named_buffers()
     }
     saver.save(path, shards, facts, from_first=buffers, then=then)
+
+
+def _as_json(item: str, value: Any) -> Any:
+    """`value` as a manifest gives it back, which a later change of the value does not reach. Raises UsageError."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{item!r} cannot be saved beside engines, because it is not JSON-able: {error}") from error
 
 
 def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:

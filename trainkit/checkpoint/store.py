@@ -125,7 +125,7 @@ def set_aside(checkpoints: Path, after: int) -> list[Path]:
         if int(path.name[5:]) > after:
             target = path.with_name(f"{path.name}.left")
             if target.exists():
-                shutil.rmtree(target)
+                _delete(target)
             moved.append(path.rename(target))
     return moved
 
@@ -175,21 +175,29 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int | None = None, b
     """Deletes all but the newest `keep_last` checkpoints, those of every `keep_every` steps, and `best`."""
     for path in step_directories(checkpoints)[:-keep_last]:
         if path != best and not (keep_every and int(path.name[5:]) % keep_every == 0):
-            # The manifest goes first, so that what is left of an interrupted deletion is not taken for a checkpoint.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            _delete(path)
 
 
 def _take_name(temporary: Path, directory: Path) -> None:
     previous = directory.with_name(directory.name + ".previous")
     if directory.exists():
         if previous.exists():
-            shutil.rmtree(previous)
+            _delete(previous)
         directory.rename(previous)
     temporary.rename(directory)
     _flush(directory.parent)
     if previous.exists():
-        shutil.rmtree(previous)
+        _delete(previous)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a checkpoint; of one that is a link to elsewhere, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    # The manifest goes first, so that what is left of an interrupted deletion is not taken for a checkpoint.
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _flush(path: Path) -> None:

@@ -212,7 +212,12 @@ def _wandb() -> Finding:
         return Finding("Weights & Biases", "not installed", "missing", "pip install wandb")
     from trainkit.tracking.wandb import has_key
 
-    if has_key():
+    try:
+        found = has_key()
+    except ImportError as error:
+        remedy = "pip install --force-reinstall wandb, or train with tracking=none"
+        return Finding("Weights & Biases", f"{given} cannot be imported: {error}", "broken", remedy)
+    if found:
         return Finding("Weights & Biases", f"{given}, a key is set")
     return Finding("Weights & Biases", f"{given}, no key: runs are kept offline", "missing", "wandb login")
 

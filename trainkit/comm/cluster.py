@@ -84,10 +84,24 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
     except (RuntimeError, ValueError) as error:
         raise ClusterError(
             f"rank {cluster.rank} on {socket.gethostname()} could not join {cluster.world_size} processes at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}. "
-            f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {_why(str(error), device)}"
         ) from error
     return True
+
+
+def _why(told: str, device: torch.device) -> str:
+    """What torch or NCCL has said, in one sentence, and what to do about it."""
+    if "duplicate gpu" in told.lower():
+        return (
+            f"it and another rank share one GPU, {device}, which NCCL refuses. Start all processes of a machine by one "
+            f"torchrun --nproc-per-node=gpu, or show every torchrun GPUs of its own by CUDA_VISIBLE_DEVICES"
+        )
+    # The first line of an error of NCCL is where in torch it was met.
+    reason = told.partition("Last error:")[2].strip() or told
+    return (
+        f"{reason.splitlines()[0] if reason else 'no reason was given'}. "
+        f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
+    )
 
 
 def _backends(device: torch.device) -> str:

@@ -29,6 +29,12 @@ class Datasets:
         """Numbers of samples, and the `facts`, by what they are called in a summary."""
         return {"training samples": len(self.train), "held-out samples": len(self.held_out), **self.facts}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the training data and of the held-out data, by `fingerprint`."""
+        from trainkit.data.fingerprint import fingerprint  # which knows this class
+
+        return {"train": fingerprint(self.train), "held_out": fingerprint(self.held_out)}
+
     def load(self, progress: bool = True) -> "Datasets":
         """Itself: there is nothing to build."""
         return self

@@ -70,7 +70,7 @@ class Text:
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:
-            _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists")
+            _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
         if self.path is not None:
             self._corpus()
 

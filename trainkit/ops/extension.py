@@ -9,7 +9,7 @@ from trainkit.ops import build, library
 
 
 def load_extension(directory: str | Path) -> library.Library:
-    """Compiles every .cpp in `directory`, and where nvcc is every .cu, into one library, and loads it.
+    """Compiles every .cpp in `directory`, and for a CUDA build of torch every .cu, into one library, and loads it.
 
     What its STABLE_TORCH_LIBRARY_FRAGMENT defines is in `torch.ops` then. `#include "common/..."` finds trainkit's own
     headers; TRAINKIT_CUDA is defined in .cpp files when the .cu files are compiled too. What was compiled before is

@@ -2,13 +2,15 @@
 
 from trainkit.tracking.console import Console
 from trainkit.tracking.curves import Curve
+from trainkit.tracking.fan_out import Trackers
 from trainkit.tracking.jsonl import Jsonl
 from trainkit.tracking.means import Means
 from trainkit.tracking.media import Media
+from trainkit.tracking.pictures import picture
 from trainkit.tracking.standard import trackers
 from trainkit.tracking.tensorboard import TensorBoard
 from trainkit.tracking.throughput import Throughput
-from trainkit.tracking.tracker import Run, Status, Tracker, Trackers
+from trainkit.tracking.tracker import Run, Status, Tracker
 from trainkit.tracking.wandb import WandB
 
 __all__ = [
@@ -24,5 +26,6 @@ __all__ = [
     "Tracker",
     "Trackers",
     "WandB",
+    "picture",
     "trackers",
 ]

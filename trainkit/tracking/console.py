@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Kept, Run, Status, Tracker
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import: where it is used
     import rich.console
@@ -108,7 +108,10 @@ class Console(Tracker):
             self._unprinted = ""
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        try:
+            self._console.print(line, markup=False, soft_wrap=True)
+        except OSError as error:  # stdout is a file on a full disk: what it has taken it writes by itself
+            raise Kept(*error.args) from error
 
     @cached_property
     def _console(self) -> "rich.console.Console":

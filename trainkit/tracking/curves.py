@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainkit.tracking import jsonl
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Kept, Run, Status, Tracker
 
 FILE_NAME = "curve.png"
 DRAWING_SHARE = 0.02  # of the time since the last drawing
@@ -40,7 +40,12 @@ class Curve(Tracker):
     def _draw(self) -> None:
         assert self._run is not None, "start() comes first"
         began = time.monotonic()
-        draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
+        try:
+            draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
+            self.is_behind = False
+        except OSError as error:  # the next drawing holds all that this one would
+            self.is_behind = True
+            raise Kept(*error.args) from error
         now = time.monotonic()
         self._next_s = now + (now - began) / DRAWING_SHARE
 

@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Kept, Run, Status, Tracker
 
 FILE_NAME = "metrics.jsonl"
 
@@ -18,17 +18,20 @@ class Jsonl(Tracker):
 
     `time` is in seconds since 1970. A value that is not finite becomes null, which every JSON parser reads, and is
     named in the line's `nonfinite`: `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume the file is first
-    cut back to the resumed step, in one rename, so that it never holds a step twice.
+    cut back to the resumed step, in one rename, so that it never holds a step twice. Lines that cannot be written (a
+    full disk) are kept, and written whole with the next one.
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file = -1
+        self._unwritten = b""
 
     def start(self, run: Run) -> None:
         path = run.directory / FILE_NAME
         if path.exists():
             cut_back(path, -1 if run.resumed_step is None else run.resumed_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._unwritten = b""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._write(step, "training", values)
@@ -37,11 +40,15 @@ class Jsonl(Tracker):
         self._write(step, "evaluation", values)
 
     def finish(self, status: Status) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._file >= 0:
+            try:
+                self._write_out()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
     def _write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        assert self._file is not None, "start() comes first"
+        assert self._file >= 0, "start() comes first"
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind}
         nonfinite = {}
         for name, value in values.items():
@@ -51,8 +58,20 @@ class Jsonl(Tracker):
                 nonfinite[name] = str(float(value))
         if nonfinite:
             line["nonfinite"] = nonfinite
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
+        self._write_out()
+
+    def _write_out(self) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            written = 0
+            while written < len(self._unwritten):
+                written += os.write(self._file, self._unwritten[written:])
+        except OSError as error:
+            os.ftruncate(self._file, size)  # half a line would be damage
+            self.is_behind = True
+            raise Kept(*error.args) from error
+        self._unwritten, self.is_behind = b"", False
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from trainkit.errors import ConfigError
 from trainkit.tracking.console import Console
 from trainkit.tracking.curves import Curve
+from trainkit.tracking.fan_out import Trackers
 from trainkit.tracking.jsonl import Jsonl
 from trainkit.tracking.media import Media
 from trainkit.tracking.tensorboard import TensorBoard
-from trainkit.tracking.tracker import Tracker, Trackers
+from trainkit.tracking.tracker import Tracker
 from trainkit.tracking.wandb import WandB
 
 

@@ -1,13 +1,21 @@
 """TensorBoard event files, on request."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from trainkit.errors import ConfigError
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Kept, Run, Status, Tracker
+
+MOST_UNFLUSHED = 1000
+RETRY_S = 10.0
+
+Add = Callable[[Any], None]
 
 
 class TensorBoard(Tracker):
@@ -19,32 +27,79 @@ class TensorBoard(Tracker):
                 "tracking.tensorboard=true needs the package tensorboard: pip install 'trainkit[tensorboard]'"
             )
         self._writer: Any = None
+        self._directory = ""
+        self._unflushed: list[tuple[int, Add]] = []
+        self._retry_s: float | None = None
 
     def start(self, run: Run) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = 0 if run.resumed_step is None else run.resumed_step + 1
-        self._writer = SummaryWriter(str(run.directory / "tensorboard"), purge_step=purge_step)
+        self._directory = str(run.directory / "tensorboard")
+        self._unflushed, self._retry_s = [], None
+        self._open(0 if run.resumed_step is None else run.resumed_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._unflushed.append((step, partial(_add_scalar, name, value, step)))
+        self._write(len(values), flush=len(self._unflushed) >= MOST_UNFLUSHED)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        self.log(step, values)
-        self._writer.flush()
+        self._unflushed += [(step, partial(_add_scalar, name, value, step)) for name, value in values.items()]
+        self._write(len(values), flush=True)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._unflushed.append((step, lambda writer: writer.add_image(name, image, step, dataformats="HWC")))
+        self._write(1, flush=True)
 
     def text(self, step: int, name: str, text: str) -> None:
         verbatim = "\n".join(f"    {line}" for line in text.splitlines())  # indented: Markdown for "as it is"
-        self._writer.add_text(name, verbatim, step)
+        self._unflushed.append((step, lambda writer: writer.add_text(name, verbatim, step)))
+        self._write(1)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         lines = [columns, ["---"] * len(columns), *rows]
         cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
-        self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in cells), step)
+        markdown = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        self._unflushed.append((step, lambda writer: writer.add_text(name, markdown, step)))
+        self._write(1)
 
     def finish(self, status: Status) -> None:
+        self._retry_s = self._retry_s and 0.0
+        self._write(0, flush=True)
         self._writer.close()
+
+    def _open(self, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self._directory, purge_step=purge_step)
+
+    def _write(self, num_new: int, *, flush: bool = False) -> None:
+        """The last `num_new` of what is unflushed; all of it, to a new file, where the last one could not be written.
+
+        TensorBoard writes in a thread that never recovers, and drops what it was given.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self._retry_s is not None and time.monotonic() < self._retry_s:
+            raise Kept("tensorboard/ could not be written a moment ago")
+        try:
+            if self._retry_s is not None:
+                with suppress(OSError):
+                    self._writer.close()
+                self._open(self._unflushed[0][0] if self._unflushed else 0)
+                num_new, flush = len(self._unflushed), True
+            for _, add in self._unflushed[len(self._unflushed) - num_new :]:
+                add(self._writer)
+            if flush:
+                self._writer.flush()
+                # Its thread counts a row as written a moment before it fails to write it; the next one is refused.
+                self._writer.file_writer.add_event(Event())
+                self._writer.flush()
+                self._unflushed = []
+            self._retry_s, self.is_behind = None, False
+        except OSError as error:
+            self.is_behind = True
+            self._retry_s = time.monotonic() + RETRY_S
+            raise Kept(*error.args) from error
+
+
+def _add_scalar(name: str, value: float, step: int, writer: Any) -> None:
+    writer.add_scalar(name, value, step)

@@ -1,16 +1,13 @@
-"""What every tracker hears, and the fan-out that keeps a failing one away from training."""
+"""What every tracker hears."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 Status = Literal["finished", "failed", "interrupted"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,10 @@ class Run:
     summary: tuple[str, ...] = ()  # lines for a reader: model, strategy, precision, ranks
 
 
+class Kept(OSError):
+    """What a tracker was told cannot be written now; it keeps it, `is_behind` and tries again by itself."""
+
+
 class Tracker:
     """Receives numbers, pictures and text of a run; hears nothing on ranks other than 0, and has no way to answer.
 
@@ -36,6 +37,9 @@ class Tracker:
     tracker of the ranks that do not track. Order of calls: `load_state` (after a resume), `start`, the rest in any
     order, `finish`.
     """
+
+    is_behind = False
+    """Whether it keeps something that it could not write yet, see `Kept`."""
 
     def start(self, run: Run) -> None:
         """Open what has to be opened; on a resume, forget what will be told again."""
@@ -70,75 +74,3 @@ class Tracker:
 
     def finish(self, status: Status) -> None:
         """Write what is outstanding. Nothing is told after it."""
-
-
-class Trackers(Tracker):
-    """Tells every one of some named trackers. One that raises is reported once on stderr and told nothing more.
-
-    >>> Trackers(console=Console(), wandb=None).names
-    ['console']
-    """
-
-    def __init__(self, **trackers: Tracker | None):
-        self._trackers = {name: tracker for name, tracker in trackers.items() if tracker is not None}
-        self._states: dict[str, dict[str, Any]] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the trackers that still listen."""
-        return list(self._trackers)
-
-    def start(self, run: Run) -> None:
-        self._tell(lambda tracker: tracker.start(run))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._tell(lambda tracker: tracker.log(step, values))
-
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        self._tell(lambda tracker: tracker.evaluation(step, values))
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        self._tell(lambda tracker: tracker.image(step, name, image))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        self._tell(lambda tracker: tracker.text(step, name, text))
-
-    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._tell(lambda tracker: tracker.table(step, name, columns, rows))
-
-    def message(self, text: str) -> None:
-        self._tell(lambda tracker: tracker.message(text))
-
-    def state(self) -> dict[str, Any]:
-        for name, tracker in list(self._trackers.items()):
-            own = self._guarded(name, tracker.state)
-            if own:
-                self._states[name] = own
-        return dict(self._states)  # one that failed keeps its last state: the next process may be luckier
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self._states = dict(state)
-        for name, tracker in list(self._trackers.items()):
-            if name in state:
-                self._guarded(name, partial(tracker.load_state, state[name]))
-
-    def finish(self, status: Status) -> None:
-        self._tell(lambda tracker: tracker.finish(status))
-
-    def _tell(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
-            self._guarded(name, partial(call, tracker))
-
-    def _guarded(self, name: str, call: Callable[[], T]) -> T | None:
-        try:
-            return call()
-        except Exception as error:
-            del self._trackers[name]
-            reason = " ".join(str(error).split()) or "no reason given"
-            print(
-                f"trainkit: tracker {name!r} failed and is told nothing more; training goes on. "
-                f"{type(error).__name__}: {reason}",
-                file=sys.stderr,
-                flush=True,
-            )
-            return None

@@ -1,10 +1,10 @@
 """Weights & Biases: one run per job, kept across resumes, offline where there is no key."""
 
 import html
-import json
 import netrc
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -16,16 +16,21 @@ import numpy as np
 
 from trainkit.errors import ConfigError
 from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
 
 Mode = Literal["online", "offline"]
+ID_FILE = "id.txt"
+PICTURES = "unsent"  # of rows that a checkpoint holds
+LOOK_EVERY = 64  # rows, from one look into W&B's file to the next
 
 
 class WandB(Tracker):
     """Metrics, evaluations, pictures, texts and tables of a run, a history row a step.
 
     `mode` None: what WANDB_MODE or `wandb offline` says, else online where a key is found, else offline. Its files lie
-    in `wandb/` of the run directory. A row is sent whole when the next step's begins, after its step is noted in
-    `wandb/sent.json`; rows up to that step are in the history already and are not sent again after a resume.
+    in `wandb/` of the run directory. A row is sent whole when the next step's begins, and is safe when the `.wandb`
+    file there holds it: rows in such a file are not sent again after a resume, and those that no file held yet when a
+    checkpoint was made are in its state. A checkpoint of another run directory begins a W&B run of its own.
     """
 
     def __init__(
@@ -46,28 +51,43 @@ class WandB(Tracker):
         self._mode = mode
         self._id: str | None = None
         self._run: Any = None
-        self._row: dict[str, Any] = {}
-        self._row_step = -1
-        self._sent_step = -1
-        self._sent_file = Path()
+        self._folder = Path()
+        self._file: HistoryFile | None = None
+        self._row: Row = {}
+        self._row_step = self._sent_step = self._replayed_to = self._resumed_step = -1
+        self._unheld: list[tuple[int, Row]] = []
+        self._saved_rows: list[Mapping[str, Any]] = []
 
     def state(self) -> dict[str, Any]:
-        return {"id": self._id} if self._id else {}
+        if self._id is None:
+            return {}
+        self._drop_held()
+        rows = [*self._unheld, (self._row_step, self._row)] if self._row else self._unheld
+        return {"id": self._id, "rows": [as_json(step, row, self._folder / PICTURES) for step, row in rows]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._id = state["id"]
+        self._id, self._saved_rows = state["id"], list(state.get("rows", []))
 
     def start(self, run: Run) -> None:
-        resumed = self._id is not None and run.resumed_step is not None
-        if self._id is None or not resumed:
-            self._id = secrets.token_hex(4)
-        self._sent_file = run.directory / "wandb" / "sent.json"
-        self._sent_file.parent.mkdir(exist_ok=True)
-        if resumed:
-            assert run.resumed_step is not None
-            self._sent_step = max(run.resumed_step, _sent_step(self._sent_file, self._id))
-        self._run = self._init(run, self._id)
-        self._sent_step = max(self._sent_step, self._run.starting_step - 1)  # what the server already has
+        self._folder = run.directory / "wandb"
+        self._folder.mkdir(exist_ok=True)
+        before = self._id if run.resumed_step is not None else None
+        goes_on = before is not None and _id_of(self._folder) == before
+        self._id = before if goes_on and before is not None else secrets.token_hex(4)
+        (self._folder / ID_FILE).write_text(self._id)
+        held = [HistoryFile(path).last_step() for path in self._folder.glob(f"*run-*-{self._id}/run-{self._id}.wandb")]
+        self._sent_step, self._row, self._unheld = max(held, default=-1), {}, []
+        self._resumed_step = -1 if run.resumed_step is None else run.resumed_step
+        notes = None if goes_on or before is None else f"goes on from step {run.resumed_step} of the run {before}"
+        self._run = self._init(run, self._id, notes)
+        # What the server already has.
+        self._sent_step = self._replayed_to = max(self._sent_step, self._run.starting_step - 1)
+        path = None if self._run.disabled else getattr(self._run.settings, "sync_file", None)
+        self._file = HistoryFile(Path(path)) if path else None
+        for step, row in (from_json(saved, self._folder / PICTURES) for saved in self._saved_rows if goes_on):
+            if step > self._sent_step:
+                self._add(step, row)
+        self._saved_rows = []
         if not self._run.offline and self._run.url:
             print(f"Weights & Biases: {self._run.url}", flush=True)
 
@@ -78,19 +98,13 @@ class WandB(Tracker):
         self._add(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        import wandb
-
-        self._add(step, {name: wandb.Image(image)})
+        self._add(step, {name: image})
 
     def text(self, step: int, name: str, text: str) -> None:
-        import wandb
-
-        self._add(step, {name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)})
+        self._add(step, {name: Text(text)})
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        import wandb
-
-        self._add(step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        self._add(step, {name: Table(list(columns), [list(row) for row in rows])})
 
     def finish(self, status: Status) -> None:
         self._send()
@@ -101,8 +115,14 @@ class WandB(Tracker):
             folder = Path(self._run.settings.sync_dir)
             segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
             print(f"Weights & Biases was offline; to upload: wandb sync {' '.join(map(str, segments))}", flush=True)
+        self._drop_held()
+        if self._unheld:
+            steps = f"{self._unheld[0][0]} to {self._unheld[-1][0]}"
+            print(f"trainkit: Weights & Biases has not written the rows of steps {steps}", file=sys.stderr, flush=True)
+        elif status == "finished":
+            shutil.rmtree(self._folder / PICTURES, ignore_errors=True)
 
-    def _init(self, run: Run, run_id: str) -> Any:
+    def _init(self, run: Run, run_id: str, notes: str | None) -> Any:
         import wandb
 
         # The console is not captured: two programs that redirect stdout get in each other's way.
@@ -114,6 +134,7 @@ class WandB(Tracker):
             "entity": self._entity,
             "name": self._name or run.name,
             "tags": self._tags,
+            "notes": notes,
             "id": run_id,
             "resume": "allow",
             "dir": run.directory,
@@ -137,8 +158,10 @@ class WandB(Tracker):
             return wandb.init(mode="offline", **options)
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
-        if step <= self._sent_step:
-            return
+        if step <= self._replayed_to and not step == self._replayed_to == self._resumed_step:
+            return  # told again, and held since the first time
+        # A row that is sent is closed: what comes late goes into the next one.
+        step = max(step, self._sent_step + 1, self._row_step if self._row else -1)
         if step != self._row_step:
             self._send()
             self._row_step = step
@@ -147,20 +170,33 @@ class WandB(Tracker):
     def _send(self) -> None:
         if not self._row:
             return
-        # Noted first: a process killed in between loses this row, where the other order would tell it twice.
-        self._sent_file.write_text(json.dumps({"id": self._id, "step": self._row_step}))
-        self._run.log(self._row, step=self._row_step, commit=True)
-        self._sent_step = self._row_step
-        self._row = {}
+        step, row = self._row_step, self._row
+        self._unheld.append((step, row))
+        self._sent_step, self._row = step, {}
+        self._run.log({name: _for_wandb(value) for name, value in row.items()}, step=step, commit=True)
+        if len(self._unheld) % LOOK_EVERY == 0:
+            self._drop_held()
+
+    def _drop_held(self) -> None:
+        """Forgets the rows that W&B's file holds; without such a file, all that were sent."""
+        held = self._file.last_step() if self._file is not None else self._sent_step
+        self._unheld = [(step, row) for step, row in self._unheld if step > held]
 
 
-def _sent_step(path: Path, run_id: str | None) -> int:
-    """The last step that this directory's processes sent to the run `run_id`; -1 for none."""
-    try:
-        sent = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # never written, or its writer was killed in the middle of it
-        return -1
-    return sent["step"] if sent["id"] == run_id else -1
+def _for_wandb(value: Value) -> Any:
+    import wandb
+
+    if isinstance(value, np.ndarray):
+        return wandb.Image(value)
+    if isinstance(value, Text):
+        return wandb.Html(f"<pre>{html.escape(value.text)}</pre>", inject=False)
+    return wandb.Table(columns=[*value.columns], data=value.rows) if isinstance(value, Table) else value
+
+
+def _id_of(folder: Path) -> str | None:
+    """Of the run whose files are in `folder`."""
+    path = folder / ID_FILE
+    return path.read_text().strip() if path.is_file() else None
 
 
 def _mode_is_set() -> bool:
