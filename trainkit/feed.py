@@ -14,7 +14,7 @@ from trainkit.data.columns import num_samples_of
 from trainkit.data.fingerprint import fingerprint
 from trainkit.data.loader import Collate, Fetcher, seed_everything, stream
 from trainkit.data.order import Order, WeightedOrder
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, require_at_least
 from trainkit.ranks import Ranks
 
 
@@ -68,6 +68,8 @@ class Feed(Ranks):
         The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once,
         also where ranks were given other data or numbers. Collective: every rank calls.
         """
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, start=start, num_steps=num_steps, num_workers=num_workers)
         if batch_size < self.world_size:
             raise ConfigError(
                 f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
@@ -102,6 +104,8 @@ class Feed(Ranks):
 
         Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
         """
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, num_workers=num_workers)
         num_samples = num_samples_of(source)
         fetcher = self._fetcher(source, Order(num_samples, self.seed, shuffle=False), batch_size, collate)
         workers = self.num_workers if num_workers is None else num_workers

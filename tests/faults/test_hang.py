@@ -16,6 +16,7 @@ from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError
+from trainkit.health import hang
 from trainkit.health.hang import EXIT_CODE, Watchdog
 from trainkit.health.stacks import stand_of
 from trainkit.health.verdict import Sign, judge
@@ -261,6 +262,26 @@ def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_after, is_alar
     watchdog._waited_s = 1900.0
     watchdog._alarm()
     assert bool(watchdog._post.alarm) or peer.get("is_at_prompt")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_was_begun_is_finished_before_the_end(monkeypatch, tmp_path, hangs):
+    done, never = [], threading.Event()
+    monkeypatch.setattr(hang, "LAST_S", 0.2)
+    monkeypatch.setattr(hang.os, "_exit", lambda code: done.append(code))
+
+    class Told(trainkit.Tracker):
+        def finish(self, status):
+            done.append(status)
+            never.wait(timeout=20 if hangs else 0)
+
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path, tracker=Told(), log_every=1)
+    runtime.log(1, loss=1.0)
+    began = time.monotonic()
+    runtime._watchdog._end_job("no progress")
+    assert done == ["failed", EXIT_CODE] and time.monotonic() - began < 10
+    never.set()
+    runtime.close()
 
 
 def test_nothing_is_watched_between_loops_and_after_the_end():

@@ -42,7 +42,7 @@ _thread_of: list["Watchdog"] = []  # at most one: a process that makes many runt
 
 def check_limit(hang_after: object) -> None:
     """Raises ConfigError unless it is `auto`, None or a number of seconds."""
-    is_number = isinstance(hang_after, int | float) and hang_after > 0
+    is_number = isinstance(hang_after, int | float) and 0 < hang_after < math.inf
     if hang_after is not None and hang_after != "auto" and not is_number:
         raise ConfigError(f"hang_after={hang_after}: allowed is auto, a number of seconds above 0, or null for never")
 
