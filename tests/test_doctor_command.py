@@ -1,10 +1,12 @@
 """`trainkit doctor`: the page, its exit code, and what it names as missing or broken."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 
+from tests.jobs import environment
 from trainkit.cli import findings
 from trainkit.cli.main import main
 from trainkit.ops import build, library
@@ -132,3 +134,9 @@ def test_force_alone_is_an_error(tiny, capsys):
     code, _, told = _doctor(capsys, "--force")
     assert code == 2
     assert "type: trainkit doctor --build --force" in told
+
+
+def test_a_reader_that_closes_the_pipe_is_no_traceback():
+    command = f"{sys.executable} -m trainkit.cli doctor --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.stderr == ""

@@ -17,3 +17,4 @@ def test_public_names_are_there():
 
     for name in trainkit.__all__:
         assert getattr(trainkit, name) is not None
+        assert name in dir(trainkit)

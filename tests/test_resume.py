@@ -237,3 +237,34 @@ def test_a_job_that_is_started_again_goes_on_from_what_it_has_made_itself(tmp_pa
     told = resume if resume == "never" else str(tmp_path / resume)
     trainkit.Trainer(runtime, _Crowd(runtime, range(9)), resume=told).fit()
     assert "resumed after step 8" in capsys.readouterr().out  # in `elsewhere`, step 10 is the newest
+
+
+def _train(run_dir, num_samples, **options):
+    runtime = trainkit.Runtime(device="cpu", run_dir=run_dir)
+    recipe = _Crowd(runtime, range(9))
+    recipe.num_samples = num_samples
+    trainkit.Trainer(runtime, recipe, **options).fit()
+
+
+def test_what_has_changed_since_the_checkpoint_is_said_and_the_old_configuration_kept(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    _train(run_dir, 20, config={"seed": 0, "optimizer": {"lr": 0.1, "betas": {4: 1}}})
+    assert "changed since" not in capsys.readouterr().out
+    _train(run_dir, 40, config={"seed": 0, "optimizer": {"lr": 0.2, "betas": {4: 1}}})
+    assert "changed since the checkpoint: optimizer.lr 0.1 -> 0.2" in capsys.readouterr().out
+    assert "lr: 0.2" in (run_dir / "config.yaml").read_text()
+    assert "lr: 0.1" in (run_dir / "config.until_step_00000005.yaml").read_text()
+    _train(run_dir, 40, config={"seed": 0, "optimizer": {"lr": 0.3, "betas": {4: 1}}})  # complete: nothing is trained
+    assert "lr: 0.2" in (run_dir / "config.yaml").read_text()
+    assert not (run_dir / "config.until_step_00000010.yaml").exists()
+
+
+def test_no_room_for_the_configuration_is_one_line_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    _train(tmp_path / "run", 20, config={"seed": 0})
+    monkeypatch.setattr(checkpoint, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"config.yaml cannot be written: No space left on device; make room"):
+        _train(tmp_path / "run", 40, config={"seed": 1})
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"

@@ -233,7 +233,7 @@ def _locate(path: str, target: str) -> Callable[..., Any]:
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
-        return get_type_hints(function)
+        return get_type_hints(function, include_extras=True)
     except (NameError, TypeError):
         # Annotations that only a type checker can resolve say nothing here; the names are still checked.
         return {}

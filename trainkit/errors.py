@@ -1,6 +1,7 @@
 """Errors that a user can act on: each message names what was given, what is allowed and what to type."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -57,6 +58,18 @@ class TopologyError(TrainkitError, ValueError):
 
 class NonFiniteError(TrainkitError, ArithmeticError):
     """A loss or a gradient that is no longer a number."""
+
+
+def require_at_least(least: float, prefix: str = "", **values: float | None) -> None:
+    """Raises ConfigError naming the first of `values`, as `prefix` and its name, that is below `least`; None is not.
+
+    >>> require_at_least(1, "recipe.", batch_size=8, num_steps=0)
+    Traceback (most recent call last):
+    trainkit.errors.ConfigError: recipe.num_steps=0: allowed is 1 or more
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{prefix}{name}={value}: allowed is {least} or more")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
 from trainkit.engine import Engine, Schedule
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
@@ -103,8 +103,8 @@ class Runtime(Feed):
         hang_after: float | Literal["auto"] | None = "auto",
     ) -> None:
         check_limit(hang_after)
-        if log_every < 1:
-            raise ConfigError(f"log_every={log_every}: allowed is 1 or more")
+        require_at_least(1, log_every=log_every)
+        require_at_least(0, num_workers=num_workers)
         check_policy(nonfinite)
         cluster = current_cluster()
         chosen = choose_device(device, cluster)
@@ -186,7 +186,16 @@ class Runtime(Feed):
             topic=self.broadcast(f"{time.time_ns()}"),
             tell=self.tracker.message,
             own_store=self.own_store,
+            rescue=self._rescue,
         )
+
+    def _rescue(self) -> None:
+        """Finishes a save that was begun and tells trackers what is outstanding, where the run hangs elsewhere."""
+        try:
+            if self._saver is not None:
+                self._saver.finish(timeout_s=LAST_SAVE_S)
+        finally:
+            self.end_tracking("failed")
 
     def _make_reducer(self) -> Reducer:
         reducer = Reducer(
@@ -397,7 +406,7 @@ class Runtime(Feed):
         self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
         lines = self.summary() + summary
         if self.is_main and self.run_dir is not None:
-            (self.run_dir / SUMMARY_FILE).write_text("".join(f"{line}\n" for line in lines))
+            self._summarise(lines, "w")
         run = Run(
             directory=self.run_dir or Path(),
             name=self.run_dir.name if self.run_dir else "run",
@@ -415,8 +424,15 @@ class Runtime(Feed):
         """A line about the run itself, to the tracker and to the run's summary."""
         self.tracker.message(text)
         if self.is_main and self.run_dir is not None and self._is_tracking:
-            with (self.run_dir / SUMMARY_FILE).open("a") as file:
-                file.write(f"{text}\n")
+            self._summarise([text], "a")
+
+    def _summarise(self, lines: Sequence[str], mode: Literal["w", "a"]) -> None:
+        assert self.run_dir is not None
+        try:
+            with (self.run_dir / SUMMARY_FILE).open(mode) as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            self.tracker.message(f"{SUMMARY_FILE} could not be written: {error.strerror or error}; training goes on")
 
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
         """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainkit import checkpoint
 from trainkit.comm.agent import is_restart
-from trainkit.config import to_yaml
+from trainkit.config import flat, to_yaml
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, UsageError
 from trainkit.health.nonfinite import ADVICE, Fault, Tripped
@@ -153,6 +153,7 @@ class Trainer:
         is_own = self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve()
         self._load_state(path, manifest)
         self._compare_data(path, values.get("data", {}), is_own)
+        self._tell_changes(values.get("config") or {})
         position = self.runtime.load(path, **self.recipe.engines())
         self.runtime.tracker.load_state(values["tracker"])
         self.step, self._origin = values["step"], path
@@ -161,6 +162,17 @@ class Trainer:
         if is_own:
             self._saved = self.step, bool(values["metrics"])
         return position
+
+    def _tell_changes(self, before: Mapping[str, Any]) -> None:
+        """Says which keys of the configuration differ from those that a checkpoint was made with."""
+        old, new = flat(before), flat(self.config)
+        changed = [
+            f"{key} {old[key]} -> {new[key]}"
+            for key in old
+            if key in new and str(old[key]) != str(new[key]) and key not in ("run_dir", "resume")
+        ]
+        if changed:
+            self.runtime.tracker.message(f"changed since the checkpoint: {', '.join(changed)}")
 
     def _compare_data(self, path: Path, before: Mapping[str, str], is_own: bool) -> None:
         """Says where the data are not those of the checkpoint at `path`; refuses them where the run itself wrote it."""
@@ -291,10 +303,26 @@ class Trainer:
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
-        if self.runtime.is_main and self.runtime.run_dir is not None:
-            (self.runtime.run_dir / "config.yaml").write_text(to_yaml(self.config))
+        if first is not None:  # a run that is complete keeps the configuration that it was trained with
+            self._write_config()
         lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
         self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
+
+    def _write_config(self) -> None:
+        """Writes config.yaml, and keeps another one that an earlier start has left beside it. Collective."""
+        error = None
+        if self.runtime.is_main and self.runtime.run_dir is not None:
+            path, text = self.runtime.run_dir / "config.yaml", to_yaml(self.config)
+            try:
+                if path.exists() and (before := path.read_text()) != text:
+                    checkpoint.write_text(path.with_name(f"config.until_step_{self.step:08d}.yaml"), before)
+                checkpoint.write_text(path, text)
+            except OSError as caught:
+                error = CheckpointError(
+                    f"run_dir={path.parent}: {path.name} cannot be written: {caught.strerror or caught}; make room "
+                    f"there, or give another run_dir"
+                )
+        self.runtime.raise_first(error)
 
     def _account_of(self, name: str, first: Batch | None) -> Iterator[str]:
         engine, ranks = self.recipe.engines()[name], self.runtime.world_size
@@ -343,7 +371,10 @@ class Trainer:
         if number is None:
             (self.runtime.run_dir / REQUEUE_FILE).unlink(missing_ok=True)
         else:
-            write_requeue(self.runtime.run_dir, number=number, step=self.step)
+            try:
+                write_requeue(self.runtime.run_dir, number=number, step=self.step)
+            except OSError as error:  # the checkpoint is there, and counts more
+                self.runtime.tracker.message(f"{REQUEUE_FILE} could not be written: {error.strerror or error}")
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

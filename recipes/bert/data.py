@@ -24,6 +24,12 @@ class Masked:
     labels_BK: Tensor
 
 
+def check_share(share: float) -> None:
+    """Raises ConfigError unless `share` of the tokens can be masked."""
+    if not 0 < share < 1:
+        raise ConfigError(f"recipe.mask_share={share}: allowed is above 0 and below 1; BERT's is 0.15")
+
+
 class Masking:
     """BERT's masking: `share` of the tokens of each sample, 80 % as [MASK], 10 % as any token, 10 % left as they are.
 
@@ -34,8 +40,7 @@ class Masking:
     """
 
     def __init__(self, tokenizer: Any, share: float, device: torch.device) -> None:
-        if not 0 < share < 1:
-            raise ConfigError(f"mask_share={share}: allowed is above 0 and below 1; BERT's is 0.15")
+        check_share(share)
         self.share, self._mask = share, tokenizer.mask
         is_special = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
         is_special[list(tokenizer.special_tokens)] = True

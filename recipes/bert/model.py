@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, require_at_least
 from trainkit.ops import ActivatedLinear, Dropout, LayerNorm
 
 _VOCAB_MULTIPLE = 64  # matrix units like it
@@ -45,9 +45,13 @@ class Architecture:
     pooler: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "max_distance"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"recipe.model.{name}={getattr(self, name)}: allowed is 1 or more")
+        counts = ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "max_distance")
+        require_at_least(1, "recipe.model.", **{name: getattr(self, name) for name in counts})
+        amounts = ("num_segments", "norm_eps", "init_std")
+        require_at_least(0, "recipe.model.", **{name: getattr(self, name) for name in amounts})
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"recipe.model.{name}={getattr(self, name)}: allowed is 0 or more, and below 1")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"recipe.model.num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from recipes.bert.data import IGNORED, Masked, Masking
+from recipes.bert.data import IGNORED, Masked, Masking, check_share
 from recipes.bert.hugging_face import load_hugging_face
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from recipes.bert.report import Report, outlook
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
-from trainkit.errors import CheckpointError, ConfigError, DataError
+from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.ops import cross_entropy
 
 
@@ -43,7 +44,7 @@ class MaskedLanguageModelling(Recipe):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule | None = None,
         batch_size: int = 32,
-        num_steps: int = 2000,
+        num_steps: PositiveInt = 2000,  # before the schedule is made, which speaks of its total
         accumulation: int = 1,
         clip: float | None = 1.0,
         mask_share: float = 0.15,
@@ -52,9 +53,10 @@ class MaskedLanguageModelling(Recipe):
         sentences: tuple[str, ...] = (),
     ) -> None:
         counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
-        for name, count in counts.items():
-            if count < 1:
-                raise ConfigError(f"recipe.{name}={count}: allowed is 1 or more")
+        require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        check_share(mask_share)
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"recipe.clip={clip}: allowed is a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps

@@ -6,13 +6,14 @@ its parameters hold the resolution they belong to, so they stay the same while i
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.dtypes import LOW, widened
+from trainkit.errors import require_at_least
 from trainkit.ops import mode
 from trainkit.ops.concat import append_minibatch_stddev
 from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
@@ -32,6 +33,9 @@ class Widths:
     fmap_max: int = 512
     channels: int = 3
     stddev_group: int = 4
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "recipe.", **asdict(self))
 
     def at(self, resolution: int) -> int:
         return min(self.fmap_base * 2 // resolution, self.fmap_max)

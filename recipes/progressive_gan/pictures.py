@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import GifImagePlugin, Image
 from torch import Tensor
 
 GAP, WHITE = 2, 255  # pixels between images, and their colour
 FRAME_MS, LAST_FRAME_MS = 120, 2000
+MOST_PIXELS = 1024  # of an animation's side
 
 
 def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
@@ -33,15 +35,35 @@ def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
 
 
 def animate(frames: Sequence[Path], path: Path, crop: int | None = None, scale: int = 1) -> None:
-    """A GIF of picture files in their order; `crop`: of their top left so many pixels, `scale` times as large."""
-    pictures = []
-    for frame in frames:
-        with Image.open(frame) as picture:
-            square = picture.convert("RGB")
-        if crop is not None:
-            square = square.crop((0, 0, crop, crop)).resize((crop * scale, crop * scale), Image.Resampling.NEAREST)
-        pictures.append(square)
-    durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
+    """A GIF of picture files in their order; `crop`: of their top left so many pixels, `scale` times as large.
+
+    One picture is in memory at a time. None is larger than MOST_PIXELS a side; all are as large as the first.
+    """
+    num, size = len(frames), None
     temporary = path.with_suffix(".tmp.gif")
-    pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    with temporary.open("wb") as file:
+        for number, frame in enumerate(frames):
+            with Image.open(frame) as opened:
+                picture = opened.convert("RGB")
+            if crop is not None:
+                picture = picture.crop((0, 0, crop, crop)).resize(
+                    (crop * scale, crop * scale), Image.Resampling.NEAREST
+                )
+            if size is None:
+                shrink = max(1, -(-max(picture.size) // MOST_PIXELS))
+                size = (picture.width // shrink, picture.height // shrink)
+            if picture.size != size:
+                picture = picture.resize(size, Image.Resampling.BOX)
+            _write_frame(file, picture.quantize(256, dither=Image.Dither.NONE), number, is_last=number == num - 1)
+        file.write(b";")
     temporary.replace(path)
+
+
+def _write_frame(file: BinaryIO, picture: Image.Image, number: int, *, is_last: bool) -> None:
+    if number == 0:
+        for part in GifImagePlugin.getheader(picture, info={"loop": 0})[0]:
+            file.write(part)
+    for part in GifImagePlugin.getdata(
+        picture, duration=LAST_FRAME_MS if is_last else FRAME_MS, include_color_table=number > 0
+    ):
+        file.write(part)

@@ -16,7 +16,7 @@ from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecis
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, DataError
+from trainkit.errors import ConfigError, DataError, require_at_least
 from trainkit.ops.resample import downsample, fade_in
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -86,9 +86,10 @@ class ProgressiveGAN(Recipe):
             "num_directions": num_directions,
             "num_shown": num_shown,
         }
-        for name, count in counts.items():
-            if count < 1:
-                raise ConfigError(f"recipe.{name}={count}: allowed is 1 or more")
+        require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        require_at_least(0, "recipe.", penalty=penalty, drift=drift)
+        if not 0 <= ema < 1:
+            raise ConfigError(f"recipe.ema={ema}: allowed is 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         for phase in self.phases:

@@ -16,6 +16,7 @@ from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
 from trainkit.comm.cluster import Cluster
 from trainkit.errors import ConfigError
+from trainkit.health import hang
 from trainkit.health.hang import EXIT_CODE, Watchdog
 from trainkit.health.stacks import stand_of
 from trainkit.health.verdict import Sign, judge
@@ -169,11 +170,12 @@ def _watchdog(hang_after="auto") -> Watchdog:
 def test_the_limit_is_learnt_by_activity():
     watchdog = _watchdog()
     assert watchdog.limit_s == 1800
-    batches = watchdog.watched(iter(range(5)), 0)
-    next(batches), next(batches)
-    assert watchdog.limit_s == 1800
+    batches = watchdog.watched(iter(range(30)), 0)
+    for _ in range(20):
+        next(batches)
+        assert watchdog.limit_s == 1800, "too few steps say nothing"
     next(batches)
-    assert (watchdog.limit_s, watchdog.step) == (60, 3)
+    assert (watchdog.limit_s, watchdog.step) == (60, 21)
     watchdog._beat_at -= 20
     next(batches)
     assert watchdog.limit_s == pytest.approx(200, abs=5)
@@ -184,6 +186,36 @@ def test_the_limit_is_learnt_by_activity():
         assert watchdog.limit_s == pytest.approx(200, abs=5)
     watchdog.end()
     assert _watchdog(7.5).limit_s == 7.5
+
+
+def test_a_wait_for_data_has_a_limit_of_its_own():
+    watchdog, limits = _watchdog(), []
+
+    def fetch():
+        for number in range(25):
+            limits.append(watchdog.limit_s)
+            if number == 22:
+                watchdog._beat_at -= 90
+            yield number
+
+    for _ in watchdog.watched(fetch(), 0):
+        pass
+    assert limits == [1800.0] * 21 + [600.0] * 2 + [pytest.approx(900, abs=5)] * 2
+    assert watchdog.limit_s == 60, "a step is as long as before"
+    watchdog.end()
+
+
+def test_one_process_alone_is_warned_once_a_stall(monkeypatch, capfd):
+    watchdog = _watchdog()
+    watchdog._num_done["step"], watchdog._waited_s = 30, 61.0
+    assert [watchdog._alarm() for _ in range(3)] == [""] * 3
+    assert capfd.readouterr().err.count("trainkit: no progress for 61 s") == 1
+    watchdog.beat()
+    assert watchdog._alarm() == ""
+    assert capfd.readouterr().err.count("to end it instead, give hang_after=SECONDS") == 1
+    told = _watchdog(60.0)
+    told._waited_s = 61.0
+    assert "hang_after" in told._alarm(), "a limit that was given is kept"
 
 
 class _Peer:
@@ -209,6 +241,9 @@ class _Peer:
     [
         ({"waits": True}, True, "auto", True),
         ({"waits": False, "moves": True}, True, "auto", False),  # it computes something for itself
+        ({"waits": False, "is_fetching": True}, True, "auto", False),  # its disk is slow
+        ({"waits": False, "is_fetching": True}, False, "auto", True),
+        ({"waits": False, "is_fetching": True}, True, 60.0, True),
         ({"waits": False, "moves": True}, False, "auto", True),  # it was stopped in the middle of that
         ({"waits": False, "moves": True}, True, 60.0, True),  # the user has said so
         ({"waits": False, "is_at_prompt": True}, True, 60.0, False),
@@ -217,8 +252,8 @@ class _Peer:
 def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_after, is_alarmed):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    watchdog = _watchdog(hang_after)
-    watchdog._num_done["step"] = 3
+    watchdog = Watchdog(Cluster(world_size=2), torch.device("cpu"), hang_after=hang_after)
+    watchdog._num_done["step"] = 21
     watchdog._post = _Peer(_sign(1, "a.py:1 (f)", **peer), is_awake)
     for waited_s in range(62, 90, 2):
         watchdog._waited_s = now[0] = float(waited_s)
@@ -227,6 +262,26 @@ def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_after, is_alar
     watchdog._waited_s = 1900.0
     watchdog._alarm()
     assert bool(watchdog._post.alarm) or peer.get("is_at_prompt")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_was_begun_is_finished_before_the_end(monkeypatch, tmp_path, hangs):
+    done, never = [], threading.Event()
+    monkeypatch.setattr(hang, "LAST_S", 0.2)
+    monkeypatch.setattr(hang.os, "_exit", lambda code: done.append(code))
+
+    class Told(trainkit.Tracker):
+        def finish(self, status):
+            done.append(status)
+            never.wait(timeout=20 if hangs else 0)
+
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path, tracker=Told(), log_every=1)
+    runtime.log(1, loss=1.0)
+    began = time.monotonic()
+    runtime._watchdog._end_job("no progress")
+    assert done == ["failed", EXIT_CODE] and time.monotonic() - began < 10
+    never.set()
+    runtime.close()
 
 
 def test_nothing_is_watched_between_loops_and_after_the_end():

@@ -130,6 +130,23 @@ def test_a_run_that_was_preempted_is_requeued_whatever_the_exit_code(slurm, tmp_
     assert calls(slurm, "scontrol") == ["requeue 1234567"]
 
 
+def test_a_date_in_the_run_directory_is_that_of_the_first_start(slurm, tmp_path):
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    (launch / "train.py").write_text("")
+    leaves_word = (
+        'run_dir=$(grep ^run_dir= "$CALLS/srun"); mkdir -p "${run_dir#run_dir=}"; echo {} >"${run_dir#*=}/REQUEUE"'
+    )
+    dated, given = f"{tmp_path}/runs/%Y-%m-%d_%H-%M-%S", []
+    for _ in range(2):  # as requeue does
+        run({**slurm, "SRUN_DOES": leaves_word}, f"run_dir={dated}", "recipe=bert", cwd=tmp_path)
+        given.append([line for line in calls(slurm, "srun") if line.startswith("run_dir=")])
+        time.sleep(1.1)
+    assert calls(slurm, "scontrol") == ["requeue 1234567", "requeue 1234567"]
+    assert given[0] == given[1] and len(given[0]) == 1 and "%" not in given[0][0]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
 def test_word_of_an_earlier_start_does_not_count(slurm, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "REQUEUE").write_text("{}")

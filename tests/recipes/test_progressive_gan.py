@@ -416,6 +416,38 @@ def test_grid_and_animation(tmp_path):
         assert made.n_frames == 3 and made.size == (32, 32)
 
 
+def test_an_animation_is_written_as_it_grows(tmp_path):
+    """So no more than one picture is in memory; large ones are shrunk, and all are as large as the first."""
+    from PIL import Image
+
+    written = []
+
+    class Frames(list):
+        def __iter__(self):
+            for frame in super().__iter__():
+                path = tmp_path / "a.tmp.gif"
+                written.append(path.stat().st_size if path.exists() else 0)
+                yield frame
+
+    sizes = [(2100, 2100), (1050, 1050), (2100, 2100)]
+    frames = Frames(tmp_path / f"{number}.png" for number in range(3))
+    for number, (frame, size) in enumerate(zip(list(frames), sizes, strict=True)):
+        noise = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        noise[:, : size[0] // 2] = (200, 40 * number, 0)
+        Image.fromarray(noise).save(frame, compress_level=1)
+    written.clear()
+    animate(frames, tmp_path / "a.gif")
+    assert 0 <= written[0] < 200_000 < written[1] < written[2] - 200_000, (
+        "a frame is in the file before the next is read"
+    )
+    with Image.open(tmp_path / "a.gif") as made:
+        assert (made.n_frames, made.size, made.info["loop"]) == (3, (700, 700), 0)
+        for number in range(3):
+            made.seek(number)
+            assert made.info["duration"] == (2000 if number == 2 else 120)
+            assert np.abs(np.subtract(made.convert("RGB").getpixel((100, 350)), (200, 40 * number, 0))).max() <= 16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 import rich.console
@@ -79,10 +80,26 @@ def test_a_terminal_gets_one_live_bar_and_lines_above_it(tmp_path):
     written = out.getvalue()
     assert "\x1b[?25l" in written  # cursor hidden while the bar lives
     assert "\x1b[?25h" in written  # and shown again
-    assert "step 300 60.0% 160 samples/s" in written
+    assert "step      300   60.0%     160 samples/s" in written
     assert "step      300  evaluation  held_out_loss 0.5\n" in written
     assert "a print of someone else\n" in written
     assert 100 < written.count("samples/s") < 200  # drawn at most ten times a second
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_line_keeps_its_bar_and_its_places(tmp_path, width):
+    clock = [0.0]
+    tracker, out = console(tmp_path, clock, terminal=True, width=width)
+    for step, eta_s in ((1, 5000.0), (20, 250.0), (300, 9.0)):
+        clock[0] += 1.0
+        tracker.log(step, values(step, eta_s=eta_s, **{f"a_metric_{number}": 1.0 for number in range(9)}))
+    tracker.finish("finished")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    lines = [line for line in re.split(r"[\r\n]", plain) if "samples/s" in line]
+    assert {len(line) for line in lines} == {width}
+    for part in ("step", "%", "samples/s", "ETA"):
+        assert len({line.index(part) for line in lines}) == 1, part
+    assert {line.index("step") for line in lines} == {13}, "after a bar of twelve"
 
 
 @pytest.mark.parametrize(

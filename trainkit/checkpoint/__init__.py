@@ -10,6 +10,7 @@ from trainkit.checkpoint.store import (
     step_directories,
     tidy,
     verify,
+    write_text,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "tidy",
     "verify",
     "write_one_file",
+    "write_text",
 ]

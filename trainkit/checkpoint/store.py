@@ -38,6 +38,17 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> Non
     _take_name(written, directory)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of text, whole or not at all: without room, what was there before stays. Raises OSError."""
+    half = path.with_name(f".{path.name}.tmp")
+    try:
+        half.write_text(text)
+        half.replace(path)
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
+
+
 def tidy(checkpoints: Path) -> None:
     """Deletes what saves that were killed have left in a run's `checkpoints` directory."""
     for path in checkpoints.glob(".*.tmp"):

@@ -25,6 +25,7 @@ VARIABLES = (
     build.ARCHS_VARIABLE, ENVIRONMENT_VARIABLE,
 )  # fmt: skip
 INSTALL_APEX = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
+INSTALL_DEEPSPEED = "pip install --no-build-isolation deepspeed"
 TORCH_WITH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 CHOOSE_TORCH = "https://pytorch.org/get-started/locally"
 TOOLKIT = "https://developer.nvidia.com/cuda-downloads, then: export CUDA_HOME=/usr/local/cuda"
@@ -203,7 +204,7 @@ def _apex() -> Finding:
 def _deepspeed() -> Finding:
     if given := _version("deepspeed"):
         return Finding("DeepSpeed", given)
-    return Finding("DeepSpeed", "not installed: no zero1, zero2, zero3", "missing", "pip install 'trainkit[deepspeed]'")
+    return Finding("DeepSpeed", "not installed: no zero1, zero2, zero3", "missing", INSTALL_DEEPSPEED)
 
 
 def _wandb() -> Finding:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -82,12 +83,12 @@ def _find_modules(from_here: bool) -> None:
 
 def _is_stdout_gone() -> bool:
     """Whether what reads our output, such as `head`, has closed it; nothing is written there any more then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
-        return True
-    return False
+    return is_gone
 
 
 def _tell(error: TrainkitError) -> None:

@@ -30,15 +30,19 @@ EXIT_CODE = 75
 PATIENT_S = 1800.0
 """For what has not been done before, and for what moves."""
 LEAST_S = 60.0
+DATA_LEAST_S = 600.0
+ENOUGH_STEPS = 20
 TIMES_LONGEST = 10.0
+DATA = "waiting for data"
 FLUSH_S = 2.0
+LAST_S = 20.0  # of the 30 s that torchrun leaves the others when one has ended
 
 _thread_of: list["Watchdog"] = []  # at most one: a process that makes many runtimes watches the newest that trains
 
 
 def check_limit(hang_after: object) -> None:
     """Raises ConfigError unless it is `auto`, None or a number of seconds."""
-    is_number = isinstance(hang_after, int | float) and hang_after > 0
+    is_number = isinstance(hang_after, int | float) and 0 < hang_after < math.inf
     if hang_after is not None and hang_after != "auto" and not is_number:
         raise ConfigError(f"hang_after={hang_after}: allowed is auto, a number of seconds above 0, or null for never")
 
@@ -48,11 +52,13 @@ class Watchdog:
 
     hang_after: seconds without a beat after which the job ends; None: never, and nothing is watched. `auto` learns it,
         for training steps and for each other activity by itself: 10 times the longest time between two beats of it,
-        at least 60 s; and 1800 s until two steps (of another activity: one) have been done. A thread that moves, such
-        as one that computes something for itself while other ranks wait, has 1800 s too.
+        at least 60 s (for the wait for a batch: 600 s); and 1800 s until 20 steps (of another activity: one) have been
+        done. A thread that moves, such as one that computes something for itself while other ranks wait, has 1800 s
+        too. One process alone waits for nobody: under `auto` it is warned, once for each stall, and not ended.
     directory: of the run; stacks and report go to `hang/` in it, and without one to stderr.
     topic: the same on every rank and new for each watchdog.
     own_store: connects to the store at which the ranks met; None: this rank is watched alone.
+    rescue: called when the job ends, to finish what was begun: has 20 s, in a thread of its own.
     tell: takes a sentence, in the watched thread: a slow rank, or a failure of the watchdog's own.
 
     Beats are plain writes. All else is done by one daemon thread, from the first batch on until `end`: it samples where
@@ -69,7 +75,9 @@ class Watchdog:
         topic: str = "",
         tell: Callable[[str], None] = print,
         own_store: Callable[[], dist.Store | None] = lambda: None,
+        rescue: Callable[[], None] = lambda: None,
     ) -> None:
+        self._rescue = rescue
         self.hang_after, self.directory = hang_after, directory
         self.step = 0
         """The training step that the run is at."""
@@ -88,6 +96,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._post: Post | None = None
         self._waited_s, self._seen_beats, self._ticked_at = 0.0, 0, 0.0
+        self._warned_at = -1
         self._stand, self._moves = Stand("nowhere", "", False, False, 0), False
         self._stopped_at: StoppedAt | None = None
         self._heard: dict[int, tuple[float, float]] = {}
@@ -107,7 +116,7 @@ class Watchdog:
         self._num_loops += 1
         try:
             with nullcontext() if step is not None else self.during("evaluation"):
-                for batch in self.times.timed(batches) if step is not None else batches:
+                for batch in self._fetched(self.times.timed(batches) if step is not None else batches):
                     if step is not None:
                         step = self.step = step + 1
                         self._num_done["step"] += 1
@@ -118,6 +127,16 @@ class Watchdog:
         finally:
             self._num_loops -= 1
             self._beat_at = math.inf  # what a user does between two loops is nobody's interval
+
+    def _fetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """`batches`, with the wait for each as an activity of its own: no other rank can be what it waits for."""
+        iterator = iter(batches)
+        while True:
+            with self.during(DATA):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
 
     def beat(self) -> None:
         """A mark of progress."""
@@ -189,10 +208,13 @@ class Watchdog:
         if self.hang_after != "auto":
             return float(self.hang_after)
         activity = self._activity
-        enough = 3 if activity == "step" else 1  # two steps are done when the third batch is here
-        is_new = self._num_done.get(activity, 0) < enough
-        learnt = max(LEAST_S, TIMES_LONGEST * self._longest.get(activity, 0.0))
+        enough = ENOUGH_STEPS if activity in ("step", DATA) else 0
+        is_new = self._num_done.get(activity, 0) <= enough  # the step that was begun last is not done
+        learnt = self._learnt_s(activity)
         return max(learnt, PATIENT_S) if is_new else learnt
+
+    def _learnt_s(self, activity: str) -> float:
+        return max(DATA_LEAST_S if activity == DATA else LEAST_S, TIMES_LONGEST * self._longest.get(activity, 0.0))
 
     @property
     def period_s(self) -> float:
@@ -239,6 +261,7 @@ class Watchdog:
             moves=self._moves,
             is_at_prompt=stand.is_at_prompt,
             is_training=self._num_loops > 0,
+            is_fetching=self._activity == DATA,
             steps=steps,
             data_s=data_s,
             compute_s=compute_s,
@@ -252,9 +275,22 @@ class Watchdog:
             return alarm or ""
         how = "learnt from this run" if self.hang_after == "auto" else "hang_after"
         alarm = f"no progress for {self._waited_s:.0f} s (allowed: {self.limit_s:.0f} s, {how})"
+        if self.hang_after == "auto" and self._cluster.world_size == 1:
+            self._warn(alarm)
+            return ""
         if self._post is not None:
             self._post.raise_alarm(alarm)
         return alarm
+
+    def _warn(self, alarm: str) -> None:
+        """Once for a stall: the thread that is watched may go on by itself."""
+        if self._warned_at == self.beats:
+            return
+        self._warned_at = self.beats
+        _say(
+            f"trainkit: {alarm} at step {self.step}, {self._activity}, {self._sign().place}. The run goes on as "
+            f"soon as this does; to end it instead, give hang_after=SECONDS.\n"
+        )
 
     def _is_excused(self) -> bool:
         """Whether a debugger waits for its user on some rank, or, under `auto`, one computes something for itself."""
@@ -271,7 +307,8 @@ class Watchdog:
         if any(sign.is_at_prompt for sign in awake):
             return True
         is_early = self.hang_after == "auto" and self._waited_s <= PATIENT_S
-        return is_early and (self._moves or any(sign.moves and not sign.waits for sign in awake))
+        is_fetched_for = self._waited_s <= self._learnt_s(DATA) and any(sign.is_fetching for sign in awake)
+        return is_early and (self._moves or is_fetched_for or any(sign.moves and not sign.waits for sign in awake))
 
     def _signs(self) -> dict[int, Sign]:
         return (self._post.signs() if self._post is not None else None) or {}
@@ -299,6 +336,7 @@ class Watchdog:
                 if self._post is not None:
                     self._post.reported()
             self._wait_for_report(is_mine=speaks)
+            _within(LAST_S, self._rescue)
         except Exception as error:  # the job must end, whatever is wrong with its report
             _say(f"trainkit: the run hangs: {alarm}; its report failed: {type(error).__name__}: {error}\n")
         _flush()
@@ -386,10 +424,19 @@ def _flush() -> None:
     """What was printed and not written yet; given up soon, because the thread that hangs may hold the lock."""
 
     def flush() -> None:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
 
-    thread = threading.Thread(target=flush, daemon=True)
+    _within(FLUSH_S, flush)
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """`call()`, given up after so long; whatever it raises, the process is about to end."""
+
+    def run() -> None:
+        with suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(FLUSH_S)
+    thread.join(seconds)

@@ -192,8 +192,12 @@ def write_requeue(run_dir: Path, *, number: int, step: int) -> None:
     """Leaves word in `run_dir`, for whoever has started the run, that it is to be started again."""
     line = json.dumps({"signal": signal.Signals(number).name, "step": step, "time": round(time.time(), 3)})
     temporary = run_dir / f".{REQUEUE_FILE}.tmp"
-    temporary.write_text(line + "\n")
-    temporary.replace(run_dir / REQUEUE_FILE)
+    try:
+        temporary.write_text(line + "\n")
+        temporary.replace(run_dir / REQUEUE_FILE)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 _live: set[Signals] = set()

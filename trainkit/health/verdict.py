@@ -11,7 +11,7 @@ class Sign:
 
     step: that it is at.  beats: batches and other marks of progress that it has passed.  waited_s: since the last one.
     line, function, waits: where it stands, as a `Stand` has them.  moves: it stood elsewhere a moment before.
-    is_training: it is in its loop over batches.  has_left: it closed its runtime.
+    is_training: it is in its loop over batches.  is_fetching: it waits for one.  has_left: it closed its runtime.
     was_stopped: it was, at this line, until another rank woke it.
     collective: the last one by torch's flight recorder; answers to an alarm have it.  time: by its host's clock.
     steps, data_s, compute_s, num_computed: totals for the search for stragglers.
@@ -30,6 +30,7 @@ class Sign:
     moves: bool = False
     is_at_prompt: bool = False
     is_training: bool = False
+    is_fetching: bool = False
     has_left: bool = False
     was_stopped: bool = False
     collective: str = ""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainkit.errors import ConfigError, nearest
+from trainkit.errors import ConfigError, nearest, require_at_least
 
 Unit = Literal["steps", "samples"]
 Shape = Literal["constant", "linear", "cosine", "polynomial"]
@@ -39,8 +39,7 @@ class Schedule:
                 raise ConfigError(
                     f"schedule.{key}={value!r}: allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
                 )
-        if self.warmup < 0:
-            raise ConfigError(f"schedule.warmup={self.warmup}: allowed is 0 or more")
+        require_at_least(0, "schedule.", warmup=self.warmup, final=self.final)
         if not self.power > 0:
             raise ConfigError(f"schedule.power={self.power}: allowed is a number above 0")
         if self.shape != "constant" and (self.total is None or self.total <= self.warmup):

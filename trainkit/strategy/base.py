@@ -13,6 +13,9 @@ from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 
+SMALLEST_BUCKET_MB = 0.001
+"""Of messages; torch counts in whole bytes, and a bucket of none never fills."""
+
 
 class Strategy(ABC):
     """How modules are spread over the processes of a job; its arguments are those of `conf/strategy/<name>.yaml`."""

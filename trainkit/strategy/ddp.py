@@ -16,11 +16,11 @@ from trainkit.comm.cluster import Cluster
 from trainkit.comm.feedback import Feedback
 from trainkit.comm.hook import Hook
 from trainkit.comm.reducer import Choice
-from trainkit.errors import UsageError
+from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.shard import share_from_first
-from trainkit.strategy.base import Strategy
+from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy
 
 _arguments = inspect.signature(DistributedDataParallel.__init__).parameters
 # Renamed during torch 2; the old name warns on every use.
@@ -44,6 +44,9 @@ class DDP(Strategy):
     name: ClassVar[str] = "ddp"
     bucket_mb: float | None = None
     find_unused_parameters: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_mb=self.bucket_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         """Any number of processes will do; with one there is nothing to reduce."""

@@ -10,11 +10,11 @@ from torch import nn
 
 from trainkit.backend import Backend
 from trainkit.comm.cluster import Cluster
-from trainkit.errors import ConfigError, UsageError
+from trainkit.errors import ConfigError, UsageError, require_at_least
 from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
-from trainkit.strategy.base import Strategy, float32_memory
+from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy, float32_memory
 from trainkit.strategy.fitting import require_elementwise, require_shardable
 
 
@@ -35,6 +35,9 @@ class Zero1(Strategy):
     offload_optimizer: bool = False
     bucket_mb: float = 25.0
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_mb=self.bucket_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if importlib.util.find_spec("deepspeed") is None:
@@ -136,6 +139,10 @@ class Zero3(Zero1):
     stage: ClassVar[int] = 3
     offload_parameters: bool = False
     keep_below: int = 100_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, "strategy.", keep_below=self.keep_below)
 
     def layout(self, cluster: Cluster) -> str:
         return f"{cluster.world_size} x shard"

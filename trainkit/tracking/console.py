@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import: where it is used
 
 PLAIN_WIDTH = 200  # a log file has no edge to wrap at
 BAR_REFRESH_S = 0.1
+BAR_WIDTH = 12
 OWN_COLUMNS = ("position", "samples_per_s", "eta_s")  # shown in places of their own
 ONLY_IF_ANY = ("skipped",)  # news when it is not zero
 
@@ -55,8 +56,7 @@ class Console(Tracker):
         line = self._line(step, values)
         now = self._clock()
         if self._bar is not None and self._task is not None:
-            compact = " ".join(line.split())
-            self._bar.update(self._task, description=compact, completed=values.get("position", 0))
+            self._bar.update(self._task, description=line, completed=values.get("position", 0))
             if now >= self._next_s:
                 self._bar.refresh()
                 self._next_s = now + BAR_REFRESH_S
@@ -121,9 +121,13 @@ class Console(Tracker):
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
-        self._bar = Progress(*columns, console=self._console, auto_refresh=False)
+        # The numbers are cut off where the terminal ends: the bar keeps its place and its width.
+        bar = BarColumn(bar_width=BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH, no_wrap=True))
+        numbers = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        text = TextColumn("{task.description}", markup=False, table_column=numbers)
+        self._bar = Progress(bar, text, console=self._console, auto_refresh=False, expand=True)
         self._task = self._bar.add_task("waiting for the first step", total=self._num_samples)
         self._bar.start()
 

@@ -111,16 +111,26 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series) -> None
         axes.plot(steps, smooth, color=f"C{index}", linewidth=1.6, label=name)
         shown += [np.quantile(values, (0.01, 0.99)), smooth[len(smooth) // 50 :]]
     for index, name in enumerate(name for name in evaluation if _family(name) == family):
-        steps, values = evaluation[name]
+        steps, values = _parted(*evaluation[name], training)
         axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
         shown.append(values)
-    low, high = min(map(np.min, shown)), max(map(np.max, shown))
+    low, high = min(map(np.nanmin, shown)), max(map(np.nanmax, shown))
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("step")
     axes.set_title(family)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, framealpha=0.6)
+
+
+def _parted(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np.ndarray, np.ndarray]:
+    """With a gap where the `resolution` of a growing network changed: what is measured there is something else."""
+    known, resolutions = training.get("resolution", (np.zeros(0), np.zeros(0)))
+    if not len(known):
+        return steps, values
+    at = resolutions[np.clip(np.searchsorted(known, steps, side="right") - 1, 0, None)]
+    changes = np.flatnonzero(np.diff(at)) + 1
+    return np.insert(steps.astype(float), changes, np.nan), np.insert(values.astype(float), changes, np.nan)
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

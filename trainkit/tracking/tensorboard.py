@@ -23,9 +23,7 @@ class TensorBoard(Tracker):
 
     def __init__(self) -> None:
         if find_spec("tensorboard") is None:
-            raise ConfigError(
-                "tracking.tensorboard=true needs the package tensorboard: pip install 'trainkit[tensorboard]'"
-            )
+            raise ConfigError("tracking.tensorboard=true needs the package tensorboard: pip install tensorboard")
         self._writer: Any = None
         self._directory = ""
         self._unflushed: list[tuple[int, Add]] = []
