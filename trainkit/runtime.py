@@ -521,7 +521,8 @@ class Runtime(Feed):
         """
         directory = self.find(path)
         manifest = checkpoint.read_manifest(directory)
-        checkpoint.load(directory, engines, manifest=manifest, group=self._patient)
+        for line in checkpoint.load(directory, engines, manifest=manifest, group=self._patient):
+            self.tracker.message(line)
         self._clock.position = manifest["position"]
         values = manifest["values"]
         if isinstance(values.get("step"), int):
