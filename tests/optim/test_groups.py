@@ -11,6 +11,9 @@ import trainkit
 from tests.distributed import run_ranks
 from tests.strategy.scenes import EVERY, error, flat, make_runtime, precision_of, whole_state
 from trainkit.cli.main import main
+from trainkit.config import compose
+from trainkit.errors import ConfigError
+from trainkit.job import train
 
 SCHEDULERS = {
     "StepLR": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5),
@@ -91,6 +94,32 @@ def test_a_rate_that_is_given_anew_stays_and_is_said(tmp_path):
             assert engine.optimizer.param_groups[0]["betas"] == (0.7, 0.9)
             assert "a: optimizer.lr is 0.3, and was 0.05 in the checkpoint" in tracker.said
         runtime.close()
+
+
+def test_a_scheduler_of_torch_given_as_schedule_is_refused_with_what_to_do():
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    module = _network()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"schedule=StepLR: must be a function .*of engine.optimizer instead"):
+        runtime.setup(module, optimizer, schedule=torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    with pytest.raises(ConfigError, match="LBFGS evaluates the loss several times"):
+        runtime.setup(module, torch.optim.LBFGS(module.parameters()))
+    with pytest.raises(ConfigError, match=r"engine1.* cannot be made: Invalid learning rate: -1"):
+        runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=-1.0))
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=-1", "optimizer.lr=-1.0: Invalid learning rate"),
+        ("optimizer.betas=[2,3]", r"optimizer.betas=\(2.0, 3.0\): Invalid beta"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0: Invalid weight_decay"),
+    ],
+)
+def test_a_value_that_an_optimizer_refuses_is_named_by_its_key_before_data_are_read(override, said):
+    with pytest.raises(ConfigError, match=said):
+        train(compose(["recipe=bert", override, "data.path=/nowhere"]))
 
 
 class Tied(nn.Module):
