@@ -10,9 +10,10 @@ from trainkit import random as keyed
 from trainkit.clock import Clock
 from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
+from trainkit.data.columns import num_samples_of
 from trainkit.data.fingerprint import fingerprint
-from trainkit.data.loader import Collate, Fetcher, num_samples_of, seed_everything, stream
-from trainkit.data.order import Order
+from trainkit.data.loader import Collate, Fetcher, seed_everything, stream
+from trainkit.data.order import Order, WeightedOrder
 from trainkit.errors import ConfigError, require_at_least
 from trainkit.ranks import Ranks
 
@@ -55,11 +56,15 @@ class Feed(Ranks):
         num_steps: int | None = None,
         num_workers: int | None = None,
         collate: Collate | None = None,
+        weights: Any = None,
     ) -> Iterator[Batch]:
         """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
 
-        source: a tensor, a tuple or dict of tensors, or a map-style data set.
+        source: a tensor or an array, a tuple or dict of them (a dict may also hold lists), or a map-style data set,
+            such as a list of samples. With `collate`, every source gives it a list of samples.
         batch_size: samples in a global batch.  start: samples before the first one.
+        weights: [number of samples], an array or a tensor: samples are drawn with replacement, each with a probability
+            in proportion to its weight, as by torch's WeightedRandomSampler; without, every epoch holds each once.
         The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once,
         also where ranks were given other data or numbers. Collective: every rank calls.
         """
@@ -71,7 +76,9 @@ class Feed(Ranks):
                 f"give batch_size={self.world_size} or more, or start fewer processes"
             )
         num_samples = num_samples_of(source)
-        order = Order(num_samples, self.seed)
+        order: Order | WeightedOrder = Order(num_samples, self.seed)
+        if weights is not None:
+            order = WeightedOrder(weights, num_samples, self.seed)
         fetcher = self._fetcher(source, order, batch_size, collate)
         self.require_same(
             {
@@ -80,6 +87,7 @@ class Feed(Ranks):
                 "num_steps": num_steps,
                 "len(data)": num_samples,
                 "fingerprint of the data": fingerprint(source) if self.world_size > 1 else None,
+                "fingerprint of weights": fingerprint(weights) if self.world_size > 1 else None,
             }
         )
         end = start + num_steps * batch_size if num_steps is not None else None
@@ -115,7 +123,7 @@ class Feed(Ranks):
         key = keyed.key_of(self.seed, "randn", name)
         return keyed.randn(key, batch.positions.to(self.device), shape, self.dtype)
 
-    def _fetcher(self, source: Any, order: Order, batch_size: int, collate: Collate | None) -> Fetcher:
+    def _fetcher(self, source: Any, order: Order | WeightedOrder, batch_size: int, collate: Collate | None) -> Fetcher:
         return Fetcher(
             source, order, batch_size=batch_size, rank=self.rank, world_size=self.world_size, collate=collate
         )

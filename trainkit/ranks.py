@@ -1,5 +1,6 @@
 """Ranks: the processes of a job, and what they tell one another."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,7 @@ from trainkit.errors import ConfigError, PeerError, TrainkitError
 
 T = TypeVar("T")
 BESIDE = "beside training"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in what an object without a text of its own prints as
 
 # DDP's reducer holds on to its group. If it were the last to do so, the group would end with the interpreter locked,
 # and wait for threads of its own that may want that lock to let go of their last tensor. Kept here, it ends unlocked.
@@ -142,7 +144,7 @@ class Ranks:
         """
         if self._patient is None:
             return
-        mine = {key: str(value) for key, value in given.items()}
+        mine = {key: _ADDRESS.sub("", str(value)) for key, value in given.items()}
         everyone = self.gather_values(mine)
         for rank, theirs in enumerate(everyone):
             for key in [*everyone[0], *(key for key in theirs if key not in everyone[0])]:

@@ -33,6 +33,7 @@ from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
+from trainkit.strategy.fitting import convert, require_step_without_closure
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
 SUMMARY_FILE = "summary.txt"
@@ -278,6 +279,12 @@ class Runtime(Feed):
             raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
         if ema is not None:
             check_decay(ema)
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(
+                f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
+                f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
+                f"yourself: checkpoints keep the rates that it sets"
+            )
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
@@ -290,7 +297,8 @@ class Runtime(Feed):
                 **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
             }
         )
-        module.to(self.device, self.dtype)
+        if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
+            self.remark(converted)
         self._kept.apply(module)
         if self.compile:
             compile_blocks(module, blocks)
@@ -303,6 +311,7 @@ class Runtime(Feed):
             deterministic=self.deterministic,
             blocks=blocks,
         )
+        require_step_without_closure(backend.optimizer)
         self.require_same(
             {
                 f"optimizer.{key} of group {number} of {name}": value
@@ -518,7 +527,8 @@ class Runtime(Feed):
         """
         directory = self.find(path)
         manifest = checkpoint.read_manifest(directory)
-        checkpoint.load(directory, engines, manifest=manifest, group=self._patient)
+        for line in checkpoint.load(directory, engines, manifest=manifest, group=self._patient):
+            self.tracker.message(line)
         self._clock.position = manifest["position"]
         values = manifest["values"]
         if isinstance(values.get("step"), int):

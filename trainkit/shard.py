@@ -9,6 +9,28 @@ from torch import Tensor, nn
 
 from trainkit.errors import ConfigError
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""By the names of safetensors, what checkpoints can hold."""
+STORABLE = frozenset(DTYPES.values())
+_MESSAGE_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -57,15 +79,40 @@ def buffer_shards(module: nn.Module) -> dict[str, Shard]:
     return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
 
 
+def aliases(module: nn.Module) -> dict[str, str]:
+    """The further names of tied parameters and persistent buffers, each with the one that its tensor goes by."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in named.items():
+        first.setdefault(id(tensor), name)
+    return {
+        name: first[id(tensor)] for name, tensor in state.items() if id(tensor) in first and first[id(tensor)] != name
+    }
+
+
 def share_from_first(tensors: Sequence[Tensor]) -> None:
-    """Gives every rank what rank 0 has in `tensors`, in one message. Collective."""
+    """Gives every rank what rank 0 has in `tensors`, in one message where they are small. Collective."""
     if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    raw = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    small, num_bytes = [], 0
+    for tensor in tensors:
+        small.append(tensor.detach())
+        num_bytes += tensor.numel() * tensor.element_size()
+        if num_bytes >= _MESSAGE_BYTES:
+            _share(small)
+            small, num_bytes = [], 0
+    if small:
+        _share(small)
+
+
+def _share(tensors: Sequence[Tensor]) -> None:
+    # As bytes: gloo does not know every dtype.
+    raw = [tensor.flatten().resolve_conj().view(torch.uint8) for tensor in tensors]
     together = torch.cat(raw)
     dist.broadcast(together, src=0)
     for tensor, part in zip(tensors, together.split([len(part) for part in raw]), strict=True):
-        tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # cloned: aligned
+        tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # cloned: aligned
 
 
 def gathered(shards: Mapping[str, Shard], rank: int) -> dict[str, Tensor]:

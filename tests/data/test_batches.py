@@ -139,3 +139,22 @@ def test_a_batch_names_what_it_has():
     assert batch.tokens.shape == (4, 3)
     with pytest.raises(AttributeError, match="dict of tokens"):
         batch.labels  # noqa: B018
+
+
+def _weighted(start: int):
+    runtime = trainkit.Runtime(seed=4, device="cpu")
+    weights = torch.arange(20.0)
+    stream = runtime.batches(torch.arange(20), batch_size=8, start=start, num_steps=3, weights=weights)
+    return [(batch.positions.tolist(), batch.data.tolist()) for batch in stream]
+
+
+def test_weighted_batches_are_equal_on_any_number_of_ranks_and_after_a_resume():
+    def drawn(world_size: int, start: int) -> dict[int, int]:
+        shares = [share for rank in run_ranks(_weighted, world_size, start) for share in rank]
+        return {position: value for share in shares for position, value in zip(*share, strict=True)}
+
+    alone = drawn(1, 0)
+    assert sorted(alone) == list(range(24))
+    assert drawn(2, 0) == drawn(4, 0) == alone
+    resumed = drawn(2, 8)
+    assert {position: resumed[position] for position in range(8, 24)} == {p: alone[p] for p in range(8, 24)}

@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,38 @@ def test_what_is_transparent_shows_white():
     assert (square(Image.open(palette), 4, 3) == 255).all()
 
 
+def raw_png(bits: int, kind: int, row: bytes, transparent: bytes) -> Image.Image:
+    """One row of a PNG, with a colour that is transparent; kind: 0 grey, 2 RGB."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = 8 * len(row) // (bits * (3 if kind == 2 else 1))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)) + chunk(b"tRNS", transparent)
+    whole = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    return Image.open(io.BytesIO(whole))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "transparent"),
+    [
+        (1, 0, b"\x00", b"\0\0"),
+        (2, 0, b"\x55", b"\0\1"),
+        (4, 0, b"\x77", b"\0\7"),
+        (8, 0, b"\x37", b"\0\x37"),
+        (16, 0, b"\x12\x34", b"\x12\x34"),
+        (8, 2, b"\x01\x02\x03", b"\0\1\0\2\0\3"),
+        (16, 2, b"\x12\x34\x56\x78\x9a\xbc", b"\x12\x34\x56\x78\x9a\xbc"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_shows_white_at_every_depth(bits, kind, row, transparent, channels):
+    assert (square(raw_png(bits, kind, row, transparent), 4, channels) == 255).all()
+    other = bytes(byte ^ 0x10 for byte in transparent) if bits > 4 else transparent[:-1] + bytes([transparent[-1] ^ 2])
+    if bits > 1:
+        assert (square(raw_png(bits, kind, row, other), 4, channels) < 200).all()
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = np.zeros((8, 8), np.uint8)
@@ -342,6 +376,62 @@ def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):
     assert len(both_sides(small(folder, tmp_path, on_unreadable="skip"))) == 4
 
 
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_huge_images_and_files_are_left_alone(tmp_path, monkeypatch, zipped):
+    folder = fill(tmp_path / "in", 4)
+    Image.new("1", (2000, 1000)).save(folder / "wide.png")
+    Image.new("RGB", (700, 500)).save(folder / "heavy.bmp")  # 1,050,054 bytes
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in folder.iterdir():
+                archive.write(file, file.name)
+        monkeypatch.setattr(zipfile.ZipFile, "read", _refuse_heavy(zipfile.ZipFile.read))
+    path = tmp_path / "in.zip" if zipped else folder
+    limits = {"max_pixels": 1_999_999, "max_file_mb": 1}
+    loaded = small(path, tmp_path, on_unreadable="skip", **limits).load(progress=False)
+    assert (loaded.facts["images"], loaded.facts["unreadable images"]) == (4, 2)
+    says = r"heavy\.bmp cannot be read .*1,050,054 bytes, and data\.max_file_mb=1"
+    with pytest.raises(DataError, match=says):
+        small(path, tmp_path, **limits).load(progress=False)
+    (folder / "heavy.bmp").unlink()
+    with pytest.raises(DataError, match=r"wide\.png .*2000 x 1000 pixels, and data\.max_pixels=1999999"):
+        small(folder, tmp_path, max_pixels=1_999_999).load(progress=False)
+
+
+def _refuse_heavy(read):
+    def checked(archive, name, *args):
+        assert name != "heavy.bmp", "its size is known before it is read"
+        return read(archive, name, *args)
+
+    return checked
+
+
+def test_links_are_followed_and_what_is_not_read_is_counted(tmp_path, capsys):
+    folder, elsewhere = fill(tmp_path / "in", 3), fill(tmp_path / "elsewhere", 3, start=3)
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    for name in ("a.heic", "b.heic", "notes.md"):
+        (folder / name).write_bytes(b"")
+    loaded = small(folder, tmp_path).load()
+    assert loaded.facts["images"] == 6
+    assert loaded.facts["files not read"] == "2 .heic, 1 .md"
+    told = capsys.readouterr().err
+    assert "trainkit: files not read: 2 .heic, 1 .md" in told
+    assert "held-out images are too few to measure well" in told
+
+
+def test_the_held_out_sample_is_of_the_size_asked_and_nothing_more_is_trained_on(tmp_path):
+    folder = fill(tmp_path / "in", 60)
+    whole = small(folder, tmp_path, held_out=0.5, held_out_samples=None).load(progress=False)
+    some = small(folder, tmp_path, held_out=0.5, held_out_samples=7).load(progress=False)
+    assert np.array_equal(everything(some.train), everything(whole.train))
+    assert len(some.held_out) == 7 < len(whole.held_out)
+    assert {i.tobytes() for i in everything(some.held_out)} < {i.tobytes() for i in everything(whole.held_out)}
+    assert some.describe()["held-out images"] == len(whole.held_out)
+    first = {image.tobytes() for image in everything(whole.held_out)[:7]}
+    assert {image.tobytes() for image in everything(some.held_out)} != first
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -350,6 +440,9 @@ def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):
         ({"resolution": 2048}, r"data\.resolution=2048 must"),
         ({"channels": 4}, r"data\.channels=4 must be 1 \(grey\) or 3"),
         ({"held_out": 0.0}, r"data\.held_out=0\.0 must be above 0"),
+        ({"held_out_samples": 0}, r"data\.held_out_samples=0 must be at least 1, or null"),
+        ({"max_pixels": 0}, r"data\.max_pixels=0 must be 1 to 178956970"),
+        ({"max_file_mb": 0}, r"data\.max_file_mb=0 must be at least 1"),
         ({"on_unreadable": "ignore"}, r"data\.on_unreadable=ignore must be error or skip"),
         ({"num_workers": 0}, r"data\.num_workers=0 must be at least 1"),
     ],
@@ -425,7 +518,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("trainkit.data.images.PyramidWriter.append", no_space)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some"):
             small(folder, tmp_path).load(progress=False)
     assert not [path for path in (tmp_path / "cache").iterdir() if "images-" in path.name]
     assert len(both_sides(small(folder, tmp_path))) == 10

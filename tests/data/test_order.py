@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainkit.data.order import Order
+from trainkit.data.order import Order, WeightedOrder
 from trainkit.errors import ConfigError
 
 
@@ -50,3 +50,29 @@ def test_a_billion_samples_need_no_memory():
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ConfigError, match="empty"):
         Order(0, seed=0)
+
+
+def test_samples_come_in_proportion_to_their_weights_and_those_of_weight_0_never():
+    weights = np.array([0.0, 1.0, 3.0, 0.0, 6.0, 0.0])
+    drawn = WeightedOrder(weights, 6, seed=2).indices(np.arange(100_000))
+    shares = np.bincount(drawn, minlength=6) / len(drawn)
+    assert (shares[weights == 0] == 0).all()
+    assert np.abs(shares - weights / 10).max() < 0.006  # four standard deviations of a share
+    assert (WeightedOrder([0, 0, 1e-300, 0], 4, seed=0).indices(np.arange(1000)) == 2).all()
+    rare = WeightedOrder(np.append(np.ones(1 << 20), 1 << 20), (1 << 20) + 1, seed=0).indices(np.arange(10_000))
+    assert abs((rare == 1 << 20).mean() - 0.5) < 0.02
+
+
+def test_weighted_draws_are_functions_of_seed_and_position():
+    order = WeightedOrder(np.arange(1.0, 51.0), 50, seed=2)
+    whole = order.indices(np.arange(5000))
+    assert np.array_equal(order.indices(np.array([7, 4000, 12])), whole[[7, 4000, 12]])
+    assert not np.array_equal(WeightedOrder(np.arange(1.0, 51.0), 50, seed=3).indices(np.arange(5000)), whole)
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, np.nan, 1.0], [[1.0], [1.0], [1.0]]]
+)
+def test_weights_that_cannot_be_are_refused(weights):
+    with pytest.raises(ConfigError, match=r"weights of shape .* each of the 3 samples"):
+        WeightedOrder(weights, 3, seed=0)

@@ -1,9 +1,12 @@
 """Text: the split, the cache, the windows, and every source of documents."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from trainkit import cache
 from trainkit.cache import cached
-from trainkit.data import Text
+from trainkit.data import Text, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
 from trainkit.data.tokenizer import WordPiece, train_vocabulary
@@ -72,8 +76,9 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names(tmp_path):
     write_text(tmp_path / "b" / "a.txt", ["two"])
     write_text(tmp_path / "a.txt", ["one"])
     write_text(tmp_path / ".git" / "hidden.txt", ["no"])
-    (tmp_path / "notes.md").write_text("no")
+    (tmp_path / "photo.png").write_bytes(b"no")
     assert texts(tmp_path) == ["one", "two", "three"]
+    assert [path.name for path in find_corpus(tmp_path).unread] == ["photo.png"]
 
 
 def test_hugging_face_directories_are_read_as_their_library_reads_them(tmp_path):
@@ -147,8 +152,8 @@ def test_text_that_is_not_utf8_names_the_file_the_offset_and_the_command(tmp_pat
     [
         (lambda path: path / "missing", r"data\.path=.*missing does not exist; set data\.path"),
         (lambda path: path, r"data\.path=.* is empty; put \.txt"),
-        (lambda path: (path / "a.md").write_text("x") and path, r"found 1 \.md; it takes \.txt"),
-        (lambda path: (path / "a.md").write_text("x") and path / "a.md", r"a\.md is a \.md file"),
+        (lambda path: (path / "a.doc").write_text("x") and path, r"found 1 \.doc; it takes \.txt"),
+        (lambda path: (path / "a.doc").write_text("x") and path / "a.doc", r"a\.doc is a \.doc file"),
     ],
 )
 def test_a_path_that_cannot_be_is_refused_before_anything_is_read(tmp_path, make, says):
@@ -178,6 +183,7 @@ def test_settings_out_of_range_name_their_key():
         {"sequence_length": 2},
         {"vocab_size": 9},
         {"held_out": 0.0},
+        {"held_out_samples": 0},
         {"num_workers": 0},
         {"vocab_file": Path("no.txt")},
     ):
@@ -284,6 +290,47 @@ def test_windows_hold_every_token_once_between_document_boundaries(tmp_path):
         loaded.train[len(loaded.train)]
 
 
+def test_the_held_out_sample_is_an_even_choice_of_the_size_asked(tmp_path):
+    path = write_text(tmp_path / "a.txt", make_documents(600))
+    whole, some = (small(path, tmp_path, held_out_samples=most).load() for most in (None, 20))
+    assert len(some.held_out) == 20 < len(whole.held_out) // 2
+    windows = {tuple(window["tokens"].tolist()): number for number, window in enumerate(whole.held_out[:])}
+    chosen = [windows[tuple(window["tokens"].tolist())] for window in some.held_out[:]]
+    assert chosen == sorted(set(chosen))
+    assert chosen[0] < len(whole.held_out) // 4 and chosen[-1] > len(whole.held_out) // 2  # not the first ones
+    assert (stream_of(some.train) == stream_of(whole.train)).all()
+    enough = small(path, tmp_path, held_out_samples=len(whole.held_out)).load()
+    assert len(enough.held_out) == len(whole.held_out) and enough.held_out.is_padded == whole.held_out.is_padded
+    last = len(whole.held_out) - 1
+    assert some.held_out.is_padded == (last in chosen and whole.held_out.is_padded)
+
+
+def test_what_the_data_are_is_told(tmp_path, capsys):
+    documents = make_documents(100)
+    write_text(tmp_path / "in.txt", [*documents, *documents[:7]])
+    (tmp_path / "photo.HEIC").write_bytes(b"")
+    loaded = small(tmp_path, tmp_path).load()
+    facts = loaded.describe()
+    assert facts["documents"] + facts["held-out documents"] == 100
+    assert facts["duplicates dropped"] == 7
+    assert facts["tokens"] == len(stream_of(loaded.train)) and facts["held-out tokens"] == len(
+        stream_of(loaded.held_out)
+    )
+    assert (facts["training samples"], facts["held-out samples"]) == (len(loaded.train), len(loaded.held_out))
+    told = capsys.readouterr().err
+    assert "trainkit: files not read: 1 .heic" in told
+    assert f"{len(loaded.held_out)} held-out samples are too few to measure well" in told
+
+
+def test_work_without_parts_is_announced_once_it_takes_a_while(capsys, monkeypatch):
+    with progress.announced("short"):
+        pass
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    with progress.announced("silent", enabled=False), progress.announced("long"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "long ...\n"
+
+
 def test_a_data_set_pickles_to_its_path(tmp_path):
     train = small(write_text(tmp_path / "a.txt", make_documents(100)), tmp_path).load().train
     first = train[0]["tokens"]
@@ -324,6 +371,63 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="killed"):
         cached(tmp_path, "name", build)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_a_cache_has_the_permissions_that_the_umask_gives(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        directory = cached(tmp_path / "cache", "name", lambda aside: (aside / "file").write_text("x") and None)
+    finally:
+        os.umask(before)
+    assert (directory / "file").stat().st_mode & 0o777 == mode
+    assert directory.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def _build_for_ever(root: Path, name: str) -> None:
+    def build(aside: Path) -> None:
+        (aside / "half").write_text("half")
+        (root / "begun").touch()
+        time.sleep(60)
+
+    cached(root, name, build)
+
+
+def test_what_a_killed_process_left_half_built_is_removed_and_what_is_being_built_stays(tmp_path, monkeypatch):
+    root, names = tmp_path / "cache", ["text-" + "0" * 31 + digit for digit in "123"]
+    root.mkdir()
+    bystander = root / ".some-directory-of-the-user"
+    bystander.mkdir()
+    monkeypatch.setattr(cache, "ABANDONED_AFTER_S", -1.0)
+    context = multiprocessing.get_context("fork")
+    builders = [context.Process(target=_build_for_ever, args=(root, name)) for name in names[:2]]
+    try:
+        for builder in builders:
+            builder.start()
+            deadline = time.monotonic() + 30
+            while not (root / "begun").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            (root / "begun").unlink()
+        builders[0].kill()
+        builders[0].join(30)
+        cached(root, names[2], lambda aside: None)
+        left = {path.name[:-9] for path in root.iterdir()} - {bystander.name[:-9]}
+        assert left == {f".{names[1]}", names[2][:-9]}
+        assert bystander.is_dir()
+    finally:
+        for builder in builders:
+            builder.kill()
+            builder.join(30)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    def build(directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space") as caught:
+        cached(tmp_path, "name", build)
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -41,21 +41,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from trainkit.shard import Shard
+from trainkit.shard import DTYPES, Shard
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""As safetensors writes them."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # One process alone is meant so.
@@ -85,13 +72,24 @@ def read(
     directory: Path, manifest: Mapping[str, Any], into: Mapping[str, Shard], group: dist.ProcessGroup | None
 ) -> None:
     """Fills `into` from the ranges that any number of ranks have written. Collective over `group`."""
+    # Ranges are of row-major order; a tensor of another memory format takes them from a copy.
+    rows = {
+        name: p
+        if p.local.is_contiguous()
+        else p.like(torch.empty(p.local.shape, dtype=p.local.dtype, device=p.local.device))
+        for name, p in into.items()
+    }
     dcp.load(
-        dict(into),
+        dict(rows),
         storage_reader=_Reader(directory, manifest),
         planner=_LoadPlanner(),
         process_group=group,
         no_dist=group is None,
     )
+    with torch.no_grad():
+        for name, part in rows.items():
+            if part is not into[name]:
+                into[name].local.copy_(part.local)
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

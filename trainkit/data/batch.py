@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainkit.data.columns import samples
+
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """`function` of every tensor in a tree of dicts, lists, tuples and named tuples; other leaves stay as they are."""
@@ -28,7 +30,7 @@ class Batch:
     same thing again, strided over the share, so groups formed by global index modulo a multiple of W and of the
     accumulation never leave one share.
 
-    data: a tree of tensors, first dimension the samples of the share.
+    data: a tree of tensors, arrays and lists, first dimension the samples of the share.
     position: samples before the global batch.  size: samples in the global batch.
     positions, indices: int64 [len] on the CPU: absolute position, and index in the data set, of each sample here.
     """
@@ -65,10 +67,10 @@ class Batch:
         return replace(self, data=map_tensors(self.data, Tensor.pin_memory))
 
     def micro_batch(self, number: int, count: int) -> "Batch":
-        """Samples number, number + count, ... of this share."""
+        """Samples number, number + count, ... of this share. Raises ConfigError for data that cannot be cut so."""
         return replace(
             self,
-            data=map_tensors(self.data, lambda tensor: tensor[number::count]),
+            data=samples(self.data, len(self), slice(number, None, count)),
             positions=self.positions[number::count],
             indices=self.indices[number::count],
         )

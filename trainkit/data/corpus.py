@@ -5,16 +5,17 @@ import importlib.util
 import json
 import os
 import sysconfig
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainkit.data.readers import READERS
+from trainkit.data.files import counted, suffix_of, walk
+from trainkit.data.progress import track
+from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
 
-_SUPPORTED = (".txt", ".jsonl", ".parquet")
+_SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
 _HELD_OUT_SPLITS = ("validation", "test", "dev")
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
@@ -25,54 +26,54 @@ class Corpus:
 
     held_out: the files of a held-out split that the source brings itself; empty where one is to be drawn.
     field: the key or column that holds the text, in formats with several.
+    unread: files beside them that are not text that can be read.
     """
 
     train: tuple[Path, ...]
     held_out: tuple[Path, ...] = ()
     field: str = "text"
+    unread: tuple[Path, ...] = ()
 
     def documents(self) -> Iterator[tuple[bool, str]]:
         """(is of the source's own held-out split, text) of each document that is not blank; held-out ones first."""
         for is_held_out, files in ((True, self.held_out), (False, self.train)):
             for path in files:
-                for text in READERS[path.suffix](path, self.field):
+                read = reader_of(path)
+                assert read is not None, f"{path} was found to be readable"
+                for text in read(path, self.field):
                     if text and not text.isspace():
                         yield is_held_out, text
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, progress: bool = False) -> str:
         """A hash of what the files hold; neither their names nor where they lie count."""
         files = self.held_out + self.train
         with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-            digests = list(pool.map(_digest, files))
+            digests = list(track(pool.map(_digest, files), "comparing text", len(files), progress))
         whole = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
         for path, digest in zip(files, digests, strict=True):
-            whole.update(path.suffix.encode() + digest)
+            whole.update(os.fsencode(suffix_of(path)) + digest)
         return whole.hexdigest()
 
 
 def find_corpus(path: Path | None, field: str = "text") -> Corpus:
-    """The corpus at `path`; None for the built-in one. Lists directories and reads no file of text.
+    """The corpus at `path`; None for the built-in one. Lists directories, and reads only the start of nameless files.
 
-    path: a .txt, .jsonl or .parquet file; a folder with any of them, at any depth; or a directory written by
-        `save_to_disk` of Hugging Face datasets (of a DatasetDict, `train` is trained on and `validation` or `test`,
-        where there, held out).
+    path: a file that `readers` knows; a directory written by `save_to_disk` of Hugging Face datasets (of a DatasetDict,
+        `train` is trained on and `validation` or `test`, where there, held out); or a folder with any of these, at any
+        depth, links followed.
     Raises DataError that names the key data.path.
     """
     if path is None:
         return documentation()
     if not path.exists():
         raise DataError(
-            f"data.path={path} does not exist; set data.path to a folder of .txt, .jsonl or .parquet files, "
+            f"data.path={path} does not exist; set data.path to a folder of {_SUPPORTED}, "
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
-        if path.suffix not in _SUPPORTED:
-            raise DataError(f"data.path={path} is a {path.suffix or 'nameless'} file; use one of {_supported()}")
+        if not _is_readable(path):
+            raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {_SUPPORTED}")
         return Corpus((path,), field=field)
-    if (path / "dataset_dict.json").is_file():
-        return _dataset_dict(path, field)
-    if (path / "state.json").is_file():
-        return Corpus(_arrow_files(path), field=field)
     return _folder(path, field)
 
 
@@ -95,28 +96,47 @@ def _sources(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in sorted(files) if name.endswith(".py"))
 
 
-def _folder(path: Path, field: str) -> Corpus:
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if not files:
-        raise DataError(f"data.path={path} is empty; put {_supported()} files there or set data.path to another folder")
-    wanted = tuple(file for file in files if file.suffix in _SUPPORTED)
-    if not wanted:
-        counts = Counter(file.suffix or "without a suffix" for file in files)
-        found = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(4))
-        raise DataError(f"data.path={path} holds no text that can be read: found {found}; it takes {_supported()}")
-    return Corpus(wanted, field=field)
+@dataclass
+class _Found:
+    train: list[Path] = field(default_factory=list)
+    held_out: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
 
 
-def _dataset_dict(path: Path, field: str) -> Corpus:
+def _folder(path: Path, text_field: str) -> Corpus:
+    found = _Found()
+    for directory, folders, files in walk(path):
+        if "dataset_dict.json" in files:
+            _add_dataset_dict(directory, found)
+            folders.clear()
+        elif "state.json" in files:
+            found.train += _arrow_files(directory)
+            folders.clear()
+        else:
+            for file in (directory / name for name in files):
+                (found.train if _is_readable(file) else found.unread).append(file)
+    if not found.train:
+        if not found.unread:
+            raise DataError(f"data.path={path} is empty; put {_SUPPORTED} there or set data.path to another folder")
+        raise DataError(
+            f"data.path={path} holds no text that can be read: found {counted(found.unread)}; it takes {_SUPPORTED}"
+        )
+    return Corpus(tuple(sorted(found.train)), tuple(found.held_out), text_field, tuple(found.unread))
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and suffix_of(path) not in (".py", ".arrow") and reader_of(path) is not None
+
+
+def _add_dataset_dict(path: Path, found: _Found) -> None:
     splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
     if "train" not in splits:
         raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
-    held_out = next((split for split in _HELD_OUT_SPLITS if split in splits), None)
-    return Corpus(_arrow_files(path / "train"), _arrow_files(path / held_out) if held_out else (), field)
+    found.train += _arrow_files(path / "train")
+    for split in _HELD_OUT_SPLITS:
+        if split in splits and (files := _arrow_files(path / split)):
+            found.held_out += files
+            break
 
 
 def _arrow_files(path: Path) -> tuple[Path, ...]:
@@ -125,13 +145,9 @@ def _arrow_files(path: Path) -> tuple[Path, ...]:
         raise DataError(f"data.path: {path} has no state.json, so it is not a whole data set; save it again")
     files = tuple(path / entry["filename"] for entry in json.loads(state.read_text())["_data_files"])
     missing = next((file for file in files if not file.is_file()), None)
-    if missing or not files:
-        raise DataError(f"data.path: {path} lacks {missing.name if missing else 'data files'}; save the data set again")
+    if missing:
+        raise DataError(f"data.path: {path} lacks {missing.name}; save the data set again")
     return files
-
-
-def _supported() -> str:
-    return ", ".join(_SUPPORTED)
 
 
 def _digest(path: Path) -> bytes:

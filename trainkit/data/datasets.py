@@ -1,7 +1,7 @@
 """The data of a run: what is trained on, what is held out, and how samples become a batch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -12,6 +12,7 @@ class Datasets:
     train, held_out: `__len__` and `__getitem__(index)`; or also `__getitems__(indices)`, which returns a list of
         samples to collate, or a tree of tensors (first dimension the samples) that is a batch already.
     collate: makes a batch of a list of samples; None for torch's own.
+    facts: what else a reader of a run should know of them, such as how many documents they were made of.
     tokenizer: what made the tokens, for text; recipes that print sentences need one.
 
     A specification of data (`Text`, `Images`) loads into this. It is also a specification itself, so that one's own
@@ -22,6 +23,11 @@ class Datasets:
     held_out: Any
     collate: Callable[[list[Any]], Any] | None = None
     tokenizer: Any = None
+    facts: Mapping[str, int | str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, int | str]:
+        """Numbers of samples, and the `facts`, by what they are called in a summary."""
+        return {"training samples": len(self.train), "held-out samples": len(self.held_out), **self.facts}
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training data and of the held-out data, by `fingerprint`."""

@@ -5,13 +5,13 @@ import hashlib
 import io
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from trainkit.cache import cached
+from trainkit.data.files import counted, walk
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError
@@ -32,6 +32,12 @@ class ImageSource(Protocol):
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """A hash of what the images hold. `memory`: a directory to keep in what is slow to find out again."""
 
+    def num_bytes(self, name: str) -> int:
+        """The size of the file, decompressed."""
+
+    def unread(self) -> Sequence[str]:
+        """Names of the files beside them that are no images that can be read."""
+
     def open(self, name: str) -> "Image.Image":
         """The image, which may not be decoded yet. Raises whatever Pillow raises for a file that it cannot read."""
 
@@ -43,7 +49,7 @@ class Folder:
         self.path = path
         # Enough of the walk to know that it will find something: a large folder is listed when it is loaded.
         if next(self._walk(), None) is None:
-            raise DataError(_nothing_in(path, (Path(file).suffix for file in _files(path))))
+            raise DataError(_nothing_in(path, list(_files(path))))
 
     def names(self) -> Sequence[str]:
         return sorted(self._walk())
@@ -76,6 +82,12 @@ class Folder:
                 whole.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0".encode())
         return whole.hexdigest()
 
+    def num_bytes(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def unread(self) -> Sequence[str]:
+        return [file for file in _files(self.path) if Path(file).suffix.lower() not in extensions()]
+
     def open(self, name: str) -> "Image.Image":
         from PIL import Image
 
@@ -99,8 +111,9 @@ class Zip:
             ) from error
         members = [info for info in self._file.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
         self._members = {i.filename: i for i in members if PurePosixPath(i.filename).suffix.lower() in extensions()}
+        self._unread = [info.filename for info in members if info.filename not in self._members]
         if not self._members:
-            raise DataError(_nothing_in(path, (PurePosixPath(info.filename).suffix for info in members)))
+            raise DataError(_nothing_in(path, self._unread))
 
     def names(self) -> Sequence[str]:
         return sorted(self._members)
@@ -109,6 +122,12 @@ class Zip:
         """Of the names, sizes and checksums that the zip file keeps."""
         kept = [(name, self._members[name].file_size, self._members[name].CRC) for name in self.names()]
         return hashlib.blake2b(repr(kept).encode(), digest_size=16).hexdigest()
+
+    def num_bytes(self, name: str) -> int:
+        return self._members[name].file_size
+
+    def unread(self) -> Sequence[str]:
+        return self._unread
 
     def open(self, name: str) -> "Image.Image":
         from PIL import Image
@@ -143,11 +162,8 @@ def extensions() -> frozenset[str]:
 
 def _files(path: Path) -> Iterator[str]:
     """Every file below `path` but hidden ones, relative to it."""
-    for directory, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield str(Path(directory, name).relative_to(path))
+    for directory, _, files in walk(path):
+        yield from (str((directory / name).relative_to(path)) for name in files)
 
 
 def _is_hidden(member: str) -> bool:
@@ -155,12 +171,11 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
-def _nothing_in(path: Path, suffixes: Iterable[str]) -> str:
-    counts = Counter(suffix.lower() or "without a suffix" for suffix in suffixes)
-    if not counts:
+def _nothing_in(path: Path, names: Sequence[str]) -> str:
+    if not names:
         return f"data.path={path} is empty; put images there, or set data.path to another folder or zip file"
-    found = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(4))
-    hint = "; a zip file is given by its own path" if ".zip" in counts else ""
+    found = counted(names)
+    hint = "; a zip file is given by its own path" if ".zip" in found else ""
     return (
         f"data.path={path} holds no image: found {found}{hint}; set data.path to a folder or zip file with .png, .jpg, "
         f".webp or another of the {len(extensions())} suffixes that Pillow reads"

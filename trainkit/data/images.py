@@ -2,9 +2,10 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,19 @@ from numpy.typing import NDArray
 from trainkit.cache import cache_root, cached
 from trainkit.comm.cluster import Cluster
 from trainkit.data.datasets import Datasets
+from trainkit.data.files import counted
 from trainkit.data.glyphs import Glyphs
 from trainkit.data.image_sources import ImageSource, find_source
 from trainkit.data.parallel import in_order
-from trainkit.data.progress import track
+from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
 from trainkit.data.split import lowest_share
 from trainkit.data.square import square
 from trainkit.errors import DataError
 
-_FORMAT = 2  # of the cache: raise it whenever the same images and settings would give other files
+_FORMAT = 3  # of the cache: raise it whenever the same images and settings would give other files
+_PILLOWS_LIMIT = 178_956_970  # above it, Pillow opens nothing
+_FEWEST_MEASURED = 200  # images: with fewer, a distance says more of the choice than of the generator
 _NUM_NAMED = 3  # unreadable files in a message
 
 
@@ -43,6 +47,8 @@ class Images:
     channels: 3 for RGB, 1 for grey.
     held_out: share of the images that is held out, chosen by a hash of their pixels. Images with the same pixels at
         `resolution` are one image, so none is on both sides.
+    held_out_samples: the most of them to measure on, chosen by a hash of their pixels; None for all.
+    max_pixels, max_file_mb: larger images and files are unreadable ones: a file of 20 kB may hold gigabytes.
     on_unreadable: an image that cannot be decoded is an `error`, or is left out and counted: `skip`.
     cache_dir: where pixels are kept; None for $TRAINKIT_CACHE, else ~/.cache/trainkit.
     num_workers: threads that decode; None for one a core.
@@ -53,6 +59,9 @@ class Images:
     resolution: int = 32
     channels: Literal[1, 3] = 3
     held_out: float = 0.05
+    held_out_samples: int | None = 16_384
+    max_pixels: int = 89_478_485
+    max_file_mb: int = 256
     on_unreadable: Literal["error", "skip"] = "error"
     cache_dir: Path | None = None
     num_workers: int | None = None
@@ -63,6 +72,10 @@ class Images:
         _check(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
+        most = self.held_out_samples
+        _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
+        _check(0 < self.max_pixels <= _PILLOWS_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOWS_LIMIT}")
+        _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.path is not None:
             self._source()
@@ -84,8 +97,14 @@ class Images:
             raise self._cannot_read(unreadable[0])
         if unreadable and progress and Cluster.from_environment().rank == 0:
             print(_skipped(unreadable, summary["images"]), file=sys.stderr, flush=True)
-        is_held_out = lowest_share(read_keys(directory), self.held_out)
-        return Datasets(train=self._side(directory, ~is_held_out), held_out=self._side(directory, is_held_out))
+        keys = read_keys(directory)
+        is_held_out = lowest_share(keys, self.held_out)
+        measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
+        facts = _facts(summary, source, int(is_held_out.sum()))
+        if progress:
+            remark(facts, "files not read", "note")
+        train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
+        return Datasets(train=train, held_out=held_out, facts=facts)
 
     def _side(self, directory: Path, chosen: NDArray[np.bool_]) -> Pyramid:
         rows = np.flatnonzero(chosen)
@@ -96,13 +115,19 @@ class Images:
 
     def _key(self, source: ImageSource, progress: bool) -> str:
         content = source.fingerprint(cache_root(self.cache_dir), progress)
-        settings = (_FORMAT, content, self.resolution, self.channels)
+        settings = (_FORMAT, content, self.resolution, self.channels, self.max_pixels, self.max_file_mb)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
     def _build(self, source: ImageSource, directory: Path, progress: bool) -> None:
         def decode(name: str) -> NDArray[np.uint8] | Unreadable:
             try:
+                num_bytes = source.num_bytes(name)
+                if num_bytes > self.max_file_mb * 1_000_000:
+                    return Unreadable(name, f"{num_bytes:,} bytes, and data.max_file_mb={self.max_file_mb}")
                 with source.open(name) as image:
+                    if image.width * image.height > self.max_pixels:
+                        size = f"{image.width} x {image.height} pixels"
+                        return Unreadable(name, f"{size}, and data.max_pixels={self.max_pixels}")
                     return square(image, self.resolution, self.channels)
             except MemoryError:
                 raise
@@ -138,6 +163,30 @@ class Images:
             f"data.path={self.path}: {file.name} cannot be read as an image ({file.reason}); "
             f"mend or remove it, or set data.on_unreadable=skip"
         )
+
+
+def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -> dict[str, int | str]:
+    facts: dict[str, int | str] = {
+        "images": summary["images"],
+        "held-out images": num_held_out,
+        "duplicates dropped": summary["duplicates"],
+    }
+    if summary["unreadable"]:
+        facts["unreadable images"] = len(summary["unreadable"])
+    if unread := counted(source.unread()):
+        facts["files not read"] = unread
+    if num_held_out < _FEWEST_MEASURED:
+        facts["note"] = f"{num_held_out} held-out images are too few to measure well: raise data.held_out"
+    return facts
+
+
+def _lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
+    """Which of `keys` have the lowest low bits among those of `among`: at most `most`. The high bits made the split."""
+    low = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    order = np.flatnonzero(among)[np.argsort(low[among], kind="stable")[:most]]
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[order] = True
+    return chosen
 
 
 def _skipped(unreadable: list[Unreadable], num_read: int) -> str:

@@ -5,18 +5,18 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
-from trainkit.data.batch import Batch, map_tensors
-from trainkit.data.order import Order
-from trainkit.errors import ConfigError
+from trainkit.data.batch import Batch
+from trainkit.data.columns import columns_of, one_by_one, samples, take
+from trainkit.data.order import Order, WeightedOrder
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
@@ -24,46 +24,29 @@ Collate = Callable[[list[Any]], Any]
 _PLANNED = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
 
 
-def num_samples_of(source: Any) -> int:
-    """How many samples `source` holds: tensors count their first dimension, data sets say `len`."""
-    tensors = [source] if isinstance(source, Tensor) else None
-    if isinstance(source, TensorDataset):
-        tensors = list(source.tensors)
-    elif isinstance(source, Mapping):
-        tensors = list(source.values())
-    elif isinstance(source, list | tuple) and source and all(isinstance(part, Tensor) for part in source):
-        tensors = list(source)
-    if tensors is None:
-        if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-            raise ConfigError(
-                f"a data source is a tensor, a tuple or dict of tensors, or a map-style data set with __len__ and "
-                f"__getitem__; {type(source).__name__} is none of them"
-            )
-        return len(source)
-    lengths = {len(tensor) for tensor in tensors}
-    if len(lengths) != 1:
-        raise ConfigError(f"the tensors of a data source differ in their number of samples: {sorted(lengths)}")
-    return lengths.pop()
-
-
 class Fetcher:
     """Maps the position of a global batch to this rank's share of it; picklable, so that loader workers can hold it.
 
-    A data set is asked in the cheapest way it offers: tensors are indexed at once; `__getitems__(indices)` is called
+    A data set is asked in the cheapest way it offers: columns are indexed at once; `__getitems__(indices)` is called
     once, and what it returns is collated if it is a list of samples and taken as collated if it is a tree of tensors;
     else `__getitem__` is called for each sample, with `random`, `numpy.random` and `torch` seeded by the sample's
     position, so that random transforms inside a data set do not depend on ranks, workers or resumes.
     """
 
     def __init__(
-        self, source: Any, order: Order, *, batch_size: int, rank: int, world_size: int, collate: Collate | None
+        self,
+        source: Any,
+        order: Order | WeightedOrder,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        collate: Collate | None,
     ) -> None:
-        self.source = source.tensors if isinstance(source, TensorDataset) else source
+        self.columns = columns_of(source)
+        self.source = source
         self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
-        self.collate = collate or default_collate
-        self._is_tensors = isinstance(self.source, Tensor | Mapping) or (
-            isinstance(self.source, list | tuple) and isinstance(self.source[0], Tensor)
-        )
+        self.collate = collate
         # A pass over held-out samples ends with a ragged batch; training never does.
         self.end = None if order.shuffle else order.num_samples
         self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
@@ -88,24 +71,26 @@ class Fetcher:
         return list(zip(torch.from_numpy(positions).unbind(), torch.from_numpy(indices).unbind(), strict=True))
 
     def _fetch(self, indices: Tensor, positions: Tensor) -> Any:
-        source = self.source
-        if self._is_tensors:
-            return map_tensors(source, lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        if self.columns is not None and self.collate is None:
+            return take(self.columns, indices)
         if len(indices) == 0:
             # The shape of a share without samples is that of any sample, cut to none.
-            return map_tensors(self._collated([0], torch.zeros(1, dtype=torch.int64)), lambda tensor: tensor[:0])
+            return samples(self._collated([0], torch.zeros(1, dtype=torch.int64)), 1, slice(0))
         return self._collated(indices.tolist(), positions)
 
     def _collated(self, indices: list[int], positions: Tensor) -> Any:
+        collate = self.collate or default_collate
+        if self.columns is not None:
+            return collate(one_by_one(self.columns, indices))
         if hasattr(self.source, "__getitems__"):
             items = self.source.__getitems__(indices)
-            return self.collate(items) if isinstance(items, list) else items
+            return collate(items) if isinstance(items, list) else items
         with _RestoredRandomState():
             items = []
             for index, position in zip(indices, positions.tolist(), strict=True):
                 seed_everything(key_of(self.order.seed, "sample", position))
                 items.append(self.source[index])
-        return self.collate(items)
+        return collate(items)
 
 
 class _RestoredRandomState:

@@ -1,10 +1,13 @@
 """The order of samples: a pure function of (seed, position), position being the count of samples before it."""
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainkit.errors import ConfigError
-from trainkit.random import key_of
+from trainkit.random import key_of, words
 
 _ROUNDS = 8
 _BLOCK = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
@@ -62,6 +65,35 @@ class Order:
         for key in keys:
             left, right = right, left ^ (_mix(right, key) & mask)
         return (left << self._half_bits) | right
+
+
+class WeightedOrder:
+    """An endless sequence of dataset indices, each drawn with a probability in proportion to its weight.
+
+    With replacement, as by torch's WeightedRandomSampler, but each draw is a function of (seed, position) alone.
+
+    weights: [num_samples], finite, none below 0 and not all 0.
+    """
+
+    shuffle = True
+
+    def __init__(self, weights: Any, num_samples: int, seed: int) -> None:
+        values = np.asarray(weights, np.float64)
+        if values.shape != (num_samples,) or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+            raise ConfigError(
+                f"weights of shape {[*values.shape]}: allowed is a finite number of 0 or more for each of the "
+                f"{num_samples} samples, and one above 0"
+            )
+        self.num_samples, self.seed = num_samples, seed
+        self._chosen = np.flatnonzero(values)  # a draw of exactly a boundary must not fall on a sample of weight 0
+        self._sums = np.cumsum(values[self._chosen] / values.max())
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Dataset indices at `positions`, same shape."""
+        drawn = words(key_of(self.seed, "weighted order"), torch.from_numpy(positions.ravel()), 2).numpy()
+        uniform = ((drawn[:, 0] >> 5) * 2.0**26 + (drawn[:, 1] >> 6)) * 2.0**-53
+        places = np.searchsorted(self._sums, uniform * self._sums[-1], side="right")
+        return self._chosen[np.minimum(places, len(self._chosen) - 1)].reshape(positions.shape)
 
 
 def _mix(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainkit.data.order import Order
+
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
     """The smallest type that holds every token number."""
@@ -36,20 +38,35 @@ class PackedTokens:
     """Windows of `sequence_length` tokens over a stream: `start`, then the next sequence_length - 1 tokens.
 
     Documents follow one another and end with [SEP], so a window may hold several and no token is lost to padding.
-    Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`.
+    Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`. `most`: the most windows, of
+    which a longer stream gives an even choice by a hash of their numbers.
 
     Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` gives {"tokens": int64 [n, sequence_length]}
     at once. The file is memory-mapped, opened where it is used: pickling for a loader worker costs nothing.
     """
 
     def __init__(
-        self, path: Path, dtype: np.dtype[Any], sequence_length: int, *, start: int, pad: int, drop_last: bool = False
+        self,
+        path: Path,
+        dtype: np.dtype[Any],
+        sequence_length: int,
+        *,
+        start: int,
+        pad: int,
+        drop_last: bool = False,
+        most: int | None = None,
     ) -> None:
         self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
         self.num_tokens = path.stat().st_size // dtype.itemsize
         whole, rest = divmod(self.num_tokens, sequence_length - 1)
         self._num_windows = whole if drop_last and whole else whole + (rest > 0)
-        self.is_padded = self._num_windows > whole
+        self._rows: NDArray[np.int64] | None = None
+        last = self._num_windows - 1
+        if most is not None and most < self._num_windows:
+            # From all over the stream, and the same ones in every run.
+            self._rows = np.sort(Order(self._num_windows, seed=0).indices(np.arange(most)))
+            self._num_windows, last = most, int(self._rows[-1])
+        self.is_padded = last >= whole
         self._stream: NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -64,7 +81,8 @@ class PackedTokens:
         if self._stream is None:
             self._stream = np.memmap(self.path, self.dtype, mode="r")
         length = self.sequence_length - 1
-        offsets = np.asarray(indices, np.int64)[:, None] * length + np.arange(length)
+        rows = np.asarray(indices, np.int64)
+        offsets = (rows if self._rows is None else self._rows[rows])[:, None] * length + np.arange(length)
         tokens = np.full((len(indices), length + 1), self.start, np.int64)
         tokens[:, 1:] = self._stream[np.minimum(offsets, self.num_tokens - 1)]
         tokens[:, 1:][offsets >= self.num_tokens] = self.pad

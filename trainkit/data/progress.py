@@ -1,11 +1,36 @@
 """A progress bar for work that may be over before anyone wants to see one."""
 
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
+
+from trainkit.comm.cluster import Cluster
 
 Item = TypeVar("Item")
 PATIENCE_S = 2.0
+
+
+@contextmanager
+def announced(description: str, enabled: bool = True) -> Iterator[None]:
+    """Says on stderr what is under way where it has not ended after two seconds; for work that has no parts."""
+    timer = threading.Timer(PATIENCE_S, lambda: print(f"{description} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    if enabled:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def remark(facts: Mapping[str, int | str], *names: str) -> None:
+    """Those of `facts` that are there, one a line on rank 0's stderr."""
+    for name in names:
+        if name in facts and Cluster.from_environment().rank == 0:
+            print(f"trainkit: {name}: {facts[name]}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, enabled: bool = True) -> Iterator[Item]:

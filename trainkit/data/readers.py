@@ -1,23 +1,33 @@
 """Documents out of files, one format a function; every file is streamed, so its size does not matter.
 
-A document is what the held-out split and the removal of duplicates treat as one: a paragraph of a .txt file, a row of
-a .jsonl, .parquet or .arrow file, a paragraph of the documentation in a .py file.
+A document is what the held-out split and the removal of duplicates treat as one: a paragraph of a .txt, .md or .html
+file, a row of a .jsonl, .csv, .tsv, .parquet or .arrow file, a paragraph of the documentation in a .py file.
 """
 
 import ast
 import codecs
+import csv
+import gzip
 import json
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from trainkit.data.files import suffix_of
 from trainkit.errors import DataError, nearest
+
+Reader = Callable[[Path, str], Iterator[str]]
 
 _BLOCK_BYTES = 1 << 20
 _PARAGRAPH_CHARS = 4096  # a text without blank lines is cut, at a line or a space, into documents of this size
+_START_BYTES = 4096  # of a file without a suffix, by which it is text or not
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
@@ -35,10 +45,90 @@ def read_json_lines(path: Path, field: str) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); mend or remove it") from None
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            names = list(row) if isinstance(row, dict) else []
-            raise _no_field(f"{path}, line {number}", field, names)
-        yield row[field]
+        if not isinstance(row, dict) or field not in row:
+            raise _no_field(f"{path}, line {number}", field, list(row) if isinstance(row, dict) else [])
+        text = row[field]
+        if text is None:  # as in a column of a table: no document
+            continue
+        if not isinstance(text, str):
+            raise DataError(
+                f"{path}, line {number}: field {field!r} holds {type(text).__name__}, not text; "
+                f"set data.field=NAME to one that does"
+            )
+        if lone := _LONE_SURROGATE.search(text):
+            raise DataError(
+                f"{path}, line {number}: {lone[0]!r} is half of a character (a lone surrogate) and no text; "
+                f"correct or remove that line"
+            )
+        yield text
+
+
+def read_table(path: Path, field: str) -> Iterator[str]:
+    """The column `field` of a .csv or .tsv file with a line of names; empty ones are left out."""
+    csv.field_size_limit(1 << 30)
+    # Line ends inside quotes are text, and belong to it.
+    lines = (f"{line}\n" for line in _lines(path, longest=None))
+    rows = csv.DictReader(lines, delimiter="\t" if suffix_of(path).startswith(".tsv") else ",")
+    try:
+        if field not in (rows.fieldnames or []):
+            raise _no_field(str(path), field, list(rows.fieldnames or []))
+        yield from (row[field] for row in rows if row[field])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); correct or remove it") from None
+
+
+def read_html(path: Path, field: str) -> Iterator[str]:
+    """Paragraphs of the text that a browser would show; neither scripts nor styles."""
+    page = _Page()
+    for block in _blocks(path):
+        page.feed(block)
+        yield from page.taken()
+    page.close()
+    page.end_paragraph()
+    yield from page.taken()
+
+
+class _Page(HTMLParser):
+    _UNSEEN = frozenset({"script", "style", "template", "noscript"})
+    _ENDS_PARAGRAPH = re.compile(
+        "address|article|aside|blockquote|body|caption|center|dd|details|dialog|div|dl|dt|fieldset|figcaption|figure|"
+        "footer|form|h[1-6]|head|header|hr|html|legend|li|main|menu|nav|ol|option|p|pre|section|select|summary|table|"
+        "tbody|td|textarea|tfoot|th|thead|title|tr|ul"
+    )
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._pieces: list[str] = []
+        self._done: list[str] = []
+        self._num_unseen = 0
+
+    def taken(self) -> list[str]:
+        """The paragraphs since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def end_paragraph(self) -> None:
+        text = " ".join("".join(self._pieces).split())
+        self._pieces.clear()
+        if text:
+            self._done.append(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self._num_unseen += tag in self._UNSEEN
+        if tag == "br":
+            self._pieces.append(" ")
+        elif self._ENDS_PARAGRAPH.fullmatch(tag):
+            self.end_paragraph()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._UNSEEN:
+            self._num_unseen = max(0, self._num_unseen - 1)
+        if self._ENDS_PARAGRAPH.fullmatch(tag):
+            self.end_paragraph()
+
+    def handle_data(self, data: str) -> None:
+        if not self._num_unseen:
+            self._pieces.append(data)
 
 
 def read_parquet(path: Path, field: str) -> Iterator[str]:
@@ -52,7 +142,7 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
         raise DataError(f"{path} is not a parquet file ({error}); remove it or set data.path to another") from None
     _check_column(path, field, file.schema_arrow)
     for batch in file.iter_batches(batch_size=1024, columns=[field]):
-        yield from _strings(batch.column(0))
+        yield from _strings(path, batch.column(0))
 
 
 def read_arrow(path: Path, field: str) -> Iterator[str]:
@@ -65,7 +155,7 @@ def read_arrow(path: Path, field: str) -> Iterator[str]:
         raise DataError(f"{path} is not an Arrow stream ({error}); save the data set again") from None
     _check_column(path, field, reader.schema)
     for batch in reader:
-        yield from _strings(batch.column(field))
+        yield from _strings(path, batch.column(field))
 
 
 def read_documentation(path: Path, field: str) -> Iterator[str]:
@@ -81,40 +171,96 @@ def read_documentation(path: Path, field: str) -> Iterator[str]:
                     yield text
 
 
-READERS = {
+_STREAMED: dict[str, Reader] = {
     ".txt": read_text,
+    ".md": read_text,
+    ".markdown": read_text,
+    ".html": read_html,
+    ".htm": read_html,
     ".jsonl": read_json_lines,
+    ".csv": read_table,
+    ".tsv": read_table,
+}
+_COMPRESSED = (".gz", ".zst")
+READERS: dict[str, Reader] = {
+    **_STREAMED,
+    **{suffix + compressed: read for suffix, read in _STREAMED.items() for compressed in _COMPRESSED},
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     ".py": read_documentation,
 }
 
 
-def _blocks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def reader_of(path: Path) -> Reader | None:
+    """What reads the file: its suffix says, or, without one, that it begins as text does. None: nothing."""
+    suffix = suffix_of(path)
+    if suffix in READERS:
+        return READERS[suffix]
+    return read_text if not suffix and _begins_as_text(path) else None
+
+
+def _begins_as_text(path: Path) -> bool:
     with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file's bytes, decompressed. Raises DataError for what is not compressed as its name says."""
+    compression = path.suffix.lower()
+    try:
+        if compression == ".gz":
+            with gzip.open(path) as file:
+                yield file
+        elif compression == ".zst":
+            import pyarrow
+
+            with pyarrow.input_stream(str(path), compression="zstd") as file:
+                yield file
+        else:
+            with path.open("rb") as file:
+                yield file
+    except (EOFError, zlib.error, OSError) as error:
+        if compression not in _COMPRESSED:
+            raise
+        raise DataError(f"{path} cannot be decompressed ({error}); compress it again or remove it") from None
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with _opened(path) as file:
         while True:
             block = file.read(_BLOCK_BYTES)
             pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                offset = file.tell() - len(block) - pending + error.start
-                raise _not_utf8(path, offset) from None
+                raise _not_utf8(path, offset - pending + error.start) from None
+            offset += len(block)
             yield text
             if not block:
                 return
 
 
 def _not_utf8(path: Path, offset: int) -> DataError:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         start = file.read(2)
-        file.seek(offset)
-        byte = file.read(1)[0]
-    encoding, name = _BYTE_ORDER_MARKS.get(start, "WINDOWS-1252"), shlex.quote(str(path))
+        for _ in range((offset - len(start)) // _BLOCK_BYTES):
+            file.read(_BLOCK_BYTES)
+        rest = (offset - len(start)) % _BLOCK_BYTES
+        byte = (file.read(rest + 1) if offset >= len(start) else start[offset:])[-1 if offset >= len(start) else 0]
+    encoding = _BYTE_ORDER_MARKS.get(start)
+    known = f"its first bytes say {encoding}" if encoding else "WINDOWS-1252 is only a guess: look at the result"
+    copy = path.with_name(f"{path.stem}.utf8{path.suffix}")
     return DataError(
-        f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; data.path takes UTF-8 only, so convert it: "
-        f"iconv -f {encoding} -t UTF-8 {name} > utf8 && mv utf8 {name}"
+        f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; data.path takes UTF-8 only. Make a copy, and "
+        f"put it in the file's place once it reads well ({known}): "
+        f"iconv -f {encoding or 'WINDOWS-1252'} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(copy))}"
     )
 
 
@@ -152,17 +298,27 @@ def _is_prose(text: str) -> bool:
     return sum(char.isalpha() or char == " " for char in text) > 0.85 * len(text)
 
 
-def _strings(column: Any) -> Iterator[str]:
-    return (text for text in column.to_pylist() if text is not None)
+def _strings(path: Path, column: Any) -> Iterator[str]:
+    import pyarrow
+
+    try:
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        texts = [text.decode() if isinstance(text, bytes) else text for text in column.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a text is not UTF-8 ({error}); write the column again as UTF-8") from None
+    return (text for text in texts if text is not None)
 
 
 def _check_column(path: Path, field: str, schema: Any) -> None:
-    import pyarrow
+    from pyarrow import types
 
     if field not in schema.names:
         raise _no_field(str(path), field, schema.names)
     kind = schema.field(field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    of_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null)
+    if not any(is_kind(values) for is_kind in of_text) and str(values) not in ("string_view", "binary_view"):
         raise DataError(f"{path}: column {field!r} holds {kind}, not text; set data.field=COLUMN to one that does")
 
 

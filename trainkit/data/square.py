@@ -18,6 +18,7 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
     """
     from PIL import Image, ImageOps
 
+    _scale_transparent_colour(image)
     # A JPEG several times too large is decoded at a fraction of its size, with a margin for averaging.
     image.draft(None, (2 * resolution, 2 * resolution))
     ImageOps.exif_transpose(image, in_place=True)
@@ -28,6 +29,19 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
     scaled = image.resize((resolution, resolution), method, box=(left, top, left + side, top + side))
     pixels = np.asarray(scaled).reshape(resolution, resolution, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _scale_transparent_colour(image: "Image.Image") -> None:
+    """A PNG's transparent colour as Pillow will decode it: it keeps the number of bits that the file has.
+
+    Of 16-bit colours Pillow decodes the high bytes alone, so those decide.
+    """
+    tiles = getattr(image, "tile", []) if image.format == "PNG" else []
+    colour, rawmode = image.info.get("transparency"), tiles[0][3] if tiles else None
+    if isinstance(colour, int) and rawmode in ("L;2", "L;4"):
+        image.info["transparency"] = colour * (85 if rawmode == "L;2" else 17)
+    elif isinstance(colour, tuple) and rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _opaque(image: "Image.Image") -> "Image.Image":
@@ -50,4 +64,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"its pixels are {values.min()} .. {values.max()}, beyond 16 bits; save it with 8 or 16")
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = 0xFFFF
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,5 +1,6 @@
 """OptimizerSource: what an engine's optimizer is made from, once a strategy has given the module its parameters."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,8 @@ class OptimizerSource:
         if not isinstance(optimizer, torch.optim.Optimizer):
             self._factory = optimizer
             return
-        if optimizer.state:
+        self._has_first_state = bool(optimizer.state)
+        if any(float(state.get("step", 1)) != 0 for state in optimizer.state.values()):
             raise UsageError(
                 f"the optimizer of engine {engine_name!r} has state: give a new one, inherit= the engine it was in, "
                 f"or a function of parameter groups that makes one"
@@ -42,14 +44,25 @@ class OptimizerSource:
     def make(self) -> torch.optim.Optimizer:
         """The optimizer of the parameters that the module has now."""
         if self._factory is not None:
-            made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
+            try:
+                made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"the optimizer of engine {self.engine_name!r} cannot be made: {error}") from error
             self._require_fitting(made)
             return made
         assert self._instance is not None
         parameters = dict(self.module.named_parameters())
         for group, names in zip(self._instance.param_groups, self._names, strict=True):
             group["params"] = [parameters[name] for name in names]
+        if self._has_first_state:  # Adagrad's, made for the parameters of then
+            type(self._instance).__init__(self._instance, self._instance.param_groups, **arguments_of(self._instance))
         return self._instance
+
+    def example(self) -> torch.optim.Optimizer:
+        """An optimizer like the one that `make` makes, of the parameters that the module has now."""
+        return self._instance if self._instance is not None else self.make()
 
     def _require_fitting(self, optimizer: torch.optim.Optimizer) -> None:
         held = {p for group in optimizer.param_groups for p in group["params"]}
@@ -60,3 +73,9 @@ class OptimizerSource:
             )
         if held - set(self.module.parameters()):
             raise ConfigError(f"the optimizer of engine {self.engine_name!r} holds parameters of another module")
+
+
+def arguments_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What to call the class of `optimizer` with, beside parameters, for another one like it."""
+    taken = inspect.signature(type(optimizer)).parameters
+    return {key: value for key, value in optimizer.defaults.items() if key in taken}

@@ -19,6 +19,7 @@ from trainkit.comm.reducer import Choice
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
+from trainkit.shard import share_from_first
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy
 
 _arguments = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -91,8 +92,11 @@ class _DDPBackend(Backend):
         self._hook: Hook | None = None
         self._is_chosen = False
         self._bucket_bytes = int((bucket_mb or _BUCKET_MB) * 2**20)
+        # By bytes: DDP's own way to do it cannot send every dtype over gloo.
+        share_from_first([*module.parameters(), *module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
             module,
+            init_sync=False,
             bucket_cap_mb=bucket_mb,
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,

@@ -20,8 +20,9 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
-from trainkit.shard import Shard
+from trainkit.shard import Shard, share_from_first
 from trainkit.strategy.base import Strategy, float32_memory
+from trainkit.strategy.fitting import require_elementwise, require_shardable
 from trainkit.strategy.fsdp_use import Use
 
 
@@ -64,14 +65,17 @@ class FSDP(Strategy):
                 f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
-        mesh = self._mesh(cluster, device)
-        _copy_from_first(module)
-        policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
-        settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
+        parts = []
         if self.per_block and blocks:
             parts = [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]
-            for part in reversed(parts):  # inner ones first
-                fully_shard(part, reshard_after_forward=self.reshard_after_forward, **settings)
+        require_shardable(module, self.name, parts)
+        mesh = self._mesh(cluster, device)
+        require_elementwise(source, self.name, mesh)
+        share_from_first([*module.parameters(), *module.buffers()])
+        policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
+        for part in reversed(parts):  # inner ones first
+            fully_shard(part, reshard_after_forward=self.reshard_after_forward, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)
         # The backend copies such a view.
         warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(module).__name__}\) returned a view")
@@ -270,9 +274,3 @@ class _FSDPBackend(Backend):
 def _not_a_view(value: Any) -> Any:
     is_view = isinstance(value, Tensor) and value.requires_grad and value._is_view()
     return value.clone() if is_view else value
-
-
-def _copy_from_first(module: nn.Module) -> None:
-    """Rank 0's parameters and buffers for all, as the other strategies do."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        dist.broadcast(tensor.detach(), src=0)

@@ -15,6 +15,7 @@ from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy, float32_memory
+from trainkit.strategy.fitting import require_elementwise, require_shardable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ class Zero1(Strategy):
                 f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
+        require_shardable(module, self.name)
+        require_elementwise(source, self.name)
         return attach(
             module,
             source.make(),

@@ -1,0 +1,169 @@
+"""What a module and its optimizer must be for a strategy, and what `setup` makes of their dtypes."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from trainkit.errors import ConfigError
+from trainkit.optim.pieces import PiecewiseOptimizer
+from trainkit.optim.source import OptimizerSource, arguments_of
+from trainkit.shard import STORABLE
+
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+_NUM_STEPS = 2  # of a trial: the second one has the state that the first has left
+_CLOSE = 1e-5
+
+
+def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name: str) -> str | None:
+    """Moves `module` to `device`; its floating-point tensors of 16, 32 and 64 bits become `dtype`, as `module.to` does.
+
+    Complex tensors become the complex dtype of the same precision, 8-bit floats and integers stay as they are.
+    Returns a line that names what changed its dtype, None where nothing did. Raises ConfigError, before anything is
+    changed, for a parameter or persistent buffer that no checkpoint can hold.
+    """
+    before = dict(_named_tensors(module))
+    for key, tensor in before.items():
+        becomes = _dtype_of(tensor, dtype)
+        if becomes not in STORABLE or tensor.layout != torch.strided:
+            kind = becomes if tensor.layout == torch.strided else tensor.layout
+            raise ConfigError(
+                f"{key!r} of engine {name!r} is {kind}, which a checkpoint cannot hold: store it as another dtype, or "
+                f"register the buffer with persistent=False"
+            )
+    was = {key: tensor.dtype for key, tensor in before.items()}
+    module.to(device)
+    module._apply(lambda tensor: tensor.to(_dtype_of(tensor, dtype)))
+    changed = [f"{key} ({was[key]})" for key, tensor in _named_tensors(module) if tensor.dtype != was[key]]
+    if not changed:
+        return None
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"{name}: stored as {dtype} from here on: {', '.join(changed[:3])}{more}"
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    persistent = module.state_dict(keep_vars=True)
+    yield from module.named_parameters()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+
+
+def _dtype_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if tensor.is_complex():
+        return _COMPLEX[dtype]
+    return dtype if tensor.is_floating_point() and tensor.element_size() > 1 else tensor.dtype
+
+
+def require_shardable(module: nn.Module, strategy: str, units: Sequence[nn.Module] = ()) -> None:
+    """Raises ConfigError naming a parameter of `module` that cannot be sharded; makes the others contiguous.
+
+    units: the parts that are sharded each by itself.
+    """
+    for name, p in module.named_parameters():
+        if p.is_complex():
+            raise ConfigError(
+                f"strategy={strategy} cannot shard {name!r}, which is {p.dtype}: keep its real and imaginary parts as "
+                f"two parameters, or use strategy=ddp"
+            )
+        if p.ndim == 0:
+            raise ConfigError(
+                f"strategy={strategy} cannot shard {name!r}, which has no dimension: give it the shape [1], or use "
+                f"strategy=ddp"
+            )
+        # Ranges are of row-major order; channels_last lives on in the activations.
+        p.data = p.data.contiguous()
+    _require_one_unit_each(module, strategy, units)
+
+
+def _require_one_unit_each(module: nn.Module, strategy: str, units: Sequence[nn.Module]) -> None:
+    unit_of: dict[nn.Module, nn.Module | None] = {}
+    for unit in units:  # outer ones first
+        for part in unit.modules():
+            unit_of[part] = unit
+    seen: dict[nn.Parameter, tuple[nn.Module | None, str]] = {}
+    for path, part in module.named_modules():
+        for key, p in part.named_parameters(path, recurse=False):
+            here = unit_of.get(part)
+            there, first = seen.setdefault(p, (here, key))
+            if there is not here:
+                raise ConfigError(
+                    f"strategy={strategy} shards blocks one at a time, and {first!r} and {key!r} are one parameter in "
+                    f"two of them: set strategy.per_block=false, leave that class out of blocks=, or use strategy=ddp"
+                )
+
+
+def require_step_without_closure(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ConfigError for an optimizer that evaluates the loss itself, such as LBFGS."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} evaluates the loss several times in a step, and an engine's step "
+            f"has one gradient: use another optimizer, such as torch.optim.AdamW"
+        )
+
+
+def require_elementwise(source: OptimizerSource, strategy: str, mesh: DeviceMesh | None = None) -> None:
+    """Raises ConfigError where the optimizer of `source`, given parts of parameters, makes other steps than with whole.
+
+    It is tried, on a matrix of random numbers and on its parts: rows of a DTensor over `mesh`, or else flat ranges. A
+    class that says `acts_elementwise` is taken at its word, and trainkit's own know what their parts are.
+    Collective with a `mesh`.
+    """
+    optimizer = source.example()
+    require_step_without_closure(optimizer)
+    kind = type(optimizer)
+    known = getattr(optimizer, "acts_elementwise", None)
+    if known or isinstance(optimizer, PiecewiseOptimizer) or hasattr(optimizer, "needs_whole_parameters"):
+        return
+    if kind.__module__.startswith("deepspeed."):
+        return
+    reason = "its class says so"
+    if known is None:
+        try:
+            reason = _difference(lambda parameters: _another(optimizer, parameters), mesh)
+        except Exception as error:  # whatever an optimizer raises for parts, it cannot be used with them
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    if reason:
+        raise ConfigError(
+            f"strategy={strategy} gives an optimizer parts of parameters, and {kind.__name__} does not treat each "
+            f"element by itself ({reason}): use strategy=ddp, or an optimizer such as torch.optim.AdamW"
+        )
+
+
+def _another(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    kind = type(optimizer)
+    return kind(parameters, **arguments_of(optimizer))
+
+
+def _difference(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], mesh: DeviceMesh | None) -> str:
+    generator = torch.Generator().manual_seed(0)
+    num_rows = 4 * (mesh["shard"].size() if mesh is not None else 1)
+    start, *gradients = (torch.randn(num_rows, 5, generator=generator) for _ in range(1 + _NUM_STEPS))
+    whole = nn.Parameter(start.clone())
+    _step(make([whole]), [whole], [[gradient] for gradient in gradients])
+    if mesh is not None:
+        sharded = nn.Parameter(_spread(start, mesh))
+        _step(make([sharded]), [sharded], [[_spread(gradient, mesh)] for gradient in gradients])
+        assert isinstance(sharded, DTensor)
+        found = sharded.full_tensor()
+    else:
+        cut = 7  # in the middle of a row
+        parts = [nn.Parameter(part.clone()) for part in start.flatten().split([cut, start.numel() - cut])]
+        ranges = [list(gradient.flatten().split([cut, start.numel() - cut])) for gradient in gradients]
+        _step(make(parts), parts, ranges)
+        found = torch.cat([part.detach() for part in parts]).view_as(start)
+    far = float((found - whole).detach().abs().max() / (whole - start).detach().abs().max())
+    return "" if far < _CLOSE else f"tried on a matrix, its steps differ by {far:.0%}"
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[list[Tensor]]) -> None:
+    for of_step in gradients:
+        for p, gradient in zip(parameters, of_step, strict=True):
+            p.grad = gradient.clone()
+        optimizer.step()
+
+
+def _spread(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    return distribute_tensor(tensor.to(mesh.device_type), mesh["shard"], [Shard(0)])
