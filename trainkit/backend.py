@@ -241,6 +241,12 @@ class Backend:
             if names[p] in state
         }
         self.optimizer.load_state_dict(loaded)
+        for i, p in enumerate(ordered):
+            for key, value in loaded["state"].get(i, {}).items():
+                held = self.optimizer.state[p][key]
+                if isinstance(held, Tensor) and held.dtype != value.dtype:
+                    # load_state_dict has cast it to that of the parameter, which computes other bits.
+                    self.optimizer.state[p][key] = value.to(held.device)
 
     def inherit_optimizer_state(self, old: "Backend") -> None:
         """Takes over the optimizer's state of parameters that `old` has under the same names and shapes. Collective."""

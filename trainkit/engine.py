@@ -305,7 +305,7 @@ class Engine:
     def _groups(self) -> Groups:
         groups = hyperparameters(self.optimizer)
         if self.schedule is not None:  # it gives lr by position, whatever it was before
-            for group, base in zip(groups, self._base_lrs, strict=True):
+            for group, base in zip(groups, self._base_lrs, strict=False):  # a group that was just added has its own
                 group["lr"] = base
         return groups
 

@@ -33,7 +33,7 @@ from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
 from trainkit.strategy import Strategy, by_name
-from trainkit.strategy.fitting import convert, require_step_without_closure
+from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
 SUMMARY_FILE = "summary.txt"
@@ -288,6 +288,7 @@ class Runtime(Feed):
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
+        require_shapes(module, name=name)
         self.require_same(
             {
                 "name": name,
@@ -311,7 +312,7 @@ class Runtime(Feed):
             deterministic=self.deterministic,
             blocks=blocks,
         )
-        require_step_without_closure(backend.optimizer)
+        require_dense_step(backend.optimizer)
         self.require_same(
             {
                 f"optimizer.{key} of group {number} of {name}": value

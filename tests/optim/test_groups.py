@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -94,6 +95,47 @@ def test_a_rate_that_is_given_anew_stays_and_is_said(tmp_path):
             assert engine.optimizer.param_groups[0]["betas"] == (0.7, 0.9)
             assert "a: optimizer.lr is 0.3, and was 0.05 in the checkpoint" in tracker.said
         runtime.close()
+
+
+def test_a_rate_that_is_given_anew_is_the_one_from_which_a_scheduler_goes_on(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    for lr in (0.1, 0.3):
+        module = _network()
+        engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=lr), name="a")
+        if lr == 0.3:
+            runtime.load(tmp_path / "a", a=engine)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(engine.optimizer, lambda step: 0.5**step)
+        scheduler.step()
+        assert engine.optimizer.param_groups[0]["lr"] == lr / 2
+        if lr == 0.1:
+            runtime.save(tmp_path / "a", a=engine)
+    runtime.close()
+
+
+@pytest.mark.parametrize("schedule", [None, trainkit.Schedule(shape="constant")])
+def test_a_group_that_was_added_is_saved_and_takes_its_rate_from_the_checkpoint(tmp_path, schedule):
+    tracker = Noted()
+    runtime = trainkit.Runtime(device="cpu", tracker=tracker)
+
+    def begin(lr):
+        module = _network()
+        module[0].requires_grad_(False)
+        engine = runtime.setup(module, torch.optim.SGD(module[2].parameters(), lr=0.1), name="a", schedule=schedule)
+        if lr is not None:
+            module[0].requires_grad_(True)
+            engine.optimizer.add_param_group({"params": list(module[0].parameters()), "lr": lr})
+        return engine
+
+    engine = begin(0.05)
+    engine.optimizer.param_groups[1]["lr"] = np.float32(0.025)
+    runtime.save(tmp_path / "a", a=engine)
+    engine = begin(0.05)
+    runtime.load(tmp_path / "a", a=engine)
+    assert [group["lr"] for group in engine.optimizer.param_groups] == [0.1, pytest.approx(0.025)]
+    assert not any("parameter groups" in line for line in tracker.said)
+    runtime.load(tmp_path / "a", a=begin(None))
+    assert "a: the optimizer has 1 parameter groups, the checkpoint's 2: the others stay as they are" in tracker.said
+    runtime.close()
 
 
 def test_a_scheduler_of_torch_given_as_schedule_is_refused_with_what_to_do():

@@ -1,6 +1,7 @@
 """What setup makes of a module's dtypes and memory formats, and which optimizers and parameters cannot be sharded."""
 
 import os
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import nn
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.strategy.scenes import EVERY, SHARDED, error, flat, precision_of, whole_state
+from tests.strategy.scenes import EVERY, SHARDED, data, error, flat, make_runtime, network, precision_of, whole_state
 from trainkit.checkpoint.sharded import write_safetensors
 from trainkit.errors import ConfigError
+from trainkit.optim.source import OptimizerSource
 from trainkit.shard import DTYPES
+from trainkit.strategy.fitting import require_elementwise
 
 OPTIMIZERS = sorted(name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer")
 NOT_ELEMENTWISE = {"Adafactor", "Muon"}
@@ -182,11 +185,9 @@ def _one_step(name, strategy):
 @pytest.mark.parametrize("strategy", EVERY)
 def test_every_optimizer_of_torch_is_one_process_or_refused(strategy):
     for name in OPTIMIZERS:
-        if name in SPARSE and strategy not in SHARDED:
-            continue  # it takes sparse gradients alone, in plain PyTorch too
         outcomes = run_ranks(_one_step, 2, name, strategy)
         is_sharded = strategy in SHARDED
-        refused = name in WITH_CLOSURE or (is_sharded and name in NOT_ELEMENTWISE | SPARSE)
+        refused = name in WITH_CLOSURE | SPARSE or (is_sharded and name in NOT_ELEMENTWISE)
         refused = refused or (strategy in ("fsdp", "hsdp") and name in NO_DTENSOR)
         assert {kind for kind, _ in outcomes} == {"refused" if refused else "weights"}, (name, outcomes)
         if refused:
@@ -231,6 +232,122 @@ def test_an_optimizer_of_ones_own_is_tried(strategy):
 def test_where_a_norm_is_that_of_the_whole_parameter_it_is_taken(strategy):
     """DTensor sums a norm over ranks by itself."""
     assert run_ranks(_own, 2, Whole, strategy) == [None, None]
+
+
+class OnDevice(torch.optim.SGD):
+    devices: ClassVar[set[str]] = set()
+
+    def step(self, closure=None):
+        self.devices |= {p.device.type for group in self.param_groups for p in group["params"]}
+        return super().step()
+
+
+def test_an_optimizer_is_tried_where_it_will_be_used():
+    """Some of an optimizer's settings are refused on a CPU, such as capturable=True."""
+    module = nn.Linear(2, 2)
+    source = OptimizerSource(module, OnDevice(module.parameters(), lr=0.1), engine_name="a")
+    with pytest.raises(ConfigError, match="acts_elementwise = True"):  # numbers on `meta` cannot be compared
+        require_elementwise(source, "zero1", torch.device("meta"))
+    assert OnDevice.devices == {"meta"}
+
+
+def _adagrad(strategy, path, is_resumed):
+    """Weights after six steps with groups, a schedule and a first accumulator; saved after three, or loaded."""
+    runtime = make_runtime(strategy)
+    module = network()
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim == 2]},
+        {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0, "lr": 0.1},
+    ]
+    optimizer = torch.optim.Adagrad(groups, lr=0.05, weight_decay=0.1, initial_accumulator_value=0.3)
+    engine = runtime.setup(module, optimizer, name="a", schedule=trainkit.Schedule(total=6))
+    start = runtime.load(path, a=engine) if is_resumed else 0
+    for batch in runtime.batches(data(runtime.dtype), batch_size=12, start=start, num_steps=6 - start // 12):
+        engine.backward((engine(batch.x).squeeze(-1) - batch.y).square().mean())
+        engine.step()
+        if batch.position == 24 and not is_resumed:
+            runtime.save(path, a=engine)
+    weights = flat(whole_state(engine)["module"])
+    runtime.close()
+    return weights
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_adagrad_keeps_its_groups_its_schedule_and_its_state(tmp_path, strategy):
+    """DeepSpeed puts one of its own in its place, whose rates nobody sets and whose state nobody saves."""
+    (oracle,) = run_ranks(_adagrad, 1, "single", str(tmp_path / "single"), False)
+    for is_resumed in (False, True):
+        for weights in run_ranks(_adagrad, 2, strategy, str(tmp_path / strategy), is_resumed):
+            assert error(weights, oracle) < 5e-7
+
+
+class Odd(nn.Module):
+    """Has an expanded buffer, and frozen parameters of dtypes that cannot be averaged."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("expanded", torch.tensor([[1.0, 2.0]]).expand(3, 2))
+        for dtype in (torch.int8, torch.float8_e4m3fn):
+            p = nn.Parameter(torch.ones(2).to(dtype), requires_grad=False)
+            self.register_parameter(str(dtype)[6:], p)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def _odd(strategy, path):
+    runtime = _runtime(strategy)
+    module = Odd()
+    trained = list(module.linear.parameters())
+    engine = runtime.setup(module, torch.optim.SGD(trained, lr=0.1), name="a", ema=0.5)
+    for batch in runtime.batches(torch.ones(8, 2), batch_size=4, num_steps=2):
+        engine.backward(engine(batch.data).square().mean())
+        engine.step()
+    runtime.save(path, a=engine)
+    with torch.no_grad():
+        module.expanded[0] = 0.0
+        module.int8.zero_()
+    runtime.load(path, a=engine)
+    runtime.close()
+    return module.expanded.tolist(), module.int8.tolist(), module.float8_e4m3fn.dtype
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp"])
+def test_expanded_buffers_and_frozen_parameters_of_8_bits_are_saved_and_loaded(tmp_path, strategy):
+    for expanded, integers, low in run_ranks(_odd, 1 if strategy == "single" else 2, strategy, str(tmp_path / "a")):
+        assert expanded == [[1.0, 2.0]] * 3
+        assert integers == [1, 1]
+        assert low == torch.float8_e4m3fn
+
+
+def test_modules_without_shapes_and_with_sparse_gradients_are_refused():
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    lazy = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match=r"'0.weight' of engine 'a' has no shape yet: call the module once"):
+        runtime.setup(lazy, lambda groups: torch.optim.SGD(groups, lr=0.1), name="a")
+    sparse = nn.Sequential(nn.Embedding(4, 2, sparse=True))
+    with pytest.raises(ConfigError, match=r"'0.weight' of engine 'b' has sparse gradients"):
+        runtime.setup(sparse, torch.optim.SparseAdam(sparse.parameters()), name="b")
+    runtime.close()
+
+
+def test_optimizer_state_keeps_its_dtype_through_a_load(tmp_path):
+    """NAdam's product of momenta is float32 beside float64 parameters, and torch's load_state_dict casts it."""
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), precision="fp64")
+    modules = []
+    for is_resumed in (False, True):
+        module = network()
+        engine = runtime.setup(module, torch.optim.NAdam(module.parameters(), lr=0.01), name="a")
+        start = runtime.load(tmp_path / "a", a=engine) if is_resumed else 0
+        for batch in runtime.batches(data(runtime.dtype), batch_size=12, start=start, num_steps=6 - start // 12):
+            engine.backward((engine(batch.x).squeeze(-1) - batch.y).square().mean())
+            engine.step()
+            if batch.position == 24 and not is_resumed:
+                runtime.save(tmp_path / "a", a=engine)
+        modules.append(flat(engine.state()["module"]))
+    assert torch.equal(*modules)
+    runtime.close()
 
 
 class Scaled(nn.Module):

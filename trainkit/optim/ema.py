@@ -10,9 +10,10 @@ from trainkit.shard import Shard
 
 
 class Average:
-    """average = decay * average + (1 - decay) * parameter after every update; buffers are copied.
+    """average = decay * average + (1 - decay) * parameter after every update.
 
-    `weights` and `buffers` are what this rank holds of them: the averages are sharded as they are, in their dtype.
+    Buffers, integers and 8-bit floats are copied. `weights` and `buffers` are what this rank holds of them: the
+    averages are sharded as they are, in their dtype.
     `decay` in [0, 1); raises ConfigError otherwise.
     """
 
@@ -20,6 +21,8 @@ class Average:
         check_decay(decay)
         self.decay = decay
         self._weights, self._buffers = dict(weights), dict(buffers)
+        self._averaged = [name for name, shard in weights.items() if _can_be_averaged(shard.local)]
+        self._copied = [name for name in (*weights, *buffers) if name not in self._averaged]
         self._averages = {
             name: shard.like(shard.local.detach().clone()) for name, shard in {**weights, **buffers}.items()
         }
@@ -35,10 +38,11 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Takes the parameters as they are now into the average."""
-        averages = [self._averages[name].local for name in self._weights]
-        torch._foreach_lerp_(averages, [shard.local for shard in self._weights.values()], 1.0 - self.decay)
-        for name, buffer in self._buffers.items():
-            self._averages[name].local.copy_(buffer.local)
+        averages = [self._averages[name].local for name in self._averaged]
+        torch._foreach_lerp_(averages, [self._weights[name].local for name in self._averaged], 1.0 - self.decay)
+        for name in self._copied:
+            source = self._weights[name] if name in self._weights else self._buffers[name]
+            self._averages[name].local.copy_(source.local)
 
     @torch.no_grad()
     def begin_anew(self) -> None:
@@ -54,6 +58,10 @@ class Average:
             kept = source.local.clone()
             source.local.copy_(average)
             average.copy_(kept)
+
+
+def _can_be_averaged(tensor: Tensor) -> bool:
+    return tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() > 1)
 
 
 def check_decay(decay: float) -> None:

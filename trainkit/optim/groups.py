@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,8 @@ def restore(optimizer: torch.optim.Optimizer, first: Groups, saved: Mapping[str,
     """Sets what a scheduler, say, has changed since setup to its value in a checkpoint.
 
     A value that this run was set up with, and that is not the one that the run of the checkpoint was set up with, is
-    meant, and stays.
+    meant, and stays; with lr stay the rates from which a scheduler goes on. Groups that were added after setup take
+    the checkpoint's values.
 
     Args:
         first: the groups as they were at setup.
@@ -37,12 +39,15 @@ def restore(optimizer: torch.optim.Optimizer, first: Groups, saved: Mapping[str,
     """
     if len(first) != len(saved["first"]):
         return [f"the optimizer has {len(first)} parameter groups, the checkpoint's {len(saved['first'])}: lr stays"]
-    said = []
-    for number, (group, mine, before, now) in enumerate(
-        zip(optimizer.param_groups, first, saved["first"], saved["now"], strict=True)
-    ):
+    num_now, num_saved = len(optimizer.param_groups), len(saved["now"])
+    said = [f"the optimizer has {num_now} parameter groups, the checkpoint's {num_saved}: the others stay as they are"]
+    said = said if num_now != num_saved else []
+    added: Groups = [{}] * min(num_now, num_saved)
+    both = zip(optimizer.param_groups, saved["now"], [*first, *added], [*saved["first"], *added], strict=False)
+    for number, (group, now, mine, before) in enumerate(both):
         for key, value in now.items():
-            if mine.get(key) == before.get(key):
+            meant = "lr" if key.endswith("_lr") else key
+            if mine.get(meant) == before.get(meant):
                 _set(group, key, value)
             elif key in group and _plain(group[key]) != value:
                 where = f" of group {number}" if len(first) > 1 else ""
@@ -51,8 +56,8 @@ def restore(optimizer: torch.optim.Optimizer, first: Groups, saved: Mapping[str,
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        return value.item()
     return [_plain(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

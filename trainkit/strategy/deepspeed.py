@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainkit.backend import Backend, num_bytes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
+from trainkit.optim.source import arguments_of
 from trainkit.shard import Shard
 from trainkit.strategy.zero_use import Used
 
@@ -38,7 +39,25 @@ def attach(
     used = Used(module)  # before DeepSpeed's own hooks
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     kind = _Slices3 if stage == 3 else _Slices12
+    if engine.optimizer.optimizer is not optimizer:
+        _put_back(optimizer, engine.optimizer, stage)
     return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen), used)
+
+
+def _put_back(optimizer: torch.optim.Optimizer, zero: Any, stage: int) -> None:
+    """Has DeepSpeed's `zero` use the optimizer that it was given, with first states of its flat partitions.
+
+    It puts an Adagrad of its own in the place of one, with one group of all parameters, which no scheduler reaches.
+    """
+    flats = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    held: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
+    for number, flat in enumerate(flats):
+        held[zero.sub_group_to_group_id[number] if stage == 3 else number].append(flat)
+    groups = [{**group, "params": flats} for group, flats in zip(optimizer.param_groups, held, strict=True)]
+    optimizer.state = type(optimizer)(groups, **arguments_of(optimizer)).state
+    zero.optimizer = optimizer
+    if stage != 3:
+        zero._link_all_hp_params()  # it has seen the one group only
 
 
 class ZeroBackend(Backend):

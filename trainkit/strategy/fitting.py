@@ -21,10 +21,12 @@ _CLOSE = 1e-5
 def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name: str) -> str | None:
     """Moves `module` to `device`; its floating-point tensors of 16, 32 and 64 bits become `dtype`, as `module.to` does.
 
-    Complex tensors become the complex dtype of the same precision, 8-bit floats and integers stay as they are.
+    Complex tensors become the complex dtype of the same precision, 8-bit floats and integers stay as they are. What
+    was expanded gets memory of its own, since nothing can be read into elements that share it.
     Returns a line that names what changed its dtype, None where nothing did. Raises ConfigError, before anything is
-    changed, for a parameter or persistent buffer that no checkpoint can hold.
+    changed, for a parameter or persistent buffer that no checkpoint can hold, and for sparse gradients.
     """
+    _require_dense_gradients(module, name)
     before = dict(_named_tensors(module))
     for key, tensor in before.items():
         becomes = _dtype_of(tensor, dtype)
@@ -36,12 +38,36 @@ def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name
             )
     was = {key: tensor.dtype for key, tensor in before.items()}
     module.to(device)
-    module._apply(lambda tensor: tensor.to(_dtype_of(tensor, dtype)))
+    module._apply(lambda tensor: _unexpanded(tensor.to(_dtype_of(tensor, dtype))))
     changed = [f"{key} ({was[key]})" for key, tensor in _named_tensors(module) if tensor.dtype != was[key]]
     if not changed:
         return None
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"{name}: stored as {dtype} from here on: {', '.join(changed[:3])}{more}"
+
+
+def require_shapes(module: nn.Module, *, name: str) -> None:
+    """Raises ConfigError for a parameter or buffer of a lazy layer that no input has been through."""
+    for key, tensor in _named_tensors(module):
+        if nn.parameter.is_lazy(tensor):
+            raise ConfigError(
+                f"{key!r} of engine {name!r} has no shape yet: call the module once on an example before setup()"
+            )
+
+
+def _require_dense_gradients(module: nn.Module, name: str) -> None:
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
+            key = f"{path}.weight".lstrip(".")
+            raise ConfigError(
+                f"{key!r} of engine {name!r} has sparse gradients, and an engine's are dense: make the embedding with "
+                f"sparse=False, and use torch.optim.Adam in the place of SparseAdam"
+            )
+
+
+def _unexpanded(tensor: Tensor) -> Tensor:
+    shares = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.clone(memory_format=torch.contiguous_format) if shares else tensor
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -94,8 +120,12 @@ def _require_one_unit_each(module: nn.Module, strategy: str, units: Sequence[nn.
                 )
 
 
-def require_step_without_closure(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ConfigError for an optimizer that evaluates the loss itself, such as LBFGS."""
+def require_dense_step(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ConfigError for an optimizer that evaluates the loss itself, such as LBFGS, or takes sparse gradients."""
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ConfigError(
+            "optimizer SparseAdam takes sparse gradients alone, and an engine's are dense: use torch.optim.Adam"
+        )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ConfigError(
@@ -104,15 +134,18 @@ def require_step_without_closure(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def require_elementwise(source: OptimizerSource, strategy: str, mesh: DeviceMesh | None = None) -> None:
+def require_elementwise(
+    source: OptimizerSource, strategy: str, device: torch.device, mesh: DeviceMesh | None = None
+) -> None:
     """Raises ConfigError where the optimizer of `source`, given parts of parameters, makes other steps than with whole.
 
-    It is tried, on a matrix of random numbers and on its parts: rows of a DTensor over `mesh`, or else flat ranges. A
-    class that says `acts_elementwise` is taken at its word, and trainkit's own know what their parts are.
+    It is tried on `device`, on a matrix of random numbers and on its parts: rows of a DTensor over `mesh`, or else
+    flat ranges. A class that says `acts_elementwise = True` (or False) is taken at its word, and trainkit's own know
+    what their parts are.
     Collective with a `mesh`.
     """
     optimizer = source.example()
-    require_step_without_closure(optimizer)
+    require_dense_step(optimizer)
     kind = type(optimizer)
     known = getattr(optimizer, "acts_elementwise", None)
     if known or isinstance(optimizer, PiecewiseOptimizer) or hasattr(optimizer, "needs_whole_parameters"):
@@ -122,13 +155,14 @@ def require_elementwise(source: OptimizerSource, strategy: str, mesh: DeviceMesh
     reason = "its class says so"
     if known is None:
         try:
-            reason = _difference(lambda parameters: _another(optimizer, parameters), mesh)
+            reason = _difference(lambda parameters: _another(optimizer, parameters), device, mesh)
         except Exception as error:  # whatever an optimizer raises for parts, it cannot be used with them
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
     if reason:
         raise ConfigError(
             f"strategy={strategy} gives an optimizer parts of parameters, and {kind.__name__} does not treat each "
-            f"element by itself ({reason}): use strategy=ddp, or an optimizer such as torch.optim.AdamW"
+            f"element by itself ({reason}): use strategy=ddp, or an optimizer such as torch.optim.AdamW; a class of "
+            f"your own that does says acts_elementwise = True"
         )
 
 
@@ -137,10 +171,12 @@ def _another(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -
     return kind(parameters, **arguments_of(optimizer))
 
 
-def _difference(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], mesh: DeviceMesh | None) -> str:
+def _difference(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], device: torch.device, mesh: DeviceMesh | None
+) -> str:
     generator = torch.Generator().manual_seed(0)
     num_rows = 4 * (mesh["shard"].size() if mesh is not None else 1)
-    start, *gradients = (torch.randn(num_rows, 5, generator=generator) for _ in range(1 + _NUM_STEPS))
+    start, *gradients = (torch.randn(num_rows, 5, generator=generator).to(device) for _ in range(1 + _NUM_STEPS))
     whole = nn.Parameter(start.clone())
     _step(make([whole]), [whole], [[gradient] for gradient in gradients])
     if mesh is not None:
@@ -166,4 +202,4 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
 
 
 def _spread(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
-    return distribute_tensor(tensor.to(mesh.device_type), mesh["shard"], [Shard(0)])
+    return distribute_tensor(tensor, mesh["shard"], [Shard(0)])

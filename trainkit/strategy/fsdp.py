@@ -70,7 +70,7 @@ class FSDP(Strategy):
             parts = [part for part in module.modules() if isinstance(part, tuple(blocks)) and part is not module]
         require_shardable(module, self.name, parts)
         mesh = self._mesh(cluster, device)
-        require_elementwise(source, self.name, mesh)
+        require_elementwise(source, self.name, device, mesh)
         share_from_first([*module.parameters(), *module.buffers()])
         policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
         settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}

@@ -71,7 +71,7 @@ class Zero1(Strategy):
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
         require_shardable(module, self.name)
-        require_elementwise(source, self.name)
+        require_elementwise(source, self.name, torch.device("cpu") if self.offload_optimizer else device)
         return attach(
             module,
             source.make(),
