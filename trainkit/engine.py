@@ -26,9 +26,10 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory import Memory
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import Average
+from trainkit.optim.groups import Groups, hyperparameters, restore
 from trainkit.precision import Precision
 from trainkit.random import key_of
-from trainkit.shard import Shard, buffer_shards, gathered, require_fitting, share_from_first, take_fitting
+from trainkit.shard import Shard, aliases, buffer_shards, gathered, require_fitting, share_from_first, take_fitting
 from trainkit.step_result import StepResult
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Engine:
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
         self.clip = backend.take_over(clip, device)
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._first_groups = hyperparameters(self.optimizer)
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
             for path, layer in self.module.named_modules()
@@ -292,7 +294,20 @@ class Engine:
     def scalars(self) -> dict[str, Any]:
         """The rest of what a checkpoint holds, JSON-able."""
         scaler = self.scaler.state() if self.scaler is not None else None
-        return {"num_updates": self.num_updates, "scaler": scaler, "comm": self._backend.choice()}
+        return {
+            "num_updates": self.num_updates,
+            "scaler": scaler,
+            "comm": self._backend.choice(),
+            "groups": {"first": self._first_groups, "now": self._groups()},
+            "aliases": aliases(self.module),
+        }
+
+    def _groups(self) -> Groups:
+        groups = hyperparameters(self.optimizer)
+        if self.schedule is not None:  # it gives lr by position, whatever it was before
+            for group, base in zip(groups, self._base_lrs, strict=True):
+                group["lr"] = base
+        return groups
 
     def state(self) -> dict[str, Any]:
         """Whole tensors by part and name, as `shards` has them, and `scalars`.
@@ -330,8 +345,11 @@ class Engine:
         """To be called before `places`: sums gradients as the checkpoint did, on the same machines. Collective."""
         self._backend.reduce_as(scalars.get("comm"))
 
-    def loaded(self, places: Mapping[str, Mapping[str, Shard]], scalars: Mapping[str, Any]) -> None:
-        """Takes over what was read to `places`. Raises ConfigError. Collective: every rank calls."""
+    def loaded(self, places: Mapping[str, Mapping[str, Shard]], scalars: Mapping[str, Any]) -> list[str]:
+        """Takes over what was read to `places`; lines about hyper-parameters that stay what this run was given.
+
+        Raises ConfigError. Collective: every rank calls.
+        """
         if (feedback := self._backend.feedback()) is not None:
             feedback.load(places["feedback"])
         by_name: dict[str, dict[str, Shard]] = {}
@@ -343,6 +361,8 @@ class Engine:
         self.num_updates = int(scalars["num_updates"])
         if self.scaler is not None and scalars["scaler"] is not None:
             self.scaler.load_state(scalars["scaler"])
+        groups = scalars.get("groups")  # older checkpoints have none
+        return restore(self.optimizer, self._first_groups, groups) if groups is not None else []
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
         """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainkit import checkpoint
 from trainkit.config import Node, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.errors import CheckpointError, ConfigError
@@ -106,6 +108,7 @@ def _prepare(
     searches = _accumulation_of(config) == "auto"
     checked = check(_with_accumulation(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
+    _try_optimizer(checked.optimizer)
     make_recipe = make(checked.recipe)
     runtime = Runtime(
         strategy=build(checked.strategy),
@@ -150,6 +153,27 @@ def _prepare(
         composed=composed,
         found=found,
     )
+
+
+def _try_optimizer(node: Node) -> None:
+    """Raises ConfigError naming the key that the optimizer's class refuses, before data are read."""
+    refused = _refusal_of(node)
+    if refused is None:
+        return
+    keys = [key for key in node if not key.startswith("_")]
+    wrong = [key for key in keys if _refusal_of({k: v for k, v in node.items() if k != key}) is None]
+    where = f"optimizer.{wrong[0]}={node[wrong[0]]}" if len(wrong) == 1 else f"optimizer={node['_target_']}"
+    raise ConfigError(f"{where}: {refused}")
+
+
+def _refusal_of(node: Node) -> str | None:
+    try:
+        build_partial(node)([torch.nn.Parameter(torch.zeros(2, 2))])
+    except ConfigError:
+        raise
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 # -- accumulation=auto -------------------------------------------------------------------------------------------------

@@ -279,6 +279,12 @@ class Runtime(Feed):
             raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
         if ema is not None:
             check_decay(ema)
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(
+                f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
+                f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
+                f"yourself: checkpoints keep the rates that it sets"
+            )
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
@@ -521,7 +527,8 @@ class Runtime(Feed):
         """
         directory = self.find(path)
         manifest = checkpoint.read_manifest(directory)
-        checkpoint.load(directory, engines, manifest=manifest, group=self._patient)
+        for line in checkpoint.load(directory, engines, manifest=manifest, group=self._patient):
+            self.tracker.message(line)
         self._clock.position = manifest["position"]
         values = manifest["values"]
         if isinstance(values.get("step"), int):

@@ -79,6 +79,18 @@ def buffer_shards(module: nn.Module) -> dict[str, Shard]:
     return {name: Shard.whole(buffer) for name, buffer in module.named_buffers() if name in persistent}
 
 
+def aliases(module: nn.Module) -> dict[str, str]:
+    """The further names of tied parameters and persistent buffers, each with the one that its tensor goes by."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in named.items():
+        first.setdefault(id(tensor), name)
+    return {
+        name: first[id(tensor)] for name, tensor in state.items() if id(tensor) in first and first[id(tensor)] != name
+    }
+
+
 def share_from_first(tensors: Sequence[Tensor]) -> None:
     """Gives every rank what rank 0 has in `tensors`, in one message where they are small. Collective."""
     if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:

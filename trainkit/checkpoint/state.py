@@ -100,9 +100,10 @@ def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:
 
 def load(
     directory: Path, engines: Mapping[str, Engine], *, manifest: Mapping[str, Any], group: dist.ProcessGroup | None
-) -> None:
+) -> list[str]:
     """Fills `engines` from the checkpoint at `directory`, whose files were verified, and of which `manifest` tells.
 
+    Returns lines about hyper-parameters that stay what this run was given, though the checkpoint has others.
     Raises CheckpointError naming the engine or tensor that does not fit; nothing is changed then. Collective.
     """
     saved = manifest["engines"]
@@ -126,8 +127,7 @@ def load(
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise CheckpointError(f"{directory} could not be read: {sharded.reason_of(error)}") from error
     try:
-        for name, engine in engines.items():
-            engine.loaded(places[name], saved[name])
+        return [f"{name}: {line}" for name, e in engines.items() for line in e.loaded(places[name], saved[name])]
     except ConfigError as error:
         raise CheckpointError(f"{directory} does not fit this run: {error}") from error
 

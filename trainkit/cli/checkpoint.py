@@ -148,6 +148,11 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     for name, tensor in tensors.items():
         head, _, own = name.partition("/")
         named[prefixes[f"{head}/"] + own] = tensor
+    for engine in wanted if arguments.part != "optimizer" else ():
+        prefix = prefixes[f"{engine}.{arguments.part}/"]
+        # Twice in the file: what loads it strictly asks for both names.
+        for alias, own in manifest["engines"][engine].get("aliases", {}).items():
+            named[prefix + alias] = named[prefix + own]
     output = arguments.output.expanduser()
     checkpoint.write_one_file(output, named)
     print(f"{len(named)} tensors of {path} are in {output}")

@@ -44,7 +44,12 @@ class OptimizerSource:
     def make(self) -> torch.optim.Optimizer:
         """The optimizer of the parameters that the module has now."""
         if self._factory is not None:
-            made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
+            try:
+                made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"the optimizer of engine {self.engine_name!r} cannot be made: {error}") from error
             self._require_fitting(made)
             return made
         assert self._instance is not None
