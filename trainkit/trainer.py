@@ -14,12 +14,13 @@ from trainkit import checkpoint
 from trainkit.comm.agent import is_restart
 from trainkit.config import flat, to_yaml
 from trainkit.data.batch import Batch
-from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, UsageError
+from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
 from trainkit.health.nonfinite import ADVICE, Fault, Tripped
 from trainkit.health.signals import REQUEUE_FILE, Preempted, Signals, write_requeue
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Status
+from trainkit.tracking.means import number_of
 
 MOST_REWINDS = 3  # to the same checkpoint
 
@@ -293,7 +294,7 @@ class Trainer:
         self.runtime.guard.read()
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
-            metrics = {name: as_number(name, value) for name, value in self.recipe.evaluate().items()}
+            metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
         value = self._value_of(metrics)
@@ -449,16 +450,6 @@ class Trainer:
         sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
         value = metrics.get(name, math.nan)
         return sign * value if math.isfinite(value) else None
-
-
-def as_number(name: str, value: Any) -> float:
-    """The metric `name` as a float: scalars of torch and NumPy are taken. Raises UsageError for anything else."""
-    try:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the metric {name!r} of evaluate() must be one number, not {value!r:.80}") from error
 
 
 def where_to_resume(runtime: Runtime, resume: str) -> Path | None:

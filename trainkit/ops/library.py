@@ -203,7 +203,8 @@ def _build(plan: build.Plan, again: bool = False) -> Library:
                     shutil.rmtree(left, ignore_errors=True)  # by a build that was killed
                 if again:
                     shutil.rmtree(root / plan.key, ignore_errors=True)
-                cached(root, plan.key, lambda aside: _compile(plan, aside))
+                # Whatever the umask: what others can write is not loaded.
+                cached(root, plan.key, lambda aside: _compile(plan, aside)).chmod(0o755)
         except (OSError, build.BuildError) as error:
             if isinstance(error, build.BuildError) and shutil.disk_usage(root).free > ROOM:
                 raise

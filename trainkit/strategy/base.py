@@ -13,7 +13,7 @@ from trainkit.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 
-SMALLEST_BUCKET_MB = 0.001
+SMALLEST_BUCKET_MB = 1e-4
 """Of messages; torch counts in whole bytes, and a bucket of none never fills."""
 
 

@@ -1,10 +1,13 @@
 """TensorBoard event files, on request."""
 
+import errno
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from trainkit.tracking.tracker import Kept, Run, Status, Tracker
 
 MOST_UNFLUSHED = 1000
 RETRY_S = 10.0
+_FRAME_BYTES = 16  # of a record beside its event: the length and two check sums
 
 Add = Callable[[Any], None]
 
@@ -64,34 +68,54 @@ class TensorBoard(Tracker):
         self._write(0, flush=True)
         self._writer.close()
 
-    def _open(self, purge_step: int) -> None:
+    def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        before = set(Path(self._directory).glob("*"))
         self._writer = SummaryWriter(self._directory, purge_step=purge_step)
+        self._writer.flush()
+        made = set(Path(self._directory).glob("*")) - before
+        if not made:
+            raise OSError(errno.ENOSPC, f"no file could be made in {self._directory}")
+        (self._file,) = made
+        self._first_bytes = self._safe_bytes = self._num_bytes = self._file.stat().st_size
+        add_event = self._writer.file_writer.add_event
+
+        def add_counted(event: Any, step: Any = None, walltime: float | None = None) -> None:
+            add_event(event, step, walltime)
+            self._num_bytes += event.ByteSize() + _FRAME_BYTES
+
+        self._writer.file_writer.add_event = add_counted
+
+    def _cut(self) -> None:
+        """Leaves of the last file what is safe: the rest comes again in the next one."""
+        if self._safe_bytes > self._first_bytes:
+            os.truncate(self._file, self._safe_bytes)
+        else:
+            self._file.unlink(missing_ok=True)
 
     def _write(self, num_new: int, *, flush: bool = False) -> None:
         """The last `num_new` of what is unflushed; all of it, to a new file, where the last one could not be written.
 
         TensorBoard writes in a thread that never recovers, and drops what it was given.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
-
         if self._retry_s is not None and time.monotonic() < self._retry_s:
             raise Kept("tensorboard/ could not be written a moment ago")
         try:
             if self._retry_s is not None:
                 with suppress(OSError):
                     self._writer.close()
-                self._open(self._unflushed[0][0] if self._unflushed else 0)
+                self._cut()
+                self._open(None)
                 num_new, flush = len(self._unflushed), True
             for _, add in self._unflushed[len(self._unflushed) - num_new :]:
                 add(self._writer)
             if flush:
                 self._writer.flush()
-                # Its thread counts a row as written a moment before it fails to write it; the next one is refused.
-                self._writer.file_writer.add_event(Event())
-                self._writer.flush()
-                self._unflushed = []
+                # Its thread counts a row as written before it fails to write it: the file alone tells.
+                if (num_bytes := self._file.stat().st_size) < self._num_bytes:
+                    raise OSError(errno.ENOSPC, f"{self._num_bytes - num_bytes} bytes of {self._file.name} are missing")
+                self._unflushed, self._safe_bytes = [], self._num_bytes
             self._retry_s, self.is_behind = None, False
         except OSError as error:
             self.is_behind = True

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ Mode = Literal["online", "offline"]
 ID_FILE = "id.txt"
 PICTURES = "unsent"  # of rows that a checkpoint holds
 LOOK_EVERY = 64  # rows, from one look into W&B's file to the next
+_LAST_ROWS_S = 10.0
 
 
 class WandB(Tracker):
@@ -116,6 +118,10 @@ class WandB(Tracker):
             segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
             print(f"Weights & Biases was offline; to upload: wandb sync {' '.join(map(str, segments))}", flush=True)
         self._drop_held()
+        deadline = time.monotonic() + _LAST_ROWS_S
+        while self._unheld and time.monotonic() < deadline:  # its service may still be writing
+            time.sleep(0.1)
+            self._drop_held()
         if self._unheld:
             steps = f"{self._unheld[0][0]} to {self._unheld[-1][0]}"
             print(f"trainkit: Weights & Biases has not written the rows of steps {steps}", file=sys.stderr, flush=True)
