@@ -85,7 +85,8 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls.
 
-        On SIGTERM or SIGUSR1 to any rank, all save after the same step and raise Preempted, a SystemExit.
+        On SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any rank, all save after the same step and raise Preempted, a
+        SystemExit; a second one ends the process at once.
         """
         with Signals(self.runtime) as self._signals:
             return self._fit()
@@ -353,12 +354,15 @@ class Trainer:
         if self.step:
             self._save()
             self.runtime.finish_saving()
-        self._leave_word(number)
+        # After Ctrl-C nobody but who typed it decides whether the run goes on.
+        self._leave_word(None if number == signal.SIGINT else number)
         told, where = f"{signal.Signals(number).name}: stopped after step {self.step}", self.runtime.run_dir
         if where is None:
             self.runtime.tracker.message(f"{told}; nothing was saved, for there is no run_dir")
         else:
-            command = "the same command" if self.resume == "auto" else f"resume=auto with run_dir={where}"
+            is_dated = "%" in str(self.config.get("run_dir"))  # the same command would begin another
+            command = "the same command" + (f" with run_dir={where}" if is_dated or self.resume != "auto" else "")
+            command += " resume=auto" if self.resume != "auto" else ""
             self.runtime.tracker.message(f"{told}, saved in {where}; {command} goes on from there")
         self.runtime.end_tracking("interrupted")
         # A launcher may kill the others when the first has ended.

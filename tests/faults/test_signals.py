@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.jobs import ROOT, TOY, children, environment, newest_tensors, run, torchrun
+from tests.jobs import ROOT, TOY, TRAIN, children, environment, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
 from trainkit.comm import agent
 from trainkit.errors import ClusterError, ConfigError
@@ -63,6 +63,35 @@ def whole(tmp_path_factory):
     return of
 
 
+def test_ctrl_c_saves_and_leaves_no_word_that_it_is_to_be_started_again(tmp_path):
+    job, run_dir = [*JOB, "num_workers=1", f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, str(TRAIN), *job],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not _has_come_to(run_dir, 20):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader process hears it too
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert "trainkit: SIGINT: ends after this step, and saves first; Ctrl-C again ends it at once" in err
+    step = _lines(run_dir)[-1][0]
+    assert f"SIGINT: stopped after step {step}, saved in {run_dir}; the same command goes on" in out
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+    assert not (run_dir / "REQUEUE").exists()
+
+
 @pytest.mark.parametrize(
     ("ranks", "told", "options", "code"),
     [
@@ -87,8 +116,9 @@ def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, option
     word = json.loads((run_dir / "REQUEUE").read_text())
     assert f"SIGTERM: stopped after step {word['step']}, saved in {run_dir}" in ended.stdout
     assert word["signal"] == "SIGTERM" and target <= word["step"] < 400 and abs(word["time"] - time.time()) < 600
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{word['step']:08d}"]
-    assert _lines(run_dir)[-1] == (word["step"], "training")
+    best = "step_00000100"  # the first that was evaluated
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {best, f"step_{word['step']:08d}"}
+    assert [line for line in _lines(run_dir) if line[1] == "training"][-1] == (word["step"], "training")
 
     resumed = run(job, ranks)
     assert resumed.returncode == 0, resumed.stderr
@@ -220,6 +250,27 @@ def test_a_signal_to_a_forked_child_is_for_it_alone():
         assert not signals.stops_here()
 
 
+def test_ctrl_c_is_for_the_parent_of_a_forked_child_to_decide_about():
+    with Signals(_runtime()):
+        child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 1))
+        child.start()
+        time.sleep(0.2)
+        os.kill(child.pid, signal.SIGINT)
+        child.join(10)
+        assert child.exitcode == 0
+
+
+def test_a_process_that_was_started_to_ignore_ctrl_c_ignores_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals(_runtime()) as signals:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)
+            assert not signals.stops_here()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_preempted_says_to_launchers_what_they_understand(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert Preempted(signal.SIGTERM).code == 143
@@ -236,7 +287,8 @@ with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())):
 """
 
 
-def test_a_second_signal_stops_at_once_whatever_the_main_thread_does():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once_whatever_the_main_thread_does(number):
     with subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
         cwd=ROOT,
@@ -246,10 +298,10 @@ def test_a_second_signal_stops_at_once_whatever_the_main_thread_does():
         text=True,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         time.sleep(1.5)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert err.splitlines()[-1] == "trainkit: a second SIGTERM: stopped at once"
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == f"trainkit: a second {number.name}: stopped at once"

@@ -1,5 +1,6 @@
 """From a position to a batch: fetches a rank's share of each global batch, here or in worker processes."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -141,14 +142,14 @@ def stream(
         yield batch.to(device, dtype)
 
 
-_FOR_THE_RUN = {signal.SIGTERM, signal.SIGUSR1}
+_FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 @contextmanager
 def _deaf() -> Iterator[None]:
     """Processes that are made here do not hear the signals by which a run is told to end.
 
-    torchrun and Slurm signal whole groups of processes, and the last steps and the save still need the workers.
+    Terminals, torchrun and Slurm signal whole groups of processes, and the last steps and the save need the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
     try:
@@ -160,7 +161,9 @@ def _deaf() -> Iterator[None]:
 def _obey_the_parent_alone(worker: int) -> None:
     """Ends this worker on a SIGTERM from the process that it fetches for, as multiprocessing sends at its exit."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)  # also where workers are not forked
-    parent = os.getppid()
+    process = multiprocessing.parent_process()
+    assert process is not None
+    parent = process.pid  # not os.getppid(), which is the server's with start method forkserver
 
     def listen() -> None:
         while signal.sigwaitinfo(_FOR_THE_RUN).si_pid != parent:

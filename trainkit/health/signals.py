@@ -24,12 +24,12 @@ from trainkit.errors import ClusterError
 from trainkit.ranks import Ranks
 
 REQUEUE_FILE = "REQUEUE"
-CAUGHT = (signal.SIGTERM, signal.SIGUSR1)
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _ASKING_S = 0.5
 _AGREEING_S = 0.01
 _PATIENCE_S = 20.0  # less than the 30 s after which torchrun kills
-_ECHO_S = 1.0  # Slurm signals every process of a step, and torchrun passes the same signal on to its workers
+_ECHO_S = 1.0  # Slurm and terminals signal every process of a group, and torchrun passes the signal on to its workers
 
 
 class Preempted(SystemExit):
@@ -43,10 +43,11 @@ class Preempted(SystemExit):
 
 
 class Signals:
-    """From `with` to its end, SIGTERM and SIGUSR1 are wishes that the run ends, and a second one ends it at once.
+    """From `with` to its end, SIGINT, SIGTERM and SIGUSR1 are wishes that the run ends; a second one ends it at once.
 
-    One within a second of the first is its echo. Other signals, SIGINT among them, keep their meaning, and outside of
-    the main thread all do. Collective: every rank enters, and passes the same sequence of `stops_here()`.
+    One within a second of the first is its echo. Other signals keep their meaning, as does a SIGINT that the process
+    was started to ignore; outside of the main thread all do. Collective: every rank enters, and passes the same
+    sequence of `stops_here()`.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -97,7 +98,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             # Written by the C handler: the thread hears it while the main thread is deep in a collective.
             self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-            self._handlers = {number: signal.signal(number, _leave_to_the_thread) for number in CAUGHT}
+            # A shell starts what is not in the foreground with SIGINT ignored: Ctrl-C there means another process.
+            heard = [number for number in CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, _leave_to_the_thread) for number in heard}
             _live.add(self)
         self._thread.start()
         return self
@@ -163,9 +166,11 @@ class Signals:
             elif self._heard is None and not (self._store is not None and self._store.check(["told"])):
                 return
             self._promise()
+            if self._ranks.is_main:
+                self._say_what_comes(self._first())
         verdict = self._find_verdict()
         if verdict is not None:
-            self._number = int(self._store.get("told")) if self._store is not None else self._heard[0]  # type: ignore[index]
+            self._number = self._first()  # all ranks have promised: it changes no more
             self._verdict = verdict
             self._has_verdict.set()
 
@@ -174,6 +179,16 @@ class Signals:
             self._limit = self._num_passed
         if self._store is not None:
             self._store.set(f"limit/{self._ranks.rank}", str(self._limit))
+
+    def _first(self) -> int:
+        """The number of the signal that was heard, perhaps by another rank."""
+        return int(self._store.get("told")) if self._store is not None else self._heard[0]  # type: ignore[index]
+
+    def _say_what_comes(self, number: int) -> None:
+        """At once, for a step may be long. From this thread, while the main one may be writing: as one write."""
+        name = signal.Signals(number).name
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+        os.write(2, f"\ntrainkit: {name}: ends after this step, and saves first; {again} ends it at once\n".encode())
 
     def _find_verdict(self) -> int | None:
         """The furthest of all promises, which rank 0 finds; None until it is known."""
@@ -223,7 +238,8 @@ def _after_fork(in_child: bool) -> None:
         _live.clear()
         signal.set_wakeup_fd(-1)
         for number in CAUGHT:
-            signal.signal(number, signal.SIG_DFL)
+            # Ctrl-C reaches every process of the terminal's group, and it is the parent that decides about its end.
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
