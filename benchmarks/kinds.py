@@ -37,7 +37,7 @@ KINDS = {
     "heads by share": Kind(refused=ZERO, is_refused=lambda strategy, ranks, shares: shares > 1),
     "thawed": Kind(refused=("ddp", *ZERO), is_refused=lambda strategy, ranks, shares: strategy != "ddp" or ranks > 1),
     "channels_last": Kind(),
-    "complex": Kind(refused=SHARDED),
+    "complex": Kind(),
     "tied": Kind(),
     "scalar": Kind(refused=SHARDED),
     "BatchNorm": Kind(),
@@ -63,7 +63,7 @@ class Module(nn.Module):
         if kind == "channels_last":
             self.filter = nn.Conv2d(2, 8, 3, padding=1).to(memory_format=torch.channels_last)
         if kind == "complex":
-            self.turn = nn.Parameter(torch.polar(torch.ones(4), torch.linspace(0, 1, 4)))
+            self.register_buffer("turn", torch.polar(torch.ones(4), torch.linspace(0, 1, 4)), persistent=False)
         if kind == "scalar":
             self.gain = nn.Parameter(torch.tensor(0.7))
         if kind == "BatchNorm":
