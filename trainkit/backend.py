@@ -244,8 +244,8 @@ class Backend:
         for i, p in enumerate(ordered):
             for key, value in loaded["state"].get(i, {}).items():
                 held = self.optimizer.state[p][key]
-                if isinstance(held, Tensor) and held.dtype != value.dtype:
-                    # load_state_dict has cast it to that of the parameter, which computes other bits.
+                if isinstance(held, Tensor) and held.dtype != value.dtype and held.shape != p.shape:
+                    # Such as NAdam's product, float32 beside float64 parameters: load_state_dict casts it too.
                     self.optimizer.state[p][key] = value.to(held.device)
 
     def inherit_optimizer_state(self, old: "Backend") -> None:

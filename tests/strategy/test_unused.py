@@ -274,3 +274,26 @@ def _penalty_alone():
 
 def test_a_parameter_without_part_in_a_penalty_stays():
     assert run_ranks(_penalty_alone, 2) == [True, True]
+
+
+def _empty_last_micro_batch(heads):
+    """Every rank has two samples, so that the last of three micro-batches holds none anywhere."""
+    runtime = trainkit.Runtime(strategy="ddp", precision="fp64", device="cpu", tracker=trainkit.Tracker())
+    module = _Heads()
+    engine = runtime.setup(module, _adamw(module.parameters()), accumulation=3)
+    (batch,) = runtime.batches(torch.randn(8, 5, dtype=torch.float64), batch_size=4, num_steps=1)
+    try:
+        for micro in engine.micro_batches(batch):
+            engine.backward(engine(micro.data, heads).square().sum() / max(len(micro), 1))
+        engine.step()
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def test_an_empty_last_micro_batch_does_not_hide_what_ddp_was_not_told_of():
+    """A gradient of zero in the place of none would decay the head."""
+    for said in run_ranks(_empty_last_micro_batch, 2, (0,)):
+        assert "holds nothing that counts" in said
+        assert "'heads.1.weight': set strategy.find_unused_parameters=true" in said
+    assert run_ranks(_empty_last_micro_batch, 2, (0, 1, 2)) == [None, None]

@@ -104,7 +104,8 @@ class _DDPBackend(Backend):
             **_NO_BUFFER_SYNC,
         )
         self._forward_was_wrapped = False
-        self._is_first = True  # micro-batch of a turn
+        self._is_first = True  # micro-batch of a step
+        self._adds_nothing = self._has_counted = False
 
     def begin(self, last: bool) -> None:
         assert self.wrapped is not None
@@ -119,6 +120,7 @@ class _DDPBackend(Backend):
         if last and not self._is_chosen:
             self.reduce_as(None)
         before = {name: p.grad for name, p in self.trainable.items()} if last and not self._is_first else {}
+        self._has_counted = not self._adds_nothing or (self._has_counted and not self._is_first)
         self._is_first = last
         try:
             loss.backward()
@@ -140,9 +142,25 @@ class _DDPBackend(Backend):
 
     def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
         if last and self._forward_was_wrapped and not self.find_unused_parameters:
+            if self._has_counted and not self._is_first:
+                self._require_used_before()
             # No samples need not reach every parameter, and DDP waits for each.
             loss = _Reach.apply(loss, *self.trainable.values())
-        super().backward_of_nothing(loss, last)
+        self._adds_nothing = True
+        try:
+            super().backward_of_nothing(loss, last)
+        finally:
+            self._adds_nothing = False
+
+    def _require_used_before(self) -> None:
+        """A gradient of zero would be given to what no micro-batch has used, and an optimizer would act on it."""
+        unused = [name for name, p in self.trainable.items() if p.grad is None]
+        if unused:
+            raise UsageError(
+                f"the last micro-batch of a rank holds nothing that counts, and those before it do not depend on "
+                f"{len(unused)} of {len(self.trainable)} parameters, the first is {unused[0]!r}: set "
+                f"strategy.find_unused_parameters=true, or requires_grad=False on what is not to be trained"
+            )
 
     def _require_all_reduced(self, before: Mapping[str, Tensor | None]) -> None:
         """before: gradients of the micro-batches before the last; DDP puts others in the place of what it reduces."""
