@@ -31,10 +31,14 @@ class Kind:
 
 KINDS = {
     "Adafactor": Kind(lambda parameters: torch.optim.Adafactor(parameters, lr=0.01), refused=SHARDED),
-    "Muon": Kind(lambda parameters: torch.optim.Muon(parameters, lr=0.01), refused=SHARDED),
+    "Muon": Kind(
+        lambda parameters: torch.optim.Muon(parameters, lr=0.01),
+        refused=SHARDED,
+        is_refused=lambda strategy, ranks, shares: strategy in ZERO or ranks > 1,
+    ),
     "LAMB": Kind(lambda parameters: trainkit.optim.Lamb(parameters, lr=0.01, eps=1e-3, weight_decay=0.1)),
     "heads in turns": Kind(refused=ZERO),
-    "heads by share": Kind(refused=ZERO, is_refused=lambda strategy, ranks, shares: shares > 1),
+    "heads by share": Kind(refused=ZERO, is_refused=lambda strategy, ranks, shares: shares > 2),
     "thawed": Kind(refused=("ddp", *ZERO), is_refused=lambda strategy, ranks, shares: strategy != "ddp" or ranks > 1),
     "channels_last": Kind(),
     "complex": Kind(),
