@@ -30,7 +30,10 @@ def foreign(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options])
 def test_every_option_of_ours_is_trusted(group, option):
     require_ours(compose_unresolved([f"{group}={option}"]))
-    require_ours(compose([f"{group}={option}"]))
+    composed = compose([f"{group}={option}"])
+    require_ours(composed)
+    with pytest.raises(UntrustedError, match=r"foreign\.touch"):
+        require_ours({**composed, group: TOUCH})
 
 
 TOUCH = {"_target_": "foreign.touch"}
