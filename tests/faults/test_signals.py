@@ -164,6 +164,21 @@ def test_what_would_come_again_is_remembered(error, recurs, tmp_path, monkeypatc
     assert (agent.recall(agent.FAILED) is not None) == recurs
 
 
+def test_an_error_is_printed_before_it_is_remembered(tmp_path, monkeypatch, capsys):
+    """What is remembered ends a rank that starts late, whose end is that of this one: its line has to be out."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "1" / "error.json"))
+    monkeypatch.setenv("RANK", "1")
+    remembered = []
+    monkeypatch.setattr("trainkit.cli.main.time.sleep", lambda seconds: remembered.append(agent.recall(agent.FAILED)))
+
+    def fail() -> None:
+        raise ConfigError("no")
+
+    assert guarded(fail) == 2
+    assert remembered == [None] and agent.recall(agent.FAILED) == "no"
+    assert capsys.readouterr().err == "trainkit: error (rank 1): no\n"
+
+
 def test_one_process_told_in_a_step_before_an_evaluation_makes_up_for_it(whole, tmp_path):
     """It saves first, for an evaluation may take longer than is left."""
     job, run_dir = [*JOB, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"

@@ -29,6 +29,19 @@ def test_events_read_back_after_a_resume_hold_no_step_twice(tmp_path):
     assert events.Tags()["images"] == ["grid"]
 
 
+def test_files_of_one_second_are_read_in_the_order_of_their_writing(tmp_path, monkeypatch):
+    """TensorBoard numbers the files of a process without zeros in front, so that 10 is read before 9."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    tell(tmp_path, range(1, 5))
+    tell(tmp_path, range(5, 9), resumed_step=4)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("trainkit.tracking.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):

@@ -61,9 +61,9 @@ def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> i
         sys.stdout.flush()
         return code
     except TrainkitError as error:
-        if error.recurs:
-            remember(FAILED, str(error))
         _tell(error)
+        if error.recurs:  # last: a rank that starts later ends as soon as it reads this, and the job with it
+            remember(FAILED, str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -72,6 +72,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         before = set(Path(self._directory).glob("*"))
+        _wait_for_a_later_second(before)
         self._writer = SummaryWriter(self._directory, purge_step=purge_step)
         self._writer.flush()
         made = set(Path(self._directory).glob("*")) - before
@@ -121,6 +122,15 @@ class TensorBoard(Tracker):
             self.is_behind = True
             self._retry_s = time.monotonic() + RETRY_S
             raise Kept(*error.args) from error
+
+
+def _wait_for_a_later_second(files: Iterable[Path]) -> None:
+    """TensorBoard reads the files in the order of their names, which hold the second, then a counter without zeros.
+
+    A file that is numbered 10 would be read before number 9 of the same second, and its steps purged.
+    """
+    while any(file.name.startswith(f"events.out.tfevents.{int(time.time()):010d}.") for file in files):
+        time.sleep(0.05)
 
 
 def _add_scalar(name: str, value: float, step: int, writer: Any) -> None:
