@@ -123,7 +123,7 @@ def current_cluster() -> Cluster:
 
 def _of_the_group() -> Cluster:
     """Ranks of one host are counted in their order: a group tells nothing about hosts."""
-    store = dist.PrefixStore("trainkit/hosts", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+    store = dist.PrefixStore("trainkit/hosts", dist.distributed_c10d._get_default_store())
     rank, size = dist.get_rank(), dist.get_world_size()
     store.set(str(rank), socket.gethostname())
     hosts = [store.get(str(other)) for other in range(size)]
