@@ -45,7 +45,7 @@ KINDS = {
     "tied": Kind(),
     "scalar": Kind(refused=SHARDED),
     "BatchNorm": Kind(),
-    "empty shares": Kind(batch_size=3, refused=ZERO, is_refused=lambda strategy, ranks, shares: shares > 3),
+    "empty shares": Kind(batch_size=5, refused=ZERO, is_refused=lambda strategy, ranks, shares: shares > 5),
     "weight 0": Kind(),
 }
 

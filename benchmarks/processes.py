@@ -58,7 +58,9 @@ class Ranks:
                 except EOFError:
                     raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None
                 errors += [error] if error is not None else []
-        self.is_broken = False
+        # What is raised before any work is raised on all ranks. In a step they may have come to different collectives,
+        # and the group still holds the messages of those that came further.
+        self.is_broken = any(not error.startswith("ConfigError: ") for error in errors)
         if errors:
             raise RankError(errors[0])
         return [answers[pipe] for pipe in self.pipes]
