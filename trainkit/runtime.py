@@ -446,7 +446,7 @@ class Runtime(Feed):
 
         To be called in every step, which never waits for the device for it. Means are over the global batches of those
         steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
-        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
+        skipped; what was not finite in such a step does not count. Of a `trainkit.Last(value)` the last one is told. Raises ConfigError naming a metric that is no
         number. Collective: every rank calls, with the same names.
         """
         self.step = step

@@ -14,7 +14,7 @@ from recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolu
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from recipes.progressive_gan.pictures import animate, grid
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_at_least
 from trainkit.ops.resample import downsample, fade_in
@@ -211,10 +211,10 @@ class ProgressiveGAN(Recipe):
             "penalty": penalty.detach(),
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
-            "lr": d_result.lr,
+            "lr": Last(d_result.lr),
             "skipped": float(d_result.skipped or g_result.skipped),
-            "resolution": self.phase.resolution,
-            "fade": fade,
+            "resolution": Last(self.phase.resolution),
+            "fade": Last(fade),
         }
 
     def _latents(self, batch: Batch, name: str) -> Tensor:
