@@ -54,6 +54,13 @@ class Recipe(ABC):
         """
         return None if data is None else {"data": data}
 
+    def costs(self) -> list[tuple[int, float]]:
+        """(position, cost) in order, up to `num_samples`: each sample before that position costs so much, in any unit.
+
+        For the time left where steps become slower, as a growing network's do. Nothing: all samples cost the same.
+        """
+        return []
+
     def fingerprints(self) -> dict[str, str]:
         """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
 

@@ -308,7 +308,12 @@ class Trainer:
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             self._write_config()
         lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
-        self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
+        self.runtime.start_tracking(
+            config=self.config,
+            num_samples=self.recipe.num_samples,
+            summary=tuple(lines),
+            costs=self.recipe.costs(),
+        )
 
     def _write_config(self) -> None:
         """Writes config.yaml, and keeps another one that an earlier start has left beside it. Collective."""

@@ -111,6 +111,9 @@ class ProgressiveGAN(Recipe):
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
 
+    def costs(self) -> list[tuple[int, float]]:
+        return [(phase.end, float(self.widths.num_products(phase.resolution))) for phase in self.phases]
+
     def fingerprints(self) -> dict[str, str]:
         return self.datasets.fingerprints()
 

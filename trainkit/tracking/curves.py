@@ -15,7 +15,7 @@ FILE_NAME = "curve.png"
 DRAWING_SHARE = 0.02  # of the time since the last drawing
 MAX_PANELS = 6
 MAX_POINTS = 2000  # more than a picture has columns
-OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s"}
+OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s"}
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
 

@@ -47,7 +47,8 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of training, means over the steps since the last call.
 
-        Besides the recipe's own: `position` (samples seen), `samples_per_s` and `eta_s` (see `Throughput`).
+        Besides the recipe's own: `position` (samples seen), `samples_per_s` and `eta_s`, where that is
+        uncertain also `eta_low_s` and `eta_high_s` (see `Throughput`).
         """
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
