@@ -45,6 +45,14 @@ class Recipe(ABC):
     def evaluate(self) -> dict[str, float]:
         """Measures on held-out data, the same on every rank. Collective: every rank calls."""
 
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """metric of `evaluate` -> name -> what it is to be held against, the same on every rank. Collective.
+
+        Such as `{"accuracy": {"most frequent class": 0.61}}`: curve.png draws it as a dashed line. Asked for at every
+        evaluation of a Trainer, and told when it has changed.
+        """
+        return {}
+
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
         """Arguments in place of the configured ones where a trained recipe is made, to be filled from a checkpoint.

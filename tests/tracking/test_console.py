@@ -51,6 +51,12 @@ def test_plain_lines(tmp_path):
     ]
 
 
+def test_baselines_have_lines(tmp_path):
+    tracker, out = console(tmp_path, [0.0], summary=())
+    tracker.baselines(7, {"accuracy": {"most frequent class": 0.25, "nearest neighbour": 0.5}})
+    assert out.getvalue() == "step        7  baselines of accuracy  most frequent class 0.25  nearest neighbour 0.5\n"
+
+
 def test_a_message_may_come_before_the_start():
     out = io.StringIO()
     Console(console=rich.console.Console(file=out)).message("step_00000100 is damaged [sic]: going on from another")

@@ -76,6 +76,12 @@ class Console(Tracker):
         numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
         self._print(f"step {step:>8}  evaluation  {numbers}")
 
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        self._flush()
+        for metric, values in baselines.items():
+            numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
+            self._print(f"step {step:>8}  baselines of {metric}  {numbers}")
+
     def text(self, step: int, name: str, text: str) -> None:
         self._flush()
         self._print(f"step {step:>8}  {name}\n{text.rstrip()}")

@@ -54,6 +54,9 @@ class Tracker:
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of an evaluation made after `step`."""
 
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        """From `step` on: metric of an evaluation -> name -> the value that it is to be held against."""
+
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 [height, width, 3 channels or 1]."""
 
