@@ -219,6 +219,7 @@ class Trainer:
         while True:
             try:
                 self._train_on(batches)
+                self.runtime.log_rest()
                 return self.runtime.guard.read()
             except Tripped as trip:
                 fault = trip.fault
@@ -362,6 +363,7 @@ class Trainer:
 
     def _stop(self, number: int) -> NoReturn:
         """Saves, leaves word that the run is to go on, and ends it. Collective."""
+        self.runtime.log_rest()
         if self.step:
             self._save()
             self.runtime.finish_saving()

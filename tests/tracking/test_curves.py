@@ -67,6 +67,14 @@ def test_baselines_are_drawn_from_where_they_hold(tmp_path, monkeypatch):
         assert image.width < 800, "one panel: swd_16 is a swd"
 
 
+def test_the_mean_of_a_noisy_curve_stays_a_mean_to_its_end():
+    values = np.full(300, 2.0)
+    values[-1] = 100.0
+    smooth = curves._running_mean(values)
+    assert smooth[-1] == pytest.approx(2 + 98 / 6) and smooth[0] == 2.0
+    assert np.allclose(curves._running_mean(np.arange(300.0))[:294], np.arange(294))
+
+
 def test_nothing_measured_draws_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     draw(tmp_path / "metrics.jsonl", tmp_path / "curve.png")

@@ -172,9 +172,13 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of about a thirtieth of the curve, centred, narrower at the ends."""
+    """Mean over a window of about a thirtieth of the curve, centred.
+
+    Narrower at the beginning, which is steep; at the end its later half is missing, for a single value is no mean.
+    """
     half = len(values) // 60
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    first = index - np.minimum(half, index)
+    last = np.minimum(2 * index - first, len(values) - 1)
+    return (sums[last + 1] - sums[first]) / (last + 1 - first)

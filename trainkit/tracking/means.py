@@ -66,6 +66,11 @@ class Means:
             for name in tensors:
                 self._count(name, 0.0, share)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since they were last taken; the same on all ranks that give the same names."""
+        return not self._sums
+
     def take(self) -> dict[str, tuple[Tensor | float, float]]:
         """name -> (sum of value * share, sum of shares) of every name since the last call, which is then forgotten."""
         taken: dict[str, tuple[Tensor | float, float]] = {
