@@ -402,15 +402,19 @@ class Runtime(Feed):
         config: Mapping[str, Any] | None = None,
         num_samples: int | None = None,
         summary: tuple[str, ...] = (),
+        costs: Sequence[tuple[int, float]] = (),
     ) -> None:
-        """Starts the tracker; `log` does it where nobody has. `num_samples`: the position at which training ends."""
+        """Starts the tracker; `log` does it where nobody has.
+
+        num_samples: the position at which training ends.  costs: of samples, for the time left; see `Recipe.costs`.
+        """
         if self._is_tracking:
             return
         self._checkpointed.require_all_found()
         self._kept.require_all_found()
         self._is_tracking = True
         self._num_samples = num_samples or self._num_samples
-        self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
+        self.throughput = Throughput(start=self.position, num_samples=self._num_samples, costs=costs)
         lines = self.summary() + summary
         if self.is_main and self.run_dir is not None:
             self._summarise(lines, "w")
@@ -447,8 +451,8 @@ class Runtime(Feed):
         The last step that `batches` gives is told too; a loop that ends before it calls `log_rest` after its last one.
         To be called in every step, which never waits for the device for it. Means are over the global batches of those
         steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
-        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
-        number. Collective: every rank calls, with the same names.
+        skipped; what was not finite in such a step does not count. Of a `trainkit.Last(value)` the last one is told.
+        Raises ConfigError naming a metric that is no number. Collective: every rank calls, with the same names.
         """
         self.step = step
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0

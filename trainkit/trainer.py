@@ -78,6 +78,7 @@ class Trainer:
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether it holds metrics."""
         self._best_value = math.inf
+        self._baselines: Mapping[str, Mapping[str, float]] = {}
         self._fingerprints: dict[str, str] = {}
 
     # -- what a user calls -------------------------------------------------------------------------------------------
@@ -297,6 +298,10 @@ class Trainer:
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
             metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
+            baselines = self.recipe.baselines()
+        if baselines != self._baselines:
+            self._baselines = baselines
+            self.runtime.tracker.baselines(self.step, baselines)
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
         value = self._value_of(metrics)
@@ -306,10 +311,16 @@ class Trainer:
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
+        self._baselines = {}  # what is told anew may be cut back to before they were told
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             self._write_config()
         lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
-        self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
+        self.runtime.start_tracking(
+            config=self.config,
+            num_samples=self.recipe.num_samples,
+            summary=tuple(lines),
+            costs=self.recipe.costs(),
+        )
 
     def _write_config(self) -> None:
         """Writes config.yaml, and keeps another one that an earlier start has left beside it. Collective."""

@@ -28,6 +28,14 @@ def test_every_step_counts_by_its_samples_and_every_name_by_the_steps_that_have_
     assert _means(steps) == {"loss": 2.0, "running": 1.25, "kind": 2.0, "other": 7.0}
 
 
+def test_of_what_a_run_is_at_the_last_value_is_told():
+    steps = [({"loss": 1.0, "resolution": trainkit.Last(4)}, 4.0), ({"loss": 3.0, "resolution": trainkit.Last(8)}, 4.0)]
+    assert _means(steps) == {"loss": 2.0, "resolution": 8.0}
+    assert _means([*steps, ({"skipped": 1.0}, 4.0)])["resolution"] == 8.0, "a step that was left out gives none"
+    empty_share = ({"loss": 0.0, "resolution": trainkit.Last(16)}, 0.0)
+    assert _means([*steps, empty_share]) == {"loss": 2.0, "resolution": 16.0}
+
+
 def test_a_value_is_taken_when_it_is_given():
     means, value = Means(), torch.ones(())
     means.add({"a": value}, 1.0)
@@ -60,7 +68,7 @@ def _logged(strategy, run_dir, log_every):
     runtime = sick.make_runtime(strategy, "stop", run_dir, log_every=log_every)
     told = []
     for step, batch in enumerate(runtime.batches(torch.arange(11.0), batch_size=5, num_steps=6), 1):
-        told.append(runtime.log(step, own=batch.data.double().mean(), number=step))
+        told.append(runtime.log(step, own=batch.data.double().mean(), number=step, at=trainkit.Last(step)))
     return [means for means in told if means is not None]
 
 
@@ -70,6 +78,7 @@ def test_means_are_over_the_samples_of_all_steps_and_ranks(ranks, tmp_path):
     for told in run_ranks(_logged, ranks, "ddp", tmp_path, 3):
         assert [means["own"] for means in told] == pytest.approx([order[:15].mean(), order[15:].mean()], rel=1e-12)
         assert [means["number"] for means in told] == [2.0, 5.0]
+        assert [means["at"] for means in told] == [3.0, 6.0]
     assert [line["own"] for line in sick.metrics(tmp_path)] == [means["own"] for means in told]
 
 
