@@ -58,9 +58,8 @@ class Ranks:
                 except EOFError:
                     raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None
                 errors += [error] if error is not None else []
-        # What is raised before any work is raised on all ranks. In a step they may have come to different collectives,
-        # and the group still holds the messages of those that came further.
-        self.is_broken = any(not error.startswith("ConfigError: ") for error in errors)
+        # Where only some have failed, the group still holds the messages of those that went on.
+        self.is_broken = bool(errors) and len(errors) < len(self.pipes)
         if errors:
             raise RankError(errors[0])
         return [answers[pipe] for pipe in self.pipes]
