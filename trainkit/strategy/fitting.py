@@ -16,6 +16,7 @@ from trainkit.shard import STORABLE
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _NUM_STEPS = 2  # of a trial: the second one has the state that the first has left
 _CLOSE = 1e-5
+_TRIAL_LR = 1e-2
 
 
 def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name: str) -> str | None:
@@ -167,8 +168,10 @@ def require_elementwise(
 
 
 def _another(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    kind = type(optimizer)
-    return kind(parameters, **arguments_of(optimizer))
+    kind, arguments = type(optimizer), arguments_of(optimizer)
+    if "lr" in arguments and float(arguments["lr"]) == 0.0:  # it warms up from there, and nothing would move
+        arguments["lr"] = _TRIAL_LR
+    return kind(parameters, **arguments)
 
 
 def _difference(
