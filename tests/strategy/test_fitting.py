@@ -250,7 +250,7 @@ def test_an_optimizer_that_warms_up_from_0_is_tried_with_another_rate():
         require_elementwise(source, "zero1", torch.device("cpu"))
 
     require(torch.optim.AdamW)
-    with pytest.raises(ConfigError, match="Adafactor does not treat each element by itself .*differ by"):
+    with pytest.raises(ConfigError, match=r"Adafactor does not treat each element by itself .*differ by"):
         require(torch.optim.Adafactor)
 
 
