@@ -197,7 +197,9 @@ class Backend:
         pieces = self.pieces()
         require_whole(self.optimizer, pieces)
         if isinstance(self.optimizer, PiecewiseOptimizer):
-            group = next(shard.group for shard in self.weights().values())
+            weights = self.weights()
+            # What is frozen may be whole on every rank.
+            group = next((weights[name].group for name in self.trainable), None)
             self.optimizer.set_pieces(pieces, group=group, device=device)
         own = getattr(self.optimizer, "clip", None)
         return own if clip is None else clip if own is None else min(clip, own)

@@ -91,6 +91,22 @@ def test_block_by_block(alone):
         _require_equal("fsdp", found, alone)
 
 
+def _train_a_head(strategy):
+    runtime = scenes.make_runtime(strategy)
+    module = scenes.network()
+    module[0].requires_grad_(False)
+    engine = runtime.setup(module, Lamb(list(module.parameters()), lr=0.02, weight_decay=0.1, clip=CLIP))
+    list(_steps(runtime, engine))
+    return scenes.flat(scenes.whole_state(engine)["module"])
+
+
+def test_a_frozen_first_layer_changes_nothing_about_the_others():
+    expected = run_ranks(_train_a_head, 1, "single")[0]
+    for strategy in ("fsdp", "zero1", "zero2", "zero3"):
+        for found in run_ranks(_train_a_head, 2, strategy):
+            assert scenes.error(found, expected) < (1e-11 if strategy == "fsdp" else 2e-6), strategy
+
+
 def _with_norms_of_its_own(strategy):
     with mock.patch.object(Lamb, "_summed", lambda self, squares, parts: squares):
         return _train(strategy)
