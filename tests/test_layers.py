@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("cli",),
     ("job",),
-    ("trust",),
     ("trainer",),
+    ("training",),
+    ("trust",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
     ("recipe", "feed", "prune"),
@@ -21,7 +22,7 @@ LAYERS = (
     ("blocks",),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
+    ("random", "bits", "command", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
     ("overrides",),
     ("errors",),
 )

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -68,6 +69,14 @@ class Recipe(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
         """Comes before the engines are filled: the place to make engines of the right shape."""
+
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        """What to type to use the run in `run_dir`, each command as its words; printed when it ends.
+
+        A first word `python` or `trainkit` becomes what starts it where the user stands. `trainkit evaluate` follows by
+        itself.
+        """
+        return []
 
     def finish(self) -> None:  # noqa: B027  (optional)
         """The end of a run: show what was learnt. Collective: every rank calls."""

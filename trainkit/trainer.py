@@ -3,7 +3,6 @@
 import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -11,7 +10,6 @@ from typing import Any, Literal, NoReturn
 from torch import Tensor
 
 from trainkit import checkpoint
-from trainkit.comm.agent import is_restart
 from trainkit.config import flat, to_yaml
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
@@ -21,6 +19,8 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Status
 from trainkit.tracking.means import number_of
+from trainkit.training import account
+from trainkit.training.checkpoints import Checkpoints, where_to_resume
 
 MOST_REWINDS = 3  # to the same checkpoint
 
@@ -61,13 +61,19 @@ class Trainer:
             if every is not None and every < 1:
                 raise ConfigError(f"{key}={every}: allowed is 1 or more" + ("" if key == "keep_last" else ", or null"))
         self.runtime, self.recipe = runtime, recipe
+        self.checkpoints = Checkpoints(
+            runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None,
+            metric=recipe.best_metric,
+            last=keep_last,
+            best=keep_best,
+            every=keep_every,
+        )
         self.evaluate_every, self.save_every = evaluate_every, save_every
-        self.keep_last, self.keep_best, self.keep_every = keep_last, keep_best, keep_every
         if data_changed not in ("refuse", "accept"):
             raise ConfigError(f"data_changed={data_changed!r}: must be refuse or accept")
         self.resume, self.config, self.found = str(resume), dict(config or {}), dict(found or {})
         self.data_changed = data_changed
-        self._composed = dict(composed or {})
+        self._composed = dict(composed or self.config)
         self.step = 0
         self.left_out: list[list[int]] = []
         """[position, size] of the batches that `nonfinite=rewind` has left out; stored in checkpoints."""
@@ -95,7 +101,7 @@ class Trainer:
         try:
             self._require_same_everywhere()
             position = self.restore()
-            self._best_value = self.runtime.broadcast(min(self._values().values(), default=math.inf))
+            self._best_value = self.runtime.broadcast(self._best_so_far())
             self._leave_word(None)
             self._tidy()
             batches = self._begin(position)
@@ -113,6 +119,7 @@ class Trainer:
             self.runtime.finish_saving()
             with self.runtime.during("finishing"):
                 self.recipe.finish()
+            self._tell_end(metrics)
         except BaseException as error:
             self.runtime.close(_status_of(error))
             raise
@@ -124,9 +131,9 @@ class Trainer:
             {
                 "evaluate_every": self.evaluate_every,
                 "save_every": self.save_every,
-                "keep_last": self.keep_last,
-                "keep_best": self.keep_best,
-                "keep_every": self.keep_every,
+                "keep_last": self.checkpoints.last,
+                "keep_best": self.checkpoints.keeps_best,
+                "keep_every": self.checkpoints.every,
                 "resume": self.resume,
                 "data_changed": self.data_changed,
                 "recipe": type(self.recipe).__qualname__,
@@ -138,6 +145,9 @@ class Trainer:
     def _data(self) -> dict[str, str]:
         self._fingerprints = self._fingerprints or self.recipe.fingerprints()
         return self._fingerprints
+
+    def _best_so_far(self) -> float:
+        return min(self.checkpoints.values(self._data().get("held_out")).values(), default=math.inf)
 
     def restore(self) -> int:
         """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
@@ -152,7 +162,8 @@ class Trainer:
             raise CheckpointError(
                 f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
             )
-        is_own = self._checkpoints is not None and path.parent.resolve() == self._checkpoints.resolve()
+        own = self.checkpoints.directory
+        is_own = own is not None and path.parent.resolve() == own.resolve()
         self._load_state(path, manifest)
         self._compare_data(path, values.get("data", {}), is_own)
         self._tell_changes(values.get("config") or {})
@@ -298,8 +309,8 @@ class Trainer:
             metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
-        value = self._value_of(metrics)
-        if self.keep_best and value is not None and value < self._best_value:
+        value = self.checkpoints.value_of(metrics)
+        if self.checkpoints.keeps_best and value is not None and value < self._best_value:
             self._best_value = value
             self._save()  # whatever save_every is: what was measured as the best is what is kept
         return metrics
@@ -307,7 +318,8 @@ class Trainer:
     def _start_tracking(self, first: Batch | None) -> None:
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             self._write_config()
-        lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
+        engines = self.recipe.engines().items()
+        lines = [line for name, engine in engines for line in account.of_engine(self.runtime, name, engine, first)]
         self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
 
     def _write_config(self) -> None:
@@ -326,22 +338,22 @@ class Trainer:
                 )
         self.runtime.raise_first(error)
 
-    def _account_of(self, name: str, first: Batch | None) -> Iterator[str]:
-        engine, ranks = self.recipe.engines()[name], self.runtime.world_size
-        yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
-        yield f"{name}: on each rank, predicted: {self.runtime.predict(engine)}"
-        if first is not None:
-            samples = -(-first.size // (ranks * engine.accumulation))
-            is_even = first.size == ranks * samples * engine.accumulation
-            yield (
-                f"{name}: global batch {first.size} = {ranks} ranks x {'' if is_even else 'up to '}{samples} samples "
-                f"x {engine.accumulation} micro-batches"
-            )
-
     def _tell_memory(self) -> None:
         self._has_told_memory = True
         for name, engine in self.recipe.engines().items():
             self.runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
+
+    def _tell_end(self, metrics: Mapping[str, float]) -> None:
+        if self.runtime.is_main:
+            for line in self._account_of_end(metrics):
+                self.runtime.remark(line)
+
+    def _account_of_end(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        run_dir, commands = self.runtime.run_dir, []
+        if run_dir is not None:
+            commands = [*self.recipe.next_commands(run_dir), *account.commands_of(run_dir, self._composed)]
+        kept = self.checkpoints.describe(self._data().get("held_out"))
+        return account.of_end(self.step, metrics, run_dir, kept, commands)
 
     # -- being told to end -------------------------------------------------------------------------------------------
 
@@ -383,20 +395,16 @@ class Trainer:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    @property
-    def _checkpoints(self) -> Path | None:
-        return self.runtime.run_dir / "checkpoints" if self.runtime.run_dir is not None else None
-
     def _save(self) -> None:
         metrics = self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {}
-        if self._checkpoints is None or self._saved in ((self.step, True), (self.step, bool(metrics))):
+        if self.checkpoints.directory is None or self._saved in ((self.step, True), (self.step, bool(metrics))):
             return
         with self.runtime.during("saving"):
             self._report_failed_save()
             self.runtime.save(
-                self._checkpoints / f"step_{self.step:08d}",
+                self.checkpoints.path(self.step),
                 wait=False,
-                then=self._prune,
+                then=lambda: self.checkpoints.prune(self._data().get("held_out")),
                 **self.recipe.engines(),
                 step=self.step,
                 recipe=self.recipe.state(),
@@ -412,10 +420,9 @@ class Trainer:
 
     def _tidy(self) -> None:
         """What earlier processes of the run have left must not stand in the way of its course from here on."""
-        if not self.runtime.is_main or self._checkpoints is None:
+        if not self.runtime.is_main or self.checkpoints.directory is None:
             return
-        checkpoint.tidy(self._checkpoints)
-        for path in checkpoint.set_aside(self._checkpoints, after=self.step):
+        for path in self.checkpoints.tidy(self.step):
             self.runtime.tracker.message(f"the run goes on from step {self.step}: a later checkpoint is now {path}")
 
     def _report_failed_save(self) -> None:
@@ -424,54 +431,6 @@ class Trainer:
             self.runtime.finish_saving()
         except CheckpointError as error:
             self.runtime.tracker.message(f"{error}; training goes on")
-
-    def _prune(self) -> None:
-        assert self._checkpoints is not None
-        best = self._best() if self.keep_best else None
-        checkpoint.prune(self._checkpoints, keep_last=self.keep_last, keep_every=self.keep_every, best=best)
-
-    def _best(self) -> Path | None:
-        values = self._values()
-        return min(values, key=values.__getitem__) if values else None
-
-    def _values(self) -> dict[Path, float]:
-        """How good each checkpoint of the run was on the held-out data of now: lower is better."""
-        values: dict[Path, float] = {}
-        if self._checkpoints is None:
-            return values
-        held_out = self._data().get("held_out")
-        for path in checkpoint.step_directories(self._checkpoints):
-            with suppress(CheckpointError):  # one that was damaged meanwhile is not the best of anything
-                saved = checkpoint.read_manifest(path)["values"]
-                value = self._value_of(saved["metrics"])
-                if value is not None and saved.get("data", {}).get("held_out", held_out) == held_out:
-                    values[path] = value
-        return values
-
-    def _value_of(self, metrics: Mapping[str, float]) -> float | None:
-        """The recipe's `best_metric`, as a number of which lower is better; None where it is missing or not finite."""
-        name = self.recipe.best_metric or ""
-        sign, name = (-1.0, name[1:]) if name.startswith("-") else (1.0, name)
-        value = metrics.get(name, math.nan)
-        return sign * value if math.isfinite(value) else None
-
-
-def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
-    """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
-    own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
-    # Rank 0 looks, so that all see the same.
-    has_own, again = runtime.broadcast((own is not None and bool(checkpoint.step_directories(own)), is_restart()))
-    if has_own and again:
-        return own  # what this job itself has made comes before what it was told to begin with
-    if resume == "never":
-        if has_own:
-            raise ConfigError(
-                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
-            )
-        return None
-    if resume == "auto":
-        return own if has_own else None
-    return Path(resume).expanduser()
 
 
 def _status_of(error: BaseException) -> Status:

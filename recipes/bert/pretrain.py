@@ -168,6 +168,10 @@ class MaskedLanguageModelling(Recipe):
             if told := outlook(report.rows, self._evaluations, num_epochs):
                 self.runtime.remark(told)
 
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
+        return [["python", "-m", "recipes.bert.fill", str(run_dir), sentence]]
+
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))

@@ -267,6 +267,9 @@ class ProgressiveGAN(Recipe):
         if self.runtime.is_main and self.runtime.run_dir is not None:
             self._animate(self.runtime.run_dir)
 
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        return [["python", "-m", "recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
+
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
         """Between held-out images and as many of `module`; without one, of the training split: a floor."""
         with torch.no_grad():
