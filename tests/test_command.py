@@ -23,7 +23,8 @@ def installed(tmp_path, monkeypatch):
 def test_what_is_not_on_the_path_is_named_from_here(installed, monkeypatch):
     assert as_typed(["trainkit", "evaluate", "runs/a b"]) == ".venv/bin/trainkit evaluate 'runs/a b'"
     assert as_typed(["python", "-m", "x"]) == ".venv/bin/python3.11 -m x"
-    monkeypatch.chdir("/")
+    (installed / "elsewhere").mkdir()
+    monkeypatch.chdir(installed / "elsewhere")
     assert as_typed(["trainkit", "x"]) == f"{installed}/trainkit x"
 
 

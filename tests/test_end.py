@@ -3,9 +3,11 @@
 import shlex
 import subprocess
 
+import pytest
 import torch
 
 import trainkit
+from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, environment, run
 
 
@@ -82,3 +84,64 @@ def test_the_next_command_of_ones_own_recipe_works_as_it_is(tmp_path):
     again = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("held_out_loss "), again.stdout
+
+
+def _start_twice(run_dir, num_steps=6, then=6):
+    """What the second start did: its metrics, the steps it made, how often it finished, what trackers heard."""
+    fit(run_dir, [3, 1, 2], num_steps=num_steps, evaluate_every=2, save_every=2)
+    heard = []
+
+    class Listening(trainkit.Tracker):
+        def start(self, run):
+            heard.append("start")
+
+        def message(self, text):
+            heard.append(text)
+
+    recipe, metrics = fit(run_dir, [9, 9, 9], num_steps=then, tracker=Listening(), evaluate_every=2)
+    return metrics, recipe.seen, recipe.num_finished, heard
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_run_that_has_ended_does_nothing_when_it_is_started_again(tmp_path, world_size):
+    run_dir = tmp_path / "run"
+    results = run_ranks(_start_twice, world_size, run_dir)
+    summary = (run_dir / "summary.txt").read_text()
+    assert [(metrics, seen, num_finished) for metrics, seen, num_finished, _ in results] == [
+        ({"held_out_loss": 2.0}, [], 0)
+    ] * world_size
+    heard = results[0][3]
+    assert "start" not in heard and heard[0] == f"the run in {run_dir} is complete; nothing was done"
+    assert heard[1:4] == summary.splitlines()[-4:-1]
+    assert heard[-1].startswith("to train on: the same command with a larger recipe.num_steps; to train again")
+    assert summary.count("ended after step 6") == 1
+
+
+def test_a_run_that_has_ended_goes_on_when_it_is_made_longer(tmp_path):
+    metrics, seen, num_finished, heard = _start_twice(tmp_path / "run", then=8)
+    assert (metrics, seen, num_finished) == ({"held_out_loss": 9.0}, [24, 28], 1) and heard.count("start") == 1
+
+
+def test_what_was_killed_before_it_had_shown_its_result_shows_it(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    fit(run_dir, [3])
+    (run_dir / "result.json").unlink()
+    recipe, metrics = fit(run_dir, [])
+    assert (recipe.num_finished, recipe.seen, metrics) == (1, [], {"held_out_loss": 3.0})
+    assert (run_dir / "result.json").exists()
+    fork, _ = fit(tmp_path / "fork", [], resume=str(run_dir))  # the end of another run is not that of this one
+    assert fork.num_finished == 1
+
+
+def test_the_start_says_what_the_data_are(tmp_path, capsys):
+    class OnText(Counting):
+        datasets = trainkit.data.Datasets(
+            train=torch.zeros(8, 1), held_out=torch.zeros(3, 1), facts={"documents": 1234, "note": "too few"}
+        )
+
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
+    trainkit.Trainer(runtime, OnText(runtime, range(9))).fit()
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("data: training samples 8, held-out samples 3, documents 1,234")
+    assert lines[start + 1 : start + 3] == ["length: 24 samples, 3 epochs", "data: too few"]
+    assert lines[start + 1] in (tmp_path / "run" / "summary.txt").read_text().splitlines()

@@ -53,6 +53,8 @@ class TrainConfig:
     log_every: int  # steps
     evaluate_every: int | None  # steps; null: at the end
     save_every: int | None  # steps; null: at the end
+    minutes: float | None  # of training; null: as long as the recipe says
+    patience: int | None  # evaluations without a better metric of the recipe; null: any number
     keep_last: int  # checkpoints
     keep_best: bool
     keep_every: int | None

@@ -143,6 +143,13 @@ class Feed(Ranks):
         """Counts the batch that has come as done, without a step."""
         self._clock.stepped()
 
+    def stretch_schedules(self, factor: float) -> None:
+        """From the next step on, schedules of learning rates see positions times `factor`, the same on every rank.
+
+        For a run that will end early: with `planned / expected` samples as the factor they still come to their ends.
+        """
+        self._clock.stretch = factor
+
     def _seed_globally(self, *where: int | str) -> None:
         key = keyed.key_of(self.seed, "global", *where)
         seed_everything(key)

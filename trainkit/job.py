@@ -13,12 +13,13 @@ from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
-from trainkit.trainer import Trainer, where_to_resume
+from trainkit.trainer import Trainer
+from trainkit.training.resume import where_to_resume
 from trainkit.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
-_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every")
+_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every", "minutes", "patience")
 _OF_TRAINING = {"run_dir", "resume", "tracking", *_CADENCES}
 
 
@@ -144,6 +145,8 @@ def _prepare(
         recipe,
         evaluate_every=checked.evaluate_every,
         save_every=checked.save_every,
+        minutes=checked.minutes,
+        patience=checked.patience,
         keep_last=checked.keep_last,
         keep_best=checked.keep_best,
         keep_every=checked.keep_every,

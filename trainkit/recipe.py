@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainkit.data.batch import Batch
+from trainkit.data.datasets import Datasets
 from trainkit.engine import Engine
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class Recipe(ABC):
     runtime: "Runtime"
     num_samples: int
     """The position at which training ends."""
+    datasets: Datasets | None = None
+    """What it trains and measures on, where it uses one of these: a Trainer says what is in it."""
+    length_key: str | None = "recipe.num_steps"
+    """The key that makes a run longer, named where one that has ended is started again; None: there is none."""
     best_metric: str | None = None
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
 
@@ -59,9 +64,9 @@ class Recipe(ABC):
         """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
 
         Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
-        not compared. Nothing, where a recipe says nothing.
+        not compared. By default those of `datasets`; nothing, where a recipe says nothing.
         """
-        return {}
+        return self.datasets.fingerprints() if self.datasets is not None else {}
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""
@@ -71,7 +76,7 @@ class Recipe(ABC):
         """Comes before the engines are filled: the place to make engines of the right shape."""
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
-        """What to type to use the run in `run_dir`, each command as its words; printed when it ends.
+        """What to type to use the run in `run_dir`, each command as its words; printed when it ends. Rank 0.
 
         A first word `python` or `trainkit` becomes what starts it where the user stands. `trainkit evaluate` follows by
         itself.

@@ -1,6 +1,6 @@
 """Account: what a run says of itself at its start and at its end."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,25 @@ from trainkit.command import as_typed
 from trainkit.data.batch import Batch
 from trainkit.engine import Engine
 from trainkit.errors import UntrustedError
+from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking.console import number
 from trainkit.trust import require_ours
 
 
-def of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
-    """Its size, and how the global batch `first` is split; without a batch only the size."""
+def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
+    """What is trained, on what, and how it is split. first: a global batch, or None where nothing is left to train."""
+    for name, engine in recipe.engines().items():
+        yield from _of_engine(runtime, name, engine, first)
+    yield from _of_data(recipe)
+
+
+def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
+    for name, engine in recipe.engines().items():
+        runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
+
+
+def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
     ranks = runtime.world_size
     yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
     yield f"{name}: on each rank, predicted: {runtime.predict(engine)}"
@@ -27,26 +39,50 @@ def of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) 
         )
 
 
+def _of_data(recipe: Recipe) -> Iterator[str]:
+    """How much there is to train on and to measure on, and how often the run goes over it."""
+    if recipe.datasets is None:
+        return
+    facts = recipe.datasets.describe()
+    note = facts.pop("note", None)
+    told = ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items()
+    )
+    num_epochs = recipe.num_samples / max(1, len(recipe.datasets.train))
+    yield f"data: {told}"
+    yield f"length: {recipe.num_samples:,} samples, {num_epochs:.3g} epochs"
+    if note is not None:
+        yield f"data: {note}"
+
+
 def of_end(
-    step: int, metrics: Mapping[str, float], run_dir: Path | None, kept: str | None, commands: Sequence[Sequence[str]]
+    runtime: Runtime,
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    step: int,
+    metrics: Mapping[str, float],
+    reason: str,
+    kept: str | None,
 ) -> Iterator[str]:
     """What was measured last, where what was trained is, and what to type to use it.
 
-    kept: the checkpoint to use, as a sentence.  commands: as `Recipe.next_commands` returns them.
+    config: as checkpoints hold it.  reason: why it ended before it had to.  kept: the checkpoint to use, as a sentence.
     """
+    run_dir = runtime.run_dir
     measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
-    yield f"ended after step {step}: {measured or 'nothing was measured'}"
+    why = f" ({reason})" if reason else ""
+    yield f"ended after step {step}{why}: {measured or 'nothing was measured'}"
     if run_dir is None:
         yield "nothing was saved, for there is no run_dir"
         return
     if kept is not None:
         yield kept
     yield f"run directory: {run_dir}"
-    for words in commands:
+    for words in (*recipe.next_commands(run_dir), *_commands_of(run_dir, config)):
         yield f"next: {as_typed(words)}"
 
 
-def commands_of(run_dir: Path, config: Mapping[str, Any]) -> list[list[str]]:
+def _commands_of(run_dir: Path, config: Mapping[str, Any]) -> list[list[str]]:
     """What every run can be used for, that of a user's own recipe included.
 
     config: as checkpoints hold it; empty for a Trainer that was made without.
