@@ -1,6 +1,7 @@
 """The progressive GAN: two engines that train against each other while their networks grow."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecis
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, DataError, require_at_least
+from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops.resample import downsample, fade_in
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -28,6 +29,8 @@ class ProgressiveGAN(Recipe):
     data: a specification such as `Images`, or data sets whose items are images: uint8, or floats of -1 .. 1.
     optimizer: makes one of parameter groups; both networks get their own, new at the start and the end of each fade.
     batch_size, stable_images, fade_images: a number, or a mapping from resolution (see `growth.plan`).
+    num_epochs: passes over the training data in the whole run; `stable_images` and `fade_images` are only the
+        proportions of its phases then.
     learning_rates: of the resolutions whose rate is not the optimizer's own.
     ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
     stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
@@ -54,6 +57,7 @@ class ProgressiveGAN(Recipe):
         batch_size: int | dict[int, int] = 16,
         stable_images: int | dict[int, int] = 600_000,
         fade_images: int | dict[int, int] = 600_000,
+        num_epochs: float | None = None,
         learning_rates: dict[int, float] | None = None,
         accumulation: int = 1,
         ema: float = 0.999,
@@ -87,20 +91,25 @@ class ProgressiveGAN(Recipe):
             "num_shown": num_shown,
         }
         require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema < 1:
             raise ConfigError(f"recipe.ema={ema}: allowed is 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
-        self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        self.phases = plan_of()
         for phase in self.phases:
             _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)
-        self.num_samples = self.phases[-1].end
         self.learning_rates = learning_rates or {}
         self.ema, self.penalty, self.drift = ema, penalty, drift
         self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
         self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
-        self.datasets = runtime.first_on_host(data.load)
+        self.datasets: Datasets = runtime.first_on_host(data.load)
+        if num_epochs is not None and len(self.datasets.train):
+            self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
+        self.num_samples = self.phases[-1].end
+        self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
             _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
         self.phase = self.phases[0]
@@ -110,9 +119,6 @@ class ProgressiveGAN(Recipe):
 
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
-
-    def fingerprints(self) -> dict[str, str]:
-        return self.datasets.fingerprints()
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:

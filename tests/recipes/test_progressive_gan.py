@@ -135,6 +135,16 @@ def test_phases_follow_one_another_and_fade_from_zero():
         plan(8, stable_images=1, fade_images=1, batch_size={4: 4, 6: 8})
 
 
+def test_a_length_in_epochs_keeps_the_proportions_of_the_phases():
+    phases = plan(8, stable_images={4: 1000, 8: 2000}, fade_images=1000, batch_size={4: 16, 8: 8}, num_images=400)
+    assert [(p.num_images, p.is_fading) for p in phases] == [(112, False), (104, True), (200, False)]
+    recipe = _recipe(num_epochs=3)
+    assert recipe.num_samples == recipe.phases[-1].end
+    wanted, num_phases = 3 * len(recipe.datasets.train), len(recipe.phases)
+    assert wanted <= recipe.num_samples < wanted + 16 * num_phases
+    assert recipe.length_key is None and _recipe().length_key == "recipe.stable_images at 8x8"
+
+
 def _distance(a, b, num_channels=1):
     where = torch.rand(len(a), 32, 2, generator=torch.Generator().manual_seed(0))
     directions = torch.randn(a.shape[1] * 49, 64, generator=torch.Generator().manual_seed(1))
