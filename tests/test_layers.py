@@ -19,10 +19,10 @@ LAYERS = (
     ("engine", "ranks"),
     ("backend", "clock"),
     ("data", "precision"),
-    ("blocks",),
+    ("blocks", "step_result"),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "command", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
+    ("random", "bits", "command", "config", "shard", "probe", "memory", "cache", "dtypes"),
     ("overrides",),
     ("errors",),
 )

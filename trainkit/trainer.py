@@ -91,6 +91,7 @@ class Trainer:
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether it holds metrics."""
         self._best_value = math.inf
+        self._baselines: Mapping[str, Mapping[str, float]] = {}
         self._fingerprints: dict[str, str] = {}
 
     # -- what a user calls -------------------------------------------------------------------------------------------
@@ -207,6 +208,7 @@ class Trainer:
         while True:
             try:
                 self._train_on(batches)
+                self.runtime.log_rest()
                 return self.runtime.guard.read()
             except Tripped as trip:
                 fault = trip.fault
@@ -287,6 +289,10 @@ class Trainer:
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
             metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
+            baselines = self.recipe.baselines()
+        if baselines != self._baselines:
+            self._baselines = baselines
+            self.runtime.tracker.baselines(self.step, baselines)
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
         value = self.runtime.broadcast(self.checkpoints.value_of(metrics))  # all ranks must come to the same
@@ -297,10 +303,16 @@ class Trainer:
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
+        self._baselines = {}  # what is told anew may be cut back to before they were told
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             write_config(self.runtime, self.config, self.step)
-        lines = tuple(account.of_start(self.runtime, self.recipe, first))
-        self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=lines)
+        self.runtime.start_tracking(
+            config=self.config,
+            num_samples=self.recipe.num_samples,
+            summary=tuple(account.of_start(self.runtime, self.recipe, first)),
+            costs=self.recipe.costs(),
+        )
+        self.runtime.throughput.end_within(self.length.budget.rest_s)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -327,11 +339,9 @@ class Trainer:
         budget = self.length.budget.state()
         result.write(self.runtime, {"step": self.step, "metrics": metrics, "reason": reason, "budget": budget})
 
-    def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> list[str]:
-        if not self.runtime.is_main:
-            return []
+    def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> Iterator[str]:
         kept = self.checkpoints.describe()
-        return [*account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept)]
+        return account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept)
 
     # -- being told to end -------------------------------------------------------------------------------------------
 
@@ -346,6 +356,7 @@ class Trainer:
 
     def _stop(self, number: int) -> NoReturn:
         """Saves, leaves word that the run is to go on, and ends it. Collective."""
+        self.runtime.log_rest()
         if self.step:
             self._save()
             self.runtime.finish_saving()

@@ -19,7 +19,7 @@ def _fit(run_dir, losses, patience, num_steps=20):
     return len(recipe.seen), metrics, recipe.num_finished
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 4])
 def test_it_ends_after_so_many_evaluations_without_a_better_one(tmp_path, world_size):
     run_dir = tmp_path / "run"
     assert run_ranks(_fit, world_size, run_dir, WORSE, 3) == [(10, {"held_out_loss": 3.0}, 1)] * world_size

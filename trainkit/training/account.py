@@ -64,10 +64,12 @@ def of_end(
     reason: str,
     kept: str | None,
 ) -> Iterator[str]:
-    """What was measured last, where what was trained is, and what to type to use it.
+    """What was measured last, where what was trained is, and what to type to use it; on rank 0 alone.
 
     config: as checkpoints hold it.  reason: why it ended before it had to.  kept: the checkpoint to use, as a sentence.
     """
+    if not runtime.is_main:
+        return
     run_dir = runtime.run_dir
     measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
     why = f" ({reason})" if reason else ""
