@@ -16,7 +16,6 @@ from trainkit.health.nonfinite import Fault, Tripped
 from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
-from trainkit.tracking import Status
 from trainkit.tracking.means import number_of
 from trainkit.training import account, result
 from trainkit.training.checkpoints import Checkpoints
@@ -116,7 +115,7 @@ class Trainer:
             earlier = self._earlier_result(position)
             metrics = self._run(position) if earlier is None else self._tell_earlier(earlier)
         except BaseException as error:
-            self.runtime.close(_status_of(error))
+            self.runtime.close("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
             raise
         self.runtime.close()
         return metrics
@@ -167,14 +166,8 @@ class Trainer:
     def _restore(self, where: Path) -> int:
         path = self.runtime.find(where)
         manifest = checkpoint.read_manifest(path)
-        values = manifest["values"]
-        if "recipe" not in values:
-            raise CheckpointError(
-                f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script"
-            )
-        own = self.checkpoints.directory
-        is_own = own is not None and path.parent.resolve() == own.resolve()
         load_recipe_state(self.recipe, path, manifest)
+        values, is_own = manifest["values"], self.checkpoints.holds(path)
         before, now = values.get("data", {}), self._data()
         self._tell(other_data(path, before, now, is_own=is_own, data_changed=self.data_changed))
         self._tell(changes(values.get("config") or {}, self.config))
@@ -336,8 +329,8 @@ class Trainer:
         reason = self.length.reason(self.runtime.position) or ""
         for line in self._account_of_end(metrics, reason):
             self.runtime.remark(line)
-        budget = self.length.budget.state()
-        result.write(self.runtime, {"step": self.step, "metrics": metrics, "reason": reason, "budget": budget})
+        ended = {"step": self.step, "metrics": metrics, "reason": reason}
+        result.write(self.runtime, {**ended, "budget": self.length.budget.state()})
 
     def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> Iterator[str]:
         kept = self.checkpoints.describe()
@@ -405,7 +398,3 @@ class Trainer:
             self.runtime.finish_saving()
         except CheckpointError as error:
             self._tell(f"{error}; training goes on")
-
-
-def _status_of(error: BaseException) -> Status:
-    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"

@@ -39,6 +39,10 @@ class Checkpoints:
         assert self.directory is not None
         return self.directory / f"step_{step:08d}"
 
+    def holds(self, path: Path) -> bool:
+        """Whether the checkpoint at `path` is one of the run's own."""
+        return self.directory is not None and path.parent.resolve() == self.directory.resolve()
+
     def tidy(self, step: int) -> list[Path]:
         """Clears away what earlier processes of the run have left; the new names of checkpoints after `step`.
 

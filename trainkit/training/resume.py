@@ -32,6 +32,8 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
 
 def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -> None:
     """What the recipe has stored in the checkpoint at `path`. Raises CheckpointError where another one wrote it."""
+    if "recipe" not in manifest["values"]:
+        raise CheckpointError(f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script")
     name, own, theirs = type(recipe).__name__, recipe.engines().keys(), manifest["engines"].keys()
     another = f"{path} was written by another recipe than {name}"
     advice = "give the run_dir or resume=... of a run of this recipe, or a new run_dir"
