@@ -81,7 +81,7 @@ class Recipe(ABC):
         Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
         not compared. By default those of `datasets`; nothing, where a recipe says nothing.
         """
-        return self.datasets.fingerprints() if self.datasets is not None else {}
+        return self.datasets.fingerprints() if isinstance(self.datasets, Datasets) else {}
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""

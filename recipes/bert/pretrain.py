@@ -162,7 +162,7 @@ class MaskedLanguageModelling(Recipe):
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
-        """Text is split by the checkpoint's own tokenizer, whatever text it is; the weights are the checkpoint's."""
+        """Text is split by the checkpoint's own tokenizer, whatever text it is; length and weights are its own, too."""
         if "tokenizer" in state:
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
@@ -171,11 +171,13 @@ class MaskedLanguageModelling(Recipe):
                 data = replace(data, tokenizer=tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
-        return {"data": data, "weights": None}
+        length = {"num_epochs": None, "num_steps": state["num_steps"]} if "num_steps" in state else {}
+        return {"data": data, "weights": None, **length}
 
     def state(self) -> dict[str, Any]:
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
-        return {"vocabulary": self.tokenizer.fingerprint, **stored}
+        num_steps = self.num_samples // self.batch_size
+        return {"vocabulary": self.tokenizer.fingerprint, "num_steps": num_steps, **stored}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         known = state["vocabulary"]

@@ -107,6 +107,7 @@ class ProgressiveGAN(Recipe):
         self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
         self.datasets: Datasets = runtime.first_on_host(data.load)
+        self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
             self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
         self.num_samples = self.phases[-1].end
@@ -127,10 +128,22 @@ class ProgressiveGAN(Recipe):
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
-        return {"data": Datasets(train=(), held_out=()) if data is None else data}
+        length: dict[str, Any] = {}
+        if "images" in state:  # the passes were over the data that it was trained on
+            length = {"num_epochs": None}
+            for name, images in state["images"].items():
+                length[name] = {int(resolution): num for resolution, num in images.items()}
+        return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
 
     def state(self) -> dict[str, Any]:
-        return {"phase": self.phase.number}
+        if self.num_epochs is None:
+            return {"phase": self.phase.number}
+        images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
+        for phase in self.phases:
+            images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
+        if not images["fade_images"]:  # a network of 4x4 never fades
+            del images["fade_images"]
+        return {"phase": self.phase.number, "images": images}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if state["phase"] >= len(self.phases):

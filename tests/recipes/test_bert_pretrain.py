@@ -181,6 +181,8 @@ def test_a_length_in_epochs_is_that_many_passes_over_the_training_data(path):
     num_steps = -(-5 * num_windows // (2 * 32))
     assert recipe.num_samples == 32 * num_steps and recipe.num_samples - 32 < 2.5 * num_windows
     assert recipe.model.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
+    known = MaskedLanguageModelling.restored_arguments(recipe.state(), None)
+    assert (known["num_epochs"], known["num_steps"]) == (None, num_steps), "of an evaluation, whatever its data"
     in_samples = make(path, num_epochs=1, num_steps=None, schedule=Schedule(warmup=3, unit="samples"))
     assert in_samples.model.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
     assert make(path, num_steps=None).num_samples == 32 * 2000

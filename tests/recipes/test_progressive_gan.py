@@ -1,5 +1,6 @@
 """The progressive GAN: published sizes, exact growth, groups by global index, and the same training on any split."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -151,6 +152,10 @@ def test_a_length_in_epochs_keeps_the_proportions_of_the_phases():
     assert recipe.num_samples == recipe.phases[-1].end
     wanted, num_phases = 3 * len(recipe.datasets.train), len(recipe.phases)
     assert wanted <= recipe.num_samples < wanted + 16 * num_phases
+    known = json.loads(json.dumps(recipe.state()))
+    arguments = ProgressiveGAN.restored_arguments(known, None)
+    restored = _recipe(**{name: value for name, value in arguments.items() if name != "data"})
+    assert restored.phases == recipe.phases, "whatever data a checkpoint is used with"
     assert recipe.length_key is None and _recipe().length_key == "recipe.stable_images at 8x8"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from trainkit.command import as_typed
 from trainkit.data.batch import Batch
+from trainkit.data.datasets import Datasets
 from trainkit.engine import Engine
 from trainkit.errors import UntrustedError
 from trainkit.recipe import Recipe
@@ -41,7 +42,7 @@ def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None)
 
 def _of_data(recipe: Recipe) -> Iterator[str]:
     """How much there is to train on and to measure on, and how often the run goes over it."""
-    if recipe.datasets is None:
+    if not isinstance(recipe.datasets, Datasets):  # the attribute may be another thing in a recipe of one's own
         return
     facts = recipe.datasets.describe()
     note = facts.pop("note", None)
