@@ -1,20 +1,37 @@
 """Strategies by name: how modules are spread over the processes of a job."""
 
-from trainkit.errors import ConfigError, nearest
-from trainkit.strategy.base import Strategy
-from trainkit.strategy.ddp import DDP
-from trainkit.strategy.fsdp import FSDP, HSDP
-from trainkit.strategy.single import Single
-from trainkit.strategy.zero import Zero1, Zero2, Zero3
+from typing import TYPE_CHECKING
 
-STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (Single, DDP, FSDP, HSDP, Zero1, Zero2, Zero3)}
+from trainkit.errors import ConfigError, nearest
+from trainkit.lazy import exports
+from trainkit.strategy.base import Strategy
+
+if TYPE_CHECKING:
+    from trainkit.strategy.ddp import DDP
+    from trainkit.strategy.fsdp import FSDP, HSDP
+    from trainkit.strategy.single import Single
+    from trainkit.strategy.zero import Zero1, Zero2, Zero3
+
+_MODULES = {
+    "Single": "trainkit.strategy.single",
+    "DDP": "trainkit.strategy.ddp",
+    "FSDP": "trainkit.strategy.fsdp",
+    "HSDP": "trainkit.strategy.fsdp",
+    "Zero1": "trainkit.strategy.zero",
+    "Zero2": "trainkit.strategy.zero",
+    "Zero3": "trainkit.strategy.zero",
+}
+_CLASSES = {name.lower(): name for name in _MODULES}
+
+__all__ = ["DDP", "FSDP", "HSDP", "Single", "Strategy", "Zero1", "Zero2", "Zero3", "by_name"]
 
 
 def by_name(name: str) -> Strategy:
     """The strategy called `name`, with its default arguments; ConfigError names the nearest when there is none."""
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy={name!r}: allowed are {', '.join(STRATEGIES)}.{nearest(name, STRATEGIES)}")
-    return STRATEGIES[name]()
+    if name not in _CLASSES:
+        raise ConfigError(f"strategy={name!r}: allowed are {', '.join(_CLASSES)}.{nearest(name, _CLASSES)}")
+    strategy: Strategy = __getattr__(_CLASSES[name])()
+    return strategy
 
 
-__all__ = ["DDP", "FSDP", "HSDP", "STRATEGIES", "Single", "Strategy", "Zero1", "Zero2", "Zero3", "by_name"]
+__getattr__, __dir__ = exports(__name__, _MODULES)
