@@ -16,6 +16,7 @@ Zero1, Zero2, Zero3  DeepSpeed's ZeRO: optimizer state in shards; gradients too;
 Comm         how gradients are summed: by which plan over the links
 Precision    fp32, tf32, bf16, fp16, fp64
 Schedule     learning rates as a function of the position in the data
+Last         a metric that is logged as it was last, and not as a mean
 Tracker      where numbers, pictures and text of a run go
 
 data         sources of samples: Text, Images, Datasets
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from trainkit.runtime import Runtime
     from trainkit.step_result import StepResult
     from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
-    from trainkit.tracking import Tracker
+    from trainkit.tracking import Last, Tracker
     from trainkit.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "HSDP",
     "Comm",
     "Engine",
+    "Last",
     "Precision",
     "Recipe",
     "Runtime",
@@ -78,6 +80,7 @@ __getattr__, __dir__ = exports(
         "Engine": "trainkit.engine",
         "FSDP": "trainkit.strategy.fsdp",
         "HSDP": "trainkit.strategy.fsdp",
+        "Last": "trainkit.tracking.means",
         "Precision": "trainkit.precision",
         "Recipe": "trainkit.recipe",
         "Runtime": "trainkit.runtime",

@@ -72,7 +72,7 @@ class Runtime(Feed):
         leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
         are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
-    log_every: steps from one `log` that is told to the next; it tells means over them.
+    log_every: steps from one `log` that is told to the next; it tells means over them. The last step is told too.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
@@ -402,15 +402,19 @@ class Runtime(Feed):
         config: Mapping[str, Any] | None = None,
         num_samples: int | None = None,
         summary: tuple[str, ...] = (),
+        costs: Sequence[tuple[int, float]] = (),
     ) -> None:
-        """Starts the tracker; `log` does it where nobody has. `num_samples`: the position at which training ends."""
+        """Starts the tracker; `log` does it where nobody has.
+
+        num_samples: the position at which training ends.  costs: of samples, for the time left; see `Recipe.costs`.
+        """
         if self._is_tracking:
             return
         self._checkpointed.require_all_found()
         self._kept.require_all_found()
         self._is_tracking = True
         self._num_samples = num_samples or self._num_samples
-        self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
+        self.throughput = Throughput(start=self.position, num_samples=self._num_samples, costs=costs)
         lines = self.summary() + summary
         if self.is_main and self.run_dir is not None:
             self._summarise(lines, "w")
@@ -444,22 +448,37 @@ class Runtime(Feed):
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
         """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
 
+        The last step that `batches` gives is told too; a loop that ends before it calls `log_rest` after its last one.
         To be called in every step, which never waits for the device for it. Means are over the global batches of those
         steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
-        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
-        number. Collective: every rank calls, with the same names.
+        skipped; what was not finite in such a step does not count. Of a `trainkit.Last(value)` the last one is told.
+        Raises ConfigError naming a metric that is no number. Collective: every rank calls, with the same names.
         """
         self.step = step
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
         self._means.add(metrics, share)
-        if step % self.log_every:
+        if step % self.log_every and not self._is_last_step:
+            return None
+        return self.log_rest()
+
+    @property
+    def _is_last_step(self) -> bool:
+        batch = self._clock.batch
+        return batch is not None and self._num_samples is not None and batch.position + batch.size >= self._num_samples
+
+    def log_rest(self) -> dict[str, float] | None:
+        """Tells the means of the steps that `log` was given and has not told; None where there are none.
+
+        Collective: every rank calls.
+        """
+        if self._means.is_empty:
             return None
         self.guard.read()
         if not self._is_tracking:
             self.start_tracking()
         means = self._means_over_ranks()
         rates = self.throughput.rates(self.position)
-        self.tracker.log(step, {**means, "position": self.position, **rates})
+        self.tracker.log(self.step, {**means, "position": self.position, **rates})
         return means
 
     def log_image(self, step: int, **images: Any) -> None:
