@@ -242,6 +242,18 @@ class OnDevice(torch.optim.SGD):
         return super().step()
 
 
+def test_an_optimizer_that_warms_up_from_0_is_tried_with_another_rate():
+    module = nn.Linear(3, 2)
+
+    def require(kind) -> None:
+        source = OptimizerSource(module, kind(module.parameters(), lr=0.0), engine_name="a")
+        require_elementwise(source, "zero1", torch.device("cpu"))
+
+    require(torch.optim.AdamW)
+    with pytest.raises(ConfigError, match=r"Adafactor does not treat each element by itself .*differ by"):
+        require(torch.optim.Adafactor)
+
+
 def test_an_optimizer_is_tried_where_it_will_be_used():
     """Some of an optimizer's settings are refused on a CPU, such as capturable=True."""
     module = nn.Linear(2, 2)

@@ -35,11 +35,14 @@ __all__ = [
     "write_text",
 ]
 
-# torch.distributed.checkpoint takes as long to import as a third of torch.
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "Saver": "trainkit.checkpoint.saver",
-        **dict.fromkeys(("find_whole", "load", "read_whole", "save", "write_one_file"), "trainkit.checkpoint.state"),
-    },
-)
+if not TYPE_CHECKING:  # they would be told that any name is there
+    # torch.distributed.checkpoint takes as long to import as a third of torch.
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Saver": "trainkit.checkpoint.saver",
+            **dict.fromkeys(
+                ("find_whole", "load", "read_whole", "save", "write_one_file"), "trainkit.checkpoint.state"
+            ),
+        },
+    )

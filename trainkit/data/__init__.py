@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Datasets", "Images", "Pyramid", "Text", "WordPiece"]
 
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "Batch": "trainkit.data.batch",
-        "Datasets": "trainkit.data.datasets",
-        "Images": "trainkit.data.images",
-        "Pyramid": "trainkit.data.pyramid",
-        "Text": "trainkit.data.text",
-        "WordPiece": "trainkit.data.tokenizer",
-    },
-)
+if not TYPE_CHECKING:  # they would be told that any name is there
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Batch": "trainkit.data.batch",
+            "Datasets": "trainkit.data.datasets",
+            "Images": "trainkit.data.images",
+            "Pyramid": "trainkit.data.pyramid",
+            "Text": "trainkit.data.text",
+            "WordPiece": "trainkit.data.tokenizer",
+        },
+    )

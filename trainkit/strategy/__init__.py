@@ -1,6 +1,7 @@
 """Strategies by name: how modules are spread over the processes of a job."""
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Literal
 
 from trainkit.errors import ConfigError, nearest
 from trainkit.lazy import exports
@@ -21,17 +22,31 @@ _MODULES = {
     "Zero2": "trainkit.strategy.zero",
     "Zero3": "trainkit.strategy.zero",
 }
-_CLASSES = {name.lower(): name for name in _MODULES}
+StrategyName = Literal["single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"]
+STRATEGIES = {name.lower(): name for name in _MODULES}
 
-__all__ = ["DDP", "FSDP", "HSDP", "Single", "Strategy", "Zero1", "Zero2", "Zero3", "by_name"]
+__all__ = [
+    "DDP",
+    "FSDP",
+    "HSDP",
+    "STRATEGIES",
+    "Single",
+    "Strategy",
+    "StrategyName",
+    "Zero1",
+    "Zero2",
+    "Zero3",
+    "by_name",
+]
 
 
 def by_name(name: str) -> Strategy:
     """The strategy called `name`, with its default arguments; ConfigError names the nearest when there is none."""
-    if name not in _CLASSES:
-        raise ConfigError(f"strategy={name!r}: allowed are {', '.join(_CLASSES)}.{nearest(name, _CLASSES)}")
-    strategy: Strategy = __getattr__(_CLASSES[name])()
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy={name!r}: allowed are {', '.join(STRATEGIES)}.{nearest(name, STRATEGIES)}")
+    strategy: Strategy = getattr(sys.modules[__name__], STRATEGIES[name])()
     return strategy
 
 
-__getattr__, __dir__ = exports(__name__, _MODULES)
+if not TYPE_CHECKING:  # they would be told that any name is there
+    __getattr__, __dir__ = exports(__name__, _MODULES)
