@@ -15,7 +15,7 @@ from trainkit import checkpoint
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.checkpoint import run_directory
 from trainkit.comm.cluster import current_cluster
-from trainkit.comm.comm import Comm
+from trainkit.comm.comm import Comm, Plan
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
@@ -25,14 +25,14 @@ from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
-from trainkit.ops.switch import Ops
+from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
-from trainkit.precision import Kept, Precision
+from trainkit.precision import Kept, Name, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
-from trainkit.strategy import Strategy, by_name
+from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
@@ -86,10 +86,10 @@ class Runtime(Feed):
     def __init__(
         self,
         *,
-        strategy: str | Strategy = "ddp",
-        comm: str | Comm = "auto",
-        precision: str | Precision = "fp32",
-        ops: str | Ops = "fused",
+        strategy: StrategyName | Strategy = "ddp",
+        comm: Plan | Comm = "auto",
+        precision: Name | Precision = "fp32",
+        ops: Kernels | Ops = "fused",
         seed: int = 0,
         deterministic: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -109,10 +109,10 @@ class Runtime(Feed):
         cluster = current_cluster()
         chosen = choose_device(device, cluster)
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
-        self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
-        self.comm = Comm(plan=comm) if isinstance(comm, str) else comm  # type: ignore[arg-type]
+        self.precision = Precision(name=precision) if isinstance(precision, str) else precision
+        self.comm = Comm(plan=comm) if isinstance(comm, str) else comm
         self.comm.check(self.strategy.name, deterministic)
-        self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops  # type: ignore[arg-type]
+        self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops
         self.ops.apply()
         self.strategy.check(cluster, self.precision, chosen)
         if compile:

@@ -34,6 +34,26 @@ def test_why(told, expected):
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
+        ({}, Cluster()),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Cluster(1, 2, 0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Cluster(5, 8, 1, 4)),
+        ({"RANK": "0"}, "RANK and WORLD_SIZE must both be set to numbers"),
+        ({"RANK": "0", "WORLD_SIZE": "many"}, "RANK and WORLD_SIZE must both be set to numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "contradict each other"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "contradict each other"),
+    ],
+)
+def test_the_variables_of_a_launcher(told, expected):
+    if isinstance(expected, Cluster):
+        assert Cluster.from_environment(told) == expected
+        return
+    with pytest.raises(ClusterError, match=expected):
+        Cluster.from_environment(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "srun has started 4 processes .* this is SLURM_PROCID=2"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun has started 2 processes"),
         ({"PMI_SIZE": "3", "PMI_RANK": "0"}, "mpiexec has started 3 processes"),

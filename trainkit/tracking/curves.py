@@ -182,4 +182,5 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     index = np.arange(len(values))
     first = index - np.minimum(half, index)
     last = np.minimum(2 * index - first, len(values) - 1)
-    return (sums[last + 1] - sums[first]) / (last + 1 - first)
+    means: np.ndarray = (sums[last + 1] - sums[first]) / (last + 1 - first)
+    return means
