@@ -39,7 +39,7 @@ class PackedTokens:
 
     Documents follow one another and end with [SEP], so a window may hold several and no token is lost to padding.
     Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`. `most`: the most windows, of
-    which a longer stream gives an even choice by a hash of their numbers.
+    which a longer stream gives an even choice by a hash of their numbers. `content`: a hash of what decides the tokens.
 
     Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` gives {"tokens": int64 [n, sequence_length]}
     at once. The file is memory-mapped, opened where it is used: pickling for a loader worker costs nothing.
@@ -55,7 +55,9 @@ class PackedTokens:
         pad: int,
         drop_last: bool = False,
         most: int | None = None,
+        content: str,
     ) -> None:
+        self.content = content
         self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
         self.num_tokens = path.stat().st_size // dtype.itemsize
         whole, rest = divmod(self.num_tokens, sequence_length - 1)
@@ -74,8 +76,8 @@ class PackedTokens:
 
     @property
     def fingerprint(self) -> str:
-        """Of the tokens and of how they are cut; a cache's directory is named by a hash of its content."""
-        return f"{self.path.parent.name}/{self.path.name} {self.sequence_length} {len(self)}"
+        """Of the tokens and of how they are cut, wherever they lie."""
+        return f"{self.content}/{self.path.name} {self.sequence_length} {len(self)}"
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         if self._stream is None:

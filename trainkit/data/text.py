@@ -80,23 +80,26 @@ class Text:
         Raises DataError for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
         corpus = self._corpus()
-        directory = self._directory(corpus, progress)
+        text = corpus.fingerprint(progress)
+        directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
+        # Not the directory's name: the vocabulary may have been learnt here or come with a checkpoint.
+        content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
-        held_out = self._windows(directory / "held_out.bin", tokenizer, most=self.held_out_samples)
+        held_out = self._windows(directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
         if len(held_out) < _FEWEST_MEASURED:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
             remark(facts, "files not read", "note")
-        train = self._windows(directory / "train.bin", tokenizer, drop_last=True)
+        train = self._windows(directory / "train.bin", tokenizer, content, drop_last=True)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
 
     def _corpus(self) -> Corpus:
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
 
     def _windows(
-        self, path: Path, tokenizer: WordPiece, drop_last: bool = False, most: int | None = None
+        self, path: Path, tokenizer: WordPiece, content: str, drop_last: bool = False, most: int | None = None
     ) -> PackedTokens:
         return PackedTokens(
             path,
@@ -106,29 +109,28 @@ class Text:
             pad=tokenizer.pad,
             drop_last=drop_last,
             most=most,
+            content=content,
         )
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 
-    def _directory(self, corpus: Corpus, progress: bool) -> Path:
+    def _directory(self, corpus: Corpus, text: str, progress: bool) -> Path:
         """What was built for these settings, or is now."""
         root = cache_root(self.cache_dir)
-        content = corpus.fingerprint(progress)
         if self.tokenizer is not None:
             self._require_agreement(self.tokenizer)
-            usual = root / replace(self, tokenizer=None)._name(content)  # by the run that learnt the vocabulary
+            usual = root / replace(self, tokenizer=None)._name(text)  # by the run that learnt the vocabulary
             if usual.is_dir() and WordPiece.load(usual / _TOKENIZER).fingerprint == self.tokenizer.fingerprint:
                 return usual
-        return cached(root, self._name(content), lambda aside: self._build(corpus, aside, progress))
+        return cached(root, self._name(text), lambda aside: self._build(corpus, aside, progress))
 
-    def _name(self, content: str) -> str:
+    def _name(self, text: str) -> str:
         if self.tokenizer is not None:
             vocabulary: tuple[object, ...] = ("tokenizer", self.tokenizer.fingerprint)
         else:
             given = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
             vocabulary = (given, self._vocabulary()[1])
-        settings = (_FORMAT, content, vocabulary, self.held_out)
-        return f"text-{hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()}"
+        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out)}"
 
     def _vocabulary(self) -> tuple[Vocabulary | None, Normalizer]:
         """What `vocab_file` holds, and how text is normalised for it."""
@@ -183,6 +185,10 @@ class Text:
         }
         summary["duplicates"] = {"documents": split.count(DROPPED)}
         (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _hash(*settings: object) -> str:
+    return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
 
 def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str, int | str]:
