@@ -7,6 +7,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -63,6 +64,18 @@ class BuildPy(build_py):
         self.distribution.has_library = True
 
 
+class EditableWheel(editable_wheel):
+    """Puts the checkout itself on the path, which type checkers can follow, in the place of a finder of modules.
+
+    setuptools does so where every package lies where its name says, below a root that is named.
+    """
+
+    def run(self):
+        self.distribution.packages.remove("trainkit.conf")  # conf/ is found in the checkout
+        self.distribution.package_dir = self.package_dir = {"": "."}
+        super().run()
+
+
 class BdistWheel(bdist_wheel):
     """A wheel's name says which machines its library is for, or that it has none; it needs no particular Python.
 
@@ -89,11 +102,13 @@ setup(
     packages=[*find_packages(include=["trainkit", "trainkit.*", "recipes", "recipes.*"]), "trainkit.conf"],
     package_dir={"trainkit.conf": "conf"},
     package_data={
+        "trainkit": ["py.typed"],
+        "recipes": ["py.typed"],
         "trainkit.conf": ["*.yaml", "*/*.yaml"],
         "trainkit.comm": ["preset_files/*.json"],
         "trainkit.ops": ["csrc/**/*"],
     },
-    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},
     install_requires=[
         "hydra-core>=1.3.2",
         "matplotlib>=3.8",

@@ -58,7 +58,8 @@ class Ranks:
                 except EOFError:
                     raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None
                 errors += [error] if error is not None else []
-        self.is_broken = False
+        # Where only some have failed, the group still holds the messages of those that went on.
+        self.is_broken = bool(errors) and len(errors) < len(self.pipes)
         if errors:
             raise RankError(errors[0])
         return [answers[pipe] for pipe in self.pipes]

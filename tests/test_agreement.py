@@ -27,6 +27,19 @@ def _seeds_by_rank():
     return _runtime(seed=(0, 1))
 
 
+def _versions():
+    version = trainkit.__version__
+    trainkit.__version__ = f"{1 + min(_rank(), 1)}.0"
+    try:
+        return _runtime()
+    finally:
+        trainkit.__version__ = version
+
+
+def _strategies():
+    return _runtime(strategy=("ddp", "fsdp"))
+
+
 def _precisions():
     return _runtime(precision=("fp32", "bf16"))
 
@@ -72,6 +85,8 @@ def _outcome(make) -> str:
 
 CASES = [
     (_seeds_by_rank, "seed=0 on rank 0, and seed=1 on rank 1"),
+    (_versions, "trainkit=1.0 on rank 0, and trainkit=2.0 on rank 1"),
+    (_strategies, "strategy=DDP("),
     (_precisions, "precision=Precision(name='fp32'"),
     (_learning_rates, "optimizer.lr of group 0 of engine0=0.1 on rank 0, and optimizer.lr of group 0 of engine0=0.2"),
     (_shapes, "engine0.weight=[1, 2, torch.float32, True] on rank 0, and engine0.weight=[2, 2, torch.float32, True]"),

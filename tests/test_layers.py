@@ -18,10 +18,10 @@ LAYERS = (
     ("engine", "ranks"),
     ("backend", "clock"),
     ("data", "precision"),
-    ("blocks",),
+    ("blocks", "step_result"),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "config", "shard", "probe", "memory", "step_result", "cache", "dtypes"),
+    ("random", "bits", "config", "shard", "probe", "memory", "cache", "dtypes"),
     ("overrides",),
     ("errors",),
 )

@@ -11,7 +11,7 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.step_result import StepResult
 from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
-from trainkit.tracking import Tracker
+from trainkit.tracking import Last, Tracker
 
 if TYPE_CHECKING:
     from trainkit.job import load_recipe
@@ -24,6 +24,7 @@ __all__ = [
     "HSDP",
     "Comm",
     "Engine",
+    "Last",
     "Precision",
     "Recipe",
     "Runtime",

@@ -51,7 +51,8 @@ def compile_blocks(module: nn.Module, blocks: Sequence[type[nn.Module]]) -> None
 
 def eagerly() -> AbstractContextManager[Any]:
     """Compiled parts are run as they were written: what is compiled can be differentiated once only."""
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any, bool | None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def check_compiler(device: torch.device) -> None:

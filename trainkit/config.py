@@ -158,7 +158,8 @@ def build(node: Any) -> Any:
 
 def build_partial(node: Node) -> Callable[..., Any]:
     """The node's `_target_` with its arguments made and bound, to be called with the rest."""
-    return build({**node, "_partial_": True})
+    made: Callable[..., Any] = build({**node, "_partial_": True})
+    return made
 
 
 def groups(config_dir: str | Path | None = None) -> dict[str, list[str]]:
@@ -222,12 +223,13 @@ def _is_node(value: Any) -> bool:
 
 def _locate(path: str, target: str) -> Callable[..., Any]:
     try:
-        found = get_object(target)
+        found: Any = get_object(target)
     except Exception as error:
         raise ConfigError(f"{path}._target_={target}: cannot be imported: {_first_line(error)}") from error
     if not callable(found):
         raise ConfigError(f"{path}._target_={target}: is a {type(found).__name__}, not something to call")
-    return found
+    located: Callable[..., Any] = found
+    return located
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -442,8 +442,8 @@ class Engine:
         return (
             f"the loss of engine {self.name!r} comes from a computation that another backward() has gone through: one "
             f"loss updates one engine. For several modules or optimizers with one loss, put the modules into one "
-            f"nn.Module, and set up one engine of it, whose optimizer has a group of parameters for each. Detach what "
-            f"is carried over from one step to the next"
+            f"nn.Module, and set up one engine of it, whose optimizer has a group of parameters for each; "
+            f"trainkit.optim.MultiOptimizer makes one of several. Detach what is carried over from one step to the next"
         )
 
     def _require_samples(self, batch: Batch) -> None:

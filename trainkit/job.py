@@ -208,7 +208,9 @@ def _find_accumulation(runtime: Runtime, make_recipe: Callable[..., Recipe], res
     """How many micro-batches a rank needs, and where that holds: by trying, unless a checkpoint knows. Collective."""
     where = {"world_size": runtime.world_size, "strategy": runtime.strategy.name, "device": runtime.device_name}
     path = where_to_resume(runtime, resume)
-    known = checkpoint.read_manifest(runtime.find(path))["values"].get("found") if path is not None else None
+    known: dict[str, Any] | None = None
+    if path is not None:
+        known = checkpoint.read_manifest(runtime.find(path))["values"].get("found")
     if known and {key: known.get(key) for key in where} == where:
         return known
     share = 1

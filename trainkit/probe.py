@@ -89,7 +89,7 @@ class _Meetings(TorchDispatchMode):
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.group = group
         self.of_a_peer = _FINE
 

@@ -45,6 +45,14 @@ class Recipe(ABC):
     def evaluate(self) -> dict[str, float]:
         """Measures on held-out data, the same on every rank. Collective: every rank calls."""
 
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """metric of `evaluate` -> name -> what it is to be held against, the same on every rank. Collective.
+
+        Such as `{"accuracy": {"most frequent class": 0.61}}`: curve.png draws it as a dashed line. Asked for at every
+        evaluation of a Trainer, and told when it has changed.
+        """
+        return {}
+
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
         """Arguments in place of the configured ones where a trained recipe is made, to be filled from a checkpoint.
@@ -53,6 +61,13 @@ class Recipe(ABC):
         wanted. Returns None where the recipe cannot be made without data: its own are then read.
         """
         return None if data is None else {"data": data}
+
+    def costs(self) -> list[tuple[int, float]]:
+        """(position, cost) in order, up to `num_samples`: each sample before that position costs so much, in any unit.
+
+        For the time left where steps become slower, as a growing network's do. Nothing: all samples cost the same.
+        """
+        return []
 
     def fingerprints(self) -> dict[str, str]:
         """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.

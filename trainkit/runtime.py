@@ -15,7 +15,7 @@ from trainkit import checkpoint
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.checkpoint import run_directory
 from trainkit.comm.cluster import current_cluster
-from trainkit.comm.comm import Comm
+from trainkit.comm.comm import Comm, Plan
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
@@ -25,14 +25,14 @@ from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
-from trainkit.ops.switch import Ops
+from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
-from trainkit.precision import Kept, Precision
+from trainkit.precision import Kept, Name, Precision
 from trainkit.probe import fewest_that_fit
 from trainkit.ranks import BESIDE
 from trainkit.shard import buffer_shards, share_from_first
-from trainkit.strategy import Strategy, by_name
+from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
 
@@ -72,7 +72,7 @@ class Runtime(Feed):
         leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
         are logged or saved.
     num_workers: processes that fetch data ahead (0: this one does).
-    log_every: steps from one `log` that is told to the next; it tells means over them.
+    log_every: steps from one `log` that is told to the next; it tells means over them. The last step is told too.
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
@@ -86,10 +86,10 @@ class Runtime(Feed):
     def __init__(
         self,
         *,
-        strategy: str | Strategy = "ddp",
-        comm: str | Comm = "auto",
-        precision: str | Precision = "fp32",
-        ops: str | Ops = "fused",
+        strategy: StrategyName | Strategy = "ddp",
+        comm: Plan | Comm = "auto",
+        precision: Name | Precision = "fp32",
+        ops: Kernels | Ops = "fused",
         seed: int = 0,
         deterministic: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -109,10 +109,10 @@ class Runtime(Feed):
         cluster = current_cluster()
         chosen = choose_device(device, cluster)
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
-        self.precision = Precision(name=precision) if isinstance(precision, str) else precision  # type: ignore[arg-type]
-        self.comm = Comm(plan=comm) if isinstance(comm, str) else comm  # type: ignore[arg-type]
+        self.precision = Precision(name=precision) if isinstance(precision, str) else precision
+        self.comm = Comm(plan=comm) if isinstance(comm, str) else comm
         self.comm.check(self.strategy.name, deterministic)
-        self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops  # type: ignore[arg-type]
+        self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops
         self.ops.apply()
         self.strategy.check(cluster, self.precision, chosen)
         if compile:
@@ -402,15 +402,19 @@ class Runtime(Feed):
         config: Mapping[str, Any] | None = None,
         num_samples: int | None = None,
         summary: tuple[str, ...] = (),
+        costs: Sequence[tuple[int, float]] = (),
     ) -> None:
-        """Starts the tracker; `log` does it where nobody has. `num_samples`: the position at which training ends."""
+        """Starts the tracker; `log` does it where nobody has.
+
+        num_samples: the position at which training ends.  costs: of samples, for the time left; see `Recipe.costs`.
+        """
         if self._is_tracking:
             return
         self._checkpointed.require_all_found()
         self._kept.require_all_found()
         self._is_tracking = True
         self._num_samples = num_samples or self._num_samples
-        self.throughput = Throughput(start=self.position, num_samples=self._num_samples)
+        self.throughput = Throughput(start=self.position, num_samples=self._num_samples, costs=costs)
         lines = self.summary() + summary
         if self.is_main and self.run_dir is not None:
             self._summarise(lines, "w")
@@ -444,22 +448,37 @@ class Runtime(Feed):
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
         """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
 
+        The last step that `batches` gives is told too; a loop that ends before it calls `log_rest` after its last one.
         To be called in every step, which never waits for the device for it. Means are over the global batches of those
         steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
-        skipped; what was not finite in such a step does not count. Raises ConfigError naming a metric that is no
-        number. Collective: every rank calls, with the same names.
+        skipped; what was not finite in such a step does not count. Of a `trainkit.Last(value)` the last one is told.
+        Raises ConfigError naming a metric that is no number. Collective: every rank calls, with the same names.
         """
         self.step = step
         share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
         self._means.add(metrics, share)
-        if step % self.log_every:
+        if step % self.log_every and not self._is_last_step:
+            return None
+        return self.log_rest()
+
+    @property
+    def _is_last_step(self) -> bool:
+        batch = self._clock.batch
+        return batch is not None and self._num_samples is not None and batch.position + batch.size >= self._num_samples
+
+    def log_rest(self) -> dict[str, float] | None:
+        """Tells the means of the steps that `log` was given and has not told; None where there are none.
+
+        Collective: every rank calls.
+        """
+        if self._means.is_empty:
             return None
         self.guard.read()
         if not self._is_tracking:
             self.start_tracking()
         means = self._means_over_ranks()
         rates = self.throughput.rates(self.position)
-        self.tracker.log(step, {**means, "position": self.position, **rates})
+        self.tracker.log(self.step, {**means, "position": self.position, **rates})
         return means
 
     def log_image(self, step: int, **images: Any) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trainkit.tracking.means import Last
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -24,9 +26,9 @@ class StepResult:
         values: dict[str, Tensor | float] = {
             "loss": self.loss,
             "grad_norm": self.grad_norm,
-            "lr": self.lr,
+            "lr": Last(self.lr),
             "skipped": float(self.skipped),
         }
         if self.loss_scale is not None:
-            values["loss_scale"] = self.loss_scale
+            values["loss_scale"] = Last(self.loss_scale)
         return {prefix + name: value for name, value in values.items()}

@@ -78,6 +78,7 @@ class Trainer:
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether it holds metrics."""
         self._best_value = math.inf
+        self._baselines: Mapping[str, Mapping[str, float]] = {}
         self._fingerprints: dict[str, str] = {}
 
     # -- what a user calls -------------------------------------------------------------------------------------------
@@ -218,6 +219,7 @@ class Trainer:
         while True:
             try:
                 self._train_on(batches)
+                self.runtime.log_rest()
                 return self.runtime.guard.read()
             except Tripped as trip:
                 fault = trip.fault
@@ -296,6 +298,10 @@ class Trainer:
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
             metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
+            baselines = self.recipe.baselines()
+        if baselines != self._baselines:
+            self._baselines = baselines
+            self.runtime.tracker.baselines(self.step, baselines)
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
         value = self._value_of(metrics)
@@ -305,10 +311,16 @@ class Trainer:
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
+        self._baselines = {}  # what is told anew may be cut back to before they were told
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             self._write_config()
         lines = [line for name in self.recipe.engines() for line in self._account_of(name, first)]
-        self.runtime.start_tracking(config=self.config, num_samples=self.recipe.num_samples, summary=tuple(lines))
+        self.runtime.start_tracking(
+            config=self.config,
+            num_samples=self.recipe.num_samples,
+            summary=tuple(lines),
+            costs=self.recipe.costs(),
+        )
 
     def _write_config(self) -> None:
         """Writes config.yaml, and keeps another one that an earlier start has left beside it. Collective."""
@@ -351,6 +363,7 @@ class Trainer:
 
     def _stop(self, number: int) -> NoReturn:
         """Saves, leaves word that the run is to go on, and ends it. Collective."""
+        self.runtime.log_rest()
         if self.step:
             self._save()
             self.runtime.finish_saving()

@@ -80,7 +80,7 @@ def _of_kind(path: str, name: Any, kinds: tuple[type, ...]) -> Callable[..., Any
     if name.startswith("recipes.") and not _recipes_are_ours():
         raise UntrustedError(f"{path}._target_={name}, in a package `recipes` that is not trainkit's,")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise refused from error
     if isinstance(found, type):
@@ -92,7 +92,8 @@ def _of_kind(path: str, name: Any, kinds: tuple[type, ...]) -> Callable[..., Any
         is_right = is_ours and isinstance(made, type) and issubclass(made, kinds)
     if not is_right:
         raise refused
-    return found
+    trusted: Callable[..., Any] = found
+    return trusted
 
 
 def _kinds_of(key: Any, hints: Mapping[str, Any]) -> tuple[type, ...]:

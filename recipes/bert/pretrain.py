@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recipes.bert.data import IGNORED, Masked, Masking, check_share
 from recipes.bert.hugging_face import load_hugging_face
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from recipes.bert.report import Report, outlook
+from recipes.bert.report import Report, guessed, outlook
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
@@ -64,6 +64,7 @@ class MaskedLanguageModelling(Recipe):
         self.datasets = runtime.first_on_host(data.load)
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
+        self._guessed: dict[str, float] = {}
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         if len(self.datasets.train):
@@ -112,19 +113,32 @@ class MaskedLanguageModelling(Recipe):
         self._evaluations.append((self.runtime.step, accuracy))
         return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
 
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        return {"held_out_accuracy": self.guessed()}
+
+    def guessed(self) -> dict[str, float]:
+        """Accuracy of guesses from counts of neighbours, by name, see `report.guessed`. Collective."""
+        if not self._guessed:
+            self._guessed = guessed(self)
+        return self._guessed
+
     @torch.no_grad()
     def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
         """(batch, how it was masked, logits_BKV) over the held-out windows, this rank's share. Collective."""
         self.model.module.eval()
         try:
-            for batch in self.runtime.evaluation_batches(
-                self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
-            ):
-                masked = self._masked(batch, self.evaluation_masking, "held-out mask")
+            for batch, masked in self.masked_held_out():
                 attended_BT = self._attended(batch, self.datasets.held_out)
                 yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
         finally:
             self.model.module.train()
+
+    def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
+        """(batch, how it was masked), the same each time."""
+        for batch in self.runtime.evaluation_batches(
+            self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
+        ):
+            yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
 
     def fingerprints(self) -> dict[str, str]:
         return self.datasets.fingerprints()

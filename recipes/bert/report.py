@@ -37,29 +37,38 @@ class Report:
     @classmethod
     def of(cls, recipe: "MaskedLanguageModelling") -> "Report":
         """Measures on the whole held-out split. Collective: every rank calls, and gets the same rows."""
-        counts = NeighbourCounts(_windows(recipe.datasets.train), recipe.tokenizer)
-        correct: dict[str, Tensor] = {}
-        num_masked = torch.zeros(())
+        num_correct, num_masked = torch.zeros(()), torch.zeros(())
         examples: list[str] = []
         num_batches = -(-len(recipe.datasets.held_out) // recipe.evaluation_batch_size)
         every = max(1, num_batches // _NUM_EXAMPLES)  # examples from all over the split
         for number, (batch, masked, logits_BKV) in enumerate(recipe.held_out()):
-            labels_BK = masked.labels_BK.cpu()
-            guesses = {"model": logits_BKV.argmax(dim=-1).cpu()}
-            guesses |= counts.guesses(batch.tokens, masked.chosen_BK)
-            for name, guess_BK in guesses.items():
-                correct[name] = correct.get(name, 0) + (guess_BK == labels_BK).sum()
+            labels_BK, guess_BK = masked.labels_BK.cpu(), logits_BKV.argmax(dim=-1).cpu()
+            num_correct = num_correct + (guess_BK == labels_BK).sum()
             num_masked = num_masked + (labels_BK != IGNORED).sum()
             if number % every == 0:
-                examples += islice(_examples(recipe.tokenizer, batch, masked, guesses["model"]), 1)
-        totals = recipe.runtime.sum({**correct, "masked": num_masked})
-        masked_tokens = int(totals.pop("masked"))
+                examples += islice(_examples(recipe.tokenizer, batch, masked, guess_BK), 1)
+        totals = recipe.runtime.sum({"correct": num_correct, "masked": num_masked})
         return cls(
             examples="\n\n".join(examples[:_NUM_EXAMPLES]),
             sentences="\n".join(str(fill(recipe, sentence)) for sentence in recipe.sentences),
-            columns=("guesser", f"accuracy on {masked_tokens:,} tokens"),
-            rows=[(name, count / masked_tokens) for name, count in totals.items()],
+            columns=("guesser", f"accuracy on {int(totals['masked']):,} tokens"),
+            rows=[("model", totals["correct"] / totals["masked"]), *recipe.guessed().items()],
         )
+
+
+def guessed(recipe: "MaskedLanguageModelling") -> dict[str, float]:
+    """By name of a baseline, its accuracy on the masked tokens of the held-out split. Collective: every rank calls."""
+    counts = NeighbourCounts(_windows(recipe.datasets.train), recipe.tokenizer)
+    correct: dict[str, Tensor] = {}
+    num_masked = torch.zeros(())
+    for batch, masked in recipe.masked_held_out():
+        labels_BK = masked.labels_BK.cpu()
+        for name, guess_BK in counts.guesses(batch.tokens, masked.chosen_BK).items():
+            correct[name] = correct.get(name, torch.zeros(())) + (guess_BK == labels_BK).sum()
+        num_masked = num_masked + (labels_BK != IGNORED).sum()
+    totals = recipe.runtime.sum({**correct, "masked": num_masked})
+    masked_tokens = totals.pop("masked")
+    return {name: count / masked_tokens for name, count in totals.items()}
 
 
 def outlook(

@@ -14,11 +14,12 @@ from recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolu
 from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from recipes.progressive_gan.pictures import animate, grid
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_at_least
 from trainkit.ops.resample import downsample, fade_in
 
+TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
 
@@ -103,6 +104,7 @@ class ProgressiveGAN(Recipe):
         self.datasets = runtime.first_on_host(data.load)
         if len(self.datasets.train):
             _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+        self._floors: dict[int, float] = {}
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -110,6 +112,9 @@ class ProgressiveGAN(Recipe):
 
     def engines(self) -> dict[str, Engine]:
         return {"G": self.G, "D": self.D}
+
+    def costs(self) -> list[tuple[int, float]]:
+        return [(phase.end, float(self.widths.num_products(phase.resolution))) for phase in self.phases]
 
     def fingerprints(self) -> dict[str, str]:
         return self.datasets.fingerprints()
@@ -211,10 +216,10 @@ class ProgressiveGAN(Recipe):
             "penalty": penalty.detach(),
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
-            "lr": d_result.lr,
+            "lr": Last(d_result.lr),
             "skipped": float(d_result.skipped or g_result.skipped),
-            "resolution": self.phase.resolution,
-            "fade": fade,
+            "resolution": Last(self.phase.resolution),
+            "fade": Last(fade),
         }
 
     def _latents(self, batch: Batch, name: str) -> Tensor:
@@ -240,6 +245,18 @@ class ProgressiveGAN(Recipe):
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
         return distances
 
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        floor = self._floor(self.phase.resolution)
+        return {} if floor is None else {"swd": {TRAINING_IMAGES: floor}}
+
+    def _floor(self, resolution: int) -> float | None:
+        """The distance of as many training images to the held-out ones; None where there are too few."""
+        if len(self.datasets.train) < len(self.datasets.held_out):
+            return None
+        if resolution not in self._floors:
+            self._floors[resolution] = self._distances(None, resolution)["swd"]
+        return self._floors[resolution]
+
     def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
         """Images of `num` fixed latents, the same ones throughout a run; [num, C, R, R]."""
         places = torch.arange(offset, offset + num)
@@ -257,8 +274,8 @@ class ProgressiveGAN(Recipe):
         with self.G.averaged() as trained:
             found = [("untrained generator", self._distances(untrained, resolution)["swd"])]
             found.append(("trained generator", self._distances(trained, resolution)["swd"]))
-        if len(self.datasets.train) >= len(self.datasets.held_out):
-            found.append(("as many training images", self._distances(None, resolution)["swd"]))
+        if (floor := self._floor(resolution)) is not None:
+            found.append((TRAINING_IMAGES, floor))
         for name, distance in found:
             rows.append((name, round(distance, 2), round(distance / found[0][1], 3)))
         columns = ("images of", f"swd at {resolution}x{resolution}", "share of untrained")

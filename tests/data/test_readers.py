@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow
@@ -103,6 +105,18 @@ def test_another_encoding_is_a_guess_and_the_command_keeps_the_file(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"only a guess.*iconv -f WINDOWS-1252 -t UTF-8 \S*a\.txt > \S*a\.utf8\.txt$"):
         texts(tmp_path)
+
+
+@pytest.mark.skipif(not (shutil.which("gzip") and shutil.which("iconv")), reason="gzip and iconv are not installed")
+def test_the_command_for_a_compressed_file_decompresses_it_first(tmp_path):
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"caf\xe9"))
+    with pytest.raises(DataError) as raised:
+        texts(folder)
+    subprocess.run(str(raised.value).rpartition("): ")[2], shell=True, check=True)
+    assert texts(folder / "a.utf8.txt") == ["café"]
+    assert gzip.decompress((folder / "a.txt.gz").read_bytes()) == b"caf\xe9"
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])

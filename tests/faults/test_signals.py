@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.jobs import ROOT, TOY, TRAIN, children, environment, newest_tensors, run, torchrun
+from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
 from trainkit.comm import agent
 from trainkit.errors import ClusterError, ConfigError
@@ -294,10 +294,10 @@ def test_preempted_says_to_launchers_what_they_understand(monkeypatch):
 
 
 SLEEPER = """
-import time, trainkit
+import os, time, trainkit
 from trainkit.health.signals import Signals
 with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())):
-    print("ready", flush=True)
+    print(f"ready {os.getpid()}\\n", end="", flush=True)
     time.sleep(100)
 """
 
@@ -312,7 +312,7 @@ def test_a_second_signal_stops_at_once_whatever_the_main_thread_does(number):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        assert process.stdout is not None and process.stdout.readline() == f"ready {process.pid}\n"
         process.send_signal(number)
         time.sleep(1.5)
         assert process.poll() is None
@@ -320,3 +320,34 @@ def test_a_second_signal_stops_at_once_whatever_the_main_thread_does(number):
         _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert err.splitlines()[-1] == f"trainkit: a second {number.name}: stopped at once"
+
+
+def test_ctrl_c_twice_under_torchrun_leaves_no_process(tmp_path):
+    """As a terminal does it, to torchrun alone: its workers are in sessions of their own."""
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    with subprocess.Popen(
+        command([], 2, script),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            workers = [int(process.stdout.readline().removeprefix("ready ")) for _ in range(2)]
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(1.5)
+            assert process.poll() is None and set(workers) <= set(children(process.pid)), "it waits for the step"
+            os.killpg(process.pid, signal.SIGINT)
+            began = time.monotonic()
+            _, err = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                kill(process)
+    assert time.monotonic() - began < 25, "torchrun kills what is left only after 30 s"
+    assert process.returncode != 0
+    assert "Ctrl-C again ends it at once" in err and "stopped at once" in err
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from recipes.progressive_gan import metrics
 from recipes.progressive_gan.growth import phase_at, plan
@@ -52,6 +53,14 @@ def test_the_networks_have_the_published_sizes():
 def test_channels_of_the_paper():
     expected = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
     assert {size: Widths().at(size) for size in expected} == expected
+
+
+@pytest.mark.parametrize("widths", [Widths(), Widths(latent_dim=64, fmap_base=256, fmap_max=64, channels=1)])
+def test_the_counted_cost_is_that_of_torch(widths):
+    for size in (4, 8, 32):
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            Discriminator(widths, size)(Generator(widths, size)(torch.zeros(4, widths.latent_dim)))
+        assert widths.num_products(size) == pytest.approx(counted.get_total_flops() / 4 / 2, rel=0.05), size
 
 
 def _kept(new, old):

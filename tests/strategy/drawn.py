@@ -136,13 +136,17 @@ def train(drawn: Drawn) -> tuple[str, object]:
 
 
 def train_plainly(drawn: Drawn) -> dict[str, Tensor]:
-    """The same by its definition: one process, the gradient of the weighted mean over each global batch."""
+    """The same by its definition: one process, the gradient of the weighted mean over each global batch.
+
+    Each share's pass is the one that a rank makes, so that numbers of few digits are rounded in the same places: losses
+    are weighted before the pass, and the sum of weights divides gradients after it.
+    """
     dtype = torch.float64 if drawn.precision not in AUTOCAST else torch.float32
     order, everything = Order(NUM_SAMPLES, seed=0), data(dtype)
     module = Heads(drawn.module).to(dtype)
     switch(drawn, module, 0)
     optimizer = OPTIMIZERS[drawn.optimizer](list(module.parameters()))
-    cast = AUTOCAST.get(drawn.precision)
+    cast, is_split = AUTOCAST.get(drawn.precision), drawn.ranks * drawn.accumulation > 1
     for step in range(NUM_STEPS):
         switch(drawn, module, step)
         positions = torch.arange(step * drawn.batch_size, (step + 1) * drawn.batch_size)
@@ -155,7 +159,10 @@ def train_plainly(drawn: Drawn) -> dict[str, Tensor]:
                 with torch.autocast("cpu", cast) if cast is not None else nullcontext():
                     output = module(everything["x"][chosen], heads_of(drawn, step, rank, micro))
                 loss, count = loss_of(output, everything["y"][chosen], everything["num"][chosen])
-                (loss * count / total.clamp(min=1)).backward()
+                (loss * count if is_split else loss).backward()
+        for p in module.parameters():
+            if p.grad is not None and is_split:
+                p.grad /= total.clamp(min=1)
         if drawn.clip is not None:
             nn.utils.clip_grad_norm_(module.parameters(), drawn.clip)
         optimizer.step()

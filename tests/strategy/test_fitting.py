@@ -1,6 +1,7 @@
 """What setup makes of a module's dtypes and memory formats, and which optimizers and parameters cannot be sharded."""
 
 import os
+from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -182,20 +183,35 @@ def _one_step(name, strategy):
     return "weights", weights
 
 
+@cache
+def _oracle(name):
+    return run_ranks(_one_step, 1, name, "single")[0][1]
+
+
+def _require_one_process_or_a_refusal(name, strategy, ranks):
+    outcomes = run_ranks(_one_step, ranks, name, strategy)
+    refused = name in WITH_CLOSURE | SPARSE or (strategy in SHARDED and name in NOT_ELEMENTWISE)
+    refused = refused or (strategy in ("fsdp", "hsdp") and name in NO_DTENSOR)
+    assert {kind for kind, _ in outcomes} == {"refused" if refused else "weights"}, (name, strategy, outcomes)
+    for _, found in outcomes:
+        if refused:
+            assert name in found and "use" in found
+        else:
+            far = error(found, _oracle(name))
+            assert far < (1e-12 if precision_of(strategy) == "fp64" else 2e-5), (name, strategy, far)
+
+
 @pytest.mark.parametrize("strategy", EVERY)
 def test_every_optimizer_of_torch_is_one_process_or_refused(strategy):
     for name in OPTIMIZERS:
-        outcomes = run_ranks(_one_step, 2, name, strategy)
-        is_sharded = strategy in SHARDED
-        refused = name in WITH_CLOSURE | SPARSE or (is_sharded and name in NOT_ELEMENTWISE)
-        refused = refused or (strategy in ("fsdp", "hsdp") and name in NO_DTENSOR)
-        assert {kind for kind, _ in outcomes} == {"refused" if refused else "weights"}, (name, outcomes)
-        if refused:
-            assert all(name in text and "use" in text for _, text in outcomes)
-            continue
-        oracle = run_ranks(_one_step, 1, name, "single")[0][1]
-        for _, weights in outcomes:
-            assert error(weights, oracle) < (1e-12 if precision_of(strategy) == "fp64" else 2e-5), name
+        _require_one_process_or_a_refusal(name, strategy, 2)
+
+
+def test_every_optimizer_of_torch_on_four_ranks_of_which_one_has_no_row():
+    """Each under two of the strategies, and each of these with several."""
+    for number, name in enumerate(OPTIMIZERS):
+        for strategy in (EVERY[number % len(EVERY)], EVERY[(number + 3) % len(EVERY)]):
+            _require_one_process_or_a_refusal(name, strategy, 4)
 
 
 class Whole(torch.optim.SGD):
@@ -240,6 +256,18 @@ class OnDevice(torch.optim.SGD):
     def step(self, closure=None):
         self.devices |= {p.device.type for group in self.param_groups for p in group["params"]}
         return super().step()
+
+
+def test_an_optimizer_that_warms_up_from_0_is_tried_with_another_rate():
+    module = nn.Linear(3, 2)
+
+    def require(kind) -> None:
+        source = OptimizerSource(module, kind(module.parameters(), lr=0.0), engine_name="a")
+        require_elementwise(source, "zero1", torch.device("cpu"))
+
+    require(torch.optim.AdamW)
+    with pytest.raises(ConfigError, match=r"Adafactor does not treat each element by itself .*differ by"):
+        require(torch.optim.Adafactor)
 
 
 def test_an_optimizer_is_tried_where_it_will_be_used():

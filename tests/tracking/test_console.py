@@ -5,7 +5,7 @@ import pytest
 import rich.console
 
 from trainkit.tracking import Console, Run
-from trainkit.tracking.console import duration, number
+from trainkit.tracking.console import duration, number, time_left
 
 RUN = {"name": "run", "num_samples": 4000, "summary": ("bert: 1.2 M parameters",)}
 
@@ -49,6 +49,12 @@ def test_plain_lines(tmp_path):
         "checkpoint saved",
         "step      301   60.2%     160 samples/s  loss 0.02658    lr 0.001      skipped 1",
     ]
+
+
+def test_baselines_have_lines(tmp_path):
+    tracker, out = console(tmp_path, [0.0], summary=())
+    tracker.baselines(7, {"accuracy": {"most frequent class": 0.25, "nearest neighbour": 0.5}})
+    assert out.getvalue() == "step        7  baselines of accuracy  most frequent class 0.25  nearest neighbour 0.5\n"
 
 
 def test_a_message_may_come_before_the_start():
@@ -108,6 +114,34 @@ def test_the_live_line_keeps_its_bar_and_its_places(tmp_path, width):
 )
 def test_numbers(value, expected):
     assert number(value) == expected
+
+
+def test_a_range_of_the_time_left_keeps_the_places(tmp_path):
+    clock = [0.0]
+    tracker, out = console(tmp_path, clock, terminal=True)
+    for step, low_s, high_s in ((1, 456.0, 7020.0), (2, 440.0, 6000.0), (3, 400.0, 400.0)):
+        clock[0] += 1.0
+        tracker.log(step, values(step, eta_s=(low_s + high_s) / 2, eta_low_s=low_s, eta_high_s=high_s))
+    tracker.finish("finished")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    lines = [line for line in re.split(r"[\r\n]", plain) if "samples/s" in line]
+    assert {len(line) for line in lines} == {80} and len({line.index("loss") for line in lines}) == 1
+    assert [part in plain for part in ("ETA 7.6-117 min", "ETA 7.3-100 min", "ETA        6:40")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("low_s", "high_s", "expected"),
+    [
+        (50, 100, "50-100 s"),
+        (100, 109, "1:44"),
+        (1, 7199, "0-120 min"),
+        (400, 9000, "0.1-2.5 h"),
+        (1e5, 1e6, "1.2-12 d"),
+        (1e9, 1e12, "11574-11574074 d"),
+    ],
+)
+def test_ranges_of_time(low_s, high_s, expected):
+    assert time_left((low_s + high_s) / 2, low_s, high_s) == expected
 
 
 def test_durations():

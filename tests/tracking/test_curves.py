@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from trainkit.tracking import Curve, Jsonl, Run, Trackers, curves
-from trainkit.tracking.curves import draw
+from trainkit.tracking.curves import _dashed, draw
 
 
 def bert(tracker):
@@ -49,6 +49,30 @@ def test_the_loss_is_drawn_the_right_way_up(slope, tmp_path):
         picture = np.asarray(image.convert("RGB")).astype(int)
     rows, columns = np.nonzero(picture[..., 2] - picture[..., 0] > 120)  # the blue line, and its legend in a corner
     assert -slope * np.corrcoef(rows, columns)[0, 1] > 0.7  # rows count downwards
+
+
+def test_baselines_are_drawn_from_where_they_hold(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "_dashed", lambda _, *given: drawn.append(given) or _dashed(_, *given))
+    tracker = Trackers(jsonl=Jsonl(), curve=Curve())
+    tracker.start(Run(directory=tmp_path, name="run"))
+    for step, floor in ((10, 5.0), (20, float("inf")), (30, 3.0)):
+        tracker.baselines(step, {"swd": {"training images": floor}, "of_nothing": {"x": 1.0}})
+        tracker.evaluation(step, {"swd": 100.0 / step, "swd_16": 9.0})
+    tracker.finish("finished")
+    assert tracker.names == ["jsonl", "curve"]
+    name, steps, values, last_step, _ = drawn[-1]
+    assert (name, steps.tolist(), values.tolist(), last_step) == ("training images", [10, 30], [5.0, 3.0], 30)
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.width < 800, "one panel: swd_16 is a swd"
+
+
+def test_the_mean_of_a_noisy_curve_stays_a_mean_to_its_end():
+    values = np.full(300, 2.0)
+    values[-1] = 100.0
+    smooth = curves._running_mean(values)
+    assert smooth[-1] == pytest.approx(2 + 98 / 6) and smooth[0] == 2.0
+    assert np.allclose(curves._running_mean(np.arange(300.0))[:294], np.arange(294))
 
 
 def test_nothing_measured_draws_nothing(tmp_path):

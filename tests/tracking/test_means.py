@@ -28,6 +28,14 @@ def test_every_step_counts_by_its_samples_and_every_name_by_the_steps_that_have_
     assert _means(steps) == {"loss": 2.0, "running": 1.25, "kind": 2.0, "other": 7.0}
 
 
+def test_of_what_a_run_is_at_the_last_value_is_told():
+    steps = [({"loss": 1.0, "resolution": trainkit.Last(4)}, 4.0), ({"loss": 3.0, "resolution": trainkit.Last(8)}, 4.0)]
+    assert _means(steps) == {"loss": 2.0, "resolution": 8.0}
+    assert _means([*steps, ({"skipped": 1.0}, 4.0)])["resolution"] == 8.0, "a step that was left out gives none"
+    empty_share = ({"loss": 0.0, "resolution": trainkit.Last(16)}, 0.0)
+    assert _means([*steps, empty_share]) == {"loss": 2.0, "resolution": 16.0}
+
+
 def test_a_value_is_taken_when_it_is_given():
     means, value = Means(), torch.ones(())
     means.add({"a": value}, 1.0)
@@ -60,7 +68,7 @@ def _logged(strategy, run_dir, log_every):
     runtime = sick.make_runtime(strategy, "stop", run_dir, log_every=log_every)
     told = []
     for step, batch in enumerate(runtime.batches(torch.arange(11.0), batch_size=5, num_steps=6), 1):
-        told.append(runtime.log(step, own=batch.data.double().mean(), number=step))
+        told.append(runtime.log(step, own=batch.data.double().mean(), number=step, at=trainkit.Last(step)))
     return [means for means in told if means is not None]
 
 
@@ -70,7 +78,30 @@ def test_means_are_over_the_samples_of_all_steps_and_ranks(ranks, tmp_path):
     for told in run_ranks(_logged, ranks, "ddp", tmp_path, 3):
         assert [means["own"] for means in told] == pytest.approx([order[:15].mean(), order[15:].mean()], rel=1e-12)
         assert [means["number"] for means in told] == [2.0, 5.0]
+        assert [means["at"] for means in told] == [3.0, 6.0]
     assert [line["own"] for line in sick.metrics(tmp_path)] == [means["own"] for means in told]
+
+
+def _logged_to_its_end(strategy, run_dir):
+    """What `log` returned of seven steps, and of two more after which the loop is left early."""
+    runtime = sick.make_runtime(strategy, "stop", run_dir, log_every=3)
+    told = [runtime.log_rest()]
+    for step, _ in enumerate(runtime.batches(torch.arange(11.0), batch_size=5, num_steps=7), 1):
+        told.append(runtime.log(step, number=step))
+    for step, _ in enumerate(runtime.batches(torch.arange(11.0), batch_size=5), 8):
+        told.append(runtime.log(step, number=step))
+        if step == 11:
+            break
+    told += [runtime.log_rest(), runtime.log_rest()]
+    return [means and means["number"] for means in told]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_step_is_left_untold(ranks, tmp_path):
+    expected = [None, None, None, 2.0, None, None, 5.0, 7.0, None, 8.5, None, None, 10.5, None]
+    assert run_ranks(_logged_to_its_end, ranks, "ddp", tmp_path) == [expected] * ranks
+    rows = [(line["step"], line["number"]) for line in sick.metrics(tmp_path)]
+    assert rows == [(3, 2.0), (6, 5.0), (7, 7.0), (9, 8.5), (11, 10.5)]
 
 
 def test_a_skipped_step_between_two_logs_is_seen(tmp_path):
@@ -94,11 +125,11 @@ def _rewound(run_dir):
 
 
 def test_steps_that_were_gone_back_over_do_not_count(tmp_path):
-    """Steps 29 and before count once: the run goes back from 30 to 20, and is told at 21, 28 and 35."""
+    """Steps 29 and before count once: the run goes back from 30 to 20, and is told at 21, 28, 35 and 36, its last."""
     run_ranks(sick.fit, 2, "ddp", "rewind", tmp_path / "every", "loss", 1)
     run_ranks(_rewound, 2, tmp_path / "some")
     every = {line["step"]: line for line in sick.metrics(tmp_path / "every") if line["kind"] == "training"}
     some = {line["step"]: line for line in sick.metrics(tmp_path / "some") if line["kind"] == "training"}
-    assert list(some) == [7, 14, 21, 28, 35]
+    assert list(some) == [7, 14, 21, 28, 35, 36]
     assert some[21]["loss"] == every[21]["loss"], "the first after going back"
     assert some[28]["loss"] == pytest.approx(sum(every[step]["loss"] for step in range(22, 29)) / 7, rel=1e-12)

@@ -1,6 +1,7 @@
 import pytest
 
 from trainkit.tracking import Throughput
+from trainkit.tracking.time_left import TimeLeft
 
 
 def test_evaluation_and_saving_do_not_count():
@@ -50,3 +51,46 @@ def test_past_the_end_nothing_is_left():
     throughput = Throughput(num_samples=10, clock=lambda: clock[0])
     clock[0] = 1.0
     assert throughput.rates(12)["eta_s"] == 0.0
+
+
+def _grown(seconds, costs, *, num=100):
+    """What is told every 10 of 3 * `num` samples, of which those of stage i take `seconds[i]` and cost `costs[i]`."""
+    clock, told = [0.0], []
+    ends = [num, 2 * num, 3 * num]
+    throughput = Throughput(
+        num_samples=ends[-1], costs=list(zip(ends, costs, strict=True)), clock=lambda: clock[0], window_s=1e9
+    )
+    for position in range(10, 3 * num + 1, 10):
+        clock[0] += 10 * seconds[(position - 1) // num] + (5.0 if position == num + 10 else 0.0)  # networks are made
+        told.append((position, throughput.rates(position)))
+    return told
+
+
+def test_the_time_left_of_a_run_that_becomes_slower():
+    seconds = (0.1, 0.3, 0.9)  # costs rise more, for a step is not all cost
+    for position, rates in _grown(seconds, (1.0, 4.0, 16.0)):
+        stage = (position - 1) // 100
+        left = (100 - position % 100) % 100 * seconds[stage] + 100 * sum(seconds[stage + 1 :])
+        if position in (110, 210):
+            continue  # they hold the change
+        assert rates["samples_per_s"] == pytest.approx(1 / seconds[stage])
+        if stage == 2:
+            assert rates["eta_s"] == pytest.approx(left) and "eta_low_s" not in rates
+        elif position < 200:  # at its end the next stage alone is left
+            assert rates["eta_low_s"] <= left <= rates["eta_high_s"], position
+            assert rates["eta_low_s"] < rates["eta_s"] < rates["eta_high_s"]
+            assert 0.4 < rates["eta_s"] / left < 2.5
+
+
+def test_two_measured_costs_give_a_line():
+    left = TimeLeft([(10, 1.0), (20, 3.0), (30, 5.0), (40, 1.0)])
+    left.measured(10, 2.0)
+    left.measured(15, 3.0)
+    assert left.after(15) == pytest.approx((5 * 3 + 10 * 3 + 20, 5 * 3 + 10 * 4 + 20, 5 * 3 + 10 * 5 + 20))
+    assert left.after(40) == (0.0, 0.0, 0.0)
+
+
+def test_a_cheaper_sample_to_come_takes_no_longer():
+    left = TimeLeft([(10, 4.0), (20, 1.0)])
+    left.measured(5, 8.0)
+    assert left.after(10) == pytest.approx((20.0, 40.0, 80.0))

@@ -15,7 +15,7 @@ from trainkit.checkpoint.saver import Saver
 from trainkit.engine import Engine
 from trainkit.errors import CheckpointError, ConfigError, UsageError
 from trainkit.ranks import Ranks
-from trainkit.shard import Shard
+from trainkit.shard import DTYPES, Shard
 
 PARTS = ("module", "optimizer", "average", "feedback")
 
@@ -137,7 +137,7 @@ def shapes_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, tuple[torch.Si
     found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}
     for name, entry in manifest["tensors"].items():
         part, _, path = name.partition("/")
-        found.setdefault(part, {})[path] = torch.Size(entry["shape"]), sharded.DTYPES[entry["dtype"]]
+        found.setdefault(part, {})[path] = torch.Size(entry["shape"]), DTYPES[entry["dtype"]]
     return found
 
 
@@ -150,7 +150,7 @@ def read_whole(
     """
     manifest = manifest or store.read_manifest(directory)
     whole = {
-        name: torch.empty(entry["shape"], dtype=sharded.DTYPES[entry["dtype"]])
+        name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         for name, entry in manifest["tensors"].items()
         if wanted is None or name in wanted
     }

@@ -109,9 +109,43 @@ def _backends(device: torch.device) -> str:
 
 
 def current_cluster() -> Cluster:
-    """The process group's word where there is one (it may have been made by hand), else the environment's."""
+    """The process group's word where there is one (it may have been made by hand), else the environment's.
+
+    Raises ClusterError where another launcher has started several processes and nothing tells them of one another.
+    """
     cluster = Cluster.from_environment()
-    if dist.is_initialized() and cluster.world_size != dist.get_world_size():
-        size = dist.get_world_size()
-        return Cluster(dist.get_rank(), size, dist.get_rank(), size)
+    if not dist.is_initialized():
+        _require_no_other_launcher(os.environ)
+    elif cluster.world_size != dist.get_world_size():
+        return _of_the_group()
     return cluster
+
+
+def _of_the_group() -> Cluster:
+    """Ranks of one host are counted in their order: a group tells nothing about hosts."""
+    store = dist.PrefixStore("trainkit/hosts", dist.distributed_c10d._get_default_store())
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store.set(str(rank), socket.gethostname())
+    hosts = [store.get(str(other)) for other in range(size)]
+    return Cluster(rank, size, hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
+
+
+_LAUNCHERS = {  # what starts a process -> variables for how many there are and which this is
+    "Slurm's srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI's mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "MPI's mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+
+
+def _require_no_other_launcher(environment: Mapping[str, str]) -> None:
+    """Otherwise each of its processes would train alone, on all the data, and say nothing."""
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        return
+    for launcher, (size, number) in _LAUNCHERS.items():
+        if (num_processes := environment.get(size, "1")) not in ("", "0", "1"):
+            raise ClusterError(
+                f"{launcher} has started {num_processes} processes ({size}; this is {number}="
+                f"{environment.get(number)}), and RANK and WORLD_SIZE are not set: each would train alone. Let it "
+                f"start one torchrun a node, as launch/slurm.sbatch does (srun --ntasks-per-node=1 torchrun ...); if "
+                f"each is to train alone, set RANK=0 and WORLD_SIZE=1"
+            )

@@ -58,7 +58,8 @@ class ReducePlan:
         return words
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "ReducePlan":

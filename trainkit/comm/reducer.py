@@ -199,6 +199,7 @@ class Reducer:
         told: list[Any] = [(choice, choice.plan.digest() if isinstance(choice, Choice) else None)]
         if self._group is not None:
             dist.broadcast_object_list(told, group=self._group, group_src=0)
+        agreed: T
         agreed, digest = told[0]
         if isinstance(agreed, Choice) and agreed.plan.digest() != digest:
             raise ConfigError(

@@ -166,7 +166,8 @@ class Topology:
     # -- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     def to_json(self) -> str:
         """The whole of it as text, which `from_json` reads."""

@@ -87,7 +87,9 @@ class WeightedOrder:
                 f"{num_samples} samples, and one above 0"
             )
         self.num_samples, self.seed = num_samples, seed
-        self._chosen = np.flatnonzero(values)  # a draw of exactly a boundary must not fall on a sample of weight 0
+        self._chosen: NDArray[np.int64] = np.flatnonzero(
+            values
+        )  # a draw of exactly a boundary must not fall on a sample of weight 0
         self._sums = np.cumsum(values[self._chosen] / values.max())
 
     def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -95,7 +97,8 @@ class WeightedOrder:
         drawn = words(key_of(self.seed, "weighted order"), torch.from_numpy(positions.ravel()), 2).numpy()
         uniform = ((drawn[:, 0] >> 5) * 2.0**26 + (drawn[:, 1] >> 6)) * 2.0**-53
         places = np.searchsorted(self._sums, uniform * self._sums[-1], side="right")
-        return self._chosen[np.minimum(places, len(self._chosen) - 1)].reshape(positions.shape)
+        drawn_indices: NDArray[np.int64] = self._chosen[np.minimum(places, len(self._chosen) - 1)]
+        return drawn_indices.reshape(positions.shape)
 
 
 def _mix(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -117,7 +117,8 @@ class Pyramid(Dataset[dict[str, Tensor]]):
 
 def read_keys(directory: Path) -> NDArray[np.uint64]:
     """Hashes of the images' pixels at their largest, in their order, each once."""
-    return np.load(directory / "keys.npy")
+    keys: NDArray[np.uint64] = np.load(directory / "keys.npy")
+    return keys
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
@@ -125,7 +126,8 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def _level(directory: Path, resolution: int) -> Path:

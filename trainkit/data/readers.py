@@ -256,12 +256,22 @@ def _not_utf8(path: Path, offset: int) -> DataError:
         byte = (file.read(rest + 1) if offset >= len(start) else start[offset:])[-1 if offset >= len(start) else 0]
     encoding = _BYTE_ORDER_MARKS.get(start)
     known = f"its first bytes say {encoding}" if encoding else "WINDOWS-1252 is only a guess: look at the result"
-    copy = path.with_name(f"{path.stem}.utf8{path.suffix}")
     return DataError(
         f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; data.path takes UTF-8 only. Make a copy, and "
         f"put it in the file's place once it reads well ({known}): "
-        f"iconv -f {encoding or 'WINDOWS-1252'} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(copy))}"
+        f"{_conversion(path, encoding or 'WINDOWS-1252')}"
     )
+
+
+def _conversion(path: Path, encoding: str) -> str:
+    """A command for the shell that writes what is in `path` to another file, as UTF-8."""
+    convert, compression = f"iconv -f {encoding} -t UTF-8", path.suffix.lower()
+    if compression not in _COMPRESSED:
+        command, plain = f"{convert} {shlex.quote(str(path))}", path
+    else:
+        program = {".gz": "gzip", ".zst": "zstd"}[compression]
+        command, plain = f"{program} -dc {shlex.quote(str(path))} | {convert}", path.with_suffix("")
+    return f"{command} > {shlex.quote(str(plain.with_name(f'{plain.stem}.utf8{plain.suffix}')))}"
 
 
 def _lines(path: Path, longest: int | None = _PARAGRAPH_CHARS) -> Iterator[str]:

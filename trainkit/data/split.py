@@ -66,7 +66,8 @@ def lowest_share(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     lowest = (keys >> np.uint64(32)) < share * 2.0**32
     # A small data set may have no such key, or no other: at least one must be on either side.
     if not lowest.any():
-        return keys == keys.min()
+        is_nearest: NDArray[np.bool_] = keys == keys.min()
+        return is_nearest
     return keys != keys.max() if lowest.all() else lowest
 
 

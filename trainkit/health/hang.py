@@ -61,6 +61,11 @@ class Watchdog:
     rescue: called when the job ends, to finish what was begun: has 20 s, in a thread of its own.
     tell: takes a sentence, in the watched thread: a slow rank, or a failure of the watchdog's own.
 
+    No new checkpoint is taken when the job ends: it could be of no step. Ranks that wait are inside a step, in which
+    buffers have changed and one engine of several may have updated; on a GPU, updates of the step before may be queued
+    behind the collective that hangs; and sharded state needs the rank that does not arrive. A save that was begun is
+    finished, and the run goes on from the newest checkpoint: `save_every` bounds what is lost.
+
     Beats are plain writes. All else is done by one daemon thread, from the first batch on until `end`: it samples where
     the watched thread stands, tells other ranks through the store, and reads their alarms. No collective.
     """

@@ -68,7 +68,7 @@ class Activation(nn.Module):
         return self.expression if self.name == "activation" else f"{self.expression}, name={self.name}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if mode.is_on():
             _prepare(self)
 

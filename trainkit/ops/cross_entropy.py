@@ -6,6 +6,8 @@ would move more bytes, since the factor from above still has to be multiplied in
 the loss scale, it would round to 0 what the scale is there to save.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,14 +82,14 @@ def _fake(logits: Tensor, labels: Tensor, ignore_index: int, in_place: bool) -> 
     return losses, losses.new_empty((*losses.shape, 2))
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, labels, ctx.ignore_index, ctx.in_place = inputs
     ctx.save_for_backward(logits, output[1], labels)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, None, None, None]:
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
     if grad is None:
         return None, None, None, None
     logits, statistics, labels = ctx.saved_tensors
@@ -101,5 +103,5 @@ def _backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, None, None, N
     return logits, None, None, None
 
 
-def _no_second_order(ctx, grad: Tensor) -> None:
+def _no_second_order(ctx: Any, grad: Tensor) -> None:
     raise UsageError("trainkit.ops.cross_entropy can be differentiated once only; for more, use ops=reference")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +49,9 @@ def lamb_apply_(tensors: LambTensors, squares: Tensor) -> None:
 @library.on_load
 def _register() -> None:
     @torch.library.register_fake("trainkit::lamb_moments_")
-    def _(weights, gradients, exp_avg, exp_avg_sq, bits, hyper, factor):
+    def _(weights: Sequence[Tensor], *unused: Any) -> Tensor:
         return weights[0].new_empty((len(weights), 2), dtype=torch.float64)
 
     @torch.library.register_fake("trainkit::lamb_apply_")
-    def _(weights, exp_avg, exp_avg_sq, bits, copies, hyper, squares):
+    def _(*unused: Any) -> None:
         return None

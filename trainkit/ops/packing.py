@@ -1,5 +1,7 @@
 """Rows without padding: what is attended to, packed, and put back. Each direction is the other's adjoint."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -87,19 +89,19 @@ def _register() -> None:
     torch.library.register_autograd("trainkit::scatter_rows", _scatter_backward, setup_context=_save_scatter)
 
 
-def _save_gather(ctx, inputs, output) -> None:
+def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, indices = inputs
     ctx.num_rows = x.shape[0]
     ctx.save_for_backward(indices)
 
 
-def _gather_backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return torch.ops.trainkit.scatter_rows(grad.contiguous(), ctx.saved_tensors[0], ctx.num_rows), None
 
 
-def _save_scatter(ctx, inputs, output) -> None:
+def _save_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
 
 
-def _scatter_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.trainkit.gather_rows(grad.contiguous(), ctx.saved_tensors[0]), None, None

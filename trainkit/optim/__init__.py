@@ -3,6 +3,7 @@
 from trainkit.optim.adamw import AdamW
 from trainkit.optim.ema import Average
 from trainkit.optim.lamb import Lamb
+from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.schedule import Schedule
 
-__all__ = ["AdamW", "Average", "Lamb", "Schedule"]
+__all__ = ["AdamW", "Average", "Lamb", "MultiOptimizer", "Schedule"]

@@ -63,4 +63,4 @@ class Schedule:
             down = max(0.0, 1.0 - done / self.total) ** self.power
         else:
             down = 1.0 - share if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
-        return self.final + (1.0 - self.final) * down
+        return float(self.final + (1.0 - self.final) * down)

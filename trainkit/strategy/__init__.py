@@ -1,5 +1,7 @@
 """Strategies by name: how modules are spread over the processes of a job."""
 
+from typing import Literal
+
 from trainkit.errors import ConfigError, nearest
 from trainkit.strategy.base import Strategy
 from trainkit.strategy.ddp import DDP
@@ -7,6 +9,7 @@ from trainkit.strategy.fsdp import FSDP, HSDP
 from trainkit.strategy.single import Single
 from trainkit.strategy.zero import Zero1, Zero2, Zero3
 
+StrategyName = Literal["single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"]
 STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (Single, DDP, FSDP, HSDP, Zero1, Zero2, Zero3)}
 
 
@@ -17,4 +20,16 @@ def by_name(name: str) -> Strategy:
     return STRATEGIES[name]()
 
 
-__all__ = ["DDP", "FSDP", "HSDP", "STRATEGIES", "Single", "Strategy", "Zero1", "Zero2", "Zero3", "by_name"]
+__all__ = [
+    "DDP",
+    "FSDP",
+    "HSDP",
+    "STRATEGIES",
+    "Single",
+    "Strategy",
+    "StrategyName",
+    "Zero1",
+    "Zero2",
+    "Zero3",
+    "by_name",
+]

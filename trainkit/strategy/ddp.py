@@ -12,10 +12,10 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.backend import Backend, num_bytes
+from trainkit.comm.choice import Choice
 from trainkit.comm.cluster import Cluster
 from trainkit.comm.feedback import Feedback
 from trainkit.comm.hook import Hook
-from trainkit.comm.reducer import Choice
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
@@ -145,7 +145,7 @@ class _DDPBackend(Backend):
             if self._has_counted and not self._is_first:
                 self._require_used_before()
             # No samples need not reach every parameter, and DDP waits for each.
-            loss = _Reach.apply(loss, *self.trainable.values())
+            loss = _Reach.apply(loss, *self.trainable.values())  # type: ignore[no-untyped-call]
         self._adds_nothing = True
         try:
             super().backward_of_nothing(loss, last)

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from trainkit.errors import ConfigError
+from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.pieces import PiecewiseOptimizer
 from trainkit.optim.source import OptimizerSource, arguments_of
 from trainkit.shard import STORABLE
@@ -16,6 +17,7 @@ from trainkit.shard import STORABLE
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _NUM_STEPS = 2  # of a trial: the second one has the state that the first has left
 _CLOSE = 1e-5
+_TRIAL_LR = 1e-2
 
 
 def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name: str) -> str | None:
@@ -122,16 +124,21 @@ def _require_one_unit_each(module: nn.Module, strategy: str, units: Sequence[nn.
 
 def require_dense_step(optimizer: torch.optim.Optimizer) -> None:
     """Raises ConfigError for an optimizer that evaluates the loss itself, such as LBFGS, or takes sparse gradients."""
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError(
-            "optimizer SparseAdam takes sparse gradients alone, and an engine's are dense: use torch.optim.Adam"
-        )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise ConfigError(
-            f"optimizer {type(optimizer).__name__} evaluates the loss several times in a step, and an engine's step "
-            f"has one gradient: use another optimizer, such as torch.optim.AdamW"
-        )
+    for part in _parts_of(optimizer):
+        if isinstance(part, torch.optim.SparseAdam):
+            raise ConfigError(
+                "optimizer SparseAdam takes sparse gradients alone, and an engine's are dense: use torch.optim.Adam"
+            )
+        closure = inspect.signature(part.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ConfigError(
+                f"optimizer {type(part).__name__} evaluates the loss several times in a step, and an engine's step "
+                f"has one gradient: use another optimizer, such as torch.optim.AdamW"
+            )
+
+
+def _parts_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:
+    return optimizer.optimizers if isinstance(optimizer, MultiOptimizer) else (optimizer,)
 
 
 def require_elementwise(
@@ -146,6 +153,13 @@ def require_elementwise(
     """
     optimizer = source.example()
     require_dense_step(optimizer)
+    for part in _parts_of(optimizer):
+        _require_elementwise(part, strategy, device, mesh)
+
+
+def _require_elementwise(
+    optimizer: torch.optim.Optimizer, strategy: str, device: torch.device, mesh: DeviceMesh | None
+) -> None:
     kind = type(optimizer)
     known = getattr(optimizer, "acts_elementwise", None)
     if known or isinstance(optimizer, PiecewiseOptimizer) or hasattr(optimizer, "needs_whole_parameters"):
@@ -167,8 +181,10 @@ def require_elementwise(
 
 
 def _another(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    kind = type(optimizer)
-    return kind(parameters, **arguments_of(optimizer))
+    kind, arguments = type(optimizer), arguments_of(optimizer)
+    if "lr" in arguments and float(arguments["lr"]) == 0.0:  # it warms up from there, and nothing would move
+        arguments["lr"] = _TRIAL_LR
+    return kind(parameters, **arguments)
 
 
 def _difference(

@@ -4,7 +4,7 @@ from trainkit.tracking.console import Console
 from trainkit.tracking.curves import Curve
 from trainkit.tracking.fan_out import Trackers
 from trainkit.tracking.jsonl import Jsonl
-from trainkit.tracking.means import Means
+from trainkit.tracking.means import Last, Means
 from trainkit.tracking.media import Media
 from trainkit.tracking.pictures import picture
 from trainkit.tracking.standard import trackers
@@ -17,6 +17,7 @@ __all__ = [
     "Console",
     "Curve",
     "Jsonl",
+    "Last",
     "Means",
     "Media",
     "Run",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import: where it is used
 PLAIN_WIDTH = 200  # a log file has no edge to wrap at
 BAR_REFRESH_S = 0.1
 BAR_WIDTH = 12
-OWN_COLUMNS = ("position", "samples_per_s", "eta_s")  # shown in places of their own
+ETA_WIDTH = 7
+UNITS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0))
+CERTAIN = 1.1  # a range of times no wider than this is one time
+OWN_COLUMNS = ("position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s")  # shown in places of their own
 ONLY_IF_ANY = ("skipped",)  # news when it is not zero
 
 
@@ -41,6 +44,7 @@ class Console(Tracker):
         self._task: TaskID | None = None
         self._next_s = 0.0
         self._unprinted = ""
+        self._eta_width = ETA_WIDTH
 
     def start(self, run: Run) -> None:
         self._num_samples = run.num_samples
@@ -71,6 +75,12 @@ class Console(Tracker):
         self._flush()
         numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
         self._print(f"step {step:>8}  evaluation  {numbers}")
+
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        self._flush()
+        for metric, values in baselines.items():
+            numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
+            self._print(f"step {step:>8}  baselines of {metric}  {numbers}")
 
     def text(self, step: int, name: str, text: str) -> None:
         self._flush()
@@ -139,7 +149,11 @@ class Console(Tracker):
         if "samples_per_s" in values:
             parts.append(f"{number(values['samples_per_s']):>6} samples/s")
         if "eta_s" in values:
-            parts.append(f"ETA {duration(values['eta_s']):>7}")
+            left = time_left(values["eta_s"], values.get("eta_low_s"), values.get("eta_high_s"))
+            self._eta_width = max(
+                self._eta_width, len(left)
+            )  # what follows keeps its place when a range becomes a time
+            parts.append(f"ETA {left:>{self._eta_width}}")
         for name, value in values.items():
             if name not in OWN_COLUMNS and (value or name not in ONLY_IF_ANY):
                 parts.append(f"{name} {number(value):<9}")
@@ -166,3 +180,19 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days}d {hour}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def time_left(expected_s: float, low_s: float | None = None, high_s: float | None = None) -> str:
+    """A time, or the range in which it lies, in the unit of its upper end.
+
+    >>> time_left(75.0), time_left(75.0, 50.0, 100.0), time_left(3000.0, 400.0, 9000.0)
+    ('1:15', '50-100 s', '0.1-2.5 h')
+    """
+    if low_s is None or high_s is None or high_s <= CERTAIN * low_s:
+        return duration(expected_s)
+    name, seconds = next((unit for unit in UNITS if high_s < 120 * unit[1]), UNITS[-1])
+    return f"{_short(low_s / seconds)}-{_short(high_s / seconds)} {name}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from trainkit.tracking.tracker import Kept, Run, Status, Tracker
 FILE_NAME = "curve.png"
 DRAWING_SHARE = 0.02  # of the time since the last drawing
 MAX_PANELS = 6
+GREYS = ("0.2", "0.45", "0.6")  # of baselines
+DASHES = ("--", (0, (6, 2)), (0, (2, 2)))
 MAX_POINTS = 2000  # more than a picture has columns
-OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s"}
+OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s"}
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
+Baselines = dict[str, Series]  # metric -> name -> (steps from which a value holds, values)
 
 
 class Curve(Tracker):
@@ -54,9 +58,9 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     """Draw a metrics.jsonl: a panel of the losses, then one for each other family of evaluation numbers.
 
     A family is the last word of a name: `d_loss` and `held_out_loss` belong to `loss`. Training is a thin line under
-    its running mean, evaluations are markers. Nothing is drawn where nothing was measured yet.
+    its running mean, evaluations are markers, baselines are dashed. Nothing is drawn where nothing was measured yet.
     """
-    training, evaluation = _series(metrics)
+    training, evaluation, baselines = _series(metrics)
     panels = _panels(training, evaluation)
     if not panels:
         return
@@ -70,7 +74,8 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     last_step = max(steps[-1] for steps, _ in [*training.values(), *evaluation.values()])
     for index, family in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
-        _panel(axes, family, training, evaluation)
+        held_against = chain(*(lines.items() for metric, lines in baselines.items() if _family(metric) == family))
+        _panel(axes, family, training, evaluation, dict(held_against), last_step)
         axes.set_xlim(0, 1.02 * last_step)
     figure.suptitle(title)
     temporary = picture.with_suffix(".tmp.png")
@@ -78,22 +83,31 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     temporary.replace(picture)
 
 
-def _series(metrics: Path) -> tuple[Series, Series]:
+def _series(metrics: Path) -> tuple[Series, Series, Baselines]:
     Points = defaultdict[str, list[tuple[int, float]]]
     points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
+    baselines: defaultdict[str, Points] = defaultdict(lambda: defaultdict(list))
     for line in jsonl.read(metrics):
         for name in line.keys() - OWN_KEYS:
-            if line[name] is not None:
+            if line["kind"] == "baseline":
+                for baseline, value in line[name].items():
+                    baselines[name][baseline].append((line["step"], value))
+            elif line[name] is not None:
                 points[line["kind"]][name].append((line["step"], line[name]))
-    training, evaluation = (
-        {name: (np.array([p[0] for p in kind[name]]), np.array([p[1] for p in kind[name]])) for name in sorted(kind)}
-        for kind in points.values()
+    return (
+        _arrays(dict(sorted(points["training"].items()))),
+        _arrays(dict(sorted(points["evaluation"].items()))),
+        {metric: _arrays(lines) for metric, lines in baselines.items()},
     )
-    return training, evaluation
+
+
+def _arrays(points: Mapping[str, list[tuple[int, float]]]) -> Series:
+    return {name: (np.array([p[0] for p in points[name]]), np.array([p[1] for p in points[name]])) for name in points}
 
 
 def _family(name: str) -> str:
-    return name.rsplit("_", 1)[-1]
+    """The last word of a name that is no number: `swd_32` belongs to `swd`."""
+    return next((word for word in reversed(name.split("_")) if not word.isdecimal()), name)
 
 
 def _panels(training: Series, evaluation: Series) -> list[str]:
@@ -102,7 +116,7 @@ def _panels(training: Series, evaluation: Series) -> list[str]:
     return [*losses, *others][:MAX_PANELS]
 
 
-def _panel(axes: Any, family: str, training: Series, evaluation: Series) -> None:
+def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselines: Series, last_step: int) -> None:
     shown = []
     for index, name in enumerate(name for name in training if _family(name) == family):
         steps, values = _thinned(*training[name])
@@ -114,6 +128,9 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series) -> None
         steps, values = _parted(*evaluation[name], training)
         axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
         shown.append(values)
+    for index, (name, (steps, values)) in enumerate(baselines.items()):
+        _dashed(axes, name, steps, values, last_step, index)
+        shown.append(values)
     low, high = min(map(np.nanmin, shown)), max(map(np.nanmax, shown))
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
@@ -121,6 +138,19 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series) -> None
     axes.set_title(family)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, framealpha=0.6)
+
+
+def _dashed(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, last_step: int, index: int) -> None:
+    """The first value from the left edge on, for it held before it was measured."""
+    axes.plot(
+        [0, *steps[1:], last_step],
+        [*values, values[-1]],
+        color=GREYS[index % len(GREYS)],
+        linestyle=DASHES[index % len(DASHES)],
+        linewidth=1.2,
+        drawstyle="steps-post",
+        label=name,
+    )
 
 
 def _parted(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np.ndarray, np.ndarray]:
@@ -142,9 +172,14 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of about a thirtieth of the curve, centred, narrower at the ends."""
+    """Mean over a window of about a thirtieth of the curve, centred.
+
+    Narrower at the beginning, which is steep; at the end its later half is missing, for a single value is no mean.
+    """
     half = len(values) // 60
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    first = index - np.minimum(half, index)
+    last = np.minimum(2 * index - first, len(values) - 1)
+    means: np.ndarray = (sums[last + 1] - sums[first]) / (last + 1 - first)
+    return means

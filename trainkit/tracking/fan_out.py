@@ -47,6 +47,10 @@ class Trackers(Tracker):
         numbers = _numbers(values)
         self._tell(lambda tracker: tracker.evaluation(step, numbers))
 
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, Any]]) -> None:
+        numbers = {metric: _numbers(values) for metric, values in baselines.items()}
+        self._tell(lambda tracker: tracker.baselines(step, numbers))
+
     def image(self, step: int, name: str, image: Any) -> None:
         """A picture: whatever `picture` takes, such as a matplotlib figure, a PIL image, an array or a tensor."""
         pixels = picture(name, image)

@@ -16,10 +16,11 @@ FILE_NAME = "metrics.jsonl"
 class Jsonl(Tracker):
     """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines, each flushed as it is told.
 
-    `time` is in seconds since 1970. A value that is not finite becomes null, which every JSON parser reads, and is
-    named in the line's `nonfinite`: `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume the file is first
-    cut back to the resumed step, in one rename, so that it never holds a step twice. Lines that cannot be written (a
-    full disk) are kept, and written whole with the next one.
+    A line of the kind "baseline" has `{name: value}` for a metric. `time` is in seconds since 1970. A value that is
+    not finite becomes null, which every JSON parser reads, and is named in the line's `nonfinite`:
+    `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume the file is first cut back to the resumed step, in one
+    rename, so that it never holds a step twice. Lines that cannot be written (a full disk) are kept, and written whole
+    with the next one.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,13 @@ class Jsonl(Tracker):
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         self._write(step, "evaluation", values)
 
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        finite = {
+            metric: {name: value for name, value in values.items() if math.isfinite(value)}
+            for metric, values in baselines.items()
+        }
+        self._write_line(step, "baseline", finite)
+
     def finish(self, status: Status) -> None:
         if self._file >= 0:
             try:
@@ -48,16 +56,13 @@ class Jsonl(Tracker):
                 self._file = -1
 
     def _write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        line: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        nonfinite = {name: str(float(value)) for name, value in values.items() if not math.isfinite(value)}
+        self._write_line(step, kind, line | ({"nonfinite": nonfinite} if nonfinite else {}))
+
+    def _write_line(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         assert self._file >= 0, "start() comes first"
-        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind}
-        nonfinite = {}
-        for name, value in values.items():
-            finite = math.isfinite(value)
-            line[name] = value if finite else None
-            if not finite:
-                nonfinite[name] = str(float(value))
-        if nonfinite:
-            line["nonfinite"] = nonfinite
+        line = {"step": step, "time": round(time.time(), 3), "kind": kind, **values}
         self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
         self._write_out()
 

@@ -12,11 +12,19 @@ from trainkit.errors import ConfigError
 SKIPPED = "skipped"
 
 
+class Last(float):
+    """A metric of which the last value is logged, and no mean: what a run is at, such as its learning rate.
+
+    >>> runtime.log(step, loss=loss, temperature=trainkit.Last(0.7))
+    """
+
+
 class Means:
     """Sums of `metrics * share` by name, and of the shares: their ratio, summed over ranks first, is the mean.
 
     A value that is not finite does not count where its step was skipped and says so: `d_skipped=1.0` speaks for all
-    names that begin with `d_`, and `skipped` for every name. A rank without a sample counts for nothing.
+    names that begin with `d_`, and `skipped` for every name. A rank without a sample counts for nothing. Of a `Last`
+    the newest value is the sum, with a share of 1.
     """
 
     def __init__(self) -> None:
@@ -28,9 +36,11 @@ class Means:
 
         Raises ConfigError naming a metric that is no number.
         """
-        numbers, tensors = {}, {}
+        numbers, tensors, levels = {}, {}, {}
         for name, value in metrics.items():
-            if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+            if isinstance(value, Last):
+                levels[name] = float(value)
+            elif isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
                 tensors[name] = value
             else:
                 numbers[name] = number_of(name, value)
@@ -40,6 +50,8 @@ class Means:
             tensors = {}
         for name in metrics:
             self._sums.setdefault(name, [0.0, 0.0])
+        for name, level in levels.items():
+            self._sums[name] = [level, 1.0]
         if not share:
             return
         for name, number in numbers.items():
@@ -53,6 +65,11 @@ class Means:
             sums.add_(values, alpha=share)
             for name in tensors:
                 self._count(name, 0.0, share)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since they were last taken; the same on all ranks that give the same names."""
+        return not self._sums
 
     def take(self) -> dict[str, tuple[Tensor | float, float]]:
         """name -> (sum of value * share, sum of shares) of every name since the last call, which is then forgotten."""

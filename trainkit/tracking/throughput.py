@@ -2,12 +2,16 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+from trainkit.tracking.time_left import TimeLeft
 
 
 class Throughput:
     """Speed over the last `window_s` seconds of training; what runs inside `paused()` does not count.
+
+    costs: where samples do not all take as long, see `TimeLeft`: the speed is then of samples that cost as much.
 
     >>> throughput = Throughput(start=0, num_samples=1000)      # at the first step
     >>> throughput.rates(position=320)                          # 2 s later
@@ -19,10 +23,11 @@ class Throughput:
         *,
         start: int = 0,
         num_samples: int | None = None,
+        costs: Sequence[tuple[int, float]] = (),
         window_s: float = 30.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._num_samples = num_samples
+        self._left = TimeLeft(costs or [(num_samples, 1.0)]) if num_samples is not None else None
         self._window_s = window_s
         self._clock = clock
         self._paused_s = 0.0
@@ -40,6 +45,8 @@ class Throughput:
     def rates(self, position: int) -> dict[str, float]:
         """`samples_per_s`, and `eta_s` where the end is known. Empty before any time or sample has passed.
 
+        Where samples to come cost something that was not measured yet, `eta_s` is what is expected, and lies between
+        `eta_low_s` and `eta_high_s`.
         `position` counts samples of the global batches; call it where the device has caught up (after a reduction).
         """
         now = self._clock() - self._paused_s
@@ -50,6 +57,16 @@ class Throughput:
         if now <= then or position <= start:
             return {}
         speed = (position - start) / (now - then)
-        if self._num_samples is None:
-            return {"samples_per_s": speed}
-        return {"samples_per_s": speed, "eta_s": max(self._num_samples - position, 0) / speed}
+        rates = {"samples_per_s": speed}
+        if self._left is None:
+            return rates
+        if self._left.cost(start + 1) == self._left.cost(position):
+            self._left.measured(position, 1 / speed)
+        else:  # what was slow here may have been the change itself
+            self._marks = deque([(now, position)])
+        left = self._left.after(position)
+        if left is not None:
+            low, rates["eta_s"], high = left
+            if low < high:
+                rates |= {"eta_low_s": low, "eta_high_s": high}
+        return rates

@@ -47,11 +47,15 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of training, means over the steps since the last call.
 
-        Besides the recipe's own: `position` (samples seen), `samples_per_s` and `eta_s` (see `Throughput`).
+        Besides the recipe's own: `position` (samples seen), `samples_per_s` and `eta_s`, where that is
+        uncertain also `eta_low_s` and `eta_high_s` (see `Throughput`).
         """
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of an evaluation made after `step`."""
+
+    def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        """From `step` on: metric of an evaluation -> name -> the value that it is to be held against."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 [height, width, 3 channels or 1]."""
