@@ -107,7 +107,7 @@ def _read(start=0, num_steps=STEPS, names=()):
 
 
 def _whole(world_size, *arguments):
-    ranks = run_ranks(_read, world_size, *arguments) if world_size > 1 else [_read(*arguments)]
+    ranks = run_ranks(_read, world_size, *arguments, timeout_s=300.0) if world_size > 1 else [_read(*arguments)]
     return {name: {k: v for rank in ranks for k, v in rank[name].items()} for name in ranks[0]}
 
 
@@ -267,7 +267,7 @@ def _evaluated():
 
 
 def test_an_evaluation_measures_each_sample_once():
-    for ranks in zip(*run_ranks(_evaluated, 4), strict=True):
+    for ranks in zip(*run_ranks(_evaluated, 4, timeout_s=300.0), strict=True):
         assert {num for num, _, _ in ranks} == {5}
         assert sorted(index for _, indices, _ in ranks for index in indices) == list(range(NUM))
         assert sum(lengths[-1] for _, _, lengths in ranks) == 2

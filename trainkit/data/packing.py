@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.data.order import Order
+from trainkit.data.part import reopen
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -17,21 +18,22 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenStream:
-    """Appends documents to a file of token numbers, each ended by `end`."""
+    """Appends documents to a file of token numbers, each ended by `end`; after the ones that `done` counts."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], end: int) -> None:
-        self._file, self._dtype, self._end = path.open("wb"), dtype, end
-        self.num_documents = self.num_tokens = 0
+    def __init__(self, path: Path, dtype: np.dtype[Any], end: int, done: tuple[int, int] = (0, 0)) -> None:
+        self._dtype, self._end = dtype, end
+        self.num_documents, self.num_tokens = done
+        self.file = reopen(path, self.num_tokens * dtype.itemsize)
 
     def append(self, tokens: list[int]) -> None:
         """One document, at the end of the stream."""
-        np.asarray([*tokens, self._end], self._dtype).tofile(self._file)
+        self.file.write(np.asarray([*tokens, self._end], self._dtype).tobytes())
         self.num_documents += 1
         self.num_tokens += len(tokens) + 1
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._file.close()
+        self.file.close()
 
 
 class PackedTokens:
