@@ -21,9 +21,9 @@ LAYERS = (
     ("blocks", "step_result"),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "config", "shard", "probe", "memory", "cache", "dtypes"),
+    ("random", "bits", "config", "processes", "shard", "probe", "memory", "cache", "dtypes"),
     ("overrides",),
-    ("errors",),
+    ("errors", "lazy"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 KNOWS_HYDRA = {"config", "overrides"}

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 import trainkit
 from tests.distributed import run_ranks
+from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
 from trainkit.comm import agent
@@ -189,6 +190,24 @@ def test_one_process_told_in_a_step_before_an_evaluation_makes_up_for_it(whole, 
     assert run(job).returncode == 0
     _require_equal(whole(None), run_dir)
     assert not (run_dir / "REQUEUE").exists()
+
+
+class Told(sick.Sick):
+    """Told to end in its fifth step."""
+
+    def train_step(self, batch):
+        if self.num_computed == 4:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1.0)
+        return super().train_step(batch)
+
+
+def test_steps_since_the_last_row_are_told_before_it_ends(tmp_path):
+    runtime = sick.make_runtime("single", "stop", tmp_path, log_every=3)
+    with pytest.raises(Preempted):
+        trainkit.Trainer(runtime, Told(runtime, "loss", sick=())).fit()
+    assert sick.saved_steps(tmp_path) == [5]
+    assert [(line["step"], line["position"]) for line in sick.metrics(tmp_path)] == [(3, 24), (5, 40)]
 
 
 # -- the agreement -----------------------------------------------------------------------------------------------------
