@@ -37,6 +37,19 @@ def test_the_window_forgets_a_slow_start():
     assert rates == {"samples_per_s": 100.0}
 
 
+def test_the_first_steps_count_only_until_there_are_others():
+    clock = [0.0]
+    throughput = Throughput(num_samples=1000, clock=lambda: clock[0])
+    told = []
+    for clock[0], position in ((10.0, 10), (11.0, 20), (12.0, 30)):  # the first ten samples took as long as a hundred
+        told.append(throughput.rates(position))
+    assert told == [
+        {"samples_per_s": 1.0, "eta_s": 990.0},
+        {"samples_per_s": 10.0, "eta_s": 98.0},
+        {"samples_per_s": 10.0, "eta_s": 97.0},
+    ]
+
+
 def test_logs_rarer_than_the_window_use_the_last_two():
     clock = [0.0]
     throughput = Throughput(window_s=1.0, clock=lambda: clock[0])

@@ -11,6 +11,8 @@ from trainkit.tracking.time_left import TimeLeft
 class Throughput:
     """Speed over the last `window_s` seconds of training; what runs inside `paused()` does not count.
 
+    The first steps, which are slower, count only until there are others.
+
     costs: where samples do not all take as long, see `TimeLeft`: the speed is then of samples that cost as much.
 
     >>> throughput = Throughput(start=0, num_samples=1000)      # at the first step
@@ -32,6 +34,7 @@ class Throughput:
         self._clock = clock
         self._paused_s = 0.0
         self._marks = deque([(clock(), start)])
+        self._is_first = True
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -51,6 +54,9 @@ class Throughput:
         """
         now = self._clock() - self._paused_s
         self._marks.append((now, position))
+        if len(self._marks) == 3 and self._is_first:
+            self._is_first = False
+            self._marks.popleft()
         while len(self._marks) > 2 and now - self._marks[1][0] >= self._window_s:
             self._marks.popleft()
         then, start = self._marks[0]
