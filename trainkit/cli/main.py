@@ -23,6 +23,14 @@ configuration: key=value, any number of them; a group's name chooses a file of i
 """
 
 
+HELP = """\
+examples:
+  trainkit train recipe=bert data.path=~/texts
+  trainkit evaluate runs/bert
+  trainkit checkpoint ls runs/bert
+  trainkit topo show
+  trainkit doctor
+"""
 HELP_EVALUATE = """\
 examples:
   trainkit evaluate runs/bert
@@ -104,7 +112,10 @@ def _tell(error: TrainkitError) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trainkit", description="Distributed training in PyTorch that is right, fast, and shows it."
+        prog="trainkit",
+        description="Distributed training in PyTorch that is right, fast, and shows it.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -172,7 +183,15 @@ def run_train(arguments: argparse.Namespace) -> int | None:
     show = arguments.list or arguments.print_config
     if arguments.processes != "1" and not show:
         return _start_processes(arguments)
-    from trainkit.config import check, compose_unresolved, groups, resolve, to_yaml  # Hydra takes a while to import
+    from trainkit.cli.listing import listing
+    from trainkit.config import (
+        CONF_DIR,
+        check,
+        compose_unresolved,
+        groups,
+        resolve,
+        to_yaml,
+    )  # Hydra takes a while to import
 
     composed = compose_unresolved(arguments.overrides, arguments.config_dir)
     config = resolve(composed)
@@ -181,7 +200,8 @@ def run_train(arguments: argparse.Namespace) -> int | None:
         for name, options in groups(arguments.config_dir).items():
             print(f"  {name}: {', '.join(options)}")
         print("\nkeys of this choice and their values, changed by key=value:\n")
-        print(to_yaml(config))
+        own = [Path(arguments.config_dir).expanduser()] if arguments.config_dir else []
+        print(listing(config, [*own, CONF_DIR]))
     elif arguments.print_config:
         check(config)
         print(to_yaml(config), end="")
