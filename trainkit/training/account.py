@@ -49,9 +49,10 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
     told = ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items()
     )
-    num_epochs = recipe.num_samples / max(1, len(recipe.datasets.train))
+    num_training = len(recipe.datasets.train) if hasattr(recipe.datasets.train, "__len__") else 0
+    epochs = f", {recipe.num_samples / num_training:.3g} epochs" if num_training else ""
     yield f"data: {told}"
-    yield f"length: {recipe.num_samples:,} samples, {num_epochs:.3g} epochs"
+    yield f"length: {recipe.num_samples:,} samples{epochs}"
     if note is not None:
         yield f"data: {note}"
 
