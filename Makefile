@@ -10,6 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 # One line in place of pip's pages on versions that do not go together.
 CHECK_PYTHON := -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "trainkit needs Python 3.11 to 3.13, and %s is %d.%d; type: make $(MAKECMDGOALS) PYTHON=python3.11 VENV=.venv311" % (sys.executable, v[0], v[1]))'
+ACTIVATE := "the commands of README.md are in $(BIN); once in each shell: source $(BIN)/activate"
 
 .DEFAULT_GOAL := help
 .PHONY: help train gan test test-all quick lint format clean
@@ -20,9 +21,11 @@ help: ## show this list
 
 train: $(VENV)/.installed ## install, then train BERT on built-in documentation, $(RANKS) processes (about 6 minutes)
 	$(TORCHRUN) launch/train.py experiment=bert_quickstart
+	@echo $(ACTIVATE)
 
 gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS) processes (about 7 minutes)
 	$(TORCHRUN) launch/train.py experiment=glyphs
+	@echo $(ACTIVATE)
 
 test: $(VENV)/.installed-dev ## install, then run all tests
 	$(BIN)/python -m pytest --durations=20

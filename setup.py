@@ -110,6 +110,7 @@ setup(
     },
     cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},
     install_requires=[
+        "cloudpickle>=3",
         "hydra-core>=1.3.2",
         "matplotlib>=3.8",
         "numpy>=1.26",

@@ -25,11 +25,12 @@ def main() -> int:
     from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, parse, run_train
 
     parser = argparse.ArgumentParser(
-        description="Train what a configuration describes, on this process or on all that torchrun started.",
+        description="Train what a configuration describes, on this process, on N, or on all that torchrun started.",
         epilog=HELP_TRAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(parser)
+    parser.set_defaults(command=[str(Path(__file__).resolve())])
     arguments = parse(parser)
     return guarded(lambda: run_train(arguments), from_here=True)
 

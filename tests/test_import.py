@@ -1,20 +1,83 @@
-"""`import trainkit` stays light: what only some runs need is imported where it is used."""
+"""`import trainkit` and every --help import nothing slow; what only some runs need is imported by its first use."""
 
+import ast
+import importlib
 import subprocess
 import sys
 
-HEAVY = ("hydra", "omegaconf", "pydantic", "wandb", "tensorboard", "deepspeed", "matplotlib", "pyarrow", "tokenizers")
+import pytest
+
+from tests.jobs import ROOT, environment
+
+SLOW = ("torch", "hydra", "omegaconf", "numpy", "pydantic", "deepspeed", "PIL", "sympy")
+NOT_FOR_A_RUNTIME = (
+    *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "hydra", "omegaconf"),
+    *("pydantic", "wandb", "tensorboard", "deepspeed", "matplotlib", "pyarrow", "tokenizers", "PIL"),
+)
+HELP = """\
+import contextlib, io, runpy, sys
+import trainkit
+
+def imported(names):
+    return [name for name in names if name in sys.modules]
+
+print("import trainkit", imported({slow}))
+from tests.commands import every
+from trainkit.cli.main import main
+for command in [["--version"], *([*words.split(), "--help"] for words in every())]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(command)
+    print(*command, imported({slow}))
+for script in {scripts}:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        (runpy.run_path if script.endswith(".py") else runpy.run_module)(script, run_name="__main__")
+    print(script, imported({slow}))
+trainkit.Runtime
+print("trainkit.Runtime", imported({not_for_a_runtime}))
+"""
 
 
-def test_heavy_packages_are_not_imported():
-    code = f"import sys, trainkit; print([m for m in {HEAVY} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+def test_what_is_imported_by_then():
+    scripts = [str(ROOT / "launch" / "train.py"), "recipes.bert.fill", "recipes.progressive_gan.sample"]
+    code = HELP.format(slow=SLOW, scripts=scripts, not_for_a_runtime=NOT_FOR_A_RUNTIME)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.endswith("[]")] == []
+    assert len(lines) > 15 and lines[-1].startswith("trainkit.Runtime")
 
 
 def test_public_names_are_there():
     import trainkit
 
+    assert [name for name in dir(trainkit) if not name.startswith("__")] == sorted(trainkit.__all__)
     for name in trainkit.__all__:
         assert getattr(trainkit, name) is not None
-        assert name in dir(trainkit)
+    with pytest.raises(AttributeError, match="no attribute 'Runtim'"):
+        trainkit.Runtim  # noqa: B018
+
+
+def test_help_has_a_line_for_every_public_name():
+    import trainkit
+
+    described = [
+        name for line in trainkit.__doc__.splitlines()[2:] for name in line.partition("  ")[0].split(", ") if name
+    ]
+    assert sorted(described) == sorted(trainkit.__all__)
+
+
+@pytest.mark.parametrize("package", ["trainkit", "trainkit.data", "trainkit.strategy", "trainkit.checkpoint"])
+def test_type_checkers_see_what_is_found_by_its_first_use(package):
+    tree = ast.parse(ROOT.joinpath(*package.split("."), "__init__.py").read_text())
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {alias.name for block in blocks for node in block.body for alias in node.names}
+    rest = [node for node in tree.body if node not in blocks]
+    defined = {alias.name for node in rest if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for node in rest:
+        defined |= {node.name} if isinstance(node, ast.FunctionDef) else set()
+        defined |= {ast.unparse(target) for target in node.targets} if isinstance(node, ast.Assign) else set()
+    module = importlib.import_module(package)
+    assert seen <= set(module.__all__) <= seen | defined
+    for name in module.__all__:
+        assert getattr(module, name) is not None

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("cli",),
     ("job",),
-    ("trust",),
     ("trainer",),
+    ("training",),
+    ("trust",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
     ("recipe", "feed", "prune"),
@@ -21,9 +22,9 @@ LAYERS = (
     ("blocks", "step_result"),
     ("comm", "optim", "tracking"),
     ("ops",),
-    ("random", "bits", "config", "shard", "probe", "memory", "cache", "dtypes"),
+    ("random", "bits", "command", "config", "processes", "shard", "probe", "memory", "cache", "dtypes"),
     ("overrides",),
-    ("errors",),
+    ("errors", "lazy"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 KNOWS_HYDRA = {"config", "overrides"}

@@ -11,15 +11,17 @@ from recipes.progressive_gan.train import ProgressiveGAN
 from trainkit.config import build, build_partial, check, compose
 from trainkit.errors import ConfigError, TrainkitError
 
-BERT = ("num_steps", "batch_size", "accumulation", "evaluation_batch_size", "mask_share", "clip")
+BERT = ("num_steps", "num_epochs", "batch_size", "accumulation", "evaluation_batch_size", "mask_share", "clip")
 MODEL = ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "num_segments")
 MODEL += ("dropout", "attention_dropout", "init_std")
 GAN = ("resolution", "channels", "latent_dim", "fmap_base", "fmap_max", "batch_size", "stable_images", "fade_images")
+GAN += ("num_epochs",)
 GAN += ("accumulation", "ema", "penalty", "drift", "stddev_group", "low_precision_resolutions", "clamp")
 GAN += ("evaluation_batch_size", "num_measured", "num_patches", "num_directions", "num_shown")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
 OF_RUN = ("num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_after")
+OF_RUN += ("minutes", "patience")
 CASES = [
     *[("recipe=bert", f"recipe.{name}") for name in BERT],
     *[("recipe=bert", f"recipe.model.{name}") for name in MODEL],
@@ -44,6 +46,10 @@ class _NoData:
         raise AssertionError("numbers are checked before any data are read")
 
 
+class _Measured:
+    best_metric = "held_out_loss"
+
+
 def _begin(config) -> None:
     """What a job does with its numbers, up to its first work."""
     checked = check(config)
@@ -59,8 +65,8 @@ def _begin(config) -> None:
         tracker=trainkit.Tracker(),
     )
     try:
-        names = ("evaluate_every", "save_every", "keep_last", "keep_every")
-        trainkit.Trainer(runtime, None, **{name: getattr(checked, name) for name in names})
+        names = ("evaluate_every", "save_every", "keep_last", "keep_every", "minutes", "patience")
+        trainkit.Trainer(runtime, _Measured(), **{name: getattr(checked, name) for name in names})
         make_recipe(runtime, data=_NoData())
     finally:
         runtime.close()

@@ -1,20 +1,47 @@
-"""trainkit: distributed training in PyTorch that is right, fast, and shows it."""
+"""Distributed training in PyTorch that is right, fast, and shows it.
 
-from typing import TYPE_CHECKING, Any
+Runtime      processes, device, seed, strategy, precision and tracker of a job: setup, batches, log, save, load
+Engine       one module and the one optimizer that updates it, as Runtime.setup returns it: backward, step
+StepResult   what Engine.step returns: loss, gradient norm, learning rate, whether it was skipped
+Recipe       what a run computes: engines, batches, train_step, evaluate
+Trainer      the loop around a Recipe: logs, evaluates, saves, resumes
+load_recipe  the recipe of a run or a checkpoint, with its trained engines
+launch       a function in several processes of this machine, from a notebook or a script
 
-from trainkit import data, errors, ops, prune
-from trainkit.comm.comm import Comm
-from trainkit.engine import Engine
-from trainkit.optim import Schedule
-from trainkit.precision import Precision
-from trainkit.recipe import Recipe
-from trainkit.runtime import Runtime
-from trainkit.step_result import StepResult
-from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
-from trainkit.tracking import Last, Tracker
+Strategy     how modules are spread over processes; the base class of:
+Single       one process
+DDP          every process holds all: DistributedDataParallel
+FSDP, HSDP   parameters, gradients and optimizer state in shards (FSDP2); within a host, with replicas across hosts
+Zero1, Zero2, Zero3  DeepSpeed's ZeRO: optimizer state in shards; gradients too; parameters too
+Comm         how gradients are summed: by which plan over the links
+Precision    fp32, tf32, bf16, fp16, fp64
+Schedule     learning rates as a function of the position in the data
+Last         a metric that is logged as it was last, and not as a mean
+Tracker      where numbers, pictures and text of a run go
+
+data         sources of samples: Text, Images, Datasets
+errors       what is raised; TrainkitError is the base class
+ops          layers in C++ and CUDA, each with its reference in plain PyTorch
+prune        masks over weights while training goes on
+"""
+
+from typing import TYPE_CHECKING
+
+from trainkit.lazy import exports
 
 if TYPE_CHECKING:
+    from trainkit import data, errors, ops, prune
+    from trainkit.comm.comm import Comm
+    from trainkit.engine import Engine
     from trainkit.job import load_recipe
+    from trainkit.optim import Schedule
+    from trainkit.precision import Precision
+    from trainkit.processes import launch
+    from trainkit.recipe import Recipe
+    from trainkit.runtime import Runtime
+    from trainkit.step_result import StepResult
+    from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
+    from trainkit.tracking import Last, Tracker
     from trainkit.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -39,24 +66,39 @@ __all__ = [
     "Zero3",
     "data",
     "errors",
+    "launch",
     "load_recipe",
     "ops",
     "prune",
 ]
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str) -> Any:
-    # These know Hydra, which takes longer to import than the rest of the package together.
-    if name == "load_recipe":
-        from trainkit.job import load_recipe
-
-        return load_recipe
-    if name == "Trainer":
-        from trainkit.trainer import Trainer
-
-        return Trainer
-    raise AttributeError(f"module 'trainkit' has no attribute {name!r}")
+if not TYPE_CHECKING:  # they would be told that any name is there
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Comm": "trainkit.comm.comm",
+            "DDP": "trainkit.strategy.ddp",
+            "Engine": "trainkit.engine",
+            "FSDP": "trainkit.strategy.fsdp",
+            "HSDP": "trainkit.strategy.fsdp",
+            "Last": "trainkit.tracking.means",
+            "Precision": "trainkit.precision",
+            "Recipe": "trainkit.recipe",
+            "Runtime": "trainkit.runtime",
+            "Schedule": "trainkit.optim.schedule",
+            "Single": "trainkit.strategy.single",
+            "StepResult": "trainkit.step_result",
+            "Strategy": "trainkit.strategy.base",
+            "Tracker": "trainkit.tracking.tracker",
+            "Trainer": "trainkit.trainer",
+            "Zero1": "trainkit.strategy.zero",
+            "Zero2": "trainkit.strategy.zero",
+            "Zero3": "trainkit.strategy.zero",
+            "data": "trainkit.data",
+            "errors": "trainkit.errors",
+            "launch": "trainkit.processes",
+            "load_recipe": "trainkit.job",
+            "ops": "trainkit.ops",
+            "prune": "trainkit.prune",
+        },
+    )

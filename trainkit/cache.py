@@ -6,16 +6,20 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trainkit.errors import DataError
 
 ENVIRONMENT_VARIABLE = "TRAINKIT_CACHE"
 ABANDONED_AFTER_S = 600.0
-"""How long nothing must have been written to a half-built directory whose builder holds no lock that is seen here."""
+"""How long nothing must have been written to a half-built directory of another machine, whose lock may not be seen."""
+REMOVED_AFTER_S = 86_400.0
+"""How long one that nobody builds waits for somebody who goes on with it."""
+_BUILDER = "builder"
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -23,13 +27,15 @@ def cache_root(cache_dir: Path | None = None) -> Path:
     return Path(cache_dir or os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "trainkit").expanduser()
 
 
-def cached(root: Path, name: str, build: Callable[[Path], None]) -> Path:
+def cached(root: Path, name: str, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
     """The directory `root/name`; when it is not there, `build(directory)` fills one aside, which is then renamed.
 
     Processes may race: each builds its own, one is kept, and all return the same path. `name` must hold everything
     that the content depends on (a hash of the inputs, the settings and the version of the format). What a process
     that was killed left half built is removed by the next one that builds. Files and directories get the permissions
     that the umask gives.
+    resumes: whether `build` goes on from what it finds: what a killed or interrupted process left half built of this
+        `name` is then given to it, and removed only when nobody has asked for it for a day.
     Raises DataError when the directory cannot be written, or the disk is full.
     """
     target = root / name
@@ -37,21 +43,26 @@ def cached(root: Path, name: str, build: Callable[[Path], None]) -> Path:
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(root, name)
-        aside = root / f".{name}-{secrets.token_hex(4)}"
-        aside.mkdir()
+        aside, descriptor = _claim(root, name, resumes)
+        _remove_abandoned(root, name, REMOVED_AFTER_S if resumes else ABANDONED_AFTER_S)
     except OSError as error:
         raise _cannot_write(root, error) from error
+    is_left = False
     try:
-        with _locked(aside):
-            build(aside)
-            _move(aside, target)
+        build(aside)
+        (aside / _BUILDER).unlink()
+        _move(aside, target)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         raise _cannot_write(root, error) from error
+    except KeyboardInterrupt:
+        is_left = resumes
+        raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not is_left:
+            shutil.rmtree(aside, ignore_errors=True)
+        os.close(descriptor)
     return target
 
 
@@ -62,37 +73,61 @@ def _cannot_write(root: Path, error: OSError) -> DataError:
     )
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds a lock on `directory`, which ends with this process however that ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _claim(root: Path, name: str, resumes: bool) -> tuple[Path, int]:
+    """A directory to build in, and the descriptor that holds its lock, which ends with this process however that ends.
+
+    One that was left half built is renamed, so that of two processes that want it one gets it.
+    """
+    aside = root / f".{name}-{secrets.token_hex(4)}"
+    for path in root.glob(f".{name}-*") if resumes else ():
+        descriptor = _locked(path, lambda path, age: _is_of_here(path) or age > ABANDONED_AFTER_S)
+        if descriptor is not None:
+            try:
+                path.rename(aside)
+            except OSError:  # another machine has it
+                os.close(descriptor)
+                continue
+            (aside / _BUILDER).write_text(socket.gethostname())
+            return aside, descriptor
+    aside.mkdir()
+    descriptor = os.open(aside, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks: then nothing is ever taken for abandoned
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    (aside / _BUILDER).write_text(socket.gethostname())
+    return aside, descriptor
+
+
+def _is_of_here(path: Path) -> bool:
+    """Whether it was built on this machine, where locks are seen."""
+    return (path / _BUILDER).is_file() and (path / _BUILDER).read_text() == socket.gethostname()
+
+
+def _locked(path: Path, is_abandoned: Callable[[Path, float], bool]) -> int | None:
+    """A descriptor that locks `path`, where nobody builds it and `is_abandoned(path, seconds since a change)`."""
     try:
-        with suppress(OSError):  # a file system without locks: then nothing is ever taken for abandoned, see below
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, another user's, or no directory
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
+        if is_abandoned(path, time.time() - newest):
+            return descriptor
+    except OSError:  # somebody builds it
+        pass
+    os.close(descriptor)
+    return None
 
 
-def _remove_abandoned(root: Path, name: str) -> None:
+def _remove_abandoned(root: Path, name: str, patience_s: float) -> None:
     """Removes what processes that are gone left half built, of the kind of `name`.
 
     A build holds a lock while it lasts; another machine's lock may not be seen, so what changed lately stays.
     """
     kind = re.compile(rf"\.{re.escape(name.split('-')[0])}-[\w.-]*[0-9a-f]{{8}}-[a-z0-9_]{{8}}")
     for path in [path for path in root.iterdir() if kind.fullmatch(path.name)]:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:  # gone meanwhile, another user's, or no directory
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
-            if time.time() - newest > ABANDONED_AFTER_S:
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError:  # somebody builds it
-            continue
-        finally:
+        if (descriptor := _locked(path, lambda _, age: age > patience_s)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
             os.close(descriptor)
 
 

@@ -53,6 +53,8 @@ class TrainConfig:
     log_every: int  # steps
     evaluate_every: int | None  # steps; null: at the end
     save_every: int | None  # steps; null: at the end
+    minutes: float | None  # of training; null: as long as the recipe says
+    patience: int | None  # evaluations without a better metric of the recipe; null: any number
     keep_last: int  # checkpoints
     keep_best: bool
     keep_every: int | None
@@ -137,10 +139,29 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         if field.name not in config:
             raise ConfigError(f"{field.name} is missing from the configuration")
         values[field.name] = _convert(field.name, config[field.name], hints[field.name])
+    _require_usable_targets(values)
     for key in ("data", "optimizer", "schedule", "strategy", "comm", "precision", "ops", "tracking", "recipe"):
         if values[key] is not None:
             values[key] = _checked_node(key, values[key])
     return TrainConfig(**values)
+
+
+def _require_usable_targets(values: Mapping[str, Any]) -> None:
+    """What an optimizer or a schedule cannot be here, before its arguments are held against another's."""
+    target = (values["optimizer"] or {}).get("_target_")
+    step = getattr(_locate("optimizer", target), "step", None) if target else None
+    closure = inspect.signature(step).parameters.get("closure") if step is not None else None
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"optimizer._target_={target}: it evaluates the loss several times in a step, and an engine's step has one "
+            f"gradient; use another, such as optimizer=adamw"
+        )
+    target = (values["schedule"] or {}).get("_target_")
+    if target and "optimizer" in inspect.signature(_locate("schedule", target)).parameters:
+        raise ConfigError(
+            f"schedule._target_={target}: it sets rates step by step, and a schedule here is a function of the "
+            f"position in the data; allowed are schedule={', '.join(groups()['schedule'])}, or null"
+        )
 
 
 def build(node: Any) -> Any:

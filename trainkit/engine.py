@@ -518,7 +518,7 @@ class Engine:
             raise UsageError(
                 f"engine {self.name!r} has a schedule, which needs positions: iterate runtime.batches(...)"
             )
-        factor = self.schedule(batch.position, batch.size)
+        factor = self.schedule(self._clock.scheduled(batch.position), batch.size)
         self._base_lrs += [float(group["lr"]) for group in groups[len(self._base_lrs) :]]  # added since
         for group, base in zip(groups, self._base_lrs, strict=True):
             group["lr"] = base * factor

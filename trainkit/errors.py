@@ -72,6 +72,13 @@ def require_at_least(least: float, prefix: str = "", **values: float | None) -> 
             raise ConfigError(f"{prefix}{name}={value}: allowed is {least} or more")
 
 
+def require_above_zero(prefix: str = "", **values: float | None) -> None:
+    """Raises ConfigError naming the first of `values` that is not above 0 and finite; None is left alone."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{prefix}{name}={value}: allowed is a number above 0")
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` when one of `allowed` is close to `name`, else an empty string.
 

@@ -13,12 +13,13 @@ from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
-from trainkit.trainer import Trainer, where_to_resume
+from trainkit.trainer import Trainer
+from trainkit.training.resume import where_to_resume
 from trainkit.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
-_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every")
+_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every", "minutes", "patience")
 _OF_TRAINING = {"run_dir", "resume", "tracking", *_CADENCES}
 
 
@@ -102,14 +103,15 @@ def _as_restored(node: Node, state: Mapping[str, Any], with_data: bool) -> Calla
 def _prepare(
     config: Mapping[str, Any],
     tracker: Tracker | None = None,
-    make: Callable[[Node], Callable[..., Recipe]] = build_partial,
+    make: Callable[[Node], Callable[..., Recipe]] | None = None,
 ) -> Trainer:
+    """`make`: of a recipe's node; None: as configured, or as the checkpoint that is resumed wants it."""
     composed, config = config, resolve(config)
     searches = _accumulation_of(config) == "auto"
     checked = check(_with_accumulation(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
     _try_optimizer(checked.optimizer)
-    make_recipe = make(checked.recipe)
+    make_recipe = (make or build_partial)(checked.recipe)
     runtime = Runtime(
         strategy=build(checked.strategy),
         comm=build(checked.comm),
@@ -130,6 +132,8 @@ def _prepare(
     found: dict[str, Any] = {}
     try:
         runtime.require_same(flat(config))
+        if make is None:
+            make_recipe = _as_resumed(make_recipe, runtime, checked.resume)
         if searches:
             found = _find_accumulation(runtime, make_recipe, checked.resume)
             config = _with_accumulation(config, found["accumulation"])
@@ -144,6 +148,8 @@ def _prepare(
         recipe,
         evaluate_every=checked.evaluate_every,
         save_every=checked.save_every,
+        minutes=checked.minutes,
+        patience=checked.patience,
         keep_last=checked.keep_last,
         keep_best=checked.keep_best,
         keep_every=checked.keep_every,
@@ -153,6 +159,19 @@ def _prepare(
         composed=composed,
         found=found,
     )
+
+
+def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: str) -> Callable[..., Recipe]:
+    """`make_recipe` with what the recipe takes over from a checkpoint that it goes on from. Collective.
+
+    Other data than before must mean the same by the same numbers: text is split by the checkpoint's tokenizer.
+    """
+    path = where_to_resume(runtime, resume)
+    recipe, data = getattr(make_recipe, "func", None), getattr(make_recipe, "keywords", {}).get("data")
+    if path is None or data is None or not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
+        return make_recipe
+    state = checkpoint.read_manifest(runtime.find(path))["values"].get("recipe", {})
+    return partial(make_recipe, **(recipe.restored_arguments(state, data) or {}))
 
 
 def _try_optimizer(node: Node) -> None:

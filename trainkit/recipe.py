@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from trainkit.data.batch import Batch
+from trainkit.data.datasets import Datasets
 from trainkit.engine import Engine
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ class Recipe(ABC):
     runtime: "Runtime"
     num_samples: int
     """The position at which training ends."""
+    datasets: Datasets | None = None
+    """What it trains and measures on, where it uses one of these: a Trainer says what is in it."""
+    length_key: str | None = "recipe.num_steps"
+    """The key that makes a run longer, named where one that has ended is started again; None: there is none."""
     best_metric: str | None = None
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
 
@@ -73,9 +79,9 @@ class Recipe(ABC):
         """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
 
         Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
-        not compared. Nothing, where a recipe says nothing.
+        not compared. By default those of `datasets`; nothing, where a recipe says nothing.
         """
-        return {}
+        return self.datasets.fingerprints() if isinstance(self.datasets, Datasets) else {}
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""
@@ -83,6 +89,14 @@ class Recipe(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
         """Comes before the engines are filled: the place to make engines of the right shape."""
+
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        """What to type to use the run in `run_dir`, each command as its words; printed when it ends. Rank 0.
+
+        A first word `python` or `trainkit` becomes what starts it where the user stands. `trainkit evaluate` follows by
+        itself.
+        """
+        return []
 
     def finish(self) -> None:  # noqa: B027  (optional)
         """The end of a run: show what was learnt. Collective: every rank calls."""

@@ -27,6 +27,7 @@ from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
 from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import Average, check_decay
+from trainkit.optim.schedule import Schedule as OptimSchedule
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Name, Precision
 from trainkit.probe import fewest_that_fit
@@ -284,6 +285,11 @@ class Runtime(Feed):
                 f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
                 f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
                 f"yourself: checkpoints keep the rates that it sets"
+            )
+        if isinstance(schedule, OptimSchedule) and not schedule.has_end:
+            raise ConfigError(
+                f"schedule.total=null is the length of the run, which is not known here: give schedule.total in "
+                f"{schedule.unit}, or schedule.until(num_steps, batch_size)"
             )
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"

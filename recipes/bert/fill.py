@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-import trainkit
 from trainkit.cli.main import add_trust, guarded
 from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    import trainkit
     from recipes.bert.pretrain import MaskedLanguageModelling
 
 _NUM_GUESSES = 3
+EXAMPLES = """\
+examples:
+  python -m recipes.bert.fill runs/bert_quickstart "Close the [MASK] and release its resources."
+  python -m recipes.bert.fill runs/bert_quickstart      held-out text, and the accuracy beside baselines
+"""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,13 @@ class Filled:
         return f"{self.text}   ({' | '.join(options)})"
 
 
-@torch.no_grad()
 def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
     """The model's guesses for each [MASK] in `sentence`, each made as if the others stayed masked.
 
     Collective: every rank calls. Raises DataError for a sentence without [MASK], or one that is too long.
     """
+    import torch
+
     tokenizer, module = recipe.tokenizer, recipe.model.module
     tokens = [tokenizer.start, *tokenizer.encode(sentence), tokenizer.end]
     places = [place for place, token in enumerate(tokens) if token == tokenizer.mask]
@@ -46,10 +50,11 @@ def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
         raise DataError(f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes {longest}; shorten it")
     module.eval()
     try:
-        logits_1KV = recipe.model(
-            torch.tensor([tokens], device=recipe.runtime.device),
-            torch.tensor([places], device=recipe.runtime.device),
-        )
+        with torch.no_grad():
+            logits_1KV = recipe.model(
+                torch.tensor([tokens], device=recipe.runtime.device),
+                torch.tensor([places], device=recipe.runtime.device),
+            )
     finally:
         module.train()
     shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
@@ -68,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.bert.fill",
         description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, help="a run directory or a checkpoint")
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "returns the [MASK] of x."')
@@ -86,10 +93,11 @@ def _run(options: argparse.Namespace) -> None:
     runtime.close()
 
 
-def _load(path: Path, with_data: bool, trust: bool) -> tuple["MaskedLanguageModelling", trainkit.Runtime]:
+def _load(path: Path, with_data: bool, trust: bool) -> tuple["MaskedLanguageModelling", "trainkit.Runtime"]:
     from recipes.bert.pretrain import MaskedLanguageModelling
+    from trainkit import load_recipe
 
-    recipe, runtime = trainkit.load_recipe(path, with_data=with_data, trust=trust)
+    recipe, runtime = load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
         runtime.close()
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Masked language modelling: the model reads text with holes and learns to fill them."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from recipes.bert.report import Report, guessed, outlook
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
-from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
+from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops import cross_entropy
+
+_NUM_STEPS = 2000
 
 
 class MaskedLanguageModelling(Recipe):
@@ -24,8 +27,9 @@ class MaskedLanguageModelling(Recipe):
 
     data: a specification whose data sets give {"tokens": int64 [T]} and which has a tokenizer, such as `Text`.
     optimizer: makes one of parameter groups; biases and LayerNorms are in a group without weight decay.
-    batch_size: samples of a global batch.  num_steps: its steps.  accumulation: micro-batches in which a rank does its
-        share.  clip: largest norm of the gradient.
+    batch_size: samples of a global batch.  accumulation: micro-batches in which a rank does its share.
+    num_steps, num_epochs: the length of the run, in global batches or in passes over the training data, rounded up to
+        whole batches; one of them, or 2,000 steps.  clip: largest norm of the gradient.
     mask_share: of the tokens, in training; evaluation masks 15 %, and the same ones each time.
     weights: a Hugging Face directory (config.json, model.safetensors) to begin with; needs its vocab.txt as
         `data.vocab_file`, and `model` of its shape.
@@ -44,7 +48,8 @@ class MaskedLanguageModelling(Recipe):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule | None = None,
         batch_size: int = 32,
-        num_steps: PositiveInt = 2000,  # before the schedule is made, which speaks of its total
+        num_steps: PositiveInt | None = None,  # before the schedule is made, which speaks of its total
+        num_epochs: float | None = None,
         accumulation: int = 1,
         clip: float | None = 1.0,
         mask_share: float = 0.15,
@@ -54,14 +59,29 @@ class MaskedLanguageModelling(Recipe):
     ) -> None:
         counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
         require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        if num_steps is not None and num_epochs is not None:
+            raise ConfigError(
+                f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
+                f"recipe.num_steps=null recipe.num_epochs={num_epochs:g}"
+            )
+        require_above_zero("recipe.", num_epochs=num_epochs)
+        if num_epochs is None:
+            num_steps = num_steps or _NUM_STEPS
+            schedule = _until(schedule, num_steps, batch_size)  # what cannot be is said before data are read
         check_share(mask_share)
         if clip is not None and not clip > 0:
             raise ConfigError(f"recipe.clip={clip}: allowed is a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
-        self.runtime, self.batch_size, self.num_samples = runtime, batch_size, batch_size * num_steps
+        self.runtime, self.batch_size = runtime, batch_size
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
-        self.datasets = runtime.first_on_host(data.load)
+        self.datasets: Datasets = runtime.first_on_host(data.load)
+        if num_epochs is not None:
+            self.length_key = "recipe.num_epochs"
+            num_steps = max(1, math.ceil(num_epochs * len(self.datasets.train) / batch_size))
+            schedule = _until(schedule, num_steps, batch_size)
+        assert num_steps is not None
+        self.num_samples = batch_size * num_steps
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
         self._guessed: dict[str, float] = {}
@@ -140,12 +160,9 @@ class MaskedLanguageModelling(Recipe):
         ):
             yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
 
-    def fingerprints(self) -> dict[str, str]:
-        return self.datasets.fingerprints()
-
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
-        """Text is split by the checkpoint's own tokenizer, whatever text it is; the weights are the checkpoint's."""
+        """Text is split by the checkpoint's own tokenizer, whatever text it is; length and weights are its own, too."""
         if "tokenizer" in state:
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
@@ -154,11 +171,13 @@ class MaskedLanguageModelling(Recipe):
                 data = replace(data, tokenizer=tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
-        return {"data": data, "weights": None}
+        length = {"num_epochs": None, "num_steps": state["num_steps"]} if "num_steps" in state else {}
+        return {"data": data, "weights": None, **length}
 
     def state(self) -> dict[str, Any]:
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
-        return {"vocabulary": self.tokenizer.fingerprint, **stored}
+        num_steps = self.num_samples // self.batch_size
+        return {"vocabulary": self.tokenizer.fingerprint, "num_steps": num_steps, **stored}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         known = state["vocabulary"]
@@ -182,6 +201,10 @@ class MaskedLanguageModelling(Recipe):
             if told := outlook(report.rows, self._evaluations, num_epochs):
                 self.runtime.remark(told)
 
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
+        return [["python", "-m", "recipes.bert.fill", str(run_dir), sentence]]
+
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
@@ -189,6 +212,10 @@ class MaskedLanguageModelling(Recipe):
     def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
         # Without a mask, attention may use its fastest kernels.
         return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
+
+
+def _until(schedule: Callable[[int, int], float] | None, num_steps: int, batch_size: int) -> Any:
+    return schedule.until(num_steps, batch_size) if isinstance(schedule, Schedule) else schedule
 
 
 def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Growth: which resolution a run is at, as a function of the images seen."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,21 +53,30 @@ def require_resolutions(name: str, values: Mapping[int, object]) -> None:
 
 
 def plan(
-    resolution: int, *, stable_images: PerResolution, fade_images: PerResolution, batch_size: PerResolution
+    resolution: int,
+    *,
+    stable_images: PerResolution,
+    fade_images: PerResolution,
+    batch_size: PerResolution,
+    num_images: float | None = None,
 ) -> list[Phase]:
     """The phases 4x4, then for each resolution up to `resolution` a fade and a stable one.
 
     Each argument is one number or a mapping from resolution; a resolution that a mapping lacks takes the value of the
     nearest one below it. Phases are rounded up to whole batches.
+    num_images: of all phases together; `stable_images` and `fade_images` are the proportions then.
     """
-    phases: list[Phase] = []
+    parts = []
     for size in resolutions_up_to(resolution):
         batch = _of("batch_size", batch_size, size)
-        for is_fading in (True, False) if size > 4 else (False,):
-            name, images = ("fade_images", fade_images) if is_fading else ("stable_images", stable_images)
-            num_images = -(-_of(name, images, size) // batch) * batch
-            start = phases[-1].end if phases else 0
-            phases.append(Phase(len(phases), size, is_fading, start, num_images, batch))
+        if size > _RESOLUTIONS[0]:
+            parts.append((size, True, batch, _of("fade_images", fade_images, size)))
+        parts.append((size, False, batch, _of("stable_images", stable_images, size)))
+    scale = 1 if num_images is None else num_images / sum(images for *_, images in parts)
+    phases: list[Phase] = []
+    for size, is_fading, batch, images in parts:
+        start = phases[-1].end if phases else 0
+        phases.append(Phase(len(phases), size, is_fading, start, math.ceil(images * scale / batch) * batch, batch))
     return phases
 
 

@@ -4,17 +4,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
-
-from recipes.progressive_gan.pictures import grid
-from recipes.progressive_gan.train import CELL, ProgressiveGAN
-from trainkit import load_recipe
 from trainkit.cli.main import add_trust, guarded
 from trainkit.errors import CheckpointError, ConfigError
 
+EXAMPLES = """\
+examples:
+  python -m recipes.progressive_gan.sample runs/glyphs --num 64 --output letters.png
+  python -m recipes.progressive_gan.sample runs/glyphs --start 64 --cell 128
+"""
 
-def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CELL, trust: bool = False) -> None:
+
+def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | None = None, trust: bool = False) -> None:
     """Writes a grid of `num` images, of the latents from number `start` on, by the averaged generator at `path`."""
+    from PIL import Image
+
+    from recipes.progressive_gan.pictures import grid
+    from recipes.progressive_gan.train import CELL, ProgressiveGAN
+    from trainkit import load_recipe
+
     if num < 1 or start < 0:
         raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
@@ -25,22 +32,27 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int = CE
     with recipe.G.averaged() as module:
         images = recipe.sample(module, num, offset=start)
     output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(images, max(cell, recipe.phase.resolution))).save(output)
+    Image.fromarray(grid(images, max(cell or CELL, recipe.phase.resolution))).save(output)
     runtime.close()
     print(f"{num} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw images from a trained progressive GAN.")
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.progressive_gan.sample",
+        description="Draw images from a trained progressive GAN.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("path", type=Path, help="a run directory, or one of its checkpoints/step_*")
     parser.add_argument("--num", type=int, default=64, help="images (default 64)")
     parser.add_argument(
         "--output", type=Path, default=Path("samples.png"), help="picture to write (default samples.png)"
     )
     parser.add_argument("--start", type=int, default=0, help="number of the first latent; others give other images")
-    parser.add_argument("--cell", type=int, default=CELL, help=f"pixels of an image in the grid (default {CELL})")
+    parser.add_argument("--cell", type=int, help="pixels of an image in the grid (default: as in training)")
     add_trust(parser)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     chosen = {"num": given.num, "output": given.output, "start": given.start, "cell": given.cell}
     return guarded(lambda: sample(given.path, **chosen, trust=given.trust), from_here=given.trust)
 

@@ -1,6 +1,7 @@
 """The progressive GAN: two engines that train against each other while their networks grow."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecis
 from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, DataError, require_at_least
+from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops.resample import downsample, fade_in
 
 TRAINING_IMAGES = "as many training images"
@@ -29,6 +30,8 @@ class ProgressiveGAN(Recipe):
     data: a specification such as `Images`, or data sets whose items are images: uint8, or floats of -1 .. 1.
     optimizer: makes one of parameter groups; both networks get their own, new at the start and the end of each fade.
     batch_size, stable_images, fade_images: a number, or a mapping from resolution (see `growth.plan`).
+    num_epochs: passes over the training data in the whole run; `stable_images` and `fade_images` are only the
+        proportions of its phases then.
     learning_rates: of the resolutions whose rate is not the optimizer's own.
     ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
     stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
@@ -55,6 +58,7 @@ class ProgressiveGAN(Recipe):
         batch_size: int | dict[int, int] = 16,
         stable_images: int | dict[int, int] = 600_000,
         fade_images: int | dict[int, int] = 600_000,
+        num_epochs: float | None = None,
         learning_rates: dict[int, float] | None = None,
         accumulation: int = 1,
         ema: float = 0.999,
@@ -88,20 +92,26 @@ class ProgressiveGAN(Recipe):
             "num_shown": num_shown,
         }
         require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema < 1:
             raise ConfigError(f"recipe.ema={ema}: allowed is 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
-        self.phases = plan(resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        self.phases = plan_of()
         for phase in self.phases:
             _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)
-        self.num_samples = self.phases[-1].end
         self.learning_rates = learning_rates or {}
         self.ema, self.penalty, self.drift = ema, penalty, drift
         self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
         self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
-        self.datasets = runtime.first_on_host(data.load)
+        self.datasets: Datasets = runtime.first_on_host(data.load)
+        self.num_epochs = num_epochs
+        if num_epochs is not None and len(self.datasets.train):
+            self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
+        self.num_samples = self.phases[-1].end
+        self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
             _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
         self._floors: dict[int, float] = {}
@@ -116,15 +126,24 @@ class ProgressiveGAN(Recipe):
     def costs(self) -> list[tuple[int, float]]:
         return [(phase.end, float(self.widths.num_products(phase.resolution))) for phase in self.phases]
 
-    def fingerprints(self) -> dict[str, str]:
-        return self.datasets.fingerprints()
-
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
-        return {"data": Datasets(train=(), held_out=()) if data is None else data}
+        length: dict[str, Any] = {}
+        if "images" in state:  # the passes were over the data that it was trained on
+            length = {"num_epochs": None}
+            for name, images in state["images"].items():
+                length[name] = {int(resolution): num for resolution, num in images.items()}
+        return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
 
     def state(self) -> dict[str, Any]:
-        return {"phase": self.phase.number}
+        if self.num_epochs is None:
+            return {"phase": self.phase.number}
+        images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
+        for phase in self.phases:
+            images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
+        if not images["fade_images"]:  # a network of 4x4 never fades
+            del images["fade_images"]
+        return {"phase": self.phase.number, "images": images}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if state["phase"] >= len(self.phases):
@@ -283,6 +302,9 @@ class ProgressiveGAN(Recipe):
         self.runtime.tracker.table(self.runtime.step, title, columns, rows)
         if self.runtime.is_main and self.runtime.run_dir is not None:
             self._animate(self.runtime.run_dir)
+
+    def next_commands(self, run_dir: Path) -> list[list[str]]:
+        return [["python", "-m", "recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
 
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
         """Between held-out images and as many of `module`; without one, of the training split: a floor."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -419,6 +420,48 @@ def test_what_a_killed_process_left_half_built_is_removed_and_what_is_being_buil
         for builder in builders:
             builder.kill()
             builder.join(30)
+
+
+def _build_until(moment_s: float, path: Path, tmp_path: Path, encoded) -> None:
+    """Builds, and is ended by a signal that nobody handles after `moment_s` of work; counts what it tokenises."""
+    encode = WordPiece.encode_batch
+
+    def counted(self: WordPiece, texts: list[str]) -> list[list[int]]:
+        encoded.value += len(texts)
+        return encode(self, texts)
+
+    WordPiece.encode_batch = counted
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, moment_s)
+    small(path, tmp_path, num_workers=1).load(progress=False)
+
+
+def test_a_build_killed_at_any_moment_goes_on_from_its_part_and_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.data.text._CHUNK", 16)
+    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # children are forked
+    documents, draw = make_documents(2000), random.Random(0)
+    path = write_text(tmp_path / "a.txt", documents)
+    context = multiprocessing.get_context("fork")
+    encoded, num_killed = context.Value("q", 0), 0
+    for attempt in range(40):
+        moment_s = draw.uniform(0.01, 0.03 + 0.02 * attempt)
+        builder = context.Process(target=_build_until, args=(moment_s, path, tmp_path, encoded))
+        builder.start()
+        builder.join(60)
+        if builder.exitcode == 0:
+            break
+        assert builder.exitcode == -signal.SIGPROF
+        num_killed += 1
+    small(path, tmp_path, num_workers=1).load(progress=False)
+    (built,) = (tmp_path / "cache").iterdir()  # nothing else is left
+    undisturbed = tmp_path / "undisturbed"
+    small(path, undisturbed, num_workers=1).load(progress=False)
+    (whole,) = (undisturbed / "cache").iterdir()
+    assert {file.name: file.read_bytes() for file in built.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.iterdir()
+    }
+    assert num_killed and encoded.value <= 2000 + 16 * num_killed, "what was noted is not tokenised again"
 
 
 def test_a_full_disk_is_one_line(tmp_path):

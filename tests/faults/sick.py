@@ -134,7 +134,7 @@ def fit(strategy, nonfinite, run_dir, plant, log_every=1, save_every=SAVE_EVERY,
         "step": trainer.step,
         "state": scenes.whole_state(recipe.engine),
         "num_updates": recipe.engine.num_updates,
-        "left_out": trainer.left_out,
+        "left_out": trainer.rewinds.left_out,
         "num_computed": recipe.num_computed,
     }
 

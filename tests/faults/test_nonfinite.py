@@ -18,7 +18,7 @@ from trainkit import checkpoint
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.health.guard import MOST_SKIPPED
-from trainkit.trainer import MOST_REWINDS
+from trainkit.training.rewinds import MOST_REWINDS
 
 CELLS = (("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("zero2", 2))
 
@@ -266,7 +266,7 @@ def _rewinding(run_dir):
     trainer = trainkit.Trainer(runtime, recipe, save_every=10)
     recipe.sick = range((STEP - 2) * BATCH, STEP * BATCH)
     trainer.fit()
-    return trainer.step, trainer.left_out, recipe.engine.num_updates, recipe.engine.scaler.scale
+    return trainer.step, trainer.rewinds.left_out, recipe.engine.num_updates, recipe.engine.scaler.scale
 
 
 def test_going_back_from_such_a_step_leaves_one_batch_out(tmp_path):
@@ -437,7 +437,7 @@ def test_what_was_left_out_stays_so_after_a_resume(tmp_path):
     recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"], trust=True)
     trainer = trainkit.Trainer(runtime, recipe, resume=tmp_path)
     trainer.restore()
-    assert trainer.left_out == [[96, 8]]
+    assert trainer.rewinds.left_out == [[96, 8]]
 
 
 def test_a_policy_that_there_is_not():

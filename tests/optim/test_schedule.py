@@ -1,6 +1,7 @@
 """Schedules against the formulas of the papers that they are from."""
 
 import pytest
+import torch
 
 import trainkit
 from trainkit.errors import ConfigError
@@ -21,6 +22,16 @@ def test_polynomial_jumps_where_warm_up_ends():
     assert schedule(38, 1) == pytest.approx(39 / 40)
     assert schedule(40, 1) == pytest.approx(0.1 + 0.9 * 0.36)
     assert schedule(100, 1) == pytest.approx(0.1)
+
+
+def test_a_total_of_none_is_filled_in_and_refused_where_nobody_has():
+    schedule = trainkit.Schedule(warmup=5, shape="cosine")
+    assert schedule.until(20, 4) == trainkit.Schedule(warmup=5, shape="cosine", total=20)
+    given = trainkit.Schedule(warmup=5, total=9)
+    assert given.until(20, 4) is given and trainkit.Schedule(shape="constant").until(20, 4).total is None
+    runtime, network = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker()), torch.nn.Linear(1, 1)
+    with pytest.raises(ConfigError, match=r"schedule\.total=null is the length of the run, which is not known here"):
+        runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), schedule=schedule)
 
 
 def test_a_power_that_does_not_go_down_is_refused():

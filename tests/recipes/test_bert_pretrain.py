@@ -43,8 +43,14 @@ def make(
         data=Text(path=path, vocab_size=120, sequence_length=24, held_out=0.1),
         model=model,
         optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01),
-        schedule=Schedule(warmup=3, total=20),
-        **{"batch_size": 32, "num_steps": 10, "clip": 0.5, "evaluation_batch_size": 5, **settings},
+        **{
+            "schedule": Schedule(warmup=3, total=20),
+            "batch_size": 32,
+            "num_steps": 10,
+            "clip": 0.5,
+            "evaluation_batch_size": 5,
+            **settings,
+        },
     )
 
 
@@ -167,6 +173,23 @@ def test_a_model_below_its_baseline_says_which_steps_its_rate_asks_for():
     assert outlook(rows, evaluations[-1:], 1).endswith("below two-sided neighbours (46.0 %)")
     assert outlook(rows, [(1000, 0.41), (2000, 0.40)], 1).endswith("it gained nothing in the last 1,000 steps")
     assert outlook([("model", 0.47), *rows[1:]], evaluations, 1) is None
+
+
+def test_a_length_in_epochs_is_that_many_passes_over_the_training_data(path):
+    recipe = make(path, num_steps=None, num_epochs=2.5, schedule=Schedule(warmup=3, shape="linear"))
+    num_windows = len(recipe.datasets.train)
+    num_steps = -(-5 * num_windows // (2 * 32))
+    assert recipe.num_samples == 32 * num_steps and recipe.num_samples - 32 < 2.5 * num_windows
+    assert recipe.model.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
+    known = MaskedLanguageModelling.restored_arguments(recipe.state(), None)
+    assert (known["num_epochs"], known["num_steps"]) == (None, num_steps), "of an evaluation, whatever its data"
+    in_samples = make(path, num_epochs=1, num_steps=None, schedule=Schedule(warmup=3, unit="samples"))
+    assert in_samples.model.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
+    assert make(path, num_steps=None).num_samples == 32 * 2000
+    with pytest.raises(ConfigError, match=r"num_steps=10 and recipe\.num_epochs=2 are two lengths: give one, as rec"):
+        make(path, num_epochs=2)
+    with pytest.raises(ConfigError, match=r"schedule\.total=7: .* needs a total above schedule\.warmup=8"):
+        make(path, num_steps=7, schedule=Schedule(warmup=8))
 
 
 def report_rows(path: Path) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """The progressive GAN: published sizes, exact growth, groups by global index, and the same training on any split."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -142,6 +143,20 @@ def test_phases_follow_one_another_and_fade_from_zero():
         plan(8, stable_images=1, fade_images=1, batch_size={8: 4})
     with pytest.raises(ConfigError, match=r"recipe\.batch_size=\{4: 4, 6: 8\}: 6 is no resolution; allowed are 4, 8"):
         plan(8, stable_images=1, fade_images=1, batch_size={4: 4, 6: 8})
+
+
+def test_a_length_in_epochs_keeps_the_proportions_of_the_phases():
+    phases = plan(8, stable_images={4: 1000, 8: 2000}, fade_images=1000, batch_size={4: 16, 8: 8}, num_images=400)
+    assert [(p.num_images, p.is_fading) for p in phases] == [(112, False), (104, True), (200, False)]
+    recipe = _recipe(num_epochs=3)
+    assert recipe.num_samples == recipe.phases[-1].end
+    wanted, num_phases = 3 * len(recipe.datasets.train), len(recipe.phases)
+    assert wanted <= recipe.num_samples < wanted + 16 * num_phases
+    known = json.loads(json.dumps(recipe.state()))
+    arguments = ProgressiveGAN.restored_arguments(known, None)
+    restored = _recipe(**{name: value for name, value in arguments.items() if name != "data"})
+    assert restored.phases == recipe.phases, "whatever data a checkpoint is used with"
+    assert recipe.length_key is None and _recipe().length_key == "recipe.stable_images at 8x8"
 
 
 def _distance(a, b, num_channels=1):

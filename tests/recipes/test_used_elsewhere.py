@@ -172,3 +172,41 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
     with pytest.raises(ConfigError, match="the data set is empty"):
         recipe.evaluate()
     runtime.close()
+
+
+def test_a_resume_takes_the_vocabulary_of_the_checkpoint_whatever_the_text(tmp_path, cache, capsys):
+    texts, run = write_texts(tmp_path / "texts"), tmp_path / "run"
+
+    def train(num_steps: int, *more: str) -> tuple[int, str]:
+        short = [*SHORT, *BERT, f"data.path={texts}", "data.vocab_size=120", f"run_dir={run}"]
+        code = main(["train", *short, f"recipe.num_steps={num_steps}", *more])
+        return code, capsys.readouterr().err
+
+    def stored() -> dict[str, int]:
+        state = checkpoint.read_manifest(checkpoint.find(run))["values"]["recipe"]
+        return WordPiece.from_json(state["tokenizer"])._backend.get_vocab()
+
+    assert train(2)[0] == 0
+    first = stored()
+    shutil.rmtree(
+        cache
+    )  # as on another machine: the same text is the same data, though it is tokenised by the checkpoint
+    assert train(3)[0] == 0
+    other = write_texts(tmp_path / "other", extra="another vocabulary qqq zzz ")
+    assert "train and held_out data are not those" in train(4, f"data.path={other}")[1]
+    assert train(4, f"data.path={other}", "data_changed=accept")[0] == 0
+    assert stored() == first
+    recipe, runtime = load_recipe(run)
+    tokens = recipe.datasets.train[0]["tokens"].tolist()
+    runtime.close()
+    capsys.readouterr()
+    oracle = WordPiece.from_vocabulary(first, recipe.tokenizer.normalizer)
+    assert all(piece in first for piece in map(oracle.token, tokens))
+    assert oracle.unknown in tokens, "its new letters have no token, and take none of another meaning"
+
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nalpha\nbeta\n")
+    given = ["data_changed=accept", f"data.vocab_file={tmp_path / 'vocab.txt'}"]
+    code, said = train(5, *given)
+    assert code == 2 and "is not what the given tokenizer was made with" in said and said.count("\n") == 1
+    fork = train(5, *given, f"resume={run}", f"run_dir={tmp_path / 'fork'}")
+    assert fork[0] == 2 and "is not what the given tokenizer was made with" in fork[1]

@@ -37,6 +37,19 @@ def test_the_window_forgets_a_slow_start():
     assert rates == {"samples_per_s": 100.0}
 
 
+def test_the_first_steps_count_only_until_there_are_others():
+    clock = [0.0]
+    throughput = Throughput(num_samples=1000, clock=lambda: clock[0])
+    told = []
+    for clock[0], position in ((10.0, 10), (11.0, 20), (12.0, 30)):  # the first ten samples took as long as a hundred
+        told.append(throughput.rates(position))
+    assert told == [
+        {"samples_per_s": 1.0, "eta_s": 990.0},
+        {"samples_per_s": 10.0, "eta_s": 98.0},
+        {"samples_per_s": 10.0, "eta_s": 97.0},
+    ]
+
+
 def test_logs_rarer_than_the_window_use_the_last_two():
     clock = [0.0]
     throughput = Throughput(window_s=1.0, clock=lambda: clock[0])
@@ -94,3 +107,13 @@ def test_a_cheaper_sample_to_come_takes_no_longer():
     left = TimeLeft([(10, 4.0), (20, 1.0)])
     left.measured(5, 8.0)
     assert left.after(10) == pytest.approx((20.0, 40.0, 80.0))
+
+
+def test_no_more_time_is_left_than_a_budget_has():
+    now = [0.0]
+    throughput = Throughput(num_samples=1000, clock=lambda: now[0])
+    throughput.end_within(10.0)
+    now[0] = 2.0
+    assert throughput.rates(20) == {"samples_per_s": 10.0, "eta_s": 8.0}  # of 98
+    now[0] = 9.0
+    assert throughput.rates(900)["eta_s"] == pytest.approx(1.0)

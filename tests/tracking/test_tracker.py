@@ -1,6 +1,8 @@
 import json
 import resource
+import signal
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 import trainkit
 from trainkit.errors import ConfigError
+from trainkit.health.signals import REQUEUE_FILE, write_requeue
 from trainkit.tracking import (
     Curve,
     Jsonl,
@@ -22,6 +25,7 @@ from trainkit.tracking import (
     tensorboard,
     trackers,
 )
+from trainkit.trainer import Trainer
 
 
 class Broken(Tracker):
@@ -168,6 +172,37 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path,
             (True, False),
             (False, True),
         ]
+
+
+def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tmp_path):
+    said = []
+
+    class Listening(Tracker):
+        def message(self, text):
+            said.append(text)
+
+    runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=Listening())
+    summary, word = runtime.run_dir / "summary.txt", runtime.run_dir / REQUEUE_FILE
+    write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
+    runtime.start_tracking()
+    before, first_word = summary.read_text(), word.read_text()
+    trainer = SimpleNamespace(runtime=runtime, step=2)
+    with full_disk(0):
+        runtime.remark("said all the same")
+        Trainer._leave_word(trainer, signal.SIGTERM)
+        runtime.log(10, loss=1.0)
+    assert said == [
+        "said all the same",
+        "summary.txt could not be written: File too large; training goes on",
+        "REQUEUE could not be written: File too large",
+    ]
+    assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
+    assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
+    runtime.remark("there is space again")
+    Trainer._leave_word(trainer, signal.SIGTERM)
+    assert summary.read_text() == before + "there is space again\n"
+    assert json.loads(word.read_text())["step"] == 2
+    runtime.close()
 
 
 def test_what_was_never_written_is_said_at_the_end(tmp_path, capfd):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import wandb
 
+from trainkit.command import as_typed
 from trainkit.tracking import Run, WandB
 
 
@@ -59,7 +60,8 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
     tracker.finish("finished")
 
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert capfd.readouterr() == (f"Weights & Biases was offline; to upload: wandb sync {segment}\n", "")
+    command = as_typed(["wandb", "sync", str(segment)])
+    assert capfd.readouterr() == (f"Weights & Biases was offline; to upload: {command}\n", "")
     rows = history(tmp_path)
     assert list(rows) == list(range(1, 11))
     assert rows[4]["loss"] == 0.25
@@ -209,7 +211,7 @@ def test_a_loop_of_ones_own_that_never_closes_loses_nothing(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     rows = history(tmp_path)
     assert list(rows) == [1, 2, 3, 4, 5] and "grid._type" in rows[5]
-    assert "to upload: wandb sync" in process.stdout and "failed" not in process.stderr
+    assert "wandb sync" in process.stdout and "failed" not in process.stderr
 
 
 def test_a_refused_key_is_reported_and_the_run_kept_offline(tmp_path, monkeypatch, capfd):

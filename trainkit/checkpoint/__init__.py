@@ -1,7 +1,7 @@
 """Checkpoints: directories that appear whole or not at all, to which every rank writes its own part."""
 
-from trainkit.checkpoint.saver import Saver
-from trainkit.checkpoint.state import find_whole, load, read_whole, save, write_one_file
+from typing import TYPE_CHECKING
+
 from trainkit.checkpoint.store import (
     find,
     prune,
@@ -12,6 +12,11 @@ from trainkit.checkpoint.store import (
     verify,
     write_text,
 )
+from trainkit.lazy import exports
+
+if TYPE_CHECKING:
+    from trainkit.checkpoint.saver import Saver
+    from trainkit.checkpoint.state import find_whole, load, read_whole, save, write_one_file
 
 __all__ = [
     "Saver",
@@ -29,3 +34,15 @@ __all__ = [
     "write_one_file",
     "write_text",
 ]
+
+if not TYPE_CHECKING:  # they would be told that any name is there
+    # torch.distributed.checkpoint takes as long to import as a third of torch.
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Saver": "trainkit.checkpoint.saver",
+            **dict.fromkeys(
+                ("find_whole", "load", "read_whole", "save", "write_one_file"), "trainkit.checkpoint.state"
+            ),
+        },
+    )

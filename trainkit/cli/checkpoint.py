@@ -1,6 +1,7 @@
 """`trainkit checkpoint`: what is in a checkpoint, whether it is whole, and how two differ. Reading runs no code."""
 
 import argparse
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,19 @@ from rich.table import Table
 from trainkit.errors import CheckpointError, nearest
 
 NUM_SHOWN = 20
+EXAMPLES = {
+    "ls": ["trainkit checkpoint ls runs/bert"],
+    "show": [
+        "trainkit checkpoint show runs/bert",
+        "trainkit checkpoint show runs/bert/checkpoints/step_00001000 --tensors",
+    ],
+    "verify": ["trainkit checkpoint verify runs/bert"],
+    "consolidate": [
+        "trainkit checkpoint consolidate runs/bert --output weights.safetensors",
+        "trainkit checkpoint consolidate runs/faces --engine G --part average --output generator.safetensors",
+    ],
+    "diff": ["trainkit checkpoint diff runs/bert/checkpoints/step_00001000 runs/bert"],
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -20,11 +34,19 @@ def add_parser(commands: Any) -> None:
         help="list, show, verify, export or compare checkpoints",
         description="List, show, verify, export or compare checkpoints. PATH: a run directory, or one of its "
         "checkpoints/step_*; where one checkpoint is meant, a run's newest is taken.",
+        epilog=_examples(lines[-1] for lines in EXAMPLES.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     own = checkpoint.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, help: str, description: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=description)
+        parser: argparse.ArgumentParser = own.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=_examples(EXAMPLES[name]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.set_defaults(run=run)
         return parser
 
@@ -50,6 +72,10 @@ def add_parser(commands: Any) -> None:
     diff = add("diff", _diff, "how two differ", "How two checkpoints differ, tensor by tensor; exit code 1: they do.")
     diff.add_argument("a", type=Path, metavar="A")
     diff.add_argument("b", type=Path, metavar="B")
+
+
+def _examples(lines: Iterable[str]) -> str:
+    return "\n  ".join(["examples:", *lines])
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

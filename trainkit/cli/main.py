@@ -17,11 +17,20 @@ _PIPE_CLOSED = 141  # as of a program that SIGPIPE ended
 HELP_TRAIN = """\
 configuration: key=value, any number of them; a group's name chooses a file of it, a dotted key changes one value
   trainkit train recipe=bert data.path=~/texts recipe.batch_size=32 precision=bf16
+  trainkit train --processes 2 recipe=progressive_gan data.path=~/pictures
   torchrun --standalone --nproc-per-node=2 launch/train.py recipe=progressive_gan data.path=~/pictures
 --list shows every group, option and key
 """
 
 
+HELP = """\
+examples:
+  trainkit train recipe=bert data.path=~/texts
+  trainkit evaluate runs/bert
+  trainkit checkpoint ls runs/bert
+  trainkit topo show
+  trainkit doctor
+"""
 HELP_EVALUATE = """\
 examples:
   trainkit evaluate runs/bert
@@ -103,19 +112,22 @@ def _tell(error: TrainkitError) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trainkit", description="Distributed training in PyTorch that is right, fast, and shows it."
+        prog="trainkit",
+        description="Distributed training in PyTorch that is right, fast, and shows it.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
         help="train what a configuration describes",
-        description="Train what a configuration describes, on this process or on all that torchrun started.",
+        description="Train what a configuration describes, on this process, on N, or on all that torchrun started.",
         epilog=HELP_TRAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(train)
-    train.set_defaults(run=run_train, from_here=True)
+    train.set_defaults(run=run_train, from_here=True, command=["-m", "trainkit.cli", "train"])
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a checkpoint on its held-out data",
@@ -138,6 +150,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `trainkit train` and `launch/train.py`."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the configuration")
     add_config_dir(parser)
+    parser.add_argument(
+        "--processes",
+        default="1",
+        metavar="N",
+        help="start N processes on this machine, as torchrun does; auto: one for each GPU; default: this process",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--list", action="store_true", help="list groups, options and keys and stop")
 
@@ -160,9 +178,20 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_train(arguments: argparse.Namespace) -> None:
+def run_train(arguments: argparse.Namespace) -> int | None:
     """What `trainkit train` does with its parsed arguments."""
-    from trainkit.config import check, compose_unresolved, groups, resolve, to_yaml  # Hydra takes a while to import
+    show = arguments.list or arguments.print_config
+    if arguments.processes != "1" and not show:
+        return _start_processes(arguments)
+    from trainkit.cli.listing import listing
+    from trainkit.config import (
+        CONF_DIR,
+        check,
+        compose_unresolved,
+        groups,
+        resolve,
+        to_yaml,
+    )  # Hydra takes a while to import
 
     composed = compose_unresolved(arguments.overrides, arguments.config_dir)
     config = resolve(composed)
@@ -171,7 +200,8 @@ def run_train(arguments: argparse.Namespace) -> None:
         for name, options in groups(arguments.config_dir).items():
             print(f"  {name}: {', '.join(options)}")
         print("\nkeys of this choice and their values, changed by key=value:\n")
-        print(to_yaml(config))
+        own = [Path(arguments.config_dir).expanduser()] if arguments.config_dir else []
+        print(listing(config, [*own, CONF_DIR]))
     elif arguments.print_config:
         check(config)
         print(to_yaml(config), end="")
@@ -179,6 +209,16 @@ def run_train(arguments: argparse.Namespace) -> None:
         from trainkit.job import train
 
         train(composed)
+    return None
+
+
+def _start_processes(arguments: argparse.Namespace) -> int:
+    from trainkit.processes import count, require_no_job, run
+
+    num = count(arguments.processes)
+    require_no_job(f"--processes={arguments.processes}")
+    config_dir = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+    return run([*arguments.command, *config_dir, *arguments.overrides], num)
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 FAILED = "failed"
 """Remembered by processes that would fail again; launch/train.py looks for it, before it imports anything."""
@@ -54,7 +56,7 @@ def _path(name: str) -> Path | None:
     return file.parents[2] / f"trainkit.{name}" if len(file.parents) > 3 else None
 
 
-def meeting(rank: int, world_size: int) -> dist.Store | None:
+def meeting(rank: int, world_size: int) -> "dist.Store | None":
     """The store of torchrun's agent, under keys that no earlier start of the processes has used; None without one.
 
     torch meets under the same keys at every start, and finds addresses of processes that are gone (pytorch #135712);
@@ -63,6 +65,8 @@ def meeting(rank: int, world_size: int) -> dist.Store | None:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
+    import torch.distributed as dist
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     patience = timedelta(seconds=_MEETING_S)
     agents = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)

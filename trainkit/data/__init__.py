@@ -1,10 +1,28 @@
 """Data: where samples come from, and in which order."""
 
-from trainkit.data.batch import Batch
-from trainkit.data.datasets import Datasets
-from trainkit.data.images import Images
-from trainkit.data.pyramid import Pyramid
-from trainkit.data.text import Text
-from trainkit.data.tokenizer import WordPiece
+from typing import TYPE_CHECKING
+
+from trainkit.lazy import exports
+
+if TYPE_CHECKING:
+    from trainkit.data.batch import Batch
+    from trainkit.data.datasets import Datasets
+    from trainkit.data.images import Images
+    from trainkit.data.pyramid import Pyramid
+    from trainkit.data.text import Text
+    from trainkit.data.tokenizer import WordPiece
 
 __all__ = ["Batch", "Datasets", "Images", "Pyramid", "Text", "WordPiece"]
+
+if not TYPE_CHECKING:  # they would be told that any name is there
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Batch": "trainkit.data.batch",
+            "Datasets": "trainkit.data.datasets",
+            "Images": "trainkit.data.images",
+            "Pyramid": "trainkit.data.pyramid",
+            "Text": "trainkit.data.text",
+            "WordPiece": "trainkit.data.tokenizer",
+        },
+    )

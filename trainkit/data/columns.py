@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from trainkit.errors import ConfigError
 
@@ -141,13 +141,11 @@ def _is_foreign(column: Any) -> bool:
 def _require_map_style(source: Any) -> None:
     kind = type(source).__name__
     advice = None
-    if isinstance(source, DataLoader):
-        advice = "give loader.dataset, and collate=loader.collate_fn; batches, their order and ranks are made here"
-    elif hasattr(source, "iloc"):
+    if hasattr(source, "iloc"):
         advice = "give a dict of its columns: {name: frame[name].to_numpy() for name in frame}"
     elif isinstance(source, tuple) and source and all(isinstance(part, list) for part in source):
         advice = "give a dict of the lists, each of them a column, or one list of samples"
-    elif isinstance(source, IterableDataset) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+    elif not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         advice = "give list(source) where it fits into memory, else write it to files that can be read by index"
     if advice is not None:
         raise ConfigError(

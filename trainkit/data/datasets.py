@@ -26,8 +26,9 @@ class Datasets:
     facts: Mapping[str, int | str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, int | str]:
-        """Numbers of samples, and the `facts`, by what they are called in a summary."""
-        return {"training samples": len(self.train), "held-out samples": len(self.held_out), **self.facts}
+        """Numbers of samples, where a length is known, and the `facts`, by what they are called in a summary."""
+        sets = {"training samples": self.train, "held-out samples": self.held_out}
+        return {**{name: len(samples) for name, samples in sets.items() if hasattr(samples, "__len__")}, **self.facts}
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training data and of the held-out data, by `fingerprint`."""

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +15,14 @@ from torch.utils.data import DataLoader, default_collate
 
 from trainkit.data.batch import Batch
 from trainkit.data.columns import columns_of, one_by_one, samples, take
+from trainkit.data.generators import restored, seed_everything
+from trainkit.data.iterable import Reading
 from trainkit.data.order import Order, WeightedOrder
+from trainkit.data.sampler import SamplerOrder
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
-
-_PLANNED = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
+AnyOrder = Order | WeightedOrder | SamplerOrder
 
 
 class Fetcher:
@@ -36,7 +37,7 @@ class Fetcher:
     def __init__(
         self,
         source: Any,
-        order: Order | WeightedOrder,
+        order: AnyOrder,
         *,
         batch_size: int,
         rank: int,
@@ -59,7 +60,7 @@ class Fetcher:
     def _planned(self, position: int) -> tuple[Tensor, Tensor]:
         number, rest = divmod(position - self._planned_from, self.batch_size)
         if rest or not 0 <= number < len(self._plans):
-            count = max(1, _PLANNED // self.batch_size)
+            count = max(1, self.order.ahead // self.batch_size)
             self._planned_from, self._plans, number = position, self._plan(position, count, self.batch_size), 0
         return self._plans[number]
 
@@ -85,7 +86,7 @@ class Fetcher:
         if hasattr(self.source, "__getitems__"):
             items = self.source.__getitems__(indices)
             return collate(items) if isinstance(items, list) else items
-        with _RestoredRandomState():
+        with restored():
             items = []
             for index, position in zip(indices, positions.tolist(), strict=True):
                 seed_everything(key_of(self.order.seed, "sample", position))
@@ -93,43 +94,27 @@ class Fetcher:
         return collate(items)
 
 
-class _RestoredRandomState:
-    """Leaves the global generators as they were: seeding them for a sample must not touch the training process."""
-
-    def __enter__(self) -> None:
-        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-    def __exit__(self, *_: object) -> None:
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])
-        torch.set_rng_state(self._states[2])
-
-
-def seed_everything(key: int) -> None:
-    """Seeds the global generators of Python, NumPy and torch's CPU from `key`."""
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(key)
-
-
 def stream(
-    fetcher: Fetcher,
-    positions: Sequence[int] | Iterator[int],
+    fetcher: Fetcher | Reading,
+    positions: Sequence[int],
     *,
     num_workers: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Batch]:
-    """Batches at `positions`, on `device`, in order; `num_workers` processes fetch ahead (0: this process does)."""
+    """Batches at `positions`, on `device`, in order; `num_workers` processes fetch ahead (0: this process does).
+
+    Of a Reading those that it gives, and one process at most: each would read all.
+    """
     if num_workers == 0:
-        for position in positions:
-            yield fetcher[position].to(device, dtype)
+        for batch in fetcher if isinstance(fetcher, Reading) else map(fetcher.__getitem__, positions):
+            yield batch.to(device, dtype)
         return
     loader: DataLoader[Batch] = DataLoader(
         fetcher,  # type: ignore[arg-type]  # a map from position to batch is all that a sampler's keys need
-        sampler=positions,
+        sampler=None if isinstance(fetcher, Reading) else positions,
         batch_size=None,
-        num_workers=num_workers,
+        num_workers=1 if isinstance(fetcher, Reading) else num_workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         # Its own generator: the loader must not draw from the global one.

@@ -10,7 +10,7 @@ from trainkit.errors import ConfigError
 from trainkit.random import key_of, words
 
 _ROUNDS = 8
-_BLOCK = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
+BLOCK = 1 << 14  # positions worked out at a time: one batch at a time would cost more than a small step does
 
 
 class Order:
@@ -20,6 +20,8 @@ class Order:
     walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so a resume at any position is free
     and a billion samples need no memory. It does not depend on NumPy's generators, whose streams may change.
     """
+
+    ahead = BLOCK
 
     def __init__(self, num_samples: int, seed: int, shuffle: bool = True) -> None:
         if num_samples < 1:
@@ -35,11 +37,11 @@ class Order:
             return positions % self.num_samples
         if not len(positions):
             return positions.copy()
-        start = int(positions[0]) // _BLOCK * _BLOCK
-        if int(positions[-1]) >= start + _BLOCK:
+        start = int(positions[0]) // BLOCK * BLOCK
+        if int(positions[-1]) >= start + BLOCK:
             return self._compute(positions)
         if start != self._block_start:
-            self._block, self._block_start = self._compute(np.arange(start, start + _BLOCK)), start
+            self._block, self._block_start = self._compute(np.arange(start, start + BLOCK)), start
         return self._block[positions - start]
 
     def _compute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,7 +77,7 @@ class WeightedOrder:
     weights: [num_samples], finite, none below 0 and not all 0.
     """
 
-    shuffle = True
+    shuffle, ahead = True, BLOCK
 
     def __init__(self, weights: Any, num_samples: int, seed: int) -> None:
         values = np.asarray(weights, np.float64)

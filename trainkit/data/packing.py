@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.data.order import Order
+from trainkit.data.part import reopen
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -17,21 +18,22 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenStream:
-    """Appends documents to a file of token numbers, each ended by `end`."""
+    """Appends documents to a file of token numbers, each ended by `end`; after the ones that `done` counts."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], end: int) -> None:
-        self._file, self._dtype, self._end = path.open("wb"), dtype, end
-        self.num_documents = self.num_tokens = 0
+    def __init__(self, path: Path, dtype: np.dtype[Any], end: int, done: tuple[int, int] = (0, 0)) -> None:
+        self._dtype, self._end = dtype, end
+        self.num_documents, self.num_tokens = done
+        self.file = reopen(path, self.num_tokens * dtype.itemsize)
 
     def append(self, tokens: list[int]) -> None:
         """One document, at the end of the stream."""
-        np.asarray([*tokens, self._end], self._dtype).tofile(self._file)
+        self.file.write(np.asarray([*tokens, self._end], self._dtype).tobytes())
         self.num_documents += 1
         self.num_tokens += len(tokens) + 1
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._file.close()
+        self.file.close()
 
 
 class PackedTokens:
@@ -39,7 +41,7 @@ class PackedTokens:
 
     Documents follow one another and end with [SEP], so a window may hold several and no token is lost to padding.
     Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`. `most`: the most windows, of
-    which a longer stream gives an even choice by a hash of their numbers.
+    which a longer stream gives an even choice by a hash of their numbers. `content`: a hash of what decides the tokens.
 
     Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` gives {"tokens": int64 [n, sequence_length]}
     at once. The file is memory-mapped, opened where it is used: pickling for a loader worker costs nothing.
@@ -55,7 +57,9 @@ class PackedTokens:
         pad: int,
         drop_last: bool = False,
         most: int | None = None,
+        content: str,
     ) -> None:
+        self.content = content
         self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
         self.num_tokens = path.stat().st_size // dtype.itemsize
         whole, rest = divmod(self.num_tokens, sequence_length - 1)
@@ -74,8 +78,8 @@ class PackedTokens:
 
     @property
     def fingerprint(self) -> str:
-        """Of the tokens and of how they are cut; a cache's directory is named by a hash of its content."""
-        return f"{self.path.parent.name}/{self.path.name} {self.sequence_length} {len(self)}"
+        """Of the tokens and of how they are cut, wherever they lie."""
+        return f"{self.content}/{self.path.name} {self.sequence_length} {len(self)}"
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         if self._stream is None:

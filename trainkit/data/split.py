@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,17 @@ class Split:
 
     side: NDArray[np.uint8]
     samples: NDArray[np.bool_]
+
+    def save(self, path: Path) -> None:
+        """Writes it, for `load`."""
+        with path.open("wb") as file:
+            np.savez(file, side=self.side, samples=self.samples)
+
+    @classmethod
+    def load(cls, path: Path) -> "Split":
+        """What `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["side"], arrays["samples"])
 
     def count(self, side: int) -> int:
         """How many documents are on `side`."""

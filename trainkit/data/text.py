@@ -12,6 +12,7 @@ from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
+from trainkit.data.part import Part
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
@@ -19,7 +20,7 @@ from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 
 _FORMAT = 2  # of the cache: raise it whenever the same text and settings would give other files
-_TOKENIZER = "tokenizer.json"
+_TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", "split.npz"
 _VOCABULARY_SAMPLE_CHARS = 1 << 25
 _CHUNK = 1024  # documents tokenised at a time
 _FEWEST_MEASURED = 64  # windows: with fewer, chance moves an accuracy by more than 2 %
@@ -80,23 +81,26 @@ class Text:
         Raises DataError for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
         corpus = self._corpus()
-        directory = self._directory(corpus, progress)
+        text = corpus.fingerprint(progress)
+        directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
+        # Not the directory's name: the vocabulary may have been learnt here or come with a checkpoint.
+        content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
-        held_out = self._windows(directory / "held_out.bin", tokenizer, most=self.held_out_samples)
+        held_out = self._windows(directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
         if len(held_out) < _FEWEST_MEASURED:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
             remark(facts, "files not read", "note")
-        train = self._windows(directory / "train.bin", tokenizer, drop_last=True)
+        train = self._windows(directory / "train.bin", tokenizer, content, drop_last=True)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
 
     def _corpus(self) -> Corpus:
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
 
     def _windows(
-        self, path: Path, tokenizer: WordPiece, drop_last: bool = False, most: int | None = None
+        self, path: Path, tokenizer: WordPiece, content: str, drop_last: bool = False, most: int | None = None
     ) -> PackedTokens:
         return PackedTokens(
             path,
@@ -106,29 +110,28 @@ class Text:
             pad=tokenizer.pad,
             drop_last=drop_last,
             most=most,
+            content=content,
         )
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 
-    def _directory(self, corpus: Corpus, progress: bool) -> Path:
+    def _directory(self, corpus: Corpus, text: str, progress: bool) -> Path:
         """What was built for these settings, or is now."""
         root = cache_root(self.cache_dir)
-        content = corpus.fingerprint(progress)
         if self.tokenizer is not None:
             self._require_agreement(self.tokenizer)
-            usual = root / replace(self, tokenizer=None)._name(content)  # by the run that learnt the vocabulary
+            usual = root / replace(self, tokenizer=None)._name(text)  # by the run that learnt the vocabulary
             if usual.is_dir() and WordPiece.load(usual / _TOKENIZER).fingerprint == self.tokenizer.fingerprint:
                 return usual
-        return cached(root, self._name(content), lambda aside: self._build(corpus, aside, progress))
+        return cached(root, self._name(text), lambda aside: self._build(corpus, aside, progress), resumes=True)
 
-    def _name(self, content: str) -> str:
+    def _name(self, text: str) -> str:
         if self.tokenizer is not None:
             vocabulary: tuple[object, ...] = ("tokenizer", self.tokenizer.fingerprint)
         else:
             given = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
             vocabulary = (given, self._vocabulary()[1])
-        settings = (_FORMAT, content, vocabulary, self.held_out)
-        return f"text-{hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()}"
+        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out)}"
 
     def _vocabulary(self) -> tuple[Vocabulary | None, Normalizer]:
         """What `vocab_file` holds, and how text is normalised for it."""
@@ -170,19 +173,29 @@ class Text:
         return WordPiece.from_vocabulary(learnt, normalizer)
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
+        part = Part(directory)
         if self.path is None:
-            corpus = _written_out(corpus, directory / "documentation.txt", progress)
+            corpus = Corpus((part.made(_DOCUMENTATION, lambda path: _write_out(corpus, path, progress)),))
         documents = track(corpus.documents(), "reading text", enabled=progress)
-        split = split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS)
+        split = Split.load(
+            part.made(
+                _SPLIT, lambda path: split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS).save(path)
+            )
+        )
         with rust_threads(self.num_workers):
-            tokenizer = self._tokenizer(corpus, split, progress)
-            streams = _write_tokens(corpus, split, tokenizer, directory, progress)
-        tokenizer.save(directory / _TOKENIZER)
+            made = part.made(_TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
+            tokenizer = WordPiece.load(made)
+            streams = _write_tokens(corpus, split, tokenizer, directory, part, progress)
         summary = {
             name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
         }
         summary["duplicates"] = {"documents": split.count(DROPPED)}
         (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        part.end(_SPLIT)
+
+
+def _hash(*settings: object) -> str:
+    return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
 
 def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str, int | str]:
@@ -198,26 +211,33 @@ def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str
     return facts
 
 
-def _written_out(corpus: Corpus, path: Path, progress: bool) -> Corpus:
+def _write_out(corpus: Corpus, path: Path, progress: bool) -> None:
     # A build reads its corpus three times, and parsing Python is slow.
     with path.open("w", encoding="utf-8") as file:
         for _, text in track(corpus.documents(), "collecting documentation", enabled=progress):
             file.write(text + "\n\n")
-    return Corpus((path,))
 
 
 def _write_tokens(
-    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, progress: bool
+    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, part: Part, progress: bool
 ) -> dict[str, TokenStream]:
     names = {TRAIN: "train", HELD_OUT: "held_out"}
-    dtype = dtype_for(tokenizer.vocab_size)
-    streams = {side: TokenStream(directory / f"{name}.bin", dtype, tokenizer.end) for side, name in names.items()}
-    kept = split.side != DROPPED
+    dtype, before = dtype_for(tokenizer.vocab_size), part.read()
+    streams = {
+        side: TokenStream(directory / f"{name}.bin", dtype, tokenizer.end, tuple(before.get(name, (0, 0))))
+        for side, name in names.items()
+    }
+    kept, done = split.side != DROPPED, sum(stream.num_documents for stream in streams.values())
     texts = compress((text for _, text in corpus.documents()), kept)
-    sides = iter(split.side[kept].tolist())
-    for chunk in _chunks(track(texts, "tokenising", int(kept.sum()), progress)):
+    sides = iter(split.side[kept][done:].tolist())
+    left = islice(texts, done, None)
+    for chunk in _chunks(track(left, "tokenising", int(kept.sum()) - done, progress)):
         for tokens in tokenizer.encode_batch(chunk):
             streams[next(sides)].append(tokens)
+        part.note(
+            [stream.file for stream in streams.values()],
+            lambda: {name: (streams[side].num_documents, streams[side].num_tokens) for side, name in names.items()},
+        )
     for stream in streams.values():
         stream.close()
     return {names[side]: stream for side, stream in streams.items()}

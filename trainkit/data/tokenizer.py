@@ -59,6 +59,12 @@ class WordPiece:
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     @property
+    def meaning(self) -> str:
+        """A hash of what each number stands for; unlike `fingerprint`, it outlives versions of the library."""
+        numbers = sorted(self._backend.get_vocab().items())
+        return hashlib.blake2b(repr((numbers, self.normalizer)).encode(), digest_size=16).hexdigest()
+
+    @property
     def normalizer(self) -> Normalizer:
         """How text is normalised before it is split."""
         own: Any = self._backend.normalizer

@@ -7,6 +7,7 @@ threads answer while steps wait for one another, none waits for ever, whatever t
 """
 
 import json
+import math
 import os
 import secrets
 import select
@@ -25,6 +26,9 @@ from trainkit.ranks import Ranks
 
 REQUEUE_FILE = "REQUEUE"
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+TIME_IS_UP = 0
+"""Stands in for the number of a signal where `end_after` ends the run."""
 
 _ASKING_S = 0.5
 _AGREEING_S = 0.01
@@ -59,7 +63,8 @@ class Signals:
         self._verdict: int | None = None
         self._has_verdict = threading.Event()
         self._heard: tuple[int, float] | None = None
-        self._number = 0
+        self._number = TIME_IS_UP
+        self._deadline = math.inf
         self._is_leaving = False
         self._thread = threading.Thread(target=self._listen, name="trainkit-signals", daemon=True)
 
@@ -84,8 +89,13 @@ class Signals:
 
     @property
     def number(self) -> int:
-        """Of the signal that ends the run, perhaps heard by another rank; known once `stops_here()`."""
+        """Of the signal that ends the run, perhaps heard by another rank, or TIME_IS_UP; known once `stops_here()`."""
         return self._number
+
+    def end_after(self, seconds: float) -> None:
+        """The run ends with the step in which so many seconds are over on rank 0; other ranks' own are left alone."""
+        if self._ranks.is_main:
+            self._deadline = time.monotonic() + seconds
 
     def __enter__(self) -> "Signals":
         if (store := self._ranks.own_store()) is not None:
@@ -139,7 +149,7 @@ class Signals:
         is_cut_off = False
         while not self._is_leaving:
             agreeing = self._limit is not None and self._verdict is None and not is_cut_off
-            if select.select([self._ear], [], [], _AGREEING_S if agreeing else _ASKING_S)[0]:
+            if select.select([self._ear], [], [], _AGREEING_S if agreeing else self._asking_s())[0]:
                 for number in self._ear.recv(64):
                     self._hear(number)
             if is_cut_off or self._verdict is not None:
@@ -148,6 +158,10 @@ class Signals:
                 self._agree()
             except RuntimeError:  # the store is gone, and the job with it; a second signal must still be heard
                 is_cut_off = True
+
+    def _asking_s(self) -> float:
+        until_deadline = self._deadline - time.monotonic()
+        return min(_ASKING_S, until_deadline) if until_deadline > 0 else _ASKING_S
 
     def _hear(self, number: int) -> None:
         if number not in CAUGHT:
@@ -161,18 +175,25 @@ class Signals:
 
     def _agree(self) -> None:
         if self._limit is None:
-            if self._heard is not None and self._store is not None:
-                self._store.set("told", str(self._heard[0]))
-            elif self._heard is None and not (self._store is not None and self._store.check(["told"])):
+            own = self._own_reason()
+            if own is not None and self._store is not None:
+                self._store.set("told", str(own))
+            elif own is None and not (self._store is not None and self._store.check(["told"])):
                 return
             self._promise()
-            if self._ranks.is_main:
-                self._say_what_comes(self._first())
+            if self._ranks.is_main and (number := self._first()) != TIME_IS_UP:
+                self._say_what_comes(number)
         verdict = self._find_verdict()
         if verdict is not None:
             self._number = self._first()  # all ranks have promised: it changes no more
             self._verdict = verdict
             self._has_verdict.set()
+
+    def _own_reason(self) -> int | None:
+        """What this rank has heard itself; None: nothing that ends the run."""
+        if self._heard is not None:
+            return self._heard[0]
+        return TIME_IS_UP if time.monotonic() >= self._deadline else None
 
     def _promise(self) -> None:
         with self._lock:
@@ -181,8 +202,10 @@ class Signals:
             self._store.set(f"limit/{self._ranks.rank}", str(self._limit))
 
     def _first(self) -> int:
-        """The number of the signal that was heard, perhaps by another rank."""
-        return int(self._store.get("told")) if self._store is not None else self._heard[0]  # type: ignore[index]
+        """The number of the signal that was heard, perhaps by another rank, or TIME_IS_UP."""
+        if self._store is not None:
+            return int(self._store.get("told"))
+        return self._heard[0] if self._heard is not None else TIME_IS_UP
 
     def _say_what_comes(self, number: int) -> None:
         """At once, for a step may be long. From this thread, while the main one may be writing: as one write."""

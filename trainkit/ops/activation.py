@@ -103,7 +103,6 @@ def _functor(layer: Activation) -> str:
 # -- what it becomes -------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.disable
 def _prepare(layer: Activation) -> None:
     """Makes the layer's ops run, compiled where there is a compiler. Done once a process."""
     if layer.op in _compiled:
@@ -122,6 +121,11 @@ def _prepare(layer: Activation) -> None:
         raise ConfigError(f"{layer.name} {layer.expression!r} cannot be compiled: {error}") from error
     _implement_plainly(layer, devices)
     _compiled.add(layer.op)
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler: a traced `forward` calls it outside
+# of the trace.
+_prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _write(layer: Activation, directory: Path) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from trainkit.bits import pack_bits, unpack_bits
 from trainkit.errors import ConfigError, UsageError
-from trainkit.shard import Shard
+from trainkit.shard import Shard, is_dtensor
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
 
     def _views(self, tensor: Tensor, p: Tensor) -> list[Tensor]:
         """The pieces, in their order, of `tensor`, which is `p` or laid out as it is; not to be differentiated."""
-        if isinstance(tensor, DTensor):
+        if is_dtensor(tensor):
             if self._pieces is None:
                 raise UsageError(
                     f"{type(self).__name__} was given sharded parameters, and nobody has told it how: make it with "
@@ -176,7 +175,7 @@ def require_whole(optimizer: torch.optim.Optimizer, pieces: Mapping[Tensor, Sequ
     if not getattr(optimizer, "needs_whole_parameters", False):
         return
     for p, held in pieces.items():
-        if len(held) != 1 or held[0].num != held[0].numel or isinstance(p, DTensor):
+        if len(held) != 1 or held[0].num != held[0].numel or is_dtensor(p):
             raise ConfigError(
                 f"optimizer {type(optimizer).__name__} takes norms of the tensors that it is given, and this strategy "
                 f"gives it parts of parameters such as {held[0].name!r}: use optimizer=lamb, or strategy=ddp"

@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions of the position alone, so that a resume needs no state of theirs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from trainkit.errors import ConfigError, nearest, require_at_least
@@ -14,7 +14,8 @@ Shape = Literal["constant", "linear", "cosine", "polynomial"]
 class Schedule:
     """The factor on every group's learning rate: up linearly over `warmup`, then down to `final` at `total`.
 
-    warmup, total: in `unit`; a step counts as one global batch of the size in use.
+    warmup, total: in `unit`; a step counts as one global batch of the size in use. A total of None is the length of
+        the run, which is filled in by `until`.
     shape: of the way down; `constant` stays at 1 and needs no total. `polynomial` is that of BERT-large with LAMB:
         (1 - position / total) ** power, as if it had gone down from the start: where warm-up ends it jumps, from 1 to
         (1 - warmup / total) ** power.
@@ -42,11 +43,20 @@ class Schedule:
         require_at_least(0, "schedule.", warmup=self.warmup, final=self.final)
         if not self.power > 0:
             raise ConfigError(f"schedule.power={self.power}: allowed is a number above 0")
-        if self.shape != "constant" and (self.total is None or self.total <= self.warmup):
+        if self.shape != "constant" and self.total is not None and self.total <= self.warmup:
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
                 f"schedule.warmup={self.warmup}: train longer or give a smaller schedule.warmup"
             )
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it can be called: a total is given, or none is needed."""
+        return self.total is not None or self.shape == "constant"
+
+    def until(self, num_steps: int, batch_size: int) -> "Schedule":
+        """Itself, or, where it has no total, this one over `num_steps`. Raises ConfigError where warm-up is longer."""
+        return self if self.has_end else replace(self, total=num_steps * (1 if self.unit == "steps" else batch_size))
 
     def __call__(self, position: int, batch_size: int) -> float:
         """The factor for the global batch that begins at `position` (samples)."""
@@ -56,8 +66,9 @@ class Schedule:
         begun = (position + batch_size) / size
         if begun < self.warmup:
             return begun / self.warmup
-        if self.shape == "constant" or self.total is None:
+        if self.shape == "constant":
             return 1.0
+        assert self.total is not None, "an engine refuses a schedule that has no end"
         share = min(1.0, max(0.0, (done - self.warmup) / (self.total - self.warmup)))
         if self.shape == "polynomial":
             down = max(0.0, 1.0 - done / self.total) ** self.power

@@ -2,17 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from trainkit.errors import ConfigError
 from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.pieces import PiecewiseOptimizer
 from trainkit.optim.source import OptimizerSource, arguments_of
 from trainkit.shard import STORABLE
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _NUM_STEPS = 2  # of a trial: the second one has the state that the first has left
@@ -142,7 +145,7 @@ def _parts_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimize
 
 
 def require_elementwise(
-    source: OptimizerSource, strategy: str, device: torch.device, mesh: DeviceMesh | None = None
+    source: OptimizerSource, strategy: str, device: torch.device, mesh: "DeviceMesh | None" = None
 ) -> None:
     """Raises ConfigError where the optimizer of `source`, given parts of parameters, makes other steps than with whole.
 
@@ -158,7 +161,7 @@ def require_elementwise(
 
 
 def _require_elementwise(
-    optimizer: torch.optim.Optimizer, strategy: str, device: torch.device, mesh: DeviceMesh | None
+    optimizer: torch.optim.Optimizer, strategy: str, device: torch.device, mesh: "DeviceMesh | None"
 ) -> None:
     kind = type(optimizer)
     known = getattr(optimizer, "acts_elementwise", None)
@@ -188,7 +191,7 @@ def _another(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -
 
 
 def _difference(
-    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], device: torch.device, mesh: DeviceMesh | None
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], device: torch.device, mesh: "DeviceMesh | None"
 ) -> str:
     generator = torch.Generator().manual_seed(0)
     num_rows = 4 * (mesh["shard"].size() if mesh is not None else 1)
@@ -198,8 +201,7 @@ def _difference(
     if mesh is not None:
         sharded = nn.Parameter(_spread(start, mesh))
         _step(make([sharded]), [sharded], [[_spread(gradient, mesh)] for gradient in gradients])
-        assert isinstance(sharded, DTensor)
-        found = sharded.full_tensor()
+        found = cast("DTensor", sharded).full_tensor()
     else:
         cut = 7  # in the middle of a row
         parts = [nn.Parameter(part.clone()) for part in start.flatten().split([cut, start.numel() - cut])]
@@ -217,5 +219,7 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
         optimizer.step()
 
 
-def _spread(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+def _spread(tensor: Tensor, mesh: "DeviceMesh") -> "DTensor":
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     return distribute_tensor(tensor, mesh["shard"], [Shard(0)])

@@ -137,7 +137,8 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselin
     axes.set_xlabel("step")
     axes.set_title(family)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, framealpha=0.6)
+    # Below the panel, where it hides nothing.
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
 def _dashed(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, last_step: int, index: int) -> None:

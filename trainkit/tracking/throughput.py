@@ -1,5 +1,6 @@
 """Samples per second of training alone, and the time left."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,8 @@ from trainkit.tracking.time_left import TimeLeft
 
 class Throughput:
     """Speed over the last `window_s` seconds of training; what runs inside `paused()` does not count.
+
+    The first steps, which are slower, count only until there are others.
 
     costs: where samples do not all take as long, see `TimeLeft`: the speed is then of samples that cost as much.
 
@@ -31,7 +34,13 @@ class Throughput:
         self._window_s = window_s
         self._clock = clock
         self._paused_s = 0.0
+        self._deadline = math.inf
         self._marks = deque([(clock(), start)])
+        self._is_first = True
+
+    def end_within(self, seconds: float) -> None:
+        """Training ends after so many seconds, pauses included, if not before: no more time is left than that."""
+        self._deadline = self._clock() + seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -51,6 +60,9 @@ class Throughput:
         """
         now = self._clock() - self._paused_s
         self._marks.append((now, position))
+        if len(self._marks) == 3 and self._is_first:
+            self._is_first = False
+            self._marks.popleft()
         while len(self._marks) > 2 and now - self._marks[1][0] >= self._window_s:
             self._marks.popleft()
         then, start = self._marks[0]
@@ -69,4 +81,5 @@ class Throughput:
             low, rates["eta_s"], high = left
             if low < high:
                 rates |= {"eta_low_s": low, "eta_high_s": high}
-        return rates
+        rest_s = max(0.0, self._deadline - self._clock())
+        return {name: min(rate, rest_s) if name.startswith("eta") else rate for name, rate in rates.items()}

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from trainkit.command import as_typed
 from trainkit.errors import ConfigError
 from trainkit.tracking.tracker import Run, Status, Tracker
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
@@ -116,7 +117,8 @@ class WandB(Tracker):
         if self._run.offline:
             folder = Path(self._run.settings.sync_dir)
             segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
-            print(f"Weights & Biases was offline; to upload: wandb sync {' '.join(map(str, segments))}", flush=True)
+            command = as_typed(["wandb", "sync", *map(str, segments)])
+            print(f"Weights & Biases was offline; to upload: {command}", flush=True)
         self._drop_held()
         deadline = time.monotonic() + _LAST_ROWS_S
         while self._unheld and time.monotonic() < deadline:  # its service may still be writing

@@ -1,0 +1,100 @@
+"""Account: what a run says of itself at its start and at its end."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.command import as_typed
+from trainkit.data.batch import Batch
+from trainkit.data.datasets import Datasets
+from trainkit.engine import Engine
+from trainkit.errors import UntrustedError
+from trainkit.recipe import Recipe
+from trainkit.runtime import Runtime
+from trainkit.tracking.console import number
+from trainkit.trust import require_ours
+
+
+def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
+    """What is trained, on what, and how it is split. first: a global batch, or None where nothing is left to train."""
+    for name, engine in recipe.engines().items():
+        yield from _of_engine(runtime, name, engine, first)
+    yield from _of_data(recipe)
+
+
+def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
+    for name, engine in recipe.engines().items():
+        runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
+
+
+def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
+    ranks = runtime.world_size
+    yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
+    yield f"{name}: on each rank, predicted: {runtime.predict(engine)}"
+    if first is not None:
+        samples = -(-first.size // (ranks * engine.accumulation))
+        is_even = first.size == ranks * samples * engine.accumulation
+        yield (
+            f"{name}: global batch {first.size} = {ranks} ranks x {'' if is_even else 'up to '}{samples} samples "
+            f"x {engine.accumulation} micro-batches"
+        )
+
+
+def _of_data(recipe: Recipe) -> Iterator[str]:
+    """How much there is to train on and to measure on, and how often the run goes over it."""
+    if not isinstance(recipe.datasets, Datasets):  # the attribute may be another thing in a recipe of one's own
+        return
+    facts = recipe.datasets.describe()
+    note = facts.pop("note", None)
+    told = ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items()
+    )
+    num_training = len(recipe.datasets.train) if hasattr(recipe.datasets.train, "__len__") else 0
+    epochs = f", {recipe.num_samples / num_training:.3g} epochs" if num_training else ""
+    yield f"data: {told}"
+    yield f"length: {recipe.num_samples:,} samples{epochs}"
+    if note is not None:
+        yield f"data: {note}"
+
+
+def of_end(
+    runtime: Runtime,
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    step: int,
+    metrics: Mapping[str, float],
+    reason: str,
+    kept: str | None,
+) -> Iterator[str]:
+    """What was measured last, where what was trained is, and what to type to use it; on rank 0 alone.
+
+    config: as checkpoints hold it.  reason: why it ended before it had to.  kept: the checkpoint to use, as a sentence.
+    """
+    if not runtime.is_main:
+        return
+    run_dir = runtime.run_dir
+    measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
+    why = f" ({reason})" if reason else ""
+    yield f"ended after step {step}{why}: {measured or 'nothing was measured'}"
+    if run_dir is None:
+        yield "nothing was saved, for there is no run_dir"
+        return
+    if kept is not None:
+        yield kept
+    yield f"run directory: {run_dir}"
+    for words in (*recipe.next_commands(run_dir), *_commands_of(run_dir, config)):
+        yield f"next: {as_typed(words)}"
+
+
+def _commands_of(run_dir: Path, config: Mapping[str, Any]) -> list[list[str]]:
+    """What every run can be used for, that of a user's own recipe included.
+
+    config: as checkpoints hold it; empty for a Trainer that was made without.
+    """
+    if "recipe" not in config:
+        return [["trainkit", "checkpoint", "ls", str(run_dir)]]
+    try:
+        require_ours({key: node for key, node in config.items() if key not in ("tracking", "comm")})
+    except UntrustedError:
+        return [["trainkit", "evaluate", str(run_dir), "--trust"]]
+    return [["trainkit", "evaluate", str(run_dir)]]

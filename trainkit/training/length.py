@@ -1,0 +1,82 @@
+"""Length: when a run is at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainkit.errors import ConfigError
+from trainkit.recipe import Recipe
+from trainkit.training.budget import Budget
+from trainkit.training.patience import Patience
+
+
+class Length:
+    """The recipe's `num_samples`, and what may end it before: a budget of time, and evaluations that do not improve.
+
+    minutes, patience, evaluate_every: see `Trainer`.  metric: the name of the recipe's `best_metric`. Raises
+    ConfigError. All ranks come to the same.
+    """
+
+    def __init__(
+        self, recipe: Recipe, metric: str, *, minutes: float | None, patience: int | None, evaluate_every: int | None
+    ) -> None:
+        if patience is not None:
+            _require_measure(recipe, metric, patience, evaluate_every)
+        self.recipe, self._metric, self.minutes = recipe, metric, minutes
+        self.budget, self.patience = Budget(minutes), Patience(patience)
+        self.time_is_up = False
+
+    def reason(self, position: int) -> str | None:
+        """Why the run ends at `position`, in words, empty where it was trained as long as asked; None: it goes on."""
+        if position >= self.recipe.num_samples:
+            return ""
+        if self.patience.is_exhausted:
+            return (
+                f"no better {self._metric} than that of step {self.patience.best_step} in {self.patience.limit} "
+                f"evaluations: patience={self.patience.limit}"
+            )
+        if self.time_is_up:
+            return f"minutes={self.minutes:g} are over, at {position / self.recipe.num_samples:.0%} of all samples"
+        return None
+
+    def to_train_on(self, position: int) -> str:
+        """What to type so that a run that has ended goes on, or begins again."""
+        again = "to train again from the start: the same command with another run_dir"
+        more = "a larger patience, or null" if self.patience.is_exhausted else "more minutes, or null"
+        if position >= self.recipe.num_samples:
+            if self.recipe.length_key is None:
+                return again
+            more = f"a larger {self.recipe.length_key}"
+        return f"to train on: the same command with {more}; {again}"
+
+    def see(self, step: int, metrics: Mapping[str, float], value: float | None) -> None:
+        """An evaluation. Raises ConfigError where the metric to be patient with is not among its `metrics`."""
+        if self.patience.limit is not None and self._metric not in metrics:
+            raise ConfigError(
+                f"patience={self.patience.limit}: best_metric of {type(self.recipe).__name__} is {self._metric!r}, and "
+                f"its evaluate() returns {', '.join(metrics) or 'nothing'}"
+            )
+        self.patience.see(step, value)
+
+    def state(self) -> dict[str, Any]:
+        return {"budget": self.budget.state(), "patience": self.patience.state()}
+
+    def load_state(self, state: Mapping[str, Any], *, same_held_out: bool) -> None:
+        """same_held_out: whether the evaluations of the checkpoint can be compared with those to come."""
+        if same_held_out:
+            self.patience.load_state(state.get("patience", {}))
+        self.load_budget(state.get("budget", {}))
+
+    def load_budget(self, state: Mapping[str, Any]) -> None:
+        self.budget.load_state(state)
+        self.time_is_up = self.time_is_up or self.budget.was_spent
+
+
+def _require_measure(recipe: Recipe, metric: str, patience: int, evaluate_every: int | None) -> None:
+    if patience < 1:
+        raise ConfigError(f"patience={patience}: allowed is 1 or more evaluations, or null")
+    if not metric:
+        raise ConfigError(
+            f"patience={patience}: {type(recipe).__name__} has no best_metric to improve; leave patience out"
+        )
+    if evaluate_every is None:
+        raise ConfigError(f"patience={patience} counts evaluations: give evaluate_every, in steps")

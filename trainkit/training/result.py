@@ -1,0 +1,36 @@
+"""Result: how a run has ended, in its directory. It is there only while nothing is left to do."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from trainkit import checkpoint
+from trainkit.runtime import Runtime
+
+RESULT_FILE = "result.json"
+
+
+def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
+    """result: the `step`, `metrics`, `reason` in words, and the `budget` with which it ended."""
+    if not runtime.is_main or runtime.run_dir is None:
+        return
+    try:
+        checkpoint.write_text(runtime.run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+    except OSError as error:  # all else is there; started again, the run would only show it once more
+        runtime.tracker.message(f"{RESULT_FILE} could not be written: {error.strerror or error}")
+
+
+def read(runtime: Runtime, step: int) -> dict[str, Any] | None:
+    """What `write` was given, if that was after `step`. Collective: every rank calls."""
+    found = None
+    if runtime.is_main and runtime.run_dir is not None:
+        with suppress(OSError, ValueError):
+            found = json.loads((runtime.run_dir / RESULT_FILE).read_text())
+    found = runtime.broadcast(found)
+    return found if isinstance(found, dict) and found.get("step") == step else None
+
+
+def forget(runtime: Runtime) -> None:
+    if runtime.is_main and runtime.run_dir is not None:
+        (runtime.run_dir / RESULT_FILE).unlink(missing_ok=True)

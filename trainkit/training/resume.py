@@ -1,0 +1,80 @@
+"""Resume: from where a run goes on, and what must be as it was then."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainkit import checkpoint
+from trainkit.comm.agent import is_restart
+from trainkit.config import flat
+from trainkit.errors import CheckpointError, ConfigError
+from trainkit.recipe import Recipe
+from trainkit.runtime import Runtime
+
+
+def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
+    """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
+    own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
+    # Rank 0 looks, so that all see the same.
+    has_own, again = runtime.broadcast((own is not None and bool(checkpoint.step_directories(own)), is_restart()))
+    if has_own and again:
+        return own  # what this job itself has made comes before what it was told to begin with
+    if resume == "never":
+        if has_own:
+            raise ConfigError(
+                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
+            )
+        return None
+    if resume == "auto":
+        return own if has_own else None
+    return Path(resume).expanduser()
+
+
+def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -> None:
+    """What the recipe has stored in the checkpoint at `path`. Raises CheckpointError where another one wrote it."""
+    if "recipe" not in manifest["values"]:
+        raise CheckpointError(f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script")
+    name, own, theirs = type(recipe).__name__, recipe.engines().keys(), manifest["engines"].keys()
+    another = f"{path} was written by another recipe than {name}"
+    advice = "give the run_dir or resume=... of a run of this recipe, or a new run_dir"
+    if not own & theirs:
+        raise CheckpointError(f"{another}: its engines are {', '.join(theirs)}, not {', '.join(own)}; {advice}")
+    state = manifest["values"]["recipe"]
+    try:
+        recipe.load_state(state)
+    except KeyError as error:
+        raise CheckpointError(f"{another}: its state has {', '.join(state)}, not {error}; {advice}") from error
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Says which keys of the configuration differ from those that a checkpoint was made with."""
+    old, new = flat(before), flat(now)
+    changed = [
+        f"{key} {old[key]} -> {new[key]}"
+        for key in old
+        if key in new and str(old[key]) != str(new[key]) and key not in ("run_dir", "resume")
+    ]
+    return f"changed since the checkpoint: {', '.join(changed)}" if changed else None
+
+
+def other_data(
+    path: Path,
+    before: Mapping[str, str],
+    now: Mapping[str, str],
+    *,
+    is_own: bool,
+    data_changed: Literal["refuse", "accept"],
+) -> str | None:
+    """Says where the data are not those of the checkpoint at `path`; raises ConfigError where the run itself wrote it.
+
+    before, now: fingerprints by name.
+    """
+    changed = [name for name, text in before.items() if now.get(name, text) != text]
+    if not changed:
+        return None
+    what = f"the {' and '.join(changed)} data are not those that {path} was trained on"
+    if is_own and data_changed == "refuse":
+        raise ConfigError(
+            f"{what}: give the data as they were, another run_dir, or data_changed=accept to go on with these"
+        )
+    return f"{what}; goes on with the data of now"
