@@ -22,6 +22,7 @@ Tracker      where numbers, pictures and text of a run go
 data         sources of samples: Text, Images, Datasets
 errors       what is raised; TrainkitError is the base class
 ops          layers in C++ and CUDA, each with its reference in plain PyTorch
+optim        optimizers, schedules, averages of weights; MultiOptimizer makes one of several
 prune        masks over weights while training goes on
 """
 
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING
 from trainkit.lazy import exports
 
 if TYPE_CHECKING:
-    from trainkit import data, errors, ops, prune
+    from trainkit import data, errors, ops, optim, prune
     from trainkit.comm.comm import Comm
     from trainkit.engine import Engine
     from trainkit.job import load_recipe
@@ -69,6 +70,7 @@ __all__ = [
     "launch",
     "load_recipe",
     "ops",
+    "optim",
     "prune",
 ]
 
@@ -99,6 +101,7 @@ if not TYPE_CHECKING:  # they would be told that any name is there
             "launch": "trainkit.processes",
             "load_recipe": "trainkit.job",
             "ops": "trainkit.ops",
+            "optim": "trainkit.optim",
             "prune": "trainkit.prune",
         },
     )

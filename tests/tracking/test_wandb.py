@@ -181,6 +181,43 @@ def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
     assert tracker.state()["rows"] == [], "the file holds all of them"
 
 
+@pytest.mark.parametrize("dies_before", [6, None])
+def test_a_service_that_dies_alone_is_started_again_and_loses_no_row(dies_before, tmp_path):
+    """In the midst of training, or between the last row and the end. In a process of its own: W&B has one service."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        import numpy as np
+        from trainkit.tracking import Run, WandB
+
+        def kill_the_service():
+            (pid,) = map(int, Path(f"/proc/self/task/{{os.getpid()}}/children").read_text().split())
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+        tracker = WandB()
+        tracker.start(Run(directory=Path(sys.argv[1]), name="a-run"))
+        for step in range(1, 13):
+            if step == {dies_before}:
+                kill_the_service()
+            tracker.log(step, {{"loss": 1.0 / step}})
+            if step == 5:
+                tracker.image(step, "grid", np.zeros((8, 8, 3), np.uint8))
+        if {dies_before} is None:
+            tracker.log(13, {{}})
+            kill_the_service()
+        tracker.finish("finished")
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stderr.count("the process of Weights & Biases ended") == 1, ended.stderr
+    assert "Traceback" not in ended.stderr and "has not written" not in ended.stderr
+    rows = history(tmp_path)
+    assert [step for step in rows if step < 13] == list(range(1, 13))
+    assert all(rows[step]["loss"] == pytest.approx(1.0 / step) for step in range(1, 13))
+    assert rows[5]["grid._type"] == "image-file"
+
+
 def test_what_comes_late_goes_into_the_next_row(tmp_path):
     """After an interruption, an evaluation of the last step that was told."""
     first = WandB()

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, a
 Mode = Literal["online", "offline"]
 ID_FILE = "id.txt"
 PICTURES = "unsent"  # of rows that a checkpoint holds
+MOST_RESTARTS = 5  # of W&B's own process
 LOOK_EVERY = 64  # rows, from one look into W&B's file to the next
 _LAST_ROWS_S = 10.0
 
@@ -59,6 +61,8 @@ class WandB(Tracker):
         self._row: Row = {}
         self._row_step = self._sent_step = self._replayed_to = self._resumed_step = -1
         self._unheld: list[tuple[int, Row]] = []
+        self._of = Run(directory=Path(), name="")
+        self._num_restarts = 0
         self._saved_rows: list[Mapping[str, Any]] = []
 
     def state(self) -> dict[str, Any]:
@@ -82,11 +86,10 @@ class WandB(Tracker):
         self._sent_step, self._row, self._unheld = max(held, default=-1), {}, []
         self._resumed_step = -1 if run.resumed_step is None else run.resumed_step
         notes = None if goes_on or before is None else f"goes on from step {run.resumed_step} of the run {before}"
-        self._run = self._init(run, self._id, notes)
+        self._of, self._num_restarts = run, 0
+        self._begin(run, notes)
         # What the server already has.
         self._sent_step = self._replayed_to = max(self._sent_step, self._run.starting_step - 1)
-        path = None if self._run.disabled else getattr(self._run.settings, "sync_file", None)
-        self._file = HistoryFile(Path(path)) if path else None
         for step, row in (from_json(saved, self._folder / PICTURES) for saved in self._saved_rows if goes_on):
             if step > self._sent_step:
                 self._add(step, row)
@@ -111,9 +114,11 @@ class WandB(Tracker):
 
     def finish(self, status: Status) -> None:
         self._send()
-        if status == "interrupted":
-            self._run.mark_preempting()
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        try:
+            self._end_run(status)
+        except OSError as error:
+            self._start_service_again(error)
+            self._end_run(status)
         if self._run.offline:
             folder = Path(self._run.settings.sync_dir)
             segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
@@ -129,6 +134,17 @@ class WandB(Tracker):
             print(f"trainkit: Weights & Biases has not written the rows of steps {steps}", file=sys.stderr, flush=True)
         elif status == "finished":
             shutil.rmtree(self._folder / PICTURES, ignore_errors=True)
+
+    def _end_run(self, status: Status) -> None:
+        if status == "interrupted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+
+    def _begin(self, run: Run, notes: str | None) -> None:
+        assert self._id is not None
+        self._run = self._init(run, self._id, notes)
+        path = None if self._run.disabled else getattr(self._run.settings, "sync_file", None)
+        self._file = HistoryFile(Path(path)) if path else None
 
     def _init(self, run: Run, run_id: str, notes: str | None) -> Any:
         import wandb
@@ -181,9 +197,35 @@ class WandB(Tracker):
         step, row = self._row_step, self._row
         self._unheld.append((step, row))
         self._sent_step, self._row = step, {}
-        self._run.log({name: _for_wandb(value) for name, value in row.items()}, step=step, commit=True)
+        try:
+            self._log(step, row)
+        except OSError as error:  # a broken pipe, say
+            self._start_service_again(error)
         if len(self._unheld) % LOOK_EVERY == 0:
             self._drop_held()
+
+    def _log(self, step: int, row: Row) -> None:
+        self._run.log({name: _for_wandb(value) for name, value in row.items()}, step=step, commit=True)
+
+    def _start_service_again(self, error: OSError) -> None:
+        """W&B's own process has ended: another one goes on with the run, from the first row that no file holds."""
+        import wandb
+
+        if self._num_restarts == MOST_RESTARTS:
+            raise error
+        self._num_restarts += 1
+        self._drop_held()
+        with suppress(OSError):  # it says once more that the service is gone
+            wandb.teardown()
+        self._begin(self._of, None)
+        print(
+            f"trainkit: the process of Weights & Biases ended ({error}) and was started again; "
+            f"{len(self._unheld)} rows are sent to it again",
+            file=sys.stderr,
+            flush=True,
+        )
+        for step, row in self._unheld:
+            self._log(step, row)
 
     def _drop_held(self) -> None:
         """Forgets the rows that W&B's file holds; without such a file, all that were sent."""
