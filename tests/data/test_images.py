@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
+import signal
 import struct
 import zipfile
 import zlib
@@ -18,8 +20,8 @@ from PIL import Image
 
 from trainkit.data import Images, Pyramid
 from trainkit.data.glyphs import Glyphs
-from trainkit.data.parallel import in_order
-from trainkit.data.pyramid import levels, resolutions
+from trainkit.data.parallel import IN_FLIGHT, in_order
+from trainkit.data.pyramid import PyramidWriter, levels, resolutions
 from trainkit.data.square import square
 from trainkit.errors import ConfigError, DataError
 
@@ -526,6 +528,70 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def _load(arguments: tuple[Path, Path]) -> bytes:
     return both_sides(small(*arguments)).tobytes()
+
+
+def _build_until(moment_s: float, images: Images, decoded) -> None:
+    """Builds, and is ended by a signal that nobody handles after `moment_s` of work; counts what it decodes."""
+
+    def counted(*args):
+        decoded.value += 1
+        return square(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainkit.data.images.square", counted)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, moment_s)
+        images.load(progress=False)
+
+
+def test_a_build_killed_at_any_moment_goes_on_from_its_part_and_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+    folder, draw = fill(tmp_path / "images", 120), random.Random(0)
+    noise(3).save(folder / "again.png")
+    (folder / "050b.png").write_bytes(b"no image")
+    images = small(folder, tmp_path, on_unreadable="skip", num_workers=1)
+    context = multiprocessing.get_context("fork")
+    decoded, num_killed = context.Value("q", 0), 0
+    for attempt in range(40):
+        builder = context.Process(
+            target=_build_until, args=(draw.uniform(0.01, 0.02 + 0.01 * attempt), images, decoded)
+        )
+        builder.start()
+        builder.join(60)
+        if builder.exitcode == 0:
+            break
+        assert builder.exitcode == -signal.SIGPROF
+        num_killed += 1
+    images.load(progress=False)
+    (built,) = (tmp_path / "cache").glob("images-*")
+    undisturbed = small(folder, tmp_path / "other", on_unreadable="skip")
+    undisturbed.load(progress=False)
+    (whole,) = (tmp_path / "other" / "cache").glob("images-*")
+    assert {file.name: file.read_bytes() for file in built.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.iterdir()
+    }
+    assert not list((tmp_path / "cache").glob(".*")), "nothing else is left"
+    assert num_killed and decoded.value <= 121 + IN_FLIGHT * num_killed, "what was noted is not decoded again"
+
+
+def test_what_a_killed_build_could_not_read_is_an_error_where_it_is_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+    folder = fill(tmp_path / "images", 20)
+    (folder / "000b.png").write_bytes(b"no image")
+    append, taken = PyramidWriter.append, []
+
+    def interrupted(writer, image):
+        append(writer, image)
+        taken.append(image)
+        if len(taken) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PyramidWriter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small(folder, tmp_path, on_unreadable="skip").load(progress=False)
+    with pytest.raises(DataError, match=r"000b\.png cannot be read as an image"):
+        small(folder, tmp_path).load(progress=False)
+    assert len(taken) == 10
 
 
 def test_processes_that_race_find_one_whole_cache(tmp_path):

@@ -90,6 +90,7 @@ class Images:
             cache_root(self.cache_dir),
             f"images-{self._key(source, progress)}",
             lambda aside: self._build(source, aside, progress),
+            resumes=True,
         )
         summary = read_summary(directory)
         unreadable = [Unreadable(**entry) for entry in summary["unreadable"]]
@@ -135,15 +136,18 @@ class Images:
                 return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
 
         names = source.names()
-        unreadable: list[Unreadable] = []
-        with PyramidWriter(directory, self.resolution) as pyramid:
-            for result in track(in_order(decode, names, self.num_workers), "reading images", len(names), progress):
+        with PyramidWriter(directory, self.resolution, self.channels, names) as pyramid:
+            if pyramid.left_out and self.on_unreadable == "error":
+                raise self._cannot_read(Unreadable(**pyramid.left_out[0]))
+            left = names[pyramid.num_taken :]
+            for result in track(in_order(decode, left, self.num_workers), "reading images", len(left), progress):
                 if not isinstance(result, Unreadable):
                     pyramid.append(result)
                 elif self.on_unreadable == "error":
                     raise self._cannot_read(result)
                 else:
-                    unreadable.append(result)
+                    pyramid.leave_out(vars(result))
+            unreadable = [Unreadable(**file) for file in pyramid.left_out]
         if len(pyramid) < 2:
             raise DataError(
                 f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold one "
@@ -154,7 +158,7 @@ class Images:
             {
                 "images": len(pyramid),
                 "duplicates": pyramid.num_duplicates,
-                "unreadable": [vars(file) for file in unreadable],
+                "unreadable": pyramid.left_out,
             },
         )
 

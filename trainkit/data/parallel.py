@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-_IN_FLIGHT = 8  # items a thread, worked on or waiting to be yielded: bounds the memory
+IN_FLIGHT = 8  # items a thread, worked on or waiting to be yielded: bounds the memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ def in_order(
     remaining, pending = iter(items), deque[Future[Result]]()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            pending.extend(pool.submit(function, item) for item in islice(remaining, num_threads * _IN_FLIGHT))
+            pending.extend(pool.submit(function, item) for item in islice(remaining, num_threads * IN_FLIGHT))
             while pending:
                 yield pending.popleft().result()
                 pending.extend(pool.submit(function, item) for item in islice(remaining, 1))

@@ -5,7 +5,7 @@ Every level is `avg_pool2d` of the largest one, rounded to bytes once: rounding 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.part import Part, reopen
 from trainkit.errors import ConfigError
 
 SMALLEST, LARGEST = 4, 1024
+_HASHES, _HASH_BYTES = "hashes.bin", 8
 
 
 def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -37,23 +39,48 @@ def resolutions(largest: int) -> list[int]:
 
 
 class PyramidWriter:
-    """Fills `directory` with one file a level; images come one by one, so none but the present one is in memory."""
+    """Fills `directory` with one file a level; images come one by one, so none but the present one is in memory.
 
-    def __init__(self, directory: Path, resolution: int) -> None:
-        self._directory = directory
-        self._files = {size: _level(directory, size).open("wb") for size in resolutions(resolution)}
-        self._keys: dict[int, None] = {}
-        self.num_duplicates = 0
+    What a build that was killed has left there is gone on with: `num_taken` images have come already.
+
+    names: of all images to come, in their order; of others, nothing is gone on with.
+    """
+
+    def __init__(self, directory: Path, resolution: int, channels: int, names: Sequence[str]) -> None:
+        self._directory, self._part = directory, Part(directory)
+        self._names = hashlib.blake2b(repr([*names]).encode(), digest_size=16).hexdigest()
+        done = self._part.read()
+        if done.get("names") != self._names:
+            done = {}
+        self.num_duplicates: int = done.get("duplicates", 0)
+        self.left_out: list[dict[str, str]] = done.get("left_out", [])
+        num = done.get("images", 0)
+        self._hashes = reopen(directory / _HASHES, _HASH_BYTES * num)
+        self._keys = dict.fromkeys(np.fromfile(directory / _HASHES, np.uint64, num).tolist())
+        self._files = {
+            size: reopen(_level(directory, size), channels * size**2 * num) for size in resolutions(resolution)
+        }
+
+    @property
+    def num_taken(self) -> int:
+        """Images that were appended, were there already, or were left out."""
+        return len(self._keys) + self.num_duplicates + len(self.left_out)
 
     def append(self, image: NDArray[np.uint8]) -> None:
         """Adds uint8 [C, R, R], unless the very same pixels are there already."""
-        key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
+        key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
         if key in self._keys:
             self.num_duplicates += 1
             return
         self._keys[key] = None
+        self._hashes.write(np.uint64(key).tobytes())
         for level in levels(image):
             self._files[level.shape[-1]].write(level.tobytes())
+        self._part.note([self._hashes, *self._files.values()], self._done)
+
+    def leave_out(self, file: dict[str, str]) -> None:
+        """Notes an image that cannot be read."""
+        self.left_out.append(file)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -62,10 +89,19 @@ class PyramidWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        for file in self._files.values():
+        for file in (self._hashes, *self._files.values()):
             file.close()
         if kind is None:
             np.save(self._directory / "keys.npy", np.array(list(self._keys), np.uint64))
+            self._part.end(_HASHES)
+
+    def _done(self) -> dict[str, Any]:
+        return {
+            "names": self._names,
+            "images": len(self._keys),
+            "duplicates": self.num_duplicates,
+            "left_out": self.left_out,
+        }
 
 
 class Pyramid(Dataset[dict[str, Tensor]]):
