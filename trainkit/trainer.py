@@ -195,7 +195,7 @@ class Trainer:
         return chain([first], batches)
 
     def _train(self, batches: Iterator[Batch]) -> None:
-        self.length.budget.start()
+        self.length.budget.start(self.runtime.position, self.recipe.num_samples)
         self._signals.end_after(self.length.budget.rest_s)
         self.runtime.stretch_schedules(self.length.budget.factor)
         while True:

@@ -24,7 +24,7 @@ def _factors(speed, *, minutes=1.0, num_samples=PLANNED, first_s=0.0):
     """The factor after each step of `speed` samples a second, until the budget is spent, and the position then."""
     now = [100.0]
     budget = Budget(minutes, clock=lambda: now[0])
-    budget.start()
+    budget.start(0, PLANNED)
     now[0] += first_s
     factors, position = [], 0
     while budget.rest_s and position < num_samples:
@@ -52,10 +52,18 @@ def test_a_budget_that_is_enough_changes_nothing_and_a_slow_first_step_little():
     assert position < 160 and all(f == pytest.approx(PLANNED / position, rel=0.05) for f in factors[1:])
 
 
+@pytest.mark.parametrize(("minutes", "factor"), [(1.0, 4.0), (2.0, PLANNED / 600), (None, 1.0)])
+def test_another_budget_begins_by_the_speed_of_the_one_before(minutes, factor):
+    budget = Budget(minutes, clock=lambda: 0.0)
+    budget.load_state({"spent_s": 60.0, "limit_s": 60.0, "factor": 4.0})
+    budget.start(300, PLANNED)  # 300 samples in the first minute
+    assert budget.factor == pytest.approx(factor)
+
+
 def test_the_speed_may_change():
     now = [0.0]
     budget = Budget(1.0, clock=lambda: now[0])
-    budget.start()
+    budget.start(0, PLANNED)
     position = 0
     while budget.rest_s:
         now[0] += 0.2 if now[0] < 30 else 0.8
@@ -117,7 +125,7 @@ def _fit_thrice(run_dir):
     return [_fit(run_dir, minutes) for minutes in (1 / 30, 1 / 30, 2 / 30)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_budget_ends_a_run_on_all_ranks_and_more_of_it_goes_on(tmp_path, world_size):
     ranks = run_ranks(_fit_thrice, world_size, tmp_path / "run")
     for (metrics, step, lrs, num_finished, seconds), again, more in ranks:
@@ -126,6 +134,7 @@ def test_the_budget_ends_a_run_on_all_ranks_and_more_of_it_goes_on(tmp_path, wor
         assert lrs[0] == 1.0 and min(lrs[-3:]) < 0.4, "the schedule is to end with the budget"
         assert again[:2] == (metrics, step) and again[2] == [] and again[3] == 0
         assert more[1] > step and more[3] == 1
+        assert more[2][0] > 0.1, "of the new budget much is left, and of its schedule"
     assert len({(rank[0][1], *rank[0][2]) for rank in ranks}) == 1, "ranks disagree on steps or rates"
     newest = checkpoint.find(tmp_path / "run")
     values = checkpoint.read_manifest(newest)["values"]

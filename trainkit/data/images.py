@@ -180,7 +180,8 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
     if unread := counted(source.unread()):
         facts["files not read"] = unread
     if num_held_out < _FEWEST_MEASURED:
-        facts["note"] = f"{num_held_out} held-out images are too few to measure well: raise data.held_out"
+        images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
+        facts["note"] = f"{images} too few to measure well: raise data.held_out"
     return facts
 
 

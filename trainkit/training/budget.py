@@ -28,6 +28,7 @@ class Budget:
         self.factor = 1.0
         self._clock = clock
         self._before_s = 0.0
+        self._limit_before_s: float | None = None
         self._began_at: float | None = None
         self._num_steps = 0
         self._marks: deque[tuple[int, float]] = deque()
@@ -49,10 +50,14 @@ class Budget:
     def rest_s(self) -> float:
         return max(0.0, self.limit_s - self.spent_s)
 
-    def start(self) -> None:
-        """Training begins, or begins again."""
-        if self._began_at is None:
-            self._began_at = self._clock()
+    def start(self, position: int, num_samples: int) -> None:
+        """Training begins at `position`, or begins again."""
+        if self._began_at is not None:
+            return
+        self._began_at = self._clock()
+        if self.is_limited and position and self._limit_before_s != self.limit_s:
+            # Of another budget the factor is not known before some steps: until then, by the mean speed so far.
+            self.factor = max(1.0, num_samples * self._before_s / (position * self.limit_s))
 
     def stretch(self, position: int, num_samples: int, ranks: Ranks) -> float:
         """The factor on the positions that schedules see, once after each step. Collective every few steps."""
@@ -75,11 +80,13 @@ class Budget:
         return max(1.0, num_samples / (position + max(0.0, self.limit_s - now_s) * speed))
 
     def state(self) -> dict[str, Any]:
-        return {"spent_s": self.spent_s, "factor": self.factor}
+        limit_s = self.limit_s if self.is_limited else None
+        return {"spent_s": self.spent_s, "limit_s": limit_s, "factor": self.factor}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """That of the checkpoint from which this process goes on. One that goes back to a checkpoint later has spent
         the time all the same."""
         if self._began_at is None:
             self._before_s = state.get("spent_s", 0.0)
+            self._limit_before_s = state.get("limit_s")
             self.factor = state.get("factor", 1.0) if self.is_limited else 1.0

@@ -24,7 +24,7 @@ def write_config(runtime: Runtime, config: Mapping[str, Any], step: int) -> None
 def _written(run_dir: Path, config: Mapping[str, Any], step: int) -> CheckpointError | None:
     path, text = run_dir / "config.yaml", to_yaml(config)
     try:
-        if path.exists() and (before := path.read_text()) != text:
+        if step and path.exists() and (before := path.read_text()) != text:
             checkpoint.write_text(path.with_name(f"config.until_step_{step:08d}.yaml"), before)
         checkpoint.write_text(path, text)
     except OSError as caught:
