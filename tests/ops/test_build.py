@@ -256,6 +256,18 @@ def test_source_that_does_not_compile_is_an_error_and_leaves_nothing(alone):
     assert not [path for path in library.directory().iterdir() if path.suffix != ".lock"]
 
 
+@pytest.mark.parametrize(("num_signals", "is_built"), [(build.MOST_SIGNALS, True), (build.MOST_SIGNALS + 1, False)])
+def test_a_signal_to_the_whole_group_of_processes_does_not_end_the_build(tmp_path, num_signals, is_built):
+    script = f'echo >> log; [ "$(wc -l < log)" -gt {num_signals} ] || kill -TERM $$; touch built'
+    compiler = ["sh", "-c", f"cd {tmp_path}; {script}"]
+    if is_built:
+        build._run(compiler, tmp_path)
+    else:
+        with pytest.raises(build.BuildError, match="this command failed"):
+            build._run(compiler, tmp_path)
+    assert (tmp_path / "built").exists() == is_built
+
+
 def test_a_missing_symbol_is_an_error_of_the_build(tiny):
     (tiny / "one.cpp").write_text('int nowhere();\nextern "C" int tk_one() { return nowhere(); }\n')
     with pytest.raises(ConfigError, match=r"undefined reference to .nowhere"):

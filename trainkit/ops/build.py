@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
@@ -30,6 +31,8 @@ ARCHS_VARIABLE = "TRAINKIT_CUDA_ARCHS"
 NO_ARCHS = "none"
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 ERROR_LINES = 12
+MOST_SIGNALS = 2
+"""By which a compiler may be ended before the build gives up: a scheduler warns, and warns again."""
 ASKING_S = 20.0
 
 Progress = Callable[[int, int], None]
@@ -350,9 +353,13 @@ def _run_all(commands: Sequence[list[str]], aside: Path, progress: Progress | No
 
 def _run(command: list[str], aside: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(aside)}  # what a killed compiler leaves goes with the directory
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
-    )
+    # A scheduler signals the whole group of processes: whether this one goes on, it decides itself.
+    for _ in range(1 + MOST_SIGNALS):
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        )
+        if done.returncode not in (-signal.SIGTERM, -signal.SIGUSR1):
+            break
     if done.returncode:
         without = f"\nto build without CUDA, type: export {ARCHS_VARIABLE}={NO_ARCHS}" if "nvcc" in command[0] else ""
         raise BuildError(_failure(command, done.stdout) + without)
