@@ -162,16 +162,17 @@ def _prepare(
 
 
 def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: str) -> Callable[..., Recipe]:
-    """`make_recipe` with what the recipe takes over from a checkpoint that it goes on from. Collective.
+    """`make_recipe` with data as the checkpoint that it goes on from needs them. Collective.
 
-    Other data than before must mean the same by the same numbers: text is split by the checkpoint's tokenizer.
+    Other data than before must mean the same by the same numbers: text is split by the checkpoint's tokenizer. All
+    else, such as the length, is as configured now.
     """
     path = where_to_resume(runtime, resume)
     recipe, data = getattr(make_recipe, "func", None), getattr(make_recipe, "keywords", {}).get("data")
     if path is None or data is None or not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
         return make_recipe
     state = checkpoint.read_manifest(runtime.find(path))["values"].get("recipe", {})
-    return partial(make_recipe, **(recipe.restored_arguments(state, data) or {}))
+    return partial(make_recipe, data=(recipe.restored_arguments(state, data) or {}).get("data", data))
 
 
 def _try_optimizer(node: Node) -> None:

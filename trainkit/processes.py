@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from trainkit.errors import ClusterError, ConfigError, UsageError
 
-_OF_A_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+_OF_A_JOB = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # not LOCAL_RANK, which DeepSpeed leaves behind
 _CALL, _LOOKING_S = "call", 1.0
 _AGENT = "torch.distributed.elastic"
 

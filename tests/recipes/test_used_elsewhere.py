@@ -188,14 +188,14 @@ def test_a_resume_takes_the_vocabulary_of_the_checkpoint_whatever_the_text(tmp_p
 
     assert train(2)[0] == 0
     first = stored()
-    shutil.rmtree(
-        cache
-    )  # as on another machine: the same text is the same data, though it is tokenised by the checkpoint
+    # As on another machine: the same text is the same data, though it is split by the checkpoint's tokenizer.
+    shutil.rmtree(cache)
     assert train(3)[0] == 0
     other = write_texts(tmp_path / "other", extra="another vocabulary qqq zzz ")
     assert "train and held_out data are not those" in train(4, f"data.path={other}")[1]
     assert train(4, f"data.path={other}", "data_changed=accept")[0] == 0
     assert stored() == first
+    assert checkpoint.find(run).name == "step_00000004", "the length is as it is asked for now"
     recipe, runtime = load_recipe(run)
     tokens = recipe.datasets.train[0]["tokens"].tolist()
     runtime.close()

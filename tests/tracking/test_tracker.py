@@ -2,7 +2,6 @@ import json
 import resource
 import signal
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from trainkit.tracking import (
     tensorboard,
     trackers,
 )
-from trainkit.trainer import Trainer
+from trainkit.training.interruption import leave_word
 
 
 class Broken(Tracker):
@@ -186,10 +185,9 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
     write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
     runtime.start_tracking()
     before, first_word = summary.read_text(), word.read_text()
-    trainer = SimpleNamespace(runtime=runtime, step=2)
     with full_disk(0):
         runtime.remark("said all the same")
-        Trainer._leave_word(trainer, signal.SIGTERM)
+        leave_word(runtime, signal.SIGTERM, 2)
         runtime.log(10, loss=1.0)
     assert said == [
         "said all the same",
@@ -199,7 +197,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
     assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
     runtime.remark("there is space again")
-    Trainer._leave_word(trainer, signal.SIGTERM)
+    leave_word(runtime, signal.SIGTERM, 2)
     assert summary.read_text() == before + "there is space again\n"
     assert json.loads(word.read_text())["step"] == 2
     runtime.close()
