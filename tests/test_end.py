@@ -7,40 +7,9 @@ import pytest
 import torch
 
 import trainkit
+from tests.counting import Counting
 from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, environment, run
-
-
-class Counting(trainkit.Recipe):
-    """Returns, of each evaluation, the next of `losses`; counts how often it was told to finish."""
-
-    best_metric = "held_out_loss"
-
-    def __init__(self, runtime, losses, num_steps=6, commands=()):
-        self.runtime, self.losses, self.num_samples = runtime, iter(losses), 4 * num_steps
-        self.commands, self.num_finished, self.seen = [*commands], 0, []
-        network = torch.nn.Linear(1, 1)
-        self.engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
-
-    def engines(self):
-        return {"engine": self.engine}
-
-    def batches(self, start=0):
-        return self.runtime.batches(torch.zeros(8, 1), batch_size=4, start=start)
-
-    def train_step(self, batch):
-        self.seen.append(batch.position)
-        self.engine.backward(self.engine(batch.data).mean())
-        return self.engine.step().metrics()
-
-    def evaluate(self):
-        return {"held_out_loss": float(next(self.losses))}
-
-    def next_commands(self, run_dir):
-        return self.commands
-
-    def finish(self):
-        self.num_finished += 1
 
 
 def fit(run_dir, losses=range(9), *, num_steps=6, commands=(), tracker=None, **options):

@@ -111,12 +111,12 @@ def _locked(path: Path, is_abandoned: Callable[[Path, float], bool]) -> int | No
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
-        if is_abandoned(path, time.time() - newest):
-            return descriptor
-    except OSError:  # somebody builds it
-        pass
-    os.close(descriptor)
-    return None
+        is_free = is_abandoned(path, time.time() - newest)
+    except OSError:  # somebody builds it, or has just removed it
+        is_free = False
+    if not is_free:
+        os.close(descriptor)
+    return descriptor if is_free else None
 
 
 def _remove_abandoned(root: Path, name: str, patience_s: float) -> None:

@@ -5,11 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
-import random
-import signal
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +16,7 @@ from PIL import Image
 
 from trainkit.data import Images, Pyramid
 from trainkit.data.glyphs import Glyphs
-from trainkit.data.parallel import IN_FLIGHT, in_order
-from trainkit.data.pyramid import PyramidWriter, levels, resolutions
+from trainkit.data.pyramid import levels, resolutions
 from trainkit.data.square import square
 from trainkit.errors import ConfigError, DataError
 
@@ -134,105 +129,6 @@ def test_a_letter_is_as_large_as_its_size_says_and_in_the_middle():
         assert abs(max(right - left, bottom - top) - share * image.width) < 0.05 * image.width
         assert abs((left + right) / 2 - 64) < 6
         assert abs((top + bottom) / 2 - 64) < 6
-
-
-# -- modes and shapes --------------------------------------------------------------------------------------------------
-
-
-def colour(image: Image.Image, channels: int = 3) -> list[int]:
-    """The one colour that all pixels have after decoding."""
-    pixels = square(Image.open(io.BytesIO(encoded(image, "TIFF" if image.mode == "CMYK" else "PNG"))), 4, channels)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (channels, 4, 4)
-    assert (pixels == pixels[:, :1, :1]).all()
-    return pixels[:, 0, 0].tolist()
-
-
-def test_every_mode_becomes_bytes_of_the_channels_asked():
-    palette = Image.new("RGB", (8, 8), (10, 200, 30)).quantize(2)
-    assert palette.mode == "P"
-    assert colour(palette) == [10, 200, 30]
-    assert colour(Image.new("L", (8, 8), 77)) == [77, 77, 77]
-    assert colour(Image.new("L", (8, 8), 77), channels=1) == [77]
-    assert colour(Image.new("1", (8, 8), 1)) == [255, 255, 255]
-    assert colour(Image.new("RGB", (8, 8), (255, 0, 0)), channels=1) == [76]  # ITU-R 601 luma
-    assert colour(Image.new("CMYK", (8, 8), (0, 255, 255, 0))) == [255, 0, 0]
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0, 0), (256, 1), (32896, 128), (65535, 255)])
-def test_sixteen_bits_are_scaled_and_not_cut_off(value, expected):
-    assert colour(Image.fromarray(np.full((8, 8), value, np.uint16)), channels=1) == [expected]
-
-
-@pytest.mark.parametrize("image", [Image.new("F", (8, 8), 0.5), Image.new("I", (8, 8), 70000)], ids=["float", "32 bit"])
-def test_values_of_unknown_range_are_refused(image):
-    with pytest.raises(ValueError, match="its pixels are"):
-        square(image, 4, 1)
-
-
-def test_what_is_transparent_shows_white():
-    assert colour(Image.new("RGBA", (8, 8), (0, 0, 0, 0))) == [255, 255, 255]
-    assert colour(Image.new("RGBA", (8, 8), (255, 0, 0, 255))) == [255, 0, 0]
-    assert colour(Image.new("LA", (8, 8), (0, 0)), channels=1) == [255]
-    half = colour(Image.new("RGBA", (8, 8), (0, 0, 0, 128)))
-    assert half == [127, 127, 127]
-    palette = io.BytesIO()
-    Image.new("P", (8, 8), 0).save(palette, "PNG", transparency=0)
-    assert (square(Image.open(palette), 4, 3) == 255).all()
-
-
-def raw_png(bits: int, kind: int, row: bytes, transparent: bytes) -> Image.Image:
-    """One row of a PNG, with a colour that is transparent; kind: 0 grey, 2 RGB."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    width = 8 * len(row) // (bits * (3 if kind == 2 else 1))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)) + chunk(b"tRNS", transparent)
-    whole = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
-    return Image.open(io.BytesIO(whole))
-
-
-@pytest.mark.parametrize(
-    ("bits", "kind", "row", "transparent"),
-    [
-        (1, 0, b"\x00", b"\0\0"),
-        (2, 0, b"\x55", b"\0\1"),
-        (4, 0, b"\x77", b"\0\7"),
-        (8, 0, b"\x37", b"\0\x37"),
-        (16, 0, b"\x12\x34", b"\x12\x34"),
-        (8, 2, b"\x01\x02\x03", b"\0\1\0\2\0\3"),
-        (16, 2, b"\x12\x34\x56\x78\x9a\xbc", b"\x12\x34\x56\x78\x9a\xbc"),
-    ],
-)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_transparent_colour_shows_white_at_every_depth(bits, kind, row, transparent, channels):
-    assert (square(raw_png(bits, kind, row, transparent), 4, channels) == 255).all()
-    other = bytes(byte ^ 0x10 for byte in transparent) if bits > 4 else transparent[:-1] + bytes([transparent[-1] ^ 2])
-    if bits > 1:
-        assert (square(raw_png(bits, kind, row, other), 4, channels) < 200).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    upright = np.zeros((8, 8), np.uint8)
-    upright[:4, :4], upright[:4, 4:], upright[4:, :4] = 250, 170, 90
-    # What a camera stores, for each orientation, so that it shows upright.
-    undo = [None, np.fliplr, lambda a: np.rot90(a, 2), np.flipud, np.transpose]
-    undo += [np.rot90, lambda a: np.rot90(a, 2).T, lambda a: np.rot90(a, -1)]
-    stored = upright if orientation == 1 else undo[orientation - 1](upright)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    decoded = Image.open(io.BytesIO(encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)))
-    assert np.array_equal(square(decoded, 8, 1)[0], upright)
-
-
-@pytest.mark.parametrize("size", [(30, 10), (10, 30)])
-def test_the_middle_square_is_kept(size):
-    width, height = size
-    pixels = np.zeros((height, width), np.uint8)
-    pixels[(height - 10) // 2 : (height + 10) // 2, (width - 10) // 2 : (width + 10) // 2] = 200
-    assert (square(Image.fromarray(pixels), 4, 1) == 200).all()
 
 
 def test_images_smaller_than_the_resolution_are_scaled_up(tmp_path):
@@ -530,70 +426,6 @@ def _load(arguments: tuple[Path, Path]) -> bytes:
     return both_sides(small(*arguments)).tobytes()
 
 
-def _build_until(moment_s: float, images: Images, decoded) -> None:
-    """Builds, and is ended by a signal that nobody handles after `moment_s` of work; counts what it decodes."""
-
-    def counted(*args):
-        decoded.value += 1
-        return square(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainkit.data.images.square", counted)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, moment_s)
-        images.load(progress=False)
-
-
-def test_a_build_killed_at_any_moment_goes_on_from_its_part_and_gives_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
-    folder, draw = fill(tmp_path / "images", 120), random.Random(0)
-    noise(3).save(folder / "again.png")
-    (folder / "050b.png").write_bytes(b"no image")
-    images = small(folder, tmp_path, on_unreadable="skip", num_workers=1)
-    context = multiprocessing.get_context("fork")
-    decoded, num_killed = context.Value("q", 0), 0
-    for attempt in range(40):
-        builder = context.Process(
-            target=_build_until, args=(draw.uniform(0.01, 0.02 + 0.01 * attempt), images, decoded)
-        )
-        builder.start()
-        builder.join(60)
-        if builder.exitcode == 0:
-            break
-        assert builder.exitcode == -signal.SIGPROF
-        num_killed += 1
-    images.load(progress=False)
-    (built,) = (tmp_path / "cache").glob("images-*")
-    undisturbed = small(folder, tmp_path / "other", on_unreadable="skip")
-    undisturbed.load(progress=False)
-    (whole,) = (tmp_path / "other" / "cache").glob("images-*")
-    assert {file.name: file.read_bytes() for file in built.iterdir()} == {
-        file.name: file.read_bytes() for file in whole.iterdir()
-    }
-    assert not list((tmp_path / "cache").glob(".images-*")), "nothing else is left"
-    assert num_killed and decoded.value <= 121 + IN_FLIGHT * num_killed, "what was noted is not decoded again"
-
-
-def test_what_a_killed_build_could_not_read_is_an_error_where_it_is_to_be_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
-    folder = fill(tmp_path / "images", 20)
-    (folder / "000b.png").write_bytes(b"no image")
-    append, taken = PyramidWriter.append, []
-
-    def interrupted(writer, image):
-        append(writer, image)
-        taken.append(image)
-        if len(taken) == 10:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(PyramidWriter, "append", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        small(folder, tmp_path, on_unreadable="skip").load(progress=False)
-    with pytest.raises(DataError, match=r"000b\.png cannot be read as an image"):
-        small(folder, tmp_path).load(progress=False)
-    assert len(taken) == 10
-
-
 def test_processes_that_race_find_one_whole_cache(tmp_path):
     folder = fill(tmp_path / "in", 30)
     with multiprocessing.get_context("fork").Pool(3) as pool:
@@ -601,24 +433,3 @@ def test_processes_that_race_find_one_whole_cache(tmp_path):
     assert found[0] == found[1] == found[2] == _load((folder, tmp_path))
     assert num_caches(tmp_path) == 1
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
-
-
-def test_threads_keep_the_order_and_run_ahead_only_a_little():
-    taken: list[int] = []
-
-    def items():
-        for number in range(1000):
-            taken.append(number)
-            yield number
-
-    results = in_order(lambda number: number * 2, items(), num_threads=2)
-    assert [next(results) for _ in range(10)] == list(range(0, 20, 2))
-    assert len(taken) <= 10 + 2 * 8
-    assert list(results) == list(range(20, 2000, 2))
-
-
-def test_an_error_in_a_thread_is_raised_in_its_place():
-    results = in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
-    assert [next(results) for _ in range(3)] == [0, 0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(results)

@@ -1,12 +1,9 @@
 """Text: the split, the cache, the windows, and every source of documents."""
 
-import errno
 import json
 import multiprocessing
-import os
 import pickle
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -16,8 +13,6 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from trainkit import cache
-from trainkit.cache import cached
 from trainkit.data import Text, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
@@ -363,125 +358,6 @@ def test_the_cache_is_found_by_content(tmp_path):
     small(tmp_path / "b.txt", tmp_path).load()
     small(tmp_path / "b.txt", tmp_path, lowercase=False).load()
     assert len(entries(tmp_path)) == 3
-
-
-def test_a_build_that_fails_leaves_nothing(tmp_path):
-    def build(directory: Path) -> None:
-        (directory / "half").write_text("half")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        cached(tmp_path, "name", build)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
-def test_a_cache_has_the_permissions_that_the_umask_gives(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        directory = cached(tmp_path / "cache", "name", lambda aside: (aside / "file").write_text("x") and None)
-    finally:
-        os.umask(before)
-    assert (directory / "file").stat().st_mode & 0o777 == mode
-    assert directory.stat().st_mode & 0o777 == 0o777 & ~umask
-
-
-def _build_for_ever(root: Path, name: str) -> None:
-    def build(aside: Path) -> None:
-        (aside / "half").write_text("half")
-        (root / "begun").touch()
-        time.sleep(60)
-
-    cached(root, name, build)
-
-
-def test_what_a_killed_process_left_half_built_is_removed_and_what_is_being_built_stays(tmp_path, monkeypatch):
-    root, names = tmp_path / "cache", ["text-" + "0" * 31 + digit for digit in "123"]
-    root.mkdir()
-    bystander = root / ".some-directory-of-the-user"
-    bystander.mkdir()
-    monkeypatch.setattr(cache, "ABANDONED_AFTER_S", -1.0)
-    context = multiprocessing.get_context("fork")
-    builders = [context.Process(target=_build_for_ever, args=(root, name)) for name in names[:2]]
-    try:
-        for builder in builders:
-            builder.start()
-            deadline = time.monotonic() + 30
-            while not (root / "begun").exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            (root / "begun").unlink()
-        builders[0].kill()
-        builders[0].join(30)
-        cached(root, names[2], lambda aside: None)
-        left = {path.name[:-9] for path in root.iterdir()} - {bystander.name[:-9]}
-        assert left == {f".{names[1]}", names[2][:-9]}
-        assert bystander.is_dir()
-    finally:
-        for builder in builders:
-            builder.kill()
-            builder.join(30)
-
-
-def _build_until(moment_s: float, path: Path, tmp_path: Path, encoded) -> None:
-    """Builds, and is ended by a signal that nobody handles after `moment_s` of work; counts what it tokenises."""
-    encode = WordPiece.encode_batch
-
-    def counted(self: WordPiece, texts: list[str]) -> list[list[int]]:
-        encoded.value += len(texts)
-        return encode(self, texts)
-
-    WordPiece.encode_batch = counted
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, moment_s)
-    small(path, tmp_path, num_workers=1).load(progress=False)
-
-
-def test_a_build_killed_at_any_moment_goes_on_from_its_part_and_gives_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.data.text._CHUNK", 16)
-    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # children are forked
-    documents, draw = make_documents(2000), random.Random(0)
-    path = write_text(tmp_path / "a.txt", documents)
-    context = multiprocessing.get_context("fork")
-    encoded, num_killed = context.Value("q", 0), 0
-    for attempt in range(40):
-        moment_s = draw.uniform(0.01, 0.03 + 0.02 * attempt)
-        builder = context.Process(target=_build_until, args=(moment_s, path, tmp_path, encoded))
-        builder.start()
-        builder.join(60)
-        if builder.exitcode == 0:
-            break
-        assert builder.exitcode == -signal.SIGPROF
-        num_killed += 1
-    small(path, tmp_path, num_workers=1).load(progress=False)
-    (built,) = (tmp_path / "cache").iterdir()  # nothing else is left
-    undisturbed = tmp_path / "undisturbed"
-    small(path, undisturbed, num_workers=1).load(progress=False)
-    (whole,) = (undisturbed / "cache").iterdir()
-    assert {file.name: file.read_bytes() for file in built.iterdir()} == {
-        file.name: file.read_bytes() for file in whole.iterdir()
-    }
-    assert num_killed and encoded.value <= 2000 + 16 * num_killed, "what was noted is not tokenised again"
-
-
-def test_a_full_disk_is_one_line(tmp_path):
-    def build(directory: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space") as caught:
-        cached(tmp_path, "name", build)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_of_two_builders_one_is_kept_and_both_find_it(tmp_path):
-    def build(directory: Path, text: str = "late") -> None:
-        (directory / "file").write_text(text)
-        if text == "late":  # meanwhile, another process builds the same and is done first
-            cached(tmp_path, "name", lambda other: build(other, "early"))
-
-    assert (cached(tmp_path, "name", build) / "file").read_text() == "early"
-    assert [path.name for path in tmp_path.iterdir()] == ["name"]
 
 
 def _load(path: Path, tmp_path: Path, barrier) -> bytes:

@@ -183,15 +183,9 @@ def run_train(arguments: argparse.Namespace) -> int | None:
     show = arguments.list or arguments.print_config
     if arguments.processes != "1" and not show:
         return _start_processes(arguments)
+    # Hydra takes a while to import.
     from trainkit.cli.listing import listing
-    from trainkit.config import (
-        CONF_DIR,
-        check,
-        compose_unresolved,
-        groups,
-        resolve,
-        to_yaml,
-    )  # Hydra takes a while to import
+    from trainkit.config import CONF_DIR, check, compose_unresolved, groups, resolve, to_yaml
 
     composed = compose_unresolved(arguments.overrides, arguments.config_dir)
     config = resolve(composed)

@@ -1,0 +1,112 @@
+"""Builds of caches that are killed at any moment: they go on from their part, to the bytes of an undisturbed one."""
+
+import multiprocessing
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.data import test_images as images
+from tests.data import test_text as text
+from trainkit.data import WordPiece
+from trainkit.data.parallel import IN_FLIGHT
+from trainkit.data.pyramid import PyramidWriter
+from trainkit.data.square import square
+from trainkit.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def noted_at_once(monkeypatch):
+    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+
+
+def _build_until(moment_s: float, build: Callable[[], object]) -> None:
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, moment_s)
+    build()
+
+
+def _killed_until_it_ends(build: Callable[[], object], longest_s: float) -> int:
+    """How often `build` was killed, after random times of work up to `longest_s` and more and more, before it ended."""
+    context, draw = multiprocessing.get_context("fork"), random.Random(0)
+    for num_killed in range(40):
+        moment_s = draw.uniform(0.01, longest_s * (1 + num_killed))
+        builder = context.Process(target=_build_until, args=(moment_s, build))
+        builder.start()
+        builder.join(60)
+        if builder.exitcode == 0:
+            return num_killed
+        assert builder.exitcode == -signal.SIGPROF
+    build()
+    return 40
+
+
+def _counter():
+    return multiprocessing.get_context("fork").Value("q", 0)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.data.text._CHUNK", 16)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # children are forked
+    path = text.write_text(tmp_path / "a.txt", text.make_documents(2000))
+    encode, num_encoded = WordPiece.encode_batch, _counter()
+
+    def counted(self, texts):
+        num_encoded.value += len(texts)
+        return encode(self, texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WordPiece, "encode_batch", counted)
+        num_killed = _killed_until_it_ends(lambda: text.small(path, tmp_path, num_workers=1).load(progress=False), 0.02)
+    (built,) = (tmp_path / "cache").iterdir()  # nothing else is left
+    text.small(path, tmp_path / "undisturbed", num_workers=1).load(progress=False)
+    (whole,) = (tmp_path / "undisturbed" / "cache").iterdir()
+    assert _files(built) == _files(whole)
+    assert num_killed and num_encoded.value <= 2000 + 16 * num_killed, "what was noted is not tokenised again"
+
+
+def test_images(tmp_path, monkeypatch):
+    folder = images.fill(tmp_path / "images", 120)
+    images.noise(3).save(folder / "again.png")
+    (folder / "050b.png").write_bytes(b"no image")
+    num_decoded = _counter()
+
+    def counted(*args):
+        num_decoded.value += 1
+        return square(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainkit.data.images.square", counted)
+        specification = images.small(folder, tmp_path, on_unreadable="skip", num_workers=1)
+        num_killed = _killed_until_it_ends(lambda: specification.load(progress=False), 0.01)
+    (built,) = (tmp_path / "cache").glob("images-*")
+    images.small(folder, tmp_path / "undisturbed", on_unreadable="skip").load(progress=False)
+    (whole,) = (tmp_path / "undisturbed" / "cache").glob("images-*")
+    assert _files(built) == _files(whole)
+    assert not list((tmp_path / "cache").glob(".images-*")), "nothing else is left"
+    assert num_killed and num_decoded.value <= 121 + IN_FLIGHT * num_killed, "what was noted is not decoded again"
+
+
+def test_what_a_killed_build_could_not_read_is_an_error_where_it_is_to_be_one(tmp_path, monkeypatch):
+    folder = images.fill(tmp_path / "images", 20)
+    (folder / "000b.png").write_bytes(b"no image")
+    append, taken = PyramidWriter.append, []
+
+    def interrupted(writer, image):
+        append(writer, image)
+        taken.append(image)
+        if len(taken) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PyramidWriter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        images.small(folder, tmp_path, on_unreadable="skip").load(progress=False)
+    with pytest.raises(DataError, match=r"000b\.png cannot be read as an image"):
+        images.small(folder, tmp_path).load(progress=False)
+    assert len(taken) == 10
