@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit import checkpoint
+from trainkit.backend import Backend
 from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.checkpoint import run_directory
 from trainkit.comm.cluster import current_cluster
@@ -129,37 +130,11 @@ class Runtime(Feed):
             num_workers=num_workers,
         )
         self.deterministic, self.log_every = deterministic, log_every
-        from trainkit import __version__  # not set yet while the package imports this module
-
-        try:
-            self.require_same(
-                {
-                    "trainkit": __version__,
-                    "torch": torch.__version__,
-                    "device": chosen.type,
-                    "strategy": self.strategy,
-                    "precision": self.precision,
-                    "comm": self.comm,
-                    "ops": self.ops,
-                    "seed": seed,
-                    "deterministic": deterministic,
-                    "compile": compile,
-                    "activation_checkpointing": [*activation_checkpointing],
-                    "nonfinite": nonfinite,
-                    "log_every": log_every,
-                    "run_dir": run_dir,
-                    "hang_after": hang_after,
-                }
-            )
-        except ConfigError:
-            self._leave()
-            raise
+        others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_after": hang_after}
+        self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
         if deterministic:
             compute_deterministically()
-        self.tracker = Tracker()
-        if self.is_main:
-            has_directory = run_dir is not None
-            self.tracker = tracker or trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.is_main else Tracker()
         self._run_lock: run_directory.RunLock | None = None
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
         self._seed_globally("start")  # modules are made next, and every rank must make the same
@@ -177,6 +152,31 @@ class Runtime(Feed):
         self._clock.meet = self._watchdog.times.meet
         self._reducer = self._make_reducer()
         atexit.register(self.close)
+
+    def _require_same_arguments(self, **others: Any) -> None:
+        """Leaves the process group where ranks were given other ones. Collective."""
+        from trainkit import __version__  # not set yet while the package imports this module
+
+        try:
+            self.require_same(
+                {
+                    "trainkit": __version__,
+                    "torch": torch.__version__,
+                    "device": self.device.type,
+                    "strategy": self.strategy,
+                    "precision": self.precision,
+                    "comm": self.comm,
+                    "ops": self.ops,
+                    "seed": self.seed,
+                    "deterministic": self.deterministic,
+                    "compile": self.compile,
+                    "log_every": self.log_every,
+                    **others,
+                }
+            )
+        except ConfigError:
+            self._leave()
+            raise
 
     def _make_watchdog(self, hang_after: float | Literal["auto"] | None) -> Watchdog:
         return Watchdog(
@@ -274,23 +274,7 @@ class Runtime(Feed):
         inherit: an engine whose place this one takes, with its weights, averaged weights and optimizer state (unless
             `inherit_optimizer` is false) of the parameters of the same name and shape. The old engine is retired.
         """
-        if accumulation < 1:
-            raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
-        if ema is not None:
-            check_decay(ema)
-        if schedule is not None and not callable(schedule):
-            raise ConfigError(
-                f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
-                f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
-                f"yourself: checkpoints keep the rates that it sets"
-            )
-        if isinstance(schedule, OptimSchedule) and not schedule.has_end:
-            raise ConfigError(
-                f"schedule.total=null is the length of the run, which is not known here: give schedule.total in "
-                f"{schedule.unit}, or schedule.until(num_steps, batch_size)"
-            )
+        _check_setup(clip=clip, schedule=schedule, ema=ema, accumulation=accumulation)
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
@@ -304,6 +288,37 @@ class Runtime(Feed):
                 **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
             }
         )
+        backend = self._attach(module, optimizer, blocks, name=name)
+        backend.reducer = self._reducer
+        engine = Engine(
+            backend,
+            name=name,
+            clock=self._clock,
+            cluster=self.cluster,
+            device=self.device,
+            precision=self.precision,
+            guard=self.guard,
+            clip=clip,
+            schedule=schedule,
+            # After the strategy: it gives every rank the weights of rank 0.
+            average=Average(backend.weights(), buffer_shards(module), ema) if ema is not None else None,
+            accumulation=accumulation,
+            is_compiled=self.compile,
+        )
+        if inherit is not None:
+            engine.inherit(inherit, optimizer=inherit_optimizer)
+        self._buffers += engine.own_buffers()
+        return engine
+
+    def _attach(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | OptimizerFactory,
+        blocks: Sequence[type[nn.Module]],
+        *,
+        name: str,
+    ) -> Backend:
+        """`module` as it computes in this run, with its optimizer, which is the same on all ranks. Collective."""
         if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
             self.remark(converted)
         self._kept.apply(module)
@@ -327,26 +342,7 @@ class Runtime(Feed):
                 if key != "params" and not callable(value)  # a function prints its address
             }
         )
-        backend.reducer = self._reducer
-        engine = Engine(
-            backend,
-            name=name,
-            clock=self._clock,
-            cluster=self.cluster,
-            device=self.device,
-            precision=self.precision,
-            guard=self.guard,
-            clip=clip,
-            schedule=schedule,
-            # After the strategy: it gives every rank the weights of rank 0.
-            average=Average(backend.weights(), buffer_shards(module), ema) if ema is not None else None,
-            accumulation=accumulation,
-            is_compiled=self.compile,
-        )
-        if inherit is not None:
-            engine.inherit(inherit, optimizer=inherit_optimizer)
-        self._buffers += engine.own_buffers()
-        return engine
+        return backend
 
     def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
         """The smallest accumulation, up to `largest()`, with which `attempt(accumulation)` fits into memory everywhere.
@@ -588,3 +584,27 @@ class Runtime(Feed):
                     self.run_dir.rmdir()
         self._reducer.close()
         self._leave()
+
+
+def _default_tracker(has_directory: bool) -> Tracker:
+    return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+
+
+def _check_setup(*, clip: float | None, schedule: Schedule | None, ema: float | None, accumulation: int) -> None:
+    if accumulation < 1:
+        raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
+    if ema is not None:
+        check_decay(ema)
+    if schedule is not None and not callable(schedule):
+        raise ConfigError(
+            f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
+            f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
+            f"yourself: checkpoints keep the rates that it sets"
+        )
+    if isinstance(schedule, OptimSchedule) and not schedule.has_end:
+        raise ConfigError(
+            f"schedule.total=null is the length of the run, which is not known here: give schedule.total in "
+            f"{schedule.unit}, or schedule.until(num_steps, batch_size)"
+        )

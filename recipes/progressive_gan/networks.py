@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.dtypes import LOW, widened
-from trainkit.errors import require_at_least
+from trainkit.errors import ConfigError, require_at_least
 from trainkit.ops import mode
 from trainkit.ops.concat import append_minibatch_stddev
 from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
@@ -66,7 +66,15 @@ class LowPrecision:
 
     @classmethod
     def highest(cls, num_resolutions: int, final_resolution: int, clamp: float) -> "LowPrecision":
-        """The `num_resolutions` highest of a network that grows to `final_resolution`, from the start of its growth."""
+        """The `num_resolutions` highest of a network that grows to `final_resolution`, from the start of its growth.
+
+        Raises ConfigError.
+        """
+        if num_resolutions < 0 or not clamp > 0:
+            raise ConfigError(
+                f"recipe.low_precision_resolutions={num_resolutions}, recipe.clamp={clamp}: allowed are 0 or more "
+                f"resolutions, and a clamp above 0"
+            )
         return cls(lowest=final_resolution * 2 >> num_resolutions, clamp=clamp)
 
     def run(self, resolution: int, layer: nn.Module, x: Tensor) -> Tensor:

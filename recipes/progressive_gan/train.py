@@ -78,11 +78,6 @@ class ProgressiveGAN(Recipe):
         self.widths = Widths(
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
         )
-        if low_precision_resolutions < 0 or not clamp > 0:
-            raise ConfigError(
-                f"recipe.low_precision_resolutions={low_precision_resolutions}, recipe.clamp={clamp}: allowed are 0 or "
-                f"more resolutions, and a clamp above 0"
-            )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
         counts = {
             "evaluation_batch_size": evaluation_batch_size,
