@@ -35,7 +35,7 @@ from trainkit.step_result import StepResult
 if TYPE_CHECKING:
     from trainkit.health.guard import Guard
 
-Schedule = Callable[[int, int], float]
+ScheduleFunction = Callable[[int, int], float]
 
 
 class Engine:
@@ -60,7 +60,7 @@ class Engine:
         precision: Precision,
         guard: "Guard",
         clip: float | None,
-        schedule: Schedule | None,
+        schedule: ScheduleFunction | None,
         average: Average | None,
         accumulation: int,
         is_compiled: bool = False,

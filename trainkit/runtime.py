@@ -20,7 +20,7 @@ from trainkit.comm.comm import Comm, Plan
 from trainkit.comm.device import choose_device, compute_deterministically
 from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
-from trainkit.engine import Engine, Schedule
+from trainkit.engine import Engine, ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
@@ -28,7 +28,7 @@ from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory import Memory, state_tensors
 from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import Average, check_decay
-from trainkit.optim.schedule import Schedule as OptimSchedule
+from trainkit.optim.schedule import Schedule
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Name, Precision
 from trainkit.probe import fewest_that_fit
@@ -257,7 +257,7 @@ class Runtime(Feed):
         name: str | None = None,
         blocks: Sequence[type[nn.Module]] = (),
         clip: float | None = None,
-        schedule: Schedule | None = None,
+        schedule: ScheduleFunction | None = None,
         ema: float | None = None,
         accumulation: int = 1,
         inherit: Engine | None = None,
@@ -590,7 +590,9 @@ def _default_tracker(has_directory: bool) -> Tracker:
     return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
 
 
-def _check_setup(*, clip: float | None, schedule: Schedule | None, ema: float | None, accumulation: int) -> None:
+def _check_setup(
+    *, clip: float | None, schedule: ScheduleFunction | None, ema: float | None, accumulation: int
+) -> None:
     if accumulation < 1:
         raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
     if clip is not None and not clip > 0:
@@ -603,7 +605,7 @@ def _check_setup(*, clip: float | None, schedule: Schedule | None, ema: float | 
             f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
             f"yourself: checkpoints keep the rates that it sets"
         )
-    if isinstance(schedule, OptimSchedule) and not schedule.has_end:
+    if isinstance(schedule, Schedule) and not schedule.has_end:
         raise ConfigError(
             f"schedule.total=null is the length of the run, which is not known here: give schedule.total in "
             f"{schedule.unit}, or schedule.until(num_steps, batch_size)"
