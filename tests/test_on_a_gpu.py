@@ -11,7 +11,7 @@ import trainkit
 from benchmarks.processes import free_port
 from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, TRAIN, environment, newest_tensors, run
-from tests.test_resume import assert_killed_equals_whole
+from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import checkpoint
 from trainkit.cli.main import main
 

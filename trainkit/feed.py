@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from trainkit import random as keyed
-from trainkit.clock import Clock
-from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
+from trainkit.data.clock import Clock
 from trainkit.data.columns import num_samples_of
 from trainkit.data.dataloader import Parts, parts_of
 from trainkit.data.fingerprint import fingerprint
@@ -18,8 +17,9 @@ from trainkit.data.iterable import Reading, is_iterable_only
 from trainkit.data.loader import AnyOrder, Collate, Fetcher, stream
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError, require_at_least
-from trainkit.ranks import Ranks
 
 
 class Feed(Ranks):

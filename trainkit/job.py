@@ -15,7 +15,7 @@ from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer
 from trainkit.training.resume import where_to_resume
-from trainkit.trust import require_ours
+from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}

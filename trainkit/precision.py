@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from trainkit.blocks import Forward, replace_forward
-from trainkit.dtypes import widened
 from trainkit.errors import ConfigError, nearest
+from trainkit.modules.blocks import Forward, replace_forward
+from trainkit.ops.dtypes import widened
 
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")

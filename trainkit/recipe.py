@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
-from trainkit.engine import Engine
+from trainkit.engine.engine import Engine
 
 if TYPE_CHECKING:
     from trainkit.runtime import Runtime

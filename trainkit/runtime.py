@@ -12,28 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from trainkit import checkpoint
-from trainkit.backend import Backend
-from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.checkpoint import run_directory
-from trainkit.comm.cluster import current_cluster
-from trainkit.comm.comm import Comm, Plan
-from trainkit.comm.device import choose_device, compute_deterministically
-from trainkit.comm.reducer import Reducer
 from trainkit.data.batch import Batch
-from trainkit.engine import Engine, ScheduleFunction
+from trainkit.distributed.cluster import current_cluster
+from trainkit.distributed.device import choose_device, compute_deterministically
+from trainkit.distributed.ranks import BESIDE
+from trainkit.distributed.shard import buffer_shards, share_from_first
+from trainkit.engine.backend import Backend
+from trainkit.engine.engine import Engine, ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
-from trainkit.memory import Memory, state_tensors
+from trainkit.memory.memory import Memory, state_tensors
+from trainkit.memory.probe import fewest_that_fit
+from trainkit.modules.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import Average, check_decay
 from trainkit.optim.schedule import Schedule
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Name, Precision
-from trainkit.probe import fewest_that_fit
-from trainkit.ranks import BESIDE
-from trainkit.shard import buffer_shards, share_from_first
+from trainkit.reduction.comm import Comm, Plan
+from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
 from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers

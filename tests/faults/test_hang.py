@@ -14,7 +14,7 @@ from benchmarks.overhead_distributed import Collectives
 from tests.distributed import run_ranks
 from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health import hang
 from trainkit.health.hang import EXIT_CODE, Watchdog

@@ -20,7 +20,7 @@ from tests.distributed import run_ranks
 from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
-from trainkit.comm import agent
+from trainkit.distributed import agent
 from trainkit.errors import ClusterError, ConfigError
 from trainkit.health import signals as module
 from trainkit.health.signals import Preempted, Signals

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainkit.bits import pack_bits
 from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import mode, optimizer
+from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb, lamb
 
 SHAPES = {"matrix": (33, 7), "large": (9, 40), "bias": (7,), "scalar": (), "nothing": (5,), "still": (4, 3), "no": (0,)}

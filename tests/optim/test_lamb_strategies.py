@@ -10,8 +10,8 @@ from torch import nn
 import trainkit
 from tests.distributed import RankError, run_ranks
 from tests.strategy import scenes
-from trainkit.bits import pack_bits
 from trainkit.errors import UsageError
+from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb
 from trainkit.strategy.deepspeed import ZeroBackend
 

@@ -21,7 +21,7 @@ from recipes.progressive_gan.sample import sample
 from recipes.progressive_gan.train import ProgressiveGAN
 from tests.distributed import run_ranks
 from tests.jobs import run
-from tests.test_resume import assert_killed_equals_whole
+from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import Runtime, Tracker
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, DataError

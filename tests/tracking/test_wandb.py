@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import wandb
 
-from trainkit.command import as_typed
 from trainkit.tracking import Run, WandB
+from trainkit.tracking.command import as_typed
 
 
 @pytest.fixture(autouse=True)

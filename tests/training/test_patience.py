@@ -4,7 +4,7 @@ import pytest
 
 import trainkit
 from tests.distributed import run_ranks
-from tests.test_end import Counting, fit
+from tests.training.test_end import Counting, fit
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError
 

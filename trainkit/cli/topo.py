@@ -14,7 +14,7 @@ from trainkit.cli.output import console, count, rank, say, writing
 from trainkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from trainkit.comm.simulate import Point
+    from trainkit.planning.simulate import Point
 
 PLAIN_WIDTH = 120
 PATIENCE_S = 2.0
@@ -133,8 +133,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.advice import advise
-    from trainkit.comm.picture import drawing, text
+    from trainkit.planning.advice import advise
+    from trainkit.topology.picture import drawing, text
 
     _check_picture(arguments.output)
     with machine.described(arguments) as topology:
@@ -161,9 +161,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.cost import CostModel
-    from trainkit.comm.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
-    from trainkit.comm.traffic import network_bytes
+    from trainkit.planning.cost import CostModel
+    from trainkit.planning.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
+    from trainkit.planning.traffic import network_bytes
 
     size = amounts.num_bytes(arguments.bytes, "--bytes")
     tolerance = arguments.tolerance
@@ -206,8 +206,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.picture import chart
-    from trainkit.comm.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
+    from trainkit.planning import chart
+    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
 
     _check_picture(arguments.output)
     _check_format(arguments.tolerance)
@@ -291,7 +291,7 @@ def _check_picture(path: Path | None) -> None:
 
 
 def _check_format(tolerance: str) -> None:
-    from trainkit.comm.reduce_plan import FORMATS
+    from trainkit.planning.reduce_plan import FORMATS
 
     if tolerance not in FORMATS:
         raise ConfigError(f"--tolerance={tolerance}: allowed are {', '.join(FORMATS)}.{nearest(tolerance, FORMATS)}")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainkit.clock import Clock
 from trainkit.data.batch import Batch
+from trainkit.data.clock import Clock
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError, nearest
 from trainkit.health.nonfinite import ADVICE, Fault, Share, Tripped, write
-from trainkit.ranks import Ranks
 
 if TYPE_CHECKING:
-    from trainkit.engine import Engine
+    from trainkit.engine.engine import Engine
 
 Policy = Literal["stop", "skip", "rewind"]
 POLICIES: tuple[str, ...] = get_args(Policy)

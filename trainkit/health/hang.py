@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from trainkit.comm.cluster import Cluster
 from trainkit.data.batch import Batch
+from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health.post import Post
 from trainkit.health.stacks import Stand, all_stacks, last_collective, stand_in, stand_of

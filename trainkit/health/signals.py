@@ -21,8 +21,8 @@ from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ClusterError
-from trainkit.ranks import Ranks
 
 REQUEUE_FILE = "REQUEUE"
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

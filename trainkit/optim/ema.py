@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trainkit.distributed.shard import Shard
 from trainkit.errors import ConfigError
-from trainkit.shard import Shard
 
 
 class Average:

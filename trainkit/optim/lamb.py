@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainkit.bits import unpack_bits
 from trainkit.errors import ConfigError
+from trainkit.ops.bits import unpack_bits
 from trainkit.ops.mode import is_fused
 from trainkit.ops.optimizer import LambTensors, lamb_apply_, lamb_moments_
 from trainkit.optim.pieces import PiecewiseOptimizer, at

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
-from trainkit.backend import Backend, num_bytes
-from trainkit.comm.choice import Choice
-from trainkit.comm.cluster import Cluster
-from trainkit.comm.feedback import Feedback
-from trainkit.comm.hook import Hook
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.shard import share_from_first
+from trainkit.engine.backend import Backend, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.choice import Choice
 from trainkit.precision import Precision
-from trainkit.shard import share_from_first
+from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.hook import Hook
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy
 
 _arguments = inspect.signature(DistributedDataParallel.__init__).parameters

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainkit.backend import Backend, num_bytes
+from trainkit.distributed.shard import Shard
+from trainkit.engine.backend import Backend, num_bytes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
 from trainkit.optim.source import arguments_of
-from trainkit.shard import Shard
 from trainkit.strategy.zero_use import Used
 
 

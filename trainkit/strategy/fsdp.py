@@ -14,13 +14,13 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.shard import Shard, share_from_first
+from trainkit.engine.backend import Backend
 from trainkit.errors import ConfigError, UsageError
-from trainkit.memory import Memory
+from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
-from trainkit.shard import Shard, share_from_first
 from trainkit.strategy.base import Strategy, float32_memory
 from trainkit.strategy.fitting import require_elementwise, require_shardable
 from trainkit.strategy.fsdp_use import Use

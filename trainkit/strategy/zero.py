@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
+from trainkit.engine.backend import Backend
 from trainkit.errors import ConfigError, UsageError, require_at_least
-from trainkit.memory import Memory
+from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy, float32_memory

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from trainkit.command import as_typed
 from trainkit.errors import ConfigError
+from trainkit.tracking.command import as_typed
 from trainkit.tracking.tracker import Run, Status, Tracker
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.command import as_typed
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
-from trainkit.engine import Engine
+from trainkit.engine.engine import Engine
 from trainkit.errors import UntrustedError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
+from trainkit.tracking.command import as_typed
 from trainkit.tracking.console import number
-from trainkit.trust import require_ours
+from trainkit.training.trust import require_ours
 
 
 def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:

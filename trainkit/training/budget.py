@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import require_above_zero
-from trainkit.ranks import Ranks
 
 _AGREES_EVERY = 16  # steps; and after 2, 4 and 8
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainkit import checkpoint
-from trainkit.comm.agent import is_restart
 from trainkit.config import flat
+from trainkit.distributed.agent import is_restart
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
