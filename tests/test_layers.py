@@ -14,7 +14,7 @@ LAYERS = (
     ("training",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
-    ("recipe", "feed", "prune"),
+    ("recipe", "prune"),
     ("engine",),
     ("data", "precision"),
     ("modules",),

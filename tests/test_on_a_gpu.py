@@ -72,9 +72,9 @@ def _two_rounds(path: str, device: str) -> None:
         runtime.setup(
             torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)),
             lambda groups: torch.optim.Adam(groups, lr=0.01),
-            clip=0.5,
-            ema=0.9,
-            accumulation=2,
+            max_grad_norm=0.5,
+            ema_decay=0.9,
+            grad_accumulation_steps=2,
         )
         for _ in range(2)
     )

@@ -107,7 +107,7 @@ def test_a_restart_of_the_same_job_does_not_wait_for_itself(tmp_path, monkeypatc
 
 def _make_runtime(directory: str) -> str:
     try:
-        runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=directory, hang_after=None)
+        runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=directory, hang_timeout_s=None)
     except ConfigError as error:
         return str(error)
     runtime.close()

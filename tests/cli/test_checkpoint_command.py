@@ -16,7 +16,7 @@ def _save(run_dir):
     torch.manual_seed(0)
     networks = {"G": torch.nn.Linear(3, 4), "D": torch.nn.Linear(4, 1)}
     optimizers = {name: torch.optim.AdamW(network.parameters(), lr=0.1) for name, network in networks.items()}
-    engines = {n: runtime.setup(network, optimizers[n], name=n, ema=0.5) for n, network in networks.items()}
+    engines = {n: runtime.setup(network, optimizers[n], name=n, ema_decay=0.5) for n, network in networks.items()}
     for batch in runtime.batches(torch.randn(40, 3), batch_size=8, num_steps=4):
         engines["D"].backward(engines["D"](engines["G"](batch.data).detach()).mean())
         engines["D"].step()
@@ -26,7 +26,7 @@ def _save(run_dir):
         step = batch.position // 8 + 1
         path = run_dir / "checkpoints" / f"step_{step:08d}"
         runtime.save(path, **engines, step=step, metrics={"held_out_loss": 1.0 / step})
-    return {f"{n}.{part}": engine.state()[part] for n, engine in engines.items() for part in ("module", "average")}
+    return {f"{n}.{part}": engine.state_dict()[part] for n, engine in engines.items() for part in ("module", "average")}
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,32 @@ from recipes.progressive_gan.train import ProgressiveGAN
 from trainkit.config import build, build_partial, check, compose
 from trainkit.errors import ConfigError, TrainkitError
 
-BERT = ("num_steps", "num_epochs", "batch_size", "accumulation", "evaluation_batch_size", "mask_share", "clip")
+BERT = (
+    "num_steps",
+    "num_epochs",
+    "batch_size",
+    "grad_accumulation_steps",
+    "evaluation_batch_size",
+    "mask_share",
+    "max_grad_norm",
+)
 MODEL = ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "num_segments")
 MODEL += ("dropout", "attention_dropout", "init_std")
 GAN = ("resolution", "channels", "latent_dim", "fmap_base", "fmap_max", "batch_size", "stable_images", "fade_images")
 GAN += ("num_epochs",)
-GAN += ("accumulation", "ema", "penalty", "drift", "stddev_group", "low_precision_resolutions", "clamp")
+GAN += (
+    "grad_accumulation_steps",
+    "ema_decay",
+    "penalty",
+    "drift",
+    "stddev_group",
+    "low_precision_resolutions",
+    "clamp",
+)
 GAN += ("evaluation_batch_size", "num_measured", "num_patches", "num_directions", "num_shown")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
-OF_RUN = ("num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_after")
+OF_RUN = ("num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_timeout_s")
 OF_RUN += ("minutes", "patience")
 CASES = [
     *[("recipe=bert", f"recipe.{name}") for name in BERT],
@@ -30,7 +46,7 @@ CASES = [
     *[("recipe=progressive_gan", f"data.{name}") for name in IMAGES],
     *[("recipe=bert", key) for key in OF_RUN],
     *[("schedule=polynomial", f"schedule.{name}") for name in ("warmup", "final", "power", "total")],
-    *[(f"strategy={name}", "strategy.bucket_mb") for name in ("ddp", "zero1", "zero2", "zero3")],
+    *[(f"strategy={name}", "strategy.bucket_cap_mb") for name in ("ddp", "zero1", "zero2", "zero3")],
     ("strategy=zero3", "strategy.keep_below"),
     ("strategy=hsdp", "strategy.shard_size"),
     ("precision=fp16", "precision.initial_scale"),
@@ -61,7 +77,7 @@ def _begin(config) -> None:
         device="cpu",
         num_workers=checked.num_workers,
         log_every=checked.log_every,
-        hang_after=checked.hang_after,
+        hang_timeout_s=checked.hang_timeout_s,
         tracker=trainkit.Tracker(),
     )
     try:
@@ -87,13 +103,13 @@ def test_every_number_of_the_recipes_is_among_the_cases():
             assert not is_number or name in names or name == "learning_rates", name
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_steps", "accumulation", "evaluation_batch_size"])
+@pytest.mark.parametrize("name", ["batch_size", "num_steps", "grad_accumulation_steps", "evaluation_batch_size"])
 def test_nothing_to_do_is_refused(name):
     with pytest.raises(ConfigError, match=rf"recipe\.{name}=0: .*(1 or more|greater than 0)"):
         _begin(compose(["recipe=bert", f"recipe.{name}=0"]))
 
 
-@pytest.mark.parametrize("name", ["accumulation", "stddev_group", "batch_size", "latent_dim"])
+@pytest.mark.parametrize("name", ["grad_accumulation_steps", "stddev_group", "batch_size", "latent_dim"])
 def test_a_gan_of_nothing_is_refused(name):
     with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.*: allowed is 1 or more"):
         _begin(compose(["recipe=progressive_gan", f"recipe.{name}=0"]))
@@ -109,5 +125,5 @@ def test_ones_own_loop_has_ranges_too():
         runtime.evaluation_batches(data, batch_size=0)
     with pytest.raises(ConfigError, match="num_workers=-1: allowed is 0 or more"):
         runtime.batches(data, batch_size=2, num_workers=-1)
-    with pytest.raises(ConfigError, match="hang_after=inf"):
-        trainkit.Runtime(device="cpu", hang_after=math.inf)
+    with pytest.raises(ConfigError, match="hang_timeout_s=inf"):
+        trainkit.Runtime(device="cpu", hang_timeout_s=math.inf)

@@ -68,7 +68,7 @@ def test_ranges():
         (["show", "--preset", "dgx-1", "--output", "nowhere/x.svg"], "--output=nowhere/x.svg cannot be written"),
         (["show", "--preset", "dgx-1", "--nodes", "1..4"], "--nodes=1..4: allowed is one number"),
         (["plan", "--preset", "dgx-1", "--bytes", "25XB"], "--bytes='25XB'"),
-        (["plan", "--preset", "dgx-1", "--tolerance", "fp8"], "--tolerance=fp8: allowed are exact, fp16, bf16, int8"),
+        (["plan", "--preset", "dgx-1", "--wire-dtype", "fp8"], "--wire-dtype=fp8: allowed are exact, fp16, bf16, int8"),
         (["plan", "--preset", "dgx-1", "--ranks-per-host", "9"], "--ranks-per-host=9: allowed is 1 to 8"),
         (["simulate", "--preset", "dgx-1", "--recipe", "bert-larg"], "Did you mean 'bert-large'?"),
         (["simulate", "--preset", "dgx-1", "--nodes", "4..2"], "--nodes='4..2'"),
@@ -111,7 +111,7 @@ def test_json_is_what_topology_reads(capsys, tmp_path):
 def test_plan_says_what_it_chose_and_why(capsys, tmp_path):
     file = tmp_path / "slow.json"
     file.write_text(shapes.cpu_hosts(2, nic=0.025).to_json())
-    code, out, _ = _run(capsys, "plan", "--topology", file, "--bytes", "25MB", "--tolerance", "int8")
+    code, out, _ = _run(capsys, "plan", "--topology", file, "--bytes", "25MB", "--wire-dtype", "int8")
     assert code == 0 and "4 ranks on 2 hosts, gloo, S = 25MB" in out
     (chosen,) = [line for line in out.splitlines() if line.startswith("→")]
     assert "int8 between them" in chosen and chosen.endswith("0.25 S")

@@ -170,8 +170,8 @@ def test_a_tilde_is_the_home_directory():
         ("experiment=(a)", r"experiment=\(a\): allowed are .*bert_base"),
         ("da ta.path=x", r"is no key, such as data.path"),
         ("data.path=", r"data.path is empty: give it a value, or data.path=null"),
-        ("hang_after=1e400", r"hang_after=inf: .*finite number"),
-        ("recipe.clip=nan", r"recipe.clip=nan: .*finite number"),
+        ("hang_timeout_s=1e400", r"hang_timeout_s=inf: .*finite number"),
+        ("recipe.max_grad_norm=nan", r"recipe.max_grad_norm=nan: .*finite number"),
     ],
 )
 def test_a_value_that_cannot_be_read_is_one_line(override, says):

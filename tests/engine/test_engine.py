@@ -42,16 +42,16 @@ def _weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def _train(accumulation=1, batch_size=BATCH, strategy="ddp", deterministic=False, num_steps=NUM_STEPS):
+def _train(grad_accumulation_steps=1, batch_size=BATCH, strategy="ddp", deterministic=False, num_steps=NUM_STEPS):
     runtime = _runtime(strategy=strategy, deterministic=deterministic)
     network = _network()
     engine = runtime.setup(
         network,
         torch.optim.AdamW(network.parameters(), lr=0.05),
-        clip=0.1,
+        max_grad_norm=0.1,
         schedule=trainkit.Schedule(warmup=3, total=20),
-        ema=0.9,
-        accumulation=accumulation,
+        ema_decay=0.9,
+        grad_accumulation_steps=grad_accumulation_steps,
     )
     told = []
     for batch in runtime.batches(_data(), batch_size=batch_size, num_steps=num_steps):
@@ -95,9 +95,11 @@ def _error(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 1), (4, 3), (1, 12)])
-def test_weights_metrics_and_averages_equal_a_plain_full_batch_loop(plain, world_size, accumulation):
-    for weights, averaged, told in run_ranks(_train, world_size, accumulation):
+@pytest.mark.parametrize(
+    ("world_size", "grad_accumulation_steps"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 1), (4, 3), (1, 12)]
+)
+def test_weights_metrics_and_averages_equal_a_plain_full_batch_loop(plain, world_size, grad_accumulation_steps):
+    for weights, averaged, told in run_ranks(_train, world_size, grad_accumulation_steps):
         assert _error(weights, plain[0]) < 1e-12
         assert _error(averaged, plain[1]) < 1e-12
         assert _error(told, plain[2]) < 1e-12
@@ -153,7 +155,9 @@ def _collectives():
 
     runtime = _runtime()
     network = _network()
-    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), clip=1.0, accumulation=3)
+    engine = runtime.setup(
+        network, torch.optim.SGD(network.parameters(), lr=0.1), max_grad_norm=1.0, grad_accumulation_steps=3
+    )
     real, calls = dist.all_reduce, []
     dist.all_reduce = lambda tensor, *args, **kwargs: calls.append(tensor.numel()) or real(tensor, *args, **kwargs)
     try:
@@ -243,7 +247,7 @@ class _Growing(nn.Module):
 def _grow(inherit_optimizer):
     runtime = _runtime()
     small = _Growing(1)
-    engine = runtime.setup(small, lambda groups: torch.optim.Adam(groups, lr=0.01), ema=0.9)
+    engine = runtime.setup(small, lambda groups: torch.optim.Adam(groups, lr=0.01), ema_decay=0.9)
     big = _Growing(2)
     for batch in runtime.batches(_data(), batch_size=12, num_steps=6):
         if batch.position == 36:
@@ -252,7 +256,7 @@ def _grow(inherit_optimizer):
             engine = runtime.setup(
                 big,
                 lambda groups: torch.optim.Adam(groups, lr=0.01),
-                ema=0.9,
+                ema_decay=0.9,
                 inherit=old,
                 inherit_optimizer=inherit_optimizer,
             )
@@ -322,7 +326,7 @@ def _overflow():
     for step, batch in enumerate(runtime.batches(data, batch_size=12, num_steps=5)):
         before = _weights(D.module)
         output = D(batch.x).float()
-        if step == 2 and runtime.rank == 0:
+        if step == 2 and runtime.ranks.rank == 0:
             output = _Overflow.apply(output)
         D.backward(output.mean())
         result = D.step()
@@ -363,7 +367,7 @@ def _dropout():
     runtime = _runtime()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 64), trainkit.ops.Dropout(0.3), nn.Linear(64, 1), trainkit.ops.Dropout(0.1))
-    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), accumulation=3)
+    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), grad_accumulation_steps=3)
     for batch in runtime.batches(_data(), batch_size=12, num_steps=3):
         for micro in engine.micro_batches(batch):
             engine.backward((engine(micro.x) ** 2).mean())
@@ -406,13 +410,13 @@ def test_a_parameter_that_the_loss_does_not_reach_is_named():
 def _misuse():
     runtime = _runtime()
     network = _network()
-    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), accumulation=2)
+    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), grad_accumulation_steps=2)
     with pytest.raises(UsageError, match=r"step.* without a backward"):
         engine.step()
     with pytest.raises(UsageError, match="cannot know how many samples"):
         engine.backward(engine(torch.zeros(2, 5, dtype=torch.float64)).mean())
     runtime = _runtime()
-    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), accumulation=2)
+    engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), grad_accumulation_steps=2)
     batch = next(runtime.batches(_data(), batch_size=12))
     micros = engine.micro_batches(batch)
     engine.backward(engine(next(micros).x).mean())
@@ -466,7 +470,7 @@ def test_setup_refuses_what_cannot_be():
         runtime.setup(network, torch.optim.SGD(network[0].parameters(), lr=1))
     with pytest.raises(ConfigError, match="of another module"):
         runtime.setup(network, torch.optim.SGD([*network.parameters(), *_network().parameters()], lr=1))
-    for key, value in (("accumulation", 0), ("clip", 0.0), ("ema", 1.0)):
+    for key, value in (("grad_accumulation_steps", 0), ("max_grad_norm", 0.0), ("ema_decay", 1.0)):
         with pytest.raises(ConfigError, match=f"{key}={value}"):
             runtime.setup(network, torch.optim.SGD(network.parameters(), lr=1), **{key: value})
 

@@ -1,4 +1,4 @@
-"""accumulation=auto: one rank of two runs out of memory, and both agree, wherever it happens."""
+"""grad_accumulation_steps=auto: one rank of two runs out of memory, and both agree, wherever it happens."""
 
 import json
 
@@ -12,6 +12,7 @@ from tests.strategy import scenes
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.probe import fewest_that_fit, is_out_of_memory
+from trainkit.training.accumulation import fewest_micro_batches
 
 PLACES = ("forward", "backward", "setup")
 
@@ -44,20 +45,20 @@ class _FailsBackward(torch.autograd.Function):
         raise ctx.error("planted")
 
 
-def _engine(runtime, place, limit, accumulation, error=torch.OutOfMemoryError):
-    is_last = runtime.rank == runtime.world_size - 1
-    if place == "setup" and is_last and 8 / accumulation > limit:
+def _engine(runtime, place, limit, grad_accumulation_steps, error=torch.OutOfMemoryError):
+    is_last = runtime.ranks.rank == runtime.ranks.world_size - 1
+    if place == "setup" and is_last and 8 / grad_accumulation_steps > limit:
         raise error("planted")
     return runtime.setup(
         _Greedy(scenes.network(), place, limit, is_last, error),
         lambda groups: torch.optim.AdamW(groups),
         blocks=(nn.Linear,),
-        accumulation=accumulation,
+        grad_accumulation_steps=grad_accumulation_steps,
     )
 
 
 def _steps(runtime, engine, num_steps):
-    batch_size = 8 * runtime.world_size
+    batch_size = 8 * runtime.ranks.world_size
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=batch_size, num_steps=num_steps):
         for micro in engine.micro_batches(batch):
             engine.backward((engine(micro.x) ** 2).mean())
@@ -70,21 +71,21 @@ def _search(strategy, place, limit, error=torch.OutOfMemoryError):
 
     def attempt(num):
         tried.append(num)
-        runtime.begin_anew()
+        runtime.reset()
         engine = _engine(runtime, place, limit, num, error)
         _steps(runtime, engine, 2)
         engine.retire()
 
-    found = runtime.fewest_micro_batches(attempt, largest=lambda: 8)
-    runtime.begin_anew()
+    found = fewest_micro_batches(runtime, attempt, largest=lambda: 8)
+    runtime.reset()
     engine = _engine(runtime, place, limit, found)
     _steps(runtime, engine, 3)
     return found, tried, scenes.flat(scenes.whole_state(engine)["module"])
 
 
-def _without_search(strategy, accumulation):
+def _without_search(strategy, grad_accumulation_steps):
     runtime = scenes.make_runtime(strategy)
-    engine = _engine(runtime, "nowhere", 0, accumulation)
+    engine = _engine(runtime, "nowhere", 0, grad_accumulation_steps)
     _steps(runtime, engine, 3)
     return scenes.flat(scenes.whole_state(engine)["module"])
 
@@ -152,19 +153,24 @@ def test_a_job_finds_it_keeps_the_result_and_does_not_search_again(tmp_path):
     arguments = [*TOY, "precision=fp64"]
     plain = run([*arguments, f"run_dir={tmp_path / 'plain'}"], 2)
     assert plain.returncode == 0, plain.stderr
-    searching = [*arguments, "recipe.accumulation=auto", "recipe.fault=out_of_memory", f"run_dir={tmp_path / 'auto'}"]
+    searching = [
+        *arguments,
+        "recipe.grad_accumulation_steps=auto",
+        "recipe.fault=out_of_memory",
+        f"run_dir={tmp_path / 'auto'}",
+    ]
     first = run(searching, 2)
     assert first.returncode == 0, first.stderr
-    assert "accumulation=auto: 2 micro-batches a rank fit into memory" in first.stdout
+    assert "grad_accumulation_steps=auto: 2 micro-batches a rank fit into memory" in first.stdout
     assert "global batch 8 = 2 ranks x 2 samples x 2 micro-batches" in first.stdout
     manifests = {
         name: json.loads((store.step_directories(tmp_path / name / "checkpoints")[-1] / "manifest.json").read_text())
         for name in ("plain", "auto")
     }
-    assert manifests["auto"]["values"]["found"]["accumulation"] == 2
-    assert manifests["auto"]["values"]["config"]["recipe"]["accumulation"] == 2
+    assert manifests["auto"]["values"]["found"]["grad_accumulation_steps"] == 2
+    assert manifests["auto"]["values"]["config"]["recipe"]["grad_accumulation_steps"] == 2
     losses = [manifests[name]["values"]["metrics"]["held_out_loss"] for name in ("plain", "auto")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
     again = run([*searching, "recipe.num_steps=32"], 2)
     assert again.returncode == 0, again.stderr
-    assert "accumulation=auto" not in again.stdout
+    assert "grad_accumulation_steps=auto" not in again.stdout

@@ -26,7 +26,7 @@ def _train(strategy, architecture=SMALL, **kwargs):
     """Losses, checkpoint keys, and the bytes that the graph of the last loss held for its backward pass."""
     runtime = scenes.make_runtime(strategy, precision="fp32", **kwargs)
     module = MaskedLanguageModel(architecture, 64)
-    engine = runtime.setup(module, lambda groups: torch.optim.AdamW(groups), blocks=(Layer,), accumulation=2)
+    engine = runtime.setup(module, lambda groups: torch.optim.AdamW(groups), blocks=(Layer,), grad_accumulation_steps=2)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for batch in runtime.batches(torch.randint(64, (64, 16), generator=generator), batch_size=16, num_steps=4):
@@ -153,7 +153,7 @@ def test_a_class_that_no_module_has_is_named():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), activation_checkpointing=["Laier"])
     runtime.setup(MaskedLanguageModel(SMALL, 64), torch.optim.SGD)
     with pytest.raises(ConfigError, match=r"activation_checkpointing=Laier: no module .* Did you mean 'Layer'"):
-        runtime.start_tracking()
+        runtime.run_log.start(position=0)
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):

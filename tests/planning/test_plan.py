@@ -22,8 +22,8 @@ def gain(topology: Topology, num_bytes: int = SIZE, **options) -> float:
 @pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "pcie-8", "workstation-2"])
 @pytest.mark.parametrize("size", [1 << 20, SIZE, 1 << 30])
 def test_flat_on_one_host(name, size):
-    for tolerance in FORMATS:
-        assert plan_all_reduce(preset(name), size, tolerance=tolerance).kind == "flat"
+    for wire_dtype in FORMATS:
+        assert plan_all_reduce(preset(name), size, wire_dtype=wire_dtype).kind == "flat"
 
 
 @pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200"])
@@ -47,11 +47,11 @@ def test_a_slow_link_between_hosts_is_spared():
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_the_format_is_used_only_where_it_is_tolerated(num_hosts):
     topology = cpu_hosts(num_hosts, 2, 0.025)
-    for tolerance in FORMATS:
-        every = candidates(topology, SIZE, tolerance=tolerance)
-        assert {entry.plan.format for entry in every} == {"exact", tolerance}
-    assert plan_all_reduce(topology, SIZE, tolerance="int8").format == "int8"
-    assert gain(topology, tolerance="int8") > 3.5
+    for wire_dtype in FORMATS:
+        every = candidates(topology, SIZE, wire_dtype=wire_dtype)
+        assert {entry.plan.format for entry in every} == {"exact", wire_dtype}
+    assert plan_all_reduce(topology, SIZE, wire_dtype="int8").format == "int8"
+    assert gain(topology, wire_dtype="int8") > 3.5
 
 
 def test_an_ordered_ring_takes_back_what_round_robin_costs():
@@ -80,7 +80,7 @@ def test_unequal_hosts_have_leaders():
 
 def test_no_plan_on_loopback():
     for ranks in (2, 4):
-        assert plan_all_reduce(cpu_hosts(1, ranks, 1.0), SIZE, tolerance="int8").kind == "flat"
+        assert plan_all_reduce(cpu_hosts(1, ranks, 1.0), SIZE, wire_dtype="int8").kind == "flat"
 
 
 def test_pairs_are_groups_where_nvlink_joins_two_cards_only():
@@ -103,11 +103,11 @@ def test_pairs_gain_at_most_what_the_link_between_sockets_is_spared():
 def test_the_same_on_every_rank(topology):
     """A second object from the same text gives the same list, to the last bit."""
     again = Topology.from_json(topology.to_json())
-    assert candidates(topology, SIZE, tolerance="int8") == candidates(again, SIZE, tolerance="int8")
+    assert candidates(topology, SIZE, wire_dtype="int8") == candidates(again, SIZE, wire_dtype="int8")
 
 
 def test_fastest_first_and_a_shortlist_of_different_plans():
-    every = candidates(cpu_hosts(2, 2, 0.025), SIZE, tolerance="int8")
+    every = candidates(cpu_hosts(2, 2, 0.025), SIZE, wire_dtype="int8")
     times = [entry.time_us for entry in every]
     assert times == sorted(times)
     best = shortlist(every, 3)

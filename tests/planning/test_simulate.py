@@ -86,7 +86,7 @@ def test_a_faster_network_never_slows():
 
 
 def test_int8_where_it_is_tolerated():
-    exact, int8 = (simulate(preset("workstation-2"), [2], CHATTY, tolerance=t)[0] for t in ("exact", "int8"))
+    exact, int8 = (simulate(preset("workstation-2"), [2], CHATTY, wire_dtype=t)[0] for t in ("exact", "int8"))
     assert int8.step_us < 0.5 * exact.step_us
     assert int8.plan.format == "int8"
 

@@ -88,11 +88,11 @@ def _train(strategy, optimizer, scope, structure="unstructured", directory=None,
     start, step = 0, 0
     for last in [resume_at, NUM_STEPS] if resume_at else [NUM_STEPS]:
         module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 1))
-        engine = runtime.setup(module, OPTIMIZERS[optimizer], ema=0.5, name="toy")
+        engine = runtime.setup(module, OPTIMIZERS[optimizer], ema_decay=0.5, name="toy")
         layers = (nn.Linear,)
         pruner = Magnitude(engine, schedule=Cubic(**schedule), modules=layers, scope=scope)
         if start:
-            start = runtime.load(directory, toy=engine)
+            start = runtime.load(directory, toy=engine).position
         for batch in runtime.batches(
             scenes.data(runtime.dtype), batch_size=scenes.BATCH, num_steps=last - step, start=start
         ):

@@ -12,10 +12,10 @@ class Fitted(Counting):
         super().__init__(runtime, [0.0], num_steps=1, engine=engine)
         self.remembers = remembers
 
-    def state(self):
+    def state_dict(self):
         return dict.fromkeys(self.remembers, 1)
 
-    def load_state(self, state):
+    def load_state_dict(self, state):
         for name in self.remembers:
             state[name]
 

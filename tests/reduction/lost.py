@@ -10,11 +10,11 @@ from trainkit.cli.main import guarded
 
 
 def train() -> None:
-    runtime = trainkit.Runtime(comm="hierarchical", device="cpu", hang_after=60, tracker=trainkit.Tracker())
+    runtime = trainkit.Runtime(comm="hierarchical", device="cpu", hang_timeout_s=60, tracker=trainkit.Tracker())
     module = torch.nn.Linear(400, 300)
     engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
     for number, batch in enumerate(runtime.batches((torch.randn(64, 400),), batch_size=16, num_steps=1000)):
-        if number == 3 and runtime.rank == runtime.world_size - 1:
+        if number == 3 and runtime.ranks.rank == runtime.ranks.world_size - 1:
             os._exit(7)
         engine.backward(engine(batch.data[0]).square().mean())
         engine.step()

@@ -97,7 +97,7 @@ def _module(width: int) -> nn.Module:
 
 
 def _make(topology: str, width: int = 8, precision: Any = "fp32") -> tuple[trainkit.Runtime, trainkit.Engine]:
-    comm = trainkit.Comm(plan="hierarchical", tolerance="int8", topology=topology)
+    comm = trainkit.Comm(plan="hierarchical", wire_dtype="int8", topology=topology)
     runtime = trainkit.Runtime(
         comm=comm, precision=precision, deterministic=True, device="cpu", tracker=trainkit.Tracker()
     )
@@ -124,7 +124,7 @@ def _resumed(topology: str, directory: str) -> tuple[bool, float]:
     runtime.save(f"{directory}/last", e=engine)
     runtime.close()
     runtime, engine = _make(topology)
-    start = runtime.load(f"{directory}/last", e=engine)
+    start = runtime.load(f"{directory}/last", e=engine).position
     _train(runtime, engine, 2, start)
     return all(torch.equal(a, b) for a, b in zip(whole, engine.module.parameters(), strict=True)), kept
 

@@ -37,14 +37,14 @@ def test_a_rank_that_dies_is_an_error_on_the_others_within_seconds():
 
 def _train(directory: str) -> None:
     runtime = trainkit.Runtime(
-        comm="hierarchical", device="cpu", hang_after=5, run_dir=directory, tracker=trainkit.Tracker()
+        comm="hierarchical", device="cpu", hang_timeout_s=5, run_dir=directory, tracker=trainkit.Tracker()
     )
     module = torch.nn.Linear(400, 300)
     engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
     for number, batch in enumerate(runtime.batches((torch.randn(64, 400),), batch_size=16, num_steps=100_000)):
         engine.backward(engine(batch.data[0]).square().mean())
         engine.step()
-        if number == 3 and runtime.is_main:
+        if number == 3 and runtime.ranks.is_main:
             (Path(directory) / "trains").touch()
 
 

@@ -18,6 +18,7 @@ from trainkit.errors import ConfigError
 from trainkit.reduction.comm import Comm
 from trainkit.reduction.reducer import Choice, Reducer
 from trainkit.topology.topology import Topology
+from trainkit.training.accumulation import fewest_micro_batches
 
 CPU = torch.device("cpu")
 needs_bed = pytest.mark.skipif(why_not() is not None, reason=f"no network namespaces: {why_not()}")
@@ -54,8 +55,8 @@ def _choose(
     ("arguments", "words"),
     [
         ({"plan": "hierarchicl"}, "comm.plan='hierarchicl'.*Did you mean 'hierarchical'"),
-        ({"tolerance": "int4"}, "comm.tolerance='int4': allowed are exact, fp16, bf16, int8"),
-        ({"plan": "flat", "tolerance": "int8"}, "comm.plan=flat has no leg between hosts"),
+        ({"wire_dtype": "int4"}, "comm.wire_dtype='int4': allowed are exact, fp16, bf16, int8"),
+        ({"plan": "flat", "wire_dtype": "int8"}, "comm.plan=flat has no leg between hosts"),
         ({"chunk_mb": 0}, "comm.chunk_mb=0: allowed is a number above 0"),
         ({"chunk_mb": 2, "plan": "flat"}, "comm.plan=flat has no chunks"),
         ({"matrix_rank": 0}, "comm.matrix_rank=0"),
@@ -77,8 +78,8 @@ def test_strategies_that_shard_reduce_by_themselves(strategy, plan):
 
 
 def test_a_runtime_refuses_before_anything_starts():
-    with pytest.raises(ConfigError, match=r"comm\.tolerance=int8: strategy=fsdp reduces gradients by itself"):
-        trainkit.Runtime(strategy="fsdp", comm=Comm(tolerance="int8"), device="cpu")
+    with pytest.raises(ConfigError, match=r"comm\.wire_dtype=int8: strategy=fsdp reduces gradients by itself"):
+        trainkit.Runtime(strategy="fsdp", comm=Comm(wire_dtype="int8"), device="cpu")
 
 
 def test_one_host_has_no_hierarchy():
@@ -97,7 +98,7 @@ def test_auto_is_flat_on_one_host_without_a_word(world_size):
 
 
 def test_a_plan_that_is_asked_for_is_taken_with_the_chunks_that_are_asked_for(tmp_path):
-    comm = Comm(plan="leader", tolerance="bf16", chunk_mb=0.25, topology=_two_hosts(tmp_path))
+    comm = Comm(plan="leader", wire_dtype="bf16", chunk_mb=0.25, topology=_two_hosts(tmp_path))
     for choice, said in run_ranks(_choose, 4, comm):
         assert choice.plan.groups == ((0, 1), (2, 3))
         assert (choice.plan.kind, choice.plan.format, choice.plan.chunk_bytes) == ("leader", "bf16", 2**18)
@@ -113,7 +114,7 @@ def _choose_with_cache(cache: str, comm: Comm, num_bytes: int, known: dict | Non
 
 
 def test_auto_times_the_best_and_says_what_it_found_and_the_next_run_takes_it_over(tmp_path):
-    comm = Comm(tolerance="int8", topology=_two_hosts(tmp_path))
+    comm = Comm(wire_dtype="int8", topology=_two_hosts(tmp_path))
     first = run_ranks(_choose_with_cache, 4, str(tmp_path), comm, 2**22)
     assert len({choice.plan for choice, _ in first}) == 1
     said = first[0][1]
@@ -148,10 +149,10 @@ def test_a_checkpoint_decides_on_the_machines_that_it_was_made_on(tmp_path):
         assert "as before the checkpoint, on the same machines" in said[0]
     for other in (
         Comm(plan="hierarchical", topology=topology),
-        Comm(plan="leader", tolerance="int8", topology=topology),
+        Comm(plan="leader", wire_dtype="int8", topology=topology),
     ):
         choice, said = run_ranks(_choose, 4, other, 2**20, known)[0]
-        assert (choice.plan.kind, choice.plan.format) == (other.plan, other.tolerance)
+        assert (choice.plan.kind, choice.plan.format) == (other.plan, other.wire_dtype)
         assert "as asked" in said[0]
     elsewhere = {**known, "fingerprint": "another"}
     for _, said in run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, elsewhere):
@@ -181,7 +182,7 @@ def test_a_topology_that_cannot_be_used_is_refused_on_all_ranks(tmp_path, text, 
 
 def test_a_lossy_plan_of_a_checkpoint_is_left_where_exact_gradients_are_asked_for(tmp_path):
     topology = _two_hosts(tmp_path)
-    lossy, _ = run_ranks(_choose, 4, Comm(plan="hierarchical", tolerance="int8", topology=topology))[0]
+    lossy, _ = run_ranks(_choose, 4, Comm(plan="hierarchical", wire_dtype="int8", topology=topology))[0]
     exact = run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, lossy.to_dict())
     assert {choice.plan.format for choice, _ in exact} == {"exact"}
 
@@ -221,7 +222,7 @@ def _trained(comm: Comm, directory: str | None = None) -> list[torch.Tensor]:
         module = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
         engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), name="e")
         if start:
-            start = runtime.load(f"{directory}/last", e=engine)
+            start = runtime.load(f"{directory}/last", e=engine).position
         _train(runtime, engine, num_steps, start)
         if directory:
             runtime.save(f"{directory}/last", e=engine)
@@ -251,8 +252,8 @@ def _searched(comm: Comm) -> tuple[int, str | None]:
         test_probe._steps(runtime, engine, 1)
         engine.retire()
 
-    found = runtime.fewest_micro_batches(attempt, largest=lambda: 8)
-    runtime.begin_anew()
+    found = fewest_micro_batches(runtime, attempt, largest=lambda: 8)
+    runtime.reset()
     engine = test_probe._engine(runtime, "backward", 3, found)
     test_probe._steps(runtime, engine, 1)
     choice = engine.scalars()["comm"]

@@ -45,7 +45,13 @@ def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int,
 
 @pytest.mark.parametrize(("ranks", "num_steps"), [(2, 300), (4, 160)])
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks, num_steps):
-    arguments = [*TOY, f"recipe.num_steps={num_steps}", "log_every=1", "save_every=25", "recipe.accumulation=2"]
+    arguments = [
+        *TOY,
+        f"recipe.num_steps={num_steps}",
+        "log_every=1",
+        "save_every=25",
+        "recipe.grad_accumulation_steps=2",
+    ]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=60)
 
 
@@ -74,18 +80,18 @@ def _run_of(path: Path, save: bool):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), precision="fp16")
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
-    engine = runtime.setup(network, torch.optim.Adam(network.parameters()), ema=0.5)
+    engine = runtime.setup(network, torch.optim.Adam(network.parameters()), ema_decay=0.5)
     if save:
         for batch in runtime.batches(torch.ones(10, 3), batch_size=5, num_steps=3):
             engine.backward(engine(batch.data).float().mean() * 0.01)
             engine.step()
         runtime.save(path, network=engine, step=2, note="kept")
-        return {k: v for k, v in engine.state().items()}
-    start = runtime.load(path, network=engine)
-    assert (int(start), start.values) == (15, {"step": 2, "note": "kept"})
-    first = next(runtime.batches(torch.ones(10, 3), batch_size=5, start=start))
+        return {k: v for k, v in engine.state_dict().items()}
+    loaded = runtime.load(path, network=engine)
+    assert (loaded.position, loaded.values) == (15, {"step": 2, "note": "kept"})
+    first = next(runtime.batches(torch.ones(10, 3), batch_size=5, start=loaded.position))
     assert first.position == 15
-    return engine.state()
+    return engine.state_dict()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -149,7 +155,7 @@ def test_damage_is_named(saved, damage):
 def test_a_checkpoint_of_another_model_names_the_tensor(saved):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     wide = torch.nn.Linear(4, 2)
-    engine = runtime.setup(wide, torch.optim.Adam(wide.parameters()), ema=0.5)
+    engine = runtime.setup(wide, torch.optim.Adam(wide.parameters()), ema_decay=0.5)
     with pytest.raises(CheckpointError, match=r"'weight' has shape \[2, 4\], the checkpoint's has \[2, 3\]"):
         runtime.load(saved, network=engine)
     with pytest.raises(CheckpointError, match="holds the engines network; this run has other"):

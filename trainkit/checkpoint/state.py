@@ -95,7 +95,7 @@ def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:
         except CheckpointError as caught:
             error = caught
     ranks.raise_first(error)
-    return ranks.broadcast(found)
+    return ranks.broadcast_object(found)
 
 
 def load(

@@ -59,7 +59,7 @@ class TrainConfig:
     keep_last: int  # checkpoints
     keep_best: bool
     keep_every: int | None
-    hang_after: float | Literal["auto"] | None  # seconds without progress; null: never
+    hang_timeout_s: float | Literal["auto"] | None  # seconds without progress; null: never
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _convert(path: str, value: Any, annotation: Any) -> Any:
 
 def _advice(path: str, value: Any) -> str:
     if value == "auto" and path.endswith("batch_size"):
-        return "; recipe.accumulation=auto finds the micro-batch that fits, and keeps the global batch"
+        return "; recipe.grad_accumulation_steps=auto finds the micro-batch that fits, and keeps the global batch"
     if isinstance(value, str) and value[:1] in ("[", "{"):
         return f'; it cannot be read: put each text in it in quotes, as in \'{path}=["one text", "another"]\''
     return ""

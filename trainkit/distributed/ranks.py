@@ -34,7 +34,7 @@ class Ranks:
         self._made_group = join(cluster, device, alone=needs_group)
         self._own_groups: list[dist.ProcessGroup] = []
         # Building a cache may take longer than a collective is allowed to.
-        self._patient = self.new_group()
+        self.group = self.new_group()
 
     def new_group(self, description: str | None = None) -> dist.ProcessGroup | None:
         """A gloo group of all ranks in which one may wait for days; None for one process. Collective.
@@ -64,7 +64,7 @@ class Ranks:
         """Whether this is rank 0, the one that speaks and writes."""
         return self.cluster.rank == 0
 
-    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    def all_reduce_sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """The float64 sums of `values` over ranks. Collective: every rank calls, with the same names."""
         total = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
@@ -73,7 +73,7 @@ class Ranks:
             dist.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
-    def gather(self, rows: Tensor, size: int) -> Tensor:
+    def all_gather(self, rows: Tensor, size: int) -> Tensor:
         """Rows of every rank in the order of the global batch. Not differentiable. Collective: every rank must call.
 
         Args:
@@ -98,7 +98,7 @@ class Ranks:
 
         For what one process makes and the others then find, such as a cache. An error of a first one is raised on all.
         """
-        if self._patient is None:
+        if self.group is None:
             return function()
         result, error = None, None
         if self.local_rank == 0:
@@ -111,13 +111,13 @@ class Ranks:
 
     def raise_first(self, error: Exception | None) -> None:
         """Raises the error of the lowest rank that has one on all of them. Collective: every rank calls."""
-        if self._patient is None:
+        if self.group is None:
             if error is not None:
                 raise error
             return
         known = error if error is None or isinstance(error, TrainkitError) else None
         told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
-        dist.all_gather_object(told, (known, repr(error) if error else None), group=self._patient)
+        dist.all_gather_object(told, (known, repr(error) if error else None), group=self.group)
         if error is not None and known is None:
             raise error
         for rank, (theirs, text) in enumerate(told):
@@ -126,19 +126,19 @@ class Ranks:
             if text is not None:
                 raise PeerError(f"rank {rank} failed: {text}")
 
-    def broadcast(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's `value` (anything that pickles) on every rank. Collective."""
-        if self._patient is None:
+        if self.group is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._patient)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def gather_values(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every rank's `value` (anything that pickles), in the order of the ranks. Collective."""
         values = [value] * self.world_size
-        if self._patient is not None:
-            dist.all_gather_object(values, value, group=self._patient)
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def require_same(self, given: Mapping[str, Any]) -> None:
@@ -146,10 +146,10 @@ class Ranks:
 
         given: values that are told apart by what they print as.  Collective: every rank calls.
         """
-        if self._patient is None:
+        if self.group is None:
             return
         mine = {key: _ADDRESS.sub("", str(value)) for key, value in given.items()}
-        everyone = self.gather_values(mine)
+        everyone = self.all_gather_object(mine)
         for rank, theirs in enumerate(everyone):
             for key in [*everyone[0], *(key for key in theirs if key not in everyone[0])]:
                 first, other = everyone[0].get(key), theirs.get(key)
@@ -166,7 +166,7 @@ class Ranks:
         on all ranks. Collective.
         """
         nth = agent.nth(name)
-        known = self.gather_values(agent.recall(nth))  # rank 0 may be on a new machine
+        known = self.all_gather_object(agent.recall(nth))  # rank 0 may be on a new machine
         before = next((value for value in known if value is not None), None)
         value, error = before or "", None
         if before is None and self.is_main:
@@ -175,7 +175,7 @@ class Ranks:
             except Exception as caught:
                 error = caught
         self.raise_first(error)
-        value = self.broadcast(value)
+        value = self.broadcast_object(value)
         agent.remember(nth, value)
         return value
 
@@ -183,11 +183,11 @@ class Ranks:
         """A connection, for a thread of this rank, to the store in which the ranks met; None in one process."""
         return dist.distributed_c10d._get_default_store().clone() if self.world_size > 1 else None  # type: ignore[attr-defined]
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Leaves the process group, if it was joined here; the groups that were made here in any case."""
         while self._own_groups and dist.is_initialized():
             dist.destroy_process_group(self._own_groups.pop())  # each has threads that look for messages all the time
-        self._patient = None
+        self.group = None
         if self._made_group and dist.is_initialized():
             _left.append(dist.group.WORLD)
             with suppress(RuntimeError):  # a peer that is gone cannot take its leave

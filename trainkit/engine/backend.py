@@ -93,9 +93,9 @@ class Backend:
         return None
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, max_grad_norm: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
-        """Multiplies the gradients by `factor`, clips them to norm `clip`, and makes an optimizer step.
+        """Multiplies the gradients by `factor`, clips them to `max_grad_norm`, and makes an optimizer step.
 
         sums: the sum of `own_sums()` over ranks.  gate: the step is left out if this scalar or the norm is not finite,
         which waits for the device; without it nothing is read.
@@ -111,9 +111,9 @@ class Backend:
             norm = norm * factor
         skipped = gate is not None and not (math.isfinite(norm.item()) and math.isfinite(gate.item()))
         if not skipped:
-            if clip is not None:
-                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
-            if gradients and (clip is not None or not is_one):
+            if max_grad_norm is not None:
+                factor = factor * (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            if gradients and (max_grad_norm is not None or not is_one):
                 torch._foreach_mul_(gradients, _as_factor(factor, gradients[0]))
             self.optimizer.step()
         self.discard()
@@ -189,8 +189,8 @@ class Backend:
             for name, p in self.parameters.items()
         }
 
-    def take_over(self, clip: float | None, device: torch.device) -> float | None:
-        """Tells the optimizer what its tensors are; the norm to clip to, which takes its own into account. Collective.
+    def take_over(self, max_grad_norm: float | None, device: torch.device) -> float | None:
+        """Gives the optimizer what its tensors are; the largest gradient norm, its own taken into account. Collective.
 
         Raises ConfigError where it cannot work with parts of parameters, and is given some.
         """
@@ -201,8 +201,8 @@ class Backend:
             # What is frozen may be whole on every rank.
             group = next((weights[name].group for name in self.trainable), None)
             self.optimizer.set_pieces(pieces, group=group, device=device)
-        own = getattr(self.optimizer, "clip", None)
-        return own if clip is None else clip if own is None else min(clip, own)
+        own = getattr(self.optimizer, "max_grad_norm", None)
+        return own if max_grad_norm is None else max_grad_norm if own is None else min(max_grad_norm, own)
 
     def set_masks(self, masks: Mapping[str, Tensor], averages: Mapping[str, Shard]) -> None:
         """See `Engine.set_masks`. Collective."""

@@ -35,7 +35,7 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
 from trainkit.modules.blocks import eagerly
 from trainkit.ops.dropout import Dropout
-from trainkit.optim.ema import Average
+from trainkit.optim.ema import ExponentialMovingAverage
 from trainkit.optim.groups import Groups, hyperparameters, restore
 from trainkit.precision import Precision
 from trainkit.random import key_of
@@ -67,20 +67,20 @@ class Engine:
         device: torch.device,
         precision: Precision,
         guard: "Guard",
-        clip: float | None,
+        max_grad_norm: float | None,
         schedule: ScheduleFunction | None,
-        average: Average | None,
-        accumulation: int,
+        average: ExponentialMovingAverage | None,
+        grad_accumulation_steps: int,
         is_compiled: bool = False,
     ) -> None:
         self.name, self.module, self.optimizer = name, backend.module, backend.optimizer
-        self.schedule, self.average, self.accumulation = schedule, average, accumulation
+        self.schedule, self.average, self.grad_accumulation_steps = schedule, average, grad_accumulation_steps
         self.scaler = precision.scaler()
         self.num_updates = 0
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
-        self.clip = backend.take_over(clip, device)
+        self.max_grad_norm = backend.take_over(max_grad_norm, device)
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._first_groups = hyperparameters(self.optimizer)
         self._dropouts = [
@@ -89,7 +89,7 @@ class Engine:
             if isinstance(layer, Dropout)
         ]
         # One process with one micro-batch needs no weights: its loss is the mean already.
-        self._needs_weights = cluster.world_size > 1 or accumulation > 1
+        self._needs_weights = cluster.world_size > 1 or grad_accumulation_steps > 1
         self._is_frozen = self._is_averaged = False
         self._is_compiled = is_compiled
         self._begin_turn()
@@ -128,21 +128,23 @@ class Engine:
             return forward(*args, **kwargs)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The `accumulation` micro-batches of this rank's share; with accumulation 1, the batch itself.
+        """The `grad_accumulation_steps` micro-batches of this rank's share; where that is 1, the batch itself.
 
         Each must see exactly one `backward`. Raises UsageError otherwise. One of a share of fewer samples has none.
         """
         self._require_samples(batch)
-        for number in range(self.accumulation):
-            last = number == self.accumulation - 1
-            micro = batch if self.accumulation == 1 else batch.micro_batch(number, self.accumulation)
+        for number in range(self.grad_accumulation_steps):
+            last = number == self.grad_accumulation_steps - 1
+            micro = (
+                batch if self.grad_accumulation_steps == 1 else batch.micro_batch(number, self.grad_accumulation_steps)
+            )
             self._micro, self._is_last, self._num_backwards, self._num_forwards = micro, last, 0, 0
             self._backend.begin(last)
             yield micro
             if self._num_backwards == 0:
                 raise UsageError(
-                    f"micro-batch {number + 1} of {self.accumulation} of engine {self.name!r} ended without a "
-                    f"backward: call engine.backward(loss) once in each"
+                    f"micro-batch {number + 1} of {self.grad_accumulation_steps} of engine {self.name!r} ended without "
+                    f"a backward: call engine.backward(loss) once in each"
                 )
 
     def backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
@@ -195,7 +197,7 @@ class Engine:
             factor = factor / scale
         lr = self._set_learning_rates()
         gate = self._guard.gate(loss, self.scaler is not None or self._backend.reads_every_step)
-        norm, skipped = self._backend.update(factor, self.clip, sums=sums, gate=gate)
+        norm, skipped = self._backend.update(factor, self.max_grad_norm, sums=sums, gate=gate)
         if self.scaler is not None and not self._guard.is_examining:
             self.scaler.update(not skipped)
             if (feedback := self._backend.feedback()) is not None and scale is not None:
@@ -252,7 +254,9 @@ class Engine:
         Collective: every rank calls.
         """
         if self.average is None:
-            raise UsageError(f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema=0.999)")
+            raise UsageError(
+                f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema_decay=0.999)"
+            )
         self._require_trained("averaged()")
         share_from_first(self.own_buffers())
         self._swap_average()
@@ -301,7 +305,7 @@ class Engine:
 
     def scalars(self) -> dict[str, Any]:
         """The rest of what a checkpoint holds, JSON-able."""
-        scaler = self.scaler.state() if self.scaler is not None else None
+        scaler = self.scaler.state_dict() if self.scaler is not None else None
         return {
             "num_updates": self.num_updates,
             "scaler": scaler,
@@ -317,7 +321,7 @@ class Engine:
                 group["lr"] = base
         return groups
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Whole tensors by part and name, as `shards` has them, and `scalars`.
 
         Collective: every rank calls. Where a strategy spreads tensors, rank 0 alone gets them, on the CPU.
@@ -368,7 +372,7 @@ class Engine:
         self._backend.refresh()
         self.num_updates = int(scalars["num_updates"])
         if self.scaler is not None and scalars["scaler"] is not None:
-            self.scaler.load_state(scalars["scaler"])
+            self.scaler.load_state_dict(scalars["scaler"])
         groups = scalars.get("groups")  # older checkpoints have none
         return restore(self.optimizer, self._first_groups, groups) if groups is not None else []
 
@@ -380,13 +384,13 @@ class Engine:
         if optimizer:
             self._backend.inherit_optimizer_state(old._backend)
         if self.average is not None:
-            self.average.begin_anew()
+            self.average.reset()
             if old.average is not None:
                 take_fitting(self.average.shards(), old.average.shards())
         self._backend.inherit_feedback(old._backend)
         self.num_updates = old.num_updates
         if self.scaler is not None and old.scaler is not None:
-            self.scaler.load_state(old.scaler.state())
+            self.scaler.load_state_dict(old.scaler.state_dict())
         old.retire()
 
     def retire(self) -> None:
@@ -455,12 +459,12 @@ class Engine:
         )
 
     def _require_samples(self, batch: Batch) -> None:
-        num_micro_batches = self._cluster.world_size * self.accumulation
+        num_micro_batches = self._cluster.world_size * self.grad_accumulation_steps
         if self._backend.needs_samples and batch.size < num_micro_batches:
             raise UsageError(
-                f"a batch of {batch.size} samples on {self._cluster.world_size} ranks with accumulation="
-                f"{self.accumulation}: some micro-batches would have none, and DeepSpeed needs a gradient of every "
-                f"parameter in each; give batch_size={num_micro_batches} or more, or use strategy=fsdp or ddp"
+                f"a batch of {batch.size} samples on {self._cluster.world_size} ranks with grad_accumulation_steps="
+                f"{self.grad_accumulation_steps}: some micro-batches would have none, and DeepSpeed needs a gradient "
+                f"of every parameter in each; give batch_size={num_micro_batches} or more, or use strategy=fsdp or ddp"
             )
 
     def _counts(self, weight: Tensor | float | None) -> bool:

@@ -32,8 +32,9 @@ def fewest_that_fit(
         too_few = enough
         if too_few >= largest():
             raise ConfigError(
-                f"accumulation=auto: a rank's share does not fit into memory in {too_few} micro-batches, and there can "
-                f"be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or a smaller model"
+                f"grad_accumulation_steps=auto: a rank's share does not fit into memory in {too_few} micro-batches, "
+                f"and there can be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or a smaller "
+                f"model"
             )
         enough = min(2 * enough, largest())
     while enough - too_few > 1:
@@ -72,9 +73,11 @@ def _fits(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if meetings.of_a_peer == _FAILED:
-        raise PeerError("accumulation=auto: another rank failed while it was tried out")
+        raise PeerError("grad_accumulation_steps=auto: another rank failed while it was tried out")
     is_enough = max(outcome, meetings.of_a_peer) == _FINE
-    report(f"accumulation=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory")
+    report(
+        f"grad_accumulation_steps=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory"
+    )
     return is_enough
 
 

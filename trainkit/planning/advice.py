@@ -292,7 +292,7 @@ def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
             subject="network",
             problem=f"{out:g} GB/s lead out of a host whose GPUs are joined by {min(inside):g}{unknown}: the "
             f"all-reduce between hosts sets the pace",
-            remedy="compress what crosses: comm.tolerance=bf16 or int8; or larger batches; what a faster card buys: "
+            remedy="compress what crosses: comm.wire_dtype=bf16 or int8; or larger batches; what a faster card buys: "
             "trainkit topo simulate",
         )
 

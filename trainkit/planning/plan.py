@@ -22,14 +22,14 @@ class Predicted:
 
 
 def plan_all_reduce(
-    topology: Topology, num_bytes: int, *, tolerance: Format = "exact", backend: Backend | None = None
+    topology: Topology, num_bytes: int, *, wire_dtype: Format = "exact", backend: Backend | None = None
 ) -> ReducePlan:
     """The plan for buckets of `num_bytes` that is predicted to be fastest; flat unless another gains over 5 %.
 
-    tolerance: the format that may cross between groups, beside `exact`.
+    wire_dtype: the format that may cross between groups, beside `exact`.
     Raises TopologyError where no link leads from one rank to another.
     """
-    every = candidates(topology, num_bytes, tolerance=tolerance, backend=backend)
+    every = candidates(topology, num_bytes, wire_dtype=wire_dtype, backend=backend)
     as_it_is = next(entry for entry in every if entry.plan.kind == "flat")
     return every[0].plan if every[0].time_us < (1 - MIN_GAIN) * as_it_is.time_us else as_it_is.plan
 
@@ -38,7 +38,7 @@ def candidates(
     topology: Topology,
     num_bytes: int,
     *,
-    tolerance: Format = "exact",
+    wire_dtype: Format = "exact",
     backend: Backend | None = None,
     chunk_bytes: int | None = None,
 ) -> list[Predicted]:
@@ -50,7 +50,7 @@ def candidates(
     model = CostModel(topology, backend)
     found = [
         Predicted(plan=plan, time_us=model.all_reduce_us(plan, num_bytes))
-        for plan in _possible(topology, num_bytes, tolerance, model.backend, chunk_bytes)
+        for plan in _possible(topology, num_bytes, wire_dtype, model.backend, chunk_bytes)
     ]
     return sorted(found, key=lambda entry: entry.time_us)  # stable: of equals the simpler, which comes first
 
@@ -82,7 +82,7 @@ def groupings(topology: Topology) -> list[Groups]:
 
 
 def _possible(
-    topology: Topology, num_bytes: int, tolerance: Format, backend: Backend, asked: int | None
+    topology: Topology, num_bytes: int, wire_dtype: Format, backend: Backend, asked: int | None
 ) -> Iterator[ReducePlan]:
     num_ranks = topology.world_size
     yield flat(num_ranks)
@@ -90,7 +90,7 @@ def _possible(
     # NCCL orders its rings itself.
     if backend == "gloo" and len(by_host) > 1 and tuple(chain(*by_host)) != tuple(range(num_ranks)):
         yield ReducePlan(kind="ring", groups=by_host)
-    formats: tuple[Format, ...] = tuple(dict.fromkeys(("exact", tolerance)))
+    formats: tuple[Format, ...] = tuple(dict.fromkeys(("exact", wire_dtype)))
     for groups in groupings(topology):
         equal, alone = len({len(group) for group in groups}) == 1, len(groups) == num_ranks
         for format in formats:

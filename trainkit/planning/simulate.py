@@ -123,7 +123,7 @@ RECIPES = {"bert-base": _bert("bert-base", 12, 768, 128), "bert-large": _bert("b
 
 
 def simulate(
-    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, tolerance: Format = "exact"
+    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, wire_dtype: Format = "exact"
 ) -> list[Point]:
     """Weak scaling: every device keeps its batch. Raises TopologyError, also where the device's speed is not known.
 
@@ -136,7 +136,7 @@ def simulate(
         topology = topology_of_one_node.times(count)
         num_buckets = max(1, round(workload.gradient_bytes / BUCKET_BYTES))
         bucket = workload.gradient_bytes // num_buckets
-        plan = plan_all_reduce(topology, bucket, tolerance=tolerance)
+        plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
         bucket_us = CostModel(topology).all_reduce_us(plan, bucket)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
         slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
@@ -169,11 +169,11 @@ def knee(points: Sequence[Point]) -> Point | None:
 
 
 def what_if(
-    topology_of_one_node: Topology, workload: Workload, num_nodes: int, *, tolerance: Format = "exact"
+    topology_of_one_node: Topology, workload: Workload, num_nodes: int, *, wire_dtype: Format = "exact"
 ) -> list[WhatIf]:
     """What NVLink and a faster network buy, or would: the same step on the machine with one thing changed."""
     host = topology_of_one_node.hosts[0]
-    base = simulate(topology_of_one_node, [num_nodes], workload, tolerance=tolerance)[0]
+    base = simulate(topology_of_one_node, [num_nodes], workload, wire_dtype=wire_dtype)[0]
     changes: list[tuple[str, Host]] = []
     if len(host.devices) > 1:
         without = _without_nvlink(host)
@@ -185,7 +185,7 @@ def what_if(
         changes += [(f"network cards {factor} x as fast", _with_faster_nics(host, factor)) for factor in (2, 4)]
     found = []
     for change, other in changes:
-        point = simulate(Topology(hosts=(other,)), [num_nodes], workload, tolerance=tolerance)[0]
+        point = simulate(Topology(hosts=(other,)), [num_nodes], workload, wire_dtype=wire_dtype)[0]
         found.append(WhatIf(change=change, point=point, gain=1 - point.step_us / base.step_us))
     return found
 

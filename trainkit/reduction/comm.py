@@ -19,7 +19,7 @@ class Comm:
     plan: a kind of ReducePlan; `auto` reads the links, predicts what every plan would take, times the best three where
         one promises to be more than 5 % faster than `flat`, and keeps the fastest; `powersgd`: torch's own PowerSGD,
         which sends factors of low rank in place of gradients.
-    tolerance: a format that gradients may have where they cross between hosts; `exact`: their own. `fp16` and `bf16`
+    wire_dtype: a format that gradients may have where they cross between hosts; `exact`: their own. `fp16` and `bf16`
         send half as much, `int8` a quarter, and sends what it left out with the next gradient.
     chunk_mb: pieces in which a bucket goes through the legs of a plan, in 2**20 bytes; null: as predicted best.
     topology: a JSON file, as `trainkit topo probe --output` writes it, in place of reading the machines.
@@ -28,22 +28,22 @@ class Comm:
     """
 
     plan: Plan = "auto"
-    tolerance: Format = "exact"
+    wire_dtype: Format = "exact"
     chunk_mb: float | None = None
     topology: str | Path | None = None
     matrix_rank: int = 2
     start_after: int = 1000
 
     def __post_init__(self) -> None:
-        for name, allowed in (("plan", PLANS), ("tolerance", FORMATS)):
+        for name, allowed in (("plan", PLANS), ("wire_dtype", FORMATS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(
                     f"comm.{name}={value!r}: allowed are {', '.join(allowed)}.{nearest(str(value), allowed)}"
                 )
-        if self.tolerance != "exact" and self.plan in ("flat", "ring", "powersgd"):
+        if self.wire_dtype != "exact" and self.plan in ("flat", "ring", "powersgd"):
             raise ConfigError(
-                f"comm.tolerance={self.tolerance}: comm.plan={self.plan} has no leg between hosts; "
+                f"comm.wire_dtype={self.wire_dtype}: comm.plan={self.plan} has no leg between hosts; "
                 f"allowed with auto, hierarchical and leader"
             )
         if self.chunk_bytes is not None and self.chunk_bytes < 1:
@@ -68,13 +68,13 @@ class Comm:
         if self.plan == "powersgd" and deterministic:
             raise ConfigError(
                 "comm=powersgd: with deterministic=true a resumed run must equal one that was not stopped, and torch's "
-                "PowerSGD is kept in no checkpoint; use comm=hierarchical comm.tolerance=int8, which is"
+                "PowerSGD is kept in no checkpoint; use comm=hierarchical comm.wire_dtype=int8, which is"
             )
-        if strategy in REDUCED_BY_DDP or (self.plan in ("auto", "flat") and self.tolerance == "exact"):
+        if strategy in REDUCED_BY_DDP or (self.plan in ("auto", "flat") and self.wire_dtype == "exact"):
             return
-        if strategy == "hsdp" and self.plan == "hierarchical" and self.tolerance == "exact":
+        if strategy == "hsdp" and self.plan == "hierarchical" and self.wire_dtype == "exact":
             return  # which is what it does: shards within a host, replicates across
-        asked = f"comm={self.plan}" if self.plan not in ("auto", "flat") else f"comm.tolerance={self.tolerance}"
+        asked = f"comm={self.plan}" if self.plan not in ("auto", "flat") else f"comm.wire_dtype={self.wire_dtype}"
         raise ConfigError(
             f"{asked}: strategy={strategy} reduces gradients by itself, on its way to shards; "
             f"use comm=auto or comm=flat with it, or strategy=ddp. strategy=hsdp is hierarchical by itself"

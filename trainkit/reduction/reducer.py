@@ -154,7 +154,7 @@ class Reducer:
             return self._agreed(self._asked_for(num_bytes))
         if self._deterministic:
             return self._agreed(self._by_prediction(num_bytes))
-        path = cache_path(self._fingerprint, num_bytes, comm.tolerance, comm.chunk_mb, torch.__version__)
+        path = cache_path(self._fingerprint, num_bytes, comm.wire_dtype, comm.chunk_mb, torch.__version__)
         cached = self._agreed(choice_file.read(path, self._fingerprint))
         if cached is not None:
             return cached
@@ -181,7 +181,7 @@ class Reducer:
             return None
         plan, comm = ReducePlan.from_dict(known["plan"]), self.comm
         is_kind = comm.plan in ("auto", plan.kind)
-        is_format = plan.format == comm.tolerance or (comm.plan == "auto" and plan.format == "exact")
+        is_format = plan.format == comm.wire_dtype or (comm.plan == "auto" and plan.format == "exact")
         has_no_chunks = plan.kind in ("flat", "ring")
         if not (is_kind and is_format and (has_no_chunks or comm.chunk_bytes in (None, plan.chunk_bytes))):
             return None
@@ -210,10 +210,10 @@ class Reducer:
     def _predicted(self, num_bytes: int) -> list[Predicted]:
         """Every plan that is allowed, the fastest first."""
         assert self._topology is not None
-        return candidates(self._topology, num_bytes, tolerance=self.comm.tolerance, chunk_bytes=self.comm.chunk_bytes)
+        return candidates(self._topology, num_bytes, wire_dtype=self.comm.wire_dtype, chunk_bytes=self.comm.chunk_bytes)
 
     def _asked_for(self, num_bytes: int) -> Choice:
-        kind, format = self.comm.plan, self.comm.tolerance
+        kind, format = self.comm.plan, self.comm.wire_dtype
         for entry in self._predicted(num_bytes):
             if entry.plan.kind == kind and entry.plan.format == format:
                 why = (f"gradients are summed {entry.plan.describe()}, as asked",)

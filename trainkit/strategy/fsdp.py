@@ -204,13 +204,13 @@ class _FSDPBackend(Backend):
         return torch.cat((squared[None], self._use.counts(squared.device)))
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, max_grad_norm: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         assert sums is not None
         for name in self._use.end(sums[1:]):
             # What no rank has used has no gradient, rather than one of zero, which an optimizer would act on.
             self.parameters[name].grad = None
-        result = super().update(factor, clip, sums=sums, gate=gate)
+        result = super().update(factor, max_grad_norm, sums=sums, gate=gate)
         # A forward pass that no backward followed left gathered parameters behind, which are old now.
         self.refresh()
         return result

@@ -1,6 +1,6 @@
-"""Feed: this rank's part in the data, and the random numbers that go with it."""
+"""DataStream: this rank's share of the data, and the random numbers that go with it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,39 +17,39 @@ from trainkit.data.iterable import Reading, is_iterable_only
 from trainkit.data.loader import AnyOrder, Collate, Fetcher, stream
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
-from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError, require_at_least
 
+Wrap = Callable[[Iterator[Batch], bool], Iterator[Batch]]
 
-class Feed(Ranks):
-    """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone.
 
-    seed: of the order of the data, and of all that is random.  dtype: of parameters and of floating-point data.
-    num_workers: processes that fetch data ahead.
-    """
+class DataStream:
+    """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        ranks: Ranks,
         device: torch.device,
         *,
-        needs_group: bool,
         seed: int,
         dtype: torch.dtype,
         num_workers: int,
+        wrap: Wrap = lambda batches, is_training: batches,
     ) -> None:
-        super().__init__(cluster, device, needs_group=needs_group)
-        self.seed, self.num_workers = seed, num_workers
-        self.dtype = dtype
-        """What parameters are stored in: float32, or float64 with precision fp64."""
-        self._clock = Clock(seed)
-        self._num_samples: int | None = None
-
-    @property
-    def position(self) -> int:
-        """Samples in the steps done so far."""
-        return self._clock.position
+        """
+        Args:
+            ranks: the processes that share the data.
+            device: where batches are put.
+            seed: of the order of the data, and of all that is random.
+            dtype: of floating-point data.
+            num_workers: processes that fetch data ahead.
+            wrap: called with an iterator of batches, and whether they are for training; what it returns is iterated.
+        """
+        self.clock = Clock(seed)
+        self.num_samples: int | None = None
+        """The position at which the batches that were asked for last end."""
+        self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
+        self._num_workers, self._wrap = num_workers, wrap
 
     def batches(
         self,
@@ -63,32 +63,19 @@ class Feed(Ranks):
         weights: Any = None,
         order: Any = None,
     ) -> Iterator[Batch]:
-        """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
-
-        source: a tensor or an array, a tuple or dict of them (a dict may also hold lists), or a map-style data set,
-            such as a list of samples. With `collate`, every source gives it a list of samples. Of a DataLoader its
-            data set, collate_fn, order and number of workers are taken. An iterable data set is read by every rank,
-            which keeps its share; a later `start` reads again what lies before it. See `data.iterable.Reading`.
-        batch_size: samples in a global batch, of all ranks together.  start: samples before the first one.
-        weights: [number of samples], an array or a tensor: samples are drawn with replacement, each with a probability
-            in proportion to its weight, as by torch's WeightedRandomSampler; without, every epoch holds each once.
-        order: the order of each epoch in place of a shuffled one: a function (seed, epoch) -> indices, a torch Sampler
-            or a BatchSampler of global batches. It must give the same again when it is asked again.
-        The samples, their order and their seeds are functions of (seed, position) alone. Raises ConfigError at once,
-        also where ranks were given other data or numbers. Collective: every rank calls.
-        """
+        """See `Runtime.batches`."""
         require_at_least(1, batch_size=batch_size)
         require_at_least(0, start=start, num_steps=num_steps, num_workers=num_workers)
-        if batch_size < self.world_size:
+        if batch_size < self._ranks.world_size:
             raise ConfigError(
-                f"batch_size={batch_size} is the global batch, and {self.world_size} ranks need a sample each: "
-                f"give batch_size={self.world_size} or more, or start fewer processes"
+                f"batch_size={batch_size} is the global batch, and {self._ranks.world_size} ranks need a sample each: "
+                f"give batch_size={self._ranks.world_size} or more, or start fewer processes"
             )
         start = int(start)
         parts = parts_of(source, collate=collate, order=order, num_workers=num_workers)
         fetcher = self._training_fetcher(parts, batch_size, weights, start, num_steps)
-        reads, several = isinstance(fetcher, Reading), self.world_size > 1
-        self.require_same(
+        reads, several = isinstance(fetcher, Reading), self._ranks.world_size > 1
+        self._ranks.require_same(
             {
                 "batch_size": batch_size,
                 "start": start,
@@ -100,39 +87,36 @@ class Feed(Ranks):
             }
         )
         end = start + num_steps * batch_size if num_steps is not None else None
-        self._num_samples = end
+        self.num_samples = end
         positions = range(start, end if end is not None else 1 << 62, batch_size)
-        self._clock.position = start
+        self.clock.position = start
         return self._arrivals(self._stream(fetcher, positions, parts.num_workers))
 
     def evaluation_batches(
         self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
     ) -> Iterator[Batch]:
-        """Every sample once, in order; the last global batch may be ragged.
-
-        Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
-        """
+        """See `Runtime.evaluation_batches`."""
         require_at_least(1, batch_size=batch_size)
         require_at_least(0, num_workers=num_workers)
         parts = parts_of(source, collate=collate, num_workers=num_workers)
         parts.require_all_in_order()
         if is_iterable_only(parts.dataset):
             reading = self._reading(parts, batch_size, repeat=False)
-            return self._iterated(self._stream(reading, range(0), parts.num_workers), is_training=False)
+            return self._wrap(self._stream(reading, range(0), parts.num_workers), False)
         num_samples = num_samples_of(parts.dataset)
-        fetcher = self._fetcher(parts, Order(num_samples, self.seed, shuffle=False), batch_size)
+        fetcher = self._fetcher(parts, Order(num_samples, self._seed, shuffle=False), batch_size)
         batches = self._stream(fetcher, range(0, num_samples, batch_size), parts.num_workers)
-        return self._iterated(batches, is_training=False)
+        return self._wrap(batches, False)
 
     def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
         """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
-        key = keyed.key_of(self.seed, "rand", name)
-        return keyed.rand(key, batch.positions.to(self.device), shape, self.dtype)
+        key = keyed.key_of(self._seed, "rand", name)
+        return keyed.rand(key, batch.positions.to(self._device), shape, self._dtype)
 
     def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
         """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
-        key = keyed.key_of(self.seed, "randn", name)
-        return keyed.randn(key, batch.positions.to(self.device), shape, self.dtype)
+        key = keyed.key_of(self._seed, "randn", name)
+        return keyed.randn(key, batch.positions.to(self._device), shape, self._dtype)
 
     def _training_fetcher(
         self, parts: Parts, batch_size: int, weights: Any, start: int, num_steps: int | None
@@ -145,11 +129,11 @@ class Feed(Ranks):
                 raise ConfigError(f"weights and order need a data set with samples to index, and {name} has none")
             return self._reading(parts, batch_size, start=start, num_steps=num_steps)
         num_samples = num_samples_of(parts.dataset)
-        order: AnyOrder = Order(num_samples, self.seed)
+        order: AnyOrder = Order(num_samples, self._seed)
         if weights is not None:
-            order = WeightedOrder(weights, num_samples, self.seed)
+            order = WeightedOrder(weights, num_samples, self._seed)
         elif parts.order is not None:
-            order = SamplerOrder(parts.order, num_samples, self.seed, batch_size=batch_size, start=start)
+            order = SamplerOrder(parts.order, num_samples, self._seed, batch_size=batch_size, start=start)
         return self._fetcher(parts, order, batch_size)
 
     def _fetcher(self, parts: Parts, order: AnyOrder, batch_size: int) -> Fetcher:
@@ -157,57 +141,53 @@ class Feed(Ranks):
             parts.dataset,
             order,
             batch_size=batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
             collate=parts.collate,
         )
 
     def _reading(self, parts: Parts, batch_size: int, **bounds: Any) -> Reading:
         return Reading(
             parts.dataset,
-            seed=self.seed,
+            seed=self._seed,
             batch_size=batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
             collate=parts.collate,
             **bounds,
         )
 
     def _stream(self, fetcher: Fetcher | Reading, positions: range, num_workers: int | None) -> Iterator[Batch]:
-        workers = self.num_workers if num_workers is None else num_workers
-        return stream(fetcher, positions, num_workers=workers, device=self.device, dtype=self.dtype)
+        workers = self._num_workers if num_workers is None else num_workers
+        return stream(fetcher, positions, num_workers=workers, device=self._device, dtype=self._dtype)
 
     def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in self._iterated(batches, is_training=True):
-            self.stand_at(batch)
+        for batch in self._wrap(batches, True):
+            self.visit(batch)
             yield batch
 
-    def stand_at(self, batch: Batch) -> None:
+    def visit(self, batch: Batch) -> None:
         """The next calls are about `batch`, as they are once `batches` has given it."""
         # Layers that draw from the global generators repeat their draws after a resume.
-        self._seed_globally(batch.position, self.rank)
-        self._clock.arrive(batch)
+        self.seed_globally(batch.position, self._ranks.rank)
+        self.clock.arrive(batch)
 
-    def leave_out(self) -> None:
+    def skip(self) -> None:
         """Counts the batch that has come as done, without a step."""
-        self._clock.stepped()
+        self.clock.stepped()
 
     def stretch_schedules(self, factor: float) -> None:
         """From the next step on, schedules of learning rates see positions times `factor`, the same on every rank.
 
         For a run that will end early: with `planned / expected` samples as the factor they still come to their ends.
         """
-        self._clock.stretch = factor
+        self.clock.stretch = factor
 
-    def _seed_globally(self, *where: int | str) -> None:
-        key = keyed.key_of(self.seed, "global", *where)
+    def seed_globally(self, *where: int | str) -> None:
+        key = keyed.key_of(self._seed, "global", *where)
         seed_everything(key)
-        if self.device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.manual_seed(key)
-
-    def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
-        """`batches`, with what a run does around them."""
-        return batches
 
 
 def _looked_at(fetcher: Fetcher | Reading, start: int) -> dict[str, str]:
