@@ -21,6 +21,9 @@ from trainkit.data.sampler import SamplerOrder
 from trainkit.errors import ConfigError, require_at_least
 from trainkit.ranks import Ranks
 
+_KEYS_AHEAD = 64
+"""Keys that are worked out at a time: one by one, between the calls of a step, each takes several times as long."""
+
 
 class Feed(Ranks):
     """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone.
@@ -45,6 +48,7 @@ class Feed(Ranks):
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self._clock = Clock(seed)
         self._num_samples: int | None = None
+        self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch
 
     @property
     def position(self) -> int:
@@ -185,7 +189,10 @@ class Feed(Ranks):
     def stand_at(self, batch: Batch) -> None:
         """The next calls are about `batch`, as they are once `batches` has given it."""
         # Layers that draw from the global generators repeat their draws after a resume.
-        self._seed_globally(batch.position, self.rank)
+        if batch.position not in self._keys:
+            positions = range(batch.position, batch.position + _KEYS_AHEAD * batch.size, batch.size)
+            self._keys = {position: self._global_key(position, self.rank) for position in positions}
+        self._seed_globally(self._keys[batch.position])
         self._clock.arrive(batch)
 
     def leave_out(self) -> None:
@@ -199,8 +206,10 @@ class Feed(Ranks):
         """
         self._clock.stretch = factor
 
-    def _seed_globally(self, *where: int | str) -> None:
-        key = keyed.key_of(self.seed, "global", *where)
+    def _global_key(self, *where: int | str) -> int:
+        return keyed.key_of(self.seed, "global", *where)
+
+    def _seed_globally(self, key: int) -> None:
         seed_everything(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)

@@ -137,7 +137,7 @@ class Runtime(Feed):
         self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.is_main else Tracker()
         self._run_lock: run_directory.RunLock | None = None
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
-        self._seed_globally("start")  # modules are made next, and every rank must make the same
+        self._seed_globally(self._global_key("start"))  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
@@ -355,7 +355,7 @@ class Runtime(Feed):
 
     def begin_anew(self) -> None:
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
-        self._seed_globally("start")
+        self._seed_globally(self._global_key("start"))
         self._engine_names.clear()
         self._buffers.clear()
         self.guard.forget()
