@@ -8,12 +8,12 @@ import os
 import pytest
 
 from tests.comm import shapes
-from tests.distributed import run_ranks
 from trainkit.cli.amounts import counts, num_bytes, sizes
 from trainkit.cli.main import main
 from trainkit.comm.presets import preset_names
 from trainkit.comm.topology import Topology
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 
 def _run(capsys, *arguments):

@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 
 from tests.comm.hosts import DATA, NOWHERE, FakeNvml, bus, links, nvswitch_host, paired_host, sources
-from tests.distributed import run_ranks
 from trainkit.comm import discover as discovery
 from trainkit.comm.cluster import Cluster
 from trainkit.comm.discover import Sources, View, discover_host, look, merge, parse_topo_matrix, read_nvml
 from trainkit.comm.discover.parts import bus_id
 from trainkit.comm.topology import NETWORK, Host, Topology
 from trainkit.errors import TopologyError
+from trainkit.testing import run_ranks
 
 CPU = torch.device("cpu")
 

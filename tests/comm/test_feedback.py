@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.comm.collectives import Route
 from trainkit.comm.feedback import Feedback
 from trainkit.comm.reduce_plan import ReducePlan
 from trainkit.comm.topology import Device, Host, Link, Nic, Place, Topology
+from trainkit.testing import run_ranks
 
 GROUPS = ((0, 1), (2, 3))
 SIZES = {"a": 700, "b": 3000, "c": 11}

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from tests.comm import shapes
-from tests.distributed import RankError, run_ranks
 from trainkit.comm import measure
 from trainkit.comm.measure import Flow, Timing, bench, probe, with_flows
 from trainkit.comm.topology import Topology
+from trainkit.testing import RankError, run_ranks
 
 # -- from flows to links: pure -----------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ import trainkit
 from benchmarks.bed import Bed, why_not
 from tests import test_probe
 from tests.comm.test_feedback import _train, _two_hosts
-from tests.distributed import RankError, run_ranks
 from trainkit.comm.cluster import current_cluster
 from trainkit.comm.comm import Comm
 from trainkit.comm.reducer import Choice, Reducer
 from trainkit.comm.topology import Topology
 from trainkit.errors import ConfigError
+from trainkit.testing import RankError, run_ranks
 
 CPU = torch.device("cpu")
 needs_bed = pytest.mark.skipif(why_not() is not None, reason=f"no network namespaces: {why_not()}")
