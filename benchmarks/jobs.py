@@ -3,7 +3,6 @@
 What runs in them is the script itself, with the variables that torchrun sets.
 """
 
-import multiprocessing
 import os
 import runpy
 import signal
@@ -17,8 +16,9 @@ from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.processes import free_port
+from trainkit.testing import fork_context
 
-_PRELOADED = [
+PRELOADED = [
     "trainkit.cli.main",
     "trainkit.job",
     "trainkit.tracking.wandb",
@@ -35,8 +35,7 @@ class Job:
     def __init__(
         self, script: Path, arguments: Sequence[str], ranks: int | None, cwd: Path, environment: Mapping[str, str]
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = fork_context(*PRELOADED)
         self.args = [str(script), *arguments]
         self._directory = tempfile.TemporaryDirectory()
         self._said = [Path(self._directory.name, name) for name in ("out", "err")]

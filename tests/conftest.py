@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import end_pools
+from benchmarks.jobs import PRELOADED
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
+from trainkit.testing import end_pools, fork_context
 
 ROOT = Path(__file__).parent.parent
+fork_context(*PRELOADED)  # the processes of jobs and those of ranks have one parent
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.jobs import TOY, TRAIN, run, torchrun
 from trainkit import checkpoint
 from trainkit.errors import ConfigError, TrainkitError
+from trainkit.testing import run_ranks
 
 
 def _rank() -> int:

@@ -9,11 +9,11 @@ import torch
 
 import trainkit
 from benchmarks.processes import free_port
-from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, TRAIN, environment, newest_tensors, run
 from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import checkpoint
 from trainkit.cli.main import main
+from trainkit.testing import run_ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

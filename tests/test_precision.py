@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 NUM_STEPS, PLANTED, FIRST_SCALE = 6, 3, 1024.0
 

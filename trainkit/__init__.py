@@ -24,6 +24,7 @@ errors       what is raised; TrainkitError is the base class
 ops          layers in C++ and CUDA, each with its reference in plain PyTorch
 optim        optimizers, schedules, averages of weights; MultiOptimizer makes one of several
 prune        masks over weights while training goes on
+testing      functions on several ranks of this machine, for tests
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from trainkit.lazy import exports
 
 if TYPE_CHECKING:
-    from trainkit import data, errors, ops, optim, prune
+    from trainkit import data, errors, ops, optim, prune, testing
     from trainkit.distributed.processes import launch
     from trainkit.engine.engine import Engine
     from trainkit.engine.step_result import StepResult
@@ -72,6 +73,7 @@ __all__ = [
     "ops",
     "optim",
     "prune",
+    "testing",
 ]
 
 if not TYPE_CHECKING:  # they would be told that any name is there
@@ -103,5 +105,6 @@ if not TYPE_CHECKING:  # they would be told that any name is there
             "ops": "trainkit.ops",
             "optim": "trainkit.optim",
             "prune": "trainkit.prune",
+            "testing": "trainkit.testing",
         },
     )

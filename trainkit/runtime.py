@@ -122,7 +122,7 @@ class Runtime:
         self.stream = DataStream(
             self.ranks, chosen, seed=seed, dtype=self.dtype, num_workers=num_workers, wrap=self._iterated
         )
-        self.stream.seed_globally("start")  # modules are made next, and every rank must make the same
+        self.stream.seed_at_start()  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, tell=lambda text: self.tracker.message(text))
@@ -430,7 +430,7 @@ class Runtime:
 
     def reset(self) -> None:
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
-        self.stream.seed_globally("start")
+        self.stream.seed_at_start()
         self._engine_names.clear()
         self._buffers.clear()
         self.guard.forget()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.checkpoint import run_directory
 from trainkit.checkpoint.run_directory import LOCK_FILE, RunLock, make
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 
 def test_names_by_the_clock_are_never_shared(tmp_path):

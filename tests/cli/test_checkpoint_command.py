@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.cli.main import main
+from trainkit.testing import run_ranks
 
 
 def _save(run_dir):

@@ -7,11 +7,11 @@ import os
 
 import pytest
 
-from tests.distributed import run_ranks
 from tests.topology import shapes
 from trainkit.cli.amounts import counts, num_bytes, sizes
 from trainkit.cli.main import main
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 from trainkit.topology.presets import preset_names
 from trainkit.topology.topology import Topology
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 NUM_SAMPLES, BATCH = 300, 16
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import TensorDataset, default_collate
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.data.batch import Batch
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 NUM, SIZE = 10, 4
 X = np.arange(NUM * 3, dtype=np.float32).reshape(NUM, 3)

@@ -21,9 +21,9 @@ from torch.utils.data import (
 )
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.errors import ConfigError
 from trainkit.random import key_of
+from trainkit.testing import run_ranks
 
 NUM, BATCH, STEPS, SEED = 30, 4, 20, 11
 X = torch.arange(NUM)

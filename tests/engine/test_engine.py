@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError, UsageError
+from trainkit.testing import run_ranks
 
 BATCH, NUM_STEPS = 12, 10
 

@@ -11,9 +11,9 @@ import torch
 import xxhash
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit import checkpoint
 from trainkit.errors import CheckpointError
+from trainkit.testing import run_ranks
 
 
 def _engine(runtime):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import handover
-from tests.distributed import run_ranks
+from trainkit.testing import run_ranks
 
 # Each writes once to itself and once to another, for one model and the other in turn.
 CELLS = [

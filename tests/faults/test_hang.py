@@ -11,7 +11,6 @@ import torch
 
 import trainkit
 from benchmarks.overhead_distributed import Collectives
-from tests.distributed import run_ranks
 from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
 from trainkit.distributed.cluster import Cluster
@@ -20,6 +19,7 @@ from trainkit.health import hang
 from trainkit.health.hang import EXIT_CODE, Watchdog
 from trainkit.health.stacks import stand_of
 from trainkit.health.verdict import Sign, judge
+from trainkit.testing import run_ranks
 
 HANG_AFTER_S = 4.0
 KILLED_AFTER_S = 35.0  # torchrun's SIGKILL comes 30 s after its SIGTERM

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.faults import sick
 from tests.faults.sick import BATCH, NUM_SAMPLES, NUM_STEPS, POSITION, SICK, STEP
 from tests.jobs import TOY, newest_tensors, run
@@ -18,6 +17,7 @@ from trainkit import checkpoint
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.health.guard import MOST_SKIPPED
+from trainkit.testing import run_ranks
 from trainkit.training.rewinds import MOST_REWINDS
 
 CELLS = (("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("zero2", 2))

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit import checkpoint
 from trainkit.checkpoint import saver, sharded
 from trainkit.errors import CheckpointError
+from trainkit.testing import run_ranks
 
 
 class _Lines(trainkit.Tracker):

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
@@ -24,6 +23,7 @@ from trainkit.distributed import agent
 from trainkit.errors import ClusterError, ConfigError
 from trainkit.health import signals as module
 from trainkit.health.signals import Preempted, Signals
+from trainkit.testing import run_ranks
 
 JOB = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=null", "evaluate_every=100", "deterministic=true"]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.distributed.cluster import Cluster, _require_no_other_launcher, _why, current_cluster
 from trainkit.errors import ClusterError
+from trainkit.testing import run_ranks
 
 OF_NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, invalid usage
 ncclInvalidUsage: This usually reflects invalid usage of NCCL library.

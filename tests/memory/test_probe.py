@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distributed import run_ranks
 from tests.jobs import TOY, run
 from tests.strategy import scenes
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.probe import fewest_that_fit, is_out_of_memory
+from trainkit.testing import run_ranks
 from trainkit.training.accumulation import fewest_micro_batches
 
 PLACES = ("forward", "backward", "setup")

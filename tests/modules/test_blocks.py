@@ -9,9 +9,9 @@ from torch import nn
 
 import trainkit
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 SMALL = Architecture(
     hidden_size=32, num_layers=3, num_heads=2, feed_forward_size=64, max_length=16, dropout=0.1, attention_dropout=0.1

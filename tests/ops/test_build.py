@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed import run_ranks
 from trainkit.errors import ConfigError
 from trainkit.ops import build, library
+from trainkit.testing import run_ranks
 
 ROOT = Path(__file__).parents[2]
 CXX = build.find_cxx()

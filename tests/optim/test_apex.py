@@ -9,10 +9,10 @@ import types
 import pytest
 import torch
 
-from tests.distributed import RankError, run_ranks
 from tests.strategy import scenes
 from trainkit.errors import ConfigError
 from trainkit.optim import apex
+from trainkit.testing import RankError, run_ranks
 
 
 class FakeLamb(torch.optim.SGD):

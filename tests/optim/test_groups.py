@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy.scenes import EVERY, error, flat, make_runtime, precision_of, whole_state
 from trainkit.cli.main import main
 from trainkit.config import compose
 from trainkit.errors import ConfigError
 from trainkit.job import train
+from trainkit.testing import run_ranks
 
 SCHEDULERS = {
     "StepLR": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5),

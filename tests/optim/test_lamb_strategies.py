@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import RankError, run_ranks
 from tests.strategy import scenes
 from trainkit.errors import UsageError
 from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb
 from trainkit.strategy.deepspeed import ZeroBackend
+from trainkit.testing import RankError, run_ranks
 
 CLIP = 0.75
 KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}

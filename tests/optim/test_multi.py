@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy.scenes import EVERY, error, flat, make_runtime, precision_of, whole_state
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 NUM_STEPS, BATCH = 6, 8
 

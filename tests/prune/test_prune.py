@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim import AdamW, Lamb
 from trainkit.prune import Cubic, Magnitude, lowest
+from trainkit.testing import run_ranks
 
 NUM_STEPS = 8
 SCHEDULE = {"final": 0.75, "begin": 2, "end": 6, "every": 2}

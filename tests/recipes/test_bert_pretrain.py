@@ -14,10 +14,10 @@ from recipes.bert.fill import fill
 from recipes.bert.model import TINY
 from recipes.bert.pretrain import MaskedLanguageModelling
 from recipes.bert.report import Report, outlook
-from tests.distributed import run_ranks
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets, Text
 from trainkit.errors import CheckpointError, ConfigError, DataError
+from trainkit.testing import run_ranks
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
 PRE_NORM = replace(TINY, norm="pre", positions="relative", num_segments=0, dropout=0.0, attention_dropout=0.0)

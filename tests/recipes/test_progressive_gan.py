@@ -19,7 +19,6 @@ from recipes.progressive_gan.networks import (
 from recipes.progressive_gan.pictures import animate, grid
 from recipes.progressive_gan.sample import sample
 from recipes.progressive_gan.train import ProgressiveGAN
-from tests.distributed import run_ranks
 from tests.jobs import run
 from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import Runtime, Tracker
@@ -28,6 +27,7 @@ from trainkit.errors import ConfigError, DataError
 from trainkit.ops.concat import append_minibatch_stddev
 from trainkit.ops.pixel_norm import pixel_norm
 from trainkit.ops.resample import downsample, upsample
+from trainkit.testing import run_ranks
 
 SMALL = Widths(latent_dim=8, fmap_base=64, fmap_max=16, channels=3)
 TRAINED_SHORTLY = [

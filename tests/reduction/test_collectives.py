@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.bed import Bed, why_not
-from tests.distributed import run_ranks
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, flat
 from trainkit.reduction.codec import decode, encode
 from trainkit.reduction.collectives import Route
+from trainkit.testing import run_ranks
 
 PAIRS = ((0, 1), (2, 3))
 needs_bed = pytest.mark.skipif(why_not() is not None, reason=f"no network namespaces: {why_not()}")

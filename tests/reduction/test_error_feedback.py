@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit.planning.reduce_plan import ReducePlan
 from trainkit.reduction.collectives import Route
 from trainkit.reduction.error_feedback import Feedback
+from trainkit.testing import run_ranks
 from trainkit.topology.topology import Device, Host, Link, Nic, Place, Topology
 
 GROUPS = ((0, 1), (2, 3))

@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 import trainkit
 from benchmarks.bed import Bed, why_not
-from tests.distributed import RankError, run_ranks
 from tests.memory import test_probe
 from tests.reduction.test_error_feedback import _train, _two_hosts
 from trainkit.distributed.cluster import current_cluster
 from trainkit.errors import ConfigError
 from trainkit.reduction.comm import Comm
 from trainkit.reduction.reducer import Choice, Reducer
+from trainkit.testing import RankError, run_ranks
 from trainkit.topology.topology import Topology
 from trainkit.training.accumulation import fewest_micro_batches
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.errors import UsageError
+from trainkit.testing import run_ranks
 
 
 def _setup(runtime, module, **given):

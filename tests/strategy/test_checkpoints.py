@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from benchmarks import handover
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit import checkpoint
 from trainkit.optim import Lamb
+from trainkit.testing import run_ranks
 
 PARTS = ("module", "optimizer", "average")
 WHERE = (*handover.WHERE, ("hsdp", 4))

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.distributed import run_ranks
 from tests.strategy import drawn as runs
+from trainkit.testing import run_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy.scenes import EVERY, SHARDED, data, error, flat, make_runtime, network, precision_of, whole_state
 from trainkit.checkpoint.sharded import write_safetensors
 from trainkit.distributed.shard import DTYPES
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
 from trainkit.strategy.fitting import require_elementwise
+from trainkit.testing import run_ranks
 
 OPTIMIZERS = sorted(name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer")
 NOT_ELEMENTWISE = {"Adafactor", "Muon"}

@@ -9,7 +9,7 @@ from torch import nn
 
 import trainkit
 from benchmarks import memory
-from tests.distributed import run_ranks
+from trainkit.testing import run_ranks
 
 NUM_RANKS = 4
 STRATEGIES = {

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.data.order import Order
 from trainkit.errors import UsageError
+from trainkit.testing import run_ranks
 
 NUM_STEPS = 4
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import parity
-from tests.distributed import run_ranks
+from trainkit.testing import run_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 SPLITS = ((2, 4), (4, 1))

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from tests.strategy.scenes import error, tolerance
 from trainkit.errors import ConfigError, UsageError
+from trainkit.testing import run_ranks
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.strategy import scenes
 from trainkit.data.order import Order
 from trainkit.errors import UsageError
+from trainkit.testing import run_ranks
 
 NUM_STEPS, BATCH = 5, 12
 ZERO = ("zero1", "zero2", "zero3")

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.jobs import TOY, run
 from tests.strategy import scenes
 from trainkit import load_recipe
 from trainkit.errors import NonFiniteError
+from trainkit.testing import run_ranks
 
 KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}
 

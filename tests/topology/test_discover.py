@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed import run_ranks
 from tests.topology.hosts import DATA, NOWHERE, FakeNvml, bus, links, nvswitch_host, paired_host, sources
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
+from trainkit.testing import run_ranks
 from trainkit.topology import discover as discovery
 from trainkit.topology.discover import Sources, View, discover_host, look, merge, parse_topo_matrix, read_nvml
 from trainkit.topology.discover.parts import bus_id

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed import RankError, run_ranks
 from tests.topology import shapes
+from trainkit.testing import RankError, run_ranks
 from trainkit.topology import measure
 from trainkit.topology.measure import Flow, Timing, bench, probe, with_flows
 from trainkit.topology.topology import Topology

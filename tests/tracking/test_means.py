@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.faults import sick
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 from trainkit.tracking import Means
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import trainkit
-from tests.distributed import run_ranks
 from trainkit import checkpoint
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 from trainkit.training.budget import Budget
 
 BATCH, PLANNED = 4, 1000

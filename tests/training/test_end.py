@@ -8,8 +8,8 @@ import torch
 
 import trainkit
 from tests.counting import Counting
-from tests.distributed import run_ranks
 from tests.jobs import ROOT, TOY, environment, run
+from trainkit.testing import run_ranks
 
 
 def fit(run_dir, losses=range(9), *, num_steps=6, commands=(), tracker=None, **options):

@@ -3,10 +3,10 @@
 import pytest
 
 import trainkit
-from tests.distributed import run_ranks
 from tests.training.test_end import Counting, fit
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
 
 WORSE = [5, 3, 4, float("nan"), 3, 9, 9]  # the best one is the second; 3 again is no improvement
 

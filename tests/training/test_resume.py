@@ -9,11 +9,11 @@ import torch
 
 import trainkit
 from tests.counting import Counting
-from tests.distributed import run_ranks
 from tests.jobs import TOY, newest_tensors, run, run_until
 from trainkit import checkpoint
 from trainkit.checkpoint import store
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.testing import run_ranks
 
 
 def _steps(run_dir: Path) -> list[int]:

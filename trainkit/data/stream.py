@@ -22,6 +22,9 @@ from trainkit.errors import ConfigError, require_at_least
 
 Wrap = Callable[[Iterator[Batch], bool], Iterator[Batch]]
 
+_KEYS_AHEAD = 64
+"""Keys that are worked out at a time: one by one, between the calls of a step, each takes several times as long."""
+
 
 class DataStream:
     """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone."""
@@ -50,6 +53,7 @@ class DataStream:
         """The position at which the batches that were asked for last end."""
         self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
         self._num_workers, self._wrap = num_workers, wrap
+        self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch
 
     def batches(
         self,
@@ -169,7 +173,10 @@ class DataStream:
     def visit(self, batch: Batch) -> None:
         """The next calls are about `batch`, as they are once `batches` has given it."""
         # Layers that draw from the global generators repeat their draws after a resume.
-        self.seed_globally(batch.position, self._ranks.rank)
+        if batch.position not in self._keys:
+            positions = range(batch.position, batch.position + _KEYS_AHEAD * batch.size, batch.size)
+            self._keys = {position: self._global_key(position, self._ranks.rank) for position in positions}
+        self._seed_generators(self._keys[batch.position])
         self.clock.arrive(batch)
 
     def skip(self) -> None:
@@ -183,8 +190,14 @@ class DataStream:
         """
         self.clock.stretch = factor
 
-    def seed_globally(self, *where: int | str) -> None:
-        key = keyed.key_of(self._seed, "global", *where)
+    def seed_at_start(self) -> None:
+        """Seeds the global generators as every rank's are seeded before modules are made."""
+        self._seed_generators(self._global_key("start"))
+
+    def _global_key(self, *where: int | str) -> int:
+        return keyed.key_of(self._seed, "global", *where)
+
+    def _seed_generators(self, key: int) -> None:
         seed_everything(key)
         if self._device.type == "cuda":
             torch.cuda.manual_seed(key)

@@ -123,11 +123,10 @@ class Watchdog:
         self._num_loops += 1
         try:
             with nullcontext() if step is not None else self.during("evaluation"):
-                for batch in self._fetched(self.times.timed(batches) if step is not None else batches):
+                for batch in self._fetched(iter(batches), is_training=step is not None):
                     if step is not None:
                         step = self.step = step + 1
                         self._num_done["step"] += 1
-                    self.beat()
                     if self._news:
                         self._tell(self._news.popleft())
                     yield batch
@@ -135,38 +134,52 @@ class Watchdog:
             self._num_loops -= 1
             self._beat_at = math.inf  # what a user does between two loops is nobody's interval
 
-    def _fetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _fetched(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
         """`batches`, with the wait for each as an activity of its own: no other rank can be what it waits for."""
-        iterator = iter(batches)
         while True:
-            with self.during(DATA):
-                batch = next(iterator, None)
+            # As `during` has it, which costs a small step three times as much.
+            asked = self._enter(DATA)
+            try:
+                batch = next(batches, None)
+            finally:
+                arrived = self._leave(DATA)
             if batch is None:
                 return
+            if is_training:
+                self.times.fetched(asked, arrived)
             yield batch
 
-    def beat(self) -> None:
-        """A mark of progress."""
-        now = time.monotonic()
+    def beat(self) -> float:
+        """A mark of progress; the time, as `time.perf_counter` has it."""
+        now = time.perf_counter()
         if now - self._beat_at > self._longest.get(self._activity, 0.0):
             self._longest[self._activity] = now - self._beat_at
         self._beat_at = now
         self.beats += 1
+        return now
 
     @contextmanager
     def during(self, activity: str) -> Iterator[None]:
         """What is done inside is no training step, and takes its own time."""
-        self.beat()
-        self._within.append(activity)
-        self._activity = activity
+        self._enter(activity)
         try:
             yield
         finally:
-            self.beat()
-            self._within.remove(activity)
-            self._activity = self._within[-1] if self._within else "step"
-            if activity not in self._within:
-                self._num_done[activity] = self._num_done.get(activity, 0) + 1
+            self._leave(activity)
+
+    def _enter(self, activity: str) -> float:
+        now = self.beat()
+        self._within.append(activity)
+        self._activity = activity
+        return now
+
+    def _leave(self, activity: str) -> float:
+        now = self.beat()
+        self._within.remove(activity)
+        self._activity = self._within[-1] if self._within else "step"
+        if activity not in self._within:
+            self._num_done[activity] = self._num_done.get(activity, 0) + 1
+        return now
 
     def end(self) -> None:
         """Stops watching, and waits for the thread. The others are told."""
