@@ -15,7 +15,7 @@ except ImportError:  # before setuptools 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainkit" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainkit" / "version.py").read_text()).group(1)
 
 DEEPSPEED = ["deepspeed>=0.19"]
 TENSORBOARD = ["tensorboard>=2.18"]

@@ -29,11 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks import overhead
 from benchmarks.bed import INTERFACE, Bed, Order, why_not
-from trainkit.distributed.cluster import current_cluster
-from trainkit.planning.reduce_plan import FORMATS, Format, ReducePlan, flat
-from trainkit.reduction.collectives import Route
-from trainkit.reduction.comm import Comm
-from trainkit.reduction.reducer import Reducer
+from trainkit.distributed import current_cluster
+from trainkit.planning import FORMATS, Format, ReducePlan, flat
+from trainkit.reduction import Comm, Reducer, Route
 
 MB = 2**20
 CPU = torch.device("cpu")

@@ -23,10 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
-from trainkit.planning.cost import CostModel
-from trainkit.planning.reduce_plan import flat
-from trainkit.topology.presets import preset
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.planning import CostModel, flat
+from trainkit.topology import NETWORK, Device, Host, Link, Nic, Topology, preset
 
 GIB, MIB = 1 << 30, 1 << 20
 FITTED = {

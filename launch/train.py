@@ -22,7 +22,7 @@ def has_failed_before() -> bool:
 def main() -> int:
     """The exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
-    from trainkit.cli.main import HELP_TRAIN, add_train_arguments, guarded, parse, run_train
+    from trainkit.cli import HELP_TRAIN, add_train_arguments, guarded, parse, run_train
 
     parser = argparse.ArgumentParser(
         description="Train what a configuration describes, on this process, on N, or on all that torchrun started.",

@@ -28,12 +28,12 @@ def _seeds_by_rank():
 
 
 def _versions():
-    version = trainkit.__version__
-    trainkit.__version__ = f"{1 + min(_rank(), 1)}.0"
+    version = trainkit.version.__version__
+    trainkit.version.__version__ = f"{1 + min(_rank(), 1)}.0"
     try:
         return _runtime()
     finally:
-        trainkit.__version__ = version
+        trainkit.version.__version__ = version
 
 
 def _strategies():

@@ -30,6 +30,7 @@ testing      functions on several ranks of this machine, for tests
 from typing import TYPE_CHECKING
 
 from trainkit.lazy import exports
+from trainkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from trainkit import data, errors, ops, optim, prune, testing
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from trainkit.tracking import Last, Tracker
     from trainkit.trainer import Trainer
 
-__version__ = "0.1.0"
 __all__ = [
     "DDP",
     "FSDP",

@@ -4,25 +4,45 @@ import difflib
 import math
 from collections.abc import Iterable
 
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "NonFiniteError",
+    "PeerError",
+    "TopologyError",
+    "TrainkitError",
+    "UntrustedError",
+    "UsageError",
+    "nearest",
+    "require_above_zero",
+    "require_at_least",
+]
+
 
 class TrainkitError(Exception):
-    """Base of every error that is the user's to mend; launchers print it as one line and exit with 2."""
+    """Base class of every error that the user can correct; commands print it as one line and exit with 2."""
 
     recurs = True
-    """Whether the same command would meet it again, so that torchrun's --max-restarts had better not try."""
+    """Whether the same command would fail again, so that torchrun's --max-restarts should not restart it."""
 
 
 class ConfigError(TrainkitError, ValueError):
-    """A key, a value or a combination of them that cannot be."""
+    """A key, a value or a combination of them that is invalid."""
 
 
 class UntrustedError(ConfigError):
-    """What a stored configuration names is not ours to run without being told so."""
+    """A stored configuration names code that is not part of trainkit, which runs only where the user trusts it.
+
+    Args:
+        named: the code, as the message names it.
+    """
 
     def __init__(self, named: str) -> None:
         super().__init__(
-            f"{named} would run code that is not trainkit's or its recipes': where you know where the checkpoint comes "
-            f"from, type the same command with --trust (in Python: load_recipe(..., trust=True))"
+            f"{named} would run code that is not part of trainkit or its recipes: if you know where the checkpoint "
+            f"comes from, type the same command with --trust (in Python: load_recipe(..., trust=True))"
         )
 
 
@@ -31,23 +51,23 @@ class DataError(TrainkitError, ValueError):
 
 
 class CheckpointError(TrainkitError, RuntimeError):
-    """A directory that is not a whole checkpoint, or one of another model; one that could not be written."""
+    """A directory that is not a complete checkpoint or belongs to another model; one that could not be written."""
 
     recurs = False  # a disk may be full for a while
 
 
 class UsageError(TrainkitError, RuntimeError):
-    """The library's methods called in an order that has no meaning."""
+    """Methods of the library called in an invalid order."""
 
 
 class PeerError(UsageError):
-    """Another rank failed, and says itself why."""
+    """Another rank failed; its own message says why."""
 
     recurs = False
 
 
 class ClusterError(TrainkitError, RuntimeError):
-    """Process variables that do not describe a job, a process group that cannot be made, or ranks that are gone."""
+    """Process variables that describe no job, a process group that cannot be made, or ranks that are gone."""
 
     recurs = False
 
@@ -57,33 +77,58 @@ class TopologyError(TrainkitError, ValueError):
 
 
 class NonFiniteError(TrainkitError, ArithmeticError):
-    """A loss or a gradient that is no longer a number."""
+    """A loss or a gradient that is infinite or NaN."""
 
 
 def require_at_least(least: float, prefix: str = "", **values: float | None) -> None:
-    """Raises ConfigError naming the first of `values`, as `prefix` and its name, that is below `least`; None is not.
+    """Checks that numbers are finite and not below a bound.
 
-    >>> require_at_least(1, "recipe.", batch_size=8, num_steps=0)
-    Traceback (most recent call last):
-    trainkit.errors.ConfigError: recipe.num_steps=0: allowed is 1 or more
+    Args:
+        least: the smallest number that is allowed.
+        prefix: of the names in the message, such as `recipe.`.
+        values: numbers by name; None is not checked.
+
+    Raises:
+        ConfigError: naming the first value that is out of range.
+
+    Example:
+        >>> require_at_least(1, "recipe.", batch_size=8, num_steps=0)
+        Traceback (most recent call last):
+        trainkit.errors.ConfigError: recipe.num_steps=0: must be 1 or more
     """
     for name, value in values.items():
         if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{prefix}{name}={value}: allowed is {least} or more")
+            raise ConfigError(f"{prefix}{name}={value}: must be {least} or more")
 
 
 def require_above_zero(prefix: str = "", **values: float | None) -> None:
-    """Raises ConfigError naming the first of `values` that is not above 0 and finite; None is left alone."""
+    """Checks that numbers are finite and above 0.
+
+    Args:
+        prefix: of the names in the message, such as `recipe.`.
+        values: numbers by name; None is not checked.
+
+    Raises:
+        ConfigError: naming the first value that is out of range.
+    """
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{prefix}{name}={value}: allowed is a number above 0")
+            raise ConfigError(f"{prefix}{name}={value}: must be a number above 0")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else an empty string.
+    """The end of an error message that suggests a name.
 
-    >>> nearest("precison", ["precision", "seed"])
-    " Did you mean 'precision'?"
+    Args:
+        name: what was given.
+        allowed: the names that are allowed.
+
+    Returns:
+        ` Did you mean 'x'?` where one of `allowed` is close to `name`, else an empty string.
+
+    Example:
+        >>> nearest("precison", ["precision", "seed"])
+        " Did you mean 'precision'?"
     """
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

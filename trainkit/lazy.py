@@ -1,4 +1,4 @@
-"""Names that a package exports and whose modules are imported by their first use (PEP 562)."""
+"""Names that a package exports and whose modules are imported when they are first used (PEP 562)."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,10 +8,14 @@ from typing import Any
 
 
 def exports(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of `package`, which lists its `__all__`.
+    """Makes the module-level functions `__getattr__` and `__dir__` of a package.
 
-    modules: where each name is defined; a name whose module is `package.name` is that module. Other modules of the
-    package are attributes too, as they would be if anything had imported them.
+    Args:
+        package: its full name. Its other modules are attributes too, as they are once anything has imported them.
+        modules: full name of the module that defines each exported name; `package.name` itself for a module.
+
+    Returns:
+        `__getattr__`, which imports, and `__dir__`, which lists `__all__`.
     """
     namespace = vars(sys.modules[package])
 

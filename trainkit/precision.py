@@ -14,6 +14,8 @@ from trainkit.errors import ConfigError, nearest
 from trainkit.modules.blocks import Forward, replace_forward
 from trainkit.ops.dtypes import widened
 
+__all__ = ["Kept", "LossScaler", "Name", "Precision", "in_full_precision"]
+
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")
 SMALLEST_SCALE = 2.0**-24  # fp16's smallest number: what overflows with it is above 2**40, or no number at all

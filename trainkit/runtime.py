@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainkit import version
 from trainkit.checkpoint import run_directory
 from trainkit.checkpoint.io import CheckpointIO, Loaded
 from trainkit.data.batch import Batch
@@ -125,7 +126,7 @@ class Runtime:
         self.stream.seed_at_start()  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
-        self.guard = Guard(nonfinite, self.ranks, self.stream.clock, tell=lambda text: self.tracker.message(text))
+        self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
         self.run_log = RunLog(
             self.tracker, ranks=self.ranks, run_dir=self.run_dir, describe=self._describe, started=self._close_first
         )
@@ -139,12 +140,10 @@ class Runtime:
 
     def _require_same_arguments(self, **others: Any) -> None:
         """Leaves the process group where ranks were given other ones. Collective."""
-        from trainkit import __version__  # not set yet while the package imports this module
-
         try:
             self.ranks.require_same(
                 {
-                    "trainkit": __version__,
+                    "trainkit": version.__version__,
                     "torch": torch.__version__,
                     "device": self.device.type,
                     "strategy": self.strategy,

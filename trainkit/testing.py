@@ -19,6 +19,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+__all__ = ["RankError", "end_pools", "fork_context", "run_ranks"]
+
 _MAX_GROUPS = 16  # process groups that a worker may hold: the threads of each look for messages all the time
 # What most processes need; the first for torch.use_deterministic_algorithms.
 _PRELOADED = ["torch._inductor.config", "torch.distributed.fsdp", "trainkit.job"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainkit import checkpoint
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, require_at_least
-from trainkit.health.nonfinite import Fault, Tripped
+from trainkit.health.nonfinite import Fault, NonFiniteStepError
 from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -205,8 +205,8 @@ class Trainer:
                 self._train_on(batches)
                 self.runtime.log_rest()
                 return self.runtime.guard.read()
-            except Tripped as trip:
-                fault = trip.fault
+            except NonFiniteStepError as error:
+                fault = error.fault
             batches = self._go_back(fault)
 
     def _train_on(self, batches: Iterable[Batch]) -> None:
@@ -248,7 +248,7 @@ class Trainer:
         metrics = self.recipe.train_step(batch)
         faults = runtime.guard.skipped()
         if faults:
-            runtime.tracker.message(f"{self._report(faults)}. The step is left out")
+            runtime.tracker.message(f"{self._report(faults)}. The step is skipped")
         return metrics
 
     def _report(self, faults: Iterable[Fault]) -> str:
@@ -259,7 +259,7 @@ class Trainer:
             self.recipe.train_step(batch)
 
         with runtime.run_log.throughput.paused():
-            return runtime.guard.report(faults, self.recipe.engines().values(), again, runtime.run_dir)
+            return runtime.guard.describe(faults, self.recipe.engines().values(), again, runtime.run_dir)
 
     def _go_back(self, fault: Fault) -> Iterator[Batch]:
         """To the newest checkpoint: the batches from there on, that of `fault` left out. Collective.
@@ -268,7 +268,7 @@ class Trainer:
         """
         runtime, told = self.runtime, self._report([fault])
         if runtime.guard.policy != "rewind":
-            raise NonFiniteError(f"{told}. {runtime.guard.last_words}")
+            raise NonFiniteError(f"{told}. {runtime.guard.stop_reason}")
         self._report_failed_save()
         path = runtime.checkpoints.find(self.rewinds.add(fault, where_to_resume(runtime, "auto") or self._origin, told))
         runtime.tracker.message(f"{told}. Goes back to {path}, and will leave this batch out")

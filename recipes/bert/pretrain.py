@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from recipes.bert.data import IGNORED, Masked, Masking, check_share
+from recipes.bert.filled import Filled, fill
 from recipes.bert.hugging_face import load_hugging_face
 from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from recipes.bert.report import Report, guessed, outlook
@@ -141,8 +142,45 @@ class MaskedLanguageModelling(Recipe):
     def guessed(self) -> dict[str, float]:
         """Accuracy of guesses from counts of neighbours, by name, see `report.guessed`. Collective."""
         if not self._guessed:
-            self._guessed = guessed(self)
+            self._guessed = guessed(
+                self.datasets, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
+            )
         return self._guessed
+
+    def fill(self, sentence: str) -> Filled:
+        """Guesses each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
+
+        Args:
+            sentence: text with at least one [MASK].
+
+        Returns:
+            The sentence and the guesses.
+
+        Raises:
+            DataError: for a sentence without [MASK], or one that is too long.
+        """
+        self.model.module.eval()
+        try:
+            return fill(
+                self.model,
+                self.tokenizer,
+                sentence,
+                max_length=self.architecture.max_length,
+                device=self.runtime.device,
+            )
+        finally:
+            self.model.module.train()
+
+    def report(self) -> Report:
+        """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
+        return Report.of(
+            self.held_out(),
+            -(-len(self.datasets.held_out) // self.evaluation_batch_size),
+            tokenizer=self.tokenizer,
+            runtime=self.runtime,
+            baselines=self.guessed(),
+            sentences=map(self.fill, self.sentences),
+        )
 
     @torch.no_grad()
     def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
@@ -192,7 +230,7 @@ class MaskedLanguageModelling(Recipe):
             )
 
     def finish(self) -> None:
-        report = Report.of(self)
+        report = self.report()
         tracker, step = self.runtime.tracker, self.runtime.step
         tracker.text(step, "held-out text, filled in", report.examples)
         if report.sentences:

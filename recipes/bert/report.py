@@ -1,21 +1,19 @@
 """What a model has learnt, for a reader: held-out text with its holes filled in, and accuracy beside the baselines."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.bert.baselines import TWO_SIDED, NeighbourCounts
 from recipes.bert.data import IGNORED, Masked
-from recipes.bert.fill import fill
-
-if TYPE_CHECKING:
-    from recipes.bert.pretrain import MaskedLanguageModelling
-    from trainkit.data import Batch
+from recipes.bert.filled import Filled
+from trainkit import Runtime
+from trainkit.data import Batch, Datasets
 
 _NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
@@ -35,38 +33,70 @@ class Report:
     rows: list[tuple[str, float]]
 
     @classmethod
-    def of(cls, recipe: "MaskedLanguageModelling") -> "Report":
-        """Measures on the whole held-out split. Collective: every rank calls, and gets the same rows."""
+    def of(
+        cls,
+        held_out: Iterable[tuple[Batch, Masked, Tensor]],
+        num_batches: int,
+        *,
+        tokenizer: Any,
+        runtime: Runtime,
+        baselines: Mapping[str, float],
+        sentences: Iterable[Filled],
+    ) -> "Report":
+        """Measures on the whole held-out split. Collective: every rank must call.
+
+        Args:
+            held_out: this rank's share of each global batch, how it was masked, and logits [B, K, V].
+            num_batches: batches of `held_out`.
+            tokenizer: of the model.
+            runtime: of the job.
+            baselines: accuracy by name, on the same masked positions.
+            sentences: the recipe's own, filled in.
+
+        Returns:
+            The report, with the same rows on every rank.
+        """
         num_correct, num_masked = torch.zeros(()), torch.zeros(())
         examples: list[str] = []
-        num_batches = -(-len(recipe.datasets.held_out) // recipe.evaluation_batch_size)
         every = max(1, num_batches // _NUM_EXAMPLES)  # examples from all over the split
-        for number, (batch, masked, logits_BKV) in enumerate(recipe.held_out()):
+        for number, (batch, masked, logits_BKV) in enumerate(held_out):
             labels_BK, guess_BK = masked.labels_BK.cpu(), logits_BKV.argmax(dim=-1).cpu()
             num_correct = num_correct + (guess_BK == labels_BK).sum()
             num_masked = num_masked + (labels_BK != IGNORED).sum()
             if number % every == 0:
-                examples += islice(_examples(recipe.tokenizer, batch, masked, guess_BK), 1)
-        totals = recipe.runtime.ranks.all_reduce_sum({"correct": num_correct, "masked": num_masked})
+                examples += islice(_examples(tokenizer, batch, masked, guess_BK), 1)
+        totals = runtime.ranks.all_reduce_sum({"correct": num_correct, "masked": num_masked})
         return cls(
             examples="\n\n".join(examples[:_NUM_EXAMPLES]),
-            sentences="\n".join(str(fill(recipe, sentence)) for sentence in recipe.sentences),
+            sentences="\n".join(map(str, sentences)),
             columns=("guesser", f"accuracy on {int(totals['masked']):,} tokens"),
-            rows=[("model", totals["correct"] / totals["masked"]), *recipe.guessed().items()],
+            rows=[("model", totals["correct"] / totals["masked"]), *baselines.items()],
         )
 
 
-def guessed(recipe: "MaskedLanguageModelling") -> dict[str, float]:
-    """By name of a baseline, its accuracy on the masked tokens of the held-out split. Collective: every rank calls."""
-    counts = NeighbourCounts(_windows(recipe.datasets.train), recipe.tokenizer)
+def guessed(
+    datasets: Datasets, held_out: Iterable[tuple[Batch, Masked]], *, tokenizer: Any, runtime: Runtime
+) -> dict[str, float]:
+    """Measures baselines on the masked tokens of the held-out split. Collective: every rank must call.
+
+    Args:
+        datasets: whose training text the baselines count.
+        held_out: this rank's share of each global batch, and how it was masked.
+        tokenizer: of the model.
+        runtime: of the job.
+
+    Returns:
+        Accuracy by the name of a baseline, the same on every rank.
+    """
+    counts = NeighbourCounts(_windows(datasets.train), tokenizer)
     correct: dict[str, Tensor] = {}
     num_masked = torch.zeros(())
-    for batch, masked in recipe.masked_held_out():
+    for batch, masked in held_out:
         labels_BK = masked.labels_BK.cpu()
         for name, guess_BK in counts.guesses(batch.tokens, masked.chosen_BK).items():
             correct[name] = correct.get(name, torch.zeros(())) + (guess_BK == labels_BK).sum()
         num_masked = num_masked + (labels_BK != IGNORED).sum()
-    totals = recipe.runtime.ranks.all_reduce_sum({**correct, "masked": num_masked})
+    totals = runtime.ranks.all_reduce_sum({**correct, "masked": num_masked})
     masked_tokens = totals.pop("masked")
     return {name: count / masked_tokens for name, count in totals.items()}
 
@@ -113,7 +143,7 @@ def _windows(dataset: Any) -> Iterator[Tensor]:
             yield torch.stack([dataset[index]["tokens"] for index in chunk])
 
 
-def _examples(tokenizer: Any, batch: "Batch", masked: Masked, guesses_BK: Tensor) -> Iterator[str]:
+def _examples(tokenizer: Any, batch: Batch, masked: Masked, guesses_BK: Tensor) -> Iterator[str]:
     for tokens_T, chosen_K, labels_K, guesses_K in zip(
         batch.tokens.tolist(),
         masked.chosen_BK.tolist(),

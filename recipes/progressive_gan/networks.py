@@ -13,11 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.errors import ConfigError, require_at_least
-from trainkit.ops import mode
-from trainkit.ops.concat import append_minibatch_stddev
-from trainkit.ops.dtypes import LOW, widened
-from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
-from trainkit.ops.resample import downsample, fade_in, upsample
+from trainkit.ops import (
+    append_minibatch_stddev,
+    bias_leaky_relu_pixel_norm,
+    downsample,
+    fade_in,
+    mode,
+    pixel_norm,
+    upsample,
+    widened,
+)
 from trainkit.precision import in_full_precision
 
 
@@ -96,7 +101,7 @@ class Activation:
         return mode.is_fused("pixel_norm" if self.norm else "bias_leaky_relu", x)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        clamp = self.clamp if x.dtype in LOW else None
+        clamp = self.clamp if x.dtype.itemsize < 4 else None
         return bias_leaky_relu_pixel_norm(x, bias, clamp=clamp, norm=self.norm)
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainkit.cli.main import add_trust, guarded
+from trainkit.cli import add_trust, guarded
 from trainkit.errors import CheckpointError, ConfigError
 
 EXAMPLES = """\

@@ -18,7 +18,7 @@ from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
-from trainkit.ops.resample import downsample, fade_in
+from trainkit.ops import downsample, fade_in
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher

@@ -111,7 +111,7 @@ def test_nothing_to_do_is_refused(name):
 
 @pytest.mark.parametrize("name", ["grad_accumulation_steps", "stddev_group", "batch_size", "latent_dim"])
 def test_a_gan_of_nothing_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.*: allowed is 1 or more"):
+    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.*: must be 1 or more"):
         _begin(compose(["recipe=progressive_gan", f"recipe.{name}=0"]))
 
 
@@ -121,9 +121,9 @@ def test_ones_own_loop_has_ranges_too():
     for arguments in ({"batch_size": 0}, {"batch_size": 2, "num_steps": -1}, {"batch_size": 2, "start": -1}):
         with pytest.raises(ConfigError, match="allowed is"):
             runtime.batches(data, **arguments)
-    with pytest.raises(ConfigError, match="batch_size=0: allowed is 1 or more"):
+    with pytest.raises(ConfigError, match="batch_size=0: must be 1 or more"):
         runtime.evaluation_batches(data, batch_size=0)
-    with pytest.raises(ConfigError, match="num_workers=-1: allowed is 0 or more"):
+    with pytest.raises(ConfigError, match="num_workers=-1: must be 0 or more"):
         runtime.batches(data, batch_size=2, num_workers=-1)
     with pytest.raises(ConfigError, match="hang_timeout_s=inf"):
         trainkit.Runtime(device="cpu", hang_timeout_s=math.inf)

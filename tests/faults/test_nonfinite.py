@@ -16,7 +16,7 @@ from tests.strategy import scenes
 from trainkit import checkpoint
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError, NonFiniteError
-from trainkit.health.guard import MOST_SKIPPED
+from trainkit.health.guard import MAX_SKIPPED
 from trainkit.testing import run_ranks
 from trainkit.training.rewinds import MOST_REWINDS
 
@@ -45,14 +45,14 @@ def _assert_named(fault, text, world_size, plant, grad_accumulation_steps=1):
     rank = 1 % world_size
     indices = _sick_indices(world_size, grad_accumulation_steps)
     assert (fault["step"], fault["position"], fault["size"], fault["ranks"]) == (STEP, POSITION, BATCH, [rank])
-    assert fault["shares"][rank]["indices"] == indices
+    assert fault["rank_reports"][rank]["indices"] == indices
     assert f"at step {STEP} (position {POSITION})" in text
     assert f"It comes from rank {rank} (samples {', '.join(map(str, indices))})" in text
     if plant == "gradient":
-        assert fault["shares"][rank]["parameters"] == ["second.weight"]
-        assert "Not finite is the gradient of second.weight" in text
+        assert fault["rank_reports"][rank]["parameters"] == ["second.weight"]
+        assert "The gradient of second.weight is not finite" in text
     else:
-        assert fault["loss"] == "nan" and not fault["shares"][rank]["loss_is_finite"]
+        assert fault["loss"] == "nan" and not fault["rank_reports"][rank]["loss_is_finite"]
     assert fault["repeats"] and not fault["is_applied"]
 
 
@@ -91,7 +91,7 @@ def test_stop(expected, tmp_path, strategy, world_size, plant):
         _assert_same(result["state"], before["state"])
         _assert_named(_report(tmp_path), result["raised"], world_size, plant)
         assert result["raised"] == results[0]["raised"]
-        assert "It has updated nothing" in result["raised"] and "lower optimizer.lr" in result["raised"]
+        assert "Nothing was updated" in result["raised"] and "lower optimizer.lr" in result["raised"]
         assert result["step"] == result["num_updates"] == STEP - 1
     assert sick.saved_steps(tmp_path) == [10, 20]
 
@@ -106,7 +106,7 @@ def test_skip(expected, tmp_path, strategy, world_size, plant):
         _assert_same(result["state"], without["state"])
         assert (result["step"], result["num_updates"]) == (NUM_STEPS, NUM_STEPS - 1)
         assert result["num_computed"] == NUM_STEPS + 1  # once more to see whose it was
-    told = [line for line in sick.said(tmp_path) if "The step is left out" in line]
+    told = [line for line in sick.said(tmp_path) if "The step is skipped" in line]
     assert len(told) == 1
     _assert_named(_report(tmp_path), told[0], world_size, plant)
     assert [line["step"] for line in sick.metrics(tmp_path) if line.get("skipped")] == [STEP]
@@ -152,13 +152,13 @@ def _fit_accumulating(strategy, run_dir, plant):
 def test_what_does_not_come_again_is_said_to(tmp_path):
     for result in run_ranks(_fit_healing, 2, tmp_path):
         assert result["raised"] is None
-    (told,) = [line for line in sick.said(tmp_path) if "The step is left out" in line]
-    assert "Computed again it was finite on every rank" in told
+    (told,) = [line for line in sick.said(tmp_path) if "The step is skipped" in line]
+    assert "When computed again it was finite on every rank" in told
     assert "The rank that it comes from is not known" in told
     fault = _report(tmp_path)
     assert (fault["ranks"], fault["repeats"], fault["parameters"]) == ([], False, ["second.weight"])
     batch = Order(NUM_SAMPLES, 0).indices(torch.arange(POSITION, POSITION + BATCH).numpy()).tolist()
-    assert sorted(index for share in fault["shares"] for index in share["indices"]) == sorted(batch)
+    assert sorted(index for share in fault["rank_reports"] for index in share["indices"]) == sorted(batch)
 
 
 def _fit_healing(run_dir):
@@ -171,9 +171,9 @@ def _fit_healing(run_dir):
 def test_skipping_every_step_stops(tmp_path):
     positions = tuple(SICK - 20 * BATCH + BATCH * i for i in range(40))
     for result in run_ranks(_fit_many, 2, "skip", tmp_path, positions):
-        assert result["step"] == STEP - 20 + MOST_SKIPPED - 2  # the last one was not finished
+        assert result["step"] == STEP - 20 + MAX_SKIPPED - 2  # the last one was not finished
         assert result["num_updates"] == STEP - 21
-        assert f"number {MOST_SKIPPED} in a row" in result["raised"]
+        assert f"{MAX_SKIPPED} consecutive steps" in result["raised"]
 
 
 def test_going_back_again_and_again_stops(tmp_path):
@@ -207,7 +207,7 @@ def _overflowing(run_dir):
     network = nn.Linear(5, 1)
     engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=1e-12))
     skipped = []
-    for batch in runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=2 * MOST_SKIPPED + 60):
+    for batch in runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=2 * MAX_SKIPPED + 60):
         loss = engine(batch.data).float().square().mean() * 1e8
         is_sick = len(skipped) >= 60 and runtime.ranks.rank == 1
         try:
@@ -220,8 +220,8 @@ def _overflowing(run_dir):
 
 def test_what_overflows_in_fp16_is_not_counted_against_it(tmp_path):
     for skipped, raised in run_ranks(_overflowing, 2, tmp_path):
-        assert all(skipped[: MOST_SKIPPED + 10]) and not skipped[59]
-        assert len(skipped) == 60 + MOST_SKIPPED - 1
+        assert all(skipped[: MAX_SKIPPED + 10]) and not skipped[59]
+        assert len(skipped) == 60 + MAX_SKIPPED - 1
         assert "is nan. It comes from rank 1" in raised
 
 
@@ -257,7 +257,7 @@ def test_such_steps_are_skipped_until_they_are_too_many(strategy):
     for scales, raised, num_updates in run_ranks(_without_end, 2, strategy, "skip", 8):
         assert scales == [*SCALES, *[2.0**-24] * 7] and raised is None and num_updates == 2
     for scales, raised, _ in run_ranks(_without_end, 2, strategy, "skip", 40):
-        assert len(scales) == 3 + MOST_SKIPPED - 1 and f"It is number {MOST_SKIPPED} in a row" in raised
+        assert len(scales) == 3 + MAX_SKIPPED - 1 and f"{MAX_SKIPPED} consecutive steps" in raised
 
 
 def _rewinding(run_dir):
@@ -284,7 +284,7 @@ def test_stop_where_steps_do_not_wait(tmp_path, strategy):
     for result in run_ranks(_fit_waiting, 2, strategy, "stop", tmp_path / "saved", "gradient", 100, 31):
         assert result["step"] == 31
         assert f"at step {STEP} (position {POSITION}) is not finite" in result["raised"]
-        assert "Not finite is the gradient of second.weight" in result["raised"]
+        assert "The gradient of second.weight is not finite" in result["raised"]
         assert "The weights were updated with it" in result["raised"]
         assert sick.saved_steps(tmp_path / "saved") == []
     for result in run_ranks(_fit_waiting, 2, strategy, "stop", tmp_path / "told", "loss", 4, 100):
@@ -381,10 +381,10 @@ def test_a_loop_of_ones_own(tmp_path):
         assert step == STEP
         assert f"the loss of engine 'engine0' (position {POSITION}) is nan. It comes from rank 1 (samples" in raised
     for step, _, raised in run_ranks(_own_loop, 2, "rewind", tmp_path / "rewind"):
-        assert step == STEP and "nonfinite=rewind needs a Trainer: use stop or skip in a loop of your own" in raised
+        assert step == STEP and "nonfinite=rewind needs a Trainer: in an own loop use stop or skip" in raised
     for step, told, raised in run_ranks(_own_loop, 2, "skip", tmp_path / "skip"):
         assert (step, raised, told.count(1.0), told[STEP - 1]) == (NUM_STEPS, None, 1, 1.0)
-    assert len([line for line in sick.said(tmp_path / "skip") if "The step is left out" in line]) == 1
+    assert len([line for line in sick.said(tmp_path / "skip") if "The step is skipped" in line]) == 1
 
 
 def _two_engines(nonfinite):
@@ -441,5 +441,7 @@ def test_what_was_left_out_stays_so_after_a_resume(tmp_path):
 
 
 def test_a_policy_that_there_is_not():
-    with pytest.raises(ConfigError, match=r"nonfinite='skipp': allowed are stop, skip, rewind\. Did you mean 'skip'"):
+    with pytest.raises(
+        ConfigError, match=r"nonfinite='skipp': must be one of stop, skip, rewind\. Did you mean 'skip'"
+    ):
         trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), nonfinite="skipp")

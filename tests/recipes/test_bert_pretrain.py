@@ -10,10 +10,9 @@ import torch
 
 from recipes.bert import fill as fill_module
 from recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
-from recipes.bert.fill import fill
 from recipes.bert.model import TINY
 from recipes.bert.pretrain import MaskedLanguageModelling
-from recipes.bert.report import Report, outlook
+from recipes.bert.report import outlook
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets, Text
 from trainkit.errors import CheckpointError, ConfigError, DataError
@@ -150,7 +149,7 @@ def test_evaluation_counts_every_masked_token_once_and_never_changes(path):
 
 def test_the_report_compares_on_the_same_tokens_on_any_number_of_ranks(path):
     recipe = make(path, sentences=("alpha [MASK] gamma [MASK]",))
-    report = Report.of(recipe)
+    report = recipe.report()
     names = ["model", MOST_FREQUENT, LEFT_BIGRAM, TWO_SIDED]
     assert [name for name, _ in report.rows] == names
     assert dict(report.rows)["model"] == pytest.approx(recipe.evaluate()["held_out_accuracy"], rel=1e-12)
@@ -193,19 +192,19 @@ def test_a_length_in_epochs_is_that_many_passes_over_the_training_data(path):
 
 
 def report_rows(path: Path) -> list[tuple[str, float]]:
-    return Report.of(make(path)).rows
+    return make(path).report().rows
 
 
 def test_a_sentence_is_filled_with_the_likeliest_token(path):
     recipe = make(path)
-    filled = fill(recipe, "alpha [MASK] gamma")
+    filled = recipe.fill("alpha [MASK] gamma")
     ((best, share), *_) = filled.guesses[0]
     assert filled.text.split()[1:] == [best, "gamma"] or best.startswith("##")
     assert 0 < share < 1
     with pytest.raises(DataError, match=r"no \[MASK\] in 'alpha'"):
-        fill(recipe, "alpha")
+        recipe.fill("alpha")
     with pytest.raises(DataError, match="the model takes 512; shorten it"):
-        fill(recipe, "alpha [MASK] " * 500)
+        recipe.fill("alpha [MASK] " * 500)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
@@ -219,7 +218,7 @@ def test_what_cannot_be_trained_on_is_refused(path):
     with pytest.raises(ConfigError, match=r"data\.sequence_length=24 is more than recipe\.model\.max_length=16"):
         make(path, replace(PRE_NORM, max_length=16))
     for key, value in (("num_steps", 0), ("batch_size", 0), ("batch_size", -4), ("evaluation_batch_size", 0)):
-        with pytest.raises(ConfigError, match=rf"recipe\.{key}={value}: allowed is 1 or more"):
+        with pytest.raises(ConfigError, match=rf"recipe\.{key}={value}: must be 1 or more"):
             make(path, **{key: value})
     with pytest.raises(ConfigError, match=r"recipe\.model\.pooler=true"):
         make(path, replace(PRE_NORM, pooler=True))

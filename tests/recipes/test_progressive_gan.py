@@ -362,7 +362,7 @@ def test_shares_that_split_groups_are_refused_at_the_start():
         _recipe(resolution=16)
     with pytest.raises(ConfigError, match=r"recipe\.learning_rates=\{100: 0\.1\}: 100 is no resolution"):
         _recipe(learning_rates={100: 0.1})
-    with pytest.raises(ConfigError, match=r"recipe\.num_shown=0: allowed is 1 or more"):
+    with pytest.raises(ConfigError, match=r"recipe\.num_shown=0: must be 1 or more"):
         _recipe(num_shown=0)
 
 

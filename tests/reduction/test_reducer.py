@@ -57,7 +57,7 @@ def _choose(
         ({"plan": "hierarchicl"}, "comm.plan='hierarchicl'.*Did you mean 'hierarchical'"),
         ({"wire_dtype": "int4"}, "comm.wire_dtype='int4': allowed are exact, fp16, bf16, int8"),
         ({"plan": "flat", "wire_dtype": "int8"}, "comm.plan=flat has no leg between hosts"),
-        ({"chunk_mb": 0}, "comm.chunk_mb=0: allowed is a number above 0"),
+        ({"chunk_mb": 0}, "comm.chunk_mb=0: must be a number above 0"),
         ({"chunk_mb": 2, "plan": "flat"}, "comm.plan=flat has no chunks"),
         ({"matrix_rank": 0}, "comm.matrix_rank=0"),
     ],

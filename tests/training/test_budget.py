@@ -74,7 +74,7 @@ def test_the_speed_may_change():
 
 @pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
 def test_minutes_out_of_range_are_refused(minutes):
-    with pytest.raises(ConfigError, match=r"minutes=.*: allowed is a number above 0"):
+    with pytest.raises(ConfigError, match=r"minutes=.*: must be a number above 0"):
         Budget(minutes)
 
 

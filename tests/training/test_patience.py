@@ -47,7 +47,7 @@ def test_higher_may_be_better(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "metric", "said"),
     [
-        ({"patience": 0, "evaluate_every": 2}, "held_out_loss", "patience=0: allowed is 1 or more"),
+        ({"patience": 0, "evaluate_every": 2}, "held_out_loss", "patience=0: must be 1 or more"),
         ({"patience": 2}, "held_out_loss", "patience=2 counts evaluations: give evaluate_every"),
         ({"patience": 2, "evaluate_every": 2}, None, "Counting has no best_metric to improve; leave patience out"),
         ({"patience": 2, "evaluate_every": 2}, "accuracy", "best_metric of Counting is 'accuracy', and its evaluate()"),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainkit.data.fingerprint import fingerprint
+
 
 @dataclass(frozen=True)
 class Datasets:
@@ -32,8 +34,6 @@ class Datasets:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training data and of the held-out data, by `fingerprint`."""
-        from trainkit.data.fingerprint import fingerprint  # which knows this class
-
         return {"train": fingerprint(self.train), "held_out": fingerprint(self.held_out)}
 
     def load(self, progress: bool = True) -> "Datasets":

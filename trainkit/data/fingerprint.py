@@ -4,14 +4,12 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
-
-from trainkit.data.datasets import Datasets
 
 _NUM_LOOKED_AT = 32  # samples of a tensor, elements of a list
 _NUM_BYTES = 1 << 16  # of a file, at its start and at its end
@@ -19,6 +17,14 @@ _NUM_BYTES = 1 << 16  # of a file, at its start and at its end
 
 class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
+
+
+@runtime_checkable
+class _Splits(Protocol):
+    """A `Datasets`, whose module imports this one."""
+
+    train: Any
+    held_out: Any
 
 
 def fingerprint(source: Any) -> str:
@@ -50,7 +56,7 @@ def _add(digest: _Digest, source: Any) -> None:
         _add_all(digest, "mapping", *(part for key in source for part in (str(key), source[key])))
     elif isinstance(source, list | tuple):
         _add_all(digest, "sequence", len(source), *(source[index] for index in _spread(len(source))))
-    elif isinstance(source, Datasets):
+    elif isinstance(source, _Splits):
         _add_all(digest, "data sets", source.train, source.held_out)
     elif isinstance(source, TensorDataset):
         _add_all(digest, "tensors", *source.tensors)

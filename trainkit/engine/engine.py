@@ -11,7 +11,7 @@ the gradient of the weighted mean over the global batch, whatever the split.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from trainkit.distributed.shard import (
     take_fitting,
 )
 from trainkit.engine.backend import Backend
+from trainkit.engine.step_record import StepGuard, StepRecord
 from trainkit.engine.step_result import StepResult
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
@@ -39,9 +40,6 @@ from trainkit.optim.ema import ExponentialMovingAverage
 from trainkit.optim.groups import Groups, hyperparameters, restore
 from trainkit.precision import Precision
 from trainkit.random import key_of
-
-if TYPE_CHECKING:
-    from trainkit.health.guard import Guard
 
 ScheduleFunction = Callable[[int, int], float]
 
@@ -66,7 +64,7 @@ class Engine:
         cluster: Cluster,
         device: torch.device,
         precision: Precision,
-        guard: "Guard",
+        guard: StepGuard,
         max_grad_norm: float | None,
         schedule: ScheduleFunction | None,
         average: ExponentialMovingAverage | None,
@@ -210,7 +208,7 @@ class Engine:
         self._backend.norms = None  # nothing of a turn is held until the next one
         self._begin_turn()
         self._clock.stepped()
-        self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, norms)
+        self._guard.see(self._record(loss, norm, skipped if gate is not None else None, own_losses, norms))
         return StepResult(loss, norm, lr, skipped, scale)
 
     # -- other engines' turns ----------------------------------------------------------------------------------------
@@ -520,6 +518,20 @@ class Engine:
         some = weight > 0
         factor = torch.where(some, self._loss_divisor * self._backend.gradient_divisor / weight, 0.0)
         return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2:] if part is not None else None
+
+    def _record(
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        skipped: bool | None,
+        own_losses: list[Tensor],
+        norms: tuple[list[str], Tensor] | None,
+    ) -> StepRecord:
+        scale, can_lower = None, False
+        if self.scaler is not None:
+            scale, can_lower = self.scaler.scale, not self.scaler.is_exhausted
+        steps = self.grad_accumulation_steps
+        return StepRecord(self.name, steps, loss, norm, skipped, own_losses, norms, scale, can_lower)
 
     def _set_learning_rates(self) -> float:
         groups = self.optimizer.param_groups

@@ -1,10 +1,12 @@
 """Layers and operations, each with its reference in plain PyTorch."""
 
+from trainkit.ops import mode
 from trainkit.ops.activation import Activation, activation
 from trainkit.ops.bias_activation import ActivatedLinear, bias_activation_dropout
 from trainkit.ops.concat import append_minibatch_stddev, concat
 from trainkit.ops.cross_entropy import cross_entropy
 from trainkit.ops.dropout import Dropout, dropout
+from trainkit.ops.dtypes import widened
 from trainkit.ops.extension import load_extension
 from trainkit.ops.layer_norm import LayerNorm, dropout_residual_layer_norm
 from trainkit.ops.masked_linear import MaskedLinear
@@ -31,9 +33,11 @@ __all__ = [
     "dropout_residual_layer_norm",
     "fade_in",
     "load_extension",
+    "mode",
     "pad",
     "pixel_norm",
     "unpad",
     "upsample",
     "upsample_blur",
+    "widened",
 ]
