@@ -168,7 +168,7 @@ class Runtime:
             hang_timeout_s=hang_timeout_s,
             directory=self.run_dir,
             topic=self.ranks.broadcast_object(f"{time.time_ns()}"),
-            tell=self.tracker.message,
+            report=self.tracker.message,
             own_store=self.ranks.own_store,
             rescue=self._rescue,
         )

@@ -15,10 +15,11 @@ from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
-from trainkit.health import hang
+from trainkit.health import hang, location
+from trainkit.health.diagnosis import diagnose
 from trainkit.health.hang import EXIT_CODE, Watchdog
-from trainkit.health.stacks import stand_of
-from trainkit.health.verdict import Sign, judge
+from trainkit.health.location import location_of
+from trainkit.health.rank_status import RankStatus
 from trainkit.testing import run_ranks
 
 HANG_AFTER_S = 4.0
@@ -55,7 +56,7 @@ def test_a_stopped_rank_is_named_with_its_line(tmp_path):
     report = _hang(tmp_path / "run", "recipe.fault=stops", start=torchrun)
     assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
     where = _line("os.kill(os.getpid(), signal.SIGSTOP)")
-    assert re.search(rf"Rank 2 \(process \d+ on \S+\) did not arrive: it had been stopped, at {where}", report)
+    assert re.search(rf"Rank 2 \(process \d+ on \S+\) did not arrive: it was stopped, at {where}", report)
     stacks = _stacks(tmp_path / "run")
     assert sorted(stacks) == [0, 1, 2, 3]
     for rank in (0, 1, 3):
@@ -73,14 +74,14 @@ def test_a_rank_in_a_collective_of_its_own_is_named_with_its_line(tmp_path):
 def test_a_rank_that_waits_for_its_data_is_named_with_its_line(tmp_path):
     report = _hang(tmp_path / "run", "data.train._target_=tests.faults.faulty.SleepyPoints")
     where = _line("time.sleep(3600)  # the disk is gone")
-    assert re.search(rf"Rank 2 \(.*\) did not arrive: it stands at step \d+, at {where}", report)
+    assert re.search(rf"Rank 2 \(.*\) did not arrive: it is at step \d+, at {where}", report)
     assert re.search(r"Ranks 0, 1 and 3 waited at step \d+, in \w+ at tests/user/toy.py:\d+ ", report)
 
 
 def test_two_ranks_need_no_majority(tmp_path):
     report = _hang(tmp_path / "run", "recipe.fault=sleeps", "strategy=fsdp", ranks=2)
     where = _line("time.sleep(3600)  # it computes something")
-    assert re.search(rf"Rank 1 \(.*\) did not arrive: it stands at step 9, at {where}", report)
+    assert re.search(rf"Rank 1 \(.*\) did not arrive: it is at step 9, at {where}", report)
     assert "Rank 0 waited at step 9, in " in report
 
 
@@ -97,7 +98,7 @@ def test_a_rank_that_left_its_loop_is_named(tmp_path):
     job = run(["leaves", tmp_path / "run"], 2, script=OWN_LOOP)
     assert job.returncode != 0
     where = _line("time.sleep(3600)  # it has something else to do", OWN_LOOP)
-    assert re.search(rf"Rank 1 \(.*\) did not arrive: it is out of its loop .* after step 9, at {where}", job.stderr)
+    assert re.search(rf"Rank 1 \(.*\) did not arrive: it has left its loop .* after step 9, at {where}", job.stderr)
     assert sorted(_stacks(tmp_path / "run")) == [0, 1]
 
 
@@ -105,58 +106,58 @@ def test_one_process_alone_says_where_it_stands(tmp_path):
     job = run(["sleeps"], script=OWN_LOOP)
     assert job.returncode == EXIT_CODE
     where = _line("time.sleep(3600)  # one process alone", OWN_LOOP)
-    assert f"Rank 0 stood at step 9, at {where}" in job.stderr
+    assert f"Rank 0 was at step 9, at {where}" in job.stderr
     assert 'File "' in job.stderr and "thread MainThread" in job.stderr  # no directory: the stacks come here
 
 
 # -- pure: what is known of ranks -> who is named ----------------------------------------------------------------------
 
 
-def _sign(rank: int, line: str, *, waits: bool, beats: int = 5, **others) -> Sign:
+def _status(rank: int, line: str, *, waits: bool, beats: int = 5, **others) -> RankStatus:
     known = {"step": beats, "is_training": True, **others}
-    return Sign(rank=rank, host="h", pid=100 + rank, time=0.0, line=line, waits=waits, beats=beats, **known)
+    return RankStatus(rank=rank, host="h", pid=100 + rank, time=0.0, line=line, waits=waits, beats=beats, **known)
 
 
-def _named(signs: list[Sign], world_size: int, last_seen: list[Sign] = ()) -> list[int]:
-    answers = {sign.rank: sign for sign in signs}
-    text = judge(answers, answers | {sign.rank: sign for sign in last_seen}, world_size, now=9.0)
+def _named(statuses: list[RankStatus], world_size: int, last_seen: list[RankStatus] = ()) -> list[int]:
+    answers = {status.rank: status for status in statuses}
+    text = diagnose(answers, answers | {status.rank: status for status in last_seen}, world_size, now=9.0)
     return [int(rank) for rank in re.findall(r"Rank (\d+) [^.]*did not arrive", text)]
 
 
 def test_who_did_not_arrive():
     a, b = "a.py:1 (f)", "b.py:2 (g)"
-    assert _named([_sign(r, a, waits=True) for r in (0, 1, 3)], 4) == [2]
-    assert _named([_sign(0, a, waits=True), _sign(1, b, waits=False)], 2) == [1]
+    assert _named([_status(r, a, waits=True) for r in (0, 1, 3)], 4) == [2]
+    assert _named([_status(0, a, waits=True), _status(1, b, waits=False)], 2) == [1]
     # The many did not arrive where one waits.
-    assert _named([_sign(0, a, waits=True), *(_sign(r, b, waits=False) for r in (1, 2, 3))], 4) == [1, 2, 3]
-    assert _named([*(_sign(r, a, waits=True) for r in (0, 2, 3)), _sign(1, b, waits=True)], 4) == [1]
-    assert _named([*(_sign(r, a, waits=True) for r in (0, 2, 3)), _sign(1, a, waits=True, beats=4)], 4) == [1]
+    assert _named([_status(0, a, waits=True), *(_status(r, b, waits=False) for r in (1, 2, 3))], 4) == [1, 2, 3]
+    assert _named([*(_status(r, a, waits=True) for r in (0, 2, 3)), _status(1, b, waits=True)], 4) == [1]
+    assert _named([*(_status(r, a, waits=True) for r in (0, 2, 3)), _status(1, a, waits=True, beats=4)], 4) == [1]
     # No majority, and nobody who only waits: both are told, and none is accused.
-    assert _named([_sign(0, a, waits=True), _sign(1, b, waits=True)], 2) == []
-    assert _named([_sign(r, a, waits=True) for r in range(4)], 4) == []
-    assert _named([_sign(r, a, waits=False) for r in range(4)], 4) == []
-    left = _sign(1, a, waits=False, has_left=True)
-    answers = {0: _sign(0, a, waits=True)}
-    assert "Rank 1 (process 101 on h) did not arrive: it closed its runtime after step 5." in judge(
+    assert _named([_status(0, a, waits=True), _status(1, b, waits=True)], 2) == []
+    assert _named([_status(r, a, waits=True) for r in range(4)], 4) == []
+    assert _named([_status(r, a, waits=False) for r in range(4)], 4) == []
+    left = _status(1, a, waits=False, has_left=True)
+    answers = {0: _status(0, a, waits=True)}
+    assert "Rank 1 (process 101 on h) did not arrive: it closed its runtime after step 5." in diagnose(
         answers, {1: left}, 2, now=9.0
     )
-    assert "Rank 1 did not arrive: nothing was ever heard of it" in judge(answers, {}, 2, now=9.0)
+    assert "Rank 1 did not arrive: it has published no status" in diagnose(answers, {}, 2, now=9.0)
 
 
 def test_ranks_are_told_in_short():
-    answers = {r: _sign(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
-    assert judge(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
+    answers = {r: _status(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
+    assert diagnose(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
 
 
 def test_the_line_is_the_users():
     event = threading.Event()
     waiting = threading.Thread(target=lambda: event.wait(), daemon=True)
     waiting.start()
-    stand = stand_of(waiting.ident)
+    there = location_of(waiting.ident)
     here = str(Path(__file__).relative_to(ROOT))
-    assert stand.line.startswith(f"{here}:") and stand.line.endswith("(<lambda>)")
-    assert (stand.function, stand.waits, stand.is_at_prompt) == ("", False, False)
-    assert stand_of(waiting.ident).trace == stand.trace, "it has not moved"
+    assert there.line.startswith(f"{here}:") and there.line.endswith("(<lambda>)")
+    assert (there.function, there.waits, there.is_at_prompt) == ("", False, False)
+    assert location_of(waiting.ident).trace == there.trace, "it has not moved"
     event.set()
 
 
@@ -165,6 +166,10 @@ def test_the_line_is_the_users():
 
 def _watchdog(hang_timeout_s="auto") -> Watchdog:
     return Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=hang_timeout_s)
+
+
+def test_modules_that_wait_and_that_start_a_run_are_there():
+    assert [path for path in (*location._WAITING, *location._OUTER) if not Path(path).exists()] == []
 
 
 def test_the_limit_is_learnt_by_activity():
@@ -212,7 +217,7 @@ def test_one_process_alone_is_warned_once_a_stall(monkeypatch, capfd):
     assert capfd.readouterr().err.count("trainkit: no progress for 61 s") == 1
     watchdog.beat()
     assert watchdog._alarm() == ""
-    assert capfd.readouterr().err.count("to end it instead, give hang_timeout_s=SECONDS") == 1
+    assert capfd.readouterr().err.count("to end it instead, set hang_timeout_s=SECONDS") == 1
     told = _watchdog(60.0)
     told._waited_s = 61.0
     assert "hang_timeout_s" in told._alarm(), "a limit that was given is kept"
@@ -221,16 +226,16 @@ def test_one_process_alone_is_warned_once_a_stall(monkeypatch, capfd):
 class _Peer:
     """A store of two ranks, of which the other has told this."""
 
-    def __init__(self, sign: Sign, is_awake: bool) -> None:
-        self.sign, self.is_awake, self.alarm = sign, is_awake, ""
+    def __init__(self, status: RankStatus, is_awake: bool) -> None:
+        self.status, self.is_awake, self.alarm = status, is_awake, ""
 
-    def exchange(self, mine: Sign) -> str:
+    def exchange(self, mine: RankStatus) -> str:
         return self.alarm
 
-    def signs(self) -> dict[int, Sign]:
+    def statuses(self) -> dict[int, RankStatus]:
         if self.is_awake:
-            self.sign = replace(self.sign, time=self.sign.time + 1)
-        return {1: self.sign}
+            self.status = replace(self.status, time=self.status.time + 1)
+        return {1: self.status}
 
     def raise_alarm(self, text: str) -> None:
         self.alarm = text
@@ -254,20 +259,20 @@ def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_timeout_s, is_
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watchdog = Watchdog(Cluster(world_size=2), torch.device("cpu"), hang_timeout_s=hang_timeout_s)
     watchdog._num_done["step"] = 21
-    watchdog._post = _Peer(_sign(1, "a.py:1 (f)", **peer), is_awake)
+    watchdog._store = _Peer(_status(1, "a.py:1 (f)", **peer), is_awake)
     for waited_s in range(62, 90, 2):
         watchdog._waited_s = now[0] = float(waited_s)
         watchdog._alarm()
-    assert bool(watchdog._post.alarm) == is_alarmed
+    assert bool(watchdog._store.alarm) == is_alarmed
     watchdog._waited_s = 1900.0
     watchdog._alarm()
-    assert bool(watchdog._post.alarm) or peer.get("is_at_prompt")
+    assert bool(watchdog._store.alarm) or peer.get("is_at_prompt")
 
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_what_was_begun_is_finished_before_the_end(monkeypatch, tmp_path, hangs):
     done, never = [], threading.Event()
-    monkeypatch.setattr(hang, "LAST_S", 0.2)
+    monkeypatch.setattr(hang, "RESCUE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(hang.os, "_exit", lambda code: done.append(code))
 
     class Told(trainkit.Tracker):
@@ -300,17 +305,17 @@ def test_nothing_is_watched_between_loops_and_after_the_end():
 
 def test_a_failure_of_its_own_is_said_once(monkeypatch):
     told = []
-    watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=1.0, tell=told.append)
-    monkeypatch.setattr(watchdog, "_look", lambda: 1 / 0)
+    watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=1.0, report=told.append)
+    monkeypatch.setattr(watchdog, "_sample", lambda: 1 / 0)
     for _ in watchdog.watched(iter(range(40)), 0):
         time.sleep(0.02)
     watchdog.end()
-    assert told == ["the hang watchdog failed, and watches no more: ZeroDivisionError: division by zero"]
+    assert told == ["the hang watchdog failed and has stopped: ZeroDivisionError: division by zero"]
 
 
 @pytest.mark.parametrize("hang_timeout_s", ["soon", 0, -1.0, float("nan")])
 def test_what_is_no_limit_is_refused(hang_timeout_s):
-    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* allowed is auto, a number of seconds above 0, or null"):
+    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* must be auto, a number of seconds above 0, or null"):
         trainkit.Runtime(device="cpu", hang_timeout_s=hang_timeout_s)
 
 

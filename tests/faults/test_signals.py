@@ -222,13 +222,13 @@ def _stops(seed: int, told: dict[int, int], waits: bool) -> list[tuple[int, int]
 
     told: rank -> the step in which it gets SIGTERM.  waits: whether a step of one rank waits for that of the others.
     """
-    module._ASKING_S = 0.02
+    module._POLL_S = 0.02
     runtime, results = _runtime(), []
     pace = random.Random(f"{seed} {runtime.ranks.rank}")
     for _ in range(4):
         dist.barrier()
         slow, result = pace.random() * 0.02, None
-        with Signals(runtime) as signals:
+        with Signals(runtime.ranks) as signals:
             for step in range(30):
                 if told.get(runtime.ranks.rank) == step:
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -315,7 +315,7 @@ def test_preempted_says_to_launchers_what_they_understand(monkeypatch):
 SLEEPER = """
 import os, time, trainkit
 from trainkit.health.signals import Signals
-with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())):
+with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker()).ranks):
     print(f"ready {os.getpid()}\\n", end="", flush=True)
     time.sleep(100)
 """

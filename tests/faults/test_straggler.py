@@ -6,8 +6,8 @@ import pytest
 
 from tests.jobs import ROOT, run
 from trainkit.health import straggler
+from trainkit.health.rank_status import RankStatus
 from trainkit.health.straggler import Stragglers
-from trainkit.health.verdict import Sign
 
 OWN_LOOP = ROOT / "tests" / "faults" / "own_loop.py"
 
@@ -30,9 +30,9 @@ def test_an_even_run_names_nobody():
 # -- pure --------------------------------------------------------------------------------------------------------------
 
 
-def _signs(steps: int, data_ms: list[float], compute_ms: list[float]) -> dict[int, Sign]:
+def _statuses(steps: int, data_ms: list[float], compute_ms: list[float]) -> dict[int, RankStatus]:
     return {
-        rank: Sign(
+        rank: RankStatus(
             rank=rank,
             host="h",
             pid=1,
@@ -48,8 +48,8 @@ def _signs(steps: int, data_ms: list[float], compute_ms: list[float]) -> dict[in
 
 def _told(data_ms: list[float], compute_ms: list[float], num_windows: int = 10) -> list[str]:
     search = Stragglers()
-    search.window(_signs(50, data_ms, compute_ms))
-    return [text for i in range(num_windows) for text in search.window(_signs(50 * (i + 2), data_ms, compute_ms))]
+    search.window(_statuses(50, data_ms, compute_ms))
+    return [text for i in range(num_windows) for text in search.window(_statuses(50 * (i + 2), data_ms, compute_ms))]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_slow_now_and_then_is_not_persistent():
     search, total, told = Stragglers(), 0.0, []
     for i in range(20):
         total += 50 * (30 if i % 3 else 10)
-        signs = _signs(50 * (i + 1), [1, 1, 1], [10, 10, total / (50 * (i + 1))])
+        signs = _statuses(50 * (i + 1), [1, 1, 1], [10, 10, total / (50 * (i + 1))])
         told += search.window(signs)
     assert told == []
 
@@ -85,7 +85,7 @@ def test_a_window_is_the_longer_of_steps_and_seconds():
     now[0] = straggler.WINDOW_S
     assert not search.is_due(straggler.WINDOW_STEPS - 1)
     assert search.is_due(straggler.WINDOW_STEPS)
-    search.window(_signs(straggler.WINDOW_STEPS, [1], [1]))
+    search.window(_statuses(straggler.WINDOW_STEPS, [1], [1]))
     now[0] += straggler.WINDOW_S
     assert not search.is_due(2 * straggler.WINDOW_STEPS - 1)
     assert search.is_due(2 * straggler.WINDOW_STEPS)

@@ -1,1 +1,1 @@
-"""A run that looks after itself."""
+"""Detection of faults in a run: values that are not finite, ranks that hang or are slow, and signals."""

@@ -1,4 +1,4 @@
-"""Stragglers: what a step costs each rank before it waits for others, and who is persistently slower."""
+"""Stragglers: the time of each rank's steps before it waits for others, and which ranks are persistently slower."""
 
 import statistics
 import time
@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from trainkit.health.verdict import Sign
+from trainkit.health.rank_status import RankStatus
 
 WINDOW_STEPS = 50
 WINDOW_S = 30.0
 NUM_WINDOWS = 3
 RATIO = 1.2
-LEAST_S = 1e-3
+MIN_DIFFERENCE_S = 1e-3
 
-KINDS: dict[str, Callable[[Sign, Sign], float]] = {
+KINDS: dict[str, Callable[[RankStatus, RankStatus], float]] = {
     "data": lambda then, now: (now.data_s - then.data_s) / max(now.steps - then.steps, 1),
     "compute": lambda then, now: (now.compute_s - then.compute_s) / max(now.num_computed - then.num_computed, 1),
 }
@@ -23,15 +23,18 @@ MEANING = {"data": "waiting for its batch", "compute": "from its batch to the fi
 
 
 class StepTimes:
-    """Totals of this rank's steps: time spent in waiting for batches, and from a batch to the first reduction.
+    """Totals over this rank's steps: the time of waiting for batches, and from a batch to the first reduction.
 
-    Afterwards ranks wait for one another, and all take as long as the slowest. On a GPU, events are recorded, and read
-    once they have come about: the host never waits.
+    After the first reduction ranks wait for one another, and all take as long as the slowest. On a GPU, events are
+    recorded, and read once they are complete: the host never waits.
+
+    Args:
+        device: of the rank.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.totals = (0, 0.0, 0, 0.0)
-        """Steps, seconds of data; steps, seconds of compute. One object, so that another thread reads what fits."""
+        """Steps, seconds of data; steps, seconds of compute. Replaced as a whole, so that any thread can read it."""
         self._is_cuda = device.type == "cuda"
         self._began: float | None = None
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
@@ -40,13 +43,18 @@ class StepTimes:
         self._num_computed = 0
 
     def fetched(self, asked: float, arrived: float) -> None:
-        """A step begins: its batch was asked for and arrived at these times of `time.perf_counter`."""
+        """Begins a step.
+
+        Args:
+            asked: time at which its batch was asked for, as `time.perf_counter` gives it.
+            arrived: time at which its batch arrived.
+        """
         steps, data_s, *_ = self.totals
         self.totals = (steps + 1, data_s + arrived - asked, self._num_computed, self._compute_s)
         self._begin(arrived)
 
     def meet(self) -> None:
-        """The step's next call waits for other ranks."""
+        """Ends the step's own computation: its next call waits for other ranks."""
         if self._began is None:
             return
         if self._event is None:
@@ -75,35 +83,49 @@ def _event() -> torch.cuda.Event:
 
 
 class Stragglers:
-    """Looks at totals of all ranks over windows of steps; one thread of one rank asks it.
+    """Compares the totals of all ranks over windows of steps; used by one thread of one rank.
 
-    A rank is named once for data and once for compute: after `NUM_WINDOWS` windows running in which it took `RATIO`
-    times as long as the median rank, and `LEAST_S` more.
+    A rank is named once for data and once for compute: after `NUM_WINDOWS` consecutive windows in which it took `RATIO`
+    times as long as the median rank, and `MIN_DIFFERENCE_S` more.
+
+    Args:
+        clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
-        self._then: Mapping[int, Sign] = {}
+        self._then: Mapping[int, RankStatus] = {}
         self._running: dict[tuple[str, int], int] = {}
         self._named: set[tuple[str, int]] = set()
 
     def is_due(self, steps: int) -> bool:
-        """Whether a window ends now, at this rank's total of `steps`: 50 steps or 30 s, whichever is longer."""
-        first = min((sign.steps for sign in self._then.values()), default=0)
+        """Whether a window ends now, after 50 steps or 30 s, whichever is longer.
+
+        Args:
+            steps: this rank's total.
+        """
+        first = min((status.steps for status in self._then.values()), default=0)
         return steps - first >= WINDOW_STEPS and self._clock() - self._began >= WINDOW_S
 
-    def window(self, now: Mapping[int, Sign]) -> list[str]:
-        """Ends a window at the totals `now`; a sentence for each rank that is to be named."""
+    def window(self, now: Mapping[int, RankStatus]) -> list[str]:
+        """Ends a window.
+
+        Args:
+            now: each rank's status, with its totals.
+
+        Returns:
+            A sentence for each rank that is newly found to be slow.
+        """
         then, self._then, self._began = self._then, now, self._clock()
         both = [rank for rank in now if rank in then and now[rank].steps > then[rank].steps]
         sentences = []
         for kind, cost in KINDS.items():
             costs = {rank: cost(then[rank], now[rank]) for rank in both}
             for rank, seconds in costs.items():
-                # The lower one of two: with two ranks, the mean of both would hide a rank that takes 1.4 times as long.
+                # The lower of two: with two ranks, the mean of both would hide one that takes 1.4 times as long.
                 median = statistics.median_low(costs.values())
-                is_slow = seconds > RATIO * median and seconds - median >= LEAST_S
+                is_slow = seconds > RATIO * median and seconds - median >= MIN_DIFFERENCE_S
                 key = (kind, rank)
                 self._running[key] = self._running.get(key, 0) + 1 if is_slow else 0
                 if self._running[key] >= NUM_WINDOWS and key not in self._named:
@@ -112,8 +134,8 @@ class Stragglers:
         return sentences
 
 
-def _sentence(kind: str, sign: Sign, seconds: float, median: float) -> str:
+def _sentence(kind: str, status: RankStatus, seconds: float, median: float) -> str:
     return (
-        f"rank {sign.rank} on {sign.host} is slow in {kind} ({MEANING[kind]}): {seconds * 1e3:.1f} ms a step, the "
-        f"median rank {median * 1e3:.1f} ms, in {NUM_WINDOWS} windows of at least {WINDOW_STEPS} steps running"
+        f"rank {status.rank} on {status.host} is slow in {kind} ({MEANING[kind]}): {seconds * 1e3:.1f} ms a step, the "
+        f"median rank {median * 1e3:.1f} ms, in {NUM_WINDOWS} consecutive windows of at least {WINDOW_STEPS} steps"
     )

@@ -1,4 +1,4 @@
-"""Where a thread of this process stands, and what it waits for there."""
+"""Location of a thread of this process: the line that it is at, and whether it waits there."""
 
 import json
 import linecache
@@ -22,10 +22,10 @@ _TORCH = f"{Path(torch.__file__).parent}/"
 _DISTRIBUTED, _AUTOGRAD = f"{_TORCH}distributed/", (f"{_TORCH}autograd/", f"{_TORCH}_tensor.py")
 _STANDARD = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
 _PACKAGES = tuple(f"{sysconfig.get_path(name)}/" for name in ("purelib", "platlib"))
-# Above these is what started the run, not what a step does.
+# Frames outside of these started the run, and are no part of a step.
 _OUTER = tuple(_TRAINKIT + name for name in ("trainer.py", "job.py", "cli/"))
-# Of ours, those that call a collective or wait for the device.
-_MEETING = tuple(_TRAINKIT + name for name in ("engine.py", "backend.py", "ranks.py", "shard.py", "strategy/"))
+# Modules of trainkit that call a collective or wait for the device.
+_WAITING = tuple(_TRAINKIT + name for name in ("engine/", "distributed/ranks.py", "distributed/shard.py", "strategy/"))
 _TYPED = ("<stdin>", "<python-input", "<ipython-input")
 _PROMPTS = {"bdb", "pdb", "cmd", "code", "_pyrepl", "IPython", "ipykernel", "debugpy", "pydevd", "_pydevd_bundle"}
 _BLOCKING_CALL = re.compile(r"\.(wait|item|tolist|cpu|numpy|synchronize)\(")
@@ -35,13 +35,15 @@ _DUMPS = ("_dump_nccl_trace_json", "_dump_fr_trace_json")
 
 
 @dataclass(frozen=True)
-class Stand:
-    """Where a thread stands.
+class Location:
+    """Where a thread is.
 
-    line: innermost line of neither torch, trainkit nor an installed package, as `train.py:42 (train_step)`.
-    function: of torch or trainkit, in which it stands; empty: none.
-    waits: for other ranks, or for a device that may.  is_at_prompt: a debugger or a notebook waits for its user.
-    trace: the same as long as the thread has not moved.
+    Args:
+        line: innermost line outside of torch, trainkit and installed packages, as `train.py:42 (train_step)`.
+        function: of torch or trainkit, which that line called; empty: none.
+        waits: whether it waits for other ranks, or for a device that may.
+        is_at_prompt: whether a debugger or a notebook waits for its user.
+        trace: a hash that stays the same as long as the thread does not move.
     """
 
     line: str
@@ -51,37 +53,49 @@ class Stand:
     trace: int
 
 
-def stand_of(thread: int) -> Stand:
-    """The stand of the thread with this identifier. Takes no lock that the thread may hold."""
+def location_of(thread: int) -> Location:
+    """Where a thread is now. Takes no lock that the thread may hold.
+
+    Args:
+        thread: its identifier, as `threading.get_ident` returns it.
+    """
     innermost = sys._current_frames().get(thread)
     if innermost is None:  # at an interactive prompt, written in C
-        return Stand("nowhere", "", False, True, 0)
+        return Location("nowhere", "", False, True, 0)
     frames = []
     frame: FrameType | None = innermost
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    places = [_Place(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name) for f in frames]
-    index = _index_of_line(places)
-    within, line = places[:index], places[index]
+    stack = [_StackFrame(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name) for f in frames]
+    index = _index_of_line(stack)
+    within, line = stack[:index], stack[index]
     roots = [str(f.f_globals.get("__name__")).partition(".")[0] for f in frames]
     trace = hash(tuple((id(f.f_code), f.f_lasti) for f in frames))
-    return Stand(str(line), _function(within), _waits(within, line), _is_at_prompt(places, roots), trace)
+    return Location(str(line), _function(within), _waits(within, line), _is_at_prompt(stack, roots), trace)
 
 
-def stand_in(dump: str, thread: int) -> Stand | None:
-    """The stand of the thread with this identifier in what faulthandler dumped."""
+def location_in(dump: str, thread: int) -> Location | None:
+    """Where a thread was when its stack was dumped.
+
+    Args:
+        dump: as faulthandler writes it.
+        thread: its identifier, as `threading.get_ident` returns it.
+
+    Returns:
+        None where the dump does not have the thread.
+    """
     for part in re.split(r"\n(?=Thread|Current thread)", dump):
         if f"{thread:#0{_IDENT_WIDTH}x} " in part.partition("\n")[0]:
-            places = [_Place(path, int(number), name) for path, number, name in _DUMPED.findall(part)]
-            if places:
-                index = _index_of_line(places)
-                return Stand(str(places[index]), _function(places[:index]), False, False, 0)
+            stack = [_StackFrame(path, int(number), name) for path, number, name in _DUMPED.findall(part)]
+            if stack:
+                index = _index_of_line(stack)
+                return Location(str(stack[index]), _function(stack[:index]), False, False, 0)
     return None
 
 
 def all_stacks() -> str:
-    """The stacks of all threads but the one that calls, innermost line last."""
+    """The stacks of all threads but the calling one, innermost line last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
@@ -91,9 +105,12 @@ def all_stacks() -> str:
 
 
 def last_collective() -> str:
-    """What torch's flight recorder has on the oldest collective that is not done, or on the last one; empty: nothing.
+    """The oldest collective in torch's flight recorder that is not done, else the last one.
 
-    It records by default, with gloo and with NCCL. Those of threads beside training do not count.
+    It records by default, with gloo and with NCCL. Collectives of threads beside training are ignored.
+
+    Returns:
+        A description; empty where nothing is recorded.
     """
     for name in _DUMPS:
         dump = getattr(torch._C._distributed_c10d, name, None) if torch.distributed.is_available() else None
@@ -115,7 +132,9 @@ def _collective(entry: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _StackFrame:
+    """A line of a stack: its file, its number and its function."""
+
     path: str
     number: int
     function: str
@@ -127,7 +146,7 @@ class _Place:
         return f"{path}:{self.number} ({self.function})"
 
     @property
-    def is_users(self) -> bool:
+    def is_user_code(self) -> bool:
         if self.path.startswith("<"):
             return self.path.startswith(_TYPED)
         return not self.path.startswith((_TORCH, _TRAINKIT, *_STANDARD, *_PACKAGES))
@@ -141,45 +160,45 @@ class _Place:
         return linecache.getline(self.path, self.number)
 
 
-def _index_of_line(places: list[_Place]) -> int:
-    """The place to name: the innermost that is a user's, else an installed package's, else trainkit's own."""
+def _index_of_line(stack: list[_StackFrame]) -> int:
+    """The frame to name: the innermost of user code, else of an installed package, else of trainkit."""
     packages: list[int] = []
     own: list[int] = []
-    for index, place in enumerate(places):
-        if place.path.startswith(_OUTER):
+    for index, frame in enumerate(stack):
+        if frame.path.startswith(_OUTER):
             break
-        if place.is_users:
+        if frame.is_user_code:
             return index
-        if place.path.startswith(_TRAINKIT):
+        if frame.path.startswith(_TRAINKIT):
             own.append(index)
-        elif place.path.startswith(_PACKAGES) and not place.path.startswith(_TORCH):
+        elif frame.path.startswith(_PACKAGES) and not frame.path.startswith(_TORCH):
             packages.append(index)
     return (packages or own or [0])[0]
 
 
-def _function(within: list[_Place]) -> str:
+def _function(within: list[_StackFrame]) -> str:
     """The innermost function of torch.distributed, else of torch or trainkit."""
-    known = [place for place in within if place.path.startswith((_TORCH, _TRAINKIT))]
-    for place in known:
-        if place.is_distributed and place.function != "wrapper":
-            return place.function
+    known = [frame for frame in within if frame.path.startswith((_TORCH, _TRAINKIT))]
+    for frame in known:
+        if frame.is_distributed and frame.function != "wrapper":
+            return frame.function
     if known and known[0].path.startswith(_AUTOGRAD):
         return "backward"
     return known[0].function if known else ""
 
 
-def _waits(within: list[_Place], line: _Place) -> bool:
-    if any(place.is_distributed for place in within):
+def _waits(within: list[_StackFrame], line: _StackFrame) -> bool:
+    if any(frame.is_distributed for frame in within):
         return True
     innermost = within[0] if within else line
-    if innermost.path.startswith((*_AUTOGRAD, *_MEETING)):
+    if innermost.path.startswith((*_AUTOGRAD, *_WAITING)):
         return True
     return not within and _BLOCKING_CALL.search(line.text) is not None
 
 
-def _is_at_prompt(places: list[_Place], roots: list[str]) -> bool:
-    for place, root in zip(places, roots, strict=True):
-        if place.is_users:
+def _is_at_prompt(stack: list[_StackFrame], roots: list[str]) -> bool:
+    for frame, root in zip(stack, roots, strict=True):
+        if frame.is_user_code:
             return False
         if root in _PROMPTS:
             return True

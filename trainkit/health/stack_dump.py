@@ -1,4 +1,4 @@
-"""A process that was stopped (SIGSTOP): woken by another of its host, it says where it stood."""
+"""StackDump: the stacks of a process that was stopped (SIGSTOP), written when another process of its host wakes it."""
 
 import ctypes
 import faulthandler
@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None
-"""Dumps the stacks of the process that gets it, from within the handler: before its threads go on."""
+"""Dumps the stacks of the process that receives it, from within the handler, before its threads continue."""
 
 
-class StoppedAt:
-    """Keeps what `wake` makes this process dump. Linux only; elsewhere there is never anything."""
+class StackDump:
+    """Keeps the stacks that `wake` makes this process dump. Linux only; elsewhere there never are any."""
 
     def __init__(self) -> None:
         self._file = -1
@@ -21,10 +21,11 @@ class StoppedAt:
             faulthandler.register(SIGNAL, self._file, all_threads=True)
 
     def stacks(self) -> str:
-        """As faulthandler writes them; empty: this process was not woken."""
+        """The stacks as faulthandler writes them; empty where this process was not woken."""
         return os.pread(self._file, 1 << 20, 0).decode(errors="replace") if self._file >= 0 else ""
 
     def close(self) -> None:
+        """Removes the signal handler and the file."""
         if self._file >= 0 and SIGNAL is not None:
             faulthandler.unregister(SIGNAL)
             os.close(self._file)
@@ -32,18 +33,22 @@ class StoppedAt:
 
 
 def wake(pid: int) -> None:
-    """Has a process of this host that is stopped dump its stacks and go on; any other is left alone."""
+    """Makes a stopped process of this host dump its stacks and continue; leaves any other process alone.
+
+    Args:
+        pid: the process.
+    """
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        # One that does not handle the signal would be ended by it: it is none of ours.
+        # A process that does not handle the signal would be ended by it, and is not one of the job.
         if SIGNAL is not None and status["State"].startswith("T") and int(status["SigCgt"], 16) >> (SIGNAL - 1) & 1:
             _to_main_thread(pid, SIGNAL)
             os.kill(pid, signal.SIGCONT)
 
 
 def _to_main_thread(pid: int, number: int) -> None:
-    """Where any thread may take it, the main thread may have gone on by the time it is dumped."""
+    """Sends it to the main thread, which would otherwise continue while another thread dumps."""
     tgkill = getattr(ctypes.CDLL(None), "tgkill", None)  # glibc 2.30
     if tgkill is None:
         os.kill(pid, number)
