@@ -137,3 +137,10 @@ def test_users_use_public_names_only(folder):
 @pytest.mark.parametrize("name", ["trainkit.lazy", "trainkit.data.order.Order", "trainkit.errors.nowhere"])
 def test_other_names_are_private(name):
     assert not _is_public(name)
+
+
+def test_names_of_tests_are_under_60_letters():
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert names and [name for name in names if len(name) >= 60] == []
