@@ -12,7 +12,7 @@ from trainkit.engine.engine import Engine
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint held beside the engines that were filled from it."""
+    """The contents of a checkpoint beside its engines."""
 
     position: int
     """Samples in the steps done: where `batches(..., start=position)` continues."""

@@ -19,15 +19,22 @@ from trainkit.errors import ConfigError
 
 LOCK_FILE = ".lock"
 HEARTBEAT_S = 5.0
-MOST_SILENCE_S = 4 * HEARTBEAT_S
-"""How long the heartbeat of another host is watched before its run counts as dead: clocks of hosts need not agree."""
+MAX_SILENCE_S = 4 * HEARTBEAT_S
+"""Seconds for which another host's heartbeat is watched before its run counts as dead: clocks of hosts may differ."""
 
 
 def make(run_dir: str | Path) -> Path:
-    """The directory that `run_dir` means, made and writable, with %Y, %m, %d, %H, %M and %S filled in by the clock.
+    """Makes a run directory, and checks that it can be written to.
 
-    One with a date in its name belongs to this run alone: where it exists already, `-2`, `-3` ... is appended.
-    Raises ConfigError.
+    Args:
+        run_dir: its path; %Y, %m, %d, %H, %M and %S are replaced by the time. A path with one of these is for this run
+            alone: where it exists already, `-2`, `-3` ... is appended.
+
+    Returns:
+        The path of the directory.
+
+    Raises:
+        ConfigError: where it cannot be written to.
     """
     path = Path(datetime.now().strftime(str(run_dir))).expanduser()
     try:
@@ -36,7 +43,7 @@ def make(run_dir: str | Path) -> Path:
             pass
     except OSError as caught:
         raise ConfigError(
-            f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; give another"
+            f"run_dir={run_dir}: cannot write there: {caught.strerror or caught}; set another"
         ) from caught
     return path
 
@@ -57,17 +64,23 @@ def _made_for_one(path: Path) -> Path:
 
 
 class RunLock:
-    """Holds a run directory for this process, from its making to `release`.
+    """Holds a run directory for this process, until `release`.
 
-    The file `.lock` names host, process and job, and is written again every few seconds. A process of this host that is
-    gone, an earlier start of the same job, and another host whose heartbeat has stopped hold nothing.
+    The file `.lock` names host, process and job, and is written again every few seconds. The lock of a process of this
+    host that has ended, of an earlier start of the same job, or of another host whose heartbeat has stopped is ignored.
 
-    Raises ConfigError where another run is using the directory; an OSError where the lock cannot be written.
+    Args:
+        directory: the run directory.
+        report: called with a message before a lock of another host is watched.
+
+    Raises:
+        ConfigError: where another run is using the directory.
+        OSError: where the lock cannot be written.
     """
 
     def __init__(self, directory: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         self.path = directory / LOCK_FILE
-        # Not inherited by forked children, unlike flock: a loader process that outlives this one must hold nothing.
+        # Not inherited by forked children, unlike flock: a loader process that outlives this one must hold no lock.
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._acquire(directory, report)
@@ -81,7 +94,7 @@ class RunLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Lets another run have the directory."""
+        """Releases the directory for other runs."""
         if self._is_released.is_set():
             return
         self._is_released.set()
@@ -100,7 +113,7 @@ class RunLock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _used(directory, self._read()) from error
-            # A file system without locks: the heartbeat alone tells.
+            # A file system without locks: only the heartbeat counts.
         owner = self._read()
         if not owner or _is_of_this_job(owner):
             return
@@ -108,15 +121,15 @@ class RunLock:
             if (started := _started(owner["pid"])) is not None and started == owner["started"]:
                 raise _used(directory, owner)
             return
-        report(f"{directory} was last used by {_named(owner)}: waiting up to {MOST_SILENCE_S:.0f} s for a sign of life")
-        deadline = time.monotonic() + MOST_SILENCE_S
+        report(f"{directory} was last used by {_named(owner)}: waiting up to {MAX_SILENCE_S:.0f} s for its heartbeat")
+        deadline = time.monotonic() + MAX_SILENCE_S
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_S / 5)
             if (now := self._read()) and now != owner:
                 raise _used(directory, now)
 
     def _read(self) -> dict[str, Any]:
-        """Who holds the directory; nothing where nobody does."""
+        """The owner of the lock; empty where there is none."""
         try:
             owner = json.loads(os.pread(self._descriptor, 4096, 0) or b"{}")
         except ValueError:  # cut short by a full disk or a crash
@@ -132,7 +145,7 @@ class RunLock:
 
     def _keep_beating(self) -> None:
         while not self._is_released.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a disk that is full or away for a while; what was written stays
+            with suppress(OSError):  # a disk that is full or unreachable for a while; the file stays as it was
                 self._write()
 
 
@@ -142,15 +155,15 @@ def _named(owner: dict[str, Any]) -> str:
 
 def _used(directory: Path, owner: dict[str, Any]) -> ConfigError:
     if owner and (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid()):
-        return ConfigError(f"run_dir={directory} is being used by a Runtime of this process: close() that one first")
+        return ConfigError(f"run_dir={directory} is being used by a Runtime of this process: close() it first")
     by = _named(owner) if owner else "another process"
     return ConfigError(
-        f"run_dir={directory} is being used by {by}: wait until that run has ended, or give another run_dir"
+        f"run_dir={directory} is being used by {by}: wait until that run has ended, or set another run_dir"
     )
 
 
 def _job() -> str | None:
-    """What names this job among all, and stays when its processes are started again."""
+    """A unique name of this job, which stays the same when its processes are restarted."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id and run_id != "none":
         return f"torchrun {run_id}"
@@ -158,13 +171,13 @@ def _job() -> str | None:
 
 
 def _is_of_this_job(owner: dict[str, Any]) -> bool:
-    """Whether an earlier start of this very job holds the directory: its launcher has ended those processes."""
+    """Whether an earlier start of this job holds the directory; its launcher has ended those processes."""
     restarted = any(int(os.environ.get(n) or 0) > 0 for n in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return restarted and owner["job"] is not None and owner["job"] == _job()
 
 
 def _started(pid: int) -> str | None:
-    """When process `pid` began, in the kernel's ticks: its number alone may be another's by now; None if it is gone."""
+    """When process `pid` was started, in the kernel's ticks, since its number may be reused; None if it has ended."""
     if not Path("/proc/self/stat").is_file():  # not Linux
         return _started_without_proc(pid)
     try:
@@ -179,6 +192,6 @@ def _started_without_proc(pid: int) -> str | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # there, and another user's
+    except PermissionError:  # it exists, and belongs to another user
         return "unknown"
     return "unknown"

@@ -1,4 +1,4 @@
-"""Saver: copies what a checkpoint is to hold, and writes it while training goes on."""
+"""Saver: copies the tensors of a checkpoint, and writes them while training continues."""
 
 import shutil
 import threading
@@ -17,14 +17,16 @@ from trainkit.distributed.shard import Shard
 from trainkit.errors import CheckpointError
 
 PAUSES_S = (1.0, 5.0)
-"""Between the attempts at a save that fails."""
+"""Seconds between the attempts at a save that fails."""
 
 
 class Saver:
     """Writes one checkpoint at a time. Every rank makes one, and calls the same methods in the same order.
 
-    group: a gloo group of all ranks that nothing else uses; None for one process.
-    report: takes a line about a save that has failed or been tried again.
+    Args:
+        group: a gloo group of all ranks that is used for nothing else; None for one process.
+        rank: of this process.
+        report: called with a message about a save that failed or is tried again.
     """
 
     def __init__(
@@ -44,25 +46,40 @@ class Saver:
         from_first: Collection[str] = (),
         then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies `tensors` to host memory, and returns; the rest is done meanwhile. Waits for the last save first.
+        """Copies tensors to host memory, and starts a thread that writes them. Collective: every rank must call.
 
-        facts: what the manifest says beside the tensors.  from_first: names of tensors that ranks may hold different
-        values of; those of the first one count.  then: called on rank 0 once the directory is in place.
-        Raises CheckpointError for the last save. Collective: every rank calls.
+        Waits for the last save first.
+
+        Args:
+            path: the checkpoint directory, which appears whole or not at all.
+            tensors: the shards that this rank holds, by name.
+            facts: entries of the manifest beside the tensors.
+            from_first: names of tensors whose values may differ between ranks; those of the first rank are written.
+            then: called on rank 0 once the directory is in place.
+
+        Raises:
+            CheckpointError: for the last save.
         """
         self.finish()
-        staged = self._stage(self._share(tensors, from_first))
+        staged = self._stage(self._to_write(tensors, from_first))
         self._thread = threading.Thread(
             target=self._write, args=(path, staged, facts, then), name="trainkit-save", daemon=True
         )
         self._thread.start()
 
     def finish(self, timeout_s: float | None = None) -> None:
-        """Waits until the last save is whole, or has failed on all ranks: then raises its CheckpointError, once."""
+        """Waits until the last save is complete.
+
+        Args:
+            timeout_s: seconds to wait; None: no limit.
+
+        Raises:
+            CheckpointError: once, where the save failed, which it does on all ranks, or took longer.
+        """
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                raise CheckpointError(f"a checkpoint was not written within {timeout_s:.0f} s: given up")
+                raise CheckpointError(f"a checkpoint was not written within {timeout_s:.0f} s: abandoned")
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
@@ -70,14 +87,14 @@ class Saver:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _share(self, tensors: Mapping[str, Shard], from_first: Collection[str]) -> dict[str, Shard]:
-        """What this rank is to write: where several hold the same, they take turns by size.
+    def _to_write(self, tensors: Mapping[str, Shard], from_first: Collection[str]) -> dict[str, Shard]:
+        """The shards that this rank writes: where several ranks hold the same one, the one with the least data does.
 
-        By name, so that equal states are equal files: what was loaded comes in another order than what was trained.
+        Sorted by name, so that equal states are equal files: a loaded state has another order than a trained one.
         """
         world_size = dist.get_world_size(self.group) if self.group is not None else 1
         loads: dict[int, list[int]] = {}
-        mine = {}
+        own = {}
         for name, shard in sorted(tensors.items()):
             ranks = dist.get_process_group_ranks(shard.group) if shard.group is not None else [self.rank]
             num_replicas, replica = world_size // len(ranks), ranks[0] // len(ranks)
@@ -85,12 +102,12 @@ class Saver:
             writer = load.index(min(load)) if name not in from_first else 0
             load[writer] += shard.shape.numel() * shard.local.element_size()
             if replica == writer:
-                mine[name] = shard
-        # Every rank knows every shape, which the first one writes down.
-        return {n: mine.get(n, Shard(s.local.new_empty(0), 0, s.shape)) for n, s in sorted(tensors.items())}
+                own[name] = shard
+        # Every rank knows every shape; rank 0 writes them to the manifest.
+        return {n: own.get(n, Shard(s.local.new_empty(0), 0, s.shape)) for n, s in sorted(tensors.items())}
 
     def _stage(self, tensors: Mapping[str, Shard]) -> dict[str, Shard]:
-        """Copies in host memory, which is kept for the next time."""
+        """Copies in host memory, whose buffers are reused by the next save."""
         buffers, sources, targets = {}, [], []
         on_gpu = False
         for name, shard in tensors.items():
@@ -115,7 +132,7 @@ class Saver:
             error = self._attempt(path, staged, facts)
             if error is None:
                 if self.rank == 0:
-                    self._do(then)
+                    self._run_callback(then)
                 return
             if pause_s is None:
                 self._error = error
@@ -124,7 +141,7 @@ class Saver:
             time.sleep(pause_s)
 
     def _attempt(self, path: Path, staged: Mapping[str, Shard], facts: Mapping[str, Any]) -> CheckpointError | None:
-        """Whether it went wrong, the same on all ranks."""
+        """The error, which is the same on all ranks; None where there is none."""
         temporary = store.temporary(path)
 
         def finish(tensors: dict[str, Any], files: dict[str, Any]) -> None:
@@ -138,8 +155,8 @@ class Saver:
             return CheckpointError(f"could not write the checkpoint {path}: {sharded.reason_of(caught)}")
         return None
 
-    def _do(self, then: Callable[[], None]) -> None:
+    def _run_callback(self, then: Callable[[], None]) -> None:
         try:
             then()
         except (OSError, CheckpointError) as error:
-            self.report(f"a checkpoint was written, and then: {error}")
+            self.report(f"after a checkpoint was written: {error}")

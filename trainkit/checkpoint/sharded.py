@@ -1,6 +1,6 @@
-"""What torch.distributed.checkpoint writes and reads here: each rank its own parts, in safetensors, by a JSON manifest.
+"""Sharded reading and writing with torch.distributed.checkpoint: a safetensors file per rank, and a JSON manifest.
 
-Its planners see every tensor as flat: whatever the strategy, a rank holds a range of it.
+Its planners take every tensor as flat: with every strategy, a rank holds a contiguous range of it.
 """
 
 import json
@@ -45,23 +45,30 @@ from trainkit.distributed.shard import DTYPES, Shard
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# One process alone is meant so.
+# A single process has no process group, on purpose.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 Finish = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 def write(
-    temporary: Path, parts: Mapping[str, Shard], *, group: dist.ProcessGroup | None, rank: int, finish: Finish
+    temporary: Path, shards: Mapping[str, Shard], *, group: dist.ProcessGroup | None, rank: int, finish: Finish
 ) -> None:
-    """Writes what this rank is to write of all tensors to a file of its own in `temporary`, flushed to disk.
+    """Writes this rank's shards to a file of its own, flushed to disk. Collective: every rank must call.
 
-    Rank 0 makes the directory, and calls `finish(tensors, files)`, the two tables of a manifest, once all have written.
-    parts: flat, in host memory.  group: a gloo group of all ranks; None for one process. Collective: every rank calls.
+    Args:
+        temporary: the directory, made by rank 0.
+        shards: flat, in host memory, by name.
+        group: a gloo group of all ranks; None for one process.
+        rank: of this process.
+        finish: called on rank 0 once all ranks have written, with the tables `tensors` and `files` of the manifest.
+
+    Raises:
+        CheckpointException: of torch.distributed.checkpoint, on all ranks.
     """
     dcp.save(
-        dict(parts),
-        storage_writer=_Writer(temporary, rank, {name: part.shape for name, part in parts.items()}, finish),
+        dict(shards),
+        storage_writer=_Writer(temporary, rank, {name: shard.shape for name, shard in shards.items()}, finish),
         planner=_SavePlanner(),
         process_group=group,
         no_dist=group is None,
@@ -71,13 +78,23 @@ def write(
 def read(
     directory: Path, manifest: Mapping[str, Any], into: Mapping[str, Shard], group: dist.ProcessGroup | None
 ) -> None:
-    """Fills `into` from the ranges that any number of ranks have written. Collective over `group`."""
-    # Ranges are of row-major order; a tensor of another memory format takes them from a copy.
+    """Reads shards of a checkpoint that any number of ranks have written. Collective over `group`.
+
+    Args:
+        directory: of the checkpoint.
+        manifest: of the checkpoint.
+        into: the shards to fill, by name.
+        group: of all ranks; None for one process.
+
+    Raises:
+        CheckpointException: of torch.distributed.checkpoint, on all ranks.
+    """
+    # Ranges are in row-major order; a tensor of another memory format is filled from a copy.
     rows = {
-        name: p
-        if p.local.is_contiguous()
-        else p.like(torch.empty(p.local.shape, dtype=p.local.dtype, device=p.local.device))
-        for name, p in into.items()
+        name: shard
+        if shard.local.is_contiguous()
+        else shard.like(torch.empty(shard.local.shape, dtype=shard.local.dtype, device=shard.local.device))
+        for name, shard in into.items()
     }
     dcp.load(
         dict(rows),
@@ -87,16 +104,16 @@ def read(
         no_dist=group is None,
     )
     with torch.no_grad():
-        for name, part in rows.items():
-            if part is not into[name]:
-                into[name].local.copy_(part.local)
+        for name, shard in rows.items():
+            if shard is not into[name]:
+                into[name].local.copy_(shard.local)
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------
 
 
-def _range_of(part: Shard) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size([part.start]), sizes=torch.Size([part.local.numel()]))
+def _range_of(shard: Shard) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size([shard.start]), sizes=torch.Size([shard.local.numel()]))
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):
@@ -107,16 +124,16 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         return SavePlan(
             [
                 WriteItem(
-                    index=MetadataIndex(name, torch.Size([part.start])),
+                    index=MetadataIndex(name, torch.Size([shard.start])),
                     type=WriteItemType.SHARD,
                     tensor_data=TensorWriteData(
-                        chunk=_range_of(part),
-                        properties=TensorProperties(dtype=part.local.dtype),
-                        size=torch.Size([part.shape.numel()]),
+                        chunk=_range_of(shard),
+                        properties=TensorProperties(dtype=shard.local.dtype),
+                        size=torch.Size([shard.shape.numel()]),
                     ),
                 )
-                for name, part in self.state_dict.items()
-                if part.local.numel()
+                for name, shard in self.state_dict.items()
+                if shard.local.numel()
             ]
         )
 
@@ -137,11 +154,11 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         items: list[ReadItem] = []
-        for name, part in self.state_dict.items():
+        for name, shard in self.state_dict.items():
             saved = self.metadata.state_dict_metadata[name]
             assert isinstance(saved, TensorStorageMetadata)
-            if part.local.numel():
-                items += create_read_items_for_chunk_list(name, saved, [_range_of(part)])
+            if shard.local.numel():
+                items += create_read_items_for_chunk_list(name, saved, [_range_of(shard)])
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
@@ -153,7 +170,7 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _WrittenRange:
     """Where a range of a tensor was written."""
 
     file: str
@@ -188,8 +205,8 @@ class _Writer(StorageWriter):
             for item in plan.items:
                 tensor = tensors[item.index.fqn]
                 assert isinstance(tensor, Tensor)
-                place = _Place(name, _NAMES[tensor.dtype], facts)
-                results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), place))
+                written = _WrittenRange(name, _NAMES[tensor.dtype], facts)
+                results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), written))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -198,13 +215,13 @@ class _Writer(StorageWriter):
         tensors: dict[str, Any] = {}
         files: dict[str, Any] = {}
         for result in sorted((r for by_rank in results for r in by_rank), key=lambda r: (r.index.fqn, r.index.offset)):
-            place: _Place = result.storage_data
-            name, dtype = result.index.fqn, place.dtype
+            written: _WrittenRange = result.storage_data
+            name, dtype = result.index.fqn, written.dtype
             tensors.setdefault(name, {"dtype": dtype, "shape": list(self.shapes[name]), "parts": []})
             assert result.index.offset is not None
             length = result.size_in_bytes // DTYPES[dtype].itemsize
-            tensors[name]["parts"].append([result.index.offset[0], length, place.file])
-            files[place.file] = dict(place.file_facts)
+            tensors[name]["parts"].append([result.index.offset[0], length, written.file])
+            files[written.file] = dict(written.file_facts)
         for name, shape in self.shapes.items():
             if not shape.numel():
                 tensors[name] = {"dtype": "F32", "shape": list(shape), "parts": []}
@@ -234,15 +251,15 @@ class _Reader(StorageReader):
             )
             for name, entry in self.manifest["tensors"].items()
         }
-        places = {
+        files = {
             MetadataIndex(name, torch.Size([start])): file
             for name, entry in self.manifest["tensors"].items()
             for start, _, file in entry["parts"]
         }
-        return Metadata(state_dict_metadata=tensors, storage_data=places)  # type: ignore[arg-type]
+        return Metadata(state_dict_metadata=tensors, storage_data=files)  # type: ignore[arg-type]
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self.places = metadata.storage_data
+        self.files = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -253,14 +270,14 @@ class _Reader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         by_file: dict[str, list[ReadItem]] = {}
         for item in plan.items:
-            by_file.setdefault(self.places[item.storage_index], []).append(item)
+            by_file.setdefault(self.files[item.storage_index], []).append(item)
         with torch.no_grad():
             for name, items in by_file.items():
                 with safe_open(self.directory / name, framework="pt") as file:
                     for item in items:
                         start, length = item.storage_offsets[0], item.lengths[0]
-                        part = file.get_slice(item.storage_index.fqn)[start : start + length]
-                        planner.resolve_tensor(item).copy_(part)
+                        values = file.get_slice(item.storage_index.fqn)[start : start + length]
+                        planner.resolve_tensor(item).copy_(values)
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -273,9 +290,21 @@ class _Reader(StorageReader):
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes a safetensors file and flushes it to disk; its `num_bytes` and `xxh3_128`.
+    """Writes a safetensors file and flushes it to disk.
 
-    Not by the library's `save_file`: that copies all bytes once more, and the sum would need to read them again.
+    The library's `save_file` is not used: it copies all bytes once more, and the checksum would have to read them
+    again.
+
+    Args:
+        path: the file.
+        tensors: by name, on the CPU.
+        metadata: of the file's header.
+
+    Returns:
+        Its `num_bytes`, and its checksum `xxh3_128` in hexadecimal.
+
+    Raises:
+        OSError: where it cannot be written.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -284,28 +313,32 @@ def write_safetensors(
         entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    pieces: list[Any] = [len(header).to_bytes(8, "little"), header]
-    pieces += [t.contiguous().flatten().view(torch.uint8).numpy().data for t in tensors.values() if t.numel()]
-    # Both let go of the interpreter's lock, so that the sum costs a core and little time.
-    with ThreadPoolExecutor(1) as other:
-        summing = other.submit(_sum_of, pieces)
+    chunks: list[Any] = [len(header).to_bytes(8, "little"), header]
+    chunks += [t.contiguous().flatten().view(torch.uint8).numpy().data for t in tensors.values() if t.numel()]
+    # Writing and hashing both release the interpreter's lock, so they run in parallel.
+    with ThreadPoolExecutor(1) as executor:
+        checksum = executor.submit(_sum_of, chunks)
         with path.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        return {"num_bytes": 8 + len(header) + end, "xxh3_128": summing.result()}
+        return {"num_bytes": 8 + len(header) + end, "xxh3_128": checksum.result()}
 
 
-def _sum_of(pieces: Sequence[Any]) -> str:
+def _sum_of(chunks: Sequence[Any]) -> str:
     total = xxhash.xxh3_128()
-    for piece in pieces:
-        total.update(piece)
+    for chunk in chunks:
+        total.update(chunk)
     return total.hexdigest()
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a line: torch.distributed.checkpoint tells it with a traceback for each rank."""
+    """The cause of an error in one line; torch.distributed.checkpoint's message has a traceback of each rank.
+
+    Args:
+        error: of a read or a write.
+    """
     if isinstance(error, CheckpointException) and error.failures:
         rank, (first, _) = min(error.failures.items())
         return f"rank {rank}: {first}"

@@ -1,4 +1,4 @@
-"""What a run is: its engines, where it stands, and whatever else its loop wants to remember."""
+"""The state of a run in checkpoints: its engines, its position, and values of the loop."""
 
 import json
 from collections.abc import Callable, Container, Mapping
@@ -29,9 +29,19 @@ def save(
     saver: Saver,
     then: Callable[[], None] = lambda: None,
 ) -> None:
-    """Starts to write the engines, the position and JSON-able `values` as one checkpoint directory; see Saver.
+    """Starts to write one checkpoint directory. Collective: every rank must call.
 
-    Collective: every rank calls.
+    Args:
+        path: the directory, which appears whole or not at all.
+        engines: by name.
+        position: samples in the steps done.
+        values: JSON-able, by name.
+        saver: copies and writes.
+        then: called on rank 0 once the directory is in place.
+
+    Raises:
+        CheckpointError: for an earlier save of `saver`.
+        UsageError: for a value that is not JSON-able.
     """
     shards = {
         f"{name}.{part}/{key}": shard
@@ -55,7 +65,7 @@ def save(
 
 
 def _as_json(item: str, value: Any) -> Any:
-    """`value` as a manifest gives it back, which a later change of the value does not reach. Raises UsageError."""
+    """A copy of `value`, as it is read from a manifest. Raises UsageError where it is not JSON-able."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
@@ -63,9 +73,18 @@ def _as_json(item: str, value: Any) -> Any:
 
 
 def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
-    """The checkpoint that `path` means: itself, or the newest whole one of a run's; each file is verified by one rank.
+    """Finds and verifies a checkpoint; each file is read by one rank. Collective: every rank must call.
 
-    Those passed over are told to `report`. Raises CheckpointError on all ranks. Collective: every rank calls.
+    Args:
+        path: a checkpoint, or a run, whose newest complete checkpoint is returned.
+        ranks: the processes of the job.
+        report: called with a message about each checkpoint that is passed over.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        CheckpointError: on all ranks.
     """
     for directory in _on_first(ranks, lambda: store.candidates(path, report)):
         error = None
@@ -82,11 +101,11 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
             report(f"passed over: {caught}")
             continue
         return directory
-    raise store.none_is_whole(path)
+    raise store.no_complete_checkpoint(path)
 
 
 def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:
-    """What rank 0 sees, so that all see the same."""
+    """The result of `look` on rank 0, on all ranks."""
     found: list[Path] = []
     error = None
     if ranks.is_main:
@@ -101,10 +120,19 @@ def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:
 def load(
     directory: Path, engines: Mapping[str, Engine], *, manifest: Mapping[str, Any], group: dist.ProcessGroup | None
 ) -> list[str]:
-    """Fills `engines` from the checkpoint at `directory`, whose files were verified, and of which `manifest` tells.
+    """Fills engines from a verified checkpoint. Collective: every rank must call.
 
-    Returns lines about hyper-parameters that stay what this run was given, though the checkpoint has others.
-    Raises CheckpointError naming the engine or tensor that does not fit; nothing is changed then. Collective.
+    Args:
+        directory: of the checkpoint.
+        engines: by name.
+        manifest: of the checkpoint.
+        group: of all ranks; None for one process.
+
+    Returns:
+        Lines about hyper-parameters of this run that differ from the checkpoint's and stay in effect.
+
+    Raises:
+        CheckpointError: naming the engine or tensor that does not fit; nothing is changed then.
     """
     saved = manifest["engines"]
     if set(saved) != set(engines):
@@ -133,7 +161,14 @@ def load(
 
 
 def shapes_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
-    """`engine.part` -> path -> shape and dtype of what a checkpoint holds."""
+    """Shapes and dtypes of a checkpoint's tensors.
+
+    Args:
+        manifest: of the checkpoint.
+
+    Returns:
+        Shape and dtype by `engine.part` and path.
+    """
     found: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}
     for name, entry in manifest["tensors"].items():
         part, _, path = name.partition("/")
@@ -144,9 +179,18 @@ def shapes_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, tuple[torch.Si
 def read_whole(
     directory: Path, wanted: Container[str] | None = None, manifest: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """Whole tensors of the checkpoint at `directory` by name (`network.module/weight`): those `wanted`, or all.
+    """Reads whole tensors of a checkpoint, in one process.
 
-    Raises CheckpointError when a file cannot be read; `verify` finds one that was changed.
+    Args:
+        directory: of the checkpoint.
+        wanted: names of tensors, such as `network.module/weight`; None: all.
+        manifest: of the checkpoint; None: it is read.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: when a file cannot be read; `verify` finds one that was changed.
     """
     manifest = manifest or store.read_manifest(directory)
     whole = {
@@ -162,9 +206,17 @@ def read_whole(
 
 
 def write_one_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file, whole or not at all. Raises CheckpointError: it is there already; no space."""
+    """Writes one safetensors file, completely or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name, on the CPU.
+
+    Raises:
+        CheckpointError: where it exists already, or cannot be written.
+    """
     if path.exists():
-        raise CheckpointError(f"{path} is there already: give another --output")
+        raise CheckpointError(f"{path} exists already: set another --output")
     half = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Checkpoint directories: written whole or not at all, read with every byte accounted for, never run as code."""
+"""Checkpoint directories: written completely or not at all, with checksums of all files, and no pickled code."""
 
 import hashlib
 import json
@@ -21,16 +21,19 @@ _ADVICE = "resume from another checkpoint beside it"
 
 
 def temporary(directory: Path) -> Path:
-    """Where a checkpoint is written until it is whole; the same for all ranks."""
+    """The path at which a checkpoint is written until it is complete; the same for all ranks."""
     return directory.with_name(f".{directory.name}.tmp")
 
 
 def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Adds the manifest to what was `written`, flushes it to disk, and gives it its name.
+    """Adds the manifest to a checkpoint, flushes it to disk, and renames it.
 
-    A directory of that name is kept as `<name>.previous` until the new one is in place.
+    Args:
+        written: the directory with all other files.
+        directory: its new name. An existing directory is kept as `<name>.previous` until the new one is in place.
+        manifest: JSON-able.
     """
-    # Through JSON first: it is what will be read back, and its keys are text and sort as text.
+    # Through JSON first, as it will be read: its keys are text and sort as text.
     whole = json.loads(json.dumps({"format": FORMAT, **manifest}))
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
@@ -39,7 +42,15 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> Non
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file of text, whole or not at all: without room, what was there before stays. Raises OSError."""
+    """Writes a text file completely or not at all: on an error the existing file stays.
+
+    Args:
+        path: the file.
+        text: all of it.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
     half = path.with_name(f".{path.name}.tmp")
     try:
         half.write_text(text)
@@ -50,13 +61,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def tidy(checkpoints: Path) -> None:
-    """Deletes what saves that were killed have left in a run's `checkpoints` directory."""
+    """Deletes the incomplete checkpoints of saves that were killed.
+
+    Args:
+        checkpoints: a run's `checkpoints` directory.
+    """
     for path in checkpoints.glob(".*.tmp"):
         shutil.rmtree(path)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint at `directory`; CheckpointError when it is none of ours."""
+    """Reads and verifies the manifest of a checkpoint.
+
+    Args:
+        directory: of the checkpoint.
+
+    Returns:
+        `position`, `values`, `engines`, `tensors`, `files` and more.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged or of another format.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(
@@ -72,7 +97,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{path} is not of checkpoint format {FORMAT}: it was written by another version or program"
         )
     if manifest.pop(_OWN_SUM, None) not in (_sum_of(manifest), _sum_of(_with_integer_keys(manifest))):
-        raise CheckpointError(f"{path} is damaged: its contents do not add up to its {_OWN_SUM}; {_ADVICE}")
+        raise CheckpointError(f"{path} is damaged: its contents do not match its {_OWN_SUM}; {_ADVICE}")
     return manifest
 
 
@@ -81,7 +106,7 @@ def _sum_of(manifest: Mapping[str, Any]) -> str:
 
 
 def _with_integer_keys(tree: Any) -> Any:
-    """The tree as it was before JSON made text of its integer keys: early checkpoints of format 3 hold its sum."""
+    """The tree with integer keys in place of JSON's text: early checkpoints of format 3 hold its checksum."""
     if isinstance(tree, list):
         return [_with_integer_keys(item) for item in tree]
     if not isinstance(tree, dict):
@@ -91,7 +116,15 @@ def _with_integer_keys(tree: Any) -> Any:
 
 
 def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises CheckpointError naming the first of `files` that is missing, cut short or changed."""
+    """Verifies files of a checkpoint.
+
+    Args:
+        directory: of the checkpoint.
+        files: entries of the manifest's `files` by name.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, truncated or changed.
+    """
     _verify_sizes(directory, files)
     for name, expected in files.items():
         path = directory / name
@@ -100,7 +133,7 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
         if found != expected["xxh3_128"]:
-            raise CheckpointError(f"{path} is damaged: its sum (XXH3) is not the one in {MANIFEST}; {_ADVICE}")
+            raise CheckpointError(f"{path} is damaged: its checksum (XXH3) is not the one in {MANIFEST}; {_ADVICE}")
 
 
 def _sum_of_file(path: Path) -> str:
@@ -115,21 +148,32 @@ def _verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> No
     for name, expected in files.items():
         path = directory / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: the checkpoint is not whole; {_ADVICE}")
+            raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; {_ADVICE}")
         num_bytes = path.stat().st_size
         if num_bytes != expected["num_bytes"]:
             raise CheckpointError(f"{path} has {num_bytes} bytes instead of {expected['num_bytes']}; {_ADVICE}")
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoints` directory, oldest first; unfinished ones have another name."""
+    """The checkpoints of a run, oldest first; incomplete ones have another name.
+
+    Args:
+        checkpoints: a run's `checkpoints` directory.
+    """
     return sorted(path for path in checkpoints.glob("step_*") if path.name[5:].isdigit())
 
 
 def set_aside(checkpoints: Path, after: int) -> list[Path]:
-    """Renames the checkpoints of steps `after` the one that a run goes on from to `step_*.left`; their new names.
+    """Renames the checkpoints after a step to `step_*.left`, so that none of them counts as the newest.
 
-    They are damaged, or of a course that the run does not take: they must not count as its newest.
+    They are damaged, or belong to a branch of the run that was abandoned.
+
+    Args:
+        checkpoints: a run's `checkpoints` directory.
+        after: the step of the checkpoint from which the run resumes.
+
+    Returns:
+        Their new paths.
     """
     moved = []
     for path in step_directories(checkpoints):
@@ -142,17 +186,23 @@ def set_aside(checkpoints: Path, after: int) -> list[Path]:
 
 
 def candidates(path: Path, report: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """What `path` may mean: the checkpoint that it is, or those of a run directory, newest first.
+    """The checkpoints that a path may refer to.
 
-    Raises CheckpointError when there is none.
+    Args:
+        path: a checkpoint, or a run directory.
+        report: called with a message where the checkpoint was being replaced.
+
+    Returns:
+        The checkpoint itself, or all checkpoints of the run, newest first.
+
+    Raises:
+        CheckpointError: where there is no such directory.
     """
     if not path.exists() and (previous := path.with_name(path.name + ".previous")).is_dir():
-        report(f"{path} was being replaced when its run ended: taking {previous}")
+        report(f"{path} was being replaced when its run ended: using {previous}")
         path = previous
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: there is no such directory; give a run directory or one of its checkpoints/step_*"
-        )
+        raise CheckpointError(f"{path}: no such directory; give a run directory or one of its checkpoints/step_*")
     if (path / MANIFEST).is_file() or any(path.glob("rank_*.safetensors")):
         return [path]
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -160,9 +210,17 @@ def candidates(path: Path, report: Callable[[str], None] = lambda text: None) ->
 
 
 def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
-    """The newest of the `candidates` that has all its bytes, whatever they are: `verify` sums them up.
+    """The newest of the `candidates` whose files have the right sizes; `verify` compares checksums.
 
-    Those passed over are told to `report`. Raises CheckpointError when there is none.
+    Args:
+        path: a checkpoint, or a run directory.
+        report: called with a message about each checkpoint that is passed over.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        CheckpointError: where there is none.
     """
     for directory in candidates(path, report):
         try:
@@ -173,17 +231,25 @@ def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
             report(f"passed over: {error}")
             continue
         return directory
-    raise none_is_whole(path)
+    raise no_complete_checkpoint(path)
 
 
-def none_is_whole(path: Path) -> CheckpointError:
+def no_complete_checkpoint(path: Path) -> CheckpointError:
+    """The error for a run directory without a complete checkpoint."""
     return CheckpointError(
-        f"{path} holds no whole trainkit checkpoint; give a run directory or a checkpoints/step_* in one"
+        f"{path} holds no complete trainkit checkpoint; give a run directory or a checkpoints/step_* in one"
     )
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every: int | None = None, best: Path | None = None) -> None:
-    """Deletes all but the newest `keep_last` checkpoints, those of every `keep_every` steps, and `best`."""
+    """Deletes old checkpoints of a run.
+
+    Args:
+        checkpoints: a run's `checkpoints` directory.
+        keep_last: number of the newest ones that are kept.
+        keep_every: checkpoints of steps that are a multiple of it are kept too; None: of no such step.
+        best: one more that is kept.
+    """
     for path in step_directories(checkpoints)[:-keep_last]:
         if path != best and not (keep_every and int(path.name[5:]) % keep_every == 0):
             _delete(path)
@@ -202,11 +268,11 @@ def _take_name(temporary: Path, directory: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Deletes a checkpoint; of one that is a link to elsewhere, the link alone."""
+    """Deletes a checkpoint; of a symbolic link, the link only."""
     if path.is_symlink():
         path.unlink()
         return
-    # The manifest goes first, so that what is left of an interrupted deletion is not taken for a checkpoint.
+    # The manifest first, so that an interrupted deletion leaves no directory that looks like a checkpoint.
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path)
 
