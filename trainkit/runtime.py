@@ -20,7 +20,8 @@ from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
 from trainkit.distributed.shard import buffer_shards, share_from_first
 from trainkit.engine.backend import Backend
-from trainkit.engine.engine import Engine, ScheduleFunction
+from trainkit.engine.engine import Engine
+from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
@@ -369,7 +370,7 @@ class Runtime:
             }
         )
         backend = self._attach(module, optimizer, blocks, name=name)
-        backend.reducer = self.reducer
+        backend.reduction.reducer = self.reducer
         engine = Engine(
             backend,
             name=name,
@@ -382,7 +383,7 @@ class Runtime:
             schedule=schedule,
             # After the strategy: it gives every rank the weights of rank 0.
             average=(
-                ExponentialMovingAverage(backend.weights(), buffer_shards(module), ema_decay)
+                ExponentialMovingAverage(backend.tensors.weights(), buffer_shards(module), ema_decay)
                 if ema_decay is not None
                 else None
             ),
@@ -391,7 +392,7 @@ class Runtime:
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
-        self._buffers += engine.own_buffers()
+        self._buffers += engine.state.buffers()
         return engine
 
     def _attach(

@@ -147,7 +147,7 @@ def _train_masked(strategy, optimizer):
     engine = _engine(runtime, optimizer)
     list(_steps(runtime, engine))
     engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
-    held = {name: shard.local for name, shard in engine._backend.weights().items()}
+    held = {name: shard.local for name, shard in engine.weights().items()}
     copies = {name: torch.zeros(local.shape, dtype=torch.bfloat16) for name, local in held.items()}
     engine.optimizer.set_copies(copies)
     for _ in _steps(runtime, engine):

@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import share_from_first
-from trainkit.engine.backend import Backend, num_bytes
+from trainkit.engine.backend import Backend
+from trainkit.engine.gradient_reduction import GradientReduction
+from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.planning.choice import Choice
@@ -62,10 +64,9 @@ class DDP(Strategy):
         blocks: Sequence[type[nn.Module]],
     ) -> Backend:
         if cluster.world_size == 1:
-            return Backend(module, source.make())
+            return Backend(ShardedTensors(module, source.make()))
         return _DDPBackend(
-            module,
-            source.make(),
+            ShardedTensors(module, source.make()),
             cluster,
             bucket_cap_mb=self.bucket_cap_mb,
             find_unused_parameters=self.find_unused_parameters or deterministic,
@@ -78,24 +79,16 @@ _BUCKET_MB = 25  # torch's own
 class _DDPBackend(Backend):
     def __init__(
         self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        tensors: ShardedTensors,
         cluster: Cluster,
         *,
         bucket_cap_mb: float | None,
         find_unused_parameters: bool,
     ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = cluster.world_size
-        self.find_unused_parameters = find_unused_parameters
-        self._choice: Choice | None = None
-        self._hook: Hook | None = None
-        self._is_chosen = False
-        self._bucket_bytes = int((bucket_cap_mb or _BUCKET_MB) * 2**20)
         # By bytes: DDP's own way to do it cannot send every dtype over gloo.
-        share_from_first([*module.parameters(), *module.buffers()])
+        share_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
-            module,
+            tensors.module,
             init_sync=False,
             bucket_cap_mb=bucket_cap_mb,
             find_unused_parameters=find_unused_parameters,
@@ -103,6 +96,10 @@ class _DDPBackend(Backend):
             # Broadcasting buffers in a second forward before the backward would modify what the first one saved.
             **_NO_BUFFER_SYNC,
         )
+        trained: dict[Tensor, str] = {p: name for name, p in tensors.parameters.items() if p.requires_grad}
+        self._buckets = _DDPReduction(self.wrapped, trained, int((bucket_cap_mb or _BUCKET_MB) * 2**20))
+        super().__init__(tensors, self._buckets, gradient_divisor=cluster.world_size)
+        self.find_unused_parameters = find_unused_parameters
         self._forward_was_wrapped = False
         self._is_first = True  # micro-batch of a step
         self._adds_nothing = self._has_counted = False
@@ -117,15 +114,15 @@ class _DDPBackend(Backend):
         return self.wrapped(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        if last and not self._is_chosen:
-            self.reduce_as(None)
+        if last:
+            self._buckets.choose(None)
         before = {name: p.grad for name, p in self.trainable.items()} if last and not self._is_first else {}
         self._has_counted = not self._adds_nothing or (self._has_counted and not self._is_first)
         self._is_first = last
         try:
             loss.backward()
         except RuntimeError:
-            failure = self._hook.failure() if self._hook is not None else None
+            failure = self._buckets.failure()
             if failure is not None:
                 raise failure from failure.__cause__
             raise
@@ -198,26 +195,43 @@ class _DDPBackend(Backend):
             f"trained then: make the engine again, engine = runtime.setup(module, optimizer, inherit=engine)"
         )
 
-    # -- how gradients are summed ------------------------------------------------------------------------------------
+    def retire(self) -> None:
+        self.wrapped = None
+        self._buckets.retire()
 
-    def reduce_as(self, known: Mapping[str, Any] | None) -> None:
+
+class _DDPReduction(GradientReduction):
+    """The all-reduce of DDP's buckets, by DDP itself or along a plan that the reducer has chosen."""
+
+    def __init__(self, wrapped: DistributedDataParallel, trained: Mapping[Tensor, str], bucket_bytes: int) -> None:
+        self._wrapped: DistributedDataParallel | None = wrapped
+        self._trained, self._bucket_bytes = dict(trained), bucket_bytes
+        self._choice: Choice | None = None
+        self._hook: Hook | None = None
+        self._is_chosen = False
+
+    def choose(self, known: Mapping[str, Any] | None) -> None:
         if self._is_chosen or self.reducer is None:
             return
-        assert self.wrapped is not None
-        total = sum(num_bytes(p) for p in self.trainable.values())
-        names: dict[Tensor, str] = {p: name for name, p in self.trainable.items()}
-        self._choice, self._hook = self.reducer.install(self.wrapped, names, min(total, self._bucket_bytes), known)
+        assert self._wrapped is not None
+        num_largest = min(sum(num_bytes(p) for p in self._trained), self._bucket_bytes)
+        self._choice, self._hook = self.reducer.install(self._wrapped, self._trained, num_largest, known)
         self._is_chosen = True
 
     def choice(self) -> dict[str, Any] | None:
         return None if self._choice is None or self._choice.fingerprint is None else self._choice.to_dict()
 
-    def feedback(self) -> Feedback | None:
+    def error_feedback(self) -> Feedback | None:
         return self._hook.feedback if self._hook is not None else None
 
+    def failure(self) -> BaseException | None:
+        """The error that occurred while a bucket was reduced, if any."""
+        return self._hook.failure() if self._hook is not None else None
+
     def retire(self) -> None:
-        self.wrapped = None
-        self._hook = None
+        """Removes what refers to the module."""
+        self._wrapped = self._hook = None
+        self._trained = {}
 
 
 class _Reach(torch.autograd.Function):

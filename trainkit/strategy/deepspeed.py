@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.distributed.shard import Shard
-from trainkit.engine.backend import Backend, num_bytes
+from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
 from trainkit.optim.source import arguments_of
@@ -41,7 +42,7 @@ def attach(
     kind = _Slices3 if stage == 3 else _Slices12
     if engine.optimizer.optimizer is not optimizer:
         _put_back(optimizer, engine.optimizer, stage)
-    return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen), used)
+    return ZeroBackend(kind(engine.optimizer, optimizer, module, frozen), engine, used)
 
 
 def _put_back(optimizer: torch.optim.Optimizer, zero: Any, stage: int) -> None:
@@ -65,11 +66,8 @@ class ZeroBackend(Backend):
 
     reads_every_step = needs_samples = True
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices", used: Used
-    ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = dist.get_world_size()
+    def __init__(self, slices: "_Slices", engine: Any, used: Used) -> None:
+        super().__init__(slices, gradient_divisor=dist.get_world_size())
         self.engine, self.slices = engine, slices
         self.gathers_parameters = isinstance(slices, _Slices3)
         self._used = used
@@ -121,25 +119,6 @@ class ZeroBackend(Backend):
     def retire(self) -> None:
         self.engine.destroy()
 
-    def weights(self) -> dict[str, Shard]:
-        shards = self.slices.weights()
-        return {name: shards[name] for name in self.parameters}
-
-    def refresh(self) -> None:
-        self.slices.refresh()
-
-    def pieces(self) -> dict[Tensor, list[Piece]]:
-        return self.slices.pieces()
-
-    def _parameter_bytes(self) -> int:
-        return self.slices.parameter_bytes()
-
-    def optimizer_state(self) -> dict[str, dict[str, Shard]]:
-        return self.slices.optimizer_state()
-
-    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Shard]]) -> None:
-        self.slices.load_optimizer_state(state)
-
 
 @dataclass(frozen=True)
 class _Slice:
@@ -155,13 +134,14 @@ class _Slice:
         return Shard(flat.detach()[self.offset : self.offset + self.num], self.start, self.shape, group)
 
 
-class _Slices:
+class _Slices(ShardedTensors):
     """name <-> slice of ZeRO's flat fp32 partitions. All that reads DeepSpeed's private fields is in its subclasses."""
 
     def __init__(
         self, zero: Any, optimizer: torch.optim.Optimizer, module: nn.Module, frozen: Mapping[str, nn.Parameter]
     ) -> None:
-        self.zero, self.optimizer = zero, optimizer
+        super().__init__(module, optimizer)
+        self.zero = zero
         self.names = {p: name for name, p in module.named_parameters()}
         self.frozen = frozen
         self.group = dist.group.WORLD if dist.get_world_size() > 1 else None
@@ -188,7 +168,8 @@ class _Slices:
 
     def weights(self) -> dict[str, Shard]:
         shards = {name: part.of(part.flat, self.group) for name, part in self.slices.items()}
-        return {**shards, **{name: self._frozen_shard(p) for name, p in self.frozen.items()}}
+        shards |= {name: self._frozen_shard(p) for name, p in self.frozen.items()}
+        return {name: shards[name] for name in self.parameters}
 
     def pieces(self) -> dict[Tensor, list[Piece]]:
         found: dict[Tensor, list[Piece]] = {}
@@ -211,10 +192,10 @@ class _Slices:
         for name, part in self.slices.items():
             entry = self.optimizer.state.get(part.flat)
             if entry:
-                state[name] = {key: self._state_shard(value, part) for key, value in entry.items()}
+                state[name] = {key: self._shard_of(value, part) for key, value in entry.items()}
         return state
 
-    def _state_shard(self, value: Any, part: _Slice) -> Shard:
+    def _shard_of(self, value: Any, part: _Slice) -> Shard:
         if isinstance(value, Tensor) and value.shape == part.flat.shape:
             return part.of(value, self.group)
         return Shard.whole(torch.as_tensor(value).clone())  # one for all of them, which a checkpoint cannot hold

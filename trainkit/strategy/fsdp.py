@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import Shard, share_from_first
 from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
@@ -79,7 +80,9 @@ class FSDP(Strategy):
         fully_shard(module, reshard_after_forward=False, **settings)
         # The backend copies such a view.
         warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(module).__name__}\) returned a view")
-        return _FSDPBackend(module, source.make(), mesh, reshard_after_forward=self.reshard_after_forward)
+        return _FSDPBackend(
+            _FSDPTensors(module, source.make(), mesh), mesh, reshard_after_forward=self.reshard_after_forward
+        )
 
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
@@ -139,19 +142,13 @@ class HSDP(FSDP):
 class _FSDPBackend(Backend):
     adds_to_sums = gathers_parameters = True
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh, *, reshard_after_forward: bool
-    ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = mesh.size()
+    def __init__(self, tensors: "_FSDPTensors", mesh: DeviceMesh, *, reshard_after_forward: bool) -> None:
+        super().__init__(tensors, gradient_divisor=mesh.size())
         self.reshard_after_forward = reshard_after_forward
         self._is_differentiated_twice = False
-        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
-        shard_mesh = mesh["shard"]
-        self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
-        self.num_replicas = mesh.size() // self.num_shards
-        self.group = shard_mesh.get_group()
-        self._use = Use(self.parameters, module, self.units)
+        self.units = tensors.units
+        self.num_replicas = mesh.size() // mesh["shard"].size()
+        self._use = Use(self.parameters, tensors.module, self.units)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # What FSDP hangs on a view, a caller's in-place operation would take off without a word.
@@ -175,7 +172,7 @@ class _FSDPBackend(Backend):
             self._set_automatic(True)
             with self._use.of_every_unit():
                 end_backward()
-            self.refresh()
+            self.tensors.refresh()
 
     def _set_automatic(self, on: bool) -> None:
         """Whether FSDP lets go of gathered parameters and reduces gradients by itself."""
@@ -212,34 +209,19 @@ class _FSDPBackend(Backend):
             self.parameters[name].grad = None
         result = super().update(factor, max_grad_norm, sums=sums, gate=gate)
         # A forward pass that no backward followed left gathered parameters behind, which are old now.
-        self.refresh()
+        self.tensors.refresh()
         return result
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         # Gathered parameters are other objects, and take over whether they require a gradient each time that they
         # are gathered.
-        self.refresh()
+        self.tensors.refresh()
         with super().frozen():
             try:
                 yield
             finally:
-                self.refresh()
-
-    def weights(self) -> dict[str, Shard]:
-        shards = {}
-        for name, p in self.parameters.items():
-            detached = p.detach()
-            assert isinstance(detached, DTensor)
-            num_rows = p.shape[0]
-            first = min(self.shard_rank * -(-num_rows // self.num_shards), num_rows)
-            start = first * (p.numel() // num_rows)
-            shards[name] = Shard(detached.to_local(), start, p.shape, self.group)
-        return shards
-
-    def refresh(self) -> None:
-        for unit in self.units:
-            unit.reshard()
+                self.tensors.refresh()
 
     def follow_requires_grad(self) -> None:
         self._use.show_requires_grad()
@@ -256,6 +238,32 @@ class _FSDPBackend(Backend):
         gradients = super()._local_gradients()
         with torch.no_grad():  # without it, a local part is a node of autograd's: a millisecond a step for BERT-tiny
             return {name: g.to_local() for name, g in gradients.items() if isinstance(g, DTensor)}
+
+
+class _FSDPTensors(ShardedTensors):
+    """Parameters and optimizer state as DTensors, of which each rank holds rows."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> None:
+        super().__init__(module, optimizer)
+        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        shard_mesh = mesh["shard"]
+        self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
+        self.group = shard_mesh.get_group()
+
+    def weights(self) -> dict[str, Shard]:
+        shards = {}
+        for name, p in self.parameters.items():
+            detached = p.detach()
+            assert isinstance(detached, DTensor)
+            num_rows = p.shape[0]
+            first = min(self.shard_rank * -(-num_rows // self.num_shards), num_rows)
+            start = first * (p.numel() // num_rows)
+            shards[name] = Shard(detached.to_local(), start, p.shape, self.group)
+        return shards
+
+    def refresh(self) -> None:
+        for unit in self.units:
+            unit.reshard()
 
     def _state_shard(self, value: Any, weight: Shard) -> Shard:
         if isinstance(value, DTensor):

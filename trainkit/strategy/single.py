@@ -9,6 +9,7 @@ from torch import nn
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
@@ -38,4 +39,4 @@ class Single(Strategy):
         deterministic: bool,
         blocks: Sequence[type[nn.Module]],
     ) -> Backend:
-        return Backend(module, source.make())
+        return Backend(ShardedTensors(module, source.make()))

@@ -24,7 +24,7 @@ def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[
 
 def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
     for name, engine in recipe.engines().items():
-        runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.held()}")
+        runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.memory()}")
 
 
 def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
