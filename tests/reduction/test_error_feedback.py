@@ -120,7 +120,9 @@ def _resumed(topology: str, directory: str) -> tuple[bool, float]:
     runtime.close()
     runtime, engine = _make(topology)
     _train(runtime, engine, 4)
-    kept = max(float(shard.local.abs().max()) for shard in engine.state.shards()["feedback"].values() if shard.local.numel())
+    kept = max(
+        float(shard.local.abs().max()) for shard in engine.state.shards()["feedback"].values() if shard.local.numel()
+    )
     runtime.save(f"{directory}/last", e=engine)
     runtime.close()
     runtime, engine = _make(topology)

@@ -4,8 +4,8 @@
         engine.backward(loss, weight=n)
     result = engine.step()
 
-A turn's gradient is the sum of weight * grad(loss) over ranks and micro-batches, divided by the sum of the weights:
-the gradient of the weighted mean over the global batch, whatever the split.
+A step is what lies between two updates. Its gradient is the sum of weight * grad(loss) over ranks and micro-batches,
+divided by the sum of the weights: the gradient of the weighted mean over the global batch, however it is split.
 """
 
 import math
@@ -42,9 +42,23 @@ class Engine:
 
     Calling it runs the module's forward pass under the run's precision and strategy. `module` is the user's own
     object, and parameter names everywhere are its own.
+
+    Args:
+        backend: the module and its optimizer, as the strategy runs them.
+        name: of the engine, for messages and dropout keys.
+        clock: the position in the data.
+        cluster: the rank of this process, and the number of them.
+        device: where the module is.
+        precision: for autocast and the loss scaler.
+        guard: decides what a loss or gradient that is not finite leads to.
+        max_grad_norm: largest norm of all gradients; None: no clipping.
+        schedule: (position, batch size) -> factor on the learning rates.
+        average: the averaged weights.
+        grad_accumulation_steps: micro-batches in a step.
+        is_compiled: whether blocks of the module are compiled.
     """
 
-    own_losses: list[Tensor]  # this rank's alone, one a micro-batch of the turn
+    own_losses: list[Tensor]  # this rank's alone, one for each micro-batch of the step
     _micro: Batch | None
     _loss: Tensor | None
 
@@ -84,7 +98,7 @@ class Engine:
         self._needs_weights = cluster.world_size > 1 or grad_accumulation_steps > 1
         self._is_frozen = False
         self._is_compiled = is_compiled
-        self._begin_turn()
+        self._begin_step()
 
     def parameter_sizes(self) -> tuple[list[int], list[int]]:
         """Elements of each parameter: of those that are trained, and of the others."""
@@ -124,7 +138,7 @@ class Engine:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, under autocast where the precision asks for it."""
+        """The module's output, under autocast where the precision asks for it. Collective under FSDP and ZeRO-3."""
         self._require_active()
         if self._dropouts:
             self._key_dropouts()
@@ -137,9 +151,15 @@ class Engine:
             return forward(*args, **kwargs)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The `grad_accumulation_steps` micro-batches of this rank's share; where that is 1, the batch itself.
+        """Splits this rank's share of a batch into `grad_accumulation_steps` micro-batches; 1 gives the batch itself.
 
-        Each must see exactly one `backward`. Raises UsageError otherwise. One of a share of fewer samples has none.
+        Call `backward` exactly once for each. With fewer samples than micro-batches, some have no sample.
+
+        Args:
+            batch: as `Runtime.batches` gives it.
+
+        Raises:
+            UsageError: where a micro-batch ended without a `backward`.
         """
         self._require_samples(batch)
         for number in range(self.grad_accumulation_steps):
@@ -157,14 +177,20 @@ class Engine:
                 )
 
     def backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
-        """Adds the gradient of `loss`, a mean over `weight` items (default: the samples of the micro-batch).
+        """Adds the gradient of `loss`, a mean over `weight` items.
 
-        Exactly one call a micro-batch: add the terms of a loss first. With weight 0 the rank takes part and adds
-        nothing, a loss of 0/0 included, except where the weight is a tensor on a GPU: there PyTorch's own means over no
-        items are fine, and a division of one's own must be by at least 1. Where nothing counts in a whole turn, on all
-        ranks, its loss is 0 and its gradient zero.
-        Collective in the last micro-batch of a turn: every rank calls. Raises UsageError on a second call,
-        on weights given in some micro-batches of a turn only, and on a loss that is not a scalar or a constant.
+        Call it exactly once for each micro-batch: add the terms of a loss first. With weight 0 the rank takes part and
+        adds nothing, even if the loss is 0/0. (Where the weight is a tensor on a GPU, a division of your own must be by
+        at least 1; PyTorch's means over no items are fine.) Where all weights of a step are 0, on all ranks, its loss
+        is 0 and its gradient zero. Collective in the last micro-batch of a step: every rank must call.
+
+        Args:
+            loss: a scalar.
+            weight: items that the loss is a mean over; None: the samples of the micro-batch.
+
+        Raises:
+            UsageError: on a second call, on weights given in some micro-batches of a step only, and on a loss that is
+                not a scalar or depends on no trained parameter.
         """
         self._check_backward(loss, weight)
         self._backend.follow_requires_grad()
@@ -191,14 +217,22 @@ class Engine:
             raise
 
     def step(self) -> StepResult:
-        """Ends the turn: updates parameters and averages, or skips (on an fp16 overflow, say) and says so.
+        """Updates the parameters and their averages, or skips the update, such as on an fp16 overflow.
 
-        Order: reduce, unscale, finite?, clip, update, average. Raises NonFiniteError, see `Runtime`. Collective.
+        In this order: reduce, unscale, check that gradients are finite, clip, update, average. Collective: every rank
+        must call.
+
+        Returns:
+            Loss and gradient norm over the global batch, learning rate, and whether the update was skipped.
+
+        Raises:
+            NonFiniteError: where the loss or the gradient is not finite; see `Runtime`.
+            UsageError: without a `backward` since the last step.
         """
         self._require_active()
         self.require_trained("step()")
         if not self._ready:
-            raise UsageError(f"step() of engine {self.name!r} without a backward before it in this turn")
+            raise UsageError(f"step() of engine {self.name!r} without a backward since the last step")
         loss, factor, sums = self._totals()
         scale = None
         if self.scaler is not None:
@@ -216,8 +250,8 @@ class Engine:
             if self.average is not None:
                 self.average.update()
         own_losses, norms = self.own_losses, self._backend.norms
-        self._backend.norms = None  # nothing of a turn is held until the next one
-        self._begin_turn()
+        self._backend.norms = None  # nothing of a step is held until the next one
+        self._begin_step()
         self._clock.stepped()
         self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, norms)
         return StepResult(loss, norm, lr, skipped, scale)
@@ -226,7 +260,13 @@ class Engine:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Another engine's turn: gradients flow through this module, none reach its parameters, nothing is reduced."""
+        """Within it gradients flow through this module, its parameters get none, and nothing is reduced.
+
+        For the steps of another engine whose loss goes through this one.
+
+        Raises:
+            UsageError: if the engine is frozen already.
+        """
         if self._is_frozen:
             raise UsageError(f"engine {self.name!r} is frozen already")
         with self._backend.frozen():
@@ -237,10 +277,18 @@ class Engine:
                 self._is_frozen = False
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
+        """The module's output for `x`, and the gradient of the output's sum with respect to `x`.
 
-        Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw
-        module with autocast off, and as it was written where `compile` is on.
+        Both can be differentiated again, for gradient penalties. Runs the module with autocast off, and uncompiled
+        where `compile` is on.
+
+        Args:
+            x: a floating-point tensor.
+            args: further arguments of the module.
+            kwargs: further arguments of the module.
+
+        Returns:
+            The output, and the gradient, of the shape of `x`.
         """
         self._require_active()
         if self._dropouts:
@@ -256,11 +304,16 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The module with its averaged weights in place, for evaluation; the trained ones come back at the end.
+        """Within it the module has its averaged weights, for evaluation; afterwards the trained ones again.
 
-        A checkpoint that is saved meanwhile holds both as what they are. Every rank has rank 0's buffers afterwards.
-        Raises UsageError where it is in place already, as do `backward`, `step`, `inherit` and loading meanwhile.
-        Collective: every rank calls.
+        A checkpoint that is saved within it holds each under its own name. Buffers of rank 0 are broadcast first.
+        Collective: every rank must call.
+
+        Returns:
+            The module.
+
+        Raises:
+            UsageError: if they are in place already; `backward`, `step`, `inherit` and loading raise it within.
         """
         if self.average is None:
             raise UsageError(
@@ -277,11 +330,17 @@ class Engine:
             self._swap_average()
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Has weights be exactly 0 where a mask is: now, after every step, and in their averages.
+        """Keeps weights at exactly 0 where a mask is set: now, after every step, and in their averages.
 
-        masks: by the module's own names, bits of whole parameters as `trainkit.ops.bits.pack_bits` makes them, equal on
-            every rank; they replace those from before. No checkpoint holds them: set them again after loading one.
-        Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
+        Collective: every rank must call.
+
+        Args:
+            masks: by parameter name, the bits of whole parameters as `trainkit.ops.bits.pack_bits` makes them, equal on
+                every rank. They replace those that were set before. No checkpoint holds them: set them again after
+                loading one.
+
+        Raises:
+            UsageError: where a mask fits no trained parameter.
         """
         self.require_trained("set_masks()")
         self._backend.tensors.set_masks(masks, self.average.shards() if self.average is not None else {})
@@ -316,7 +375,7 @@ class Engine:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _begin_turn(self) -> None:
+    def _begin_step(self) -> None:
         self._micro = None
         self._is_last = True
         self._num_backwards = self._num_forwards = 0
@@ -341,7 +400,7 @@ class Engine:
         if self._num_backwards:
             raise UsageError(
                 f"a second backward() of engine {self.name!r} in one micro-batch: add the loss terms and call it once, "
-                f"or iterate engine.micro_batches(batch), or end the turn with step()"
+                f"or iterate engine.micro_batches(batch), or call step()"
             )
         if loss.ndim != 0:
             raise UsageError(f"backward() takes a scalar loss; engine {self.name!r} was given shape {[*loss.shape]}")
@@ -353,7 +412,7 @@ class Engine:
         given = weight is not None
         if self._weights_given not in (None, given):
             raise UsageError(
-                f"engine {self.name!r} was given a weight in some micro-batches of this turn only: "
+                f"engine {self.name!r} was given a weight in some micro-batches of this step only: "
                 f"give it in all, or in none"
             )
         self._weights_given = given

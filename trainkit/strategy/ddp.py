@@ -33,14 +33,15 @@ _NO_BUFFER_SYNC: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DDP(Strategy):
-    """The module on every process, gradients all-reduced in buckets while the backward pass runs.
-
-    bucket_cap_mb: size of a bucket; null: torch's own, whose first one is small so that reducing begins early.
-    find_unused_parameters: for modules of which a forward does not use every parameter. Always on under
-        `deterministic`, because without it the first step after a start reduces in another order than later ones;
-        torch then warns once that it found none unused, which is as it should be.
+    """The module on every process; gradients are all-reduced in buckets during the backward pass.
 
     Buffers are equal at the start; in training each rank has its own, and rank 0's are evaluated and saved.
+
+    Args:
+        bucket_cap_mb: MiB of a bucket; null: torch's own, whose first bucket is small so that reducing begins early.
+        find_unused_parameters: for modules whose forward pass does not use every parameter. Always on under
+            `deterministic`: without it the first step after a start reduces in another order than later ones. torch
+            then warns once that it found none unused, which can be ignored.
     """
 
     name: ClassVar[str] = "ddp"
@@ -51,7 +52,7 @@ class DDP(Strategy):
         require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_cap_mb=self.bucket_cap_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
-        """Any number of processes will do; with one there is nothing to reduce."""
+        """Accepts any number of processes."""
 
     def attach(
         self,
@@ -132,8 +133,8 @@ class _DDPBackend(Backend):
         if self._forward_was_wrapped:
             self._require_all_reduced(before)
         else:
-            # DDP reduces only what a forward of its own prepared; a loss made of the raw module alone, such as a
-            # gradient penalty, would silently stay local.
+            # DDP reduces only after a forward pass of its own; the gradient of a loss computed with the raw module
+            # alone, such as a gradient penalty, would silently stay local.
             self._all_reduce_gradients()
         self._forward_was_wrapped = False
 
@@ -150,7 +151,7 @@ class _DDPBackend(Backend):
             self._adds_nothing = False
 
     def _require_used_before(self) -> None:
-        """A gradient of zero would be given to what no micro-batch has used, and an optimizer would act on it."""
+        """Refuses to give a gradient of zero, on which an optimizer would act, to parameters that were not used."""
         unused = [name for name, p in self.trainable.items() if p.grad is None]
         if unused:
             raise UsageError(
@@ -160,7 +161,7 @@ class _DDPBackend(Backend):
             )
 
     def _require_all_reduced(self, before: Mapping[str, Tensor | None]) -> None:
-        """before: gradients of the micro-batches before the last; DDP puts others in the place of what it reduces."""
+        """`before`: gradients of the micro-batches before the last; DDP replaces those that it reduces."""
         if self.find_unused_parameters:
             return
         unused = [name for name, p in self.trainable.items() if p.grad is None or p.grad is before.get(name)]
@@ -191,8 +192,9 @@ class _DDPBackend(Backend):
 
     def _follow(self, changed: list[str]) -> None:
         raise UsageError(
-            f"requires_grad of {changed[0]!r} was switched after setup, and DDP reduces the gradients of what was "
-            f"trained then: make the engine again, engine = runtime.setup(module, optimizer, inherit=engine)"
+            f"requires_grad of {changed[0]!r} was switched after setup, and DDP reduces the gradients of the "
+            f"parameters that were trained then: make the engine again, engine = runtime.setup(module, optimizer, "
+            f"inherit=engine)"
         )
 
     def retire(self) -> None:
@@ -235,7 +237,7 @@ class _DDPReduction(GradientReduction):
 
 
 class _Reach(torch.autograd.Function):
-    """The loss, which depends on `parameters` afterwards; they get no gradient by that, and DDP no longer waits."""
+    """The loss, made to depend on `parameters` without a gradient, so that DDP does not wait for them."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: parameters, gradients and optimizer state are spread over the processes (FSDP2)."""
+"""Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state are sharded over processes."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +31,12 @@ from trainkit.strategy.fsdp_use import Use
 class FSDP(Strategy):
     """Each process holds 1/N of parameters, gradients and optimizer state; a block's are gathered while it computes.
 
-    per_block: the blocks that a recipe names (`setup(..., blocks=...)`) are gathered one at a time; false: the module
-        as a whole, which takes more memory and fewer, larger messages. The rest of a module is always one unit.
-    reshard_after_forward: blocks let go of gathered parameters after their forward pass and gather them again for the
-        backward pass: less memory, more communication.
-    cpu_offload: parameters, gradients and optimizer state rest in host memory. Needs a GPU.
+    Args:
+        per_block: gathers the blocks that `setup(..., blocks=...)` names one at a time; false: the module as a whole,
+            which takes more memory and fewer, larger messages. The rest of a module is always one unit.
+        reshard_after_forward: blocks free gathered parameters after their forward pass and gather them again for the
+            backward pass: less memory, more communication.
+        cpu_offload: keeps parameters, gradients and optimizer state in host memory. Needs a GPU.
     """
 
     name: ClassVar[str] = "fsdp"
@@ -63,7 +64,7 @@ class FSDP(Strategy):
     ) -> Backend:
         if any(isinstance(part, FSDPModule) for part in module.modules()):
             raise UsageError(
-                f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
+                f"setup() was given a module that strategy={self.name} has sharded already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
         parts = []
@@ -109,9 +110,10 @@ class FSDP(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class HSDP(FSDP):
-    """Sharded within groups of processes, replicated across them: gathering stays where the links are fast.
+    """Sharded within groups of processes, replicated across groups, so that parameters are gathered over fast links.
 
-    shard_size: processes that share one copy; null: those of one machine.
+    Args:
+        shard_size: processes that share one copy; null: those of one machine.
     """
 
     name: ClassVar[str] = "hsdp"
@@ -151,12 +153,12 @@ class _FSDPBackend(Backend):
         self._use = Use(self.parameters, tensors.module, self.units)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # What FSDP hangs on a view, a caller's in-place operation would take off without a word.
+        # An in-place operation of the caller's on a view would silently remove the hook that FSDP has put on it.
         return tree_map(_not_a_view, self.module(*args, **kwargs))
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        # The second differentiation needs what the first one would let go of, and adds to gradients that it would
-        # reduce: gathered parameters stay, and nothing is reduced, until the backward pass is over.
+        # The second differentiation needs the parameters that the first would free, and adds to gradients that the
+        # first would reduce: gathered parameters stay, and nothing is reduced, until the backward pass has ended.
         self._is_differentiated_twice = True
         self._set_automatic(False)
         return super().input_gradient(x, *args, **kwargs)
@@ -175,7 +177,7 @@ class _FSDPBackend(Backend):
             self.tensors.refresh()
 
     def _set_automatic(self, on: bool) -> None:
-        """Whether FSDP lets go of gathered parameters and reduces gradients by itself."""
+        """Sets whether FSDP frees gathered parameters and reduces gradients by itself."""
         for unit in self.units:
             reshards = on and self.reshard_after_forward and unit is not self.module
             unit.set_reshard_after_forward(reshards, recurse=False)
@@ -205,17 +207,16 @@ class _FSDPBackend(Backend):
     ) -> tuple[Tensor, bool]:
         assert sums is not None
         for name in self._use.end(sums[1:]):
-            # What no rank has used has no gradient, rather than one of zero, which an optimizer would act on.
+            # A parameter that no rank has used has no gradient, not one of zero, on which an optimizer would act.
             self.parameters[name].grad = None
         result = super().update(factor, max_grad_norm, sums=sums, gate=gate)
-        # A forward pass that no backward followed left gathered parameters behind, which are old now.
+        # A forward pass without a backward pass has left gathered parameters, which are outdated now.
         self.tensors.refresh()
         return result
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        # Gathered parameters are other objects, and take over whether they require a gradient each time that they
-        # are gathered.
+        # Gathered parameters are other objects, which copy requires_grad whenever they are gathered.
         self.tensors.refresh()
         with super().frozen():
             try:

@@ -18,7 +18,7 @@ from trainkit.strategy.base import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Single(Strategy):
-    """The module as it is, in the only process of the job."""
+    """The module unchanged, in a job of one process."""
 
     name: ClassVar[str] = "single"
 
