@@ -460,7 +460,7 @@ class Runtime:
 
     def predict(self, engine: Engine) -> Memory:
         """The memory that each rank will hold of `engine`, by formula."""
-        trained, frozen = engine.parameter_sizes()
+        trained, frozen = engine.state.parameter_sizes()
         predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.ranks.cluster)
         return predicted if self.dtype == torch.float32 else predicted.twice()
 

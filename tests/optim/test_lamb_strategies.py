@@ -146,8 +146,8 @@ def _train_masked(strategy, optimizer):
     runtime = scenes.make_runtime(strategy)
     engine = _engine(runtime, optimizer)
     list(_steps(runtime, engine))
-    engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
-    held = {name: shard.local for name, shard in engine.weights().items()}
+    engine.state.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
+    held = {name: shard.local for name, shard in engine.state.weights().items()}
     copies = {name: torch.zeros(local.shape, dtype=torch.bfloat16) for name, local in held.items()}
     engine.optimizer.set_copies(copies)
     for _ in _steps(runtime, engine):
@@ -172,14 +172,14 @@ def test_masks_and_copies_are_those_of_one_process(optimizer):
 def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
     runtime = scenes.make_runtime("single")
     engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema_decay=0.9)
-    engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
+    engine.state.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
     list(_steps(runtime, engine))
     state = scenes.whole_state(engine)
     for name, mask in _masks().items():
         for part in ("module", "average"):
             assert torch.equal(state[part][name] != 0, mask), (part, name)
     with pytest.raises(UsageError, match="there is no parameter 'nowhere'"):
-        engine.set_masks({"nowhere": pack_bits(torch.ones(3, dtype=torch.bool))})
+        engine.state.set_masks({"nowhere": pack_bits(torch.ones(3, dtype=torch.bool))})
 
 
 def test_the_smaller_clip_counts():

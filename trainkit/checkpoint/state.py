@@ -116,7 +116,6 @@ def load(
     places: dict[str, dict[str, dict[str, Shard]]] = {}
     try:
         for name, engine in engines.items():
-            engine.require_trained("loading")
             engine.state.choose_plan(saved[name])
             places[name] = engine.state.empty({part: shapes.get(f"{name}.{part}", {}) for part in PARTS})
             for part, by_path in places[name].items():

@@ -9,7 +9,7 @@ divided by the sum of the weights: the gradient of the weighted mean over the gl
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from trainkit.data.batch import Batch
 from trainkit.data.clock import Clock
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import Shard, share_from_first
+from trainkit.distributed.shard import share_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.learning_rates import LearningRates, ScheduleFunction
 from trainkit.engine.state import EngineState
 from trainkit.engine.step_result import StepResult
 from trainkit.errors import UsageError
-from trainkit.memory.memory import Memory
 from trainkit.modules.blocks import eagerly
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import ExponentialMovingAverage
@@ -99,20 +98,6 @@ class Engine:
         self._is_frozen = False
         self._is_compiled = is_compiled
         self._begin_step()
-
-    def parameter_sizes(self) -> tuple[list[int], list[int]]:
-        """Elements of each parameter: of those that are trained, and of the others."""
-        sizes = {name: shard.shape.numel() for name, shard in self._backend.tensors.weights().items()}
-        trained = [size for name, size in sizes.items() if name in self._backend.trainable]
-        return trained, [size for name, size in sizes.items() if name not in self._backend.trainable]
-
-    def weights(self) -> dict[str, Shard]:
-        """The shard of each parameter that this rank holds, in full precision: what the optimizer writes to."""
-        return self._backend.tensors.weights()
-
-    def memory(self) -> Memory:
-        """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
-        return self._backend.tensors.memory(self._backend.gradient_bytes)
 
     def leaves(self) -> dict[str, Tensor]:
         """By parameter, the tensors that this rank's own gradients are accumulated in, before a reduction. Collective.
@@ -230,7 +215,7 @@ class Engine:
             UsageError: without a `backward` since the last step.
         """
         self._require_active()
-        self.require_trained("step()")
+        self.state.require_trained("step()")
         if not self._ready:
             raise UsageError(f"step() of engine {self.name!r} without a backward since the last step")
         loss, factor, sums = self._totals()
@@ -319,7 +304,7 @@ class Engine:
             raise UsageError(
                 f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema_decay=0.999)"
             )
-        self.require_trained("averaged()")
+        self.state.require_trained("averaged()")
         share_from_first(self.state.buffers())
         self._swap_average()
         self.state.is_averaged = True
@@ -328,22 +313,6 @@ class Engine:
         finally:
             self.state.is_averaged = False
             self._swap_average()
-
-    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Keeps weights at exactly 0 where a mask is set: now, after every step, and in their averages.
-
-        Collective: every rank must call.
-
-        Args:
-            masks: by parameter name, the bits of whole parameters as `trainkit.ops.bits.pack_bits` makes them, equal on
-                every rank. They replace those that were set before. No checkpoint holds them: set them again after
-                loading one.
-
-        Raises:
-            UsageError: where a mask fits no trained parameter.
-        """
-        self.require_trained("set_masks()")
-        self._backend.tensors.set_masks(masks, self.average.shards() if self.average is not None else {})
 
     # -- by name -----------------------------------------------------------------------------------------------------
 
@@ -354,17 +323,9 @@ class Engine:
         """
         return self.state.state_dict(self._cluster.rank)
 
-    def require_trained(self, what: str) -> None:
-        """Raises UsageError within `averaged()`, for `what` needs the trained weights in place."""
-        if self.state.is_averaged:
-            raise UsageError(
-                f"{what} of engine {self.name!r} within averaged(), where its module has the averaged weights: end "
-                f"that block first"
-            )
-
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
         """Takes over what `old` holds under the same names and shapes, and retires it. Collective."""
-        old.require_trained("inherit")
+        old.state.require_trained("inherit")
         self.state.inherit(old.state, optimizer=optimizer)
         old.retire()
 
@@ -394,7 +355,7 @@ class Engine:
 
     def _check_backward(self, loss: Tensor, weight: Tensor | float | None) -> None:
         self._require_active()
-        self.require_trained("backward()")
+        self.state.require_trained("backward()")
         if self._is_frozen:
             raise UsageError(f"backward() of engine {self.name!r} while it is frozen: call the other engine's backward")
         if self._num_backwards:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from trainkit.distributed.shard import Shard, aliases, buffer_shards, gathered, require_fitting, take_fitting
 from trainkit.engine.backend import Backend
 from trainkit.engine.learning_rates import LearningRates
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, UsageError
+from trainkit.memory.memory import Memory
 from trainkit.optim.ema import ExponentialMovingAverage
 from trainkit.optim.groups import hyperparameters, restore
 from trainkit.precision import LossScaler
@@ -49,6 +50,44 @@ class EngineState:
     @property
     def _module(self) -> nn.Module:
         return self._backend.module
+
+    def parameter_sizes(self) -> tuple[list[int], list[int]]:
+        """The elements of each trained parameter, and of each of the others."""
+        sizes = {name: shard.shape.numel() for name, shard in self.weights().items()}
+        trained = [size for name, size in sizes.items() if name in self._backend.trainable]
+        return trained, [size for name, size in sizes.items() if name not in self._backend.trainable]
+
+    def weights(self) -> dict[str, Shard]:
+        """The shard of each parameter that this rank holds, in full precision: what the optimizer writes to."""
+        return self._backend.tensors.weights()
+
+    def memory(self) -> Memory:
+        """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
+        return self._backend.tensors.memory(self._backend.gradient_bytes)
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Keeps weights at exactly 0 where a mask is set: now, after every step, and in their averages.
+
+        Collective: every rank must call.
+
+        Args:
+            masks: by parameter name, the bits of whole parameters as `trainkit.ops.bits.pack_bits` makes them, equal on
+                every rank. They replace those that were set before. No checkpoint holds them: set them again after
+                loading one.
+
+        Raises:
+            UsageError: where a mask fits no trained parameter.
+        """
+        self.require_trained("set_masks()")
+        self._backend.tensors.set_masks(masks, self._average_shards())
+
+    def require_trained(self, what: str) -> None:
+        """Raises UsageError within `Engine.averaged`, for `what` needs the trained weights in place."""
+        if self.is_averaged:
+            raise UsageError(
+                f"{what} of engine {self._name!r} within averaged(), where its module has the averaged weights: end "
+                f"that block first"
+            )
 
     def buffers(self) -> list[Tensor]:
         """The buffers that differ between ranks and of which a checkpoint holds rank 0's; of the averages, too."""
@@ -107,6 +146,7 @@ class EngineState:
         Raises:
             ConfigError: naming the first tensor that does not fit.
         """
+        self.require_trained("loading")
         where = f"engine {self._name!r}"
         require_fitting(self._module_shards(), saved["module"], where)
         if self._average is not None:
