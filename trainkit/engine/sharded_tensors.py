@@ -64,7 +64,7 @@ class ShardedTensors:
             self.optimizer.set_pieces(pieces, group=group, device=device)
 
     def set_masks(self, masks: Mapping[str, Tensor], averages: Mapping[str, Shard]) -> None:
-        """See `Engine.set_masks`. Collective: every rank must call."""
+        """See `EngineState.set_masks`. Collective: every rank must call."""
         if self._masking is not None:
             self._masking.remove()
         if isinstance(self.optimizer, PiecewiseOptimizer):

@@ -363,8 +363,8 @@ def use_own_build_directory() -> None:
     """Sets a build directory of trainkit's own for DeepSpeed's extensions, without locks of killed builds.
 
     torch marks a build with a file `lock`, which a killed process leaves behind and every later one waits for. A
-    process that uses the directory holds a file lock on it, which ends with the process: where nobody else holds one, marks are
-    stale.
+    process that uses the directory holds a file lock on it, which ends with the process: where nobody else holds one,
+    marks are stale.
     """
     if _held or "TORCH_EXTENSIONS_DIR" in os.environ:
         return

@@ -20,7 +20,7 @@ class Use:
 
     FSDP reduces the gradients that a unit's parameters have on this rank one after the other in one message, and
     assumes that all ranks have the same ones; otherwise gradients of one parameter are added to another's. Here the
-    message holds every parameter of a unit that took part in a backward pass, with zeros where this rank has no gradient.
+    message holds every parameter of a unit that took part in a backward pass, with zeros where this rank has none.
 
     Args:
         parameters: by name.
