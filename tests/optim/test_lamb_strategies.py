@@ -12,7 +12,7 @@ from tests.strategy import scenes
 from trainkit.errors import UsageError
 from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb
-from trainkit.strategy.deepspeed import ZeroBackend
+from trainkit.strategy.deepspeed import _Slices
 from trainkit.testing import RankError, run_ranks
 
 CLIP = 0.75
@@ -119,12 +119,12 @@ def test_norms_of_parts_alone_are_seen(alone, strategy):
 
 
 def _with_a_piece_too_few():
-    pieces = ZeroBackend.pieces
+    pieces = _Slices.pieces
 
-    def fewer(backend):
-        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(backend).items()}
+    def fewer(tensors):
+        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(tensors).items()}
 
-    with mock.patch.object(ZeroBackend, "pieces", fewer):
+    with mock.patch.object(_Slices, "pieces", fewer):
         _engine(scenes.make_runtime("zero2"))
 
 

@@ -147,7 +147,7 @@ def _train_in_another_format(kind, strategy, directory):
     train(engine, 24)
     through = flat(whole_state(engine)["module"])
     again = engine_of()
-    train(again, runtime.load(f"{directory}/a", a=again))
+    train(again, runtime.load(f"{directory}/a", a=again).position)
     resumed = flat(whole_state(again)["module"])
     runtime.close()
     return through, resumed
