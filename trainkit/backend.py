@@ -1,12 +1,13 @@
 """Backend: one module and its optimizer, as a strategy runs them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.utils.hooks import RemovableHandle
 
 from trainkit.comm.feedback import Feedback
@@ -41,8 +42,7 @@ class Backend:
         self.parameters = dict(module.named_parameters())
         self.gradient_bytes = 0
         self._masking: RemovableHandle | None = None
-        self._require_grad = [p.requires_grad for p in self.parameters.values()]
-        self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self._take_trainable()
 
     # -- a turn ------------------------------------------------------------------------------------------------------
 
@@ -77,12 +77,10 @@ class Backend:
 
         Raises UsageError where that is another set than at setup, and the strategy or the optimizer cannot follow.
         """
-        now = [p.requires_grad for p in self.parameters.values()]
-        if now != self._require_grad:
+        if [p.requires_grad for p in self.parameters.values()] != self._require_grad:
             before = dict(zip(self.parameters, self._require_grad, strict=True))
             self._follow([name for name, p in self.parameters.items() if p.requires_grad != before[name]])
-            self._require_grad = now
-            self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+            self._take_trainable()
 
     def leaves(self) -> dict[str, Tensor]:
         """By name, the tensors that this rank's own gradients come to before any reduction. Collective."""
@@ -105,7 +103,7 @@ class Backend:
         gradients = list(named.values())
         if not self.gradient_bytes:
             self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
-        norm = self._norm(named, sums)
+        norm = self._norm(named, sums, as_one=clip is None and gate is not None)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
@@ -286,7 +284,21 @@ class Backend:
         """The tensors that the gradients of a forward pass, which was made, come to."""
         return list(self.trainable.values())
 
-    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None) -> Tensor:
+    def _take_trainable(self) -> None:
+        self._require_grad = [p.requires_grad for p in self.parameters.values()]
+        self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self._are_small = _are_small(list(self.trainable.values()))
+
+    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None, *, as_one: bool) -> Tensor:
+        """The norm of all gradients, and `norms` of each.
+
+        as_one: the norm scales nothing and is read at once. Then small gradients are copied into one tensor, which
+            takes half the time and may change the last digit, and `norms` are left out where it is finite.
+        """
+        if as_one and self._are_small:
+            norm = torch.linalg.vector_norm(_flatten_dense_tensors(list(gradients.values())))
+            if math.isfinite(norm.item()):
+                return norm
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         self.norms = list(gradients), norms
         return torch.linalg.vector_norm(norms) if len(norms) > 1 else norms[0]
@@ -302,6 +314,15 @@ class Backend:
 
     def _state_value(self, shard: Shard, p: nn.Parameter) -> Any:
         return shard.local
+
+
+_SMALL = 4096
+"""Elements a tensor: copying more of them takes longer than an operation on each."""
+
+
+def _are_small(tensors: Sequence[Tensor]) -> bool:
+    is_alike = len({(tensor.device.type, tensor.dtype) for tensor in tensors}) == 1 and tensors[0].device.type == "cpu"
+    return is_alike and sum(tensor.numel() for tensor in tensors) <= _SMALL * len(tensors)
 
 
 def _zero(gradient: Tensor | None) -> Tensor | None:
