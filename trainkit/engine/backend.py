@@ -14,6 +14,7 @@ from trainkit.distributed.shard import Shard
 from trainkit.errors import UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
+from trainkit.optim.step import step
 from trainkit.reduction.error_feedback import Feedback
 from trainkit.reduction.reducer import Reducer
 
@@ -103,7 +104,7 @@ class Backend:
         gradients = list(named.values())
         if not self.gradient_bytes:
             self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
-        norm = self._norm(named, sums, as_one=clip is None and gate is not None)
+        norm = self._norm(named, sums, as_one=max_grad_norm is None and gate is not None)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
@@ -113,7 +114,7 @@ class Backend:
                 factor = factor * (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             if gradients and (max_grad_norm is not None or not is_one):
                 torch._foreach_mul_(gradients, _as_factor(factor, gradients[0]))
-            self.optimizer.step()
+            step(self.optimizer)
         self.discard()
         return norm, skipped
 
@@ -296,7 +297,7 @@ class Backend:
             takes half the time and may change the last digit, and `norms` are left out where it is finite.
         """
         if as_one and self._are_small:
-            norm = torch.linalg.vector_norm(_flatten_dense_tensors(list(gradients.values())))
+            norm: Tensor = torch.linalg.vector_norm(_flatten_dense_tensors(list(gradients.values())))
             if math.isfinite(norm.item()):
                 return norm
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
