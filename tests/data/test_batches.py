@@ -150,7 +150,7 @@ def _weighted(start: int):
     return [(batch.positions.tolist(), batch.data.tolist()) for batch in stream]
 
 
-def test_weighted_batches_are_equal_on_any_number_of_ranks_and_after_a_resume():
+def test_weighted_batches_are_equal_on_any_ranks_and_resumed():
     def drawn(world_size: int, start: int) -> dict[int, int]:
         shares = [share for rank in run_ranks(_weighted, world_size, start) for share in rank]
         return {position: value for share in shares for position, value in zip(*share, strict=True)}

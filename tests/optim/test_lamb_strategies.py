@@ -169,7 +169,7 @@ def test_masks_and_copies_are_those_of_one_process(optimizer):
                 assert all(torch.equal(found[part][name] != 0, mask) for name, mask in _masks().items())
 
 
-def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
+def test_an_optimizer_without_masks_is_masked_after_steps():
     runtime = scenes.make_runtime("single")
     engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema_decay=0.9)
     engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})

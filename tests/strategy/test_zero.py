@@ -128,6 +128,6 @@ def _one_after_another():
     return results
 
 
-def test_a_second_runtime_of_a_process_does_not_use_the_groups_of_the_first():
+def test_a_second_runtime_has_groups_of_its_own():
     first, second = run_ranks(_one_after_another, 1)[0]
     assert first == second
