@@ -77,7 +77,7 @@ def test_ranks_agree_with_one_process_in_float64(strategy, world_size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])  # the last one's square is beyond float32
-def test_a_gradient_that_is_not_finite_is_named_and_updates_nothing(size, value):
+def test_what_is_not_finite_is_named_and_updates_nothing(size, value):
     runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
     module = _module(size)
     before = copy.deepcopy(module.state_dict())

@@ -11,6 +11,7 @@ from torch._utils import _flatten_dense_tensors
 from torch.utils.hooks import RemovableHandle
 
 from trainkit.distributed.shard import Shard
+from trainkit.engine.backward import run_backward
 from trainkit.errors import UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
@@ -62,7 +63,7 @@ class Backend:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of `loss`; the last of a turn also reduces them over ranks."""
-        loss.backward()
+        run_backward(loss)
 
     def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
         """As `backward`, of a loss in which nothing counts: takes part, and adds zeros whatever its gradients are."""

@@ -40,16 +40,17 @@ class Means:
         for name, value in metrics.items():
             if isinstance(value, Last):
                 levels[name] = float(value)
-            elif isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+            elif isinstance(value, Tensor) and not value.is_cpu and value.numel() == 1:
                 tensors[name] = value
             else:
                 numbers[name] = number_of(name, value)
-        skipped = tuple(name.removesuffix(SKIPPED) for name in numbers if name.endswith(SKIPPED) and numbers[name])
+        skipped = tuple(name.removesuffix(SKIPPED) for name in numbers if numbers[name] and name.endswith(SKIPPED))
         if skipped:  # the device was waited for already, or it would not be known
             numbers |= {name: float(value) for name, value in tensors.items()}
             tensors = {}
         for name in metrics:
-            self._sums.setdefault(name, [0.0, 0.0])
+            if name not in self._sums:
+                self._sums[name] = [0.0, 0.0]
         for name, level in levels.items():
             self._sums[name] = [level, 1.0]
         if not share:
@@ -96,9 +97,11 @@ class Means:
 def number_of(name: str, value: Any) -> float:
     """`value` as a float. Raises ConfigError, naming the metric, for what is no number."""
     try:
-        if isinstance(value, str | bytes):
+        if isinstance(value, Tensor):
+            return float(value.item())
+        if isinstance(value, (str, bytes)):
             raise TypeError
-        return float(value.detach() if isinstance(value, Tensor) else value)
+        return float(value)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         shape = getattr(value, "shape", None)
         given = repr(value) if shape is None else f"{type(value).__name__} of shape {[*shape]}"
