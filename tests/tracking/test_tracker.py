@@ -53,7 +53,8 @@ def tell_everything(tracker, directory):
 
 
 @pytest.mark.parametrize(
-    "method", ["load_state", "start", "log", "evaluation", "image", "text", "table", "message", "state", "finish"]
+    "method",
+    ["load_state_dict", "start", "log", "evaluation", "image", "text", "table", "message", "state_dict", "finish"],
 )
 def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     broken = Broken(method)
@@ -191,7 +192,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
         runtime.log(10, loss=1.0)
     assert said == [
         "said all the same",
-        "summary.txt could not be written: File too large; training goes on",
+        "summary.txt could not be written: File too large; training continues",
         "REQUEUE could not be written: File too large",
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
