@@ -19,7 +19,7 @@ from trainkit.errors import DataError
 
 @pytest.fixture(autouse=True)
 def noted_at_once(monkeypatch):
-    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+    monkeypatch.setattr("trainkit.data.partial_build.NOTE_INTERVAL_S", 0.0)
 
 
 def _build_until(moment_s: float, build: Callable[[], object]) -> None:
