@@ -141,11 +141,11 @@ def test_right_derivatives_are_taken(expression, given):
     ("expression", "given", "text"),
     [
         ("x * x", "2.1 * x", r"at x=-80 the derivative gives -168, the slope is -160; correct derivative="),
-        ("tanh(x)", "1 - tanh(x)", r"at x=-80 the derivative gives 2, the slope is 0; mend"),
+        ("tanh(x)", "1 - tanh(x)", r"at x=-80 the derivative gives 2, the slope is 0; correct"),
         ("x * x", "1 / x", r"at x=0 the derivative gives not a real number, the slope is"),
         ("sign(x) * log1p(abs(x))", None, r"at x=0 the derivative gives 0, the slope is 1; give derivative="),
-        ("sigmoid(x)", "exp(x) / square(1 + exp(x))", r"at x=\S+ the derivative is \S+, but overflows in float32"),
-        ("log(-1 - x * x)", "1 / x", r"is a real number nowhere"),
+        ("sigmoid(x)", "exp(x) / square(1 + exp(x))", r"at x=\S+ the derivative is \S+, but the formula overflows"),
+        ("log(-1 - x * x)", "1 / x", r"has no real value between"),
         ("1 + 2", None, r"does not depend on x"),
     ],
 )
