@@ -218,7 +218,7 @@ DATA = TensorDataset(X)
         (X, {"order": lambda seed, epoch: range(3 + epoch)}, r"gives 4 indices in epoch 1 and 3 in epoch 0"),
         (X, {"order": BatchSampler(range(NUM), 4, False)}, r"batch 7 of epoch 0 has 2 .*batch_size=4.*drop_last=True"),
         (X, {"order": ByLength(), "start": 2}, r"start=2 .*batches of 4"),
-        (X, {"order": permuted, "weights": torch.ones(NUM)}, "weights and order .*give one"),
+        (X, {"order": permuted, "weights": torch.ones(NUM)}, "weights and order .*remove one"),
         (Lines(), {"order": permuted}, "weights and order need a data set with samples to index, and Lines has none"),
         (Once(), {}, r"Once continues, or gives another sample.*give list\(source\)"),
         ((i for i in range(3)), {}, r"generator: give list\(source\)"),
@@ -254,8 +254,8 @@ def _disagreeing():
 def test_what_splits_the_data_by_itself_is_refused_on_all_ranks():
     first, second = run_ranks(_disagreeing, 2)
     assert first == second
-    assert "first sample of iterable data, of which every rank must read all" in first[0]
-    assert "order, of which every rank must give all" in first[1]
+    assert "first sample of iterable data, which every rank must read in full" in first[0]
+    assert "order, which every rank must give in full" in first[1]
 
 
 def _evaluated():

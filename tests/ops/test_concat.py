@@ -116,7 +116,7 @@ def test_what_cannot_be():
             concat(tensors)
     with pytest.raises(ConfigError, match="they must be floats, of equal size in all other dimensions"):
         concat([x, drawn(2, 3, 5)])
-    with pytest.raises(ConfigError, match="along dim=3: there is none"):
+    with pytest.raises(ConfigError, match="along dim=3, which does not exist"):
         concat([x, x], 3)
     with pytest.raises(ConfigError, match="the result has 6 elements in dim=1"):
         concat([x, x], bias=drawn(3))

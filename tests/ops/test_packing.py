@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(kernels):
         unpad(x, attended[:, 1:])
     with pytest.raises(ConfigError, match=r"torch.bool \[B, T\]"):
         unpad(x, attended.long())
-    with pytest.raises(ConfigError, match="one index a row"):
+    with pytest.raises(ConfigError, match="one index per row"):
         pad(packed, indices[1:], 3, 4)
     with pytest.raises(ConfigError, match=r"torch.int64 \[num\]"):
         gather_rows(x, indices.int())
