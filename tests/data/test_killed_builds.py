@@ -19,7 +19,7 @@ from trainkit.errors import DataError
 
 @pytest.fixture(autouse=True)
 def noted_at_once(monkeypatch):
-    monkeypatch.setattr("trainkit.data.part.NOTED_EVERY_S", 0.0)
+    monkeypatch.setattr("trainkit.data.partial_build.NOTE_INTERVAL_S", 0.0)
 
 
 def _build_until(moment_s: float, build: Callable[[], object]) -> None:
@@ -57,7 +57,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 
 def test_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.data.text._CHUNK", 16)
+    monkeypatch.setattr("trainkit.data.text._ENCODED_AT_ONCE", 16)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # children are forked
     path = text.write_text(tmp_path / "a.txt", text.make_documents(2000))
     encode, num_encoded = WordPiece.encode_batch, _counter()
