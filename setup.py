@@ -107,7 +107,7 @@ setup(
         "trainkit": ["py.typed"],
         "recipes": ["py.typed"],
         "trainkit.conf": ["*.yaml", "*/*.yaml"],
-        "trainkit.comm": ["preset_files/*.json"],
+        "trainkit.topology": ["preset_files/*.json"],
         "trainkit.ops": ["csrc/**/*"],
     },
     cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},

@@ -104,8 +104,8 @@ class Bert:
             torch.optim.AdamW(parameter_groups(module), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
             name="model",
             blocks=(Layer,),
-            clip=1.0,
-            ema=0.9,
+            max_grad_norm=1.0,
+            ema_decay=0.9,
         )
         self.engines = {"model": self.engine}
         generator = torch.Generator().manual_seed(1)
@@ -147,7 +147,7 @@ class Gan:
                 network(self.widths, resolution, resolution == 8),
                 lambda groups: torch.optim.Adam(groups, lr=1e-3, betas=(0.0, 0.99), eps=1e-8),
                 name=name,
-                ema=0.9 if name == "G" else None,
+                ema_decay=0.9 if name == "G" else None,
                 inherit=self.engines.get(name),
                 inherit_optimizer=False,  # as the recipe does: Adam begins anew with each resolution
             )
@@ -199,7 +199,7 @@ def load_and_go_on(model: str, strategy: str, precision: str, path: Path) -> tup
     """The state after loading `path`, and the losses of the steps after it. Collective: every rank calls."""
     runtime = _runtime(strategy, precision)
     scene = MODELS[model](runtime, is_resumed=True)
-    start = runtime.load(path, **scene.engines)
+    start = runtime.load(path, **scene.engines).position
     state = _state(scene)
     losses = scene.losses(start, NUM_AFTER)
     runtime.close()
@@ -217,7 +217,7 @@ def _state(scene: Model) -> Tensors:
     """Everything that an engine is, by name; on other ranks than the first what they hold whole."""
     found = {}
     for name, engine in scene.engines.items():
-        state = engine.state()
+        state = engine.state_dict()
         for part in ("module", "optimizer", "average"):
             found |= {f"{name}.{part}/{key}": tensor.clone() for key, tensor in _flat(state[part])}
         scalars = state["scalars"]

@@ -94,11 +94,11 @@ class Module(nn.Module):
 
 
 def train(
-    kind: str, runtime: trainkit.Runtime, accumulation: int
+    kind: str, runtime: trainkit.Runtime, grad_accumulation_steps: int
 ) -> tuple[dict[str, trainkit.Engine], dict[str, Tensor]]:
     module, what = Module(kind), KINDS[kind]
     optimizer = what.optimizer(list(module.parameters()))
-    engine = runtime.setup(module, optimizer, clip=1.0, accumulation=accumulation)
+    engine = runtime.setup(module, optimizer, max_grad_norm=1.0, grad_accumulation_steps=grad_accumulation_steps)
     generator = torch.Generator().manual_seed(1)
     data = {
         "x": torch.randn(NUM_SAMPLES, 8, generator=generator).to(runtime.dtype),

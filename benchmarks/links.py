@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks import overhead
 from benchmarks.bed import INTERFACE, Bed, Order, why_not
-from trainkit.comm.cluster import current_cluster
-from trainkit.comm.collectives import Route
-from trainkit.comm.comm import Comm
-from trainkit.comm.reduce_plan import FORMATS, Format, ReducePlan, flat
-from trainkit.comm.reducer import Reducer
+from trainkit.distributed.cluster import current_cluster
+from trainkit.planning.reduce_plan import FORMATS, Format, ReducePlan, flat
+from trainkit.reduction.collectives import Route
+from trainkit.reduction.comm import Comm
+from trainkit.reduction.reducer import Reducer
 
 MB = 2**20
 CPU = torch.device("cpu")
@@ -91,12 +91,12 @@ CELLS = (
 )
 
 
-def picked(num_bytes: int, tolerance: Format, cache: str) -> tuple[ReducePlan, list[str]]:
+def picked(num_bytes: int, wire_dtype: Format, cache: str) -> tuple[ReducePlan, list[str]]:
     """What comm=auto comes to on this rank, and what it says. Collective."""
     os.environ["TRAINKIT_CACHE"] = cache
     said: list[str] = []
     reducer = Reducer(
-        Comm(tolerance=tolerance),
+        Comm(wire_dtype=wire_dtype),
         cluster=current_cluster(),
         device=CPU,
         deterministic=False,
@@ -147,12 +147,12 @@ def run(cell: Cell) -> dict[str, Any]:
     shape: dict[str, Any] = {"ranks_per_host": cell.ranks_per_host, "order": cell.order, "timeout_s": 900}
     with Bed(cell.num_hosts, cell.mbit_per_s) as bed, tempfile.TemporaryDirectory() as cache:
         auto: dict[str, Any] = {}
-        for tolerance in ("exact", "int8"):
-            plan, said = bed.run(picked, num_bytes, tolerance, cache, **shape)[0]
+        for wire_dtype in ("exact", "int8"):
+            plan, said = bed.run(picked, num_bytes, wire_dtype, cache, **shape)[0]
             if plan not in plans.values():
                 plans[f"auto's {plan.describe()}"] = plan
             name = next(name for name, other in plans.items() if other == plan)
-            auto[tolerance] = {"name": name, "said": said}
+            auto[wire_dtype] = {"name": name, "said": said}
         by_rank = bed.run(turns, cell.name, plans, num_bytes, cell.num_turns, **shape)
     print(file=sys.stderr)
     seconds = {
@@ -180,8 +180,8 @@ def summarise(
         }
         for name, plan in plans.items()
     }
-    for tolerance, found in auto.items():
-        allowed = [medians[name] for name, plan in plans.items() if plan.format in ("exact", tolerance)]
+    for wire_dtype, found in auto.items():
+        allowed = [medians[name] for name, plan in plans.items() if plan.format in ("exact", wire_dtype)]
         found["over_best"] = medians[found["name"]] / min(allowed)
     return {"cell": cell.name, **asdict(cell), "bound_s": cell.bound_s, "plans": rows, "auto": auto}
 
@@ -194,8 +194,8 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["plans"].items():
         share = f"{row['bound_share']:5.0%}" if row["bound_share"] is not None else "     "
         lines.append(f"  {name:44} {row['seconds']:7.3f}  {row['over_flat']:8.2f}x  {share}  {row['sent_a_host']:8.3f}")
-    for tolerance, found in result["auto"].items():
-        lines.append(f"  auto, {tolerance}: {found['name']}; {found['over_best']:.3f} of the best plan's time")
+    for wire_dtype, found in result["auto"].items():
+        lines.append(f"  auto, {wire_dtype}: {found['name']}; {found['over_best']:.3f} of the best plan's time")
     return "\n".join(lines)
 
 

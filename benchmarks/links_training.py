@@ -43,8 +43,8 @@ TORCH_HOOKS = {f"{PLAIN}, fp16 hook": "fp16", f"{PLAIN}, PowerSGD hook of rank 2
 OURS = {
     "strategy=ddp comm=flat": trainkit.Comm(plan="flat"),
     "strategy=ddp comm=auto": trainkit.Comm(),
-    "strategy=ddp comm=auto comm.tolerance=fp16": trainkit.Comm(tolerance="fp16"),
-    "strategy=ddp comm=auto comm.tolerance=int8": trainkit.Comm(tolerance="int8"),
+    "strategy=ddp comm=auto comm.wire_dtype=fp16": trainkit.Comm(wire_dtype="fp16"),
+    "strategy=ddp comm=auto comm.wire_dtype=int8": trainkit.Comm(wire_dtype="int8"),
 }
 RUN = (
     "experiment=bert_quickstart",
@@ -187,10 +187,10 @@ def loss() -> dict[str, Any]:
     found: dict[str, dict[int, float]] = {"exact": {}, "int8": {}}
     with Bed(2) as bed, tempfile.TemporaryDirectory() as scratch:
         for seed in SEEDS:
-            for tolerance, by_seed in found.items():
-                overrides = ("comm=hierarchical", f"comm.tolerance={tolerance}", f"seed={seed}")
-                by_seed[seed] = held_out_loss(bed, overrides, Path(scratch) / f"{tolerance}-{seed}")
-                print(f"loss: {tolerance}, seed {seed}: {by_seed[seed]:.4f}", file=sys.stderr, flush=True)
+            for wire_dtype, by_seed in found.items():
+                overrides = ("comm=hierarchical", f"comm.wire_dtype={wire_dtype}", f"seed={seed}")
+                by_seed[seed] = held_out_loss(bed, overrides, Path(scratch) / f"{wire_dtype}-{seed}")
+                print(f"loss: {wire_dtype}, seed {seed}: {by_seed[seed]:.4f}", file=sys.stderr, flush=True)
     differences = [found["int8"][seed] - found["exact"][seed] for seed in SEEDS]
     return {
         "part": "loss",
@@ -204,8 +204,8 @@ def loss() -> dict[str, Any]:
 
 def loss_table(result: dict[str, Any]) -> str:
     lines = ["held-out loss after 600 steps, by seed"]
-    for tolerance, by_seed in result["held_out_loss"].items():
-        lines.append(f"  {tolerance:6} {'  '.join(f'{value:.4f}' for value in by_seed.values())}")
+    for wire_dtype, by_seed in result["held_out_loss"].items():
+        lines.append(f"  {wire_dtype:6} {'  '.join(f'{value:.4f}' for value in by_seed.values())}")
     lines.append(
         f"  int8 - exact: {'  '.join(f'{value:+.4f}' for value in result['differences'])}; mean "
         f"{result['mean_difference']:+.4f}; exact runs deviate by {result['deviation_over_seeds']:.4f} over seeds"

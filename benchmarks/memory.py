@@ -54,9 +54,9 @@ STRATEGIES: dict[str, Callable[[], trainkit.Strategy]] = {
     "ddp": trainkit.DDP,
     "fsdp": trainkit.FSDP,
     "hsdp": lambda: trainkit.HSDP(shard_size=SHARD_SIZE),
-    "zero1": lambda: trainkit.Zero1(bucket_mb=BUCKET_MB),
-    "zero2": lambda: trainkit.Zero2(bucket_mb=BUCKET_MB),
-    "zero3": lambda: trainkit.Zero3(bucket_mb=BUCKET_MB),
+    "zero1": lambda: trainkit.Zero1(bucket_cap_mb=BUCKET_MB),
+    "zero2": lambda: trainkit.Zero2(bucket_cap_mb=BUCKET_MB),
+    "zero3": lambda: trainkit.Zero3(bucket_cap_mb=BUCKET_MB),
 }
 MIB = 2**20
 
@@ -144,7 +144,7 @@ def run(
 
 
 def num_bucket_bytes(strategy: trainkit.Strategy) -> int:
-    return 4 * int(strategy.bucket_mb * MIB / 4) if isinstance(strategy, trainkit.Zero3) else 0
+    return 4 * int(strategy.bucket_cap_mb * MIB / 4) if isinstance(strategy, trainkit.Zero3) else 0
 
 
 def read_peak() -> int:

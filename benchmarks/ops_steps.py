@@ -54,7 +54,7 @@ def _of(runtime: trainkit.Runtime, data: Any, step: Callable[[Any], None], batch
 
 def _runtime(compiled: bool) -> trainkit.Runtime:
     return trainkit.Runtime(
-        strategy="single", device="cpu", compile=compiled, hang_after=None, tracker=trainkit.Tracker()
+        strategy="single", device="cpu", compile=compiled, hang_timeout_s=None, tracker=trainkit.Tracker()
     )
 
 

@@ -63,7 +63,7 @@ class Cell:
     strategy: str
     precision: str
     ranks: int
-    accumulation: int
+    grad_accumulation_steps: int
     weights: float | None = None
     gradients: float | None = None
     error: str | None = None
@@ -73,7 +73,7 @@ class Cell:
         """DeepSpeed computes in fp32 whatever it is given, `single` is one process, and kinds have limits of theirs."""
         kind = KINDS.get(self.model)
         if kind is not None and self.strategy in kind.refused:
-            return kind.is_refused(self.strategy, self.ranks, self.ranks * self.accumulation)
+            return kind.is_refused(self.strategy, self.ranks, self.ranks * self.grad_accumulation_steps)
         return (self.strategy == "single" and self.ranks > 1) or (
             self.strategy.startswith("zero") and self.precision == "fp64"
         )
@@ -99,7 +99,7 @@ def strategy_of(name: str, world_size: int, model: str) -> trainkit.Strategy | s
     return trainkit.Zero3(keep_below=16) if name == "zero3" else name
 
 
-def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[Tensors, Tensors]:
+def run(model: str, strategy: str, precision: str, grad_accumulation_steps: int) -> tuple[Tensors, Tensors]:
     """(weights after all steps, gradients of the first step), float64. Collective: every rank calls.
 
     Each rank returns what it holds whole; rank 0 returns everything.
@@ -108,7 +108,11 @@ def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[T
     runtime = trainkit.Runtime(
         strategy=strategy_of(strategy, world_size, model), precision=precision, device="cpu", tracker=trainkit.Tracker()
     )
-    engines, first = train(model, runtime, accumulation) if model in KINDS else MODELS[model](runtime, accumulation)
+    engines, first = (
+        train(model, runtime, grad_accumulation_steps)
+        if model in KINDS
+        else MODELS[model](runtime, grad_accumulation_steps)
+    )
     final = tensors_of(engines, "module")
     runtime.close()
     return final, first
@@ -116,19 +120,19 @@ def run(model: str, strategy: str, precision: str, accumulation: int) -> tuple[T
 
 def tensors_of(engines: dict[str, trainkit.Engine], part: str) -> Tensors:
     """A part of all engines' states. Collective: every rank calls."""
-    states = {name: engine.state()[part] for name, engine in engines.items()}
+    states = {name: engine.state_dict()[part] for name, engine in engines.items()}
     return {f"{e}.{name}": tensor.double().clone() for e, state in states.items() for name, tensor in state.items()}
 
 
-def bert(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
+def bert(runtime: trainkit.Runtime, grad_accumulation_steps: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
     torch.manual_seed(0)
     module = MaskedLanguageModel(replace(TINY, max_length=16, dropout=0.0, attention_dropout=0.0), 512)
     engine = runtime.setup(
         module,
         torch.optim.AdamW(parameter_groups(module), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
         blocks=(Layer,),
-        clip=1.0,
-        accumulation=accumulation,
+        max_grad_norm=1.0,
+        grad_accumulation_steps=grad_accumulation_steps,
     )
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(512, (256, 16), generator=generator)
@@ -146,7 +150,7 @@ def bert(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, traink
     return {"model": engine}, {}
 
 
-def gan(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
+def gan(runtime: trainkit.Runtime, grad_accumulation_steps: int) -> tuple[dict[str, trainkit.Engine], Tensors]:
     widths = Widths(latent_dim=16, fmap_base=128, fmap_max=32, channels=3, stddev_group=4)
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(256, 3, 8, 8, generator=generator) * 2.0 - 1.0
@@ -154,7 +158,7 @@ def gan(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainki
     first: Tensors = {}
     for step, batch in enumerate(runtime.batches(images, batch_size=GAN_BATCH, num_steps=NUM_STEPS)):
         if step in (0, NUM_STEPS // 2):
-            engines = _networks(runtime, widths, 4 if step == 0 else 8, accumulation, engines)
+            engines = _networks(runtime, widths, 4 if step == 0 else 8, grad_accumulation_steps, engines)
         _gan_step(runtime, engines, batch, widths, fade=0.1 * step)
         if step == 0:
             first = tensors_of(engines, "optimizer")
@@ -162,7 +166,11 @@ def gan(runtime: trainkit.Runtime, accumulation: int) -> tuple[dict[str, trainki
 
 
 def _networks(
-    runtime: trainkit.Runtime, widths: Widths, resolution: int, accumulation: int, old: dict[str, trainkit.Engine]
+    runtime: trainkit.Runtime,
+    widths: Widths,
+    resolution: int,
+    grad_accumulation_steps: int,
+    old: dict[str, trainkit.Engine],
 ) -> dict[str, trainkit.Engine]:
     torch.manual_seed(resolution)
     return {
@@ -171,7 +179,7 @@ def _networks(
             # A little momentum, because its buffer holds the gradient of the first step.
             lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.1),
             name=name,
-            accumulation=accumulation,
+            grad_accumulation_steps=grad_accumulation_steps,
             inherit=old.get(name),
         )
         for name, network in (("G", Generator), ("D", Discriminator))
@@ -248,8 +256,8 @@ def cells(models: list[str], strategies: list[str], ranks: list[int]) -> Iterato
                 if model in KINDS and (precision == "fp32") != strategy.startswith("zero"):
                     continue
                 for world_size in ranks:
-                    for accumulation in ACCUMULATIONS:
-                        yield Cell(model, strategy, precision, world_size, accumulation)
+                    for grad_accumulation_steps in ACCUMULATIONS:
+                        yield Cell(model, strategy, precision, world_size, grad_accumulation_steps)
 
 
 def measure(wanted: list[Cell]) -> tuple[list[Cell], list[Reference]]:
@@ -263,7 +271,9 @@ def measure(wanted: list[Cell]) -> tuple[list[Cell], list[Reference]]:
                 whole, split = (pools.run(1, run, cell.model, "single", cell.precision, n)[0] for n in (1, 4))
                 references[key] = Reference(*key, whole, split)
             try:
-                ranks = pools.run(cell.ranks, run, cell.model, cell.strategy, cell.precision, cell.accumulation)
+                ranks = pools.run(
+                    cell.ranks, run, cell.model, cell.strategy, cell.precision, cell.grad_accumulation_steps
+                )
                 done.append(references[key].measured(cell, ranks))
             except RankError as error:
                 done.append(replace(cell, error=str(error)))
@@ -276,7 +286,7 @@ def measure(wanted: list[Cell]) -> tuple[list[Cell], list[Reference]]:
 
 
 def table(done: list[Cell], references: list[Reference]) -> str:
-    columns = list(dict.fromkeys((cell.ranks, cell.accumulation) for cell in done))
+    columns = list(dict.fromkeys((cell.ranks, cell.grad_accumulation_steps) for cell in done))
     errors = list(dict.fromkeys(cell.error for cell in done if cell.error is not None))
     lines = [
         f"after {NUM_STEPS} steps, over the single process with the whole batch; columns: ranks x micro-batches",
@@ -289,7 +299,7 @@ def table(done: list[Cell], references: list[Reference]) -> str:
             if getattr(rounding, what) is None:
                 continue
             for strategy in dict.fromkeys(cell.strategy for cell in mine):
-                row = {(cell.ranks, cell.accumulation): cell for cell in mine if cell.strategy == strategy}
+                row = {(cell.ranks, cell.grad_accumulation_steps): cell for cell in mine if cell.strategy == strategy}
                 shown = [figure(row[at], what, errors) for at in columns]
                 sizes = figure(rounding, what, errors), f"{goal:.0e}"
                 lines.append(_line(reference.model, what, reference.precision, strategy, shown, *sizes))

@@ -23,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
-from trainkit.comm.cost import CostModel
-from trainkit.comm.presets import preset
-from trainkit.comm.reduce_plan import flat
-from trainkit.comm.topology import NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.planning.cost import CostModel
+from trainkit.planning.reduce_plan import flat
+from trainkit.topology.presets import preset
+from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
 
 GIB, MIB = 1 << 30, 1 << 20
 FITTED = {

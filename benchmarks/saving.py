@@ -65,13 +65,13 @@ def measure(num_parameters: int, num_turns: int, directory: Path) -> dict[str, A
         times["held up"].append(seconds(lambda: runtime.save(directory / "checkpoint", wait=False, engine=engine)))
         runtime.finish_saving()
 
-    def begin_anew() -> None:
+    def reset() -> None:
         shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         (directory / "plain").unlink(missing_ok=True)
 
     for turn in range(1 + num_turns):
         print(f"\rturn {turn} of {num_turns} ", end="\n" * (turn == num_turns), file=sys.stderr, flush=True)
-        begin_anew()
+        reset()
         times["in all"].append(seconds(save))
         times["write and fsync"].append(seconds(lambda: write_plainly(directory / "plain", shards)))
         times["copy"].append(seconds(lambda: torch._foreach_copy_(buffers, shards)))

@@ -56,7 +56,7 @@ def bert_step(
     num_slots = max(1, round(MASK_SHARE * length))
     module = MaskedLanguageModel(architecture, vocab_size)
     optimizer = torch.optim.AdamW(parameter_groups(module), lr=1e-4, fused=runtime.device.type == "cuda")
-    engine = runtime.setup(module, optimizer, blocks=(Layer,), clip=1.0)
+    engine = runtime.setup(module, optimizer, blocks=(Layer,), max_grad_norm=1.0)
     tokens = torch.randint(vocab_size, (batch_size, length))
     chosen = torch.rand(batch_size, length).argsort(1)[:, :num_slots]
     data = {"tokens": tokens.cpu(), "chosen": chosen.cpu(), "labels": tokens.gather(1, chosen).cpu()}

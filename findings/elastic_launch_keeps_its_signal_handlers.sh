@@ -5,7 +5,7 @@
 # Seen: the agent's handlers of SIGINT, SIGTERM, SIGHUP and SIGQUIT stay in place after the launch has returned. Ctrl-C
 # raises torch's SignalException, which is an Exception: a loop with `except Exception`, such as a sweep that goes on with
 # the next trial, goes on, and cannot be interrupted any more; SIGTERM ends no process that catches Exception, either.
-# trainkit.launch puts the handlers back: trainkit/processes.py.
+# trainkit.launch puts the handlers back: trainkit/distributed/processes.py.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -12,8 +12,8 @@ from pathlib import Path
 def has_failed_before() -> bool:
     """Whether torchrun starts this again (--max-restarts) after an error that would come again, and has been told.
 
-    trainkit.comm.agent writes the file, beside the logs of torchrun's agent. To import that would take longer than
-    everything else that there is to do.
+    trainkit.distributed.agent writes the file, beside the logs of torchrun's agent. To import that would take longer
+    than everything else that there is to do.
     """
     logs = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
     return len(logs) > 3 and (logs[2] / "trainkit.failed").is_file()

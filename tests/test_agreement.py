@@ -20,7 +20,7 @@ def _rank() -> int:
 
 def _runtime(**differing):
     given = {key: values[min(_rank(), 1)] for key, values in differing.items()}
-    return trainkit.Runtime(**{"device": "cpu", "tracker": trainkit.Tracker(), "hang_after": None, **given})
+    return trainkit.Runtime(**{"device": "cpu", "tracker": trainkit.Tracker(), "hang_timeout_s": None, **given})
 
 
 def _seeds_by_rank():
@@ -56,7 +56,7 @@ def _shapes():
 
 def _clips():
     module = torch.nn.Linear(2, 1)
-    return _runtime().setup(module, torch.optim.SGD(module.parameters(), lr=0.1), clip=1.0 + min(_rank(), 1))
+    return _runtime().setup(module, torch.optim.SGD(module.parameters(), lr=0.1), max_grad_norm=1.0 + min(_rank(), 1))
 
 
 def _lengths():
@@ -90,7 +90,7 @@ CASES = [
     (_precisions, "precision=Precision(name='fp32'"),
     (_learning_rates, "optimizer.lr of group 0 of engine0=0.1 on rank 0, and optimizer.lr of group 0 of engine0=0.2"),
     (_shapes, "engine0.weight=[1, 2, torch.float32, True] on rank 0, and engine0.weight=[2, 2, torch.float32, True]"),
-    (_clips, "clip=1.0 on rank 0, and clip=2.0 on rank 1"),
+    (_clips, "max_grad_norm=1.0 on rank 0, and max_grad_norm=2.0 on rank 1"),
     (_lengths, "len(data)=64 on rank 0, and len(data)=63 on rank 1"),
     (_contents, "fingerprint of the data="),
     (_batch_sizes, "batch_size=8 on rank 0, and batch_size=16 on rank 1"),
@@ -137,7 +137,7 @@ class Measured(trainkit.Recipe):
 
 def _fit(run_dir, losses, data="a", data_changed="refuse", num_steps=6, **cadence):
     """The directories of checkpoints that are left, by step."""
-    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=run_dir, hang_after=None)
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=run_dir, hang_timeout_s=None)
     recipe = Measured(runtime, losses=losses, num_steps=num_steps, data=data)
     trainer = trainkit.Trainer(runtime, recipe, keep_last=1, data_changed=data_changed, **cadence)
     try:

@@ -135,7 +135,7 @@ def _shell(script: str, directory: Path) -> str:
         (programs / name).chmod(0o755)
     own = {**environment(), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -12,22 +12,21 @@ LAYERS = (
     ("job", "testing"),
     ("trainer",),
     ("training",),
-    ("trust",),
     ("runtime",),
     ("strategy", "checkpoint", "health"),
-    ("recipe", "feed", "prune"),
-    ("engine", "ranks"),
-    ("backend", "clock"),
+    ("recipe", "prune"),
+    ("engine",),
     ("data", "precision"),
-    ("blocks", "step_result"),
-    ("comm", "optim", "tracking"),
-    ("ops",),
-    ("random", "bits", "command", "config", "processes", "shard", "probe", "memory", "cache", "dtypes"),
-    ("overrides",),
+    ("modules",),
+    ("reduction", "optim", "tracking"),
+    ("planning",),
+    ("topology", "memory"),
+    ("distributed", "ops"),
+    ("random", "config", "cache"),
     ("errors", "lazy"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"config", "overrides"}
+KNOWS_HYDRA = {"config"}
 
 
 def _modules() -> list[Path]:
@@ -85,9 +84,11 @@ def test_users_use_public_names_only(folder):
 
     public = {f"trainkit.{name}" for name in trainkit.__all__} | {"trainkit"}
     packages = (
-        "trainkit.comm.",
+        "trainkit.topology.",
+        "trainkit.planning.",
+        "trainkit.reduction.",
+        "trainkit.distributed.",
         "trainkit.data.",
-        "trainkit.dtypes.",
         "trainkit.ops.",
         "trainkit.precision.",
         "trainkit.errors.",

@@ -10,7 +10,7 @@ import torch
 import trainkit
 from benchmarks.processes import free_port
 from tests.jobs import ROOT, TOY, TRAIN, environment, newest_tensors, run
-from tests.test_resume import assert_killed_equals_whole
+from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import checkpoint
 from trainkit.cli.main import main
 from trainkit.testing import run_ranks
@@ -72,9 +72,9 @@ def _two_rounds(path: str, device: str) -> None:
         runtime.setup(
             torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)),
             lambda groups: torch.optim.Adam(groups, lr=0.01),
-            clip=0.5,
-            ema=0.9,
-            accumulation=2,
+            max_grad_norm=0.5,
+            ema_decay=0.9,
+            grad_accumulation_steps=2,
         )
         for _ in range(2)
     )

@@ -25,8 +25,8 @@ def _two_engines(strategy, on_planted_step):
     runtime = scenes.make_runtime(strategy, precision=precision)
     torch.manual_seed(3)
     generator = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5))
-    G = runtime.setup(generator, _adam, ema=0.9)
-    D = runtime.setup(scenes.network(), _adam, blocks=(nn.Linear,), clip=0.5, ema=0.9)
+    G = runtime.setup(generator, _adam, ema_decay=0.9)
+    D = runtime.setup(scenes.network(), _adam, blocks=(nn.Linear,), max_grad_norm=0.5, ema_decay=0.9)
     data = {"x": scenes.data(torch.float32)["x"]}
     told, around = [], []
     for step, batch in enumerate(runtime.batches(data, batch_size=8, num_steps=NUM_STEPS)):
@@ -37,7 +37,7 @@ def _two_engines(strategy, on_planted_step):
             D.scaler.update(False)  # so that later steps round as they do after an overflow
             d_skipped = None
         else:
-            huge = 1e30 if is_planted and runtime.rank == 1 else 1.0
+            huge = 1e30 if is_planted and runtime.ranks.rank == 1 else 1.0
             d_skipped = _turn_of_D(runtime, G, D, batch, huge).skipped
         if is_planted:
             around.append(scenes.whole_state(D))
@@ -88,9 +88,9 @@ class Head(nn.Linear):
     pass
 
 
-def _kept(strategy, name, keep, **kwargs):
+def _kept(strategy, name, fp32_modules, **kwargs):
     """The dtypes that each layer of a network is given and returns: first in a forward pass, then in a penalty's."""
-    precision = trainkit.Precision(name=name, keep=keep, initial_scale=FIRST_SCALE)
+    precision = trainkit.Precision(name=name, fp32_modules=fp32_modules, initial_scale=FIRST_SCALE)
     runtime = scenes.make_runtime(strategy, precision=precision, **kwargs)
     torch.manual_seed(0)
     layers = {"first": nn.Linear(5, 9), "middle": nn.Linear(9, 7), "head": Head(7, 7), "last": nn.Linear(7, 1)}
@@ -118,12 +118,12 @@ def _kept(strategy, name, keep, **kwargs):
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@pytest.mark.parametrize("keep", [("Head", "mid*"), ("head", "middle")])
+@pytest.mark.parametrize("fp32_modules", [("Head", "mid*"), ("head", "middle")])
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero3"])
-def test_parts_that_are_kept_in_float32(strategy, name, keep):
+def test_parts_that_are_kept_in_float32(strategy, name, fp32_modules):
     wide, low = torch.float32, LOW[name]
-    for seen in run_ranks(_kept, 2, strategy, name, keep):
+    for seen in run_ranks(_kept, 2, strategy, name, fp32_modules):
         forward, penalty = ({layer: dtypes[i] for layer, dtypes in seen.items()} for i in (0, 1))
         assert {layer: out for layer, (_, out) in forward.items()} == {
             "first": low,
@@ -139,9 +139,9 @@ def test_nothing_is_kept_unless_named():
     assert {dtypes[0][1] for dtypes in seen.values()} == {torch.float16}
 
 
-def _exactness(keep):
+def _exactness(fp32_modules):
     """A kept layer's output and float32's, for an input that fp16 would round and one that it cannot hold."""
-    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="fp16", keep=keep))
+    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="fp16", fp32_modules=fp32_modules))
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 3))
     engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
@@ -156,7 +156,7 @@ def test_a_kept_layer_computes_what_float32_does():
     assert not torch.isfinite(rounded[1]).all() and not torch.equal(rounded[0].float(), expected[0])
 
 
-def _half_input(keep):
+def _half_input(fp32_modules):
     """A kept layer behind one that returns fp16 is given fp32."""
     given = []
 
@@ -165,7 +165,7 @@ def _half_input(keep):
             given.append(x.dtype)
             return super().forward(x)
 
-    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="fp16", keep=keep))
+    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="fp16", fp32_modules=fp32_modules))
     module = nn.Sequential(nn.Linear(5, 3), Looking(3, 2))
     engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
     out = engine(torch.ones(2, 5))
@@ -179,45 +179,47 @@ def test_a_kept_layer_is_given_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", [(), ("Head",), ("Sequential",)])
-def test_parts_of_compiled_blocks_are_kept_too(keep):
-    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="bf16", keep=keep), compile=True)
+@pytest.mark.parametrize("fp32_modules", [(), ("Head",), ("Sequential",)])
+def test_parts_of_compiled_blocks_are_kept_too(fp32_modules):
+    runtime = scenes.make_runtime(
+        "ddp", precision=trainkit.Precision(name="bf16", fp32_modules=fp32_modules), compile=True
+    )
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 7), Head(7, 1))
     engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
     x = torch.rand(4, 5)
     out = engine(x).detach()
-    assert out.dtype == (torch.float32 if keep else torch.bfloat16)
+    assert out.dtype == (torch.float32 if fp32_modules else torch.bfloat16)
     exact = x
     for layer in module:
         exact = nn.functional.linear(exact, layer.weight, layer.bias).detach()
-    assert (scenes.error(out, exact) < 1e-6) == (keep == ("Sequential",))
+    assert (scenes.error(out, exact) < 1e-6) == (fp32_modules == ("Sequential",))
 
 
 @pytest.mark.parametrize(
-    ("keep", "says"),
+    ("fp32_modules", "says"),
     [
-        (("haed",), r"precision.keep=haed: no module has such a part; .*Did you mean 'head'"),
-        (("head", "Hed"), r"precision.keep=Hed: no module has .* Did you mean 'Head'"),
-        (("layers.*",), r"precision.keep=layers.\*: no module has"),
+        (("haed",), r"precision.fp32_modules=haed: no module has such a part; .*Did you mean 'head'"),
+        (("head", "Hed"), r"precision.fp32_modules=Hed: no module has .* Did you mean 'Head'"),
+        (("layers.*",), r"precision.fp32_modules=layers.\*: no module has"),
     ],
 )
 @pytest.mark.parametrize("name", ["fp16", "fp32"])
-def test_a_name_without_a_part_is_an_error_before_the_first_step(name, keep, says):
+def test_a_name_without_a_part_is_an_error_before_the_first_step(name, fp32_modules, says):
     with pytest.raises(ConfigError, match=says):
-        _kept("ddp", name, keep)
+        _kept("ddp", name, fp32_modules)
 
 
 def test_a_name_may_belong_to_another_engines_module():
-    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="bf16", keep=("Head", "Bilinear")))
+    runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="bf16", fp32_modules=("Head", "Bilinear")))
     for module in (nn.Sequential(Head(5, 1)), nn.Sequential(nn.Bilinear(1, 1, 1))):
         runtime.setup(module, _adam)
     assert next(runtime.batches(torch.ones(8, 5), batch_size=4)).size == 4
 
 
 def test_keep_must_be_a_list():
-    with pytest.raises(ConfigError, match=r"precision.keep=head: allowed is a list of names, such as \[head\]"):
-        trainkit.Precision(name="fp16", keep="head")
+    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head: allowed is a list of names, such as \[head\]"):
+        trainkit.Precision(name="fp16", fp32_modules="head")
 
 
 @pytest.mark.parametrize("key", ["initial_scale", "growth_interval"])
@@ -232,7 +234,7 @@ def test_a_loss_scale_stays_a_number():
     for _ in range(1100):  # as where every gradient is zero
         scaler.update(True)
     assert scaler.scale == 2.0**64
-    scaler.load_state({"scale": 1e-323, "num_good_steps": 0})
+    scaler.load_state_dict({"scale": 1e-323, "num_good_steps": 0})
     assert scaler.scale == 2.0**-24
 
 
@@ -288,7 +290,7 @@ def test_what_a_gpu_is_told_is_read_back_from_torch(_switches, monkeypatch, name
     """The switches exist without a GPU; only its name and generation are made up here."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    told = trainkit.Precision(name=name, keep=("Head",)).apply(torch.device("cuda"))
+    told = trainkit.Precision(name=name, fp32_modules=("Head",)).apply(torch.device("cuda"))
     kept = ", kept in fp32: Head" if name == "bf16" else ""
     assert told == f"{name} on a GPU (torch: float32 products {mode}, convolutions {mode}){kept}"
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == mode

@@ -29,7 +29,7 @@ class MaskedLanguageModelling(trainkit.Recipe):
 
     def __init__(self, runtime, *, encoder, optimizer, corpus, batch_size):
         self.runtime, self.corpus, self.batch_size = runtime, corpus, batch_size
-        self.encoder = runtime.setup(encoder, optimizer, accumulation=2)
+        self.encoder = runtime.setup(encoder, optimizer, grad_accumulation_steps=2)
 
     def engines(self):  return {"encoder": self.encoder}
     def batches(self, start=0):

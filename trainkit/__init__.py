@@ -33,15 +33,15 @@ from trainkit.lazy import exports
 
 if TYPE_CHECKING:
     from trainkit import data, errors, ops, optim, prune, testing
-    from trainkit.comm.comm import Comm
-    from trainkit.engine import Engine
+    from trainkit.distributed.processes import launch
+    from trainkit.engine.engine import Engine
+    from trainkit.engine.step_result import StepResult
     from trainkit.job import load_recipe
     from trainkit.optim import Schedule
     from trainkit.precision import Precision
-    from trainkit.processes import launch
     from trainkit.recipe import Recipe
+    from trainkit.reduction.comm import Comm
     from trainkit.runtime import Runtime
-    from trainkit.step_result import StepResult
     from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
     from trainkit.tracking import Last, Tracker
     from trainkit.trainer import Trainer
@@ -80,9 +80,9 @@ if not TYPE_CHECKING:  # they would be told that any name is there
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Comm": "trainkit.comm.comm",
+            "Comm": "trainkit.reduction.comm",
             "DDP": "trainkit.strategy.ddp",
-            "Engine": "trainkit.engine",
+            "Engine": "trainkit.engine.engine",
             "FSDP": "trainkit.strategy.fsdp",
             "HSDP": "trainkit.strategy.fsdp",
             "Last": "trainkit.tracking.means",
@@ -91,7 +91,7 @@ if not TYPE_CHECKING:  # they would be told that any name is there
             "Runtime": "trainkit.runtime",
             "Schedule": "trainkit.optim.schedule",
             "Single": "trainkit.strategy.single",
-            "StepResult": "trainkit.step_result",
+            "StepResult": "trainkit.engine.step_result",
             "Strategy": "trainkit.strategy.base",
             "Tracker": "trainkit.tracking.tracker",
             "Trainer": "trainkit.trainer",
@@ -100,7 +100,7 @@ if not TYPE_CHECKING:  # they would be told that any name is there
             "Zero3": "trainkit.strategy.zero",
             "data": "trainkit.data",
             "errors": "trainkit.errors",
-            "launch": "trainkit.processes",
+            "launch": "trainkit.distributed.processes",
             "load_recipe": "trainkit.job",
             "ops": "trainkit.ops",
             "optim": "trainkit.optim",

@@ -14,8 +14,9 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer
+from trainkit.training import accumulation
 from trainkit.training.resume import where_to_resume
-from trainkit.trust import require_ours
+from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
@@ -107,8 +108,8 @@ def _prepare(
 ) -> Trainer:
     """`make`: of a recipe's node; None: as configured, or as the checkpoint that is resumed wants it."""
     composed, config = config, resolve(config)
-    searches = _accumulation_of(config) == "auto"
-    checked = check(_with_accumulation(config, 1) if searches else config)
+    searches = accumulation.configured(config) == "auto"
+    checked = check(accumulation.with_steps(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
     _try_optimizer(checked.optimizer)
     make_recipe = (make or build_partial)(checked.recipe)
@@ -126,19 +127,19 @@ def _prepare(
         num_workers=checked.num_workers,
         log_every=checked.log_every,
         run_dir=checked.run_dir,
-        hang_after=checked.hang_after,
+        hang_timeout_s=checked.hang_timeout_s,
         tracker=tracker or build(checked.tracking),
     )
     found: dict[str, Any] = {}
     try:
-        runtime.require_same(flat(config))
+        runtime.ranks.require_same(flat(config))
         if make is None:
             make_recipe = _as_resumed(make_recipe, runtime, checked.resume)
         if searches:
-            found = _find_accumulation(runtime, make_recipe, checked.resume)
-            config = _with_accumulation(config, found["accumulation"])
-            composed = _with_accumulation(composed, found["accumulation"])
-            make_recipe = partial(make_recipe, accumulation=found["accumulation"])
+            found = accumulation.find(runtime, make_recipe, checked.resume)
+            config = accumulation.with_steps(config, found["grad_accumulation_steps"])
+            composed = accumulation.with_steps(composed, found["grad_accumulation_steps"])
+            make_recipe = partial(make_recipe, grad_accumulation_steps=found["grad_accumulation_steps"])
         recipe = make_recipe(runtime)
     except BaseException:
         runtime.close("failed")
@@ -171,7 +172,7 @@ def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: st
     recipe, data = getattr(make_recipe, "func", None), getattr(make_recipe, "keywords", {}).get("data")
     if path is None or data is None or not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
         return make_recipe
-    state = checkpoint.read_manifest(runtime.find(path))["values"].get("recipe", {})
+    state = checkpoint.read_manifest(runtime.checkpoints.find(path))["values"].get("recipe", {})
     return partial(make_recipe, data=(recipe.restored_arguments(state, data) or {}).get("data", data))
 
 
@@ -194,45 +195,3 @@ def _refusal_of(node: Node) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-# -- accumulation=auto -------------------------------------------------------------------------------------------------
-
-
-def _accumulation_of(config: Mapping[str, Any]) -> Any:
-    recipe = config.get("recipe")
-    return recipe.get("accumulation") if isinstance(recipe, Mapping) else None
-
-
-def _with_accumulation(config: Mapping[str, Any], num: int) -> dict[str, Any]:
-    return {**config, "recipe": {**config["recipe"], "accumulation": num}}
-
-
-def _find_accumulation(runtime: Runtime, make_recipe: Callable[..., Recipe], resume: str) -> dict[str, Any]:
-    """How many micro-batches a rank needs, and where that holds: by trying, unless a checkpoint knows. Collective."""
-    where = {"world_size": runtime.world_size, "strategy": runtime.strategy.name, "device": runtime.device_name}
-    path = where_to_resume(runtime, resume)
-    known: dict[str, Any] | None = None
-    if path is not None:
-        known = checkpoint.read_manifest(runtime.find(path))["values"].get("found")
-    if known and {key: known.get(key) for key in where} == where:
-        return known
-    share = 1
-
-    def attempt(num: int) -> None:
-        nonlocal share
-        runtime.begin_anew()
-        recipe = make_recipe(runtime, accumulation=num)
-        try:
-            batches = recipe.dearest_batches()
-            for _ in range(2):  # from the second step on the optimizer has its state
-                batch = next(batches)
-                share = batch.size // runtime.world_size
-                recipe.train_step(batch)
-        finally:
-            for engine in recipe.engines().values():
-                engine.retire()
-
-    num = runtime.fewest_micro_batches(attempt, largest=lambda: share)
-    runtime.begin_anew()
-    return {"accumulation": num, **where}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from trainkit.blocks import Forward, replace_forward
-from trainkit.dtypes import widened
 from trainkit.errors import ConfigError, nearest
+from trainkit.modules.blocks import Forward, replace_forward
+from trainkit.ops.dtypes import widened
 
 Name = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES: tuple[str, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16")
@@ -29,19 +29,21 @@ class Precision:
 
     initial_scale, growth_interval: fp16's first loss scale, and the number of steps without overflow after which it
     doubles (an overflow halves it and skips the step; at 2**-24 it is a fault, see `Runtime`'s nonfinite).
-    keep: parts of modules that compute in fp32 where the rest is bf16 or fp16: names of classes, or paths such as
-    `decoder.head` or `layers.*.norm` as `named_modules` has them. What they return stays fp32.
+    fp32_modules: parts of modules that compute in fp32 where the rest is bf16 or fp16: names of classes, or paths such
+    as `decoder.head` or `layers.*.norm` as `named_modules` has them. What they return stays fp32.
     """
 
     name: Name = "fp32"
     initial_scale: float = 2.0**16
     growth_interval: int = 2000
-    keep: Sequence[str] = ()
+    fp32_modules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, str):
-            raise ConfigError(f"precision.keep={self.keep}: allowed is a list of names, such as [{self.keep}]")
-        object.__setattr__(self, "keep", tuple(self.keep))
+        if isinstance(self.fp32_modules, str):
+            raise ConfigError(
+                f"precision.fp32_modules={self.fp32_modules}: allowed is a list of names, such as [{self.fp32_modules}]"
+            )
+        object.__setattr__(self, "fp32_modules", tuple(self.fp32_modules))
         if self.name not in NAMES:
             raise ConfigError(
                 f"precision={self.name!r}: allowed are {', '.join(NAMES)}.{nearest(str(self.name), NAMES)}"
@@ -77,7 +79,11 @@ class Precision:
             switch.fp32_precision = "ieee"
         used = backends.cudnn if device.type == "cuda" else backends.mkldnn
         products = backends.cuda.matmul if device.type == "cuda" else used.matmul
-        kept = f", kept in fp32: {', '.join(self.keep)}" if self.keep and self.autocast_dtype is not None else ""
+        kept = (
+            f", kept in fp32: {', '.join(self.fp32_modules)}"
+            if self.fp32_modules and self.autocast_dtype is not None
+            else ""
+        )
         return (
             f"{self.name} on {_describe(device)} (torch: float32 products {products.fp32_precision}, "
             f"convolutions {used.conv.fp32_precision}){kept}"
@@ -100,7 +106,7 @@ class Kept:
     """The parts of modules that `Precision.keep` names."""
 
     def __init__(self, precision: Precision) -> None:
-        self._names, self._lowers = tuple(precision.keep), precision.autocast_dtype is not None
+        self._names, self._lowers = tuple(precision.fp32_modules), precision.autocast_dtype is not None
         self._found: set[str] = set()
         self._present: set[str] = set()
 
@@ -123,7 +129,7 @@ class Kept:
         for name in self._names if self._present else ():
             if name not in self._found:
                 raise ConfigError(
-                    f"precision.keep={name}: no module has such a part; give a class, or a path such as "
+                    f"precision.fp32_modules={name}: no module has such a part; give a class, or a path such as "
                     f"{', '.join(sorted(self._present)[:8])}.{nearest(name, self._present)}"
                 )
 
@@ -167,10 +173,10 @@ class LossScaler:
         if self.num_good_steps >= self.growth_interval:
             self.scale, self.num_good_steps = min(self.scale * 2, LARGEST_SCALE), 0
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         return {"scale": self.scale, "num_good_steps": self.num_good_steps}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         self.scale = min(max(float(state["scale"]), SMALLEST_SCALE), LARGEST_SCALE)
         self.num_good_steps = int(state["num_good_steps"])
 

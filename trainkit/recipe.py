@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
-from trainkit.engine import Engine
+from trainkit.engine.engine import Engine
 
 if TYPE_CHECKING:
     from trainkit.runtime import Runtime
@@ -37,7 +37,7 @@ class Recipe(ABC):
         """Global batches from position `start` on."""
 
     def dearest_batches(self) -> Iterator[Batch]:
-        """Batches of the steps that take most memory, for `accumulation=auto`; by default the first ones."""
+        """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones."""
         return self.batches(0)
 
     @abstractmethod
@@ -83,11 +83,11 @@ class Recipe(ABC):
         """
         return self.datasets.fingerprints() if isinstance(self.datasets, Datasets) else {}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """JSON-able: what else to remember, such as a growth phase."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
         """Comes before the engines are filled: the place to make engines of the right shape."""
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:

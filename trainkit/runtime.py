@@ -1,9 +1,8 @@
 """Runtime: processes, device, seed, strategy, precision and tracker, in one object that is passed explicitly."""
 
 import atexit
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -11,50 +10,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainkit import checkpoint
-from trainkit.backend import Backend
-from trainkit.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.checkpoint import run_directory
-from trainkit.comm.cluster import current_cluster
-from trainkit.comm.comm import Comm, Plan
-from trainkit.comm.device import choose_device, compute_deterministically
-from trainkit.comm.reducer import Reducer
+from trainkit.checkpoint.io import CheckpointIO, Loaded
 from trainkit.data.batch import Batch
-from trainkit.engine import Engine, ScheduleFunction
+from trainkit.data.loader import Collate
+from trainkit.data.stream import DataStream
+from trainkit.distributed.cluster import current_cluster
+from trainkit.distributed.device import choose_device, compute_deterministically
+from trainkit.distributed.ranks import Ranks
+from trainkit.distributed.shard import buffer_shards, share_from_first
+from trainkit.engine.backend import Backend
+from trainkit.engine.engine import Engine, ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
-from trainkit.feed import Feed
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
-from trainkit.memory import Memory, state_tensors
+from trainkit.memory.memory import Memory, state_tensors
+from trainkit.modules.blocks import Checkpointed, check_compiler, compile_blocks
 from trainkit.ops.switch import Kernels, Ops
-from trainkit.optim.ema import Average, check_decay
+from trainkit.optim.ema import ExponentialMovingAverage, check_decay
 from trainkit.optim.schedule import Schedule
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
 from trainkit.precision import Kept, Name, Precision
-from trainkit.probe import fewest_that_fit
-from trainkit.ranks import BESIDE
-from trainkit.shard import buffer_shards, share_from_first
+from trainkit.reduction.comm import Comm, Plan
+from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
-from trainkit.tracking import Means, Run, Status, Throughput, Tracker, picture, trackers
+from trainkit.tracking import RunLog, Status, Tracker, trackers
 
-SUMMARY_FILE = "summary.txt"
 LAST_SAVE_S = 60.0
 """How long a run that failed waits for the save that it had begun: other ranks may be gone."""
 
 
-class Position(int):
-    """Where a resumed run goes on, in samples; `values` are those that were saved beside the engines."""
-
-    values: dict[str, Any]
-
-    def __new__(cls, position: int, values: dict[str, Any]) -> "Position":
-        self = super().__new__(cls, position)
-        self.values = values
-        return self
-
-
-class Runtime(Feed):
+class Runtime:
     """What a training loop runs on.
 
     strategy: `single`, `ddp`, or a Strategy with arguments of its own.
@@ -78,8 +65,8 @@ class Runtime(Feed):
     run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
         without one they only print.
     tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
-    hang_after: seconds without progress after which the job ends with a report of which rank did not arrive; `auto`:
-        learnt from the run; None: never, and slow ranks are not looked for. See `Watchdog`.
+    hang_timeout_s: seconds without progress after which the job ends with a report of which rank did not arrive;
+        `auto`: learnt from the run; None: never, and slow ranks are not looked for. See `Watchdog`.
 
     Making one joins the process group that torchrun describes. Collective: every rank makes one. Raises ConfigError
     and ClusterError before anything is started.
@@ -102,9 +89,9 @@ class Runtime(Feed):
         log_every: int = 10,
         run_dir: str | Path | None = None,
         tracker: Tracker | None = None,
-        hang_after: float | Literal["auto"] | None = "auto",
+        hang_timeout_s: float | Literal["auto"] | None = "auto",
     ) -> None:
-        check_limit(hang_after)
+        check_limit(hang_timeout_s)
         require_at_least(1, log_every=log_every)
         require_at_least(0, num_workers=num_workers)
         check_policy(nonfinite)
@@ -121,36 +108,33 @@ class Runtime(Feed):
             check_compiler(chosen)
         self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
         self.precision_obtained, self._kept = self.precision.apply(chosen), Kept(self.precision)
-        super().__init__(
-            cluster,
-            chosen,
-            needs_group=self.strategy.needs_group,
-            seed=seed,
-            dtype=self.precision.dtype,
-            num_workers=num_workers,
-        )
-        self.deterministic, self.log_every = deterministic, log_every
-        others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_after": hang_after}
+        self.dtype = self.precision.dtype
+        """What parameters are stored in: float32, or float64 with precision fp64."""
+        self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every
+        self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
+        others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
         self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
         if deterministic:
             compute_deterministically()
-        self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.is_main else Tracker()
+        self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.ranks.is_main else Tracker()
         self._run_lock: run_directory.RunLock | None = None
         self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
-        self._seed_globally("start")  # modules are made next, and every rank must make the same
+        self.stream = DataStream(
+            self.ranks, chosen, seed=seed, dtype=self.dtype, num_workers=num_workers, wrap=self._iterated
+        )
+        self.stream.seed_at_start()  # modules are made next, and every rank must make the same
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
-        self.guard = Guard(nonfinite, self, self._clock, tell=lambda text: self.tracker.message(text))
-        self._is_tracking = False
-        self._resumed_step: int | None = None
-        self.throughput, self._means = Throughput(), Means()
+        self.guard = Guard(nonfinite, self.ranks, self.stream.clock, tell=lambda text: self.tracker.message(text))
+        self.run_log = RunLog(
+            self.tracker, ranks=self.ranks, run_dir=self.run_dir, describe=self._describe, started=self._close_first
+        )
+        self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message)
         self._engine_names: set[str] = set()
         self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
-        self._saver: checkpoint.Saver | None = None
-        self._verified: Path | None = None
-        self._watchdog = self._make_watchdog(hang_after)
-        self._clock.meet = self._watchdog.times.meet
-        self._reducer = self._make_reducer()
+        self._watchdog = self._make_watchdog(hang_timeout_s)
+        self.stream.clock.meet = self._watchdog.times.meet
+        self.reducer = self._make_reducer()
         atexit.register(self.close)
 
     def _require_same_arguments(self, **others: Any) -> None:
@@ -158,7 +142,7 @@ class Runtime(Feed):
         from trainkit import __version__  # not set yet while the package imports this module
 
         try:
-            self.require_same(
+            self.ranks.require_same(
                 {
                     "trainkit": __version__,
                     "torch": torch.__version__,
@@ -175,37 +159,36 @@ class Runtime(Feed):
                 }
             )
         except ConfigError:
-            self._leave()
+            self.ranks.leave()
             raise
 
-    def _make_watchdog(self, hang_after: float | Literal["auto"] | None) -> Watchdog:
+    def _make_watchdog(self, hang_timeout_s: float | Literal["auto"] | None) -> Watchdog:
         return Watchdog(
-            self.cluster,
+            self.ranks.cluster,
             self.device,
-            hang_after=hang_after,
+            hang_timeout_s=hang_timeout_s,
             directory=self.run_dir,
-            topic=self.broadcast(f"{time.time_ns()}"),
+            topic=self.ranks.broadcast_object(f"{time.time_ns()}"),
             tell=self.tracker.message,
-            own_store=self.own_store,
+            own_store=self.ranks.own_store,
             rescue=self._rescue,
         )
 
     def _rescue(self) -> None:
         """Finishes a save that was begun and tells trackers what is outstanding, where the run hangs elsewhere."""
         try:
-            if self._saver is not None:
-                self._saver.finish(timeout_s=LAST_SAVE_S)
+            self.checkpoints.finish(timeout_s=LAST_SAVE_S)
         finally:
-            self.end_tracking("failed")
+            self.run_log.end("failed")
 
     def _make_reducer(self) -> Reducer:
         reducer = Reducer(
             self.comm,
-            cluster=self.cluster,
+            cluster=self.ranks.cluster,
             device=self.device,
             deterministic=self.deterministic,
-            group=self._patient,
-            report=self.remark,
+            group=self.ranks.group,
+            report=self.run_log.message,
             during=self.during,
         )
         if self.strategy.name == "ddp":
@@ -214,18 +197,22 @@ class Runtime(Feed):
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
         """Makes the directory, and holds it as long as this runtime lives. Collective."""
-        made = self.same_as_before("run_dir", lambda: str(run_directory.make(run_dir))) if "%" in str(run_dir) else None
+        made = (
+            self.ranks.same_as_before("run_dir", lambda: str(run_directory.make(run_dir)))
+            if "%" in str(run_dir)
+            else None
+        )
         path, error = Path(made or run_dir).expanduser(), None
-        if self.is_main:
+        if self.ranks.is_main:
             try:
                 path = run_directory.make(path)
                 self._run_lock = run_directory.RunLock(path, report=self.tracker.message)
             except ConfigError as caught:
                 error = caught
         try:
-            self.raise_first(error)
+            self.ranks.raise_first(error)
         except ConfigError:
-            self._leave()
+            self.ranks.leave()
             raise
         return path
 
@@ -238,14 +225,102 @@ class Runtime(Feed):
 
     def summary(self) -> tuple[str, ...]:
         """Lines that say what this runtime is, for the start of a run."""
-        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        ranks = f"{self.ranks.world_size} rank{'s' if self.ranks.world_size > 1 else ''}"
         exact = ", deterministic" if self.deterministic else ""
         return (
-            f"strategy {self.strategy.name} on {ranks} ({self.strategy.layout(self.cluster)}), {self.device_name}, "
-            f"{torch.get_num_threads()} threads a rank",
+            f"strategy {self.strategy.name} on {ranks} ({self.strategy.layout(self.ranks.cluster)}), "
+            f"{self.device_name}, {torch.get_num_threads()} threads a rank",
             f"precision asked {self.precision.name}, obtained {self.precision_obtained}; ops {self.ops.kernels}",
             f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
         )
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Samples in the steps done so far."""
+        return self.stream.clock.position
+
+    def batches(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        start: int = 0,
+        num_steps: int | None = None,
+        num_workers: int | None = None,
+        collate: Collate | None = None,
+        weights: Any = None,
+        order: Any = None,
+    ) -> Iterator[Batch]:
+        """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
+
+        The samples, their order and their seeds are functions of (seed, position) alone. Collective: every rank must
+        call.
+
+        Args:
+            source: a tensor or an array, a tuple or dict of them (a dict may also hold lists), or a map-style data
+                set, such as a list of samples. With `collate`, every source gives it a list of samples. Of a
+                DataLoader its data set, collate_fn, order and number of workers are taken. An iterable data set is
+                read by every rank, which keeps its share; a later `start` reads again what lies before it. See
+                `data.iterable.Reading`.
+            batch_size: samples in a global batch, of all ranks together.
+            start: samples before the first one.
+            num_steps: batches; None: without end.
+            num_workers: processes that fetch data ahead; None: as the Runtime was given.
+            collate: makes a batch of a list of samples.
+            weights: [number of samples], an array or a tensor: samples are drawn with replacement, each with a
+                probability in proportion to its weight, as by torch's WeightedRandomSampler; without, every epoch
+                holds each once.
+            order: the order of each epoch in place of a shuffled one: a function (seed, epoch) -> indices, a torch
+                Sampler or a BatchSampler of global batches. It must give the same again when it is asked again.
+
+        Returns:
+            An iterator of batches, each with `.data`, `.position`, `.size` and `.indices`.
+
+        Raises:
+            ConfigError: at once, also where ranks were given other data or numbers.
+        """
+        return self.stream.batches(
+            source,
+            batch_size=batch_size,
+            start=start,
+            num_steps=num_steps,
+            num_workers=num_workers,
+            collate=collate,
+            weights=weights,
+            order=order,
+        )
+
+    def evaluation_batches(
+        self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
+    ) -> Iterator[Batch]:
+        """Every sample once, in order; the last global batch may be smaller.
+
+        Every rank gets as many batches, so that a strategy may communicate in each; a share may have no sample.
+        Collective: every rank must call.
+
+        Args:
+            source: as for `batches`.
+            batch_size: samples in a global batch, of all ranks together.
+            num_workers: processes that fetch data ahead; None: as the Runtime was given.
+            collate: makes a batch of a list of samples.
+
+        Returns:
+            An iterator of batches.
+
+        Raises:
+            ConfigError: for a source that cannot be read once in order.
+        """
+        return self.stream.evaluation_batches(source, batch_size=batch_size, num_workers=num_workers, collate=collate)
+
+    def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        return self.stream.rand(batch, *shape, name=name)
+
+    def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        return self.stream.randn(batch, *shape, name=name)
 
     # -- engines -----------------------------------------------------------------------------------------------------
 
@@ -256,10 +331,10 @@ class Runtime(Feed):
         *,
         name: str | None = None,
         blocks: Sequence[type[nn.Module]] = (),
-        clip: float | None = None,
+        max_grad_norm: float | None = None,
         schedule: ScheduleFunction | None = None,
-        ema: float | None = None,
-        accumulation: int = 1,
+        ema_decay: float | None = None,
+        grad_accumulation_steps: int = 1,
         inherit: Engine | None = None,
         inherit_optimizer: bool = True,
     ) -> Engine:
@@ -269,40 +344,49 @@ class Runtime(Feed):
         name: keys the engine's dropout masks; by default `engine0`, `engine1` ... in the order of the calls.
         blocks: classes of the repeated parts that the module is made of, such as a transformer's layer: FSDP gathers
             one at a time, and `compile` compiles each by itself.
-        clip: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
-        ema: decay of averaged weights.  accumulation: micro-batches a step.
+        max_grad_norm: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
+        ema_decay: decay of averaged weights.  grad_accumulation_steps: micro-batches a step.
         inherit: an engine whose place this one takes, with its weights, averaged weights and optimizer state (unless
             `inherit_optimizer` is false) of the parameters of the same name and shape. The old engine is retired.
         """
-        _check_setup(clip=clip, schedule=schedule, ema=ema, accumulation=accumulation)
+        _check_setup(
+            max_grad_norm=max_grad_norm,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            grad_accumulation_steps=grad_accumulation_steps,
+        )
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
         require_shapes(module, name=name)
-        self.require_same(
+        self.ranks.require_same(
             {
                 "name": name,
-                "clip": clip,
-                "ema": ema,
-                "accumulation": accumulation,
+                "max_grad_norm": max_grad_norm,
+                "ema_decay": ema_decay,
+                "grad_accumulation_steps": grad_accumulation_steps,
                 **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
             }
         )
         backend = self._attach(module, optimizer, blocks, name=name)
-        backend.reducer = self._reducer
+        backend.reducer = self.reducer
         engine = Engine(
             backend,
             name=name,
-            clock=self._clock,
-            cluster=self.cluster,
+            clock=self.stream.clock,
+            cluster=self.ranks.cluster,
             device=self.device,
             precision=self.precision,
             guard=self.guard,
-            clip=clip,
+            max_grad_norm=max_grad_norm,
             schedule=schedule,
             # After the strategy: it gives every rank the weights of rank 0.
-            average=Average(backend.weights(), buffer_shards(module), ema) if ema is not None else None,
-            accumulation=accumulation,
+            average=(
+                ExponentialMovingAverage(backend.weights(), buffer_shards(module), ema_decay)
+                if ema_decay is not None
+                else None
+            ),
+            grad_accumulation_steps=grad_accumulation_steps,
             is_compiled=self.compile,
         )
         if inherit is not None:
@@ -320,7 +404,7 @@ class Runtime(Feed):
     ) -> Backend:
         """`module` as it computes in this run, with its optimizer, which is the same on all ranks. Collective."""
         if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
-            self.remark(converted)
+            self.run_log.message(converted)
         self._kept.apply(module)
         if self.compile:
             compile_blocks(module, blocks)
@@ -328,13 +412,13 @@ class Runtime(Feed):
         backend = self.strategy.attach(
             module,
             OptimizerSource(module, optimizer, engine_name=name),
-            cluster=self.cluster,
+            cluster=self.ranks.cluster,
             device=self.device,
             deterministic=self.deterministic,
             blocks=blocks,
         )
         require_dense_step(backend.optimizer)
-        self.require_same(
+        self.ranks.require_same(
             {
                 f"optimizer.{key} of group {number} of {name}": value
                 for number, group in enumerate(backend.optimizer.param_groups)
@@ -344,18 +428,9 @@ class Runtime(Feed):
         )
         return backend
 
-    def fewest_micro_batches(self, attempt: Callable[[int], None], *, largest: Callable[[], int]) -> int:
-        """The smallest accumulation, up to `largest()`, with which `attempt(accumulation)` fits into memory everywhere.
-
-        `attempt` sets engines up, makes a step or two, and leaves nothing behind; one rank may run out of memory in it
-        while others do not. Raises ConfigError when nothing fits. Collective: every rank calls.
-        """
-        with self._reducer.set_aside():
-            return fewest_that_fit(attempt, largest=largest, group=self._patient, report=self.tracker.message)
-
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
-        self._seed_globally("start")
+        self.stream.seed_at_start()
         self._engine_names.clear()
         self._buffers.clear()
         self.guard.forget()
@@ -371,7 +446,7 @@ class Runtime(Feed):
     def predict(self, engine: Engine) -> Memory:
         """What each rank will hold of `engine`, by formula."""
         trained, frozen = engine.parameter_sizes()
-        predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.cluster)
+        predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.ranks.cluster)
         return predicted if self.dtype == torch.float32 else predicted.twice()
 
     # -- watching ----------------------------------------------------------------------------------------------------
@@ -382,10 +457,10 @@ class Runtime(Feed):
 
         It does not count in samples/s, and the hang watchdog learns how long it takes by itself.
         """
-        with self.throughput.paused(), self._watchdog.during(activity):
+        with self.run_log.throughput.paused(), self._watchdog.during(activity):
             yield
 
-    def _iterated(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
+    def _iterated(self, batches: Iterator[Batch], is_training: bool) -> Iterator[Batch]:
         if is_training:
             self._kept.require_all_found()
         else:
@@ -396,194 +471,150 @@ class Runtime(Feed):
         self.share_buffers()
         yield from batches
 
-    # -- telling -----------------------------------------------------------------------------------------------------
+    # -- logging -----------------------------------------------------------------------------------------------------
 
-    def start_tracking(
-        self,
-        *,
-        config: Mapping[str, Any] | None = None,
-        num_samples: int | None = None,
-        summary: tuple[str, ...] = (),
-        costs: Sequence[tuple[int, float]] = (),
-    ) -> None:
-        """Starts the tracker; `log` does it where nobody has.
-
-        num_samples: the position at which training ends.  costs: of samples, for the time left; see `Recipe.costs`.
-        """
-        if self._is_tracking:
-            return
+    def _describe(self) -> tuple[str, ...]:
+        """The first lines of the summary. Raises ConfigError for a name of a module that no module has."""
         self._checkpointed.require_all_found()
         self._kept.require_all_found()
-        self._is_tracking = True
-        self._num_samples = num_samples or self._num_samples
-        self.throughput = Throughput(start=self.position, num_samples=self._num_samples, costs=costs)
-        lines = self.summary() + summary
-        if self.is_main and self.run_dir is not None:
-            self._summarise(lines, "w")
-        run = Run(
-            directory=self.run_dir or Path(),
-            name=self.run_dir.name if self.run_dir else "run",
-            config=config or {},
-            num_samples=self._num_samples,
-            resumed_step=self._resumed_step,
-            summary=lines,
-        )
-        self.tracker.start(run)
+        if self.run_log.num_samples is None:
+            self.run_log.num_samples = self.stream.num_samples
+        return self.summary()
+
+    def _close_first(self) -> None:
         # What a tracker registered meanwhile comes after this: at exit the last one is called first.
         atexit.unregister(self.close)
         atexit.register(self.close)
 
-    def remark(self, text: str) -> None:
-        """A line about the run itself, to the tracker and to the run's summary."""
-        self.tracker.message(text)
-        if self.is_main and self.run_dir is not None and self._is_tracking:
-            self._summarise([text], "a")
-
-    def _summarise(self, lines: Sequence[str], mode: Literal["w", "a"]) -> None:
-        assert self.run_dir is not None
-        try:
-            with (self.run_dir / SUMMARY_FILE).open(mode) as file:
-                file.writelines(f"{line}\n" for line in lines)
-        except OSError as error:
-            self.tracker.message(f"{SUMMARY_FILE} could not be written: {error.strerror or error}; training goes on")
-
     def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
-        """Every `log_every` steps, tells the tracker the means of `metrics` since it was last told, and returns them.
+        """Logs the means of `metrics` since the last logged step, every `log_every` steps and after the last one.
 
-        The last step that `batches` gives is told too; a loop that ends before it calls `log_rest` after its last one.
-        To be called in every step, which never waits for the device for it. Means are over the global batches of those
-        steps: what a rank gives counts by the samples of its share. So `skipped` is the share of samples whose step was
-        skipped; what was not finite in such a step does not count. Of a `trainkit.Last(value)` the last one is told.
-        Raises ConfigError naming a metric that is no number. Collective: every rank calls, with the same names.
+        Call it in every step: between logged steps it never waits for the device. Means are over the global batches
+        of those steps: what a rank gives counts by the samples of its share, so `skipped` is the share of samples
+        whose step was skipped; values of such a step that are not finite do not count. Of a `trainkit.Last(value)`
+        the last one is logged. A loop that ends before the last step that `batches` gives calls `log_rest`.
+        Collective: every rank must call, with the same names.
+
+        Args:
+            step: steps done.
+            metrics: scalars by name.
+
+        Returns:
+            The means, in a step that is logged.
+
+        Raises:
+            ConfigError: naming a metric that is no number.
         """
         self.step = step
-        share = float(len(self._clock.batch)) if self._clock.batch is not None else 1.0
-        self._means.add(metrics, share)
-        if step % self.log_every and not self._is_last_step:
+        batch = self.stream.clock.batch
+        self.run_log.add(metrics, float(len(batch)) if batch is not None else 1.0)
+        if step % self.log_every and not self._is_last(batch):
             return None
         return self.log_rest()
 
-    @property
-    def _is_last_step(self) -> bool:
-        batch = self._clock.batch
-        return batch is not None and self._num_samples is not None and batch.position + batch.size >= self._num_samples
+    def _is_last(self, batch: Batch | None) -> bool:
+        end = self.stream.num_samples
+        end = self.run_log.num_samples if self.run_log.num_samples is not None else end
+        return batch is not None and end is not None and batch.position + batch.size >= end
 
     def log_rest(self) -> dict[str, float] | None:
-        """Tells the means of the steps that `log` was given and has not told; None where there are none.
+        """Logs the means of the steps since the last logged one. Collective: every rank must call.
 
-        Collective: every rank calls.
+        Returns:
+            The means by name; None where there are none.
         """
-        if self._means.is_empty:
+        if self.run_log.is_empty:
             return None
         self.guard.read()
-        if not self._is_tracking:
-            self.start_tracking()
-        means = self._means_over_ranks()
-        rates = self.throughput.rates(self.position)
-        self.tracker.log(self.step, {**means, "position": self.position, **rates})
-        return means
+        return self.run_log.flush(self.step, self.position)
 
     def log_image(self, step: int, **images: Any) -> None:
-        """Tells the tracker pictures by name, as `runtime.log_image(step, samples=figure)`; each call is told.
+        """Logs pictures by name, such as `runtime.log_image(step, samples=figure)`.
 
-        A picture is a matplotlib figure, a PIL image, or an array or tensor: uint8 or floats of 0 .. 1,
-        [height, width], [height, width, channels] or [channels, height, width]. Raises ConfigError naming one that is
-        none. No other rank is waited for, and what ranks other than 0 give is left alone.
+        Rank 0 logs them, and waits for no other rank; what other ranks give is ignored.
+
+        Args:
+            step: steps done.
+            images: each a matplotlib figure, a PIL image, or an array or tensor: uint8 or floats of 0 .. 1, [height,
+                width], [height, width, channels] or [channels, height, width].
+
+        Raises:
+            ConfigError: naming one that is none of these.
         """
-        if self.is_main:
-            pictures = {name: picture(name, image) for name, image in images.items()}
-            if not self._is_tracking:
-                self.start_tracking()
-            for name, pixels in pictures.items():
-                self.tracker.image(step, name, pixels)
-
-    def _means_over_ranks(self) -> dict[str, float]:
-        taken = self._means.take()
-        totals = {f"sum {name}": total for name, (total, _) in taken.items()}
-        shares = {f"share {name}": share for name, (_, share) in taken.items()}
-        sums = self.sum({**totals, **shares}) if taken else {}
-        # A name that no sample counted for has no mean.
-        return {name: sums[f"sum {name}"] / (sums[f"share {name}"] or math.nan) for name in taken}
+        self.run_log.images(step, self.position, images)
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def save(
         self, path: str | Path, *, wait: bool = True, then: Callable[[], None] = lambda: None, **items: Any
     ) -> None:
-        """Writes engines and JSON-able values as one checkpoint directory at `path`, whole or not at all.
+        """Writes engines and values as one checkpoint directory, such as `runtime.save("last", G=G, D=D, step=step)`.
 
-        `runtime.save("checkpoints/last", G=G, D=D, step=step)`. Every rank writes its own part.
-        wait: false: returns when everything is copied, and the rest is done meanwhile; the next `save`,
-            `finish_saving` or `close` waits for it.  then: called on rank 0 once the directory is in place.
-        Raises CheckpointError, also for a save before that nobody has waited for. Collective: every rank calls.
+        The directory appears whole or not at all; every rank writes its own part. Collective: every rank must call.
+
+        Args:
+            path: the directory.
+            wait: False returns when everything is copied; the rest is written while training continues. The next
+                `save`, `finish_saving` or `close` waits for it.
+            then: called on rank 0 once the directory is in place.
+            items: engines and JSON-able values by name.
+
+        Raises:
+            CheckpointError: also for an earlier save that has not been waited for.
         """
         self.guard.read()
-        if self._saver is None:
-            self._saver = checkpoint.Saver(group=self.new_group(BESIDE), rank=self.rank, report=self.tracker.message)
-        engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
-        values = {name: item for name, item in items.items() if name not in engines}
         with self._watchdog.during("saving"):
-            checkpoint.save(Path(path), engines, position=self.position, values=values, saver=self._saver, then=then)
+            self.checkpoints.save(path, items, position=self.position, then=then)
         if wait:
             self.finish_saving()
 
     def finish_saving(self) -> None:
-        """Waits for a save that was not waited for. Raises CheckpointError if it failed. Collective."""
-        if self._saver is not None:
-            with self._watchdog.during("saving"):
-                self._saver.finish()
+        """Waits for a save that was not waited for. Collective: every rank must call.
 
-    def find(self, path: str | Path) -> Path:
-        """The checkpoint that `path` means: itself, or the newest whole one of a run's, every byte of it verified.
-
-        Says which ones were passed over. Raises CheckpointError on all ranks. Collective: every rank calls.
+        Raises:
+            CheckpointError: if it failed.
         """
-        if self._verified is None or self._verified != Path(path):
-            self._verified = checkpoint.find_whole(Path(path), self, report=self.tracker.message)
-        return self._verified
+        with self._watchdog.during("saving"):
+            self.checkpoints.finish()
 
-    def load(self, path: str | Path, **engines: Engine) -> Position:
-        """Fills `engines` from the checkpoint at `path`; the position to go on from: `batches(..., start=position)`.
+    def load(self, path: str | Path, **engines: Engine) -> Loaded:
+        """Fills `engines` from a checkpoint, every byte of which is verified. Collective: every rank must call.
 
-        Its `values` hold what was saved beside the engines. Raises CheckpointError. Collective: every rank calls.
+        Args:
+            path: a checkpoint, or a run, of which the newest whole one is meant.
+            engines: by the names under which they were saved.
+
+        Returns:
+            Its `position`, for `batches(..., start=position)`, and the `values` that were saved beside the engines.
+
+        Raises:
+            CheckpointError: naming what does not fit; nothing is changed then.
         """
-        directory = self.find(path)
-        manifest = checkpoint.read_manifest(directory)
-        for line in checkpoint.load(directory, engines, manifest=manifest, group=self._patient):
-            self.tracker.message(line)
-        self._clock.position = manifest["position"]
-        values = manifest["values"]
-        if isinstance(values.get("step"), int):
-            self.step = self._resumed_step = values["step"]
-        return Position(manifest["position"], values)
-
-    def end_tracking(self, status: Status) -> None:
-        """Has the tracker write what is outstanding. It may start again."""
-        self._means.forget()
-        if self._is_tracking:
-            self._is_tracking = False
-            self.tracker.finish(status)
+        loaded = self.checkpoints.load(path, engines)
+        self.stream.clock.position = loaded.position
+        if isinstance(step := loaded.values.get("step"), int):
+            self.step = self.run_log.resumed_step = step
+        return loaded
 
     def close(self, status: Status = "finished") -> None:
-        """Ends a save and tracking, and leaves the process group, if it was joined here. Also done at exit."""
+        """Ends a save and tracking, and leaves the process group if it was joined here. Also done at exit."""
         atexit.unregister(self.close)
         self._watchdog.end()
-        if self._saver is not None:
-            try:
-                self._saver.finish(timeout_s=None if status == "finished" else LAST_SAVE_S)
-            except CheckpointError as error:
-                self.tracker.message(str(error))
-            self._saver = None
-        has_tracked = self._is_tracking
-        self.end_tracking(status)
+        try:
+            self.checkpoints.finish(timeout_s=None if status == "finished" else LAST_SAVE_S)
+        except CheckpointError as error:
+            self.tracker.message(str(error))
+        self.checkpoints.close()
+        has_tracked = self.run_log.is_started
+        self.run_log.end(status)
         if self._run_lock is not None:
             assert self.run_dir is not None
             self._run_lock.release()
             if not has_tracked:
                 with suppress(OSError):  # one that came to nothing leaves no empty directory; a full one stays
                     self.run_dir.rmdir()
-        self._reducer.close()
-        self._leave()
+        self.reducer.close()
+        self.ranks.leave()
 
 
 def _default_tracker(has_directory: bool) -> Tracker:
@@ -591,14 +622,18 @@ def _default_tracker(has_directory: bool) -> Tracker:
 
 
 def _check_setup(
-    *, clip: float | None, schedule: ScheduleFunction | None, ema: float | None, accumulation: int
+    *,
+    max_grad_norm: float | None,
+    schedule: ScheduleFunction | None,
+    ema_decay: float | None,
+    grad_accumulation_steps: int,
 ) -> None:
-    if accumulation < 1:
-        raise ConfigError(f"accumulation={accumulation}: allowed is 1 or more")
-    if clip is not None and not clip > 0:
-        raise ConfigError(f"clip={clip}: allowed is a norm above 0, or null for no clipping")
-    if ema is not None:
-        check_decay(ema)
+    if grad_accumulation_steps < 1:
+        raise ConfigError(f"grad_accumulation_steps={grad_accumulation_steps}: allowed is 1 or more")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping")
+    if ema_decay is not None:
+        check_decay(ema_decay)
     if schedule is not None and not callable(schedule):
         raise ConfigError(
             f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "

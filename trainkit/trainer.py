@@ -101,16 +101,18 @@ class Trainer:
         On SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any rank, all save after the same step and raise Preempted, a
         SystemExit; a second one ends the process at once.
         """
-        with Signals(self.runtime) as self._signals:
+        with Signals(self.runtime.ranks) as self._signals:
             return self._fit()
 
     def _fit(self) -> dict[str, float]:
         try:
             self._require_same_everywhere()
             position = self.restore()
-            self._best_value = self.runtime.broadcast(min(self.checkpoints.values().values(), default=math.inf))
+            self._best_value = self.runtime.ranks.broadcast_object(
+                min(self.checkpoints.values().values(), default=math.inf)
+            )
             leave_word(self.runtime, None, self.step)
-            for path in self.checkpoints.tidy(self.step) if self.runtime.is_main else ():
+            for path in self.checkpoints.tidy(self.step) if self.runtime.ranks.is_main else ():
                 self._tell(f"the run goes on from step {self.step}: a later checkpoint is now {path}")
             earlier = self._earlier_result(position)
             metrics = self._run(position) if earlier is None else self._tell_earlier(earlier)
@@ -137,7 +139,7 @@ class Trainer:
         return metrics
 
     def _require_same_everywhere(self) -> None:
-        self.runtime.require_same(
+        self.runtime.ranks.require_same(
             {
                 "evaluate_every": self.evaluate_every,
                 "save_every": self.save_every,
@@ -164,7 +166,7 @@ class Trainer:
         return self._restore(where) if where is not None else 0
 
     def _restore(self, where: Path) -> int:
-        path = self.runtime.find(where)
+        path = self.runtime.checkpoints.find(where)
         manifest = checkpoint.read_manifest(path)
         load_recipe_state(self.recipe, path, manifest)
         values, is_own = manifest["values"], self.checkpoints.holds(path)
@@ -173,9 +175,9 @@ class Trainer:
         self._tell(changes(values.get("config") or {}, self.config))
         if is_own:
             is_same = before.get("held_out") == now.get("held_out")
-            self.length.load_state(values.get("length", {}), same_held_out=is_same)
-        position = self.runtime.load(path, **self.recipe.engines())
-        self.runtime.tracker.load_state(values["tracker"])
+            self.length.load_state_dict(values.get("length", {}), same_held_out=is_same)
+        position = self.runtime.load(path, **self.recipe.engines()).position
+        self.runtime.tracker.load_state_dict(values["tracker"])
         self.step, self._origin = values["step"], path
         self.rewinds.load(values.get("left_out", []))
         self._evaluated = (self.step, values["metrics"]) if values["metrics"] else None
@@ -197,7 +199,7 @@ class Trainer:
     def _train(self, batches: Iterator[Batch]) -> None:
         self.length.budget.start(self.runtime.position, self.recipe.num_samples)
         self._signals.end_after(self.length.budget.rest_s)
-        self.runtime.stretch_schedules(self.length.budget.factor)
+        self.runtime.stream.stretch_schedules(self.length.budget.factor)
         while True:
             try:
                 self._train_on(batches)
@@ -234,13 +236,13 @@ class Trainer:
         return self.length.reason(self.runtime.position) is not None
 
     def _hurry_schedules(self) -> None:
-        factor = self.length.budget.stretch(self.runtime.position, self.recipe.num_samples, self.runtime)
-        self.runtime.stretch_schedules(factor)
+        factor = self.length.budget.stretch(self.runtime.position, self.recipe.num_samples, self.runtime.ranks)
+        self.runtime.stream.stretch_schedules(factor)
 
     def _step(self, batch: Batch) -> Mapping[str, Tensor | float]:
         runtime = self.runtime
         if self.rewinds.leaves_out(batch):
-            runtime.leave_out()
+            runtime.stream.skip()
             return {"skipped": 1.0}
         runtime.guard.step = self.step + 1
         metrics = self.recipe.train_step(batch)
@@ -253,10 +255,10 @@ class Trainer:
         runtime = self.runtime
 
         def again(batch: Batch) -> None:
-            runtime.stand_at(batch)
+            runtime.stream.visit(batch)
             self.recipe.train_step(batch)
 
-        with runtime.throughput.paused():
+        with runtime.run_log.throughput.paused():
             return runtime.guard.report(faults, self.recipe.engines().values(), again, runtime.run_dir)
 
     def _go_back(self, fault: Fault) -> Iterator[Batch]:
@@ -268,9 +270,9 @@ class Trainer:
         if runtime.guard.policy != "rewind":
             raise NonFiniteError(f"{told}. {runtime.guard.last_words}")
         self._report_failed_save()
-        path = runtime.find(self.rewinds.add(fault, where_to_resume(runtime, "auto") or self._origin, told))
+        path = runtime.checkpoints.find(self.rewinds.add(fault, where_to_resume(runtime, "auto") or self._origin, told))
         runtime.tracker.message(f"{told}. Goes back to {path}, and will leave this batch out")
-        runtime.end_tracking("interrupted")
+        runtime.run_log.end("interrupted")
         runtime.guard.forget()
         self._has_told_memory = False
         return self._begin(self._restore(path))
@@ -288,7 +290,9 @@ class Trainer:
             self.runtime.tracker.baselines(self.step, baselines)
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
-        value = self.runtime.broadcast(self.checkpoints.value_of(metrics))  # all ranks must come to the same
+        value = self.runtime.ranks.broadcast_object(
+            self.checkpoints.value_of(metrics)
+        )  # all ranks must come to the same
         self.length.see(self.step, metrics, value)
         if self.checkpoints.keeps_best and value is not None and value < self._best_value:
             self._best_value = value
@@ -299,13 +303,14 @@ class Trainer:
         self._baselines = {}  # what is told anew may be cut back to before they were told
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             write_config(self.runtime, self.config, self.step)
-        self.runtime.start_tracking(
+        self.runtime.run_log.start(
+            position=self.runtime.position,
             config=self.config,
             num_samples=self.recipe.num_samples,
             summary=tuple(account.of_start(self.runtime, self.recipe, first)),
             costs=self.recipe.costs(),
         )
-        self.runtime.throughput.end_within(self.length.budget.rest_s)
+        self.runtime.run_log.throughput.end_within(self.length.budget.rest_s)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -328,9 +333,9 @@ class Trainer:
     def _tell_end(self, metrics: Mapping[str, float]) -> None:
         reason = self.length.reason(self.runtime.position) or ""
         for line in self._account_of_end(metrics, reason):
-            self.runtime.remark(line)
+            self.runtime.run_log.message(line)
         ended = {"step": self.step, "metrics": metrics, "reason": reason}
-        result.write(self.runtime, {**ended, "budget": self.length.budget.state()})
+        result.write(self.runtime, {**ended, "budget": self.length.budget.state_dict()})
 
     def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> Iterator[str]:
         kept = self.checkpoints.describe()
@@ -356,9 +361,9 @@ class Trainer:
         # After Ctrl-C nobody but who typed it decides whether the run goes on.
         leave_word(self.runtime, None if number == signal.SIGINT else number, self.step)
         self._tell(said_of(number, self.runtime, self.step, self.config, self.resume))
-        self.runtime.end_tracking("interrupted")
+        self.runtime.run_log.end("interrupted")
         # A launcher may kill the others when the first has ended.
-        self.runtime.broadcast(None)
+        self.runtime.ranks.broadcast_object(None)
         raise Preempted(number)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -375,15 +380,15 @@ class Trainer:
                 then=self.checkpoints.prune,
                 **self.recipe.engines(),
                 step=self.step,
-                recipe=self.recipe.state(),
-                tracker=self.runtime.tracker.state(),
+                recipe=self.recipe.state_dict(),
+                tracker=self.runtime.tracker.state_dict(),
                 metrics=metrics,
                 data=self._data(),
                 config=self.config,
                 composed=self._composed,
                 found=self.found,
                 left_out=self.rewinds.left_out,
-                length=self.length.state(),
+                length=self.length.state_dict(),
             )
         self._saved = self.step, bool(metrics)
         self.rewinds.saved()

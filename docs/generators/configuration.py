@@ -11,7 +11,7 @@ import yaml
 from hydra.utils import get_object
 
 from docs.generators.markdown import table
-from trainkit import config
+from trainkit import Runtime, Trainer
 from trainkit.cli.listing import comments
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -25,7 +25,10 @@ def reference() -> str:
 def _top_level() -> str:
     text = (CONF / "train.yaml").read_text()
     values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
-    rows = _rows(values, dict(comments(text)), get_type_hints(config.TrainConfig), "")
+    owners = (Runtime, Trainer)
+    types = {name: hint for owner in owners for name, hint in hints(owner).items()}
+    described = {name: text for owner in owners for name, text in documented(owner).items()}
+    rows = _rows(values, dict(comments(text)), types, "", described=described)
     return "## Top level\n\n" + _table(rows)
 
 

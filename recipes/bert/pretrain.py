@@ -27,9 +27,9 @@ class MaskedLanguageModelling(Recipe):
 
     data: a specification whose data sets give {"tokens": int64 [T]} and which has a tokenizer, such as `Text`.
     optimizer: makes one of parameter groups; biases and LayerNorms are in a group without weight decay.
-    batch_size: samples of a global batch.  accumulation: micro-batches in which a rank does its share.
+    batch_size: samples of a global batch.  grad_accumulation_steps: micro-batches in which a rank does its share.
     num_steps, num_epochs: the length of the run, in global batches or in passes over the training data, rounded up to
-        whole batches; one of them, or 2,000 steps.  clip: largest norm of the gradient.
+        whole batches; one of them, or 2,000 steps.  max_grad_norm: largest norm of the gradient.
     mask_share: of the tokens, in training; evaluation masks 15 %, and the same ones each time.
     weights: a Hugging Face directory (config.json, model.safetensors) to begin with; needs its vocab.txt as
         `data.vocab_file`, and `model` of its shape.
@@ -50,15 +50,15 @@ class MaskedLanguageModelling(Recipe):
         batch_size: int = 32,
         num_steps: PositiveInt | None = None,  # before the schedule is made, which speaks of its total
         num_epochs: float | None = None,
-        accumulation: int = 1,
-        clip: float | None = 1.0,
+        grad_accumulation_steps: int = 1,
+        max_grad_norm: float | None = 1.0,
         mask_share: float = 0.15,
         evaluation_batch_size: int = 64,
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
     ) -> None:
         counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
-        require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
         if num_steps is not None and num_epochs is not None:
             raise ConfigError(
                 f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
@@ -69,13 +69,15 @@ class MaskedLanguageModelling(Recipe):
             num_steps = num_steps or _NUM_STEPS
             schedule = _until(schedule, num_steps, batch_size)  # what cannot be is said before data are read
         check_share(mask_share)
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"recipe.clip={clip}: allowed is a norm above 0, or null for no clipping")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ConfigError(
+                f"recipe.max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping"
+            )
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size = runtime, batch_size
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
-        self.datasets: Datasets = runtime.first_on_host(data.load)
+        self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         if num_epochs is not None:
             self.length_key = "recipe.num_epochs"
             num_steps = max(1, math.ceil(num_epochs * len(self.datasets.train) / batch_size))
@@ -100,9 +102,9 @@ class MaskedLanguageModelling(Recipe):
             optimizer(parameter_groups(module)),
             name="model",
             blocks=(Layer,),
-            clip=clip,
+            max_grad_norm=max_grad_norm,
             schedule=schedule,
-            accumulation=accumulation,
+            grad_accumulation_steps=grad_accumulation_steps,
         )
 
     def engines(self) -> dict[str, Engine]:
@@ -128,7 +130,7 @@ class MaskedLanguageModelling(Recipe):
             sums["loss"] += loss.double() * num_masked
             sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
             sums["masked"] += num_masked
-        totals = self.runtime.sum(sums)
+        totals = self.runtime.ranks.all_reduce_sum(sums)
         accuracy = totals["correct"] / totals["masked"]
         self._evaluations.append((self.runtime.step, accuracy))
         return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
@@ -174,12 +176,12 @@ class MaskedLanguageModelling(Recipe):
         length = {"num_epochs": None, "num_steps": state["num_steps"]} if "num_steps" in state else {}
         return {"data": data, "weights": None, **length}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
         num_steps = self.num_samples // self.batch_size
         return {"vocabulary": self.tokenizer.fingerprint, "num_steps": num_steps, **stored}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         known = state["vocabulary"]
         if "tokenizer" in state:  # another version of the tokenizers library may write the same one otherwise
             known = WordPiece.from_json(state["tokenizer"]).fingerprint
@@ -199,7 +201,7 @@ class MaskedLanguageModelling(Recipe):
         if self._evaluations:  # none by a process that began where training ended
             num_epochs = self.runtime.position / len(self.datasets.train)
             if told := outlook(report.rows, self._evaluations, num_epochs):
-                self.runtime.remark(told)
+                self.runtime.run_log.message(told)
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."

@@ -47,7 +47,7 @@ class Report:
             num_masked = num_masked + (labels_BK != IGNORED).sum()
             if number % every == 0:
                 examples += islice(_examples(recipe.tokenizer, batch, masked, guess_BK), 1)
-        totals = recipe.runtime.sum({"correct": num_correct, "masked": num_masked})
+        totals = recipe.runtime.ranks.all_reduce_sum({"correct": num_correct, "masked": num_masked})
         return cls(
             examples="\n\n".join(examples[:_NUM_EXAMPLES]),
             sentences="\n".join(str(fill(recipe, sentence)) for sentence in recipe.sentences),
@@ -66,7 +66,7 @@ def guessed(recipe: "MaskedLanguageModelling") -> dict[str, float]:
         for name, guess_BK in counts.guesses(batch.tokens, masked.chosen_BK).items():
             correct[name] = correct.get(name, torch.zeros(())) + (guess_BK == labels_BK).sum()
         num_masked = num_masked + (labels_BK != IGNORED).sum()
-    totals = recipe.runtime.sum({**correct, "masked": num_masked})
+    totals = recipe.runtime.ranks.all_reduce_sum({**correct, "masked": num_masked})
     masked_tokens = totals.pop("masked")
     return {name: count / masked_tokens for name, count in totals.items()}
 

@@ -76,7 +76,9 @@ def distances(
         num_channels = sets[0].shape[1]
         where_BP2 = runtime.rand(batch, num_patches, 2, name="patches")
         for level in zip(*(laplacian_pyramid(images) for images in sets), strict=True):
-            first, second = (runtime.gather(patches(images, where_BP2), batch).flatten(0, 1) for images in level)
+            first, second = (
+                runtime.ranks.all_gather(patches(images, where_BP2), batch.size).flatten(0, 1) for images in level
+            )
             levels.setdefault(level[0].shape[-1], []).append((first, second))
     first_sample = Batch(None, 0, 1, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     found = {}

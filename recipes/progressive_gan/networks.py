@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainkit.dtypes import LOW, widened
 from trainkit.errors import ConfigError, require_at_least
 from trainkit.ops import mode
 from trainkit.ops.concat import append_minibatch_stddev
+from trainkit.ops.dtypes import LOW, widened
 from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
 from trainkit.ops.resample import downsample, fade_in, upsample
 from trainkit.precision import in_full_precision

@@ -33,7 +33,7 @@ class ProgressiveGAN(Recipe):
     num_epochs: passes over the training data in the whole run; `stable_images` and `fade_images` are only the
         proportions of its phases then.
     learning_rates: of the resolutions whose rate is not the optimizer's own.
-    ema: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
+    ema_decay: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
     stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
     low_precision_resolutions, clamp: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute
         so, and the largest activation there; all below is fp32 (see `networks.LowPrecision`).
@@ -60,8 +60,8 @@ class ProgressiveGAN(Recipe):
         fade_images: int | dict[int, int] = 600_000,
         num_epochs: float | None = None,
         learning_rates: dict[int, float] | None = None,
-        accumulation: int = 1,
-        ema: float = 0.999,
+        grad_accumulation_steps: int = 1,
+        ema_decay: float = 0.999,
         penalty: float = 10.0,
         drift: float = 0.001,
         stddev_group: int = 4,
@@ -73,7 +73,7 @@ class ProgressiveGAN(Recipe):
         num_directions: int = 256,
         num_shown: int = 64,
     ) -> None:
-        self.runtime, self.accumulation = runtime, accumulation
+        self.runtime, self.grad_accumulation_steps = runtime, grad_accumulation_steps
         self.optimizer, self.schedule = optimizer, schedule
         self.widths = Widths(
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
@@ -86,22 +86,22 @@ class ProgressiveGAN(Recipe):
             "num_directions": num_directions,
             "num_shown": num_shown,
         }
-        require_at_least(1, "recipe.", **counts, accumulation=accumulation)
+        require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
-        if not 0 <= ema < 1:
-            raise ConfigError(f"recipe.ema={ema}: allowed is 0 or more, and below 1")
+        if not 0 <= ema_decay < 1:
+            raise ConfigError(f"recipe.ema_decay={ema_decay}: allowed is 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()
         for phase in self.phases:
-            _require_whole_groups(phase, runtime.world_size, accumulation, stddev_group)
+            _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
         self.learning_rates = learning_rates or {}
-        self.ema, self.penalty, self.drift = ema, penalty, drift
+        self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
         self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
         self.num_measured = num_measured
         self.num_patches, self.num_directions = num_patches, num_directions
-        self.datasets: Datasets = runtime.first_on_host(data.load)
+        self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
             self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
@@ -130,7 +130,7 @@ class ProgressiveGAN(Recipe):
                 length[name] = {int(resolution): num for resolution, num in images.items()}
         return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         if self.num_epochs is None:
             return {"phase": self.phase.number}
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
@@ -140,7 +140,7 @@ class ProgressiveGAN(Recipe):
             del images["fade_images"]
         return {"phase": self.phase.number, "images": images}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["phase"] >= len(self.phases):
             raise ConfigError(
                 f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
@@ -171,7 +171,7 @@ class ProgressiveGAN(Recipe):
 
     def dearest_batches(self) -> Iterator[Batch]:
         phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
-        self.load_state({"phase": phase.number})
+        self.load_state_dict({"phase": phase.number})
         return self.batches(phase.start)
 
     def _grow(self, phase: Phase) -> None:
@@ -192,8 +192,8 @@ class ProgressiveGAN(Recipe):
                 self._optimizer_of(phase),
                 name=name,
                 schedule=self.schedule,
-                ema=self.ema if name == "G" else None,
-                accumulation=self.accumulation,
+                ema_decay=self.ema_decay if name == "G" else None,
+                grad_accumulation_steps=self.grad_accumulation_steps,
                 inherit=old,
                 inherit_optimizer=False,
             )
@@ -295,7 +295,7 @@ class ProgressiveGAN(Recipe):
         columns = ("images of", f"swd at {resolution}x{resolution}", "share of untrained")
         title = "sliced Wasserstein distance to held-out images"
         self.runtime.tracker.table(self.runtime.step, title, columns, rows)
-        if self.runtime.is_main and self.runtime.run_dir is not None:
+        if self.runtime.ranks.is_main and self.runtime.run_dir is not None:
             self._animate(self.runtime.run_dir)
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
@@ -368,12 +368,13 @@ def _require_next(now: Phase, phase: Phase, position: int) -> None:
         )
 
 
-def _require_whole_groups(phase: Phase, world_size: int, accumulation: int, group: int) -> None:
-    whole = world_size * accumulation * group
+def _require_whole_groups(phase: Phase, world_size: int, grad_accumulation_steps: int, group: int) -> None:
+    whole = world_size * grad_accumulation_steps * group
     if phase.batch_size % whole:
         raise ConfigError(
             f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
-            f"and accumulation {accumulation}, groups of stddev_group={group} need a multiple of {whole}; "
+            f"and grad_accumulation_steps={grad_accumulation_steps}, groups of stddev_group={group} need a multiple of "
+            f"{whole}; "
             f"give such a batch_size, or a smaller recipe.stddev_group"
         )
 

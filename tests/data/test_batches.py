@@ -91,7 +91,9 @@ def test_equal_after_the_batch_size_changed_on_the_way(num_workers):
 def _evaluate(num_samples: int, batch_size: int):
     runtime = trainkit.Runtime(device="cpu")
     batches = list(runtime.evaluation_batches(torch.arange(num_samples), batch_size=batch_size))
-    counted = runtime.sum({"count": sum(len(b) for b in batches), "sum": sum(b.data.sum() for b in batches)})
+    counted = runtime.ranks.all_reduce_sum(
+        {"count": sum(len(b) for b in batches), "sum": sum(b.data.sum() for b in batches)}
+    )
     return len(batches), counted, [len(b) for b in batches]
 
 

@@ -91,7 +91,7 @@ def _read(start=0, num_steps=STEPS, names=()):
     """{name: {position: (index, content)}} of this rank."""
     found, runtime = {}, trainkit.Runtime(seed=SEED, device="cpu")
     for name, (source, options) in _sources().items():
-        if (names and name not in names) or (name in OF_ONE_PROCESS and runtime.world_size > 1):
+        if (names and name not in names) or (name in OF_ONE_PROCESS and runtime.ranks.world_size > 1):
             continue
         rows = found[name] = {}
         for batch in runtime.batches(source, batch_size=BATCH, start=start, num_steps=num_steps, **options):
@@ -244,7 +244,7 @@ class Sharded(Lines):
 def _disagreeing():
     runtime = trainkit.Runtime(device="cpu")
     said = []
-    for source, order in ((Sharded(), None), (X, SubsetRandomSampler(range(runtime.rank, NUM, 2)))):
+    for source, order in ((Sharded(), None), (X, SubsetRandomSampler(range(runtime.ranks.rank, NUM, 2)))):
         with pytest.raises(ConfigError, match="ranks disagree") as caught:
             runtime.batches(source, batch_size=4, order=order)
         said.append(str(caught.value))

@@ -23,13 +23,13 @@ class Faulty(Toy):
     def __init__(self, runtime, *, fault: Fault = "none", **arguments):
         super().__init__(runtime, fault="none", **arguments)
         self.planted, self.num_steps = fault, 0
-        self.group = dist.new_group() if runtime.world_size > 1 else None
+        self.group = dist.new_group() if runtime.ranks.world_size > 1 else None
         (runtime.run_dir / PIDS).mkdir(exist_ok=True)
         (runtime.run_dir / PIDS / str(os.getpid())).touch()
 
     def train_step(self, batch):
         self.num_steps += 1
-        if self.num_steps == AT_STEP and self.runtime.rank == min(CULPRIT, self.runtime.world_size - 1):
+        if self.num_steps == AT_STEP and self.runtime.ranks.rank == min(CULPRIT, self.runtime.ranks.world_size - 1):
             self._plant()
         return super().train_step(batch)
 

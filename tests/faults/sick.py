@@ -60,13 +60,17 @@ class Sick(trainkit.Recipe):
         leaves_out=False,
         heals=False,
         num_steps=NUM_STEPS,
-        accumulation=1,
+        grad_accumulation_steps=1,
         optimizer=torch.optim.Adam,
     ):
         self.runtime, self.plant, self.sick, self.leaves_out, self.heals = runtime, plant, sick, leaves_out, heals
         self.num_samples = num_steps * BATCH
         self.engine = runtime.setup(
-            Network(), lambda groups: optimizer(groups, lr=0.01), ema=0.9, clip=0.5, accumulation=accumulation
+            Network(),
+            lambda groups: optimizer(groups, lr=0.01),
+            ema_decay=0.9,
+            max_grad_norm=0.5,
+            grad_accumulation_steps=grad_accumulation_steps,
         )
         self.num_computed = 0
 
@@ -80,7 +84,7 @@ class Sick(trainkit.Recipe):
 
     def train_step(self, batch):
         if self.leaves_out and any(batch.position <= position < batch.position + BATCH for position in self.sick):
-            self.runtime.leave_out()
+            self.runtime.stream.skip()
             return {"skipped": 1.0}
         self.num_computed += 1
         for micro in self.engine.micro_batches(batch):

@@ -19,7 +19,7 @@ from trainkit.testing import run_ranks
 def _engine(runtime):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 2))
-    return runtime.setup(network, torch.optim.AdamW(network.parameters()), ema=0.5, name="network")
+    return runtime.setup(network, torch.optim.AdamW(network.parameters()), ema_decay=0.5, name="network")
 
 
 def _save(strategy, path, num_steps):
@@ -34,11 +34,11 @@ def _save(strategy, path, num_steps):
 def _load(path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     engine = _engine(runtime)
-    before = {name: tensor.clone() for name, tensor in engine.state()["module"].items()}
+    before = {name: tensor.clone() for name, tensor in engine.state_dict()["module"].items()}
     try:
         return int(runtime.load(path, network=engine))
     except CheckpointError as error:
-        after = engine.state()
+        after = engine.state_dict()
         assert all(torch.equal(after["module"][name], before[name]) for name in before)
         assert not after["optimizer"]
         return str(error)

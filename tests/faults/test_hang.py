@@ -13,7 +13,7 @@ import trainkit
 from benchmarks.overhead_distributed import Collectives
 from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health import hang
 from trainkit.health.hang import EXIT_CODE, Watchdog
@@ -30,7 +30,7 @@ OWN_LOOP = ROOT / "tests" / "faults" / "own_loop.py"
 def _hang(run_dir: Path, *overrides: str, ranks: int = 4, start=run) -> str:
     """The report of a job that must hang and end."""
     target = "recipe._target_=tests.faults.faulty.Faulty"
-    settings = [target, "recipe.num_steps=200", f"hang_after={HANG_AFTER_S}", f"run_dir={run_dir}", *overrides]
+    settings = [target, "recipe.num_steps=200", f"hang_timeout_s={HANG_AFTER_S}", f"run_dir={run_dir}", *overrides]
     began = time.monotonic()
     job = start([*TOY, *settings], ranks, timeout_s=START_S + HANG_AFTER_S + 2 * KILLED_AFTER_S)
     assert job.returncode != 0
@@ -87,7 +87,7 @@ def test_two_ranks_need_no_majority(tmp_path):
 def test_the_same_group_ends_one_way_or_the_other(tmp_path):
     """gloo may notice that sizes differ, hang, or neither; the job must end and say why."""
     settings = ["recipe._target_=tests.faults.faulty.Faulty", "recipe.fault=same_group", "recipe.num_steps=200"]
-    job = run([*TOY, *settings, f"hang_after={HANG_AFTER_S}", f"run_dir={tmp_path / 'run'}"], 4)
+    job = run([*TOY, *settings, f"hang_timeout_s={HANG_AFTER_S}", f"run_dir={tmp_path / 'run'}"], 4)
     assert job.returncode != 0
     assert faulty.processes_left(tmp_path / "run") == []
     assert "Rank 2" in job.stderr or "gloo" in job.stderr
@@ -163,8 +163,8 @@ def test_the_line_is_the_users():
 # -- pure: limits ------------------------------------------------------------------------------------------------------
 
 
-def _watchdog(hang_after="auto") -> Watchdog:
-    return Watchdog(Cluster(), torch.device("cpu"), hang_after=hang_after)
+def _watchdog(hang_timeout_s="auto") -> Watchdog:
+    return Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=hang_timeout_s)
 
 
 def test_the_limit_is_learnt_by_activity():
@@ -212,10 +212,10 @@ def test_one_process_alone_is_warned_once_a_stall(monkeypatch, capfd):
     assert capfd.readouterr().err.count("trainkit: no progress for 61 s") == 1
     watchdog.beat()
     assert watchdog._alarm() == ""
-    assert capfd.readouterr().err.count("to end it instead, give hang_after=SECONDS") == 1
+    assert capfd.readouterr().err.count("to end it instead, give hang_timeout_s=SECONDS") == 1
     told = _watchdog(60.0)
     told._waited_s = 61.0
-    assert "hang_after" in told._alarm(), "a limit that was given is kept"
+    assert "hang_timeout_s" in told._alarm(), "a limit that was given is kept"
 
 
 class _Peer:
@@ -237,7 +237,7 @@ class _Peer:
 
 
 @pytest.mark.parametrize(
-    ("peer", "is_awake", "hang_after", "is_alarmed"),
+    ("peer", "is_awake", "hang_timeout_s", "is_alarmed"),
     [
         ({"waits": True}, True, "auto", True),
         ({"waits": False, "moves": True}, True, "auto", False),  # it computes something for itself
@@ -249,10 +249,10 @@ class _Peer:
         ({"waits": False, "is_at_prompt": True}, True, 60.0, False),
     ],
 )
-def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_after, is_alarmed):
+def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_timeout_s, is_alarmed):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    watchdog = Watchdog(Cluster(world_size=2), torch.device("cpu"), hang_after=hang_after)
+    watchdog = Watchdog(Cluster(world_size=2), torch.device("cpu"), hang_timeout_s=hang_timeout_s)
     watchdog._num_done["step"] = 21
     watchdog._post = _Peer(_sign(1, "a.py:1 (f)", **peer), is_awake)
     for waited_s in range(62, 90, 2):
@@ -300,7 +300,7 @@ def test_nothing_is_watched_between_loops_and_after_the_end():
 
 def test_a_failure_of_its_own_is_said_once(monkeypatch):
     told = []
-    watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_after=1.0, tell=told.append)
+    watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=1.0, tell=told.append)
     monkeypatch.setattr(watchdog, "_look", lambda: 1 / 0)
     for _ in watchdog.watched(iter(range(40)), 0):
         time.sleep(0.02)
@@ -308,17 +308,17 @@ def test_a_failure_of_its_own_is_said_once(monkeypatch):
     assert told == ["the hang watchdog failed, and watches no more: ZeroDivisionError: division by zero"]
 
 
-@pytest.mark.parametrize("hang_after", ["soon", 0, -1.0, float("nan")])
-def test_what_is_no_limit_is_refused(hang_after):
-    with pytest.raises(ConfigError, match=r"hang_after=.* allowed is auto, a number of seconds above 0, or null"):
-        trainkit.Runtime(device="cpu", hang_after=hang_after)
+@pytest.mark.parametrize("hang_timeout_s", ["soon", 0, -1.0, float("nan")])
+def test_what_is_no_limit_is_refused(hang_timeout_s):
+    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* allowed is auto, a number of seconds above 0, or null"):
+        trainkit.Runtime(device="cpu", hang_timeout_s=hang_timeout_s)
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
 
 
-def _collectives(hang_after) -> dict[str, float]:
-    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), hang_after=hang_after)
+def _collectives(hang_timeout_s) -> dict[str, float]:
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), hang_timeout_s=hang_timeout_s)
     network = torch.nn.Linear(4, 1)
     engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
     batches = runtime.batches(torch.ones(64, 4), batch_size=4, num_steps=30)

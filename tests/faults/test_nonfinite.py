@@ -29,9 +29,9 @@ def _assert_same(state, other):
         assert [name for name in state[part] if not torch.equal(state[part][name], other[part][name])] == []
 
 
-def _sick_indices(world_size, accumulation=1):
+def _sick_indices(world_size, grad_accumulation_steps=1):
     """In the data set: of the samples that share a micro-batch with the sick one."""
-    stride = world_size * accumulation
+    stride = world_size * grad_accumulation_steps
     positions = torch.arange(POSITION + SICK % BATCH % stride, POSITION + BATCH, stride)
     return Order(NUM_SAMPLES, 0).indices(positions.numpy()).tolist()
 
@@ -41,9 +41,9 @@ def _report(run_dir):
     return fault
 
 
-def _assert_named(fault, text, world_size, plant, accumulation=1):
+def _assert_named(fault, text, world_size, plant, grad_accumulation_steps=1):
     rank = 1 % world_size
-    indices = _sick_indices(world_size, accumulation)
+    indices = _sick_indices(world_size, grad_accumulation_steps)
     assert (fault["step"], fault["position"], fault["size"], fault["ranks"]) == (STEP, POSITION, BATCH, [rank])
     assert fault["shares"][rank]["indices"] == indices
     assert f"at step {STEP} (position {POSITION})" in text
@@ -142,11 +142,11 @@ def test_rewind(expected, tmp_path, strategy, world_size, plant):
 def test_the_samples_are_those_of_one_micro_batch(tmp_path, strategy, plant):
     for result in run_ranks(_fit_accumulating, 2, strategy, tmp_path, plant):
         assert len(_sick_indices(2, 2)) == 2
-        _assert_named(_report(tmp_path), result["raised"], 2, plant, accumulation=2)
+        _assert_named(_report(tmp_path), result["raised"], 2, plant, grad_accumulation_steps=2)
 
 
 def _fit_accumulating(strategy, run_dir, plant):
-    return sick.fit(strategy, "stop", run_dir, plant, accumulation=2)
+    return sick.fit(strategy, "stop", run_dir, plant, grad_accumulation_steps=2)
 
 
 def test_what_does_not_come_again_is_said_to(tmp_path):
@@ -209,7 +209,7 @@ def _overflowing(run_dir):
     skipped = []
     for batch in runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=2 * MOST_SKIPPED + 60):
         loss = engine(batch.data).float().square().mean() * 1e8
-        is_sick = len(skipped) >= 60 and runtime.rank == 1
+        is_sick = len(skipped) >= 60 and runtime.ranks.rank == 1
         try:
             engine.backward(loss * math.nan if is_sick else loss)
             skipped.append(engine.step().skipped)
@@ -232,7 +232,7 @@ def _without_end(strategy, nonfinite, num_sick):
     engine = runtime.setup(sick.Network(), lambda groups: torch.optim.SGD(groups, lr=0.01))
     before, scales = scenes.whole_state(engine)["module"], []
     for step, batch in enumerate(runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=num_sick + 2)):
-        engine.backward(engine(batch.data, step < num_sick and runtime.rank == 1).float().mean())
+        engine.backward(engine(batch.data, step < num_sick and runtime.ranks.rank == 1).float().mean())
         try:
             scales.append(engine.step().loss_scale)
         except NonFiniteError as error:
@@ -327,12 +327,12 @@ class _Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _count(strategy, waits, accumulation):
+def _count(strategy, waits, grad_accumulation_steps):
     """Host reads and small reductions of one step, after one that warmed up."""
     runtime = scenes.make_runtime(strategy, precision="fp32")
     runtime.guard.reads_every_step = not waits
     # Adam reads its count of steps, which is on the CPU in any case.
-    recipe = sick.Sick(runtime, "none", accumulation=accumulation, optimizer=torch.optim.SGD)
+    recipe = sick.Sick(runtime, "none", grad_accumulation_steps=grad_accumulation_steps, optimizer=torch.optim.SGD)
     batches = recipe.batches()
     recipe.train_step(next(batches))
     batch = next(batches)
@@ -343,16 +343,16 @@ def _count(strategy, waits, accumulation):
     return calls.host_reads, calls.reductions
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
 @pytest.mark.parametrize(("strategy", "num_sums"), [("ddp", 2), ("fsdp", 9)])
-def test_a_good_step_reads_nothing_and_reduces_nothing_more(strategy, num_sums, accumulation):
+def test_a_good_step_reads_nothing_and_reduces_nothing_more(strategy, num_sums, grad_accumulation_steps):
     """Elsewhere than on the CPU, that is; there norm and loss are read, which costs nothing.
 
     FSDP's sums hold the norm, and for each of six parameters whether it was used, too.
     """
-    assert run_ranks(_count, 2, strategy, True, accumulation) == [(0, [num_sums])] * 2
-    assert run_ranks(_count, 2, strategy, False, accumulation) == [(2, [num_sums])] * 2
-    assert run_ranks(_count, 1, "ddp", True, accumulation) == [(0, [])]
+    assert run_ranks(_count, 2, strategy, True, grad_accumulation_steps) == [(0, [num_sums])] * 2
+    assert run_ranks(_count, 2, strategy, False, grad_accumulation_steps) == [(2, [num_sums])] * 2
+    assert run_ranks(_count, 1, "ddp", True, grad_accumulation_steps) == [(0, [])]
 
 
 # -- loops of one's own, and several engines ---------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def _two_engines(nonfinite):
     D = runtime.setup(sick.Network(), lambda groups: torch.optim.SGD(groups, lr=0.1), name="D")
     skipped = []
     for step, batch in enumerate(runtime.batches(scenes.data(runtime.dtype), batch_size=BATCH, num_steps=3)):
-        D.backward(D(batch.x, step == 1 and runtime.rank == 0).mean())
+        D.backward(D(batch.x, step == 1 and runtime.ranks.rank == 0).mean())
         d_result = D.step()
         with D.frozen():
             G.backward(D(G(runtime.randn(batch, 3, name="latent"))).mean())

@@ -26,7 +26,7 @@ class _Lines(trainkit.Tracker):
 def _make(runtime, size=8):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(6, size), torch.nn.BatchNorm1d(size), torch.nn.Linear(size, 2))
-    return runtime.setup(network, torch.optim.AdamW(network.parameters()), ema=0.5, name="network")
+    return runtime.setup(network, torch.optim.AdamW(network.parameters()), ema_decay=0.5, name="network")
 
 
 def _steps(runtime, engine, start, num_steps):
@@ -59,11 +59,11 @@ def _go_on_while_a_save_is_held(strategy, path):
         sharded.write_safetensors = write
     again = path.with_name("again")
     runtime.save(again, network=engine, step=7)  # through the same buffers
-    return expected, changed, runtime.rank
+    return expected, changed, runtime.ranks.rank
 
 
 def _flat(engine, part):
-    return [(f"network.{part}/{name}", tensor) for name, tensor in engine.state()[part].items()]
+    return [(f"network.{part}/{name}", tensor) for name, tensor in engine.state_dict()[part].items()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def _fail(path, num_failures, pauses):
     def full(*args, **kwargs):
         nonlocal left
         left -= 1
-        if left >= 0 and runtime.rank == runtime.world_size - 1:
+        if left >= 0 and runtime.ranks.rank == runtime.ranks.world_size - 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
         return write(*args, **kwargs)
 
@@ -109,8 +109,8 @@ def _fail(path, num_failures, pauses):
         error = str(caught)
     finally:
         sharded.write_safetensors, saver.PAUSES_S = write, old
-    left_over = sorted(p.name for p in path.parent.iterdir()) if runtime.is_main else None
-    return error, tracker.lines, left_over, int(runtime.load(path, network=engine)), runtime.rank
+    left_over = sorted(p.name for p in path.parent.iterdir()) if runtime.ranks.is_main else None
+    return error, tracker.lines, left_over, int(runtime.load(path, network=engine)), runtime.ranks.rank
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -160,11 +160,11 @@ def _train_where_there_is_little_space(run_dir, has_space_again):
     train_step = recipe.train_step
 
     def step(batch):
-        if trainer.step == 3 and runtime.is_main:
+        if trainer.step == 3 and runtime.ranks.is_main:
             runtime.finish_saving()
             free = os.statvfs(run_dir).f_bavail * os.statvfs(run_dir).f_frsize
             (run_dir / "filler").write_bytes(bytes(free - 8192))
-        if trainer.step == 7 and has_space_again and runtime.is_main:
+        if trainer.step == 7 and has_space_again and runtime.ranks.is_main:
             (run_dir / "filler").unlink()
         return train_step(batch)
 

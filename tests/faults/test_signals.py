@@ -19,7 +19,7 @@ import trainkit
 from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
 from trainkit.cli.main import guarded
-from trainkit.comm import agent
+from trainkit.distributed import agent
 from trainkit.errors import ClusterError, ConfigError
 from trainkit.health import signals as module
 from trainkit.health.signals import Preempted, Signals
@@ -224,13 +224,13 @@ def _stops(seed: int, told: dict[int, int], waits: bool) -> list[tuple[int, int]
     """
     module._ASKING_S = 0.02
     runtime, results = _runtime(), []
-    pace = random.Random(f"{seed} {runtime.rank}")
+    pace = random.Random(f"{seed} {runtime.ranks.rank}")
     for _ in range(4):
         dist.barrier()
         slow, result = pace.random() * 0.02, None
         with Signals(runtime) as signals:
             for step in range(30):
-                if told.get(runtime.rank) == step:
+                if told.get(runtime.ranks.rank) == step:
                     os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(pace.random() * slow)
                 if waits:

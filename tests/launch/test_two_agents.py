@@ -42,7 +42,7 @@ RECIPE = """
             return self.engine.step().metrics()
 
         def evaluate(self):
-            return {"held_out_loss": 1.0, "num_ranks": float(self.runtime.world_size)}
+            return {"held_out_loss": 1.0, "num_ranks": float(self.runtime.ranks.world_size)}
 """
 CONF = {
     "recipe/line.yaml": "_target_: line.Line\ndata: ${data}\noptimizer: ${optimizer}\nnum_steps: 20\n",

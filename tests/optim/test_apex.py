@@ -36,7 +36,7 @@ def _put_fake_apex(put):
 
 def test_it_is_made_with_our_arguments(monkeypatch):
     _put_fake_apex(lambda name, module: monkeypatch.setitem(sys.modules, name, module))
-    made = apex.fused_lamb([torch.zeros(2)], lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2, clip=2.0)
+    made = apex.fused_lamb([torch.zeros(2)], lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2, max_grad_norm=2.0)
     assert made.given == {
         "lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "max_grad_norm": 2.0,
         "bias_correction": True, "adam_w_mode": True, "use_nvlamb": False,

@@ -62,8 +62,8 @@ def _train(strategy, kind, directory):
         if interrupted:
             runtime.save(f"{directory}/{kind}", a=engine, scheduler=scheduler.state_dict())
             engine, scheduler = begin()
-            start = runtime.load(f"{directory}/{kind}", a=engine)
-            scheduler.load_state_dict(start.values["scheduler"])
+            loaded = runtime.load(f"{directory}/{kind}", a=engine)
+            scheduler.load_state_dict(loaded.values["scheduler"])
         steps(engine, scheduler, 32, 4, rates)
         found.append((flat(whole_state(engine)["module"]), rates))
         runtime.close()
@@ -179,7 +179,7 @@ class Tied(nn.Module):
 def _save_tied(strategy, directory):
     runtime = make_runtime(strategy)
     module = Tied()
-    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), ema=0.5, name="a")
+    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), ema_decay=0.5, name="a")
     for batch in runtime.batches(torch.arange(6).repeat(4), batch_size=8, num_steps=2):
         engine.backward(engine(batch.data).square().mean())
         engine.step()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainkit.bits import pack_bits
 from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import mode, optimizer
+from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb, lamb
 
 SHAPES = {"matrix": (33, 7), "large": (9, 40), "bias": (7,), "scalar": (), "nothing": (5,), "still": (4, 3), "no": (0,)}
@@ -18,17 +18,24 @@ EXCLUDED = ("bias", "nothing")
 class Transcription:
     """Algorithm 2 in NumPy, parameter by parameter; `weights` are as they are after the steps so far."""
 
-    def __init__(self, weights, *, lr, betas, eps, decay, clip, corrects):
+    def __init__(self, weights, *, lr, betas, eps, decay, max_grad_norm, corrects):
         self.weights = {name: weight.copy() for name, weight in weights.items()}
         self.m = {name: np.zeros_like(weight) for name, weight in weights.items()}
         self.v = {name: np.zeros_like(weight) for name, weight in weights.items()}
-        self.lr, self.betas, self.eps, self.decay, self.clip, self.corrects = lr, betas, eps, decay, clip, corrects
+        self.lr, self.betas, self.eps, self.decay, self.max_grad_norm, self.corrects = (
+            lr,
+            betas,
+            eps,
+            decay,
+            max_grad_norm,
+            corrects,
+        )
         self.t, self.ratios = 0, {}
 
     def step(self, gradients):
         self.t += 1
         norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
-        shrink = self.clip / norm if self.clip is not None and norm > self.clip else 1.0
+        shrink = self.max_grad_norm / norm if self.max_grad_norm is not None and norm > self.max_grad_norm else 1.0
         (b1, b2), t = self.betas, self.t
         for name, w in self.weights.items():
             g, decay = gradients[name] * shrink, 0.0 if name in EXCLUDED else self.decay
@@ -63,14 +70,14 @@ def _groups(params, **decay):
     ]
 
 
-def _run(dtype, clip, corrects, device="cpu"):
+def _run(dtype, max_grad_norm, corrects, device="cpu"):
     weights, gradients = _start()
     hyper = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
-    oracle = Transcription(weights, **hyper, decay=0.05, clip=clip, corrects=corrects)
+    oracle = Transcription(weights, **hyper, decay=0.05, max_grad_norm=max_grad_norm, corrects=corrects)
     params = {
         name: torch.nn.Parameter(torch.tensor(weight, dtype=dtype, device=device)) for name, weight in weights.items()
     }
-    optimizer = Lamb(_groups(params), **hyper, weight_decay=0.05, clip=clip, bias_correction=corrects)
+    optimizer = Lamb(_groups(params), **hyper, weight_decay=0.05, max_grad_norm=max_grad_norm, bias_correction=corrects)
     worst = 0.0
     for gradient in gradients:
         oracle.step(gradient)
@@ -92,11 +99,11 @@ def kernels(request):
 
 @pytest.mark.parametrize("block", [2**16, 64])
 @pytest.mark.parametrize("corrects", [True, False])
-@pytest.mark.parametrize("clip", [1.0, 1e-3, None])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 1e-3, None])
 @pytest.mark.parametrize(("dtype", "goal"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_twenty_steps_are_those_of_the_paper(monkeypatch, kernels, dtype, goal, clip, corrects, block):
+def test_twenty_steps_are_those_of_the_paper(monkeypatch, kernels, dtype, goal, max_grad_norm, corrects, block):
     monkeypatch.setattr(lamb, "_BLOCK", block)
-    worst, oracle, params = _run(dtype, clip, corrects)
+    worst, oracle, params = _run(dtype, max_grad_norm, corrects)
     assert worst < goal
     assert not params["still"].any()
     assert params["nothing"].all()
@@ -145,7 +152,7 @@ def test_what_is_masked_is_not_there(kernels):
     (whole,) = _parameters()[2:]
     mask = torch.rand(whole.shape, generator=torch.Generator().manual_seed(5)) < 0.3
     rest = torch.nn.Parameter(whole.detach()[mask].clone())
-    masked, alone = Lamb([whole], lr=0.01, clip=None), Lamb([rest], lr=0.01, clip=None)
+    masked, alone = Lamb([whole], lr=0.01, max_grad_norm=None), Lamb([rest], lr=0.01, max_grad_norm=None)
     masked.set_masks({whole: pack_bits(mask)})
     for step in range(5):
         _give_gradients([whole], step)
@@ -230,7 +237,7 @@ def test_state_comes_back_from_a_checkpoint():
     [
         ({"lr": -1.0}, r"optimizer\.lr=-1\.0: allowed is 0 or more"),
         ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\): allowed are two numbers"),
-        ({"lr": 0.1, "clip": 0.0}, r"optimizer\.clip=0\.0: allowed is a norm above 0, or null"),
+        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0: allowed is a norm above 0, or null"),
         ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: allowed is 0 or more"),
     ],
 )
@@ -265,9 +272,9 @@ def _masked_steps(device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_takes_the_same_steps(kernels):
-    for clip in (1.0, None):
-        assert _run(torch.float32, clip, True, "cuda")[0] < 1e-6
-        assert _run(torch.float64, clip, True, "cuda")[0] < 1e-12
+    for max_grad_norm in (1.0, None):
+        assert _run(torch.float32, max_grad_norm, True, "cuda")[0] < 1e-6
+        assert _run(torch.float64, max_grad_norm, True, "cuda")[0] < 1e-12
     for on_gpu, on_cpu in zip(_masked_steps("cuda"), _masked_steps("cpu"), strict=True):
         assert torch.equal(on_gpu == 0, on_cpu == 0)
         torch.testing.assert_close(on_gpu, on_cpu, rtol=2**-7, atol=1e-6)

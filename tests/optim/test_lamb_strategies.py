@@ -9,8 +9,8 @@ from torch import nn
 
 import trainkit
 from tests.strategy import scenes
-from trainkit.bits import pack_bits
 from trainkit.errors import UsageError
+from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb
 from trainkit.strategy.deepspeed import ZeroBackend
 from trainkit.testing import RankError, run_ranks
@@ -24,7 +24,7 @@ OFFLOADED = [
     ("zero3", {"offload_optimizer": True, "offload_parameters": True, "keep_below": 4}),
 ]
 OPTIMIZERS = {
-    "lamb": lambda groups: Lamb(groups, lr=0.02, weight_decay=0.1, clip=CLIP),
+    "lamb": lambda groups: Lamb(groups, lr=0.02, weight_decay=0.1, max_grad_norm=CLIP),
     "adamw": lambda groups: AdamW(groups, lr=0.02, weight_decay=0.1),
 }
 
@@ -41,7 +41,7 @@ def _engine(runtime, optimizer="lamb", per_block=False):
         {"params": [p for p in module.parameters() if p.ndim == 2]},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return runtime.setup(module, OPTIMIZERS[optimizer](groups), blocks=(nn.Linear,) if per_block else (), ema=0.9)
+    return runtime.setup(module, OPTIMIZERS[optimizer](groups), blocks=(nn.Linear,) if per_block else (), ema_decay=0.9)
 
 
 def _steps(runtime, engine):
@@ -55,7 +55,7 @@ def _train(strategy, arguments=None, per_block=False):
     """Weights, moments and gradient norms."""
     runtime = _runtime(strategy, arguments)
     engine = _engine(runtime, per_block=per_block)
-    assert engine.clip == CLIP
+    assert engine.max_grad_norm == CLIP
     norms = [float(result.grad_norm) for result in _steps(runtime, engine)]
     state = scenes.whole_state(engine)
     return scenes.flat(state["module"]), scenes.flat(state["optimizer"]), norms
@@ -95,7 +95,7 @@ def _train_a_head(strategy):
     runtime = scenes.make_runtime(strategy)
     module = scenes.network()
     module[0].requires_grad_(False)
-    engine = runtime.setup(module, Lamb(list(module.parameters()), lr=0.02, weight_decay=0.1, clip=CLIP))
+    engine = runtime.setup(module, Lamb(list(module.parameters()), lr=0.02, weight_decay=0.1, max_grad_norm=CLIP))
     list(_steps(runtime, engine))
     return scenes.flat(scenes.whole_state(engine)["module"])
 
@@ -171,7 +171,7 @@ def test_masks_and_copies_are_those_of_one_process(optimizer):
 
 def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
     runtime = scenes.make_runtime("single")
-    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema=0.9)
+    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema_decay=0.9)
     engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
     list(_steps(runtime, engine))
     state = scenes.whole_state(engine)
@@ -185,5 +185,7 @@ def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
 def test_the_smaller_clip_counts():
     runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
     for own, engines, both in ((1.0, None, 1.0), (1.0, 0.5, 0.5), (0.25, 0.5, 0.25), (None, 0.5, 0.5)):
-        engine = runtime.setup(scenes.network(), lambda groups, own=own: Lamb(groups, lr=0.1, clip=own), clip=engines)
-        assert engine.clip == both
+        engine = runtime.setup(
+            scenes.network(), lambda groups, own=own: Lamb(groups, lr=0.1, max_grad_norm=own), max_grad_norm=engines
+        )
+        assert engine.max_grad_norm == both

@@ -66,7 +66,7 @@ def _trained(kind, strategy, directory):
             engine = runtime.setup(module, made, schedule=_factor)
         except ConfigError as refused:
             return str(refused)
-        start = runtime.load(directory, engine=engine) if is_resumed else 0
+        start = runtime.load(directory, engine=engine).position if is_resumed else 0
         batches = runtime.batches(_data(runtime.dtype), batch_size=BATCH, start=start, num_steps=NUM_STEPS // 2)
         for batch in batches:
             x, y = batch.data

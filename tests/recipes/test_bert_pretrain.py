@@ -47,7 +47,7 @@ def make(
             "schedule": Schedule(warmup=3, total=20),
             "batch_size": 32,
             "num_steps": 10,
-            "clip": 0.5,
+            "max_grad_norm": 0.5,
             "evaluation_batch_size": 5,
             **settings,
         },
@@ -89,9 +89,9 @@ def test_compiled_ops_train_as_plain_pytorch_does(path, world_size, model):
         assert all(torch.equal(weights[name], theirs[name]) for name in weights)
 
 
-@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 1), (2, 3), (4, 1)])
-def test_weights_and_held_out_numbers_do_not_depend_on_the_split(path, alone, ranks, accumulation):
-    for weights, metrics in run_ranks(partial(train, path, accumulation=accumulation), ranks):
+@pytest.mark.parametrize(("ranks", "grad_accumulation_steps"), [(1, 4), (2, 1), (2, 3), (4, 1)])
+def test_weights_and_held_out_numbers_do_not_depend_on_the_split(path, alone, ranks, grad_accumulation_steps):
+    for weights, metrics in run_ranks(partial(train, path, grad_accumulation_steps=grad_accumulation_steps), ranks):
         assert distance(weights, alone[0]) < 1e-10
         assert metrics == pytest.approx(alone[1], rel=1e-10)
 
@@ -106,7 +106,7 @@ def test_shares_of_different_sizes(path):
 def test_a_rank_whose_last_micro_batch_is_empty(path):
     settings = {"model": replace(PRE_NORM, num_layers=1, hidden_size=32, feed_forward_size=64), "batch_size": 3}
     weights, _ = train(path, **settings)
-    for other, _ in run_ranks(partial(train, path, accumulation=2, **settings), 2):
+    for other, _ in run_ranks(partial(train, path, grad_accumulation_steps=2, **settings), 2):
         assert distance(other, weights) < 1e-10
 
 
@@ -181,7 +181,7 @@ def test_a_length_in_epochs_is_that_many_passes_over_the_training_data(path):
     num_steps = -(-5 * num_windows // (2 * 32))
     assert recipe.num_samples == 32 * num_steps and recipe.num_samples - 32 < 2.5 * num_windows
     assert recipe.model.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
-    known = MaskedLanguageModelling.restored_arguments(recipe.state(), None)
+    known = MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None)
     assert (known["num_epochs"], known["num_steps"]) == (None, num_steps), "of an evaluation, whatever its data"
     in_samples = make(path, num_epochs=1, num_steps=None, schedule=Schedule(warmup=3, unit="samples"))
     assert in_samples.model.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
@@ -225,8 +225,8 @@ def test_what_cannot_be_trained_on_is_refused(path):
         make(path, replace(PRE_NORM, pooler=True))
     recipe = make(path)
     with pytest.raises(CheckpointError, match="another vocabulary"):
-        recipe.load_state({"vocabulary": "other"})
-    recipe.load_state(recipe.state())
+        recipe.load_state_dict({"vocabulary": "other"})
+    recipe.load_state_dict(recipe.state_dict())
     bare = Datasets(train=recipe.datasets.train, held_out=recipe.datasets.held_out)
     with pytest.raises(DataError, match="needs data with a tokenizer"):
         MaskedLanguageModelling(recipe.runtime, data=bare, model=PRE_NORM, optimizer=torch.optim.AdamW)

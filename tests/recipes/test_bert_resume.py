@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.test_resume import assert_killed_equals_whole
+from tests.training.test_resume import assert_killed_equals_whole
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 

@@ -20,7 +20,7 @@ from recipes.progressive_gan.pictures import animate, grid
 from recipes.progressive_gan.sample import sample
 from recipes.progressive_gan.train import ProgressiveGAN
 from tests.jobs import run
-from tests.test_resume import assert_killed_equals_whole
+from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import Runtime, Tracker
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, DataError
@@ -103,13 +103,13 @@ def test_minibatch_stddev_against_a_plain_loop():
         assert torch.equal(out[:, :3], x)
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 1), (2, 2)])
-def test_groups_of_strided_shares_are_those_of_the_whole_batch(world_size, accumulation):
+@pytest.mark.parametrize(("world_size", "grad_accumulation_steps"), [(2, 1), (4, 1), (2, 2)])
+def test_groups_of_strided_shares_are_those_of_the_whole_batch(world_size, grad_accumulation_steps):
     x = torch.randn(32, 2, 4, 4, dtype=torch.float64)
     whole = append_minibatch_stddev(x, 4)
     for rank in range(world_size):
-        for micro in range(accumulation):
-            mine = slice(rank + world_size * micro, None, world_size * accumulation)
+        for micro in range(grad_accumulation_steps):
+            mine = slice(rank + world_size * micro, None, world_size * grad_accumulation_steps)
             assert torch.equal(append_minibatch_stddev(x[mine], 4), whole[mine])
 
 
@@ -151,7 +151,7 @@ def test_a_length_in_epochs_keeps_the_proportions_of_the_phases():
     assert recipe.num_samples == recipe.phases[-1].end
     wanted, num_phases = 3 * len(recipe.datasets.train), len(recipe.phases)
     assert wanted <= recipe.num_samples < wanted + 16 * num_phases
-    known = json.loads(json.dumps(recipe.state()))
+    known = json.loads(json.dumps(recipe.state_dict()))
     arguments = ProgressiveGAN.restored_arguments(known, None)
     restored = _recipe(**{name: value for name, value in arguments.items() if name != "data"})
     assert restored.phases == recipe.phases, "whatever data a checkpoint is used with"
@@ -175,7 +175,7 @@ class _Rows(torch.utils.data.Dataset):
         return {"images": self.images[index]}
 
 
-def _recipe(accumulation=1, batch_size=16, precision="fp64", **settings):
+def _recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", **settings):
     runtime = Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu")
     images = _datasets()
     data = Datasets(train=_Rows(images.train["images"]), held_out=_Rows(images.held_out["images"]))
@@ -194,21 +194,21 @@ def _recipe(accumulation=1, batch_size=16, precision="fp64", **settings):
         data=data,
         optimizer=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
         batch_size=batch_size,
-        accumulation=accumulation,
+        grad_accumulation_steps=grad_accumulation_steps,
         **arguments,
     )
 
 
-def _train(accumulation=1, batch_size=16):
+def _train(grad_accumulation_steps=1, batch_size=16):
     """Ten steps, the last eight of them in the fade to 8x8; all weights, averages and the distance."""
-    recipe = _recipe(accumulation, batch_size)
+    recipe = _recipe(grad_accumulation_steps, batch_size)
     for step, batch in enumerate(recipe.batches()):
         told = recipe.train_step(batch)
         if step == 9:
             break
     assert recipe.phase.is_fading and 0 < told["fade"] < 1
-    tensors = {**recipe.G.state()["module"], **{f"D.{k}": v for k, v in recipe.D.state()["module"].items()}}
-    tensors.update({f"average.{k}": v for k, v in recipe.G.state()["average"].items()})
+    tensors = {**recipe.G.state_dict()["module"], **{f"D.{k}": v for k, v in recipe.D.state_dict()["module"].items()}}
+    tensors.update({f"average.{k}": v for k, v in recipe.G.state_dict()["average"].items()})
     return {k: v.clone() for k, v in tensors.items()}, recipe.evaluate()["swd"]
 
 
@@ -216,10 +216,10 @@ def _train(accumulation=1, batch_size=16):
 def test_weights_do_not_depend_on_the_split_in_mid_fade(batch_size, splits):
     alone, distance = _train(1, batch_size)
     largest = max(float(v.abs().max()) for v in alone.values())
-    for ranks, accumulation in splits:
-        for tensors, swd in run_ranks(_train, ranks, accumulation, batch_size):
+    for ranks, grad_accumulation_steps in splits:
+        for tensors, swd in run_ranks(_train, ranks, grad_accumulation_steps, batch_size):
             worst = max(float((tensors[name] - alone[name]).abs().max()) for name in alone)
-            assert worst / largest < 1e-10, (ranks, accumulation)
+            assert worst / largest < 1e-10, (ranks, grad_accumulation_steps)
             assert swd == pytest.approx(distance, rel=1e-9)
 
 
@@ -238,7 +238,7 @@ def test_adam_starts_anew_with_each_phase_and_averages_are_carried():
         ("8x8 training", 1, 5),
         ("8x8 training", 2, 6),
     ]
-    average, weights = recipe.G.state()["average"], recipe.G.state()["module"]
+    average, weights = recipe.G.state_dict()["average"], recipe.G.state_dict()["module"]
     assert average.keys() == weights.keys()
     assert not torch.equal(average["blocks.4.conv.weight"], weights["blocks.4.conv.weight"])
 
@@ -357,7 +357,7 @@ def test_settings_of_low_precision_that_cannot_be():
 
 def test_shares_that_split_groups_are_refused_at_the_start():
     with pytest.raises(ConfigError, match=r"batch_size=12 at 4x4.*multiple of 8"):
-        _recipe(accumulation=2, batch_size=12)
+        _recipe(grad_accumulation_steps=2, batch_size=12)
     with pytest.raises(DataError, match=r"do not fit images of shape \[3, 8, 8\]"):
         _recipe(resolution=16)
     with pytest.raises(ConfigError, match=r"recipe\.learning_rates=\{100: 0\.1\}: 100 is no resolution"):

@@ -163,12 +163,12 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
     )
     recipe, runtime = load_recipe(tmp_path / "run", with_data=False)
     assert len(recipe.datasets.train) == 0
-    state = recipe.state()
+    state = recipe.state_dict()
     old = {"vocabulary": state["vocabulary"]}
     assert type(recipe).restored_arguments(old, None) is None
-    recipe.load_state(old)
+    recipe.load_state_dict(old)
     with pytest.raises(CheckpointError, match="another vocabulary"):
-        recipe.load_state({"vocabulary": "other"})
+        recipe.load_state_dict({"vocabulary": "other"})
     with pytest.raises(ConfigError, match="the data set is empty"):
         recipe.evaluate()
     runtime.close()

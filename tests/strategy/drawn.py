@@ -20,7 +20,7 @@ OPTIMIZERS = {
     "Adagrad": lambda params: torch.optim.Adagrad(params, lr=0.05, eps=1e-3, initial_accumulator_value=0.1),
     "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01, eps=1e-2, momentum=0.5),
     "Adafactor": lambda params: torch.optim.Adafactor(params, lr=0.01),
-    "Lamb": lambda params: trainkit.optim.Lamb(params, lr=0.01, eps=1e-3, weight_decay=0.1, clip=None),
+    "Lamb": lambda params: trainkit.optim.Lamb(params, lr=0.01, eps=1e-3, weight_decay=0.1, max_grad_norm=None),
 }
 
 
@@ -34,9 +34,9 @@ class Drawn:
     precision: str
     pattern: str
     ranks: int
-    accumulation: int
+    grad_accumulation_steps: int
     batch_size: int
-    clip: float | None
+    max_grad_norm: float | None
 
 
 class Heads(nn.Module):
@@ -115,8 +115,8 @@ def train(drawn: Drawn) -> tuple[str, object]:
         engine = runtime.setup(
             module,
             OPTIMIZERS[drawn.optimizer](list(module.parameters())),
-            clip=drawn.clip,
-            accumulation=drawn.accumulation,
+            max_grad_norm=drawn.max_grad_norm,
+            grad_accumulation_steps=drawn.grad_accumulation_steps,
         )
         batches = runtime.batches(data(runtime.dtype), batch_size=drawn.batch_size, num_steps=NUM_STEPS)
         for step, batch in enumerate(batches):
@@ -126,7 +126,7 @@ def train(drawn: Drawn) -> tuple[str, object]:
                 loss, count = loss_of(output, micro.y, micro.num)
                 engine.backward(loss, weight=count)
             engine.step()
-        weights = engine.state()["module"]
+        weights = engine.state_dict()["module"]
         return "weights", {name: tensor.double().clone() for name, tensor in weights.items()}
     except trainkit.errors.TrainkitError as error:
         return "refused", f"{type(error).__name__}: {error}"
@@ -146,7 +146,7 @@ def train_plainly(drawn: Drawn) -> dict[str, Tensor]:
     module = Heads(drawn.module).to(dtype)
     switch(drawn, module, 0)
     optimizer = OPTIMIZERS[drawn.optimizer](list(module.parameters()))
-    cast, is_split = AUTOCAST.get(drawn.precision), drawn.ranks * drawn.accumulation > 1
+    cast, is_split = AUTOCAST.get(drawn.precision), drawn.ranks * drawn.grad_accumulation_steps > 1
     for step in range(NUM_STEPS):
         switch(drawn, module, step)
         positions = torch.arange(step * drawn.batch_size, (step + 1) * drawn.batch_size)
@@ -154,8 +154,8 @@ def train_plainly(drawn: Drawn) -> dict[str, Tensor]:
         total = everything["num"][indices].sum()
         optimizer.zero_grad()
         for rank in range(drawn.ranks):
-            for micro in range(drawn.accumulation):
-                chosen = indices[rank :: drawn.ranks][micro :: drawn.accumulation]
+            for micro in range(drawn.grad_accumulation_steps):
+                chosen = indices[rank :: drawn.ranks][micro :: drawn.grad_accumulation_steps]
                 with torch.autocast("cpu", cast) if cast is not None else nullcontext():
                     output = module(everything["x"][chosen], heads_of(drawn, step, rank, micro))
                 loss, count = loss_of(output, everything["y"][chosen], everything["num"][chosen])
@@ -163,7 +163,7 @@ def train_plainly(drawn: Drawn) -> dict[str, Tensor]:
         for p in module.parameters():
             if p.grad is not None and is_split:
                 p.grad /= total.clamp(min=1)
-        if drawn.clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), drawn.clip)
+        if drawn.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), drawn.max_grad_norm)
         optimizer.step()
     return {name: p.detach().double() for name, p in module.named_parameters()}

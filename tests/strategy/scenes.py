@@ -61,7 +61,7 @@ def loss_of(kind, forward, input_gradient, x, y, num):
     return penalty, len(x)
 
 
-def train(strategy, accumulation, kind, per_block=False):
+def train(strategy, grad_accumulation_steps, kind, per_block=False):
     """Weights, averaged weights and gradient norms, in float64."""
     runtime = make_runtime(strategy)
     module = network()
@@ -70,9 +70,9 @@ def train(strategy, accumulation, kind, per_block=False):
         # Adam would blow up what rounding leaves of a gradient that is zero.
         torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
         blocks=(nn.Linear,) if per_block else (),
-        clip=0.5,
-        ema=0.9,
-        accumulation=accumulation,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+        grad_accumulation_steps=grad_accumulation_steps,
     )
     norms = []
     for batch in runtime.batches(data(runtime.dtype), batch_size=BATCH, num_steps=NUM_STEPS):
@@ -108,8 +108,8 @@ def train_plainly(kind, dtype=torch.float64):
 
 
 def whole_state(engine):
-    """`engine.state()` on every rank. Collective."""
-    state, parts = engine.state(), ("module", "optimizer", "average")
+    """`engine.state_dict()` on every rank. Collective."""
+    state, parts = engine.state_dict(), ("module", "optimizer", "average")
     gathered = [{part: {name: tensor.clone() for name, tensor in sorted(state[part].items())} for part in parts}]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(gathered, src=0)

@@ -10,7 +10,7 @@ from trainkit.testing import run_ranks
 
 
 def _setup(runtime, module, **given):
-    return runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9), ema=0.5, **given)
+    return runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9), ema_decay=0.5, **given)
 
 
 def _train(runtime, engine, num_steps=3):
@@ -86,10 +86,12 @@ def _evaluate(runtime, engine):
         sums = []
         for batch in runtime.evaluation_batches(scenes.data(runtime.dtype), batch_size=20):
             sums.append((engine(batch.x).squeeze(-1) - batch.y).square().sum())
-        losses.append(runtime.sum({"loss": sum(sums)})["loss"])
+        losses.append(runtime.ranks.all_reduce_sum({"loss": sum(sums)})["loss"])
         with engine.averaged() as module:
-            x, y = (scenes.data(runtime.dtype)[key][runtime.rank :: runtime.world_size] for key in ("x", "y"))
-            losses.append(runtime.sum({"loss": (module(x).squeeze(-1) - y).square().sum()})["loss"])
+            x, y = (
+                scenes.data(runtime.dtype)[key][runtime.ranks.rank :: runtime.ranks.world_size] for key in ("x", "y")
+            )
+            losses.append(runtime.ranks.all_reduce_sum({"loss": (module(x).squeeze(-1) - y).square().sum()})["loss"])
     engine.module.train()
     return losses
 

@@ -24,7 +24,9 @@ def _engine(runtime, kind=torch.optim.AdamW):
         {"params": [p for p in module.parameters() if p.ndim == 2]},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return runtime.setup(module, kind(groups, lr=0.01, weight_decay=0.1), blocks=(nn.Linear,), ema=0.9, clip=1.0)
+    return runtime.setup(
+        module, kind(groups, lr=0.01, weight_decay=0.1), blocks=(nn.Linear,), ema_decay=0.9, max_grad_norm=1.0
+    )
 
 
 def _steps(runtime, engine, start, num_steps):
@@ -51,7 +53,7 @@ def _save_and_go_on(strategy, path, *kind):
 def _load_and_go_on(strategy, path, again, *kind):
     runtime = _runtime(strategy)
     engine = _engine(runtime, *kind)
-    start = runtime.load(path, network=engine)
+    start = runtime.load(path, network=engine).position
     loaded = scenes.whole_state(engine)
     runtime.save(again, network=engine, step=3)
     return loaded, _steps(runtime, engine, start, 10)

@@ -37,9 +37,9 @@ def cases(draw):
         precision=draw(st.sampled_from(precisions)),
         pattern=draw(st.sampled_from(runs.PATTERNS)),
         ranks=ranks,
-        accumulation=draw(st.integers(1, 3)),
+        grad_accumulation_steps=draw(st.integers(1, 3)),
         batch_size=draw(st.integers(4, 9)),
-        clip=draw(st.sampled_from((None, 0.3))),
+        max_grad_norm=draw(st.sampled_from((None, 0.3))),
     )
 
 
@@ -54,8 +54,10 @@ def refusal(case):
                 rf"ConfigError: strategy={case.strategy} gives an optimizer parts .* and Adafactor does not treat each"
             )
     if case.strategy in ZERO:
-        if case.batch_size < case.ranks * case.accumulation:
-            return rf"UsageError: a batch of {case.batch_size} samples on {case.ranks} ranks with accumulation="
+        if case.batch_size < case.ranks * case.grad_accumulation_steps:
+            return (
+                rf"UsageError: a batch of {case.batch_size} samples on {case.ranks} ranks with grad_accumulation_steps="
+            )
         if is_switched:
             return r"UsageError: requires_grad of 'body\.0\.weight' was switched after setup, and DeepSpeed"
         if case.pattern != "every":

@@ -22,7 +22,7 @@ def _evaluate(engine, forward, runtime):
             sums["squared"] += ((output - batch.y) ** 2).sum()
             sums["count"] += len(batch)
             sizes.append(len(batch))
-    totals = runtime.sum(sums)
+    totals = runtime.ranks.all_reduce_sum(sums)
     return totals["squared"] / totals["count"], totals["count"], sizes
 
 
@@ -33,7 +33,7 @@ def _train_and_evaluate(strategy, per_block):
         scenes.network(),
         lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
         blocks=(nn.Linear,) if per_block else (),
-        ema=0.5,
+        ema_decay=0.5,
     )
     found = [_evaluate(engine, engine, runtime)]
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=16, num_steps=3):

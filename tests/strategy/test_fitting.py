@@ -12,9 +12,9 @@ from torch import nn
 import trainkit
 from tests.strategy.scenes import EVERY, SHARDED, data, error, flat, make_runtime, network, precision_of, whole_state
 from trainkit.checkpoint.sharded import write_safetensors
+from trainkit.distributed.shard import DTYPES
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
-from trainkit.shard import DTYPES
 from trainkit.strategy.fitting import require_elementwise
 from trainkit.testing import run_ranks
 
@@ -55,7 +55,7 @@ def _rotary(strategy, directory):
     runtime = _runtime(strategy)
     module = Rotary()
     plain = Rotary()
-    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), ema=0.5)
+    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), ema_decay=0.5)
     x = torch.linspace(-1, 1, 8).view(2, 4)
     same = torch.allclose(engine(x), plain(x), atol=1e-6)
     dtypes = {name: str(buffer.dtype) for name, buffer in engine.module.named_buffers()}
@@ -134,7 +134,7 @@ def _train_in_another_format(kind, strategy, directory):
 
     def engine_of():
         module = _network(kind)
-        return runtime.setup(module, torch.optim.Adam(module.parameters(), lr=0.01, eps=1e-3), ema=0.5, name="a")
+        return runtime.setup(module, torch.optim.Adam(module.parameters(), lr=0.01, eps=1e-3), ema_decay=0.5, name="a")
 
     def train(engine, start):
         for batch in runtime.batches(data, batch_size=8, start=start, num_steps=3):
@@ -289,7 +289,7 @@ def _adagrad(strategy, path, is_resumed):
     ]
     optimizer = torch.optim.Adagrad(groups, lr=0.05, weight_decay=0.1, initial_accumulator_value=0.3)
     engine = runtime.setup(module, optimizer, name="a", schedule=trainkit.Schedule(total=6))
-    start = runtime.load(path, a=engine) if is_resumed else 0
+    start = runtime.load(path, a=engine).position if is_resumed else 0
     for batch in runtime.batches(data(runtime.dtype), batch_size=12, start=start, num_steps=6 - start // 12):
         engine.backward((engine(batch.x).squeeze(-1) - batch.y).square().mean())
         engine.step()
@@ -328,7 +328,7 @@ def _odd(strategy, path):
     runtime = _runtime(strategy)
     module = Odd()
     trained = list(module.linear.parameters())
-    engine = runtime.setup(module, torch.optim.SGD(trained, lr=0.1), name="a", ema=0.5)
+    engine = runtime.setup(module, torch.optim.SGD(trained, lr=0.1), name="a", ema_decay=0.5)
     for batch in runtime.batches(torch.ones(8, 2), batch_size=4, num_steps=2):
         engine.backward(engine(batch.data).square().mean())
         engine.step()
@@ -367,13 +367,13 @@ def test_optimizer_state_keeps_its_dtype_through_a_load(tmp_path):
     for is_resumed in (False, True):
         module = network()
         engine = runtime.setup(module, torch.optim.NAdam(module.parameters(), lr=0.01), name="a")
-        start = runtime.load(tmp_path / "a", a=engine) if is_resumed else 0
+        start = runtime.load(tmp_path / "a", a=engine).position if is_resumed else 0
         for batch in runtime.batches(data(runtime.dtype), batch_size=12, start=start, num_steps=6 - start // 12):
             engine.backward((engine(batch.x).squeeze(-1) - batch.y).square().mean())
             engine.step()
             if batch.position == 24 and not is_resumed:
                 runtime.save(tmp_path / "a", a=engine)
-        modules.append(flat(engine.state()["module"]))
+        modules.append(flat(engine.state_dict()["module"]))
     assert torch.equal(*modules)
     runtime.close()
 

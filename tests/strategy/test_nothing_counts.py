@@ -47,10 +47,10 @@ def _counted(positions, step, batch_size):
     return (positions % batch_size == 0) & (step != 1)
 
 
-def _train(strategy, accumulation, batch_size, is_number):
+def _train(strategy, grad_accumulation_steps, batch_size, is_number):
     runtime = scenes.make_runtime(strategy)
     module = _network()
-    engine = runtime.setup(module, _adamw(module), clip=0.5, accumulation=accumulation)
+    engine = runtime.setup(module, _adamw(module), max_grad_norm=0.5, grad_accumulation_steps=grad_accumulation_steps)
     losses = []
     batches = runtime.batches(scenes.data(runtime.dtype), batch_size=batch_size, num_steps=NUM_STEPS)
     for step, batch in enumerate(batches):
@@ -84,7 +84,7 @@ def _plain(batch_size):
 
 @pytest.mark.parametrize("is_number", [True, False])
 @pytest.mark.parametrize(
-    ("strategy", "world_size", "accumulation"),
+    ("strategy", "world_size", "grad_accumulation_steps"),
     [
         ("single", 1, 1),
         ("single", 1, 2),
@@ -94,21 +94,21 @@ def _plain(batch_size):
         ("zero2", 4, 1),
     ],
 )
-def test_weight_0_adds_nothing(strategy, world_size, accumulation, is_number):
+def test_weight_0_adds_nothing(strategy, world_size, grad_accumulation_steps, is_number):
     """On all ranks too: then the loss is 0, and the gradient."""
     expected = _plain(8)
     assert expected[1][1] == 0
-    for result in run_ranks(_train, world_size, strategy, accumulation, 8, is_number):
+    for result in run_ranks(_train, world_size, strategy, grad_accumulation_steps, 8, is_number):
         for ours, reference in zip(result, expected, strict=True):
             assert scenes.error(ours, reference) < 1e-6
 
 
-def _train_without_samples(strategy, accumulation, batch_size):
+def _train_without_samples(strategy, grad_accumulation_steps, batch_size):
     runtime = scenes.make_runtime("ddp" if strategy == "ddp unused" else strategy)
     if strategy == "ddp unused":
         runtime.strategy = trainkit.DDP(find_unused_parameters=True)
     module = _Attention()
-    engine = runtime.setup(module, _adamw(module), accumulation=accumulation)
+    engine = runtime.setup(module, _adamw(module), grad_accumulation_steps=grad_accumulation_steps)
     sizes = []
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=batch_size, num_steps=NUM_STEPS):
         for micro in engine.micro_batches(batch):
@@ -118,9 +118,9 @@ def _train_without_samples(strategy, accumulation, batch_size):
     return scenes.flat(scenes.whole_state(engine)["module"]), 0 in sizes
 
 
-@pytest.mark.parametrize(("world_size", "accumulation", "batch_size"), [(2, 2, 3), (4, 3, 7), (1, 3, 2)])
+@pytest.mark.parametrize(("world_size", "grad_accumulation_steps", "batch_size"), [(2, 2, 3), (4, 3, 7), (1, 3, 2)])
 @pytest.mark.parametrize("strategy", ["ddp", "ddp unused", "fsdp", "hsdp"])
-def test_a_share_of_no_samples_is_ordinary_for_any_module(strategy, world_size, accumulation, batch_size):
+def test_a_share_of_no_samples_is_ordinary_for_any_module(strategy, world_size, grad_accumulation_steps, batch_size):
     order, data, module = Order(scenes.NUM_SAMPLES, seed=0), scenes.data(torch.float64), _Attention().double()
     optimizer = _adamw(module)
     for step in range(NUM_STEPS):
@@ -128,14 +128,16 @@ def test_a_share_of_no_samples_is_ordinary_for_any_module(strategy, world_size, 
         optimizer.zero_grad()
         (module(data["x"][indices]).squeeze(-1) - data["y"][indices]).square().mean().backward()
         optimizer.step()
-    results = run_ranks(_train_without_samples, world_size, strategy, accumulation, batch_size)
+    results = run_ranks(_train_without_samples, world_size, strategy, grad_accumulation_steps, batch_size)
     assert any(is_empty for _, is_empty in results)
     for weights, _ in results:
         assert scenes.error(weights, scenes.in_order_of_names(module)) < 1e-10
 
 
 def _too_few(strategy):
-    with pytest.raises(UsageError, match=r"3 samples on 2 ranks with accumulation=2: .* batch_size=4 or more, or use"):
+    with pytest.raises(
+        UsageError, match=r"3 samples on 2 ranks with grad_accumulation_steps=2: .* batch_size=4 or more, or use"
+    ):
         _train_without_samples(strategy, 2, 3)
     return True
 

@@ -31,9 +31,9 @@ def references():
     }
 
 
-def _cell(references, model, strategy, precision, ranks, accumulation, function=parity.run):
-    held = run_ranks(function, ranks, model, strategy, precision, accumulation)
-    cell = parity.Cell(model, strategy, precision, ranks, accumulation)
+def _cell(references, model, strategy, precision, ranks, grad_accumulation_steps, function=parity.run):
+    held = run_ranks(function, ranks, model, strategy, precision, grad_accumulation_steps)
+    cell = parity.Cell(model, strategy, precision, ranks, grad_accumulation_steps)
     return references[model, precision].measured(cell, held)
 
 
@@ -44,18 +44,18 @@ def _require_within_goals(cell, weights, gradients):
     assert not cell.misses
 
 
-@pytest.mark.parametrize(("ranks", "accumulation"), SPLITS)
+@pytest.mark.parametrize(("ranks", "grad_accumulation_steps"), SPLITS)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp"])
 @pytest.mark.parametrize("model", parity.MODELS)
-def test_every_strategy_is_one_process(references, model, strategy, ranks, accumulation):
-    _require_within_goals(_cell(references, model, strategy, "fp64", ranks, accumulation), 1e-10, 1e-10)
+def test_every_strategy_is_one_process(references, model, strategy, ranks, grad_accumulation_steps):
+    _require_within_goals(_cell(references, model, strategy, "fp64", ranks, grad_accumulation_steps), 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize(("ranks", "accumulation"), SPLITS)
+@pytest.mark.parametrize(("ranks", "grad_accumulation_steps"), SPLITS)
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("model", parity.MODELS)
-def test_zero_is_one_process(references, model, strategy, ranks, accumulation):
-    _require_within_goals(_cell(references, model, strategy, "fp32", ranks, accumulation), 5e-6, 5e-5)
+def test_zero_is_one_process(references, model, strategy, ranks, grad_accumulation_steps):
+    _require_within_goals(_cell(references, model, strategy, "fp32", ranks, grad_accumulation_steps), 5e-6, 5e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp"])

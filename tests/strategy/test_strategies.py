@@ -17,20 +17,20 @@ def plain():
 
 
 @pytest.mark.parametrize("kind", scenes.LOSSES)
-@pytest.mark.parametrize(("world_size", "accumulation"), scenes.SPLITS)
+@pytest.mark.parametrize(("world_size", "grad_accumulation_steps"), scenes.SPLITS)
 @pytest.mark.parametrize("strategy", scenes.EVERY)
-def test_any_split_equals_one_process(plain, strategy, world_size, accumulation, kind):
+def test_any_split_equals_one_process(plain, strategy, world_size, grad_accumulation_steps, kind):
     """A gradient penalty as a step's only loss, which DDP alone leaves local, among them."""
-    for result in run_ranks(scenes.train, world_size, strategy, accumulation, kind):
+    for result in run_ranks(scenes.train, world_size, strategy, grad_accumulation_steps, kind):
         for ours, reference in zip(result, plain[kind], strict=True):
             assert error(ours, reference) < tolerance(strategy)
 
 
 @pytest.mark.parametrize("kind", scenes.LOSSES)
-@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("world_size", "grad_accumulation_steps"), [(2, 2), (4, 1)])
 @pytest.mark.parametrize("strategy", ["fsdp", "hsdp"])
-def test_block_by_block(plain, strategy, world_size, accumulation, kind):
-    for result in run_ranks(scenes.train, world_size, strategy, accumulation, kind, True):
+def test_block_by_block(plain, strategy, world_size, grad_accumulation_steps, kind):
+    for result in run_ranks(scenes.train, world_size, strategy, grad_accumulation_steps, kind, True):
         for ours, reference in zip(result, plain[kind], strict=True):
             assert error(ours, reference) < tolerance(strategy)
 
@@ -41,7 +41,7 @@ def _two_engines(strategy):
     torch.manual_seed(3)
     generator, critic = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5)), scenes.network()
     critic[0].bias.requires_grad_(False)
-    G = runtime.setup(generator, lambda groups: torch.optim.SGD(groups, lr=0.1), ema=0.9)
+    G = runtime.setup(generator, lambda groups: torch.optim.SGD(groups, lr=0.1), ema_decay=0.9)
     D = runtime.setup(critic, lambda groups: torch.optim.SGD(groups, lr=0.1))
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=8, num_steps=4):
         with torch.no_grad():
@@ -86,14 +86,14 @@ class _Tower(nn.Module):
 def _grow(strategy, inherit_optimizer):
     """From one layer to two after three of six steps; the second layer begins anew, the first goes on."""
     runtime = scenes.make_runtime(strategy)
-    engine = runtime.setup(_Tower(1), lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9), ema=0.9)
+    engine = runtime.setup(_Tower(1), lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9), ema_decay=0.9)
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=12, num_steps=6):
         if batch.position == 36:
             old = engine
             engine = runtime.setup(
                 _Tower(2),
                 lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
-                ema=0.9,
+                ema_decay=0.9,
                 inherit=old,
                 inherit_optimizer=inherit_optimizer,
             )

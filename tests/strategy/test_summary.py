@@ -19,7 +19,7 @@ def _bytes(line):
     ("strategy", "layout"), [("ddp", "2 x replicate"), ("fsdp", "2 x shard"), ("zero2", "2 x replicate")]
 )
 def test_predicted_and_counted(tmp_path, strategy, layout):
-    done = run([*TOY, f"strategy={strategy}", "recipe.accumulation=2", f"run_dir={tmp_path / 'run'}"], 2)
+    done = run([*TOY, f"strategy={strategy}", "recipe.grad_accumulation_steps=2", f"run_dir={tmp_path / 'run'}"], 2)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run" / "summary.txt").read_text().splitlines()
     assert all(line in done.stdout for line in lines)

@@ -49,19 +49,19 @@ def _switch(module, thawed, step):
         p.requires_grad_(thawed == (step >= 2))
 
 
-def _setup(runtime, module, accumulation, per_block, inherit=None):
+def _setup(runtime, module, grad_accumulation_steps, per_block, inherit=None):
     return runtime.setup(
         module,
         _adamw(module.parameters()),
         blocks=(nn.Linear,) if per_block else (),
-        clip=0.5,
-        ema=0.9,
-        accumulation=accumulation,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+        grad_accumulation_steps=grad_accumulation_steps,
         inherit=inherit,
     )
 
 
-def _train(strategy, use, accumulation=1, thawed=None, per_block=False, set_up_again=False):
+def _train(strategy, use, grad_accumulation_steps=1, thawed=None, per_block=False, set_up_again=False):
     """The state after training, and what was raised."""
     if strategy == "ddp unused":
         runtime = scenes.make_runtime("ddp")
@@ -71,16 +71,16 @@ def _train(strategy, use, accumulation=1, thawed=None, per_block=False, set_up_a
     module, norms = _Heads(), []
     if thawed is not None:
         _switch(module, thawed, 0)
-    engine = _setup(runtime, module, accumulation, per_block)
+    engine = _setup(runtime, module, grad_accumulation_steps, per_block)
     batches = runtime.batches(scenes.data(runtime.dtype), batch_size=BATCH, num_steps=NUM_STEPS)
     try:
         for step, batch in enumerate(batches):
             if thawed is not None and step == 2:
                 _switch(module, thawed, step)
                 if set_up_again:
-                    engine = _setup(runtime, module, accumulation, per_block, inherit=engine)
+                    engine = _setup(runtime, module, grad_accumulation_steps, per_block, inherit=engine)
             for number, micro in enumerate(engine.micro_batches(batch)):
-                output = engine(micro.x, USES[use](step, runtime.rank, number))
+                output = engine(micro.x, USES[use](step, runtime.ranks.rank, number))
                 engine.backward((output - micro.y).square().mean())
             norms.append(float(engine.step().grad_norm))
     except UsageError as raised:
@@ -89,7 +89,7 @@ def _train(strategy, use, accumulation=1, thawed=None, per_block=False, set_up_a
     return [scenes.flat(state["module"]), scenes.flat(state["average"]), torch.tensor(norms).double()], None
 
 
-def _plain(world_size, use, accumulation=1, thawed=None):
+def _plain(world_size, use, grad_accumulation_steps=1, thawed=None):
     """One process and the whole batch, in bare PyTorch."""
     order, data, module = Order(scenes.NUM_SAMPLES, seed=0), scenes.data(torch.float64), _Heads().double()
     optimizer = _adamw(module.parameters())
@@ -100,8 +100,8 @@ def _plain(world_size, use, accumulation=1, thawed=None):
         indices = torch.from_numpy(order.indices(torch.arange(step * BATCH, (step + 1) * BATCH).numpy()))
         x, y, loss = data["x"][indices], data["y"][indices], 0.0
         for rank in range(world_size):
-            for micro in range(accumulation):
-                chosen = slice(rank + micro * world_size, None, world_size * accumulation)
+            for micro in range(grad_accumulation_steps):
+                chosen = slice(rank + micro * world_size, None, world_size * grad_accumulation_steps)
                 output = module(x[chosen], USES[use](step, rank, micro))
                 loss = loss + (output - y[chosen]).square().sum() / BATCH
         optimizer.zero_grad()
@@ -122,13 +122,13 @@ def _require_equal(results, expected):
 
 @pytest.mark.parametrize("use", [use for use in USES if use != "all"])
 @pytest.mark.parametrize(
-    ("strategy", "world_size", "accumulation"),
+    ("strategy", "world_size", "grad_accumulation_steps"),
     [(strategy, *split) for strategy in ("ddp unused", "fsdp") for split in ((2, 1), (2, 2), (4, 1))]
     + [("hsdp", 4, 1)],
 )
-def test_a_parameter_has_the_gradient_of_one_process_or_none(strategy, world_size, accumulation, use):
-    results = run_ranks(_train, world_size, strategy, use, accumulation)
-    _require_equal(results, _plain(world_size, use, accumulation))
+def test_a_parameter_has_the_gradient_of_one_process_or_none(strategy, world_size, grad_accumulation_steps, use):
+    results = run_ranks(_train, world_size, strategy, use, grad_accumulation_steps)
+    _require_equal(results, _plain(world_size, use, grad_accumulation_steps))
 
 
 @pytest.mark.parametrize("use", ["in turns", "one never", "earlier micro-batch only"])
@@ -237,7 +237,7 @@ def _resumed_after_a_thaw(strategy, path):
         _switch(module, True, 0)
         engine = _setup(runtime, module, 1, False)
         if is_resumed:
-            start = runtime.load(path, model=engine)
+            start = runtime.load(path, model=engine).position
         batches = runtime.batches(
             scenes.data(runtime.dtype), batch_size=BATCH, start=start, num_steps=5 - start // BATCH
         )
@@ -280,7 +280,7 @@ def _empty_last_micro_batch(heads):
     """Every rank has two samples, so that the last of three micro-batches holds none anywhere."""
     runtime = trainkit.Runtime(strategy="ddp", precision="fp64", device="cpu", tracker=trainkit.Tracker())
     module = _Heads()
-    engine = runtime.setup(module, _adamw(module.parameters()), accumulation=3)
+    engine = runtime.setup(module, _adamw(module.parameters()), grad_accumulation_steps=3)
     (batch,) = runtime.batches(torch.randn(8, 5, dtype=torch.float64), batch_size=4, num_steps=1)
     try:
         for micro in engine.micro_batches(batch):

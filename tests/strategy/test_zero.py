@@ -13,16 +13,16 @@ from trainkit.testing import run_ranks
 KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}
 
 
-def _train(strategy, arguments, accumulation=2):
+def _train(strategy, arguments, grad_accumulation_steps=2):
     kind = KINDS[strategy](**arguments)
     runtime = trainkit.Runtime(strategy=kind, device="cpu", tracker=trainkit.Tracker())
     module = scenes.network()
     engine = runtime.setup(
         module,
         torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
-        clip=0.5,
-        ema=0.9,
-        accumulation=accumulation,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+        grad_accumulation_steps=grad_accumulation_steps,
     )
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=scenes.BATCH, num_steps=scenes.NUM_STEPS):
         for micro in engine.micro_batches(batch):
@@ -41,7 +41,7 @@ def _train(strategy, arguments, accumulation=2):
         ("zero3", {"offload_optimizer": True, "keep_below": 4}),
         ("zero3", {"offload_optimizer": True, "offload_parameters": True, "keep_below": 4}),
         ("zero3", {"keep_below": 20}),  # some parameters whole, others spread
-        ("zero2", {"bucket_mb": 0.0005}),
+        ("zero2", {"bucket_cap_mb": 0.0005}),
         ("zero2", {"config": {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": False}}),
     ],
     ids=str,
@@ -68,7 +68,7 @@ def test_further_keys_reach_deepspeed():
 def _ranges(strategy):
     """name -> (start, number of elements, all elements) of what this rank holds of a parameter and of its average."""
     runtime = scenes.make_runtime(strategy)
-    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups), ema=0.9)
+    engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups), ema_decay=0.9)
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=16, num_steps=1):
         engine.backward((engine(batch.x) ** 2).mean())
         engine.step()
@@ -100,7 +100,7 @@ def _not_finite():
     runtime = trainkit.Runtime(strategy="zero2", device="cpu", tracker=trainkit.Tracker())
     engine = runtime.setup(scenes.network(), torch.optim.SGD)
     batch = next(runtime.batches(scenes.data(runtime.dtype), batch_size=16))
-    engine.backward(engine(batch.x).mean() * (float("inf") if runtime.rank else 1.0))
+    engine.backward(engine(batch.x).mean() * (float("inf") if runtime.ranks.rank else 1.0))
     with pytest.raises(NonFiniteError, match=r"the loss .* is -?inf\. It comes from rank 1 .*lower optimizer\.lr"):
         engine.step()
     return True

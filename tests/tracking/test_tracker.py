@@ -39,7 +39,7 @@ class Broken(Tracker):
 
 
 def tell_everything(tracker, directory):
-    tracker.load_state({"broken": {"id": 1}})
+    tracker.load_state_dict({"broken": {"id": 1}})
     tracker.start(Run(directory=directory, name="run"))
     for step in (1, 2):
         tracker.log(step, {"loss": 1.0})
@@ -48,7 +48,7 @@ def tell_everything(tracker, directory):
         tracker.text(step, "sentences", "a b")
         tracker.table(step, "words", ["word"], [["a"]])
         tracker.message("saved")
-        tracker.state()
+        tracker.state_dict()
     tracker.finish("finished")
 
 
@@ -87,27 +87,27 @@ def test_state_goes_back_to_the_tracker_of_its_name(tmp_path):
     class Remembering(Tracker):
         id = None
 
-        def state(self):
+        def state_dict(self):
             return {"id": self.id}
 
-        def load_state(self, state):
+        def load_state_dict(self, state):
             self.id = state["id"]
 
     first = Remembering()
     first.id = 7
-    state = json.loads(json.dumps(Trackers(first=first, silent=Tracker()).state()))
+    state = json.loads(json.dumps(Trackers(first=first, silent=Tracker()).state_dict()))
     assert state == {"first": {"id": 7}}
 
     second = Remembering()
-    Trackers(other=Tracker(), first=second).load_state(state)
+    Trackers(other=Tracker(), first=second).load_state_dict(state)
     assert second.id == 7
 
 
 def test_a_failed_tracker_keeps_its_last_state_for_the_next_process():
     fan_out = Trackers(broken=Broken("log"))
-    fan_out.load_state({"broken": {"id": 7}})
+    fan_out.load_state_dict({"broken": {"id": 7}})
     fan_out.log(1, {})
-    assert fan_out.state() == {"broken": {"id": 7}}
+    assert fan_out.state_dict() == {"broken": {"id": 7}}
 
 
 def test_choice_of_trackers():
@@ -183,10 +183,10 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=Listening())
     summary, word = runtime.run_dir / "summary.txt", runtime.run_dir / REQUEUE_FILE
     write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
-    runtime.start_tracking()
+    runtime.run_log.start(position=0)
     before, first_word = summary.read_text(), word.read_text()
     with full_disk(0):
-        runtime.remark("said all the same")
+        runtime.run_log.message("said all the same")
         leave_word(runtime, signal.SIGTERM, 2)
         runtime.log(10, loss=1.0)
     assert said == [
@@ -196,7 +196,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
     assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
-    runtime.remark("there is space again")
+    runtime.run_log.message("there is space again")
     leave_word(runtime, signal.SIGTERM, 2)
     assert summary.read_text() == before + "there is space again\n"
     assert json.loads(word.read_text())["step"] == 2

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import wandb
 
-from trainkit.command import as_typed
 from trainkit.tracking import Run, WandB
+from trainkit.tracking.command import as_typed
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +76,13 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
 def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):
     first = WandB()
     tell(first, tmp_path, range(1, 13), status="interrupted")
-    state = json.loads(json.dumps(first.state()))
+    state = json.loads(json.dumps(first.state_dict()))
 
     second = WandB()
-    second.load_state(state)
+    second.load_state_dict(state)
     tell(second, tmp_path, range(9, 21), resumed_step=8)
 
-    assert second.state() == state
+    assert second.state_dict() == state
     assert list(history(tmp_path)) == list(range(1, 21))
     segments = sorted((tmp_path / "wandb").glob(f"offline-run-*-{state['id']}*"))
     assert len(segments) == 2
@@ -95,7 +95,7 @@ def test_a_kill_and_a_resume_tell_no_step_twice(tmp_path):
         from trainkit.tracking import Run, WandB
         tracker = WandB()
         tracker.start(Run(directory=pathlib.Path(sys.argv[1]), name="run"))
-        print(tracker.state()["id"], flush=True)
+        print(tracker.state_dict()["id"], flush=True)
         for step in range(1, 13):
             tracker.log(step, {"loss": 1.0 / step})
             tracker.evaluation(step, {"held_out_loss": 2.0 / step})
@@ -107,7 +107,7 @@ def test_a_kill_and_a_resume_tell_no_step_twice(tmp_path):
     assert process.returncode == -signal.SIGKILL, process.stderr
 
     tracker = WandB()
-    tracker.load_state({"id": process.stdout.strip()})
+    tracker.load_state_dict({"id": process.stdout.strip()})
     tell(tracker, tmp_path, range(9, 21), resumed_step=8)
     rows = history(tmp_path)
     assert list(rows) == list(range(1, 21))  # 12 was not sent when the kill came, and is told by the second process
@@ -117,20 +117,20 @@ def test_a_kill_and_a_resume_tell_no_step_twice(tmp_path):
 def test_a_fresh_run_in_a_used_directory_is_another_run(tmp_path):
     first, second = WandB(), WandB()
     tell(first, tmp_path, range(1, 4))
-    second.load_state(first.state())
+    second.load_state_dict(first.state_dict())
     tell(second, tmp_path, range(1, 4))
-    assert second.state() != first.state()
+    assert second.state_dict() != first.state_dict()
 
 
 def test_a_fork_gets_a_run_of_its_own_that_names_its_parent(tmp_path):
     first = WandB()
     tell(first, tmp_path, range(1, 9), status="interrupted")
     fork = WandB()
-    fork.load_state(first.state())
+    fork.load_state_dict(first.state_dict())
     (tmp_path / "fork").mkdir()
     tell(fork, tmp_path / "fork", range(5, 7), resumed_step=4)
-    parent = first.state()["id"]
-    assert fork.state()["id"] != parent
+    parent = first.state_dict()["id"]
+    assert fork.state_dict()["id"] != parent
     assert list(history(tmp_path)) == list(range(1, 9))
     assert list(history(tmp_path / "fork")) == [5, 6]
     (segment,) = (tmp_path / "fork" / "wandb").glob("offline-run-*")
@@ -164,7 +164,7 @@ def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
         tracker.image(12, "grid", np.zeros((8, 8, 3), np.uint8))
         tracker.text(12, "words", "a <b>")
         tracker.table(12, "table", ["a"], [[1]])
-        print(json.dumps(tracker.state()), flush=True)
+        print(json.dumps(tracker.state_dict()), flush=True)
         tracker.log(13, {"loss": 0.0})
         for pid in [*service, os.getpid()]:
             os.kill(pid, signal.SIGKILL)
@@ -172,13 +172,13 @@ def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
     state = json.loads(_killed_with_its_service(script, tmp_path))
     assert [row["step"] for row in state["rows"]] == list(range(1, 13))
     tracker = WandB()
-    tracker.load_state(state)
+    tracker.load_state_dict(state)
     tell(tracker, tmp_path, range(13, 21), resumed_step=12)
     rows = history(tmp_path)
     assert list(rows) == list(range(1, 21))
     assert [rows[step]["loss"] for step in rows] == [1.0 / step for step in range(1, 21)]
     assert {f"{name}._type" for name in ("grid", "words", "table")} <= rows[12].keys()
-    assert tracker.state()["rows"] == [], "the file holds all of them"
+    assert tracker.state_dict()["rows"] == [], "the file holds all of them"
 
 
 @pytest.mark.parametrize("dies_before", [6, None])
@@ -223,7 +223,7 @@ def test_what_comes_late_goes_into_the_next_row(tmp_path):
     first = WandB()
     tell(first, tmp_path, range(1, 5), status="interrupted")
     second = WandB()
-    second.load_state(first.state())
+    second.load_state_dict(first.state_dict())
     second.start(Run(directory=tmp_path, name="run", resumed_step=4))
     second.evaluation(4, {"held_out_loss": 7.0})
     second.log(5, {"loss": 0.5})

@@ -55,7 +55,7 @@ def test_a_budget_that_is_enough_changes_nothing_and_a_slow_first_step_little():
 @pytest.mark.parametrize(("minutes", "factor"), [(1.0, 4.0), (2.0, PLANNED / 600), (None, 1.0)])
 def test_another_budget_begins_by_the_speed_of_the_one_before(minutes, factor):
     budget = Budget(minutes, clock=lambda: 0.0)
-    budget.load_state({"spent_s": 60.0, "limit_s": 60.0, "factor": 4.0})
+    budget.load_state_dict({"spent_s": 60.0, "limit_s": 60.0, "factor": 4.0})
     budget.start(300, PLANNED)  # 300 samples in the first minute
     assert budget.factor == pytest.approx(factor)
 
@@ -113,7 +113,7 @@ def _fit(run_dir, minutes, strategy="ddp"):
     runtime = trainkit.Runtime(device="cpu", run_dir=run_dir, tracker=trainkit.Tracker(), strategy=strategy)
     recipe = Slow(runtime)
     trainer = trainkit.Trainer(runtime, recipe, save_every=10, minutes=minutes)
-    if runtime.rank:
+    if runtime.ranks.rank:
         trainer.length.budget._clock = lambda: time.monotonic() * 3 + 3600
     began = time.monotonic()
     metrics = trainer.fit()

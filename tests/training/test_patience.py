@@ -3,7 +3,7 @@
 import pytest
 
 import trainkit
-from tests.test_end import Counting, fit
+from tests.training.test_end import Counting, fit
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks

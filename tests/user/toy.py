@@ -47,7 +47,7 @@ class Toy(trainkit.Recipe):
         schedule: Callable[[int, int], float] | None,
         batch_size: int = 8,
         num_steps: int = 40,
-        accumulation: int = 1,
+        grad_accumulation_steps: int = 1,
         fault: Literal[
             "none", "two_backwards", "not_finite", "not_finite_once", "out_of_memory", "told_at_step_200"
         ] = "none",
@@ -56,7 +56,13 @@ class Toy(trainkit.Recipe):
         self.num_samples = num_steps * batch_size
         network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), trainkit.ops.Dropout(0.1), nn.Linear(16, 1))
         self.network = runtime.setup(
-            network, optimizer, name="network", schedule=schedule, ema=0.9, clip=1.0, accumulation=accumulation
+            network,
+            optimizer,
+            name="network",
+            schedule=schedule,
+            ema_decay=0.9,
+            max_grad_norm=1.0,
+            grad_accumulation_steps=grad_accumulation_steps,
         )
 
     def engines(self):
@@ -70,7 +76,7 @@ class Toy(trainkit.Recipe):
 
     def train_step(self, batch):
         for micro in self.network.micro_batches(batch):
-            if self.fault == "out_of_memory" and self.runtime.rank == 1 and len(micro) > 2:
+            if self.fault == "out_of_memory" and self.runtime.ranks.rank == 1 and len(micro) > 2:
                 raise torch.OutOfMemoryError("planted")
             if self.fault == "told_at_step_200" and self.runtime.position == 199 * self.batch_size:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -91,5 +97,5 @@ class Toy(trainkit.Recipe):
             total["loss"] += nn.functional.mse_loss(output, batch.y, reduction="sum")
             total["count"] += len(batch)
         self.network.module.train()
-        sums = self.runtime.sum(total)
+        sums = self.runtime.ranks.all_reduce_sum(total)
         return {"held_out_loss": sums["loss"] / sums["count"], "num_held_out": sums["count"]}

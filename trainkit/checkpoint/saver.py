@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainkit.checkpoint import sharded, store
+from trainkit.distributed.shard import Shard
 from trainkit.errors import CheckpointError
-from trainkit.shard import Shard
 
 PAUSES_S = (1.0, 5.0)
 """Between the attempts at a save that fails."""

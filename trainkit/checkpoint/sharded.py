@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from trainkit.shard import DTYPES, Shard
+from trainkit.distributed.shard import DTYPES, Shard
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

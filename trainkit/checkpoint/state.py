@@ -12,10 +12,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from trainkit.checkpoint import sharded, store
 from trainkit.checkpoint.saver import Saver
-from trainkit.engine import Engine
+from trainkit.distributed.ranks import Ranks
+from trainkit.distributed.shard import DTYPES, Shard
+from trainkit.engine.engine import Engine
 from trainkit.errors import CheckpointError, ConfigError, UsageError
-from trainkit.ranks import Ranks
-from trainkit.shard import DTYPES, Shard
 
 PARTS = ("module", "optimizer", "average", "feedback")
 
@@ -95,7 +95,7 @@ def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:
         except CheckpointError as caught:
             error = caught
     ranks.raise_first(error)
-    return ranks.broadcast(found)
+    return ranks.broadcast_object(found)
 
 
 def load(

@@ -109,7 +109,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
-    from trainkit.comm.reduce_plan import ReducePlan
+    from trainkit.planning.reduce_plan import ReducePlan
 
     path = checkpoint.find(arguments.path.expanduser())
     manifest = checkpoint.read_manifest(path)

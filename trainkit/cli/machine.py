@@ -14,7 +14,7 @@ from trainkit.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from trainkit.comm.topology import Topology
+    from trainkit.topology.topology import Topology
 
 MOST_PROCESSES_SHOWN = 8
 
@@ -34,8 +34,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def described(arguments: argparse.Namespace) -> "Iterator[Topology]":
     """What --topology, --preset and --nodes describe; else this machine, or all of the job's under torchrun."""
-    from trainkit.comm.presets import preset
-    from trainkit.comm.topology import Topology
+    from trainkit.topology.presets import preset
+    from trainkit.topology.topology import Topology
 
     if arguments.topology and arguments.preset:
         raise ConfigError("--topology and --preset: give one of them")
@@ -71,8 +71,8 @@ def one_node(arguments: argparse.Namespace) -> "Topology":
 def _this_machine(ranks_per_host: int | None) -> "Topology":
     import torch
 
-    from trainkit.comm.discover import discover_host
-    from trainkit.comm.topology import Topology
+    from trainkit.topology.discover import discover_host
+    from trainkit.topology.topology import Topology
 
     if torch.cuda.is_available():
         host = discover_host("cuda", torch.cuda.device_count())
@@ -83,7 +83,7 @@ def _this_machine(ranks_per_host: int | None) -> "Topology":
 
 def _with_ranks(topology: "Topology", ranks_per_host: int | None) -> "Topology":
     """`topology` with ranks on the first so many devices of each host."""
-    from trainkit.comm.topology import Place
+    from trainkit.topology.topology import Place
 
     if ranks_per_host is None:
         return topology
@@ -103,9 +103,9 @@ def job(arguments: argparse.Namespace) -> "Iterator[tuple[Topology, torch.device
     """The topology of the processes that torchrun started, in a process group, and this process's device."""
     import torch.distributed as dist
 
-    from trainkit.comm.cluster import Cluster, join
-    from trainkit.comm.device import choose_device
-    from trainkit.comm.discover import discover
+    from trainkit.distributed.cluster import Cluster, join
+    from trainkit.distributed.device import choose_device
+    from trainkit.topology.discover import discover
 
     cluster = Cluster.from_environment()
     device = choose_device(arguments.device, cluster)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainkit.cli import checkpoint, doctor, topo
-from trainkit.comm.agent import FAILED, recall, remember
+from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
 _PATIENCE_S = 6.0
@@ -207,7 +207,7 @@ def run_train(arguments: argparse.Namespace) -> int | None:
 
 
 def _start_processes(arguments: argparse.Namespace) -> int:
-    from trainkit.processes import count, require_no_job, run
+    from trainkit.distributed.processes import count, require_no_job, run
 
     num = count(arguments.processes)
     require_no_job(f"--processes={arguments.processes}")

@@ -14,14 +14,14 @@ from trainkit.errors import ConfigError, nearest
 if TYPE_CHECKING:
     import torch
 
-    from trainkit.comm.topology import Topology
+    from trainkit.topology.topology import Topology
 
 PATIENCE_S = 2.0
 
 
 def probe(arguments: argparse.Namespace) -> int:
-    from trainkit.comm import measure
-    from trainkit.comm.picture import text
+    from trainkit.topology import measure
+    from trainkit.topology.picture import text
 
     with machine.job(arguments) as (topology, _):
         with _patience() as report:
@@ -41,7 +41,7 @@ def probe(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    from trainkit.comm import measure
+    from trainkit.topology import measure
 
     wanted = amounts.sizes(arguments.sizes, "--sizes")
     with (
@@ -76,10 +76,10 @@ def _reduction(
     kind: str, topology: "Topology", device: "torch.device", num_bytes: int
 ) -> "Iterator[tuple[Callable[[torch.Tensor], None] | None, str]]":
     """What sums a tensor over all ranks by the best plan of a kind, and its words; None: torch's own all-reduce."""
-    from trainkit.comm import measure
-    from trainkit.comm.collectives import Route
-    from trainkit.comm.plan import candidates, plan_all_reduce
-    from trainkit.comm.reduce_plan import KINDS
+    from trainkit.planning.plan import candidates, plan_all_reduce
+    from trainkit.planning.reduce_plan import KINDS
+    from trainkit.reduction.collectives import Route
+    from trainkit.topology import measure
 
     allowed = ("auto", *KINDS)
     if kind not in allowed:

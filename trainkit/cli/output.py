@@ -12,7 +12,7 @@ from rich.console import Console
 from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainkit.comm.topology import Topology
+    from trainkit.topology.topology import Topology
 
 PLAIN_WIDTH = 120
 

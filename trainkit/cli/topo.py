@@ -14,7 +14,7 @@ from trainkit.cli.output import console, count, rank, say, writing
 from trainkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from trainkit.comm.simulate import Point
+    from trainkit.planning.simulate import Point
 
 PLAIN_WIDTH = 120
 PATIENCE_S = 2.0
@@ -44,7 +44,7 @@ examples:
     "plan": """\
 examples:
   trainkit topo plan --bytes 25MB --preset pcie-8-nvlink-pairs --nodes 2
-  trainkit topo plan --bytes 100MiB --topology links.json --tolerance int8
+  trainkit topo plan --bytes 100MiB --topology links.json --wire-dtype int8
 """,
     "simulate": """\
 examples:
@@ -99,7 +99,7 @@ def add_parser(commands: Any) -> None:
     )
     machine.add_machine(plan)
     plan.add_argument("--bytes", default="25MB", metavar="SIZE", help="of a bucket of gradients; default: 25MB")
-    plan.add_argument("--tolerance", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
+    plan.add_argument("--wire-dtype", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
     plan.add_argument("--all", action="store_true", help="every size of chunks, not the best of each kind")
 
     _add_simulate(add("simulate", _simulate, "what a job on many machines reaches", "Predicts a job's step time."))
@@ -124,7 +124,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="what is trained; default: bert-large")
     parser.add_argument("--samples", type=int, metavar="N", help="that a device takes in a step; default: the recipe's")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "tf32", "fp32"), help="default: bf16")
-    parser.add_argument("--tolerance", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
+    parser.add_argument("--wire-dtype", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
     parser.add_argument("--tflops", type=float, metavar="N", help="that one device sustains; default: by its name")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw a chart: .svg, .png or .pdf")
 
@@ -133,8 +133,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.advice import advise
-    from trainkit.comm.picture import drawing, text
+    from trainkit.planning.advice import advise
+    from trainkit.topology.picture import drawing, text
 
     _check_picture(arguments.output)
     with machine.described(arguments) as topology:
@@ -161,18 +161,18 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.cost import CostModel
-    from trainkit.comm.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
-    from trainkit.comm.traffic import network_bytes
+    from trainkit.planning.cost import CostModel
+    from trainkit.planning.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
+    from trainkit.planning.traffic import network_bytes
 
     size = amounts.num_bytes(arguments.bytes, "--bytes")
-    tolerance = arguments.tolerance
-    _check_format(tolerance)
+    wire_dtype = arguments.wire_dtype
+    _check_format(wire_dtype)
     with machine.described(arguments) as topology:
         if rank():
             return 0
-        every = candidates(topology, size, tolerance=tolerance)
-        chosen = plan_all_reduce(topology, size, tolerance=tolerance)
+        every = candidates(topology, size, wire_dtype=wire_dtype)
+        chosen = plan_all_reduce(topology, size, wire_dtype=wire_dtype)
         flat = next(entry for entry in every if entry.plan.kind == "flat")
         shown = every if arguments.all else shortlist(every, len(every))
         model = CostModel(topology)
@@ -206,11 +206,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from trainkit.comm.picture import chart
-    from trainkit.comm.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
+    from trainkit.planning import chart
+    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
 
     _check_picture(arguments.output)
-    _check_format(arguments.tolerance)
+    _check_format(arguments.wire_dtype)
     nodes = amounts.counts(arguments.nodes, "--nodes")
     for name in ("tflops", "samples"):
         value = getattr(arguments, name)
@@ -225,8 +225,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         tflops=arguments.tflops,
         precision=arguments.precision,
     )
-    points = simulate(node, nodes, work, tolerance=arguments.tolerance)
-    changes = what_if(node, work, nodes[-1], tolerance=arguments.tolerance)
+    points = simulate(node, nodes, work, wire_dtype=arguments.wire_dtype)
+    changes = what_if(node, work, nodes[-1], wire_dtype=arguments.wire_dtype)
     out = console()
     out.print(
         f"{arguments.recipe} on {node.source or 'machines like this one'}: {node.world_size} devices a node, "
@@ -290,11 +290,11 @@ def _check_picture(path: Path | None) -> None:
         raise ConfigError(f"--output={path}: allowed are names that end in {', '.join(PICTURES)}")
 
 
-def _check_format(tolerance: str) -> None:
-    from trainkit.comm.reduce_plan import FORMATS
+def _check_format(wire_dtype: str) -> None:
+    from trainkit.planning.reduce_plan import FORMATS
 
-    if tolerance not in FORMATS:
-        raise ConfigError(f"--tolerance={tolerance}: allowed are {', '.join(FORMATS)}.{nearest(tolerance, FORMATS)}")
+    if wire_dtype not in FORMATS:
+        raise ConfigError(f"--wire-dtype={wire_dtype}: allowed are {', '.join(FORMATS)}.{nearest(wire_dtype, FORMATS)}")
 
 
 def _nodes(num_nodes: int) -> str:

@@ -44,13 +44,15 @@ def num_samples_of(source: Any) -> int:
 def take(columns: Any, indices: Tensor) -> Any:
     """The samples `indices` (int64 [n], on the CPU) of a tree of columns: tensors [n, ...], and lists of strings."""
     if isinstance(columns, Tensor):
-        return columns.index_select(0, indices.to(columns.device))
+        return columns.index_select(0, indices if columns.is_cpu else indices.to(columns.device))
     if isinstance(columns, np.ndarray):
         return _from_array(columns[indices.numpy()])
     if isinstance(columns, list):
         # A share without samples has the type and shape of one that has some.
         items = [columns[index] for index in indices.tolist() or [0]]
         return default_collate(items) if len(indices) else samples(default_collate(items), 1, slice(0))
+    if type(columns) is tuple:  # the shortest way for what most batches are
+        return tuple([take(part, indices) for part in columns])
     return _rebuilt(columns, lambda part: take(part, indices))
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.cache import cache_root, cached
-from trainkit.comm.cluster import Cluster
 from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted
 from trainkit.data.glyphs import Glyphs
@@ -21,6 +20,7 @@ from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
 from trainkit.data.split import lowest_share
 from trainkit.data.square import square
+from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 
 _FORMAT = 3  # of the cache: raise it whenever the same images and settings would give other files

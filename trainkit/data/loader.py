@@ -24,6 +24,9 @@ from trainkit.random import key_of
 Collate = Callable[[list[Any]], Any]
 AnyOrder = Order | WeightedOrder | SamplerOrder
 
+_PLANNED = 64
+"""Batches of which the positions and indices are tensors at a time: thousands of small ones do not stay in a cache."""
+
 
 class Fetcher:
     """Maps the position of a global batch to this rank's share of it; picklable, so that loader workers can hold it.
@@ -60,7 +63,7 @@ class Fetcher:
     def _planned(self, position: int) -> tuple[Tensor, Tensor]:
         number, rest = divmod(position - self._planned_from, self.batch_size)
         if rest or not 0 <= number < len(self._plans):
-            count = max(1, self.order.ahead // self.batch_size)
+            count = min(_PLANNED, max(1, self.order.ahead // self.batch_size))
             self._planned_from, self._plans, number = position, self._plan(position, count, self.batch_size), 0
         return self._plans[number]
 
@@ -106,10 +109,22 @@ def stream(
 
     Of a Reading those that it gives, and one process at most: each would read all.
     """
-    if num_workers == 0:
-        for batch in fetcher if isinstance(fetcher, Reading) else map(fetcher.__getitem__, positions):
-            yield batch.to(device, dtype)
-        return
+    if num_workers > 0:
+        return _fetched_ahead(fetcher, positions, num_workers=num_workers, device=device, dtype=dtype)
+    batches = iter(fetcher) if isinstance(fetcher, Reading) else map(fetcher.__getitem__, positions)
+    if device.type == "cpu" and dtype != torch.float64:
+        return batches  # `Batch.to` would change nothing
+    return (batch.to(device, dtype) for batch in batches)
+
+
+def _fetched_ahead(
+    fetcher: Fetcher | Reading,
+    positions: Sequence[int],
+    *,
+    num_workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
         fetcher,  # type: ignore[arg-type]  # a map from position to batch is all that a sampler's keys need
         sampler=None if isinstance(fetcher, Reading) else positions,

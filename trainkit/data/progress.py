@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
 
 Item = TypeVar("Item")
 PATIENCE_S = 2.0

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainkit.clock import Clock
 from trainkit.data.batch import Batch
+from trainkit.data.clock import Clock
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError, nearest
 from trainkit.health.nonfinite import ADVICE, Fault, Share, Tripped, write
-from trainkit.ranks import Ranks
 
 if TYPE_CHECKING:
-    from trainkit.engine import Engine
+    from trainkit.engine.engine import Engine
 
 Policy = Literal["stop", "skip", "rewind"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -33,7 +33,7 @@ class _Turn:
     """What a turn came to, on the device, and the samples of this rank."""
 
     engine: str
-    accumulation: int
+    grad_accumulation_steps: int
     step: int | None
     batch: Batch | None  # without its data
     loss: Tensor
@@ -126,7 +126,7 @@ class Guard:
         batch = replace(self._clock.batch, data=None) if self._clock.batch is not None else None
         turn = _Turn(
             engine=engine.name,
-            accumulation=engine.accumulation,
+            grad_accumulation_steps=engine.grad_accumulation_steps,
             step=self.step,
             batch=batch,
             loss=loss.detach(),
@@ -217,8 +217,8 @@ class Guard:
                 for name, norm in zip(turn.norms[0], turn.norms[1].tolist(), strict=True)
                 if not math.isfinite(norm)
             ]
-        mine = self._share(turn.batch, turn.accumulation, turn.own_losses, {})
-        told = self._ranks.gather_values((mine, names))
+        mine = self._share(turn.batch, turn.grad_accumulation_steps, turn.own_losses, {})
+        told = self._ranks.all_gather_object((mine, names))
         return Fault(
             engine=turn.engine,
             step=turn.step,
@@ -234,13 +234,17 @@ class Guard:
         )
 
     def _share(
-        self, batch: Batch | None, accumulation: int, own_losses: list[Tensor], gradients: dict[int, list[str]]
+        self,
+        batch: Batch | None,
+        grad_accumulation_steps: int,
+        own_losses: list[Tensor],
+        gradients: dict[int, list[str]],
     ) -> Share:
         losses = {number for number, loss in enumerate(own_losses) if not math.isfinite(loss.item())}
         indices: list[int] = []
         if batch is not None:
             numbers = sorted(losses | gradients.keys())
-            suspected = [batch.indices[number::accumulation] for number in numbers] or [batch.indices]
+            suspected = [batch.indices[number::grad_accumulation_steps] for number in numbers] or [batch.indices]
             indices = [index for part in suspected for index in part.tolist()]
         names = tuple(dict.fromkeys(chain.from_iterable(gradients.values())))
         return Share(self._ranks.rank, not losses, names, tuple(indices))
@@ -260,8 +264,8 @@ class Guard:
             self._examined = None
             for hook in hooks:
                 hook.remove()
-        mine = self._share(batch, engine.accumulation, examined.own_losses, examined.gradients)
-        shares = tuple(self._ranks.gather_values(mine))
+        mine = self._share(batch, engine.grad_accumulation_steps, examined.own_losses, examined.gradients)
+        shares = tuple(self._ranks.all_gather_object(mine))
         repeats = not all(share.is_finite for share in shares)
         return replace(fault, shares=shares if repeats else fault.shares, repeats=repeats)
 

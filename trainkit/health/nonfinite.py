@@ -10,7 +10,7 @@ from typing import Any
 
 from trainkit.errors import NonFiniteError
 
-ADVICE = "lower optimizer.lr, set recipe.clip, or use precision=bf16 instead of fp16"
+ADVICE = "lower optimizer.lr, set recipe.max_grad_norm, or use precision=bf16 instead of fp16"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ClusterError
-from trainkit.ranks import Ranks
 
 REQUEUE_FILE = "REQUEUE"
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -100,7 +100,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         if (store := self._ranks.own_store()) is not None:
             # A restarted job may meet in the same store again.
-            self._store = dist.PrefixStore(f"signals/{self._ranks.broadcast(secrets.token_hex(8))}", store)
+            self._store = dist.PrefixStore(f"signals/{self._ranks.broadcast_object(secrets.token_hex(8))}", store)
         self._ear, self._mouth = socket.socketpair()
         self._ear.setblocking(False)
         self._mouth.setblocking(False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainkit.ranks import BESIDE
+from trainkit.distributed.ranks import BESIDE
 
 _TRAINKIT = f"{Path(__file__).parents[1]}/"
 _TORCH = f"{Path(torch.__file__).parent}/"

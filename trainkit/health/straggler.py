@@ -3,11 +3,10 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
-from trainkit.data.batch import Batch
 from trainkit.health.verdict import Sign
 
 WINDOW_STEPS = 50
@@ -40,20 +39,11 @@ class StepTimes:
         self._compute_s = 0.0
         self._num_computed = 0
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """`batches`, with the wait for each counted as data."""
+    def fetched(self, asked: float, arrived: float) -> None:
+        """A step begins: its batch was asked for and arrived at these times of `time.perf_counter`."""
         steps, data_s, *_ = self.totals
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            if batch is None:
-                return
-            arrived = time.perf_counter()
-            steps, data_s = steps + 1, data_s + arrived - asked
-            self.totals = (steps, data_s, self._num_computed, self._compute_s)
-            self._begin(arrived)
-            yield batch
+        self.totals = (steps + 1, data_s + arrived - asked, self._num_computed, self._compute_s)
+        self._begin(arrived)
 
     def meet(self) -> None:
         """The step's next call waits for other ranks."""

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainkit.dtypes import widened
 from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import library, mode
+from trainkit.ops.dtypes import widened
 
 MOST_TENSORS = 8
 SLOPES = {"linear": 1.0, "relu": 0.0, "leaky_relu": 0.2}

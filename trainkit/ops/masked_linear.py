@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from trainkit.bits import pack_bits, unpack_bits
 from trainkit.errors import ConfigError
+from trainkit.ops.bits import pack_bits, unpack_bits
 
 _SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 _SPARSE_ROWS, _SPARSE_COLUMNS = 32, 64
@@ -16,7 +16,7 @@ _SPARSE_ROWS, _SPARSE_COLUMNS = 32, 64
 class MaskedLinear(nn.Linear):
     """y = x @ (weight * mask).T + bias, of x [..., in_features]; masked weights get a gradient of 0.
 
-    `mask_bits`, uint8 [ceil(out_features * in_features / 8)], is a buffer as `trainkit.bits.pack_bits` makes it; at
+    `mask_bits`, uint8 [ceil(out_features * in_features / 8)], is a buffer as `trainkit.ops.bits.pack_bits` makes it; at
     first nothing is masked. Parameters are named as in nn.Linear, whose state dict loads: the mask then stays as it is.
     The value is that of nn.Linear with masked weights; it is not faster. `to_sparse_2_4` is.
     """

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainkit.dtypes import LOW
 from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import library, mode
+from trainkit.ops.dtypes import LOW
 
 
 def bias_leaky_relu_pixel_norm(

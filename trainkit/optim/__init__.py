@@ -1,9 +1,9 @@
 """What updates parameters: optimizers, schedules of their rates, and averages."""
 
 from trainkit.optim.adamw import AdamW
-from trainkit.optim.ema import Average
+from trainkit.optim.ema import ExponentialMovingAverage
 from trainkit.optim.lamb import Lamb
 from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.schedule import Schedule
 
-__all__ = ["AdamW", "Average", "Lamb", "MultiOptimizer", "Schedule"]
+__all__ = ["AdamW", "ExponentialMovingAverage", "Lamb", "MultiOptimizer", "Schedule"]

@@ -24,12 +24,12 @@ def fused_lamb(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     weight_decay: float = 0.01,
-    clip: float = 1.0,
+    max_grad_norm: float = 1.0,
     bias_correction: bool = True,
 ) -> torch.optim.Optimizer:
     """`apex.optimizers.FusedLAMB` with the arguments of `trainkit.optim.Lamb`; parameters must be on a GPU.
 
-    It clips gradients to norm `clip` itself, which changes nothing where an Engine has clipped them to that or less.
+    It clips gradients to norm `max_grad_norm` itself, which changes nothing where an Engine has clipped them already.
     It takes norms of the tensors that it is given: an Engine refuses it under fsdp, hsdp and zero1 to 3. It has no
     masks and no copies. Raises ConfigError, with what to type, where NVIDIA's apex is not installed.
     """
@@ -40,7 +40,7 @@ def fused_lamb(
         betas=tuple(betas),
         eps=eps,
         weight_decay=weight_decay,
-        max_grad_norm=clip,
+        max_grad_norm=max_grad_norm,
         bias_correction=bias_correction,
         adam_w_mode=True,
         use_nvlamb=False,

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trainkit.distributed.shard import Shard
 from trainkit.errors import ConfigError
-from trainkit.shard import Shard
 
 
-class Average:
+class ExponentialMovingAverage:
     """average = decay * average + (1 - decay) * parameter after every update.
 
     Buffers, integers and 8-bit floats are copied. `weights` and `buffers` are what this rank holds of them: the
@@ -45,7 +45,7 @@ class Average:
             self._averages[name].local.copy_(source.local)
 
     @torch.no_grad()
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Makes the averages equal to the weights and buffers as they are now."""
         for name, source in {**self._weights, **self._buffers}.items():
             self._averages[name].local.copy_(source.local)
@@ -67,4 +67,4 @@ def _can_be_averaged(tensor: Tensor) -> bool:
 def check_decay(decay: float) -> None:
     """Raises ConfigError unless 0 <= decay < 1."""
     if not 0.0 <= decay < 1.0:
-        raise ConfigError(f"ema={decay}: allowed is 0 <= ema < 1 (0.999 is usual)")
+        raise ConfigError(f"ema_decay={decay}: allowed is 0 <= ema_decay < 1 (0.999 is usual)")

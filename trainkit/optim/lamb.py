@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainkit.bits import unpack_bits
 from trainkit.errors import ConfigError
+from trainkit.ops.bits import unpack_bits
 from trainkit.ops.mode import is_fused
 from trainkit.ops.optimizer import LambTensors, lamb_apply_, lamb_moments_
 from trainkit.optim.pieces import PiecewiseOptimizer, at
@@ -21,7 +21,7 @@ _BLOCK = 2**16  # elements; on a CPU, all that one step of the formula reads sta
 class Lamb(PiecewiseOptimizer):
     """Algorithm 2 of the paper with phi(x) = x, as BERT-large was trained with it. Of a parameter w, at step t:
 
-        g = gradient * min(1, clip / norm of all gradients)
+        g = gradient * min(1, max_grad_norm / norm of all gradients)
         m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
         u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w
         w = w - lr * ratio * u,   ratio = |w| / |u|
@@ -29,8 +29,8 @@ class Lamb(PiecewiseOptimizer):
     The norms are those of whole parameters, wherever they are held. ratio is 1 in groups without weight decay, and
     where either norm is 0. A weight that is masked (`set_masks`) counts in neither norm, and stays 0.
 
-    clip: largest norm of all gradients together; None for none. An Engine takes this over: it clips, once, to the
-        smaller of its own `clip` and this one, and with its formula, clip / (norm + 1e-6).
+    max_grad_norm: largest norm of all gradients together; None for none. An Engine takes this over: it clips once, to
+        the smaller of its own `max_grad_norm` and this one, and with its formula, max_grad_norm / (norm + 1e-6).
     bias_correction: false leaves out both divisions by 1 - b^t.
     Groups may have their own lr, betas, eps, weight_decay and bias_correction. State: `step`, `exp_avg`, `exp_avg_sq`.
     Raises ConfigError for values out of range.
@@ -43,12 +43,14 @@ class Lamb(PiecewiseOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
-        clip: float | None = 1.0,
+        max_grad_norm: float | None = 1.0,
         bias_correction: bool = True,
     ) -> None:
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"optimizer.clip={clip}: allowed is a norm above 0, or null for no clipping")
-        self.clip = clip
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ConfigError(
+                f"optimizer.max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping"
+            )
+        self.max_grad_norm = max_grad_norm
         own = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**own, "bias_correction": bias_correction})
 
@@ -108,10 +110,10 @@ class Lamb(PiecewiseOptimizer):
 
     def _clip_factor(self, gradients: Sequence[Tensor]) -> Tensor | None:
         # Whoever sets pieces clips: one rank's gradients are not all of them then.
-        if self.clip is None or self._pieces is not None or not gradients:
+        if self.max_grad_norm is None or self._pieces is not None or not gradients:
             return None
         norm = _sum_of_squares(torch._foreach_norm(list(gradients)), gradients[0].device).sqrt()
-        return (self.clip / norm).clamp(max=1.0).to(gradients[0].dtype)
+        return (self.max_grad_norm / norm).clamp(max=1.0).to(gradients[0].dtype)
 
     def _summed(self, squares: Tensor, parts: Sequence["_Part"]) -> Tensor:
         """Squared norms of whole parameters, [number of parts, 2], of those of this rank's parts."""

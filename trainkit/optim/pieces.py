@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from trainkit.bits import pack_bits, unpack_bits
+from trainkit.distributed.shard import Shard, is_dtensor
 from trainkit.errors import ConfigError, UsageError
-from trainkit.shard import Shard, is_dtensor
+from trainkit.ops.bits import pack_bits, unpack_bits
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
-from trainkit.memory import Memory
+from trainkit.distributed.cluster import Cluster
+from trainkit.engine.backend import Backend
+from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 

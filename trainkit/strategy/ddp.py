@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
-from trainkit.backend import Backend, num_bytes
-from trainkit.comm.choice import Choice
-from trainkit.comm.cluster import Cluster
-from trainkit.comm.feedback import Feedback
-from trainkit.comm.hook import Hook
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.shard import share_from_first
+from trainkit.engine.backend import Backend, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.choice import Choice
 from trainkit.precision import Precision
-from trainkit.shard import share_from_first
+from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.hook import Hook
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy
 
 _arguments = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -33,7 +33,7 @@ _NO_BUFFER_SYNC: dict[str, Any] = {
 class DDP(Strategy):
     """The module on every process, gradients all-reduced in buckets while the backward pass runs.
 
-    bucket_mb: size of a bucket; null: torch's own, whose first one is small so that reducing begins early.
+    bucket_cap_mb: size of a bucket; null: torch's own, whose first one is small so that reducing begins early.
     find_unused_parameters: for modules of which a forward does not use every parameter. Always on under
         `deterministic`, because without it the first step after a start reduces in another order than later ones;
         torch then warns once that it found none unused, which is as it should be.
@@ -42,11 +42,11 @@ class DDP(Strategy):
     """
 
     name: ClassVar[str] = "ddp"
-    bucket_mb: float | None = None
+    bucket_cap_mb: float | None = None
     find_unused_parameters: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_mb=self.bucket_mb)
+        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_cap_mb=self.bucket_cap_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         """Any number of processes will do; with one there is nothing to reduce."""
@@ -67,7 +67,7 @@ class DDP(Strategy):
             module,
             source.make(),
             cluster,
-            bucket_mb=self.bucket_mb,
+            bucket_cap_mb=self.bucket_cap_mb,
             find_unused_parameters=self.find_unused_parameters or deterministic,
         )
 
@@ -82,7 +82,7 @@ class _DDPBackend(Backend):
         optimizer: torch.optim.Optimizer,
         cluster: Cluster,
         *,
-        bucket_mb: float | None,
+        bucket_cap_mb: float | None,
         find_unused_parameters: bool,
     ) -> None:
         super().__init__(module, optimizer)
@@ -91,13 +91,13 @@ class _DDPBackend(Backend):
         self._choice: Choice | None = None
         self._hook: Hook | None = None
         self._is_chosen = False
-        self._bucket_bytes = int((bucket_mb or _BUCKET_MB) * 2**20)
+        self._bucket_bytes = int((bucket_cap_mb or _BUCKET_MB) * 2**20)
         # By bytes: DDP's own way to do it cannot send every dtype over gloo.
         share_from_first([*module.parameters(), *module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
             module,
             init_sync=False,
-            bucket_cap_mb=bucket_mb,
+            bucket_cap_mb=bucket_cap_mb,
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,
             # Broadcasting buffers in a second forward before the backward would modify what the first one saved.

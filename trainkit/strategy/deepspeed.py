@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainkit.backend import Backend, num_bytes
+from trainkit.distributed.shard import Shard
+from trainkit.engine.backend import Backend, num_bytes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
 from trainkit.optim.source import arguments_of
-from trainkit.shard import Shard
 from trainkit.strategy.zero_use import Used
 
 
@@ -92,13 +92,13 @@ class ZeroBackend(Backend):
         self.slices.let_go()
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, max_grad_norm: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         factor = float(factor)  # waits for the device, as DeepSpeed's own check does in any case
         zero = self.engine.optimizer
         # Where no rank had an item the gradients are zero, and any scale will do.
         zero.override_loss_scale(1.0 / factor if factor > 0 else 1.0)
-        zero.clip_grad = clip if clip is not None else 0.0
+        zero.clip_grad = max_grad_norm if max_grad_norm is not None else 0.0
         if not self.gradient_bytes:
             self.gradient_bytes = self.slices.gradient_bytes()
         # DeepSpeed looks at the gradients, and leaves a step out where one is not finite; called between the two.

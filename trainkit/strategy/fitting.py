@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from trainkit.distributed.shard import STORABLE
 from trainkit.errors import ConfigError
 from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.pieces import PiecewiseOptimizer
 from trainkit.optim.source import OptimizerSource, arguments_of
-from trainkit.shard import STORABLE
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

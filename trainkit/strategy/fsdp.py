@@ -14,13 +14,13 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.shard import Shard, share_from_first
+from trainkit.engine.backend import Backend
 from trainkit.errors import ConfigError, UsageError
-from trainkit.memory import Memory
+from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
-from trainkit.shard import Shard, share_from_first
 from trainkit.strategy.base import Strategy, float32_memory
 from trainkit.strategy.fitting import require_elementwise, require_shardable
 from trainkit.strategy.fsdp_use import Use
@@ -204,13 +204,13 @@ class _FSDPBackend(Backend):
         return torch.cat((squared[None], self._use.counts(squared.device)))
 
     def update(
-        self, factor: Tensor | float, clip: float | None, *, sums: Tensor | None, gate: Tensor | None
+        self, factor: Tensor | float, max_grad_norm: float | None, *, sums: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, bool]:
         assert sums is not None
         for name in self._use.end(sums[1:]):
             # What no rank has used has no gradient, rather than one of zero, which an optimizer would act on.
             self.parameters[name].grad = None
-        result = super().update(factor, clip, sums=sums, gate=gate)
+        result = super().update(factor, max_grad_norm, sums=sums, gate=gate)
         # A forward pass that no backward followed left gathered parameters behind, which are old now.
         self.refresh()
         return result

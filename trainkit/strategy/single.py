@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
+from trainkit.engine.backend import Backend
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision

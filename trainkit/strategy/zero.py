@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from trainkit.backend import Backend
-from trainkit.comm.cluster import Cluster
+from trainkit.distributed.cluster import Cluster
+from trainkit.engine.backend import Backend
 from trainkit.errors import ConfigError, UsageError, require_at_least
-from trainkit.memory import Memory
+from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy, float32_memory
@@ -25,7 +25,7 @@ class Zero1(Strategy):
     Every micro-batch must have a sample on every rank, and its loss must depend on every parameter that is trained.
 
     offload_optimizer: the optimizer's state and step are on the CPU.
-    bucket_mb: size of a message of gradients or parameters.
+    bucket_cap_mb: size of a message of gradients or parameters.
     config: further keys of DeepSpeed's own configuration, as they are; one that is set here already is an error.
     """
 
@@ -33,11 +33,11 @@ class Zero1(Strategy):
     needs_group: ClassVar[bool] = True
     stage: ClassVar[int] = 1
     offload_optimizer: bool = False
-    bucket_mb: float = 25.0
+    bucket_cap_mb: float = 25.0
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_mb=self.bucket_mb)
+        require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_cap_mb=self.bucket_cap_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if importlib.util.find_spec("deepspeed") is None:
@@ -100,7 +100,7 @@ class Zero1(Strategy):
         return merge(self._own_config(), self.config, "strategy.config")
 
     def _own_config(self) -> dict[str, Any]:
-        num_elements = int(self.bucket_mb * 2**20 / 4)
+        num_elements = int(self.bucket_cap_mb * 2**20 / 4)
         zero: dict[str, Any] = {
             "stage": self.stage,
             "reduce_bucket_size": num_elements,
@@ -172,6 +172,6 @@ def merge(own: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[s
         else:
             raise ConfigError(
                 f"{path}.{key}={value!r}: trainkit sets it already, to {merged[key]!r}; leave this key out, and use "
-                f"the strategy's own arguments, recipe.clip and recipe.accumulation"
+                f"the strategy's own arguments, recipe.max_grad_norm and recipe.grad_accumulation_steps"
             )
     return merged

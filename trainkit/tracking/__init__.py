@@ -7,6 +7,7 @@ from trainkit.tracking.jsonl import Jsonl
 from trainkit.tracking.means import Last, Means
 from trainkit.tracking.media import Media
 from trainkit.tracking.pictures import picture
+from trainkit.tracking.run_log import RunLog
 from trainkit.tracking.standard import trackers
 from trainkit.tracking.tensorboard import TensorBoard
 from trainkit.tracking.throughput import Throughput
@@ -21,6 +22,7 @@ __all__ = [
     "Means",
     "Media",
     "Run",
+    "RunLog",
     "Status",
     "TensorBoard",
     "Throughput",

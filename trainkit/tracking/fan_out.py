@@ -67,19 +67,19 @@ class Trackers(Tracker):
     def message(self, text: str) -> None:
         self._tell(lambda tracker: tracker.message(text))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         for name, listener in list(self._trackers.items()):
             own: dict[str, Any] = {}
 
             def ask(tracker: Tracker, own: dict[str, Any] = own) -> None:
-                own.update(tracker.state())
+                own.update(tracker.state_dict())
 
             self._guarded(listener, ask)
             if own:
                 self._states[name] = own
         return dict(self._states)  # one that failed keeps its last state: the next process may be luckier
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._states = dict(state)
         for name in self.names:
             if name in state:
@@ -108,7 +108,7 @@ class Trackers(Tracker):
 
 
 def _load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
-    tracker.load_state(state)
+    tracker.load_state_dict(state)
 
 
 class _Listener:

@@ -69,12 +69,12 @@ class Tracker:
     def message(self, text: str) -> None:
         """One line about the run itself: a checkpoint saved, a network grown."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed process must know (JSON-able); goes into checkpoints."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """The `state()` of the process that wrote the checkpoint; comes before `start`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The `state_dict()` of the process that wrote the checkpoint; comes before `start`."""
 
     def finish(self, status: Status) -> None:
         """Write what is outstanding. Nothing is told after it."""

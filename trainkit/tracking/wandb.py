@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from trainkit.command import as_typed
 from trainkit.errors import ConfigError
+from trainkit.tracking.command import as_typed
 from trainkit.tracking.tracker import Run, Status, Tracker
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
 
@@ -65,14 +65,14 @@ class WandB(Tracker):
         self._num_restarts = 0
         self._saved_rows: list[Mapping[str, Any]] = []
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         if self._id is None:
             return {}
         self._drop_held()
         rows = [*self._unheld, (self._row_step, self._row)] if self._row else self._unheld
         return {"id": self._id, "rows": [as_json(step, row, self._folder / PICTURES) for step, row in rows]}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._id, self._saved_rows = state["id"], list(state.get("rows", []))
 
     def start(self, run: Run) -> None:

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.command import as_typed
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
-from trainkit.engine import Engine
+from trainkit.engine.engine import Engine
 from trainkit.errors import UntrustedError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
+from trainkit.tracking.command import as_typed
 from trainkit.tracking.console import number
-from trainkit.trust import require_ours
+from trainkit.training.trust import require_ours
 
 
 def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
@@ -24,19 +24,19 @@ def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[
 
 def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
     for name, engine in recipe.engines().items():
-        runtime.remark(f"{name}: on each rank, counted after a step: {engine.held()}")
+        runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.held()}")
 
 
 def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
-    ranks = runtime.world_size
+    ranks = runtime.ranks.world_size
     yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
     yield f"{name}: on each rank, predicted: {runtime.predict(engine)}"
     if first is not None:
-        samples = -(-first.size // (ranks * engine.accumulation))
-        is_even = first.size == ranks * samples * engine.accumulation
+        samples = -(-first.size // (ranks * engine.grad_accumulation_steps))
+        is_even = first.size == ranks * samples * engine.grad_accumulation_steps
         yield (
             f"{name}: global batch {first.size} = {ranks} ranks x {'' if is_even else 'up to '}{samples} samples "
-            f"x {engine.accumulation} micro-batches"
+            f"x {engine.grad_accumulation_steps} micro-batches"
         )
 
 
@@ -70,7 +70,7 @@ def of_end(
 
     config: as checkpoints hold it.  reason: why it ended before it had to.  kept: the checkpoint to use, as a sentence.
     """
-    if not runtime.is_main:
+    if not runtime.ranks.is_main:
         return
     run_dir = runtime.run_dir
     measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import require_above_zero
-from trainkit.ranks import Ranks
 
 _AGREES_EVERY = 16  # steps; and after 2, 4 and 8
 
@@ -65,7 +65,7 @@ class Budget:
         if self._num_steps == 1:  # its own time does not count: it may have compiled something
             self._marks.append((position, self.spent_s))
         elif self._num_steps % _AGREES_EVERY == 0 or self._num_steps in (2, 4, 8):
-            self.factor = ranks.broadcast(self._shortfall(position, num_samples))
+            self.factor = ranks.broadcast_object(self._shortfall(position, num_samples))
         return self.factor
 
     def _shortfall(self, position: int, num_samples: int) -> float:
@@ -79,11 +79,11 @@ class Budget:
         speed = (position - first) / (now_s - first_s)
         return max(1.0, num_samples / (position + max(0.0, self.limit_s - now_s) * speed))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         limit_s = self.limit_s if self.is_limited else None
         return {"spent_s": self.spent_s, "limit_s": limit_s, "factor": self.factor}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """That of the checkpoint from which this process goes on. One that goes back to a checkpoint later has spent
         the time all the same."""
         if self._began_at is None:

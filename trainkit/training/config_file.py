@@ -16,9 +16,9 @@ def write_config(runtime: Runtime, config: Mapping[str, Any], step: int) -> None
     Raises CheckpointError. Collective: every rank calls.
     """
     error = None
-    if runtime.is_main and runtime.run_dir is not None:
+    if runtime.ranks.is_main and runtime.run_dir is not None:
         error = _written(runtime.run_dir, config, step)
-    runtime.raise_first(error)
+    runtime.ranks.raise_first(error)
 
 
 def _written(run_dir: Path, config: Mapping[str, Any], step: int) -> CheckpointError | None:

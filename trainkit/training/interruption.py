@@ -23,7 +23,7 @@ def said_of(number: int, runtime: Runtime, step: int, config: Mapping[str, Any],
 def leave_word(runtime: Runtime, number: int | None, step: int) -> None:
     """The file REQUEUE in the run directory: there after a signal `number`, and at no other time."""
     run_dir = runtime.run_dir
-    if not runtime.is_main or run_dir is None:
+    if not runtime.ranks.is_main or run_dir is None:
         return
     if number is None:
         (run_dir / REQUEUE_FILE).unlink(missing_ok=True)

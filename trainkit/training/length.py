@@ -57,17 +57,17 @@ class Length:
             )
         self.patience.see(step, value)
 
-    def state(self) -> dict[str, Any]:
-        return {"budget": self.budget.state(), "patience": self.patience.state()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"budget": self.budget.state_dict(), "patience": self.patience.state_dict()}
 
-    def load_state(self, state: Mapping[str, Any], *, same_held_out: bool) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, same_held_out: bool) -> None:
         """same_held_out: whether the evaluations of the checkpoint can be compared with those to come."""
         if same_held_out:
-            self.patience.load_state(state.get("patience", {}))
+            self.patience.load_state_dict(state.get("patience", {}))
         self.load_budget(state.get("budget", {}))
 
     def load_budget(self, state: Mapping[str, Any]) -> None:
-        self.budget.load_state(state)
+        self.budget.load_state_dict(state)
         self.time_is_up = self.time_is_up or self.budget.was_spent
 
 

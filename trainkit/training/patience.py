@@ -32,11 +32,11 @@ class Patience:
         else:
             self._num_since += 1
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         best = self._best if math.isfinite(self._best) else None
         return {"best": best, "best_step": self.best_step, "num_since": self._num_since}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         best = state.get("best")
         self._best = math.inf if best is None else best
         self.best_step, self._num_since = state.get("best_step", 0), state.get("num_since", 0)

@@ -13,7 +13,7 @@ RESULT_FILE = "result.json"
 
 def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
     """result: the `step`, `metrics`, `reason` in words, and the `budget` with which it ended."""
-    if not runtime.is_main or runtime.run_dir is None:
+    if not runtime.ranks.is_main or runtime.run_dir is None:
         return
     try:
         checkpoint.write_text(runtime.run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
@@ -24,13 +24,13 @@ def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
 def read(runtime: Runtime, step: int) -> dict[str, Any] | None:
     """What `write` was given, if that was after `step`. Collective: every rank calls."""
     found = None
-    if runtime.is_main and runtime.run_dir is not None:
+    if runtime.ranks.is_main and runtime.run_dir is not None:
         with suppress(OSError, ValueError):
             found = json.loads((runtime.run_dir / RESULT_FILE).read_text())
-    found = runtime.broadcast(found)
+    found = runtime.ranks.broadcast_object(found)
     return found if isinstance(found, dict) and found.get("step") == step else None
 
 
 def forget(runtime: Runtime) -> None:
-    if runtime.is_main and runtime.run_dir is not None:
+    if runtime.ranks.is_main and runtime.run_dir is not None:
         (runtime.run_dir / RESULT_FILE).unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainkit import checkpoint
-from trainkit.comm.agent import is_restart
 from trainkit.config import flat
+from trainkit.distributed.agent import is_restart
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -16,7 +16,9 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
     """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
     own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
     # Rank 0 looks, so that all see the same.
-    has_own, again = runtime.broadcast((own is not None and bool(checkpoint.step_directories(own)), is_restart()))
+    has_own, again = runtime.ranks.broadcast_object(
+        (own is not None and bool(checkpoint.step_directories(own)), is_restart())
+    )
     if has_own and again:
         return own  # what this job itself has made comes before what it was told to begin with
     if resume == "never":
@@ -41,7 +43,7 @@ def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -
         raise CheckpointError(f"{another}: its engines are {', '.join(theirs)}, not {', '.join(own)}; {advice}")
     state = manifest["values"]["recipe"]
     try:
-        recipe.load_state(state)
+        recipe.load_state_dict(state)
     except KeyError as error:
         raise CheckpointError(f"{another}: its state has {', '.join(state)}, not {error}; {advice}") from error
 

@@ -1,0 +1,216 @@
+"""DataStream: this rank's share of the data, and the random numbers that go with it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit import random as keyed
+from trainkit.data.batch import Batch
+from trainkit.data.clock import Clock
+from trainkit.data.columns import num_samples_of
+from trainkit.data.dataloader import Parts, parts_of
+from trainkit.data.fingerprint import fingerprint
+from trainkit.data.generators import seed_everything
+from trainkit.data.iterable import Reading, is_iterable_only
+from trainkit.data.loader import AnyOrder, Collate, Fetcher, stream
+from trainkit.data.order import Order, WeightedOrder
+from trainkit.data.sampler import SamplerOrder
+from trainkit.distributed.ranks import Ranks
+from trainkit.errors import ConfigError, require_at_least
+
+Wrap = Callable[[Iterator[Batch], bool], Iterator[Batch]]
+
+_KEYS_AHEAD = 64
+"""Keys that are worked out at a time: one by one, between the calls of a step, each takes several times as long."""
+
+
+class DataStream:
+    """What a rank gets of the data: every sample and every draw is a function of the seed and the position alone."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        num_workers: int,
+        wrap: Wrap = lambda batches, is_training: batches,
+    ) -> None:
+        """
+        Args:
+            ranks: the processes that share the data.
+            device: where batches are put.
+            seed: of the order of the data, and of all that is random.
+            dtype: of floating-point data.
+            num_workers: processes that fetch data ahead.
+            wrap: called with an iterator of batches, and whether they are for training; what it returns is iterated.
+        """
+        self.clock = Clock(seed)
+        self.num_samples: int | None = None
+        """The position at which the batches that were asked for last end."""
+        self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
+        self._num_workers, self._wrap = num_workers, wrap
+        self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch
+
+    def batches(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        start: int = 0,
+        num_steps: int | None = None,
+        num_workers: int | None = None,
+        collate: Collate | None = None,
+        weights: Any = None,
+        order: Any = None,
+    ) -> Iterator[Batch]:
+        """See `Runtime.batches`."""
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, start=start, num_steps=num_steps, num_workers=num_workers)
+        if batch_size < self._ranks.world_size:
+            raise ConfigError(
+                f"batch_size={batch_size} is the global batch, and {self._ranks.world_size} ranks need a sample each: "
+                f"give batch_size={self._ranks.world_size} or more, or start fewer processes"
+            )
+        start = int(start)
+        parts = parts_of(source, collate=collate, order=order, num_workers=num_workers)
+        fetcher = self._training_fetcher(parts, batch_size, weights, start, num_steps)
+        reads, several = isinstance(fetcher, Reading), self._ranks.world_size > 1
+        self._ranks.require_same(
+            {
+                "batch_size": batch_size,
+                "start": start,
+                "num_steps": num_steps,
+                "len(data)": None if reads else num_samples_of(parts.dataset),
+                "fingerprint of the data": fingerprint(parts.dataset) if several else None,
+                "fingerprint of weights": fingerprint(weights) if several else None,
+                **_looked_at(fetcher, start),
+            }
+        )
+        end = start + num_steps * batch_size if num_steps is not None else None
+        self.num_samples = end
+        positions = range(start, end if end is not None else 1 << 62, batch_size)
+        self.clock.position = start
+        return self._arrivals(self._stream(fetcher, positions, parts.num_workers))
+
+    def evaluation_batches(
+        self, source: Any, *, batch_size: int, num_workers: int | None = None, collate: Collate | None = None
+    ) -> Iterator[Batch]:
+        """See `Runtime.evaluation_batches`."""
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, num_workers=num_workers)
+        parts = parts_of(source, collate=collate, num_workers=num_workers)
+        parts.require_all_in_order()
+        if is_iterable_only(parts.dataset):
+            reading = self._reading(parts, batch_size, repeat=False)
+            return self._wrap(self._stream(reading, range(0), parts.num_workers), False)
+        num_samples = num_samples_of(parts.dataset)
+        fetcher = self._fetcher(parts, Order(num_samples, self._seed, shuffle=False), batch_size)
+        batches = self._stream(fetcher, range(0, num_samples, batch_size), parts.num_workers)
+        return self._wrap(batches, False)
+
+    def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Uniform in [0, 1), [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self._seed, "rand", name)
+        return keyed.rand(key, batch.positions.to(self._device), shape, self._dtype)
+
+    def randn(self, batch: Batch, *shape: int, name: str) -> Tensor:
+        """Standard normal, [len(batch), *shape]: a function of (seed, name, positions of the samples)."""
+        key = keyed.key_of(self._seed, "randn", name)
+        return keyed.randn(key, batch.positions.to(self._device), shape, self._dtype)
+
+    def _training_fetcher(
+        self, parts: Parts, batch_size: int, weights: Any, start: int, num_steps: int | None
+    ) -> Fetcher | Reading:
+        if weights is not None and parts.order is not None:
+            raise ConfigError("weights and order (or a DataLoader's sampler) are given: each decides it all; give one")
+        if is_iterable_only(parts.dataset):
+            if weights is not None or parts.order is not None:
+                name = type(parts.dataset).__name__
+                raise ConfigError(f"weights and order need a data set with samples to index, and {name} has none")
+            return self._reading(parts, batch_size, start=start, num_steps=num_steps)
+        num_samples = num_samples_of(parts.dataset)
+        order: AnyOrder = Order(num_samples, self._seed)
+        if weights is not None:
+            order = WeightedOrder(weights, num_samples, self._seed)
+        elif parts.order is not None:
+            order = SamplerOrder(parts.order, num_samples, self._seed, batch_size=batch_size, start=start)
+        return self._fetcher(parts, order, batch_size)
+
+    def _fetcher(self, parts: Parts, order: AnyOrder, batch_size: int) -> Fetcher:
+        return Fetcher(
+            parts.dataset,
+            order,
+            batch_size=batch_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            collate=parts.collate,
+        )
+
+    def _reading(self, parts: Parts, batch_size: int, **bounds: Any) -> Reading:
+        return Reading(
+            parts.dataset,
+            seed=self._seed,
+            batch_size=batch_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            collate=parts.collate,
+            **bounds,
+        )
+
+    def _stream(self, fetcher: Fetcher | Reading, positions: range, num_workers: int | None) -> Iterator[Batch]:
+        workers = self._num_workers if num_workers is None else num_workers
+        return stream(fetcher, positions, num_workers=workers, device=self._device, dtype=self._dtype)
+
+    def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in self._wrap(batches, True):
+            self.visit(batch)
+            yield batch
+
+    def visit(self, batch: Batch) -> None:
+        """The next calls are about `batch`, as they are once `batches` has given it."""
+        # Layers that draw from the global generators repeat their draws after a resume.
+        if batch.position not in self._keys:
+            positions = range(batch.position, batch.position + _KEYS_AHEAD * batch.size, batch.size)
+            self._keys = {position: self._global_key(position, self._ranks.rank) for position in positions}
+        self._seed_generators(self._keys[batch.position])
+        self.clock.arrive(batch)
+
+    def skip(self) -> None:
+        """Counts the batch that has come as done, without a step."""
+        self.clock.stepped()
+
+    def stretch_schedules(self, factor: float) -> None:
+        """From the next step on, schedules of learning rates see positions times `factor`, the same on every rank.
+
+        For a run that will end early: with `planned / expected` samples as the factor they still come to their ends.
+        """
+        self.clock.stretch = factor
+
+    def seed_at_start(self) -> None:
+        """Seeds the global generators as every rank's are seeded before modules are made."""
+        self._seed_generators(self._global_key("start"))
+
+    def _global_key(self, *where: int | str) -> int:
+        return keyed.key_of(self._seed, "global", *where)
+
+    def _seed_generators(self, key: int) -> None:
+        seed_everything(key)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(key)
+
+
+def _looked_at(fetcher: Fetcher | Reading, start: int) -> dict[str, str]:
+    """What only a look at the data or their order shows: ranks that split them by themselves."""
+    if isinstance(fetcher, Reading):
+        return {"fingerprint of the first sample of iterable data, of which every rank must read all": fetcher.first()}
+    if isinstance(fetcher.order, SamplerOrder):
+        return {
+            "fingerprint of order, of which every rank must give all": fingerprint(
+                fetcher.order.epoch(start // fetcher.order.length)
+            )
+        }
+    return {}

@@ -1,0 +1,151 @@
+"""The processes of a job, as the launcher's environment variables tell them."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from trainkit.distributed import agent
+from trainkit.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where this process stands among the `world_size` processes of its job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Cluster":
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; none of them: one process.
+
+        Raises ClusterError where only some are set or they contradict each other.
+        """
+        environment = os.environ if environment is None else environment
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        given = {name: environment[name] for name in names if name in environment}
+        if "RANK" not in given and "WORLD_SIZE" not in given:
+            return cls()
+        try:
+            rank, world_size = int(given["RANK"]), int(given["WORLD_SIZE"])
+            local_rank = int(given.get("LOCAL_RANK", 0))
+            local_world_size = int(given.get("LOCAL_WORLD_SIZE", 1))
+        except (KeyError, ValueError) as error:
+            raise ClusterError(
+                f"RANK and WORLD_SIZE must both be set to numbers; the environment has {given}. Start with "
+                f"`torchrun --nproc-per-node=N launch/train.py ...`, or unset them to run one process"
+            ) from error
+        if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
+            raise ClusterError(f"these process variables contradict each other: {given}; start with torchrun")
+        return cls(rank, world_size, local_rank, local_world_size)
+
+    @property
+    def is_one_host(self) -> bool:
+        return self.local_world_size == self.world_size
+
+
+def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool:
+    """Makes the default process group unless there is one; True when it was made here. Collective.
+
+    alone: one process makes a group too.
+    """
+    if dist.is_initialized():
+        if dist.get_world_size() != cluster.world_size or dist.get_rank() != cluster.rank:
+            raise ClusterError(
+                f"the process group has rank {dist.get_rank()} of {dist.get_world_size()}, "
+                f"the environment says {cluster.rank} of {cluster.world_size}"
+            )
+        return False
+    if cluster.world_size == 1:
+        if alone:
+            dist.init_process_group(_backends(device), store=dist.HashStore(), rank=0, world_size=1)
+        return alone
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ClusterError(f"{' and '.join(missing)} not set: start the job with torchrun, which sets them")
+    if cluster.is_one_host and os.uname().sysname == "Linux":
+        # gloo looks the host's own name up otherwise, which fails or is slow on many machines.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        device_id = device if device.type == "cuda" else None
+        store = agent.meeting(cluster.rank, cluster.world_size)
+        if store is None:
+            dist.init_process_group(_backends(device), device_id=device_id)
+        else:
+            dist.init_process_group(
+                _backends(device), store=store, rank=cluster.rank, world_size=cluster.world_size, device_id=device_id
+            )
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"rank {cluster.rank} on {socket.gethostname()} could not join {cluster.world_size} processes at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {_why(str(error), device)}"
+        ) from error
+    return True
+
+
+def _why(told: str, device: torch.device) -> str:
+    """What torch or NCCL has said, in one sentence, and what to do about it."""
+    if "duplicate gpu" in told.lower():
+        return (
+            f"it and another rank share one GPU, {device}, which NCCL refuses. Start all processes of a machine by one "
+            f"torchrun --nproc-per-node=gpu, or show every torchrun GPUs of its own by CUDA_VISIBLE_DEVICES"
+        )
+    # The first line of an error of NCCL is where in torch it was met.
+    reason = told.partition("Last error:")[2].strip() or told
+    return (
+        f"{reason.splitlines()[0] if reason else 'no reason was given'}. "
+        f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
+    )
+
+
+def _backends(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def current_cluster() -> Cluster:
+    """The process group's word where there is one (it may have been made by hand), else the environment's.
+
+    Raises ClusterError where another launcher has started several processes and nothing tells them of one another.
+    """
+    cluster = Cluster.from_environment()
+    if not dist.is_initialized():
+        _require_no_other_launcher(os.environ)
+    elif cluster.world_size != dist.get_world_size():
+        return _of_the_group()
+    return cluster
+
+
+def _of_the_group() -> Cluster:
+    """Ranks of one host are counted in their order: a group tells nothing about hosts."""
+    store = dist.PrefixStore("trainkit/hosts", dist.distributed_c10d._get_default_store())
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store.set(str(rank), socket.gethostname())
+    hosts = [store.get(str(other)) for other in range(size)]
+    return Cluster(rank, size, hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
+
+
+_LAUNCHERS = {  # what starts a process -> variables for how many there are and which this is
+    "Slurm's srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI's mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "MPI's mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+
+
+def _require_no_other_launcher(environment: Mapping[str, str]) -> None:
+    """Otherwise each of its processes would train alone, on all the data, and say nothing."""
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        return
+    for launcher, (size, number) in _LAUNCHERS.items():
+        if (num_processes := environment.get(size, "1")) not in ("", "0", "1"):
+            raise ClusterError(
+                f"{launcher} has started {num_processes} processes ({size}; this is {number}="
+                f"{environment.get(number)}), and RANK and WORLD_SIZE are not set: each would train alone. Let it "
+                f"start one torchrun a node, as launch/slurm.sbatch does (srun --ntasks-per-node=1 torchrun ...); if "
+                f"each is to train alone, set RANK=0 and WORLD_SIZE=1"
+            )

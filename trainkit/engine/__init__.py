@@ -1,0 +1,1 @@
+"""One module and the optimizer that updates it."""

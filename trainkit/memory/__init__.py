@@ -1,0 +1,1 @@
+"""What a rank holds in memory, and how much fits."""

@@ -1,0 +1,112 @@
+"""Probe: finds in how few micro-batches a rank's share of a batch fits into memory, without a rank left waiting."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainkit.errors import ConfigError, PeerError
+
+_FINE, _DOES_NOT_FIT, _FAILED = range(3)
+
+
+def fewest_that_fit(
+    attempt: Callable[[int], None],
+    *,
+    largest: Callable[[], int],
+    group: dist.ProcessGroup | None,
+    report: Callable[[str], None] = lambda text: None,
+) -> int:
+    """The smallest n of 1 .. `largest()` for which `attempt(n)` does not run out of memory on any rank.
+
+    By doubling, then by halving what is between. What `attempt` made must be garbage when it returns or raises; an n
+    that it refuses with a ConfigError counts as too few.
+    group: a gloo group of all ranks; None for one process. Raises ConfigError when none fits.
+    Collective: every rank calls.
+    """
+    enough, too_few = 1, 0
+    while not _fits(attempt, enough, group, report):
+        too_few = enough
+        if too_few >= largest():
+            raise ConfigError(
+                f"grad_accumulation_steps=auto: a rank's share does not fit into memory in {too_few} micro-batches, "
+                f"and there can be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or a smaller "
+                f"model"
+            )
+        enough = min(2 * enough, largest())
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if _fits(attempt, middle, group, report):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's on any device: on the CPU it has no class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _fits(
+    attempt: Callable[[int], None], num: int, group: dist.ProcessGroup | None, report: Callable[[str], None]
+) -> bool:
+    meetings = _Meetings(group)
+    outcome = _FINE
+    try:
+        with meetings:
+            attempt(num)
+        meetings.tell(_FINE)
+    except BaseException as error:
+        if meetings.of_a_peer == _FINE:
+            refused = num > 1 and isinstance(error, ConfigError)
+            outcome = _DOES_NOT_FIT if refused or is_out_of_memory(error) else _FAILED
+            meetings.tell(outcome)
+            if outcome == _FAILED:
+                raise
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if meetings.of_a_peer == _FAILED:
+        raise PeerError("grad_accumulation_steps=auto: another rank failed while it was tried out")
+    is_enough = max(outcome, meetings.of_a_peer) == _FINE
+    report(
+        f"grad_accumulation_steps=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory"
+    )
+    return is_enough
+
+
+class _PeerError(Exception):
+    """Another rank is in trouble and will not take part in the collective that was to come."""
+
+
+class _Meetings(TorchDispatchMode):
+    """Before each collective within, the ranks tell one another how they are.
+
+    A rank that has run out of memory thus meets the others where they would wait for it for ever.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.group = group
+        self.of_a_peer = _FINE
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.tell(_FINE)
+        return func(*args, **(kwargs or {}))
+
+    def tell(self, mine: int) -> None:
+        """One meeting. Raises when this rank is fine and another is not."""
+        if self.group is None or self.of_a_peer != _FINE:
+            return
+        worst = torch.tensor(mine)
+        dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.group)
+        if mine == _FINE and int(worst) != _FINE:
+            self.of_a_peer = int(worst)
+            raise _PeerError

@@ -1,0 +1,1 @@
+"""What is done to a user's module before it trains."""

@@ -1,0 +1,321 @@
+"""Advice: what in a topology slows a job down, and what to type about each."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
+
+Severity = Literal["error", "warning", "hint"]
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
+_NARROW = 0.6
+"""Fewer lanes or an older generation halve what a slot carries; protocols take up to a third of the printed figure."""
+_MUCH_SLOWER = 4.0
+"""Times by which the ways inside a host may be faster than its way out before it is worth a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One thing that is not as it should be.
+
+    severity: `error`: the job will fail or hang; `warning`: it is slower than its machine; `hint`: it may be.
+    subject: which host, device or link. problem: what is wrong, and what it costs. remedy: what to type or to change.
+    """
+
+    severity: Severity
+    subject: str
+    problem: str
+    remedy: str
+
+
+def advise(topology: Topology) -> list[Advice]:
+    """All that is worth saying about `topology`, the worst first; hosts that are alike are spoken of once. Pure."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for advice in _of_job(topology):
+        found.setdefault((advice.severity, advice.subject, advice.problem, advice.remedy), [])
+    for number, host in enumerate(topology.hosts):
+        mine = {place.device for place in topology.places if place.host == number}
+        several = len(topology.hosts) > 1
+        for advice in _of_host(host, mine, several):
+            key = (advice.severity, advice.subject, advice.problem, advice.remedy)
+            found.setdefault(key, []).append(host.name)
+    every = [
+        Advice(severity=severity, subject=_subject(subject, hosts, topology), problem=problem, remedy=remedy)  # type: ignore[arg-type]
+        for (severity, subject, problem, remedy), hosts in found.items()
+    ]
+    return sorted(every, key=lambda advice: _SEVERITIES.index(advice.severity))
+
+
+def _subject(subject: str, hosts: Sequence[str], topology: Topology) -> str:
+    if not hosts or len(topology.hosts) == 1:
+        return subject
+    where = "every host" if len(hosts) == len(topology.hosts) else ", ".join(hosts[:3])
+    where += f" and {len(hosts) - 3} more" if where != "every host" and len(hosts) > 3 else ""
+    return f"{where}: {subject}"
+
+
+# -- the job ---------------------------------------------------------------------------------------------------------
+
+
+def _of_job(topology: Topology) -> Iterator[Advice]:
+    of_hosts = [place.host for place in topology.places]
+    turns = sum(a != b for a, b in zip(of_hosts, [*of_hosts[1:], of_hosts[0]], strict=True))
+    num_hosts = len(set(of_hosts))
+    if num_hosts > 1 and turns > num_hosts:
+        yield Advice(
+            severity="warning",
+            subject="order of ranks",
+            problem=f"a ring over the ranks in their order leaves a host {turns} times; {num_hosts} would do, and "
+            f"each crossing takes its share of the network",
+            remedy="start ranks host after host: torchrun does, and mpirun --map-by slot, srun --distribution=block; "
+            "or set comm=auto, which orders the ring itself",
+        )
+    taken = Counter((place.host, place.device) for place in topology.places)
+    for (host, device), ranks in taken.items():
+        if ranks > 1 and topology.hosts[host].devices[0].kind == "cuda":
+            yield Advice(
+                severity="error",
+                subject=f"{topology.hosts[host].name}: {device}",
+                problem=f"{ranks} ranks share this GPU, and NCCL refuses that, for MIG slices of one GPU too",
+                remedy="start one process a GPU: --nproc-per-node at most the number of GPUs. For MIG slices start "
+                "independent runs, or use strategy=single",
+            )
+
+
+# -- a host ------------------------------------------------------------------------------------------------------------
+
+
+def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
+    gpus = [device for device in host.devices if device.kind == "cuda" and device.id in mine]
+    yield from _unread(host)
+    if gpus:
+        yield from _flat_guest(host, gpus)
+        yield from _peer_access(host, gpus)
+        yield from _narrow_links(host)
+        yield from _slices(host, gpus)
+    if several:
+        if gpus:
+            yield from _far_nics(host, gpus)
+            yield from _gpudirect(host)
+        yield from _idle_nics(host)
+        yield from _slow_way_out(host, mine)
+
+
+def _unread(host: Host) -> Iterator[Advice]:
+    unread = host.facts.get("unread")
+    if unread:
+        reasons = "; ".join(dict.fromkeys(unread.values()))
+        yield Advice(
+            severity="hint",
+            subject=", ".join(unread),
+            problem=f"could not read the links ({reasons}); what others read, or nominal figures, stand in",
+            remedy="pip install nvidia-ml-py, and give the container the driver's libraries: "
+            "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility. Or measure: trainkit topo probe",
+        )
+    if "topo_file" in host.facts:
+        yield Advice(
+            severity="warning",
+            subject="NCCL_TOPO_FILE",
+            problem=f"{host.facts['topo_file']}: it is of another machine, and misleads NCCL",
+            remedy="unset NCCL_TOPO_FILE, or point it to the file of this machine type",
+        )
+
+
+def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    """A virtual machine that shows all devices as if they hung on the processor."""
+    guest_of = host.facts.get("hypervisor")
+    tree = any(link.kind == "pcie" and link.a.startswith("pcie") for link in host.links)
+    joined = any(link.kind in ("nvlink", "nvswitch") for link in host.links)
+    if not guest_of or tree or len(gpus) < 2 or "nccl xml" in host.facts.get("sources", ()):
+        return
+    if joined and not host.nics:
+        return  # NVLinks are seen as they are, and PCIe carries nothing
+    yield Advice(
+        severity="warning",
+        subject=f"PCI tree of a guest of {guest_of}",
+        problem="it is flat: which GPUs and network cards share a PCIe switch is hidden, and NCCL then picks the wrong "
+        "ones (on an AWS g5.48xlarge this cost 6 of 16 hours: NVIDIA/nccl issue 1298)",
+        remedy=_TOPO_FILES.get(guest_of, "NCCL_TOPO_FILE=<the provider's XML of this machine type>"),
+    )
+
+
+_TOPO_FILES = {
+    "Amazon EC2": "install aws-ofi-nccl, which brings the files: NCCL_TOPO_FILE=/opt/amazon/ofi-nccl/share/"
+    "aws-ofi-nccl/xml/<instance type>-topo.xml",
+    "Hyper-V": "NCCL_TOPO_FILE=/opt/microsoft/<machine type>-topo.xml (from Azure/azhpc-images, in Azure's HPC images)",
+    "Google Cloud": "use the NCCL plugin of the machine type, which sets NCCL_TOPO_FILE (GPUDirect-TCPX or -RDMA)",
+}
+
+
+def _peer_access(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    environment = host.facts.get("environment", {})
+    if environment.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
+        yield Advice(
+            severity="warning",
+            subject="NCCL_P2P_DISABLE",
+            problem="it is set: GPUs do not copy to one another, not by NVLink either; all goes through host memory",
+            remedy="unset NCCL_P2P_DISABLE; if the job hangs then, look for access control on PCIe bridges: "
+            "sudo lspci -vvv | grep ACSCtl",
+        )
+    known = {device.id for device in gpus}
+    off = {ends: why for ends, why in host.facts.get("p2p_off", {}).items() if set(ends.split()) <= known}
+    if not off:
+        return
+    consumer = any(word in device.name for device in gpus for word in ("GeForce", "RTX 40", "RTX 50", "TITAN"))
+    reason = ", ".join(sorted(set(off.values())))
+    pairs = len(known) * (len(known) - 1) // 2
+    if consumer and "GPU not supported" in reason:
+        remedy = "nothing to type: the driver of these cards has no peer access. Prefer fewer, larger messages: "
+        remedy += "larger batches, or comm=auto"
+    elif host.facts.get("hypervisor"):
+        remedy = "ask the provider for peer access (the hypervisor sets it), or take a machine type with NVLink"
+    elif host.facts.get("iommu"):
+        remedy = "turn the IOMMU off (BIOS: VT-d or AMD IOMMU; or iommu=pt on the kernel's command line) and access "
+        remedy += "control on PCIe bridges (sudo setpci -s <bridge> ECAP_ACS+0x6.w=0000)"
+    else:
+        remedy = "nvidia-smi topo -p2p r shows the reason; put cards under one root complex where the board allows it"
+    yield Advice(
+        severity="warning",
+        subject="peer access between GPUs",
+        problem=f"off for {len(off)} of {pairs} pairs ({reason}): what they exchange goes through host memory, twice",
+        remedy=remedy,
+    )
+
+
+def _narrow_links(host: Host) -> Iterator[Advice]:
+    parts: dict[str, Device | Nic] = {device.id: device for device in host.devices}
+    parts |= {nic.id: nic for nic in host.nics}
+    for link in host.links:
+        rated = link.rated_gb_per_s
+        if link.kind != "pcie" or link.source != "nominal" or rated is None or link.a not in parts:
+            continue
+        if link.bandwidth_gb_per_s < _NARROW * rated:
+            part = parts[link.a]
+            address = f" -s {part.bus_id}" if part.bus_id else ""
+            yield Advice(
+                severity="warning",
+                subject=f"PCIe link of {link.a}{f' ({part.name})' if part.name else ''}",
+                problem=f"carries {link.bandwidth_gb_per_s:g} GB/s of the {rated:g} it is made for",
+                remedy=f"compare LnkSta with LnkCap: sudo lspci -vv{address}. Seat the card again, take the slot with "
+                f"the most lanes, set its generation to the highest in the BIOS, replace a riser cable",
+            )
+
+
+def _slices(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    cut = {gpu.id: host.facts.get("mig", {}).get(gpu.id) for gpu in gpus}
+    named = ", ".join(f"{name} ({n} slices)" for name, n in cut.items() if n is not None)
+    if named:
+        yield Advice(
+            severity="error" if len(gpus) > 1 else "hint",
+            subject=f"MIG: {named}",
+            problem="a process sees one slice, slices have no NVLink, and NCCL does not join them",
+            remedy="run one process a slice, each a run of its own (strategy=single, CUDA_VISIBLE_DEVICES=MIG-<uuid>); "
+            "or make GPUs whole: sudo nvidia-smi -i <GPU> -mig 0",
+        )
+
+
+# -- the way out -----------------------------------------------------------------------------------------------------
+
+
+def _far_nics(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    """GPUs with no network card on their socket, where there is more than one socket."""
+    if any(not nic.name and not nic.bus_id for nic in host.nics):
+        return  # taken to be there because other hosts are; where, nobody knows
+    sockets = [name for name in host.switches if name.startswith("socket")]
+    below = {name: host.below(name) for name in sockets}
+    at = {part: name for name in sockets for part in below[name]}
+    with_cards = {at[nic.id] for nic in _used_nics(host) if nic.id in at}
+    far = [gpu.id for gpu in gpus if gpu.id in at and at[gpu.id] not in with_cards]
+    if with_cards and far:
+        cards = ", ".join(nic.name or nic.id for nic in _used_nics(host))
+        yield Advice(
+            severity="warning",
+            subject=f"network cards {cards}",
+            problem=f"on another socket than {', '.join(far)}: what these send crosses the link between sockets first",
+            remedy="put a card into a slot of each socket (nvidia-smi topo -m shows SYS between GPU and card until "
+            "then), or run on the near GPUs: CUDA_VISIBLE_DEVICES="
+            + ",".join(gpu.id.removeprefix("gpu") for gpu in gpus if gpu.id not in far),
+        )
+
+
+def _gpudirect(host: Host) -> Iterator[Advice]:
+    infiniband = [nic for nic in host.nics if nic.kind == "infiniband"]
+    facts = host.facts
+    off = facts.get("gpudirect") is False or ("gpudirect" not in facts and facts.get("peermem") is False)
+    if infiniband and off:
+        yield Advice(
+            severity="warning",
+            subject="GPUDirect RDMA",
+            problem="not available: what goes to other hosts is copied through host memory",
+            remedy="sudo modprobe nvidia-peermem, and load it at every start: echo nvidia-peermem | sudo tee "
+            "/etc/modules-load.d/nvidia-peermem.conf. The open kernel module on Linux 5.12 or later does without",
+        )
+
+
+def _idle_nics(host: Host) -> Iterator[Advice]:
+    used = {nic.id for nic in _used_nics(host)}
+    idle = [nic for nic in host.nics if nic.id not in used]
+    fast = max((_wire(host, nic).bandwidth_gb_per_s for nic in host.nics if nic.id in used), default=0.0)
+    worth = [nic for nic in idle if _wire(host, nic).bandwidth_gb_per_s >= fast]
+    if used and worth:
+        setting = "NCCL_IB_HCA" if "NCCL_IB_HCA" in host.facts.get("environment", {}) else "NCCL_SOCKET_IFNAME"
+        everything = ",".join(nic.name for nic in host.nics if nic.name)
+        yield Advice(
+            severity="warning",
+            subject=f"{setting}={host.facts['environment'][setting]}",
+            problem=f"{len(worth)} of {len(host.nics)} network cards that are as fast stay idle: "
+            f"{', '.join(nic.name or nic.id for nic in worth)}",
+            remedy=f"unset {setting}, or {setting}={everything}",
+        )
+    if host.facts.get("environment", {}).get("NCCL_IB_DISABLE", "0") not in ("", "0") and any(
+        nic.kind == "infiniband" for nic in host.nics
+    ):
+        yield Advice(
+            severity="warning",
+            subject="NCCL_IB_DISABLE",
+            problem="it is set, and there are InfiniBand or RoCE cards: NCCL takes sockets over Ethernet",
+            remedy="unset NCCL_IB_DISABLE",
+        )
+
+
+def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
+    """The ways inside a host against all its ways out, each as a ring over the host takes them."""
+    used = _used_nics(host)
+    out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
+    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
+    inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
+    if used and inside and min(inside) > _MUCH_SLOWER * out:
+        unknown = ", if it is what it was taken for" if host.facts.get("nic_speed") == "unknown" else ""
+        yield Advice(
+            severity="hint",
+            subject="network",
+            problem=f"{out:g} GB/s lead out of a host whose GPUs are joined by {min(inside):g}{unknown}: the "
+            f"all-reduce between hosts sets the pace",
+            remedy="compress what crosses: comm.wire_dtype=bf16 or int8; or larger batches; what a faster card buys: "
+            "trainkit topo simulate",
+        )
+
+
+def _used_nics(host: Host) -> list[Nic]:
+    """The network cards that NCCL's settings leave: `NCCL_IB_HCA=mlx5_0:1,mlx5_1`, with ^ for all but, = for whole
+    names, else beginnings of names."""
+    environment: dict[str, Any] = host.facts.get("environment", {})
+    infiniband = [nic for nic in host.nics if nic.kind == "infiniband"]
+    setting, cards = ("NCCL_IB_HCA", infiniband) if infiniband else ("NCCL_SOCKET_IFNAME", list(host.nics))
+    text = environment.get(setting, "")
+    inverted, text = text.startswith("^"), text.removeprefix("^")
+    whole, text = text.startswith("="), text.removeprefix("=")
+    names = [entry.split(":")[0] for entry in text.split(",") if entry]
+    if not names:
+        return cards
+
+    def listed(nic: Nic) -> bool:
+        own = nic.name.split(":")[0]
+        return any(own == name if whole else own.startswith(name) for name in names)
+
+    return [nic for nic in cards if listed(nic) != inverted]
+
+
+def _wire(host: Host, nic: Nic) -> Link:
+    return next(link for link in host.links if {link.a, link.b} == {nic.id, NETWORK})

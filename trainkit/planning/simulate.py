@@ -1,0 +1,238 @@
+"""Scaling of data-parallel training, predicted: step time of a model on machines that one may not have. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from trainkit.errors import TopologyError, nearest
+from trainkit.planning.cost import CostModel
+from trainkit.planning.plan import plan_all_reduce
+from trainkit.planning.reduce_plan import Format, ReducePlan
+from trainkit.topology.topology import Host, Link, Topology
+
+Precision = Literal["bf16", "fp16", "tf32", "fp32"]
+BUCKET_BYTES = 25_000_000
+"""As DDP fills its buckets, but for its smaller first one."""
+BACKWARD_SHARE = 2 / 3
+MODEL_FLOPS_UTILISATION = 0.45
+"""Of the peak, where no sustained rate is given: what BERT reaches on an A100 and on an H100."""
+PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
+    "V100": {"fp16": 125.0, "fp32": 15.7},
+    "A100": {"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
+    "H100": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
+    "H200": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
+    "RTX 4090": {"bf16": 165.0, "fp16": 165.0, "tf32": 82.6, "fp32": 82.6},
+}
+"""Of one device, dense, by a part of its name."""
+NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
+KNEE = 0.9
+SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
+"""How many times longer than predicted published all-reduces of a bucket's size take at worst, in a host and across
+hosts: the curves of benchmarks/predictions.py from 16 MiB on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one device computes in one step, between two reductions of its gradient.
+
+    flops_per_sample: of forward and backward together. samples_per_device: of all micro-batches of a step.
+    tflops: sustained by one device; None: 45 % of its peak in this precision, known for the devices in PEAK_TFLOPS.
+    gradient_bytes: of all parameters.
+    """
+
+    name: str
+    num_parameters: int
+    flops_per_sample: float
+    samples_per_device: int
+    tflops: float | None = None
+    precision: Precision = "bf16"
+
+    @property
+    def gradient_bytes(self) -> int:
+        """DDP reduces float32 gradients under autocast too."""
+        return 4 * self.num_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A step on that many nodes.
+
+    communication_us: of all buckets, one after another; exposed_us: what of it lies after the last of the computation.
+    slow_step_us: a step, were buckets as slow as the slowest published ones of their size.
+    plan: of a whole bucket.
+    """
+
+    num_nodes: int
+    num_devices: int
+    compute_us: float
+    communication_us: float
+    exposed_us: float
+    slow_step_us: float
+    samples_per_s: float
+    plan: ReducePlan
+
+    @property
+    def step_us(self) -> float:
+        return self.compute_us + self.exposed_us
+
+    @property
+    def efficiency(self) -> float:
+        """Of as many devices that need not communicate."""
+        return self.compute_us / self.step_us
+
+    @property
+    def slow_efficiency(self) -> float:
+        """With `slow_step_us`."""
+        return self.compute_us / self.slow_step_us
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIf:
+    """Another machine, on the same number of nodes. gain: of the step's time, positive where it is faster."""
+
+    change: str
+    point: Point
+    gain: float
+
+
+def workload(
+    name: str, *, samples_per_device: int | None = None, tflops: float | None = None, precision: Precision = "bf16"
+) -> Workload:
+    """A recipe by name: bert-base and bert-large, in sequences of 128 tokens with 20 masked. Raises TopologyError."""
+    if name not in RECIPES:
+        raise TopologyError(f"there is no recipe {name!r}: there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    known = replace(RECIPES[name], tflops=tflops, precision=precision)
+    return known if samples_per_device is None else replace(known, samples_per_device=samples_per_device)
+
+
+def _bert(name: str, layers: int, width: int, samples_per_device: int) -> Workload:
+    tokens, masked, vocabulary, inner = 128, 20, 30_528, 4 * width
+    matrices = layers * (4 * width**2 + 2 * width * inner)
+    head = width**2 + vocabulary * width
+    per_token = 6 * matrices + 12 * layers * width * tokens + 6 * masked / tokens * head
+    vectors = layers * (9 * width + inner) + vocabulary + 2 * (width**2 + width) + 6 * width + 2
+    return Workload(
+        name=name,
+        num_parameters=matrices + vectors + (vocabulary + 512 + 2) * width,
+        flops_per_sample=per_token * tokens,
+        samples_per_device=samples_per_device,
+    )
+
+
+RECIPES = {"bert-base": _bert("bert-base", 12, 768, 128), "bert-large": _bert("bert-large", 24, 1024, 64)}
+
+
+def simulate(
+    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, wire_dtype: Format = "exact"
+) -> list[Point]:
+    """Weak scaling: every device keeps its batch. Raises TopologyError, also where the device's speed is not known.
+
+    The gradient's buckets become ready evenly over the backward pass, and are reduced one after another.
+    """
+    rate = workload.tflops or _tflops(topology_of_one_node.hosts[0], workload)
+    compute_us = workload.flops_per_sample * workload.samples_per_device / rate / 1e6
+    points = []
+    for count in num_nodes:
+        topology = topology_of_one_node.times(count)
+        num_buckets = max(1, round(workload.gradient_bytes / BUCKET_BYTES))
+        bucket = workload.gradient_bytes // num_buckets
+        plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
+        bucket_us = CostModel(topology).all_reduce_us(plan, bucket)
+        step_us = _step_us(compute_us, num_buckets, bucket_us)
+        slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
+        points.append(
+            Point(
+                num_nodes=count,
+                num_devices=topology.world_size,
+                compute_us=compute_us,
+                communication_us=num_buckets * bucket_us,
+                exposed_us=step_us - compute_us,
+                slow_step_us=_step_us(compute_us, num_buckets, slow * bucket_us),
+                samples_per_s=topology.world_size * workload.samples_per_device / step_us * 1e6,
+                plan=plan,
+            )
+        )
+    return points
+
+
+def _step_us(compute_us: float, num_buckets: int, bucket_us: float) -> float:
+    end_us = 0.0
+    for k in range(num_buckets):
+        ready_us = compute_us * (1 - BACKWARD_SHARE * (1 - (k + 1) / num_buckets))
+        end_us = max(ready_us, end_us) + bucket_us
+    return max(compute_us, end_us)
+
+
+def knee(points: Sequence[Point]) -> Point | None:
+    """The first point at which the efficiency is below 90 %."""
+    return next((point for point in points if point.efficiency < KNEE), None)
+
+
+def what_if(
+    topology_of_one_node: Topology, workload: Workload, num_nodes: int, *, wire_dtype: Format = "exact"
+) -> list[WhatIf]:
+    """What NVLink and a faster network buy, or would: the same step on the machine with one thing changed."""
+    host = topology_of_one_node.hosts[0]
+    base = simulate(topology_of_one_node, [num_nodes], workload, wire_dtype=wire_dtype)[0]
+    changes: list[tuple[str, Host]] = []
+    if len(host.devices) > 1:
+        without = _without_nvlink(host)
+        if without is not None:
+            changes.append(("without NVLink", without))
+        if not any(link.kind == "nvswitch" for link in host.links):
+            changes.append(("with NVLink through an NVSwitch, 12 links a device", _with_nvswitch(host)))
+    if num_nodes > 1:
+        changes += [(f"network cards {factor} x as fast", _with_faster_nics(host, factor)) for factor in (2, 4)]
+    found = []
+    for change, other in changes:
+        point = simulate(Topology(hosts=(other,)), [num_nodes], workload, wire_dtype=wire_dtype)[0]
+        found.append(WhatIf(change=change, point=point, gain=1 - point.step_us / base.step_us))
+    return found
+
+
+def _tflops(host: Host, workload: Workload) -> float:
+    name = host.devices[0].name
+    peaks = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
+    if peaks is None:
+        raise TopologyError(f"how fast {name or 'this device'!r} computes is not known: give tflops= (sustained)")
+    if workload.precision not in peaks:
+        raise TopologyError(f"{name} has no {workload.precision}: there are {', '.join(peaks)}; or give tflops=")
+    return MODEL_FLOPS_UTILISATION * peaks[workload.precision]
+
+
+def _without_nvlink(host: Host) -> Host | None:
+    """None where there is none, or nothing else."""
+    others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
+    joined = {end for link in others for end in (link.a, link.b)}
+    if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
+        return None
+    return replace(host, links=others)
+
+
+def _with_nvswitch(host: Host) -> Host:
+    added = tuple(
+        Link(
+            a=device.id,
+            b="nvswitch",
+            kind="nvswitch",
+            bandwidth_gb_per_s=NVSWITCH_GB_PER_S,
+            latency_us=0.5,
+            rated_gb_per_s=NVSWITCH_RATED_GB_PER_S,
+        )
+        for device in host.devices
+    )
+    kept = tuple(link for link in host.links if link.kind != "nvlink")
+    return replace(host, switches=(*host.switches, "nvswitch"), links=(*kept, *added))
+
+
+def _with_faster_nics(host: Host, factor: int) -> Host:
+    """The slots of the cards become as wide, too."""
+    nics = {nic.id for nic in host.nics}
+
+    def faster(link: Link) -> Link:
+        if link.kind != "nic" and not nics & {link.a, link.b}:
+            return link
+        rated = link.rated_gb_per_s * factor if link.rated_gb_per_s else None
+        return replace(link, bandwidth_gb_per_s=link.bandwidth_gb_per_s * factor, rated_gb_per_s=rated)
+
+    return replace(host, links=tuple(faster(link) for link in host.links))

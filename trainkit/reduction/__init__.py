@@ -1,0 +1,1 @@
+"""Gradients summed over ranks along a plan."""

@@ -1,0 +1,1 @@
+"""The links of a machine: read, measured, and drawn."""

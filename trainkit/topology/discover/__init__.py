@@ -1,0 +1,220 @@
+"""Reading the machines of a job: the user's file, NCCL's XML, NVML, sysfs, nvidia-smi and hostnames, in this order.
+
+What an earlier source says stands; a later one fills in what the earlier do not know.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from trainkit.distributed.cluster import Cluster
+from trainkit.errors import TopologyError
+from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs
+from trainkit.topology.discover.merge import CPU, View, bare_host, cpu_host, merge
+from trainkit.topology.discover.nccl_xml import parse_nccl_xml
+from trainkit.topology.discover.nvml import read_nvml
+from trainkit.topology.discover.parts import Parts
+from trainkit.topology.discover.smi import parse_topo_matrix
+from trainkit.topology.discover.sysfs import read_sysfs
+from trainkit.topology.topology import Host, Nic, Topology
+
+__all__ = [
+    "View",
+    "discover",
+    "discover_host",
+    "host_id",
+    "look",
+    "merge",
+    "parse_nccl_xml",
+    "parse_topo_matrix",
+    "read_nvml",
+    "read_sysfs",
+]
+
+# What users set that changes which links a job takes; kept as a fact, for advice.
+_SETTINGS = (
+    "CUDA_VISIBLE_DEVICES",
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_IB_DISABLE",
+    "NCCL_IB_HCA",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SOCKET_IFNAME",
+    "NCCL_TOPO_FILE",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where this host is read from; others than these in tests."""
+
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    root: Path = Path("/sys")
+    proc: Path = Path("/proc")
+    nvml: Any = None
+    smi_text: str | None = None  # in place of what the command prints
+
+
+def discover(
+    device: torch.device, cluster: Cluster, *, group: dist.ProcessGroup | None = None, path: str | Path | None = None
+) -> Topology:
+    """The topology of the job, equal on all ranks.
+
+    path: a file of the user's, which stands for all reading. group: all processes of the job; None: this one is alone.
+    Raises TopologyError, on all ranks alike, for a file that cannot be used. Collective: every rank calls.
+    """
+    view = look(device, cluster)
+    if group is None:
+        return _decided([view], path)
+    views: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(views, view, group=group)
+    answer: list[Any] = [None]
+    if dist.get_rank(group) == 0:
+        try:
+            answer = [_decided(views, path).to_dict()]
+        except Exception as error:  # the others wait for an answer
+            answer = [str(error)]
+    dist.broadcast_object_list(answer, group=group, group_src=0)
+    if isinstance(answer[0], str):
+        raise TopologyError(answer[0])
+    return Topology.from_dict(answer[0])
+
+
+def discover_host(
+    device_kind: Literal["cuda", "cpu"],
+    num_ranks: int,
+    *,
+    topo_file: str | Path | None = None,
+    sources: Sources | None = None,
+) -> Host:
+    """This host: with `cuda` the GPUs that CUDA_VISIBLE_DEVICES leaves, with `cpu` a device for each of its ranks.
+
+    num_ranks: on this host. With `cuda` it counts only where no GPU can be read: as many are taken to be there.
+    topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE. Raises TopologyError for one that cannot be used.
+    """
+    sources = sources or Sources()
+    if device_kind == "cpu":
+        return _cpu_host(num_ranks, sources)
+    parts, problem = read_gpus(sources, topo_file)
+    if parts is None:
+        bare = bare_host(_host_name(sources), [None] * num_ranks)
+        return replace(bare, facts={**bare.facts, "unread": {"this host": problem}})
+    visible = nvml.visible(sources.environment, sources.nvml)
+    if visible is not None:
+        parts = parts.only(d.id for d in parts.devices if d.bus_id in visible) if visible else parts
+    return build.host_of(parts, _host_name(sources))
+
+
+def look(device: torch.device, cluster: Cluster, sources: Sources | None = None) -> View:
+    """What this rank sees of its host: all GPUs there, whether it may use them or not. Raises nothing."""
+    sources = sources or Sources()
+    view = View(host_id=host_id(sources), device=CPU, host=None, host_name=_host_name(sources))
+    if device.type != "cuda":
+        return replace(view, host=_cpu_host(cluster.local_world_size, sources))
+    view = replace(view, device=_bus_id_of(device))
+    try:
+        parts, problem = read_gpus(sources)
+    except TopologyError as error:
+        return replace(view, error=str(error))
+    except Exception as error:  # one rank that cannot read must not end the job
+        return replace(view, problem=f"{type(error).__name__}: {error}")
+    host = None if parts is None else build.host_of(parts, view.host_name)
+    return replace(view, host=host, problem=problem)
+
+
+def host_id(sources: Sources | None = None) -> str:
+    """The same in all processes of a host, and no other: $NCCL_HOSTID, else hostname and boot. Containers with
+    hostnames of their own are hosts of their own, as to NCCL."""
+    sources = sources or Sources()
+    given = sources.environment.get("NCCL_HOSTID")
+    if given:
+        return given
+    try:
+        boot = (sources.proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".strip()
+
+
+def read_gpus(sources: Sources, topo_file: str | Path | None = None) -> tuple[Parts | None, str]:
+    """The GPUs and network cards of this host from all sources there are; None and why where there is no GPU.
+
+    Raises TopologyError for NCCL's XML that cannot be used.
+    """
+    given = topo_file or sources.environment.get("NCCL_TOPO_FILE")
+    xml = None if not given else _read_xml(Path(given).expanduser())
+    parts, problem = nvml.read(sources.nvml)
+    below = sysfs.read(sources.root, sources.proc)
+    if parts is None and not below.devices:
+        text = sources.smi_text if sources.smi_text is not None else smi.run()
+        parts = None if text is None else smi.parts_of(text)
+    there = parts or (below if below.devices else None)
+    facts: dict[str, Any] = {}
+    if xml is not None and there is not None:
+        here = {device.bus_id for device in there.devices}
+        shared = [device.id for device in xml.devices if device.bus_id in here]
+        if shared:
+            xml = xml.only(shared)
+        elif any(here):
+            facts["topo_file"] = f"{given} names none of this host's GPUs"
+            xml = None
+    found = [source for source in (xml, parts, below) if source is not None]
+    whole = found[0]
+    for source in found[1:]:
+        whole = whole.filled_by(source)
+    if not whole.devices:
+        return None, problem
+    return replace(whole, facts={**whole.facts, **facts, **_settings(sources)}), problem
+
+
+def _decided(views: Sequence[View], path: str | Path | None) -> Topology:
+    if path is None:
+        return merge(views)
+    topology = Topology.read(path)
+    if topology.world_size != len(views):
+        raise TopologyError(
+            f"{path}: it has places for {topology.world_size} ranks, and this job has {len(views)}: "
+            f"give `places` one entry a rank, or start as many processes"
+        )
+    return topology
+
+
+def _cpu_host(num_ranks: int, sources: Sources) -> Host:
+    interface = sysfs.socket_interface(sources.environment, sources.proc)
+    nic, gbit = None, None
+    if interface is not None and interface != "lo":
+        bus, numa = sysfs.interface_place(interface, sources.root)
+        nic = Nic(id="nic0", name=interface, bus_id=bus, numa=numa)
+        gbit = sysfs.interface_gbit(interface, sources.root)
+    host = cpu_host(_host_name(sources), num_ranks, nic, gbit)
+    facts = {"sources": ["sysfs"], **host.facts, **_settings(sources)}
+    hypervisor = sysfs.read_hypervisor(sources.root, sources.proc)
+    return replace(host, facts=facts if hypervisor is None else {**facts, "hypervisor": hypervisor})
+
+
+def _read_xml(path: Path) -> Parts:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TopologyError(f"NCCL_TOPO_FILE: {path} cannot be read: {reason}") from error
+    return nccl_xml.parts_of(text, str(path))
+
+
+def _settings(sources: Sources) -> dict[str, Any]:
+    given = {name: sources.environment[name] for name in _SETTINGS if sources.environment.get(name)}
+    return {"environment": given} if given else {}
+
+
+def _host_name(sources: Sources) -> str:
+    return sources.environment.get("NCCL_HOSTID") or socket.gethostname()
+
+
+def _bus_id_of(device: torch.device) -> str:
+    properties: Any = torch.cuda.get_device_properties(device)
+    return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"

@@ -1,0 +1,214 @@
+"""Linux' own files under /sys and /proc: PCI devices and the switches above them, network cards, the hypervisor."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from trainkit.topology.discover import build, nominal
+from trainkit.topology.discover.parts import Nearness, Pair, Parts, nearness, pair
+from trainkit.topology.topology import Device, Host, Nic
+
+_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+_GPU_CLASSES = ("0x0300", "0x0302")
+_NVIDIA = "0x10de"
+# What makers write into a virtual machine's DMI table, and what the machine is then called here.
+_HYPERVISORS = {
+    "Amazon EC2": "Amazon EC2",
+    "Google": "Google Cloud",
+    "Microsoft Corporation": "Hyper-V",
+    "Alibaba Cloud": "Alibaba Cloud",
+    "Tencent Cloud": "Tencent Cloud",
+    "OpenStack": "OpenStack",
+    "QEMU": "QEMU",
+    "Red Hat": "KVM",
+    "VMware": "VMware",
+    "Xen": "Xen",
+    "innotek": "VirtualBox",
+}
+
+
+def read_sysfs(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Host | None:
+    """This host's NVIDIA GPUs and network cards as Linux lists them; None where it lists no GPU."""
+    parts = read(root, proc)
+    return build.host_of(parts, name="sysfs") if parts.devices else None
+
+
+def read(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Parts:
+    """All that can be read; what cannot is left out."""
+    gpus = list(_gpus(root))
+    cards = list(_nics(root))
+    paths = {part.id: path for part, path, _ in [*gpus, *cards] if path is not None}
+    numa = {part.id: part.numa for part, _, _ in [*gpus, *cards]}
+    near: dict[Pair, Nearness] = {}
+    for a, b in combinations(paths, 2):
+        one_bridge = _bridge(paths[a]) == _bridge(paths[b])
+        if one_bridge or (numa[a] is not None and numa[b] is not None):
+            above = _switches(paths[a]), _switches(paths[b])
+            near[pair(a, b)] = nearness(*above, one_bridge=one_bridge, one_numa=numa[a] == numa[b])
+    pcie = {name: figures for name, path in paths.items() if (figures := _pcie(path)) is not None}
+    facts: dict[str, Any] = {"sources": ["sysfs"]}
+    if (hypervisor := read_hypervisor(root, proc)) is not None:
+        facts["hypervisor"] = hypervisor
+    if gpus:
+        facts["iommu"] = any(_listed(root / "class/iommu"))
+        modules = [root / "module/nvidia_peermem", root / "module/nv_peer_mem"]
+        facts["peermem"] = any(module.is_dir() for module in modules)
+    return Parts(
+        devices=tuple(part for part, _, _ in gpus),
+        nics=tuple(part for part, _, _ in cards),
+        near=near,
+        pcie_gb_per_s=pcie,
+        nic_gbit_per_s={part.id: rate for part, _, rate in cards if rate is not None},
+        socket_gb_per_s=_socket(proc),
+        facts=facts,
+    )
+
+
+def read_hypervisor(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> str | None:
+    """What this machine is a guest of, in a word or two; None for a machine of its own, and where nothing tells."""
+    info = _text(proc / "cpuinfo")
+    flags = re.search(r"^flags\s*:(.*)$", info, re.MULTILINE)
+    if flags is not None and "hypervisor" not in flags[1].split():
+        return None
+    words = " ".join(_text(root / "class/dmi/id" / name) for name in ("sys_vendor", "product_name", "bios_vendor"))
+    named = next((name for part, name in _HYPERVISORS.items() if part in words), None)
+    if flags is None:  # not x86: the maker's word alone, which is also that of its bare machines
+        return None if ".metal" in words else named
+    return named or _text(root / "hypervisor/type") or "a hypervisor"
+
+
+def socket_interface(environment: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> str | None:
+    """The network interface that gloo reaches other hosts by: $GLOO_SOCKET_IFNAME, or that of the default route."""
+    environment = os.environ if environment is None else environment
+    given = environment.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    if given:
+        return given
+    routes = []
+    for line in _text(proc / "net/route").splitlines()[1:]:
+        words = line.split()
+        if len(words) > 7 and words[1] == words[7] == "00000000":
+            routes.append((int(words[6]), words[0]))
+    return min(routes)[1] if routes else None
+
+
+def interface_gbit(name: str, root: Path = Path("/sys")) -> float | None:
+    """The rate of a network interface in Gb/s; None where its driver does not say, as those of guests."""
+    text = _text(root / "class/net" / name / "speed")
+    return int(text) / 1000 if text.isdecimal() and int(text) > 0 else None
+
+
+def interface_place(name: str, root: Path = Path("/sys")) -> tuple[str | None, int | None]:
+    """The PCI bus id and the NUMA node of a network interface, where it has them."""
+    path = _pci_path(root / "class/net" / name / "device")
+    return (None, None) if path is None else (path.name, _numa(path))
+
+
+# -- what is there -------------------------------------------------------------------------------------------------
+
+_Found = tuple[Any, Path | None, float | None]  # the part, its PCI device, the rate of its wire in Gb/s
+
+
+def _gpus(root: Path) -> Iterator[_Found]:
+    number = 0
+    for entry in _listed(root / "bus/pci/devices"):
+        if _text(entry / "vendor") == _NVIDIA and _text(entry / "class").startswith(_GPU_CLASSES):
+            path = entry.resolve()
+            yield Device(id=f"gpu{number}", bus_id=path.name, numa=_numa(path)), path, None
+            number += 1
+
+
+def _nics(root: Path) -> Iterator[_Found]:
+    """Ports of InfiniBand and RoCE cards that are up, then Ethernet cards that are and that are none of these."""
+    number, taken = 0, set()
+    for card in _listed(root / "class/infiniband"):
+        path = _pci_path(card / "device")
+        for port in _listed(card / "ports"):
+            rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
+            if not _text(port / "state").startswith("4") or rate is None:  # 4: ACTIVE
+                continue
+            several = sum(1 for _ in _listed(card / "ports")) > 1
+            name = f"{card.name}:{port.name}" if several else card.name
+            bus, numa = (None, None) if path is None else (path.name, _numa(path))
+            nic = Nic(id=f"nic{number}", name=name, kind="infiniband", bus_id=bus, numa=numa)
+            yield nic, path, float(rate[1])
+            number += 1
+            taken.add(bus)
+    for interface in _listed(root / "class/net"):
+        path = _pci_path(interface / "device")
+        if path is None or path.name in taken or _text(interface / "operstate") not in ("up", "unknown"):
+            continue
+        nic = Nic(id=f"nic{number}", name=interface.name, kind="ethernet", bus_id=path.name, numa=_numa(path))
+        yield nic, path, interface_gbit(interface.name, root)
+        number += 1
+
+
+# -- PCI ---------------------------------------------------------------------------------------------------------------
+
+
+def _pci_path(link: Path) -> Path | None:
+    """The PCI device behind a `device` link; a virtio card's is the one above it."""
+    if not link.exists():
+        return None
+    path = link.resolve()
+    return next((p for p in (path, *path.parents) if _PCI_ADDRESS.match(p.name)), None)
+
+
+def _above(path: Path) -> list[str]:
+    """The PCI bridges above a device, from its root port down."""
+    return [part for part in path.parts[:-1] if _PCI_ADDRESS.match(part)]
+
+
+def _switches(path: Path) -> tuple[str, ...]:
+    """The PCIe switches above a device, by their upstream ports. Bridges alternate: root port, then for each switch
+    its upstream port and one of its downstream ports."""
+    return tuple(_above(path)[1::2])
+
+
+def _bridge(path: Path) -> str:
+    return next((part for part in path.parts if part.startswith("pci")), "")
+
+
+def _numa(path: Path) -> int | None:
+    text = _text(path / "numa_node")
+    return int(text) if text.isdecimal() else None  # -1: not known, as on machines with one node
+
+
+def _pcie(path: Path) -> tuple[float, float] | None:
+    """What the link carries and what the device could. An idle GPU lowers its speed, so the speed is what device and
+    port above could, and the lanes are those in use."""
+    own = nominal.pcie_generation_of(_text(path / "max_link_speed"))
+    lanes, most = _text(path / "current_link_width"), _text(path / "max_link_width")
+    if own is None or not lanes.isdecimal() or int(lanes) in (0, 255) or not most.isdecimal():
+        return None
+    port = nominal.pcie_generation_of(_text(path.parent / "max_link_speed")) or own
+    return nominal.pcie_gb_per_s(min(own, port), int(lanes)), nominal.pcie_gb_per_s(own, int(most))
+
+
+def _socket(proc: Path) -> float | None:
+    found = re.findall(r"^(vendor_id|cpu family|model)\s*:\s*(\S+)", _text(proc / "cpuinfo"), re.MULTILINE)
+    words = dict(reversed(found))
+    if not {"vendor_id", "cpu family", "model"} <= words.keys():
+        return None
+    return nominal.socket_gb_per_s(words["vendor_id"], int(words["cpu family"]), int(words["model"]))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _listed(path: Path) -> Iterable[Path]:
+    try:
+        return sorted(path.iterdir(), key=lambda entry: [int(p) if p.isdecimal() else p for p in _pieces(entry.name)])
+    except OSError:
+        return ()
+
+
+def _pieces(name: str) -> list[str]:
+    """Split so that mlx5_10 comes after mlx5_9. PCI addresses sort as they are."""
+    return [name] if _PCI_ADDRESS.match(name) else re.split(r"(\d+)", name)

@@ -1,0 +1,258 @@
+"""Graph: the links of one host, how a message goes over them, and the rings that fit on them at once."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from trainkit.errors import TopologyError
+from trainkit.topology.topology import NETWORK, Host, Link
+
+Edge = tuple[int, bool]
+"""A link's number in `Host.links`, and whether it is used from a to b."""
+Path = tuple[Edge, ...]
+
+STAGED = 0.88
+"""What of a PCIe link's bandwidth is left where the driver forbids direct copies between GPUs: they go through memory.
+Fitted to 4 x RTX 5090 (benchmarks/predictions.py)."""
+MAX_RINGS = 32
+SEARCH_STEPS = 1000
+SAME = 1 - 1e-9
+
+
+class Graph:
+    """The links of one host. Vertices are devices, network cards, switches, and NETWORK.
+
+    A message may pass switches and, on its way to NETWORK, a network card; never a device: those do not forward.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.name = host.name
+        self._host = host
+        self._nvlinks: Graph | None = None
+        self.links: tuple[Link, ...] = host.links
+        staged = STAGED if host.facts.get("p2p") is False else 1.0
+        self.gb_per_s = tuple(
+            link.bandwidth_gb_per_s * (staged if link.kind == "pcie" and link.source == "nominal" else 1.0)
+            for link in host.links
+        )
+        self.nics = tuple(nic.id for nic in host.nics)
+        self._forwards = {*host.switches, *self.nics}
+        self._neighbours: dict[str, list[tuple[str, Edge]]] = {}
+        for number, link in enumerate(host.links):
+            self._neighbours.setdefault(link.a, []).append((link.b, (number, True)))
+            self._neighbours.setdefault(link.b, []).append((link.a, (number, False)))
+        self._paths: dict[tuple[str, str, str | None], tuple[Path, ...]] = {}
+        self._rings: dict[tuple[str, ...], float] = {}
+
+    def width(self, path: Path) -> float:
+        """GB/s of a path that nothing else uses."""
+        return min((self.gb_per_s[number] for number, _ in path), default=math.inf)
+
+    def latency_us(self, path: Path) -> float:
+        return sum(self.links[number].latency_us for number, _ in path)
+
+    def paths(self, start: str, end: str, nic: str | None = None) -> tuple[Path, ...]:
+        """The shortest among the widest paths, in a fixed order. nic: the only network card that may be used.
+
+        Raises TopologyError where there is none.
+        """
+        if start == end:
+            return ((),)
+        key = (start, end, nic)
+        if key not in self._paths:
+            found = self._search(start, end, nic)
+            if not found:
+                raise TopologyError(
+                    f"host {self.name!r}: no link leads from {start} to {end}; add the links between them to its file"
+                )
+            self._paths[key] = found
+        return self._paths[key]
+
+    def path(self, start: str, end: str, load: Mapping[Edge, float] | None = None, nic: str | None = None) -> Path:
+        """One of `paths`: that on which `load` (us) is least."""
+        every = self.paths(start, end, nic)
+        if load is None or len(every) == 1:
+            return every[0]
+        return min(every, key=lambda path: max((load.get(edge, 0.0) for edge in path), default=0.0))
+
+    def _search(self, start: str, end: str, nic: str | None) -> tuple[Path, ...]:
+        for width in sorted(set(self.gb_per_s), reverse=True):
+            found = self._shortest(start, end, width, nic)
+            if found:
+                return found
+        return ()
+
+    def _shortest(self, start: str, end: str, width: float, nic: str | None) -> tuple[Path, ...]:
+        """All shortest paths over links of at least this width."""
+        distance = {start: 0}
+        paths: dict[str, list[Path]] = {start: [()]}
+        queue = deque([start])
+        while queue:
+            vertex = queue.popleft()
+            if vertex == end:
+                return tuple(paths[end])
+            if vertex != start and vertex not in self._forwards:
+                continue
+            for other, edge in self._neighbours.get(vertex, ()):
+                if self.gb_per_s[edge[0]] < width * SAME or (nic is not None and other in self.nics and other != nic):
+                    continue
+                if other not in distance:
+                    distance[other] = distance[vertex] + 1
+                    paths[other] = []
+                    queue.append(other)
+                if distance[other] == distance[vertex] + 1:
+                    paths[other] += [(*path, edge) for path in paths[vertex]]
+        return ()
+
+    # -- what several flows at once reach ----------------------------------------------------------------------------
+
+    def kinds(self, start: str, end: str) -> set[str]:
+        return {self.links[number].kind for number, _ in self.path(start, end)}
+
+    def joined_by_nvlink(self, devices: Sequence[str]) -> bool:
+        """Whether a ring through all of them needs nothing but NVLink."""
+        return len(devices) > 1 and self._over_nvlink()._widest_rings(tuple(devices)) > 0
+
+    def _over_nvlink(self) -> "Graph":
+        if self._nvlinks is None:
+            kept = tuple(link for link in self.links if link.kind in ("nvlink", "nvswitch"))
+            self._nvlinks = self if len(kept) == len(self.links) else Graph(replace(self._host, links=kept))
+        return self._nvlinks
+
+    def has_nvswitch(self, devices: Sequence[str]) -> bool:
+        first = devices[0]
+        return len(devices) > 1 and all(self.kinds(first, other) == {"nvswitch"} for other in devices[1:])
+
+    def islands(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """Devices that NVLink or NVSwitch joins, directly or through others; in the given order."""
+        parent: dict[str, str] = {}
+
+        def root(vertex: str) -> str:
+            while parent.get(vertex, vertex) != vertex:
+                vertex = parent[vertex]
+            return vertex
+
+        for link in self.links:
+            if link.kind in ("nvlink", "nvswitch"):
+                parent[root(link.a)] = root(link.b)
+        groups: dict[str, list[str]] = {}
+        for device in devices:
+            groups.setdefault(root(device), []).append(device)
+        return tuple(tuple(group) for group in groups.values())
+
+    def network(self, devices: Sequence[str]) -> tuple[float, int]:
+        """GB/s that these devices can send to NETWORK together, and over how many network cards: those next to them.
+
+        A card less than half as wide as the widest is left out. Raises TopologyError where there is none.
+        """
+        width = {nic: self.width(self.paths(nic, NETWORK)[0]) for nic in self.nics if self.leads_out(nic)}
+        wide = [nic for nic in width if width[nic] >= max(width.values()) / 2]
+        load: dict[Edge, float] = {}
+        total, used = 0.0, self._nearest(devices, wide)
+        for nic in used:
+            routes = [self.path(device, NETWORK, load, nic) for device in devices]
+            route = min(routes, key=lambda path: (-self.width(path), len(path), max(load.get(e, 0.0) for e in path)))
+            total += self.width(route)
+            for edge in route:
+                load[edge] = load.get(edge, 0.0) + self.width(route) / self.gb_per_s[edge[0]]
+        if not load:
+            raise TopologyError(
+                f"host {self.name!r}: no link leads from {', '.join(devices)} to {NETWORK}; add a network card and its "
+                "links to its file"
+            )
+        return total / max(1.0, *load.values()), len(used)
+
+    def _nearest(self, devices: Sequence[str], nics: Sequence[str]) -> list[str]:
+        """Those of the network cards to which one of the devices has its widest, and then shortest path."""
+        found: set[str] = set()
+        for device in devices:
+            reached = {nic: path for nic in nics if (path := self._search(device, NETWORK, nic))}
+            rank = {nic: (-self.width(paths[0]), len(paths[0])) for nic, paths in reached.items()}
+            found |= {nic for nic in rank if rank[nic] == min(rank.values())}
+        return [nic for nic in nics if nic in found]
+
+    def leads_out(self, nic: str) -> bool:
+        return any(other == NETWORK for other, _ in self._neighbours.get(nic, ()))
+
+    def rings_gb_per_s(self, devices: Sequence[str]) -> float:
+        """What each device can send along rings through all of them, which share the links: NCCL's search for channels.
+
+        Infinite for one device. Raises TopologyError where there is no ring.
+        """
+        if len(devices) < 2:
+            return math.inf
+        found = self._widest_rings(tuple(devices))
+        if found == 0:
+            for a, b in zip(devices, (*devices[1:], devices[0]), strict=True):
+                self.paths(a, b)  # says between which two there is nothing
+        return found
+
+    def _widest_rings(self, devices: tuple[str, ...]) -> float:
+        """Over NVLink alone where that holds a ring: NCCL does not mix kinds of links. 0 where there is no ring."""
+        if devices not in self._rings:
+            others = self._over_nvlink()
+            over_nvlink = others._widest_rings(devices) if others is not self else 0.0
+            self._rings[devices] = over_nvlink or self._search_rings(devices)
+        return self._rings[devices]
+
+    def _search_rings(self, devices: tuple[str, ...]) -> float:
+        pairs = {(a, b): path[0] for a in devices for b in devices if a != b and (path := self._search(a, b, None))}
+        widths = sorted({self.width(path) for path in pairs.values()}, reverse=True)
+        bound = min(sum(self.gb_per_s[edge[0]] for _, edge in self._neighbours.get(d, ())) for d in devices)
+        best = 0.0
+        for speed in sorted({width / share for width in widths for share in (1, 2, 3, 4)}, reverse=True):
+            left = {(n, d): self.gb_per_s[n] for n in range(len(self.links)) for d in (True, False)}
+            count, before = 0, -1
+            while (
+                count > before
+                and best < bound * SAME
+                and count < MAX_RINGS
+                and (ring := _ring(devices, pairs, left, speed))
+            ):
+                before = count
+                # The same ring again, and its reverse, while they fit: what is left then is regular again.
+                for again in (ring, ring[::-1]):
+                    edges = [e for a, b in zip(again, (*again[1:], again[0]), strict=True) for e in pairs[a, b]]
+                    most = {edge: edges.count(edge) * speed for edge in edges}
+                    while count < MAX_RINGS and all(left[e] * 1.000001 >= need for e, need in most.items()):
+                        count += 1
+                        for edge, need in most.items():
+                            left[edge] -= need
+            best = max(best, count * speed)
+        return best
+
+
+def _ring(
+    devices: tuple[str, ...], pairs: Mapping[tuple[str, str], Path], left: Mapping[Edge, float], speed: float
+) -> tuple[str, ...] | None:
+    """A cycle through all devices on what is `left` (GB/s) of the links, or None; the emptiest links come first."""
+    steps = SEARCH_STEPS
+    need: dict[Edge, float] = {}
+
+    def fits(a: str, b: str) -> bool:
+        path = pairs.get((a, b))
+        return path is not None and all(left[e] * 1.000001 >= speed + need.get(e, 0.0) for e in path)
+
+    def use(path: Iterable[Edge], amount: float) -> None:
+        for edge in path:
+            need[edge] = need.get(edge, 0.0) + amount
+
+    def extend(ring: tuple[str, ...]) -> tuple[str, ...] | None:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            return None
+        if len(ring) == len(devices):
+            return ring if fits(ring[-1], ring[0]) else None
+        others = [b for b in devices if b not in ring and fits(ring[-1], b)]
+        others.sort(key=lambda b: -min(left[e] - need.get(e, 0.0) for e in pairs[ring[-1], b]))
+        for other in others:
+            path = pairs[ring[-1], other]
+            use(path, speed)
+            if found := extend((*ring, other)):
+                return found
+            use(path, -speed)
+        return None
+
+    return extend(devices[:1])

@@ -1,0 +1,151 @@
+"""RunLog: what a run logs, as means over steps and ranks, to its tracker and its summary file."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from trainkit.distributed.ranks import Ranks
+from trainkit.tracking.means import Means
+from trainkit.tracking.pictures import picture
+from trainkit.tracking.throughput import Throughput
+from trainkit.tracking.tracker import Run, Status, Tracker
+
+SUMMARY_FILE = "summary.txt"
+
+
+class RunLog:
+    """Accumulates the metrics of a run's steps, and sends their means, pictures and lines of text to the tracker.
+
+    Args:
+        tracker: where they go; one that does nothing on ranks other than 0.
+        ranks: the processes over which means are taken.
+        run_dir: where summary.txt is written; None: nowhere.
+        describe: called when tracking starts: the first lines of the summary. What it raises, `start` raises.
+        started: called once the tracker has started.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        *,
+        ranks: Ranks,
+        run_dir: Path | None,
+        describe: Callable[[], tuple[str, ...]] = tuple,
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.tracker, self.is_started = tracker, False
+        self.num_samples: int | None = None
+        """The position at which training ends, where it is known."""
+        self.resumed_step: int | None = None
+        self.throughput = Throughput()
+        self._ranks, self._run_dir, self._describe, self._started = ranks, run_dir, describe, started
+        self._means = Means()
+
+    def start(
+        self,
+        *,
+        position: int,
+        config: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
+        summary: tuple[str, ...] = (),
+        costs: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        """Starts the tracker, unless it has been started.
+
+        Args:
+            position: samples in the steps done so far.
+            config: what the run was made of.
+            num_samples: the position at which training ends.
+            summary: further lines of the summary.
+            costs: of samples, for the time left; see `Recipe.costs`.
+        """
+        if self.is_started:
+            return
+        lines = self._describe() + summary
+        self.is_started = True
+        self.num_samples = num_samples or self.num_samples
+        self.throughput = Throughput(start=position, num_samples=self.num_samples, costs=costs)
+        self._summarize(lines, "w")
+        run = Run(
+            directory=self._run_dir or Path(),
+            name=self._run_dir.name if self._run_dir else "run",
+            config=config or {},
+            num_samples=self.num_samples,
+            resumed_step=self.resumed_step,
+            summary=lines,
+        )
+        self.tracker.start(run)
+        self._started()
+
+    def message(self, text: str) -> None:
+        """Logs a line about the run itself to the tracker and the run's summary."""
+        self.tracker.message(text)
+        if self.is_started:
+            self._summarize([text], "a")
+
+    def add(self, metrics: Mapping[str, Tensor | float], num_samples: float) -> None:
+        """Adds a step's metrics to the means; what this rank gives counts by the samples of its share.
+
+        Raises:
+            ConfigError: naming a metric that is no number.
+        """
+        self._means.add(metrics, num_samples)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no metrics were added since the last `flush`."""
+        return self._means.is_empty
+
+    def flush(self, step: int, position: int) -> dict[str, float]:
+        """Logs the means of what was added since the last call. Collective: every rank must call.
+
+        Args:
+            step: steps done.
+            position: samples in the steps done.
+
+        Returns:
+            The means over the global batches of those steps, by name.
+        """
+        self.start(position=position)
+        means = self._means_over_ranks()
+        self.tracker.log(step, {**means, "position": position, **self.throughput.rates(position)})
+        return means
+
+    def images(self, step: int, position: int, images: Mapping[str, Any]) -> None:
+        """Logs pictures by name, from rank 0. Not collective.
+
+        Raises:
+            ConfigError: naming one that is no picture.
+        """
+        if self._ranks.is_main:
+            pictures = {name: picture(name, image) for name, image in images.items()}
+            self.start(position=position)
+            for name, pixels in pictures.items():
+                self.tracker.image(step, name, pixels)
+
+    def end(self, status: Status) -> None:
+        """Has the tracker write what is outstanding, and forgets metrics that were not logged. It may start again."""
+        self._means.forget()
+        if self.is_started:
+            self.is_started = False
+            self.tracker.finish(status)
+
+    def _means_over_ranks(self) -> dict[str, float]:
+        taken = self._means.take()
+        totals = {f"sum {name}": total for name, (total, _) in taken.items()}
+        shares = {f"share {name}": share for name, (_, share) in taken.items()}
+        sums = self._ranks.all_reduce_sum({**totals, **shares}) if taken else {}
+        # A name that no sample counted for has no mean.
+        return {name: sums[f"sum {name}"] / (sums[f"share {name}"] or math.nan) for name in taken}
+
+    def _summarize(self, lines: Sequence[str], mode: Literal["w", "a"]) -> None:
+        if self._run_dir is None or not self._ranks.is_main:
+            return
+        try:
+            with (self._run_dir / SUMMARY_FILE).open(mode) as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            self.tracker.message(f"{SUMMARY_FILE} could not be written: {error.strerror or error}; training continues")
