@@ -147,8 +147,9 @@ def _follow(page: Path, directory: Path) -> str:
 
 def test_the_page_of_a_recipe(tmp_path):
     out = _follow(ROOT / "docs" / "add" / "recipe.md", tmp_path)
-    assert "step_00000080" in {path.name for path in (tmp_path / "runs/plane/checkpoints").iterdir()}
-    assert "held_out_loss" in out and "continue" in out
+    assert "held_out_loss" in out
+    for run in ("plane", "plain"):
+        assert (tmp_path / "runs" / run / "checkpoints").is_dir()
 
 
 def test_the_page_of_a_strategy(tmp_path):
@@ -159,7 +160,6 @@ def test_the_page_of_a_strategy(tmp_path):
 def test_the_page_of_a_tracker(tmp_path):
     _follow(ROOT / "docs" / "add" / "tracker.md", tmp_path)
     assert len((tmp_path / "runs/loop/metrics.csv").read_text().splitlines()) == 4
-    assert [line[0] for line in (tmp_path / "runs/bert/bert.csv").read_text().splitlines()] == ["1", "2", "3", "4"]
 
 
 def test_the_page_of_ones_own_loop(tmp_path):

@@ -110,9 +110,11 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def spelled(annotation: Any) -> str:
-    """
-    >>> spelled(int | None), spelled(list[str]), spelled(tuple[float, float]), spelled(Any)
-    ('int or null', 'list of str', '[float, float]', '')
+    """A type annotation in words.
+
+    Example:
+        >>> spelled(int | None), spelled(list[str]), spelled(tuple[float, float]), spelled(Any)
+        ('int or null', 'list of str', '[float, float]', '')
     """
     if annotation is None or annotation is Any:
         return ""

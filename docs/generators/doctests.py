@@ -12,14 +12,17 @@ class Doctests(griffe.Extension):
     """Without it, the text of a doctest outside an `Examples:` section would be read as Markdown."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrites the docstring of what was read."""
         if obj.docstring is not None:
             obj.docstring.value = fenced(obj.docstring.value)
 
 
 def fenced(text: str) -> str:
-    """
-    >>> fenced("Adds.\\n\\n>>> 1 + 1\\n2\\n\\nMore.")
-    'Adds.\\n\\n```pycon\\n>>> 1 + 1\\n2\\n```\\n\\nMore.'
+    r"""A docstring with each doctest in a block of code.
+
+    Example:
+        >>> fenced("Adds.\n\n>>> 1 + 1\n2\n\nMore.")
+        'Adds.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore.'
     """
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
     return _BLOCK.sub(lambda match: f"{match['indent']}```pycon\n{match[0]}\n{match['indent']}```", text)

@@ -28,11 +28,13 @@ _PLACE = re.compile(r"^<!-- generated: (\w+)((?: \S+)*) -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages that are no files of docs/."""
     for page, source in sources.PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fills in the generated parts of a page, and its links."""
     markdown = _PLACE.sub(lambda match: GENERATORS[match[1]](*match[2].split()), markdown)
     return sources.relinked(markdown, page.file.src_uri)

@@ -37,6 +37,7 @@ def _row(names: tuple[str, ...], number: int) -> str:
 
 
 def table_of_packages() -> str:
+    """Markdown: each module of the layers and the first line of its docstring."""
     rows = [[f"`{name}`", _about(name)] for names in LAYERS for name in names]
     return table(["module", "what it holds"], rows)
 

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    r"""A table, in which a cell may hold any text.
+
+    Example:
+        >>> print(table(["a", "b"], [[1, "x|y"]]))
+        | a | b |
+        |---|---|
+        | 1 | x\|y |
     """
-    >>> print(table(["a", "b"], [[1, "x|y"]]))
-    | a | b |
-    |---|---|
-    | 1 | x\\|y |
-    """
-    lines = [header, ["---"] * len(header)] if header else []
-    text = ["|".join(["", *(f" {cell} " for cell in lines[0]), ""]), "|" + "|".join(lines[1]) + "|"]
+    text = ["|".join(["", *(f" {cell} " for cell in header), ""]), "|" + "---|" * len(header)]
     text += ["|".join(["", *(f" {escaped(cell)} " for cell in row), ""]) for row in rows]
     return "\n".join(text)
 

@@ -23,8 +23,9 @@ def relinked(markdown: str, page: str) -> str:
 
     A file that is no page is named without a link. What does not exist stays as it is, and MkDocs warns of it.
 
-    >>> relinked("[BERT](recipes/bert/README.md#text), [here](docs/data.md)", "index.md")
-    '[BERT](recipes/bert.md#text), [here](data.md)'
+    Example:
+        >>> relinked("[BERT](recipes/bert/README.md#text), [here](docs/data.md)", "index.md")
+        '[BERT](recipes/bert.md#text), [here](data.md)'
     """
     source = PurePosixPath(PAGES.get(page, f"docs/{page}"))
     shown = {file: name for name, file in PAGES.items()}
