@@ -119,12 +119,12 @@ def test_norms_of_parts_alone_are_seen(alone, strategy):
 
 
 def _with_a_piece_too_few():
-    pieces = _Slices.pieces
+    ranges = _Slices.ranges
 
     def fewer(tensors):
-        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(tensors).items()}
+        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in ranges(tensors).items()}
 
-    with mock.patch.object(_Slices, "pieces", fewer):
+    with mock.patch.object(_Slices, "ranges", fewer):
         _engine(scenes.make_runtime("zero2"))
 
 
