@@ -61,9 +61,7 @@ class Report:
 
 
 def guessed(recipe: "MaskedLanguageModelling") -> dict[str, float]:
-    """Returns the accuracy of each baseline on the masked tokens of the held-out split. Collective: every rank must
-    call.
-    """
+    """Returns the accuracy of each baseline on masked held-out tokens. Collective: every rank must call."""
     counts = NeighbourCounts(_windows(recipe.datasets.train), recipe.tokenizer)
     correct: dict[str, Tensor] = {}
     num_masked = torch.zeros(())
