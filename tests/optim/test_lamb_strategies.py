@@ -129,7 +129,7 @@ def _with_a_piece_too_few():
 
 
 def test_what_lies_nowhere_is_refused_on_every_rank():
-    told = r"ranks of a group hold 0 elements of '4\.weight', which has 7: leave out strategy\.config"
+    told = r"ranks of a group hold 0 elements of '4\.weight', which has 7: remove strategy\.config"
     with pytest.raises(RankError, match=told) as caught:
         run_ranks(_with_a_piece_too_few, 2)
     assert caught.value.kind == "ConfigError"
