@@ -204,7 +204,7 @@ def test_a_sentence_is_filled_with_the_likeliest_token(path):
     assert 0 < share < 1
     with pytest.raises(DataError, match=r"no \[MASK\] in 'alpha'"):
         fill(recipe, "alpha")
-    with pytest.raises(DataError, match="the model takes 512; shorten it"):
+    with pytest.raises(DataError, match="the model takes at most 512; shorten it"):
         fill(recipe, "alpha [MASK] " * 500)
 
 

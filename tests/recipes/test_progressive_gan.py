@@ -375,7 +375,7 @@ def test_a_phase_cannot_be_jumped_over():
 def test_items_without_images_are_named():
     runtime = Runtime(tracker=Tracker(), device="cpu")
     data = Datasets(train=[{"pixels": torch.zeros(3, 8, 8)}], held_out=[])
-    with pytest.raises(DataError, match=r"these hold \['pixels'\]"):
+    with pytest.raises(DataError, match=r"these have \['pixels'\]"):
         ProgressiveGAN(runtime, data=data, optimizer=torch.optim.Adam, resolution=8)
 
 
