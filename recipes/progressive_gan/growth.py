@@ -114,7 +114,7 @@ def _of(name: str, values: PerResolution, resolution: int) -> int:
         require_resolutions(name, values)
         below = [size for size in values if size <= resolution]
         if not below:
-            raise ConfigError(f"recipe.{name}={dict(values)}has no value for {resolution}x{resolution} or below")
+            raise ConfigError(f"recipe.{name}={dict(values)}: has no value for {resolution}x{resolution} or below")
         value = values[max(below)]
     else:
         value = values
