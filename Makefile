@@ -6,8 +6,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 # torch comes first, pinned: whatever else is installed then finds it there. The rest builds against it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Tests that wait run beside tests that compute: with WORKERS=0, one after the other in this process.
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+# Tests that wait run beside tests that compute, a file in one process; with WORKERS=0 all in this one.
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 export OMP_NUM_THREADS ?= 1
 

@@ -1,4 +1,7 @@
-"""Fills in sentences: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`"""
+"""Fills in masked words of sentences.
+
+Usage: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`
+"""
 
 import argparse
 import sys
@@ -23,53 +26,71 @@ examples:
 
 @dataclass(frozen=True)
 class Filled:
-    """text: the sentence with the likeliest words.  guesses: for each [MASK], (token, probability), likeliest first."""
+    """A sentence with filled-in words.
+
+    Args:
+        text: the sentence with the most likely words.
+        guesses: for each [MASK], (token, probability), most likely first.
+    """
 
     text: str
     guesses: list[list[tuple[str, float]]]
 
     def __str__(self) -> str:
-        options = ("  ".join(f"{token} {100 * share:.0f} %" for token, share in mask) for mask in self.guesses)
+        options = (
+            "  ".join(f"{token} {100 * probability:.0f} %" for token, probability in mask) for mask in self.guesses
+        )
         return f"{self.text}   ({' | '.join(options)})"
 
 
 def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
-    """The model's guesses for each [MASK] in `sentence`, each made as if the others stayed masked.
+    """Predicts each [MASK] in a sentence, independently of the others. Collective: every rank must call.
 
-    Collective: every rank calls. Raises DataError for a sentence without [MASK], or one that is too long.
+    Args:
+        recipe: with the model and its tokenizer.
+        sentence: text with at least one [MASK].
+
+    Returns:
+        The filled-in sentence and the guesses.
+
+    Raises:
+        DataError: for a sentence without [MASK], or one that is too long.
     """
     import torch
 
     tokenizer, module = recipe.tokenizer, recipe.model.module
     tokens = [tokenizer.start, *tokenizer.encode(sentence), tokenizer.end]
-    places = [place for place, token in enumerate(tokens) if token == tokenizer.mask]
+    positions = [position for position, token in enumerate(tokens) if token == tokenizer.mask]
     longest = recipe.architecture.max_length
-    if not places:
-        raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be guessed")
+    if not positions:
+        raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] in place of a word")
     if len(tokens) > longest:
-        raise DataError(f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes {longest}; shorten it")
+        raise DataError(
+            f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes at most {longest}; shorten it"
+        )
     module.eval()
     try:
         with torch.no_grad():
             logits_1KV = recipe.model(
                 torch.tensor([tokens], device=recipe.runtime.device),
-                torch.tensor([places], device=recipe.runtime.device),
+                torch.tensor([positions], device=recipe.runtime.device),
             )
     finally:
         module.train()
-    shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
-    for place, best_N in zip(places, best_KN.tolist(), strict=True):
-        tokens[place] = best_N[0]
+    probabilities_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
+    for position, best_N in zip(positions, best_KN.tolist(), strict=True):
+        tokens[position] = best_N[0]
     return Filled(
         tokenizer.decode(tokens[1:-1]),
         [
-            [(tokenizer.token(token), share) for token, share in zip(best_N, shares_N, strict=True)]
-            for best_N, shares_N in zip(best_KN.tolist(), shares_KN.tolist(), strict=True)
+            [(tokenizer.token(token), probability) for token, probability in zip(best_N, probabilities_N, strict=True)]
+            for best_N, probabilities_N in zip(best_KN.tolist(), probabilities_KN.tolist(), strict=True)
         ],
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.bert.fill",
         description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",

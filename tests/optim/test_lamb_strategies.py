@@ -119,17 +119,17 @@ def test_norms_of_parts_alone_are_seen(alone, strategy):
 
 
 def _with_a_piece_too_few():
-    pieces = _Slices.pieces
+    ranges = _Slices.ranges
 
     def fewer(tensors):
-        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(tensors).items()}
+        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in ranges(tensors).items()}
 
-    with mock.patch.object(_Slices, "pieces", fewer):
+    with mock.patch.object(_Slices, "ranges", fewer):
         _engine(scenes.make_runtime("zero2"))
 
 
 def test_what_lies_nowhere_is_refused_on_every_rank():
-    told = r"ranks of a group hold 0 elements of '4\.weight', which has 7: leave out strategy\.config"
+    told = r"ranks of a group hold 0 elements of '4\.weight', which has 7: remove strategy\.config"
     with pytest.raises(RankError, match=told) as caught:
         run_ranks(_with_a_piece_too_few, 2)
     assert caught.value.kind == "ConfigError"

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trainkit.distributed.shard import Shard
 from trainkit.memory.memory import Memory
-from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
+from trainkit.optim.sharded import ParameterRange, ShardedOptimizer, mask_after_steps, mask_range, require_whole
 
 
 class ShardedTensors:
@@ -34,19 +34,19 @@ class ShardedTensors:
     def refresh(self) -> None:
         """Makes the module compute with `weights` that were written to. Collective: every rank must call."""
 
-    def pieces(self) -> dict[Tensor, list[Piece]]:
+    def ranges(self) -> dict[Tensor, list[ParameterRange]]:
         """The parameters, or ranges of them, that each of the optimizer's tensors consists of.
 
-        See `PiecewiseOptimizer.set_pieces`.
+        See `ShardedOptimizer.set_ranges`.
         """
         weights = self.weights()
         return {
-            p: [Piece(name, weights[name].start, weights[name].local.numel(), weights[name].shape.numel())]
+            p: [ParameterRange(name, weights[name].start, weights[name].local.numel(), weights[name].shape.numel())]
             for name, p in self.parameters.items()
         }
 
     def give_to_optimizer(self, trainable: Collection[str], device: torch.device) -> None:
-        """Gives the optimizer the `pieces` that its tensors consist of. Collective: every rank must call.
+        """Gives the optimizer the `ranges` that its tensors consist of. Collective: every rank must call.
 
         Args:
             trainable: names of the parameters that require a gradient.
@@ -55,19 +55,19 @@ class ShardedTensors:
         Raises:
             ConfigError: where it is given shards of parameters and cannot work with them.
         """
-        pieces = self.pieces()
-        require_whole(self.optimizer, pieces)
-        if isinstance(self.optimizer, PiecewiseOptimizer):
+        ranges = self.ranges()
+        require_whole(self.optimizer, ranges)
+        if isinstance(self.optimizer, ShardedOptimizer):
             weights = self.weights()
             # A frozen parameter may be whole on every rank.
             group = next((weights[name].group for name in trainable), None)
-            self.optimizer.set_pieces(pieces, group=group, device=device)
+            self.optimizer.set_ranges(ranges, group=group, device=device)
 
     def set_masks(self, masks: Mapping[str, Tensor], averages: Mapping[str, Shard]) -> None:
         """See `EngineState.set_masks`. Collective: every rank must call."""
         if self._masking is not None:
             self._masking.remove()
-        if isinstance(self.optimizer, PiecewiseOptimizer):
+        if isinstance(self.optimizer, ShardedOptimizer):
             self.optimizer.set_masks(masks)
         else:
             self._masking = mask_after_steps(self.optimizer, self.weights(), masks)

@@ -13,7 +13,7 @@ from trainkit.engine.engine import Engine
 from trainkit.errors import ConfigError, UsageError, nearest
 from trainkit.ops import MaskedLinear
 from trainkit.ops.bits import pack_bits, unpack_bits
-from trainkit.optim.pieces import PiecewiseOptimizer, mask_after_steps
+from trainkit.optim.sharded import ShardedOptimizer, mask_after_steps
 
 Scope = Literal["layer", "global"]
 Structure = Literal["unstructured", "2:4"]
@@ -210,7 +210,7 @@ class Magnitude:
         self._told = {name: (id(tensor), tensor._version) for name, tensor in bits.items()}
         if self._engine is not None:
             self._engine.state.set_masks(bits)
-        elif isinstance(self.optimizer, PiecewiseOptimizer):
+        elif isinstance(self.optimizer, ShardedOptimizer):
             parameters = dict(self.module.named_parameters())
             self.optimizer.set_masks({parameters[name]: tensor for name, tensor in bits.items()})
         else:

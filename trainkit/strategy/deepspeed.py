@@ -19,7 +19,7 @@ from trainkit.distributed.shard import Shard
 from trainkit.engine.backend import Backend
 from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import ConfigError, UsageError
-from trainkit.optim.pieces import Piece
+from trainkit.optim.sharded import ParameterRange
 from trainkit.optim.source import arguments_of
 from trainkit.strategy.zero_use import Used
 
@@ -180,11 +180,11 @@ class _Slices(ShardedTensors):
         shards |= {name: self._frozen_shard(p) for name, p in self.frozen.items()}
         return {name: shards[name] for name in self.parameters}
 
-    def pieces(self) -> dict[Tensor, list[Piece]]:
-        found: dict[Tensor, list[Piece]] = {}
+    def ranges(self) -> dict[Tensor, list[ParameterRange]]:
+        found: dict[Tensor, list[ParameterRange]] = {}
         for name, part in self.slices.items():
-            piece = Piece(name, part.start, part.num, part.shape.numel(), part.offset)
-            found.setdefault(part.flat, []).append(piece)
+            held = ParameterRange(name, part.start, part.num, part.shape.numel(), part.offset)
+            found.setdefault(part.flat, []).append(held)
         return found
 
     def hold(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainkit.distributed.shard import STORABLE
 from trainkit.errors import ConfigError
 from trainkit.optim.multi import MultiOptimizer
-from trainkit.optim.pieces import PiecewiseOptimizer
+from trainkit.optim.sharded import ShardedOptimizer
 from trainkit.optim.source import OptimizerSource, arguments_of
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _require_elementwise(
 ) -> None:
     kind = type(optimizer)
     known = getattr(optimizer, "acts_elementwise", None)
-    if known or isinstance(optimizer, PiecewiseOptimizer) or hasattr(optimizer, "needs_whole_parameters"):
+    if known or isinstance(optimizer, ShardedOptimizer) or hasattr(optimizer, "needs_whole_parameters"):
         return
     if kind.__module__.startswith("deepspeed."):
         return
