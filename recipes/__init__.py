@@ -1,1 +1,1 @@
-"""Whole training runs, each a package: networks, data, the training itself, and a README with the numbers reached."""
+"""Complete training runs, each a package: networks, data, training, and a README with the results."""

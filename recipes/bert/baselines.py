@@ -1,4 +1,4 @@
-"""What can be guessed without a network: counts of neighbouring tokens in the training text."""
+"""NeighbourCounts: predictions without a network, from counts of neighbouring tokens in the training text."""
 
 from collections.abc import Iterable
 
@@ -12,25 +12,37 @@ TWO_SIDED = "two-sided neighbours"
 
 
 class NeighbourCounts:
-    """Guesses a token from its true neighbours, even where those are masked from a model.
+    """Predicts a token from its true neighbours, even where those are masked for a model.
 
     MOST_FREQUENT ignores them. LEFT_BIGRAM is the token that most often follows the left one. TWO_SIDED is the token
-    that most often stands between the two, else LEFT_BIGRAM's. What was never seen falls back to the one before.
+    that is most often between the two. A combination that was not in the training text falls back to the previous
+    baseline.
+
+    Args:
+        windows: int64 [n, sequence_length] each; neighbours are counted within a window.
+        tokenizer: with `pad`, `vocab_size` and `special_tokens`.
     """
 
     def __init__(self, windows: Iterable[Tensor], tokenizer: object) -> None:
-        """windows: int64 [n, sequence_length] each; neighbours are counted within a window."""
         self._pad: int = tokenizer.pad  # type: ignore[attr-defined]
         self._vocab_size: int = tokenizer.vocab_size  # type: ignore[attr-defined]
         special = torch.tensor(tokenizer.special_tokens)  # type: ignore[attr-defined]
-        parts = [self._triples(tokens_BT.cpu(), special) for tokens_BT in windows]
-        left, middle, right = (torch.cat(part) for part in zip(*parts, strict=True))
+        triples = [self._triples(tokens_BT.cpu(), special) for tokens_BT in windows]
+        left, middle, right = (torch.cat(column) for column in zip(*triples, strict=True))
         self._frequent = int(torch.bincount(middle).argmax())
-        self._after = _Commonest(left, middle, self._vocab_size)
-        self._between = _Commonest(left * self._vocab_size + right, middle, self._vocab_size)
+        self._after = _MostFrequent(left, middle, self._vocab_size)
+        self._between = _MostFrequent(left * self._vocab_size + right, middle, self._vocab_size)
 
     def guesses(self, tokens_BT: Tensor, chosen_BK: Tensor) -> dict[str, Tensor]:
-        """By name, int64 [B, K]: guesses at `chosen_BK` of the unmasked `tokens_BT`."""
+        """Predicts tokens.
+
+        Args:
+            tokens_BT: int64, unmasked.
+            chosen_BK: int64, the positions to predict.
+
+        Returns:
+            int64 [B, K] by name of the baseline.
+        """
         left_BT, _, right_BT = self._neighbours(tokens_BT.cpu())
         chosen_BK = chosen_BK.cpu()
         left, right = left_BT.gather(1, chosen_BK), right_BT.gather(1, chosen_BK)
@@ -49,8 +61,8 @@ class NeighbourCounts:
         return left[ordinary], middle[ordinary], right[ordinary]
 
 
-class _Commonest:
-    """For each key, the value that came with it most often; of equals the smallest."""
+class _MostFrequent:
+    """For each key, the value that occurred with it most often; the smallest of equally frequent ones."""
 
     def __init__(self, keys: Tensor, values: Tensor, vocab_size: int) -> None:
         pairs, counts = torch.unique(keys * vocab_size + values, return_counts=True)
@@ -62,5 +74,6 @@ class _Commonest:
         self._keys, self._values = keys[is_first], values[is_first]
 
     def look_up(self, keys: Tensor, otherwise: Tensor) -> Tensor:
-        places = torch.searchsorted(self._keys, keys.contiguous()).clamp(max=len(self._keys) - 1)
-        return torch.where(self._keys[places] == keys, self._values[places], otherwise)
+        """Returns the values of `keys`, and `otherwise` for unknown keys."""
+        found = torch.searchsorted(self._keys, keys.contiguous()).clamp(max=len(self._keys) - 1)
+        return torch.where(self._keys[found] == keys, self._values[found], otherwise)

@@ -1,4 +1,4 @@
-"""Masking: which tokens the model must guess, and what it sees in their place."""
+"""Masking: the tokens that the model must predict, and what it sees in their place."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,15 @@ IGNORED = -100  # label of an unused slot; cross_entropy's own default
 
 @dataclass(frozen=True)
 class Masked:
-    """tokens_BT: what the model sees.  chosen_BK: positions to guess.  labels_BK: the tokens there, or IGNORED.
+    """A masked batch.
 
-    Samples with fewer tokens to guess than others leave slots unused, so shapes depend on the sequence length alone
+    Samples with fewer tokens to predict than others leave slots unused, so shapes depend on the sequence length alone
     and nothing waits for the device.
+
+    Args:
+        tokens_BT: the tokens that the model sees.
+        chosen_BK: positions to predict.
+        labels_BK: the original tokens there, or IGNORED.
     """
 
     tokens_BT: Tensor
@@ -25,18 +30,24 @@ class Masked:
 
 
 def check_share(share: float) -> None:
-    """Raises ConfigError unless `share` of the tokens can be masked."""
+    """Raises ConfigError unless 0 < share < 1."""
     if not 0 < share < 1:
-        raise ConfigError(f"recipe.mask_share={share}: allowed is above 0 and below 1; BERT's is 0.15")
+        raise ConfigError(f"recipe.mask_share={share} must be above 0 and below 1; BERT's is 0.15")
 
 
 class Masking:
-    """BERT's masking: `share` of the tokens of each sample, 80 % as [MASK], 10 % as any token, 10 % left as they are.
+    """BERT's masking: of the chosen tokens 80 % become [MASK], 10 % any token, and 10 % stay.
 
-    Special tokens and padding are never chosen. A sample with n other tokens gets round(share * n) of them, and at
-    least one if it has any. All randomness comes in as an argument.
+    Special tokens and padding are never chosen. Of a sample with n other tokens, round(share * n) are chosen, and at
+    least one if it has any. All randomness is an argument.
 
-    tokenizer: has `vocab_size`, `mask` and `special_tokens` (numbers).
+    Args:
+        tokenizer: with `vocab_size`, `mask` and `special_tokens` (numbers).
+        share: the fraction of tokens to choose, in (0, 1).
+        device: of the tokens.
+
+    Raises:
+        ConfigError: for a share out of range.
     """
 
     def __init__(self, tokenizer: Any, share: float, device: torch.device) -> None:
@@ -48,20 +59,28 @@ class Masking:
         self._is_special = is_special.to(device)
 
     def num_slots(self, length: int) -> int:
-        """K: most tokens to guess in a sample of that length."""
+        """Returns K, the most tokens to predict in a sample of a length."""
         return max(1, round(self.share * length))
 
     def num_draws(self, length: int) -> int:
-        """How many uniform numbers a sample of that length takes."""
+        """Returns the uniform random numbers that a sample of a length needs."""
         return length + 2 * self.num_slots(length)
 
     def __call__(self, tokens_BT: Tensor, uniform: Tensor) -> Masked:
-        """uniform: in [0, 1), [B, num_draws(T)]: the same numbers mask a sample the same way in any batch."""
+        """Masks a batch.
+
+        Args:
+            tokens_BT: int64.
+            uniform: [B, num_draws(T)], in [0, 1); the same numbers mask a sample in the same way in any batch.
+
+        Returns:
+            The masked batch.
+        """
         length = tokens_BT.shape[1]
         num_slots = self.num_slots(length)
         scores_BT, action_BK, other_BK = uniform.split((length, num_slots, num_slots), dim=1)
         is_open_BT = ~self._is_special[tokens_BT]
-        # Stable, so that a tie falls the same way on every device.
+        # Stable, so that ties have the same order on every device.
         chosen_BK = scores_BT.masked_fill(~is_open_BT, 2.0).argsort(dim=1, stable=True)[:, :num_slots]
         num_open_B1 = is_open_BT.sum(dim=1, keepdim=True)
         wanted_B1 = (self.share * num_open_B1.double()).round().clamp(min=1).minimum(num_open_B1)

@@ -1,4 +1,7 @@
-"""Fills in sentences: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`"""
+"""Fills in masked words of sentences.
+
+Usage: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`
+"""
 
 import argparse
 import sys
@@ -20,6 +23,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.bert.fill",
         description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",

@@ -53,7 +53,9 @@ def fill(
     if not positions:
         raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be guessed")
     if len(tokens) > max_length:
-        raise DataError(f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes {max_length}; shorten it")
+        raise DataError(
+            f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes at most {max_length}; shorten it"
+        )
     logits_1KV = model(torch.tensor([tokens], device=device), torch.tensor([positions], device=device))
     shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
     for position, best_N in zip(positions, best_KN.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Weights as Hugging Face's BERT stores them, into ours."""
+"""Loads weights as Hugging Face's BERT stores them."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from recipes.bert.model import BASE, Architecture, MaskedLanguageModel
 from trainkit.errors import DataError
 
-_VOCAB_SIZE = 30522  # of a config.json that does not say
+_VOCAB_SIZE = 30522  # where config.json has no vocab_size
 _CONFIG_NAMES = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -39,7 +39,7 @@ _IN_LAYER = {
     "output.dense": "feed_forward.down",
     "output.LayerNorm": "feed_forward_norm",
 }
-_OPTIONAL = ("head.", "encoder.pooler.")  # each whole, or not there
+_OPTIONAL = ("head.", "encoder.pooler.")  # each complete or absent
 _HEAD = {
     "cls.predictions.bias": "head.bias",
     "cls.predictions.transform.dense": "head.dense",
@@ -48,8 +48,8 @@ _HEAD = {
 }
 # The next-sentence head, which is not trained here; and a buffer of old versions.
 _LEFT_OUT = re.compile(r"cls\.seq_relationship\.|embeddings\.position_ids$")
-# Keys of config.json that change what a BERT computes, and the values that mean what `model.py` does.
-_COMPUTED_HERE: dict[str, tuple[Any, ...]] = {
+# Keys of config.json that change what a BERT computes, and the values that `model.py` supports.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("bert",),
     "hidden_act": ("gelu", "gelu_python"),
     "position_embedding_type": ("absolute",),
@@ -64,9 +64,16 @@ _REQUIRED = ("model_type",)
 
 
 def read_architecture(directory: Path) -> tuple[Architecture, int]:
-    """(architecture, vocabulary size) of the config.json in `directory`.
+    """Reads the config.json of a Hugging Face directory.
 
-    Raises DataError naming the key when it describes another function than `MaskedLanguageModel` with its head tied.
+    Args:
+        directory: with a config.json.
+
+    Returns:
+        The architecture, and the vocabulary size.
+
+    Raises:
+        DataError: naming a key that describes another function than `MaskedLanguageModel` with a tied head.
     """
     config = _read_config(directory)
     values: dict[str, Any] = {ours: config[theirs] for ours, theirs in _CONFIG_NAMES.items() if theirs in config}
@@ -74,11 +81,17 @@ def read_architecture(directory: Path) -> tuple[Architecture, int]:
 
 
 def load_hugging_face(module: MaskedLanguageModel, source: Path | Mapping[str, Tensor]) -> None:
-    """Copies the weights in `source`, a directory with model.safetensors or a state dict, into `module`.
+    """Copies weights into a model.
 
-    A pooler is loaded where `module` has one. Without a head in `source`, the module's stays as it is. Rows that pad
-    the vocabulary keep a probability of zero. Raises DataError naming the first weight that does not fit, and for a
-    decoder that is not the token embedding.
+    A pooler is loaded where `module` has one. Without a head in `source`, that of the module stays. Rows that pad the
+    vocabulary keep a probability of zero.
+
+    Args:
+        module: the model.
+        source: a directory with model.safetensors, or a state dict.
+
+    Raises:
+        DataError: naming the first weight that does not match, and for a decoder that is not the token embedding.
     """
     is_tied = True
     if isinstance(source, Path):
@@ -94,18 +107,27 @@ def load_hugging_face(module: MaskedLanguageModel, source: Path | Mapping[str, T
             if name.startswith("encoder.pooler.") and module.encoder.pooler is None:
                 continue
             if name not in own:
-                raise DataError(f"the weight {name!r} has no place in this model; recipe.model must be of its shape")
+                raise DataError(f"this model has no weight {name!r}; recipe.model must have its shape")
             _copy(own[name], value, name, module.vocab_size)
     absent = [part for part in _OPTIONAL if not any(name.startswith(part) for name in translated)]
     missing = [name for name in own if name not in translated and not name.startswith(tuple(absent))]
     if missing:
-        raise DataError(f"the weights lack {missing[0]!r} and {len(missing) - 1} more; give those of a whole BERT")
+        raise DataError(f"the weights lack {missing[0]!r} and {len(missing) - 1} more; give those of a complete BERT")
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's names to ours; query, key and value become one matrix. Raises DataError for an unknown name.
+    """Translates Hugging Face's names to those of `MaskedLanguageModel`; query, key and value become one matrix.
 
-    A stored decoder becomes `head.decoder.weight` and `head.decoder.bias`, for which our model has no place.
+    A stored decoder becomes `head.decoder.weight` and `head.decoder.bias`, which the model does not have.
+
+    Args:
+        state: weights by name.
+
+    Returns:
+        Weights by name.
+
+    Raises:
+        DataError: for an unknown, missing or repeated name.
     """
     translated = {}
     for given, value in state.items():
@@ -115,20 +137,20 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ".attention.self.query." in name:
             names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
             if missing := [part for part in names if part not in state]:
-                raise DataError(f"the weights lack {missing[0]!r}; give those of a whole BERT")
+                raise DataError(f"the weights lack {missing[0]!r}; give those of a complete BERT")
             value = torch.cat([state[part] for part in names])
         own = _own_name(name)
         if own in translated:
-            raise DataError(f"{given!r} is there a second time, under another name; give the weights of one BERT")
+            raise DataError(f"{given!r} occurs twice, under two names; give the weights of one BERT")
         translated[own] = value
     return translated
 
 
 def _with_tied_decoder(translated: dict[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
-    """The weights with `head.bias` the bias that is added, and no decoder beside the token embedding.
+    """Returns the weights without a decoder beside the token embedding, with `head.bias` the bias that is added.
 
-    transformers adds the decoder's own bias wherever one is stored: `cls.predictions.bias` is only a name of the same
-    tensor, and of nothing in a model that is not tied.
+    transformers adds the decoder's own bias wherever one is stored: `cls.predictions.bias` is only another name of the
+    same tensor, and unused in a model that is not tied.
     """
     weight = translated.pop("head.decoder.weight", None)
     bias = translated.pop("head.decoder.bias", None)
@@ -157,8 +179,8 @@ def _own_name(name: str) -> str:
     stem = stem.removeprefix("bert.")
     if stem == "pooler.dense":
         return f"encoder.pooler.{kind}"
-    place, _, part = stem.partition(".")
-    if place == "embeddings" and part in _EMBEDDINGS:
+    module, _, part = stem.partition(".")
+    if module == "embeddings" and part in _EMBEDDINGS:
         return f"encoder.embeddings.{_EMBEDDINGS[part]}.{kind}"
     found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", stem)
     if found and found[2] == "attention.self.query":
@@ -187,7 +209,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); save the model with save_pretrained") from error
-    for key, allowed in _COMPUTED_HERE.items():
+    for key, allowed in _SUPPORTED.items():
         value = config.get(key)
         if (value is not None or key in _REQUIRED) and value not in allowed:
             only = f"only {' and '.join(map(str, allowed))} can be loaded" if allowed else "which cannot be loaded"

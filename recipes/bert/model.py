@@ -1,6 +1,6 @@
-"""BERT (Devlin et al., arXiv 1810.04805), exactly, and a modern variant behind the same switches.
+"""BERT (Devlin et al., arXiv 1810.04805), and a modern variant by the same settings.
 
-Shape suffixes: B samples, T tokens, D hidden size, H heads, E head size, K masked tokens a sample, V vocabulary
+Shape suffixes: B samples, T tokens, D hidden size, H heads, E head size, K masked tokens per sample, V vocabulary
 (padded), R twice the largest relative distance plus one.
 """
 
@@ -14,19 +14,33 @@ from torch import Tensor, nn
 from trainkit.errors import ConfigError, require_at_least
 from trainkit.ops import ActivatedLinear, Dropout, LayerNorm
 
-_VOCAB_MULTIPLE = 64  # matrix units like it
-_NEVER = -1e4  # logit of a padded vocabulary entry: a probability of zero, and finite in fp16
+_VOCAB_MULTIPLE = 64  # a size that tensor cores compute fastest
+_NEVER = -1e4  # logit of a padding entry of the vocabulary: a probability of zero, and finite in fp16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a BERT; the defaults are bert-base's.
+    """The shape of a BERT; the defaults are those of bert-base.
 
-    positions: `learned` embeddings; `rotary` (arXiv 2104.09864); or `relative`, a learned bias on the attention scores
-        for each head and distance up to `max_distance`, which begins by favouring the neighbours.
-    norm: `post`, after the residual sum, as in BERT; or `pre`, which needs no long warm-up.
-    max_length: longest sequence.  num_segments: sentence kinds with an embedding each; 0 for none.
-    pooler: for what is built on a trained encoder; masked language modelling does not use it.
+    Args:
+        hidden_size: elements of a hidden state.
+        num_layers: of the encoder.
+        num_heads: of attention; must divide `hidden_size`.
+        feed_forward_size: elements between the two matrices of a feed-forward network.
+        max_length: the longest sequence, in tokens.
+        num_segments: kinds of sentences with an embedding each; 0: none.
+        positions: `learned` embeddings; `rotary` (arXiv 2104.09864); or `relative`, a learned bias on the attention
+            scores for each head and distance up to `max_distance`, which initially favours the neighbours.
+        norm: `post`, after the residual sum, as in BERT; or `pre`, which needs no long warm-up.
+        max_distance: see `positions`, in tokens.
+        dropout: probability, of hidden states.
+        attention_dropout: probability, of attention.
+        norm_eps: added to the variance in LayerNorm.
+        init_std: standard deviation of initial weights.
+        pooler: whether there is one, for models built on a trained encoder; masked language modelling does not use it.
+
+    Raises:
+        ConfigError: for values out of range or that do not match.
     """
 
     hidden_size: int = 768
@@ -51,7 +65,7 @@ class Architecture:
         require_at_least(0, "recipe.model.", **{name: getattr(self, name) for name in amounts})
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"recipe.model.{name}={getattr(self, name)}: allowed is 0 or more, and below 1")
+                raise ConfigError(f"recipe.model.{name}={getattr(self, name)} must be 0 or more, and below 1")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"recipe.model.num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "
@@ -62,6 +76,7 @@ class Architecture:
 
     @property
     def head_size(self) -> int:
+        """Elements of a head."""
         return self.hidden_size // self.num_heads
 
 
@@ -71,7 +86,12 @@ TINY = replace(BASE, hidden_size=128, num_layers=2, num_heads=2, feed_forward_si
 
 
 class Bert(nn.Module):
-    """The encoder: tokens_BT (int64) to hidden states_BTD."""
+    """The encoder.
+
+    Args:
+        architecture: its shape.
+        vocab_size: number of tokens.
+    """
 
     angles_TE: Tensor | None
 
@@ -88,7 +108,19 @@ class Bert(nn.Module):
     def forward(
         self, tokens_BT: Tensor, attended_BT: Tensor | None = None, segments_BT: Tensor | None = None
     ) -> Tensor:
-        """attended_BT: bool, False for padding, which no token then attends to; None when there is none."""
+        """Encodes tokens.
+
+        Args:
+            tokens_BT: int64.
+            attended_BT: bool, False for padding, which no token attends to; None: there is none.
+            segments_BT: int64; None: all are 0.
+
+        Returns:
+            hidden_BTD.
+
+        Raises:
+            ConfigError: for a sequence longer than `max_length`.
+        """
         length = tokens_BT.shape[1]
         if length > self.architecture.max_length:
             raise ConfigError(
@@ -102,13 +134,13 @@ class Bert(nn.Module):
         return self.norm(x_BTD)
 
     def pool(self, hidden_BTD: Tensor) -> Tensor:
-        """What the first token says of the whole sequence, [B, D]; only with `pooler`."""
+        """Returns the representation of the whole sequence, [B, D], from its first token; only with `pooler`."""
         assert self.pooler is not None, "this architecture has no pooler"
         return torch.tanh(self.pooler(hidden_BTD[:, 0]))
 
 
 class Embeddings(nn.Module):
-    """The sum of what a token, its place and its segment say."""
+    """The sum of the embeddings of a token, its position and its segment."""
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
@@ -120,6 +152,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(architecture.dropout)
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Returns the embeddings [B, T, D] of int64 tokens and segments."""
         x_BTD = self.token(tokens_BT)
         if self.segment is not None:
             x_BTD = x_BTD + (self.segment.weight[0] if segments_BT is None else self.segment(segments_BT))
@@ -142,6 +175,7 @@ class Layer(nn.Module):
         self.feed_forward_dropout = Dropout(architecture.dropout)
 
     def forward(self, x_BTD: Tensor, attended_BT: Tensor | None, angles_TE: Tensor | None) -> Tensor:
+        """Maps hidden states [B, T, D] to the next ones."""
         if self.is_pre:
             attended_BTD = self.attention(self.attention_norm(x_BTD), attended_BT, angles_TE)
             normed_BTD, x_BTD = self.feed_forward_norm(attended_BTD, x_BTD, self.dropout)
@@ -152,7 +186,7 @@ class Layer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Up, GELU, down."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -160,11 +194,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(architecture.feed_forward_size, architecture.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps hidden states [B, T, D] to [B, T, D]."""
         return self.down(self.up(x_BTD))
 
 
 class Attention(nn.Module):
-    """Every token looks at every token of its sample that is not padding."""
+    """Self-attention: every token attends to every token of its sample that is not padding."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -176,6 +211,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(architecture.attention_dropout)
 
     def forward(self, x_BTD: Tensor, attended_BT: Tensor | None, angles_TE: Tensor | None) -> Tensor:
+        """Maps hidden states [B, T, D] to [B, T, D]."""
         num_samples, length, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(num_samples, length, 3, self.num_heads, self.head_size)
         q_BHTE, k_BHTE, v_BHTE = qkv.permute(2, 0, 3, 1, 4)
@@ -189,7 +225,7 @@ class Attention(nn.Module):
         return self.output(out_BHTE.transpose(1, 2).flatten(2))
 
     def _bias(self, length: int, attended_BT: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, broadcastable to BHTT: a float tensor, or a bool one where False shuts out."""
+        """Returns the mask or bias of the scores, broadcastable to BHTT: floats to add, or bools, False masking out."""
         mask_B11T = None if attended_BT is None else attended_BT[:, None, None, :]
         if self.relative is None:
             return mask_B11T
@@ -197,7 +233,7 @@ class Attention(nn.Module):
         return bias_HTT[None] if mask_B11T is None else bias_HTT.masked_fill(~mask_B11T, float("-inf"))
 
     def _explicitly(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, bias: Tensor | None) -> Tensor:
-        # The fused kernels draw their dropout from a generator; ours is keyed by the sample.
+        # The fused kernels draw their dropout from a generator; this one depends on the sample.
         scores_BHTT = q_BHTE @ k_BHTE.transpose(-1, -2) * self.head_size**-0.5
         if bias is not None:
             is_mask = bias.dtype == torch.bool
@@ -206,10 +242,10 @@ class Attention(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learned number for each head and each distance from a query to a key, added to the attention score.
+    """A learned bias on the attention score for each head and each distance from a query to a key.
 
-    Distances beyond `max_distance` share the last number. Head h begins with its peak on one offset (-1, +1, -2, +2,
-    ...) and falls off on both sides: small encoders spend most of a short training on finding their neighbours.
+    Distances beyond `max_distance` share the last value. Initially head h has its peak at one offset (-1, +1, -2, +2,
+    ...) and falls on both sides: small encoders spend most of a short training on learning to find the neighbours.
     """
 
     _SLOPE = 1.0
@@ -222,7 +258,7 @@ class RelativeBias(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The initial bias, which is not random."""
+        """Sets the initial bias, which is not random."""
         num_heads = len(self.table_HR)
         distances_R = torch.arange(-self.max_distance, self.max_distance + 1)
         steps_H = torch.arange(num_heads) // 2 + 1
@@ -230,14 +266,14 @@ class RelativeBias(nn.Module):
         self.table_HR.copy_(-self._SLOPE * (distances_R[None] - offsets_H[:, None]).abs().clamp(max=8))
 
     def forward(self, length: int) -> Tensor:
-        """bias_HTT: row the query, column the key."""
-        places_T = torch.arange(length, device=self.table_HR.device)
-        distances_TT = places_T[None, :] - places_T[:, None]
+        """Returns bias_HTT: queries in rows, keys in columns."""
+        positions_T = torch.arange(length, device=self.table_HR.device)
+        distances_TT = positions_T[None, :] - positions_T[:, None]
         return self.table_HR[:, distances_TT.clamp(-self.max_distance, self.max_distance) + self.max_distance]
 
 
 class Head(nn.Module):
-    """Hidden states to logits; the decoder is the token embedding."""
+    """Maps hidden states to logits; the decoder is the token embedding."""
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
@@ -246,13 +282,18 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(padded_vocab_size(vocab_size)))
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
+        """Returns logits [..., V] of hidden states [..., D]."""
         return F.linear(self.norm(self.dense(hidden)), embedding_VD, self.bias)
 
 
 class MaskedLanguageModel(nn.Module):
-    """BERT with its head for guessing masked tokens.
+    """BERT with its head for predicting masked tokens.
 
-    The vocabulary is padded to a multiple of 64; the added entries have a probability of zero.
+    The vocabulary is padded to a multiple of 64; the padding entries have a probability of zero.
+
+    Args:
+        architecture: the shape of the encoder.
+        vocab_size: number of tokens.
     """
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
@@ -271,9 +312,18 @@ class MaskedLanguageModel(nn.Module):
         attended_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
     ) -> Tensor:
-        """logits_BKV at the positions `chosen_BK` (int64) of each sample, or logits_BTV at all of them.
+        """Computes logits.
 
-        The head is the dearest part of a small model; with `chosen_BK` it runs on those positions only.
+        The head takes most of the time of a small model; with `chosen_BK` it runs on those positions only.
+
+        Args:
+            tokens_BT: int64.
+            chosen_BK: int64, the positions to predict; None: all.
+            attended_BT: bool, False for padding; None: there is none.
+            segments_BT: int64; None: all are 0.
+
+        Returns:
+            logits_BKV at `chosen_BK`, or logits_BTV.
         """
         hidden = self.encoder(tokens_BT, attended_BT, segments_BT)
         if chosen_BK is not None:
@@ -283,16 +333,25 @@ class MaskedLanguageModel(nn.Module):
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """The next multiple of 64.
+    """Returns the next multiple of 64.
 
-    >>> padded_vocab_size(30522)
-    30528
+    Example:
+        >>> padded_vocab_size(30522)
+        30528
     """
     return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def rotate(x_BHTE: Tensor, angles_TE: Tensor) -> Tensor:
-    """Rotary positions: turns each pair (x[e], x[e + E/2]) by an angle proportional to its place."""
+    """Applies rotary positions: rotates each pair (x[e], x[e + E/2]) by an angle proportional to its position.
+
+    Args:
+        x_BHTE: queries or keys.
+        angles_TE: in radians.
+
+    Returns:
+        A tensor of the shape and dtype of x.
+    """
     first, second = x_BHTE.chunk(2, dim=-1)
     cos_TE, sin_TE = angles_TE.cos().to(x_BHTE.dtype), angles_TE.sin().to(x_BHTE.dtype)
     return x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE

@@ -1,4 +1,4 @@
-"""Masked language modelling: the model reads text with holes and learns to fill them."""
+"""MaskedLanguageModelling: the model learns to predict masked words of text."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +26,28 @@ _NUM_STEPS = 2000
 class MaskedLanguageModelling(Recipe):
     """Pre-trains a BERT on text.
 
-    data: a specification whose data sets give {"tokens": int64 [T]} and which has a tokenizer, such as `Text`.
-    optimizer: makes one of parameter groups; biases and LayerNorms are in a group without weight decay.
-    batch_size: samples of a global batch.  grad_accumulation_steps: micro-batches in which a rank does its share.
-    num_steps, num_epochs: the length of the run, in global batches or in passes over the training data, rounded up to
-        whole batches; one of them, or 2,000 steps.  max_grad_norm: largest norm of the gradient.
-    mask_share: of the tokens, in training; evaluation masks 15 %, and the same ones each time.
-    weights: a Hugging Face directory (config.json, model.safetensors) to begin with; needs its vocab.txt as
-        `data.vocab_file`, and `model` of its shape.
-    sentences: with [MASK] in them, filled in at the end of a run.
+    Args:
+        runtime: of the run.
+        data: a specification such as `Text`, whose data sets give {"tokens": int64 [T]} and which has a tokenizer.
+        model: the shape of the encoder.
+        optimizer: makes one from parameter groups; biases and LayerNorms are in a group without weight decay.
+        schedule: of the learning rate.
+        batch_size: samples in a global batch.
+        num_steps: length of the run in global batches; None: see `num_epochs`.
+        num_epochs: length of the run in passes over the training data, rounded up to whole batches. At most one of the
+            two may be given; without both, the run has 2,000 steps.
+        grad_accumulation_steps: micro-batches per step.
+        max_grad_norm: the largest norm of the gradient; None: no clipping.
+        mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
+            time.
+        evaluation_batch_size: samples in a global batch of an evaluation.
+        weights: a Hugging Face directory (config.json, model.safetensors) to start from; needs its vocab.txt as
+            `data.vocab_file`, and a `model` of its shape.
+        sentences: with [MASK] in them, filled in at the end of a run.
+
+    Raises:
+        ConfigError: for values out of range or that do not match.
+        DataError: for data without a tokenizer, and weights that do not match.
     """
 
     best_metric = "held_out_loss"
@@ -49,7 +62,7 @@ class MaskedLanguageModelling(Recipe):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule | None = None,
         batch_size: int = 32,
-        num_steps: PositiveInt | None = None,  # before the schedule is made, which speaks of its total
+        num_steps: PositiveInt | None = None,  # checked before the schedule is made, whose messages refer to its total
         num_epochs: float | None = None,
         grad_accumulation_steps: int = 1,
         max_grad_norm: float | None = 1.0,
@@ -68,12 +81,10 @@ class MaskedLanguageModelling(Recipe):
         require_above_zero("recipe.", num_epochs=num_epochs)
         if num_epochs is None:
             num_steps = num_steps or _NUM_STEPS
-            schedule = _until(schedule, num_steps, batch_size)  # what cannot be is said before data are read
+            schedule = _until(schedule, num_steps, batch_size)  # an error is raised before data are read
         check_share(mask_share)
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(
-                f"recipe.max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping"
-            )
+            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size = runtime, batch_size
@@ -109,14 +120,17 @@ class MaskedLanguageModelling(Recipe):
         )
 
     def engines(self) -> dict[str, Engine]:
+        """Returns the engine of the model."""
         return {"model": self.model}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Returns batches of the training data."""
         return self.runtime.batches(
             self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
         )
 
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        """Masks the batch and updates the model."""
         for micro in self.model.micro_batches(batch):
             masked = self._masked(micro, self.masking, "mask")
             logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
@@ -125,6 +139,7 @@ class MaskedLanguageModelling(Recipe):
         return self.model.step().metrics()
 
     def evaluate(self) -> dict[str, float]:
+        """Returns loss and accuracy on the masked tokens of the held-out data."""
         sums: dict[str, Tensor | float] = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
         for _, masked, logits_BKV in self.held_out():
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
@@ -137,10 +152,11 @@ class MaskedLanguageModelling(Recipe):
         return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Returns the accuracy of the counts of neighbours."""
         return {"held_out_accuracy": self.guessed()}
 
     def guessed(self) -> dict[str, float]:
-        """Accuracy of guesses from counts of neighbours, by name, see `report.guessed`. Collective."""
+        """Returns the accuracies of the baselines by name. Collective: every rank must call."""
         if not self._guessed:
             self._guessed = guessed(
                 self.datasets, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
@@ -184,7 +200,7 @@ class MaskedLanguageModelling(Recipe):
 
     @torch.no_grad()
     def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
-        """(batch, how it was masked, logits_BKV) over the held-out windows, this rank's share. Collective."""
+        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call."""
         self.model.module.eval()
         try:
             for batch, masked in self.masked_held_out():
@@ -194,7 +210,7 @@ class MaskedLanguageModelling(Recipe):
             self.model.module.train()
 
     def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
-        """(batch, how it was masked), the same each time."""
+        """Yields (batch, masking) over this rank's held-out windows, the same each time."""
         for batch in self.runtime.evaluation_batches(
             self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
         ):
@@ -202,7 +218,7 @@ class MaskedLanguageModelling(Recipe):
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
-        """Text is split by the checkpoint's own tokenizer, whatever text it is; length and weights are its own, too."""
+        """Returns data with the checkpoint's tokenizer, and its length; weights come from the checkpoint."""
         if "tokenizer" in state:
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
@@ -215,33 +231,37 @@ class MaskedLanguageModelling(Recipe):
         return {"data": data, "weights": None, **length}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the tokenizer and the length of the run."""
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
         num_steps = self.num_samples // self.batch_size
         return {"vocabulary": self.tokenizer.fingerprint, "num_steps": num_steps, **stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Checks that the checkpoint was trained with the same vocabulary."""
         known = state["vocabulary"]
-        if "tokenizer" in state:  # another version of the tokenizers library may write the same one otherwise
+        if "tokenizer" in state:  # other versions of the tokenizers library may write the same one differently
             known = WordPiece.from_json(state["tokenizer"]).fingerprint
         if known != self.tokenizer.fingerprint:
             raise CheckpointError(
-                "the checkpoint was trained with another vocabulary: give the data, data.vocab_file and "
-                "data.vocab_size that it was trained with, or start a new run_dir"
+                "the checkpoint was trained with another vocabulary: set the data, data.vocab_file and "
+                "data.vocab_size that it was trained with, or a new run_dir"
             )
 
     def finish(self) -> None:
+        """Logs held-out text and sentences with predicted words, and a table of accuracies."""
         report = self.report()
         tracker, step = self.runtime.tracker, self.runtime.step
         tracker.text(step, "held-out text, filled in", report.examples)
         if report.sentences:
             tracker.text(step, "sentences, filled in", report.sentences)
         tracker.table(step, "held-out accuracy", report.columns, report.rows)
-        if self._evaluations:  # none by a process that began where training ended
+        if self._evaluations:  # empty in a process that started where training had ended
             num_epochs = self.runtime.position / len(self.datasets.train)
-            if told := outlook(report.rows, self._evaluations, num_epochs):
-                self.runtime.run_log.message(told)
+            if message := outlook(report.rows, self._evaluations, num_epochs):
+                self.runtime.run_log.message(message)
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
+        """Returns the command that fills in a sentence."""
         sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
         return [["python", "-m", "recipes.bert.fill", str(run_dir), sentence]]
 
@@ -250,7 +270,7 @@ class MaskedLanguageModelling(Recipe):
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 
     def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
-        # Without a mask, attention may use its fastest kernels.
+        # Without a mask, attention can use its fastest kernels.
         return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
 
 
@@ -259,9 +279,15 @@ def _until(schedule: Callable[[int, int], float] | None, num_steps: int, batch_s
 
 
 def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy over the slots in use, and their number; of no slots the mean is 0.
+    """Computes the mean cross-entropy over the slots in use.
 
-    in_place: the backward pass may write over the logits, which nobody reads after it.
+    Args:
+        logits_BKV: predictions.
+        labels_BK: int64, IGNORED for unused slots.
+        in_place: whether the backward pass may overwrite the logits.
+
+    Returns:
+        The mean, 0 without slots in use, and the number of slots in use.
     """
     num_masked = (labels_BK != IGNORED).sum()
     total = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, in_place=in_place)
@@ -269,7 +295,7 @@ def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Matrices, which decay, and the rest (biases, LayerNorms, relative biases), which do not."""
+    """Returns two groups: matrices, with weight decay, and the rest (biases, LayerNorms, relative biases), without."""
     decayed = {m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Embedding)}
     return [
         {"params": [p for p in module.parameters() if p in decayed]},

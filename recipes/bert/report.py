@@ -1,4 +1,4 @@
-"""What a model has learnt, for a reader: held-out text with its holes filled in, and accuracy beside the baselines."""
+"""Report: held-out text with predicted words, and the accuracy beside that of the baselines."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,18 @@ from trainkit.data import Batch, Datasets
 
 _NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
-_CHUNK = 4096
+_READ_AT_ONCE = 4096  # windows
 
 
 @dataclass(frozen=True)
 class Report:
-    """examples: held-out windows; `[word]` was guessed, `[word / truth]` wrongly; ¶ ends a document.
-    sentences: the recipe's own.
-    columns, rows: accuracy of the model and the baselines, on the same masked positions.
+    """What a model has learned.
+
+    Args:
+        examples: held-out windows; `[word]` was predicted, `[word / truth]` wrongly; ¶ ends a document.
+        sentences: those of the recipe, filled in.
+        columns: names of the columns of the table.
+        rows: accuracy of the model and the baselines, on the same masked positions.
     """
 
     examples: str
@@ -104,43 +108,49 @@ def guessed(
 def outlook(
     rows: Sequence[tuple[str, float]], evaluations: Sequence[tuple[int, float]], num_epochs: float
 ) -> str | None:
-    """For a model that guesses worse than counts of both neighbours: by how much, and which steps its rate asks for.
+    """Describes how far a model is below the counts of both neighbours, and the steps that it needs at its rate.
 
-    rows: those of a Report.  evaluations: (step, held-out accuracy), oldest first; the last one of the end.
+    Args:
+        rows: those of a Report.
+        evaluations: (step, held-out accuracy), oldest first; the last one from the end of the run.
+        num_epochs: passes over the training text.
+
+    Returns:
+        The message; None for a model that is not below.
     """
     accuracies = dict(rows)
     model, baseline = accuracies["model"], accuracies[TWO_SIDED]
     if model >= baseline:
         return None
     step = evaluations[-1][0]
-    told = (
+    message = (
         f"after {step:,} steps, {num_epochs:.2g} times the training text, the model guesses {100 * model:.1f} % of "
         f"held-out tokens, below {TWO_SIDED} ({100 * baseline:.1f} %)"
     )
     before = [(number, accuracy) for number, accuracy in evaluations if number <= step * 2 / 3]
     if not before:
-        return told
+        return message
     gain, num_steps = evaluations[-1][1] - before[-1][1], step - before[-1][0]
     if gain <= 0:
-        return f"{told}; it gained nothing in the last {num_steps:,} steps"
+        return f"{message}; it gained nothing in the last {num_steps:,} steps"
     needed = step + math.ceil((baseline - model) / gain * num_steps)
     return (
-        f"{told}; it gained {100 * gain:.1f} points in the last {num_steps:,} steps, and at that rate needs "
+        f"{message}; it gained {100 * gain:.1f} points in the last {num_steps:,} steps, and at that rate needs "
         f"{needed:,} in all: try recipe.num_steps={needed}"
     )
 
 
 def _windows(dataset: Any) -> Iterator[Tensor]:
-    """All training windows, or as many evenly spaced ones as hold the number of tokens to count."""
+    """Yields all training windows, or evenly spaced ones with the number of tokens to count."""
     length = len(dataset[0]["tokens"])
     stride = max(1, len(dataset) * length // _COUNTED_TOKENS)
     indices = list(range(0, len(dataset), stride))
-    for start in range(0, len(indices), _CHUNK):
-        chunk = indices[start : start + _CHUNK]
+    for start in range(0, len(indices), _READ_AT_ONCE):
+        selected = indices[start : start + _READ_AT_ONCE]
         if hasattr(dataset, "__getitems__"):
-            yield dataset.__getitems__(chunk)["tokens"]
+            yield dataset.__getitems__(selected)["tokens"]
         else:
-            yield torch.stack([dataset[index]["tokens"] for index in chunk])
+            yield torch.stack([dataset[index]["tokens"] for index in selected])
 
 
 def _examples(tokenizer: Any, batch: Batch, masked: Masked, guesses_BK: Tensor) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Progressive GAN: image generation from 4x4 up."""

@@ -1,4 +1,4 @@
-"""Growth: which resolution a run is at, as a function of the images seen."""
+"""Growth: the resolution of a run as a function of the number of images so far."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,15 @@ _LISTED = ", ".join(map(str, _RESOLUTIONS))
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training at one resolution: while its new layers fade in, or after.
+    """A phase of training at one resolution: while its new layers fade in, or after.
 
-    start, num_images: in samples.  batch_size: samples of a global batch.
+    Args:
+        number: of the phase, from 0.
+        resolution: pixels of a side.
+        is_fading: whether the new layers fade in.
+        start: samples before the phase.
+        num_images: samples in the phase.
+        batch_size: samples in a global batch.
     """
 
     number: int
@@ -27,10 +33,11 @@ class Phase:
 
     @property
     def end(self) -> int:
+        """Samples before the next phase."""
         return self.start + self.num_images
 
     def fade(self, position: int) -> float:
-        """Share of the new layers in the image: 0 at the start of a fade, 1 after it."""
+        """Returns the weight of the new layers at a position: 0 at the start of a fade, 1 after it."""
         return min(1.0, max(0.0, (position - self.start) / self.num_images)) if self.is_fading else 1.0
 
     def __str__(self) -> str:
@@ -39,17 +46,22 @@ class Phase:
 
 
 def resolutions_up_to(resolution: int) -> list[int]:
-    """4, 8, ... `resolution`. Raises ConfigError when that is no power of two from 4 to 1024."""
+    """Returns 4, 8, ... `resolution`. Raises ConfigError unless it is a power of two from 4 to 1024.
+
+    Example:
+        >>> resolutions_up_to(16)
+        [4, 8, 16]
+    """
     if resolution not in _RESOLUTIONS:
-        raise ConfigError(f"recipe.resolution={resolution}: allowed are {_LISTED}")
+        raise ConfigError(f"recipe.resolution={resolution} must be one of {_LISTED}")
     return _RESOLUTIONS[: _RESOLUTIONS.index(resolution) + 1]
 
 
 def require_resolutions(name: str, values: Mapping[int, object]) -> None:
-    """Raises ConfigError for a key of `recipe.<name>` that no network ever has, and whose value would never act."""
+    """Raises ConfigError for a key of `recipe.<name>` that is no resolution of a network and would have no effect."""
     for key in values:
         if key not in _RESOLUTIONS:
-            raise ConfigError(f"recipe.{name}={dict(values)}: {key} is no resolution; allowed are {_LISTED}")
+            raise ConfigError(f"recipe.{name}={dict(values)}: {key} must be one of the resolutions {_LISTED}")
 
 
 def plan(
@@ -60,28 +72,40 @@ def plan(
     batch_size: PerResolution,
     num_images: float | None = None,
 ) -> list[Phase]:
-    """The phases 4x4, then for each resolution up to `resolution` a fade and a stable one.
+    """Plans the phases: 4x4, then for each resolution up to `resolution` a fade and a stable phase.
 
-    Each argument is one number or a mapping from resolution; a resolution that a mapping lacks takes the value of the
+    Each argument is a number or a mapping from resolution; a resolution that a mapping lacks takes the value of the
     nearest one below it. Phases are rounded up to whole batches.
-    num_images: of all phases together; `stable_images` and `fade_images` are the proportions then.
+
+    Args:
+        resolution: the last one.
+        stable_images: samples of a stable phase.
+        fade_images: samples of a fade.
+        batch_size: samples in a global batch.
+        num_images: of all phases together, in proportion to `stable_images` and `fade_images`; None: their sum.
+
+    Returns:
+        The phases, in order.
+
+    Raises:
+        ConfigError: for a resolution without a value, and values below 1.
     """
-    parts = []
+    stages = []
     for size in resolutions_up_to(resolution):
         batch = _of("batch_size", batch_size, size)
         if size > _RESOLUTIONS[0]:
-            parts.append((size, True, batch, _of("fade_images", fade_images, size)))
-        parts.append((size, False, batch, _of("stable_images", stable_images, size)))
-    scale = 1 if num_images is None else num_images / sum(images for *_, images in parts)
+            stages.append((size, True, batch, _of("fade_images", fade_images, size)))
+        stages.append((size, False, batch, _of("stable_images", stable_images, size)))
+    scale = 1 if num_images is None else num_images / sum(images for *_, images in stages)
     phases: list[Phase] = []
-    for size, is_fading, batch, images in parts:
+    for size, is_fading, batch, images in stages:
         start = phases[-1].end if phases else 0
         phases.append(Phase(len(phases), size, is_fading, start, math.ceil(images * scale / batch) * batch, batch))
     return phases
 
 
 def phase_at(phases: list[Phase], position: int) -> Phase:
-    """The phase of the batch that begins at `position`; after the end, the last one."""
+    """Returns the phase of the batch that begins at `position`; after the end, the last one."""
     return next((phase for phase in phases if position < phase.end), phases[-1])
 
 
@@ -90,10 +114,10 @@ def _of(name: str, values: PerResolution, resolution: int) -> int:
         require_resolutions(name, values)
         below = [size for size in values if size <= resolution]
         if not below:
-            raise ConfigError(f"recipe.{name}={dict(values)}: has nothing for {resolution}x{resolution} or below")
+            raise ConfigError(f"recipe.{name}={dict(values)}: has no value for {resolution}x{resolution} or below")
         value = values[max(below)]
     else:
         value = values
     if value < 1:
-        raise ConfigError(f"recipe.{name}={value} at {resolution}x{resolution}: allowed is 1 or more")
+        raise ConfigError(f"recipe.{name}={value} at {resolution}x{resolution} must be 1 or more")
     return value

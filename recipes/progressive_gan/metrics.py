@@ -13,7 +13,15 @@ PATCH = 7
 
 
 def laplacian_pyramid(images_BCHW: Tensor, smallest: int = 16) -> list[Tensor]:
-    """Band-passed images at the size given, half of it ... and last the low-pass residue, not below `smallest`."""
+    """Computes the band-passed images at each size, and last the low-pass residual.
+
+    Args:
+        images_BCHW: the images.
+        smallest: the smallest size, in pixels.
+
+    Returns:
+        [B, C, H, W] at the given size, half of it ... down to `smallest`.
+    """
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images_BCHW.dtype, device=images_BCHW.device) / 16.0
     num_channels = images_BCHW.shape[1]
     kernel_2d = (kernel[:, None] * kernel[None, :]).expand(num_channels, 1, 5, 5)
@@ -28,30 +36,44 @@ def laplacian_pyramid(images_BCHW: Tensor, smallest: int = 16) -> list[Tensor]:
 
 
 def patches(images_BCHW: Tensor, where_BP2: Tensor) -> Tensor:
-    """[B, P, C*7*7]: the 7x7 patches whose corners are at `where_BP2`, uniform in [0, 1), scaled to fit.
+    """Extracts 7x7 patches; an image smaller than 7x7 is one patch.
 
-    Images smaller than 7x7 are one patch, whole.
+    Args:
+        images_BCHW: the images.
+        where_BP2: corners of the patches, uniform in [0, 1), scaled to the image.
+
+    Returns:
+        [B, P, C*7*7].
     """
     size = min(PATCH, images_BCHW.shape[-1])
     unfolded_BCHWhw = images_BCHW.unfold(2, size, 1).unfold(3, size, 1)
-    num_places = unfolded_BCHWhw.shape[2]
-    rows_BP, columns_BP = (where_BP2 * num_places).long().unbind(-1)
+    num_corners = unfolded_BCHWhw.shape[2]
+    rows_BP, columns_BP = (where_BP2 * num_corners).long().unbind(-1)
     sample_B1 = torch.arange(len(images_BCHW), device=images_BCHW.device)[:, None]
     return unfolded_BCHWhw[sample_B1, :, rows_BP, columns_BP].flatten(2)
 
 
 def sliced_wasserstein(ours_NF: Tensor, theirs_NF: Tensor, directions_FK: Tensor, num_channels: int) -> float:
-    """Mean over unit directions of the Wasserstein-1 distance of the projections, times 1000.
+    """Computes the mean over unit directions of the Wasserstein-1 distance of the projections, times 1000.
 
-    Two sets [N, C*7*7] of as many patches, each standardised by channel with its own mean and deviation.
+    Each set is standardized by channel with its own mean and deviation.
+
+    Args:
+        ours_NF: [N, C*7*7], patches of one set.
+        theirs_NF: [N, C*7*7], the same number of patches of the other set.
+        directions_FK: [C*7*7, K], not normalized.
+        num_channels: C.
+
+    Returns:
+        The distance.
     """
     directions_FK = directions_FK / directions_FK.norm(dim=0, keepdim=True)
-    projected = [_standardise(x, num_channels) @ directions_FK for x in (ours_NF, theirs_NF)]
+    projected = [_standardized(x, num_channels) @ directions_FK for x in (ours_NF, theirs_NF)]
     first, second = (x.sort(dim=0).values for x in projected)
     return float((first - second).abs().mean()) * 1000.0
 
 
-def _standardise(x_NF: Tensor, num_channels: int) -> Tensor:
+def _standardized(x_NF: Tensor, num_channels: int) -> Tensor:
     by_channel = x_NF.view(len(x_NF), num_channels, -1)
     mean = by_channel.mean(dim=(0, 2), keepdim=True)
     deviation = by_channel.std(dim=(0, 2), keepdim=True, correction=0)
@@ -65,10 +87,18 @@ def distances(
     num_patches: int,
     num_directions: int,
 ) -> dict[str, float]:
-    """`swd` between two sets of images, and where the pyramid has several levels `swd_<size>` of each.
+    """Computes `swd` between two sets of images, and `swd_<size>` of each level where the pyramid has several.
 
-    pairs: (batch, images, other images) over an evaluation: shares [B, C, R, R] of each rank. Patches and directions
-    are the same in every call. Collective: every rank calls.
+    Patches and directions are the same in every call. Collective: every rank must call.
+
+    Args:
+        runtime: of the run.
+        pairs: (batch, images, other images) over an evaluation: this rank's local batches [B, C, R, R].
+        num_patches: per image.
+        num_directions: of the projections.
+
+    Returns:
+        The distances by name, the same on every rank.
     """
     levels: dict[int, list[tuple[Tensor, Tensor]]] = {}
     num_channels = 1

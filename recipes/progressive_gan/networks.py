@@ -1,8 +1,8 @@
 """The networks of Karras et al., "Progressive growing of GANs" (ICLR 2018, arXiv 1710.10196), table 2 and appendix A.
 
 Shape suffixes: B samples, C channels, H height, W width, Z latent.
-A network is made for one resolution, and for a fade with the path of the resolution below beside its own. The names of
-its parameters hold the resolution they belong to, so they stay the same while it grows.
+A network is made for one resolution, and for a fade also with the layers of the resolution below. The names of its
+parameters contain the resolution they belong to, so they stay the same while it grows.
 """
 
 import math
@@ -28,9 +28,17 @@ from trainkit.precision import in_full_precision
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """latent_dim, and the channels of the block at resolution 2^r: min(fmap_base / 2^(r-1), fmap_max).
+    """Sizes of the networks: the block at resolution 2^r has min(fmap_base / 2^(r-1), fmap_max) channels.
 
-    channels: of an image.  stddev_group: samples that share a minibatch standard deviation.
+    Args:
+        latent_dim: elements of a latent.
+        fmap_base: see above.
+        fmap_max: the most channels.
+        channels: of an image.
+        stddev_group: samples that share a minibatch standard deviation.
+
+    Raises:
+        ConfigError: for values below 1.
     """
 
     latent_dim: int = 512
@@ -43,10 +51,11 @@ class Widths:
         require_at_least(1, "recipe.", **asdict(self))
 
     def at(self, resolution: int) -> int:
+        """Returns the channels of the block at a resolution."""
         return min(self.fmap_base * 2 // resolution, self.fmap_max)
 
     def num_products(self, resolution: int) -> int:
-        """Multiplications that an image takes in both networks of a resolution, forward; their 1x1 layers left out."""
+        """Returns the multiplications per image in the forward pass of both networks, without those of 1x1 layers."""
         lowest = self.at(4)
         total = 16 * lowest * (self.latent_dim + 9 * lowest + 9 * (lowest + 1) + lowest)
         for size in _sizes(resolution)[1:]:
@@ -56,14 +65,16 @@ class Widths:
 
 @dataclass(frozen=True, kw_only=True)
 class LowPrecision:
-    """Which part of the networks computes in bf16 or fp16 when the run does, as in StyleGAN2-ADA (arXiv 2006.06676).
+    """The part of the networks that computes in bf16 or fp16 when the run does, as in StyleGAN2-ADA (arXiv 2006.06676).
 
-    Low resolutions need fp32's range and cost little; the highest ones are nearly all of the cost. There activations
-    are clamped, so that a large one saturates instead of becoming infinite. Images are summed in fp32.
+    Low resolutions need fp32's range and take little time; the highest ones take most of it. There, activations are
+    clamped, so that a large one saturates instead of becoming infinite. Images are summed in fp32. No effect in fp32,
+    tf32 and fp64.
 
-    lowest: lowest resolution whose blocks compute so; 4x4, with the layers of the latents and of the scores, never
-        does.  clamp: largest magnitude of an activation there.
-    In fp32, tf32 and fp64 none of this changes anything.
+    Args:
+        lowest: the lowest resolution with blocks in low precision; 4x4, with the layers of latents and scores, never
+            is.
+        clamp: the largest magnitude of an activation there.
     """
 
     lowest: int = 8
@@ -71,42 +82,56 @@ class LowPrecision:
 
     @classmethod
     def highest(cls, num_resolutions: int, final_resolution: int, clamp: float) -> "LowPrecision":
-        """The `num_resolutions` highest of a network that grows to `final_resolution`, from the start of its growth.
+        """Makes the setting for the highest resolutions of a network that grows, from the start of its growth.
 
-        Raises ConfigError.
+        Args:
+            num_resolutions: how many.
+            final_resolution: of the grown network.
+            clamp: the largest magnitude of an activation.
+
+        Raises:
+            ConfigError: for values out of range.
         """
         if num_resolutions < 0 or not clamp > 0:
             raise ConfigError(
-                f"recipe.low_precision_resolutions={num_resolutions}, recipe.clamp={clamp}: allowed are 0 or more "
+                f"recipe.low_precision_resolutions={num_resolutions}, recipe.clamp={clamp}: they must be 0 or more "
                 f"resolutions, and a clamp above 0"
             )
         return cls(lowest=final_resolution * 2 >> num_resolutions, clamp=clamp)
 
     def run(self, resolution: int, layer: nn.Module, x: Tensor) -> Tensor:
-        """`layer(x)`, which belongs to `resolution`."""
+        """Computes `layer(x)`, in fp32 where its resolution requires that."""
         return layer(x) if resolution >= max(8, self.lowest) else in_full_precision(layer, x)
 
     def activation(self, norm: bool = False) -> "Activation":
+        """Returns the activation of a block, with the pixel norm or without."""
         return Activation(norm=norm, clamp=self.clamp)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """Leaky ReLU of slope 0.2, in bf16 and fp16 clamped to -clamp .. clamp; with `norm` the pixel norm of that."""
+    """Leaky ReLU of slope 0.2, in bf16 and fp16 clamped; optionally followed by the pixel norm.
+
+    Args:
+        norm: whether the pixel norm follows.
+        clamp: the largest magnitude in bf16 and fp16; None: not limited.
+    """
 
     norm: bool = False
     clamp: float | None = None
 
     def is_fused(self, x: Tensor) -> bool:
+        """Whether its op runs compiled on `x`."""
         return mode.is_fused("pixel_norm" if self.norm else "bias_leaky_relu", x)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Applies it to `x` [B, C, ...] plus `bias` [C]."""
         clamp = self.clamp if x.dtype.itemsize < 4 else None
         return bias_leaky_relu_pixel_norm(x, bias, clamp=clamp, norm=self.norm)
 
 
 class _Equalized(nn.Module):
-    """Weights of N(0, 1), scaled by gain / sqrt(fan_in) when used: all layers learn equally fast (section 4.1)."""
+    """Weights of N(0, 1), scaled by gain / sqrt(fan_in) in use: all layers learn equally fast (section 4.1)."""
 
     def __init__(self, shape: tuple[int, ...], gain: float) -> None:
         super().__init__()
@@ -116,7 +141,15 @@ class _Equalized(nn.Module):
 
 
 class EqualizedConv2d(_Equalized):
-    """A convolution that keeps the size of its input, and `activation` of it."""
+    """A convolution that keeps the size of its input, optionally followed by an activation.
+
+    Args:
+        num_in: input channels.
+        num_out: output channels.
+        kernel_size: of both sides, odd.
+        gain: of the weights' scale.
+        activation: None: linear.
+    """
 
     def __init__(
         self,
@@ -130,26 +163,42 @@ class EqualizedConv2d(_Equalized):
         self.activation = activation
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Maps [B, num_in, H, W] to [B, num_out, H, W]."""
         activation = self.activation
-        # The fused activation adds the bias for nothing; on CUDA the convolution makes a pass of its own for it.
-        is_apart = activation is not None and activation.is_fused(x_BCHW)
-        weight, bias = self.weight * self.scale, None if is_apart else self.bias
+        # The fused activation adds the bias at no cost; on CUDA the convolution needs another pass for it.
+        adds_bias = activation is not None and activation.is_fused(x_BCHW)
+        weight, bias = self.weight * self.scale, None if adds_bias else self.bias
         y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=self.weight.shape[-1] // 2)
         if activation is None:
             return y_BCHW
-        return activation(y_BCHW, self.bias if is_apart else None)
+        return activation(y_BCHW, self.bias if adds_bias else None)
 
 
 class EqualizedLinear(_Equalized):
+    """A linear layer with equalized weights.
+
+    Args:
+        num_in: size of the input's last dimension.
+        num_out: size of the output's last dimension.
+        gain: of the weights' scale.
+    """
+
     def __init__(self, num_in: int, num_out: int, gain: float = math.sqrt(2.0)) -> None:
         super().__init__((num_out, num_in), gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., num_in] to [..., num_out]."""
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
 class EqualizedSpread(nn.Module):
-    """A latent to a 4x4 map: a dense layer whose bias is one a channel, and `activation` of it."""
+    """Maps a latent to a 4x4 map by a linear layer with one bias per channel, followed by an activation.
+
+    Args:
+        latent_dim: elements of a latent.
+        num_out: output channels.
+        activation: of the map.
+    """
 
     def __init__(self, latent_dim: int, num_out: int, activation: Activation) -> None:
         super().__init__()
@@ -159,11 +208,12 @@ class EqualizedSpread(nn.Module):
         self.scale = math.sqrt(2.0) / 4.0 / math.sqrt(latent_dim)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
+        """Maps [B, Z] to [B, num_out, 4, 4]."""
         return self.activation(F.linear(z_BZ, self.weight * self.scale).unflatten(1, (-1, 4, 4)), self.bias)
 
 
 def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
-    """lerp(old, new, fade), in the wider of their dtypes."""
+    """Computes lerp(old, new, fade) in the wider of their dtypes."""
     dtype = torch.promote_types(old.dtype, new.dtype)
     return torch.lerp(old.to(dtype), new.to(dtype), fade)
 
@@ -218,9 +268,15 @@ def _sizes(resolution: int) -> list[int]:
 
 
 class Generator(nn.Module):
-    """Latents [B, Z] to images [B, C, resolution, resolution] in about -1 .. 1 (linear, not clamped).
+    """Maps latents [B, Z] to images [B, C, resolution, resolution] of about -1 .. 1 (linear, not clamped).
 
-    With `is_fading` the image is lerp(upsampled image of the resolution below, own image, fade).
+    While fading, the image is lerp(upsampled image of the resolution below, own image, fade).
+
+    Args:
+        widths: sizes of the layers.
+        resolution: pixels of a side.
+        is_fading: whether it includes the output of the resolution below.
+        low: the part in low precision.
     """
 
     def __init__(
@@ -232,12 +288,18 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleDict({"4": _FirstBlock(widths)})
         for size in _sizes(resolution)[1:]:
             self.blocks[str(size)] = _GeneratorBlock(widths.at(size // 2), widths.at(size), self.low)
-        shown = [resolution // 2, resolution] if self.is_fading else [resolution]
+        image_sizes = [resolution // 2, resolution] if self.is_fading else [resolution]
         self.to_image = nn.ModuleDict(
-            {str(size): EqualizedConv2d(widths.at(size), widths.channels, 1, gain=1.0) for size in shown}
+            {str(size): EqualizedConv2d(widths.at(size), widths.channels, 1, gain=1.0) for size in image_sizes}
         )
 
     def forward(self, z_BZ: Tensor, fade: float = 1.0) -> Tensor:
+        """Maps latents [B, Z] to images.
+
+        Args:
+            z_BZ: latents, normalized here.
+            fade: weight of the new layers.
+        """
         x_BCHW = pixel_norm(z_BZ)
         below_BCHW = x_BCHW
         for size, block in self.blocks.items():
@@ -252,7 +314,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, C, resolution, resolution] to scores [B]; high is real. `fade` as in the generator."""
+    """Maps images [B, C, resolution, resolution] to scores [B]; real images should get high ones.
+
+    Args:
+        widths: sizes of the layers.
+        resolution: pixels of a side.
+        is_fading: whether it includes the input of the resolution below.
+        low: the part in low precision.
+    """
 
     def __init__(
         self, widths: Widths, resolution: int, is_fading: bool = False, low: LowPrecision | None = None
@@ -260,11 +329,11 @@ class Discriminator(nn.Module):
         super().__init__()
         self.low = low or LowPrecision()
         self.resolution, self.is_fading = resolution, is_fading and resolution > 4
-        shown = [resolution, resolution // 2] if self.is_fading else [resolution]
+        image_sizes = [resolution, resolution // 2] if self.is_fading else [resolution]
         self.from_image = nn.ModuleDict(
             {
                 str(size): EqualizedConv2d(widths.channels, widths.at(size), 1, activation=self.low.activation())
-                for size in shown
+                for size in image_sizes
             }
         )
         self.blocks = nn.ModuleDict(
@@ -276,6 +345,12 @@ class Discriminator(nn.Module):
         self.blocks["4"] = _LastBlock(widths)
 
     def forward(self, image_BCHW: Tensor, fade: float = 1.0) -> Tensor:
+        """Maps images to scores [B].
+
+        Args:
+            image_BCHW: of -1 .. 1.
+            fade: weight of the new layers.
+        """
         x_BCHW = self._features(self.resolution, image_BCHW)
         for size, block in self.blocks.items():
             x_BCHW = self.low.run(int(size), block, x_BCHW)

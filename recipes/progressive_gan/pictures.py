@@ -1,4 +1,4 @@
-"""Grids of images, and animations of how they changed."""
+"""Grids of images, and animations of their change during training."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,18 @@ from torch import Tensor
 
 GAP, WHITE = 2, 255  # pixels between images, and their colour
 FRAME_MS, LAST_FRAME_MS = 120, 2000
-MOST_PIXELS = 1024  # of an animation's side
+MAX_PIXELS = 1024  # of a side of an animation
 
 
 def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
-    """uint8 [H, W, 3]: images of -1 .. 1 in a nearly square grid of cells of `cell` pixels, nearest neighbour.
+    """Arranges images in a nearly square grid, separated by white lines of `GAP` pixels.
 
-    White lines of `GAP` pixels part the cells, of which the first begins in the top left corner.
+    Args:
+        images_BCHW: of -1 .. 1, with 1 or 3 channels.
+        cell: pixels of a cell; smaller images are enlarged by nearest neighbour.
+
+    Returns:
+        uint8 [H, W, 3]; the first image is in the top left corner.
     """
     num, channels, size, _ = images_BCHW.shape
     pixels = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -30,14 +35,18 @@ def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
     side = pixels.shape[1] + GAP
     whole = np.full((rows * columns, side, side, 3), WHITE, np.uint8)
     whole[:num, :-GAP, :-GAP] = pixels
-    parted = whole.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
-    return parted[:-GAP, :-GAP]
+    tiled = whole.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    return tiled[:-GAP, :-GAP]
 
 
 def animate(frames: Sequence[Path], path: Path, crop: int | None = None, scale: int = 1) -> None:
-    """A GIF of picture files in their order; `crop`: of their top left so many pixels, `scale` times as large.
+    """Writes a GIF of picture files, with one picture in memory at a time.
 
-    One picture is in memory at a time. None is larger than MOST_PIXELS a side; all are as large as the first.
+    Args:
+        frames: the files, in order; all get the size of the first, of at most MAX_PIXELS per side.
+        path: the GIF to write.
+        crop: pixels of the top left square that is shown; None: the whole picture.
+        scale: enlargement of that square.
     """
     num, size = len(frames), None
     temporary = path.with_suffix(".tmp.gif")
@@ -50,7 +59,7 @@ def animate(frames: Sequence[Path], path: Path, crop: int | None = None, scale: 
                     (crop * scale, crop * scale), Image.Resampling.NEAREST
                 )
             if size is None:
-                shrink = max(1, -(-max(picture.size) // MOST_PIXELS))
+                shrink = max(1, -(-max(picture.size) // MAX_PIXELS))
                 size = (picture.width // shrink, picture.height // shrink)
             if picture.size != size:
                 picture = picture.resize(size, Image.Resampling.BOX)

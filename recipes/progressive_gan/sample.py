@@ -15,7 +15,20 @@ examples:
 
 
 def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | None = None, trust: bool = False) -> None:
-    """Writes a grid of `num` images, of the latents from number `start` on, by the averaged generator at `path`."""
+    """Writes a grid of images from the averaged generator of a run.
+
+    Args:
+        path: a run directory or a checkpoint.
+        num: number of images.
+        output: the picture to write; its suffix is the format.
+        start: number of the first latent.
+        cell: pixels of an image in the grid; None: as in training.
+        trust: whether code of the checkpoint's own may run.
+
+    Raises:
+        ConfigError: for numbers out of range, and an unknown picture format.
+        CheckpointError: for a run of another recipe.
+    """
     from PIL import Image
 
     from recipes.progressive_gan.pictures import grid
@@ -23,7 +36,7 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
     from trainkit import load_recipe
 
     if num < 1 or start < 0:
-        raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
+        raise ConfigError(f"--num {num} --start {start}: there must be 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
     recipe, runtime = load_recipe(path, with_data=False, trust=trust)
@@ -38,6 +51,7 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.progressive_gan.sample",
         description="Draw images from a trained progressive GAN.",

@@ -1,4 +1,4 @@
-"""The progressive GAN: two engines that train against each other while their networks grow."""
+"""ProgressiveGAN: two engines that train against each other while their networks grow."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,18 +27,40 @@ CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 class ProgressiveGAN(Recipe):
     """Trains a generator of images, from 4x4 up to `resolution`.
 
-    data: a specification such as `Images`, or data sets whose items are images: uint8, or floats of -1 .. 1.
-    optimizer: makes one of parameter groups; both networks get their own, new at the start and the end of each fade.
-    batch_size, stable_images, fade_images: a number, or a mapping from resolution (see `growth.plan`).
-    num_epochs: passes over the training data in the whole run; `stable_images` and `fade_images` are only the
-        proportions of its phases then.
-    learning_rates: of the resolutions whose rate is not the optimizer's own.
-    ema_decay: decay of the averaged generator, a step.  penalty, drift: weights of these terms in D's loss.
-    stddev_group: samples that share a minibatch standard deviation; every share of a batch must hold whole groups.
-    low_precision_resolutions, clamp: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute
-        so, and the largest activation there; all below is fp32 (see `networks.LowPrecision`).
-    num_measured, num_patches, num_directions: held-out images, patches of each, and projections of the sliced
-        Wasserstein distance.  num_shown: images in a grid.
+    Args:
+        runtime: of the run.
+        data: a specification such as `Images`, or data sets whose items are images: uint8, or floats of -1 .. 1.
+        optimizer: makes one from parameter groups; each network gets its own, new at the start and the end of each
+            fade.
+        schedule: of the learning rates.
+        resolution: the last one, in pixels.
+        latent_dim: elements of a latent.
+        fmap_base: see `networks.Widths`.
+        fmap_max: the most channels of a layer.
+        channels: of an image.
+        batch_size: samples in a global batch; a number or a mapping from resolution (see `growth.plan`).
+        stable_images: samples of a stable phase; a number or a mapping from resolution.
+        fade_images: samples of a fade; a number or a mapping from resolution.
+        num_epochs: passes over the training data in the whole run, in proportion to `stable_images` and `fade_images`;
+            None: these are the numbers.
+        learning_rates: by resolution, where they differ from the optimizer's.
+        grad_accumulation_steps: micro-batches per step.
+        ema_decay: of the averaged generator, per step.
+        penalty: weight of the gradient penalty in D's loss.
+        drift: weight of the drift term in D's loss.
+        stddev_group: samples that share a minibatch standard deviation; a local batch must contain whole groups.
+        low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
+            low precision; all below are fp32 (see `networks.LowPrecision`).
+        clamp: the largest magnitude of an activation there.
+        evaluation_batch_size: samples in a global batch of an evaluation.
+        num_measured: held-out images of the sliced Wasserstein distance.
+        num_patches: per image.
+        num_directions: of the projections.
+        num_shown: images in a grid.
+
+    Raises:
+        ConfigError: for values out of range or that do not match.
+        DataError: for images of another shape.
     """
 
     best_metric = None  # distances at different resolutions cannot be compared
@@ -90,7 +112,7 @@ class ProgressiveGAN(Recipe):
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"recipe.ema_decay={ema_decay}: allowed is 0 or more, and below 1")
+            raise ConfigError(f"recipe.ema_decay={ema_decay} must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()
@@ -116,21 +138,25 @@ class ProgressiveGAN(Recipe):
     # -- growth ------------------------------------------------------------------------------------------------------
 
     def engines(self) -> dict[str, Engine]:
+        """Returns the engines of the generator and the discriminator."""
         return {"G": self.G, "D": self.D}
 
     def costs(self) -> list[tuple[int, float]]:
+        """Returns the multiplications per image of each phase."""
         return [(phase.end, float(self.widths.num_products(phase.resolution))) for phase in self.phases]
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
+        """Returns the number of images of each phase as in the checkpoint, and no data if only engines are needed."""
         length: dict[str, Any] = {}
-        if "images" in state:  # the passes were over the data that it was trained on
+        if "images" in state:  # num_epochs refers to the data that it was trained on
             length = {"num_epochs": None}
             for name, images in state["images"].items():
                 length[name] = {int(resolution): num for resolution, num in images.items()}
         return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the number of the phase, and with `num_epochs` the samples of each."""
         if self.num_epochs is None:
             return {"phase": self.phase.number}
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
@@ -141,6 +167,7 @@ class ProgressiveGAN(Recipe):
         return {"phase": self.phase.number, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the networks of the checkpoint's phase."""
         if state["phase"] >= len(self.phases):
             raise ConfigError(
                 f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
@@ -152,6 +179,7 @@ class ProgressiveGAN(Recipe):
         self.G, self.D = self._engines_of(self.phase)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields batches of each phase, and grows the networks between them."""
         position = int(start)
         while position < self.num_samples:
             phase = phase_at(self.phases, position)
@@ -170,12 +198,13 @@ class ProgressiveGAN(Recipe):
             position += num_steps * phase.batch_size
 
     def dearest_batches(self) -> Iterator[Batch]:
+        """Returns batches of the phase that needs most memory, and makes its networks."""
         phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
         self.load_state_dict({"phase": phase.number})
         return self.batches(phase.start)
 
     def _grow(self, phase: Phase) -> None:
-        """Networks of `phase` take over the weights and averages that they share with the ones before."""
+        """Makes the networks of `phase`, which inherit weights and averages from the current ones."""
         old_G, old_D = self.G, self.D
         self.G, self.D = self._engines_of(phase, old_G, old_D)
         self.phase = phase
@@ -184,7 +213,7 @@ class ProgressiveGAN(Recipe):
         engines = []
         for name, network, old in (("G", Generator, old_G), ("D", Discriminator, old_D)):
             with torch.random.fork_rng(devices=[]):
-                # The new layers of a resolution are the same however the run came to it.
+                # The new layers of a resolution do not depend on the run before it.
                 torch.manual_seed(self.runtime.seed + phase.resolution)
                 module = network(self.widths, phase.resolution, phase.is_fading, self.low)
             engine = self.runtime.setup(
@@ -209,6 +238,7 @@ class ProgressiveGAN(Recipe):
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):
             real = self._faded(self._images(micro, self.phase.resolution), fade)
@@ -240,18 +270,19 @@ class ProgressiveGAN(Recipe):
         return self.runtime.randn(batch, self.widths.latent_dim, name=name)
 
     def _images(self, batch: Batch, resolution: int) -> Tensor:
-        """[B, C, resolution, resolution] of -1 .. 1, whatever a data set gives."""
+        """Returns [B, C, resolution, resolution] of -1 .. 1 from the images of a data set."""
         images = _tensor_of(batch.data)
         images = images.to(self.runtime.dtype) / 127.5 - 1.0 if images.dtype == torch.uint8 else images
         return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
 
     def _faded(self, images: Tensor, fade: float) -> Tensor:
-        """Real images as sharp as the generator's are while it fades in."""
+        """Blurs real images as much as the generator's are while it fades in."""
         return images if fade == 1.0 else fade_in(downsample(images), images, fade)
 
-    # -- what it has learnt ------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
+        """Returns the sliced Wasserstein distance to held-out images, and logs a grid of images."""
         with self.G.averaged() as module:
             distances = self._distances(module, self.phase.resolution)
             shown = self.sample(module, self.num_shown)
@@ -260,11 +291,12 @@ class ProgressiveGAN(Recipe):
         return distances
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Returns the distance of the same number of training images."""
         floor = self._floor(self.phase.resolution)
         return {} if floor is None else {"swd": {TRAINING_IMAGES: floor}}
 
     def _floor(self, resolution: int) -> float | None:
-        """The distance of as many training images to the held-out ones; None where there are too few."""
+        """Returns the distance between training and held-out images; None if there are too few."""
         if len(self.datasets.train) < len(self.datasets.held_out):
             return None
         if resolution not in self._floors:
@@ -272,15 +304,25 @@ class ProgressiveGAN(Recipe):
         return self._floors[resolution]
 
     def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
-        """Images of `num` fixed latents, the same ones throughout a run; [num, C, R, R]."""
-        places = torch.arange(offset, offset + num)
-        fixed = Batch(None, 0, num, places, places)
+        """Generates images of fixed latents, the same throughout a run.
+
+        Args:
+            module: the generator.
+            num: number of images.
+            offset: number of the first latent.
+
+        Returns:
+            [num, C, R, R].
+        """
+        numbers = torch.arange(offset, offset + num)
+        fixed = Batch(None, 0, num, numbers, numbers)
         fade = self.phase.fade(self.runtime.position)
         latents = self._latents(fixed, "shown")
         with torch.no_grad():
-            return torch.cat([module(part, fade) for part in latents.split(self.evaluation_batch_size)])
+            return torch.cat([module(chunk, fade) for chunk in latents.split(self.evaluation_batch_size)])
 
     def finish(self) -> None:
+        """Logs a table of the distances of the untrained and the trained generator, and writes an animation."""
         resolution, rows = self.phase.resolution, []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.runtime.seed + resolution)
@@ -292,17 +334,18 @@ class ProgressiveGAN(Recipe):
             found.append((TRAINING_IMAGES, floor))
         for name, distance in found:
             rows.append((name, round(distance, 2), round(distance / found[0][1], 3)))
-        columns = ("images of", f"swd at {resolution}x{resolution}", "share of untrained")
+        columns = ("images of", f"swd at {resolution}x{resolution}", "fraction of untrained")
         title = "sliced Wasserstein distance to held-out images"
         self.runtime.tracker.table(self.runtime.step, title, columns, rows)
         if self.runtime.ranks.is_main and self.runtime.run_dir is not None:
             self._animate(self.runtime.run_dir)
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
+        """Returns the command that samples images."""
         return [["python", "-m", "recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
 
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
-        """Between held-out images and as many of `module`; without one, of the training split: a floor."""
+        """Returns the distances of held-out images to those of `module`, or without one to training images."""
         with torch.no_grad():
             return metrics.distances(
                 self.runtime,
@@ -312,13 +355,13 @@ class ProgressiveGAN(Recipe):
             )
 
     def _pairs(self, module: torch.nn.Module | None, resolution: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """(batch, held-out images, other images) over the held-out split, this rank's share."""
+        """Yields this rank's (batch, held-out images, other images) over the held-out split."""
         whole = _at(self.datasets.held_out, resolution)
         held_out = Subset(whole, range(min(len(whole), self.num_measured)))
         measured = self._measured(held_out, resolution)
         if module is None:
             training = _at(self.datasets.train, resolution)
-            # From all over the split: neighbours in it are often alike.
+            # Evenly spread over the split, because neighbours in it are often similar.
             training = Subset(training, [i * len(training) // len(held_out) for i in range(len(held_out))])
             for (batch, real), (_, other) in zip(measured, self._measured(training, resolution), strict=True):
                 yield batch, real, other
@@ -354,7 +397,7 @@ def _tensor_of(data: Any) -> Tensor:
     if isinstance(data, Mapping):
         if "images" not in data:
             raise DataError(
-                f"recipe=progressive_gan needs items that are images or hold 'images'; these hold {[*data]}"
+                f"recipe=progressive_gan needs items that are images or have 'images'; these have {[*data]}"
             )
         data = data["images"]
     return data[0] if isinstance(data, list | tuple) else data
@@ -364,7 +407,7 @@ def _require_next(now: Phase, phase: Phase, position: int) -> None:
     if phase.number != now.number + 1:
         raise ConfigError(
             f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
-            f"network grows one phase at a time; give those that the checkpoint was made with, or a new run_dir"
+            f"network grows one phase at a time; set those of the checkpoint, or a new run_dir"
         )
 
 
@@ -374,8 +417,7 @@ def _require_whole_groups(phase: Phase, world_size: int, grad_accumulation_steps
         raise ConfigError(
             f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
             f"and grad_accumulation_steps={grad_accumulation_steps}, groups of stddev_group={group} need a multiple of "
-            f"{whole}; "
-            f"give such a batch_size, or a smaller recipe.stddev_group"
+            f"{whole}; set such a batch_size, or a smaller recipe.stddev_group"
         )
 
 

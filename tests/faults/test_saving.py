@@ -110,7 +110,7 @@ def _fail(path, num_failures, pauses):
     finally:
         sharded.write_safetensors, saver.PAUSES_S = write, old
     left_over = sorted(p.name for p in path.parent.iterdir()) if runtime.ranks.is_main else None
-    return error, tracker.lines, left_over, int(runtime.load(path, network=engine)), runtime.ranks.rank
+    return error, tracker.lines, left_over, runtime.load(path, network=engine).position, runtime.ranks.rank
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -80,7 +80,7 @@ def _set_up(strategy):
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero3"])
 def test_parts_of_parameters_are_refused(strategy):
-    told = "takes norms of the tensors .* use optimizer=lamb, or strategy=ddp"
+    told = "computes norms of its tensors.* use optimizer=lamb, or strategy=ddp"
     with pytest.raises(RankError, match=told) as caught:
         run_ranks(_set_up, 2, strategy)
     assert caught.value.kind == ConfigError.__name__

@@ -102,7 +102,7 @@ def kernels(request):
 @pytest.mark.parametrize("max_grad_norm", [1.0, 1e-3, None])
 @pytest.mark.parametrize(("dtype", "goal"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_twenty_steps_are_those_of_the_paper(monkeypatch, kernels, dtype, goal, max_grad_norm, corrects, block):
-    monkeypatch.setattr(lamb, "_BLOCK", block)
+    monkeypatch.setattr(lamb, "_CHUNK", block)
     worst, oracle, params = _run(dtype, max_grad_norm, corrects)
     assert worst < goal
     assert not params["still"].any()
@@ -235,10 +235,10 @@ def test_state_comes_back_from_a_checkpoint():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"lr": -1.0}, r"optimizer\.lr=-1\.0: must be 0 or more"),
-        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\): allowed are two numbers"),
-        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0: allowed is a norm above 0, or null"),
-        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: must be 0 or more"),
+        ({"lr": -1.0}, r"optimizer\.lr=-1\.0 must be 0 or more"),
+        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\) must be two numbers"),
+        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0 must be a norm above 0, or null"),
+        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, told):

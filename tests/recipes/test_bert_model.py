@@ -281,7 +281,7 @@ def test_a_part_is_whole_or_refused(lacking, named):
     with pytest.raises(DataError, match=f"lack '{named}'"):
         load_hugging_face(make_model(pooler=True), state)
     twice = {**make_oracle().state_dict(), "pooler.dense.bias": torch.zeros(128)}
-    with pytest.raises(DataError, match=r"'pooler\.dense\.bias' is there a second time"):
+    with pytest.raises(DataError, match=r"'pooler\.dense\.bias' occurs twice"):
         load_hugging_face(make_model(pooler=True), twice)
 
 

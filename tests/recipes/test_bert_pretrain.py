@@ -179,11 +179,11 @@ def test_a_length_in_epochs_is_that_many_passes(path):
     num_windows = len(recipe.datasets.train)
     num_steps = -(-5 * num_windows // (2 * 32))
     assert recipe.num_samples == 32 * num_steps and recipe.num_samples - 32 < 2.5 * num_windows
-    assert recipe.model.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
+    assert recipe.model._rates.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
     known = MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None)
     assert (known["num_epochs"], known["num_steps"]) == (None, num_steps), "of an evaluation, whatever its data"
     in_samples = make(path, num_epochs=1, num_steps=None, schedule=Schedule(warmup=3, unit="samples"))
-    assert in_samples.model.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
+    assert in_samples.model._rates.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
     assert make(path, num_steps=None).num_samples == 32 * 2000
     with pytest.raises(ConfigError, match=r"num_steps=10 and recipe\.num_epochs=2 are two lengths: give one, as rec"):
         make(path, num_epochs=2)
@@ -203,7 +203,7 @@ def test_a_sentence_is_filled_with_the_likeliest_token(path):
     assert 0 < share < 1
     with pytest.raises(DataError, match=r"no \[MASK\] in 'alpha'"):
         recipe.fill("alpha")
-    with pytest.raises(DataError, match="the model takes 512; shorten it"):
+    with pytest.raises(DataError, match="the model takes at most 512; shorten it"):
         recipe.fill("alpha [MASK] " * 500)
 
 

@@ -23,7 +23,7 @@ def test_a_rank_that_dies_is_an_error_on_the_others():
     def agent(host: int) -> list[str]:
         where = [f"--node-rank={host}", f"--master-addr={bed.address(0)}", "--master-port=29500"]
         run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", *where]
-        return [*run, str(ROOT / "tests" / "comm" / "lost.py")]
+        return [*run, str(Path(__file__).with_name("lost.py"))]
 
     with Bed(2) as bed:
         options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -256,7 +256,7 @@ def _searched(comm: Comm) -> tuple[int, str | None]:
     runtime.reset()
     engine = test_probe._engine(runtime, "backward", 3, found)
     test_probe._steps(runtime, engine, 1)
-    choice = engine.scalars()["comm"]
+    choice = engine.state.scalars()["comm"]
     runtime.close()
     return found, choice["plan"]["kind"]
 

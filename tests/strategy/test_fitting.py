@@ -147,7 +147,7 @@ def _train_in_another_format(kind, strategy, directory):
     train(engine, 24)
     through = flat(whole_state(engine)["module"])
     again = engine_of()
-    train(again, runtime.load(f"{directory}/a", a=again))
+    train(again, runtime.load(f"{directory}/a", a=again).position)
     resumed = flat(whole_state(again)["module"])
     runtime.close()
     return through, resumed
@@ -240,7 +240,7 @@ def _own(kind, strategy):
 @pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_an_optimizer_of_ones_own_is_tried(strategy):
     for said in run_ranks(_own, 2, Whole, strategy):
-        assert f"strategy={strategy} gives an optimizer parts of parameters, and Whole does not treat each" in said
+        assert f"strategy={strategy} gives an optimizer shards of parameters, and Whole does not update each" in said
     assert run_ranks(_own, 2, Trusted, strategy) == [None, None]
 
 
@@ -266,7 +266,7 @@ def test_an_optimizer_that_starts_at_rate_0_is_tried_otherwise():
         require_elementwise(source, "zero1", torch.device("cpu"))
 
     require(torch.optim.AdamW)
-    with pytest.raises(ConfigError, match=r"Adafactor does not treat each element by itself .*differ by"):
+    with pytest.raises(ConfigError, match=r"Adafactor does not update each element independently .*differ by"):
         require(torch.optim.Adafactor)
 
 

@@ -16,7 +16,7 @@ BATCH, PLANNED = 4, 1000
 
 
 class Alone:
-    def broadcast(self, value):
+    def broadcast_object(self, value):
         return value
 
 

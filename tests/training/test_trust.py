@@ -14,7 +14,7 @@ from trainkit.config import compose, compose_unresolved, groups
 from trainkit.errors import ConfigError, UntrustedError
 from trainkit.training.trust import require_ours
 
-USER = Path(__file__).parent / "user" / "conf"
+USER = Path(__file__).parent.parent / "user" / "conf"
 FOREIGN = "from pathlib import Path\nPath('marker').touch()\ndef touch(*args, **kwargs): Path('marker').touch()\n"
 
 

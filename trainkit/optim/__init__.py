@@ -1,4 +1,4 @@
-"""What updates parameters: optimizers, schedules of their rates, and averages."""
+"""Optimizers, learning-rate schedules, and averages of weights."""
 
 from trainkit.optim.adamw import AdamW
 from trainkit.optim.ema import ExponentialMovingAverage

@@ -1,4 +1,4 @@
-"""FusedLAMB of NVIDIA's apex, where it is installed and asked for. `trainkit.optim.Lamb` is ours, and needs nothing."""
+"""FusedLAMB of NVIDIA's apex, where it is installed and requested; `trainkit.optim.Lamb` needs no other package."""
 
 import importlib
 import importlib.metadata
@@ -27,11 +27,26 @@ def fused_lamb(
     max_grad_norm: float = 1.0,
     bias_correction: bool = True,
 ) -> torch.optim.Optimizer:
-    """`apex.optimizers.FusedLAMB` with the arguments of `trainkit.optim.Lamb`; parameters must be on a GPU.
+    """Makes `apex.optimizers.FusedLAMB`, with the arguments of `trainkit.optim.Lamb`; parameters must be on a GPU.
 
-    It clips gradients to norm `max_grad_norm` itself, which changes nothing where an Engine has clipped them already.
-    It takes norms of the tensors that it is given: an Engine refuses it under fsdp, hsdp and zero1 to 3. It has no
-    masks and no copies. Raises ConfigError, with what to type, where NVIDIA's apex is not installed.
+    It clips gradients to norm `max_grad_norm` itself, which has no effect where an Engine has clipped them already. It
+    computes norms of its tensors, so an Engine rejects it under fsdp, hsdp and zero1 to 3. It has no masks and no
+    copies.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay of the first and second moments.
+        eps: added to the root of the second moment.
+        weight_decay: factor of the weights in the update.
+        max_grad_norm: largest norm of all gradients together.
+        bias_correction: whether moments are divided by 1 - b^t.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigError: where NVIDIA's apex is not installed, with the command to install it.
     """
     require_apex()
     made: torch.optim.Optimizer = importlib.import_module("apex.optimizers").FusedLAMB(
@@ -50,8 +65,8 @@ def fused_lamb(
 
 
 def require_apex() -> None:
-    """Raises ConfigError unless NVIDIA's apex is here with its kernels; the other package of that name is told."""
-    # What its build with kernels installs, and nothing else does.
+    """Raises ConfigError unless NVIDIA's apex is installed with its kernels, and not another package of that name."""
+    # Installed only by its build with kernels.
     if importlib.util.find_spec("amp_C") is not None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of a module's parameters."""
+"""ExponentialMovingAverage: averaged weights of a module."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,17 @@ from trainkit.errors import ConfigError
 
 
 class ExponentialMovingAverage:
-    """average = decay * average + (1 - decay) * parameter after every update.
+    """Computes average = decay * average + (1 - decay) * parameter after every update.
 
-    Buffers, integers and 8-bit floats are copied. `weights` and `buffers` are what this rank holds of them: the
-    averages are sharded as they are, in their dtype.
-    `decay` in [0, 1); raises ConfigError otherwise.
+    Buffers, integers and 8-bit floats are copied. The averages are sharded like the parameters, and have their dtype.
+
+    Args:
+        weights: this rank's shards of the parameters, by name.
+        buffers: this rank's shards of the buffers, by name.
+        decay: in [0, 1).
+
+    Raises:
+        ConfigError: for another decay.
     """
 
     def __init__(self, weights: Mapping[str, Shard], buffers: Mapping[str, Shard], decay: float) -> None:
@@ -28,16 +34,16 @@ class ExponentialMovingAverage:
         }
 
     def shards(self) -> dict[str, Shard]:
-        """What this rank holds of the averages, by the module's own names."""
+        """Returns this rank's shards of the averages, by the module's own names."""
         return self._averages
 
     def buffers(self) -> list[Tensor]:
-        """The averages' copies of the buffers."""
+        """Returns the averages' copies of the buffers."""
         return [self._averages[name].local for name in self._buffers]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the parameters as they are now into the average."""
+        """Updates the averages with the current parameters."""
         averages = [self._averages[name].local for name in self._averaged]
         torch._foreach_lerp_(averages, [self._weights[name].local for name in self._averaged], 1.0 - self.decay)
         for name in self._copied:
@@ -46,13 +52,13 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Makes the averages equal to the weights and buffers as they are now."""
+        """Sets the averages to the current weights and buffers."""
         for name, source in {**self._weights, **self._buffers}.items():
             self._averages[name].local.copy_(source.local)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the module's weights with the averages, in place: others hold on to the tensors."""
+        """Exchanges the module's weights with the averages, in place, so that references to the tensors stay valid."""
         for name, source in {**self._weights, **self._buffers}.items():
             average = self._averages[name].local
             kept = source.local.clone()
@@ -67,4 +73,4 @@ def _can_be_averaged(tensor: Tensor) -> bool:
 def check_decay(decay: float) -> None:
     """Raises ConfigError unless 0 <= decay < 1."""
     if not 0.0 <= decay < 1.0:
-        raise ConfigError(f"ema_decay={decay}: allowed is 0 <= ema_decay < 1 (0.999 is usual)")
+        raise ConfigError(f"ema_decay={decay} must be 0 <= ema_decay < 1 (0.999 is usual)")

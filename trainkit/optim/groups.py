@@ -1,4 +1,4 @@
-"""Hyper-parameters of an optimizer's parameter groups, as checkpoints hold them."""
+"""Hyper-parameters of an optimizer's parameter groups, as stored in checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _NOT_HYPER = ("params", "param_names")
 
 
 def hyperparameters(optimizer: torch.optim.Optimizer) -> Groups:
-    """The numbers, flags and texts of each group, JSON-able: lr, betas, weight_decay, a scheduler's initial_lr ..."""
+    """Returns the JSON-serializable values of each group: lr, betas, weight_decay, a scheduler's initial_lr ..."""
     return [
         {
             key: _plain(value)
@@ -24,35 +24,36 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> Groups:
 
 
 def restore(optimizer: torch.optim.Optimizer, first: Groups, saved: Mapping[str, Groups]) -> list[str]:
-    """Sets what a scheduler, say, has changed since setup to its value in a checkpoint.
+    """Restores values that changed after setup, such as by a scheduler, from a checkpoint.
 
-    A value that this run was set up with, and that is not the one that the run of the checkpoint was set up with, is
-    meant, and stays; with lr stay the rates from which a scheduler goes on. Groups that were added after setup take
+    A value that this run was set up with, and that differs from the setup of the checkpoint's run, was changed on
+    purpose and stays; with lr stay the rates from which a scheduler continues. Groups that were added after setup take
     the checkpoint's values.
 
     Args:
-        first: the groups as they were at setup.
+        optimizer: the optimizer.
+        first: its groups as they were at setup.
         saved: `first` and `now` of the run that wrote the checkpoint.
 
     Returns:
-        A line for each value that stays, and was another when the checkpoint was written.
+        A line for each value that stays, and differs from the checkpoint.
     """
     if len(first) != len(saved["first"]):
         return [f"the optimizer has {len(first)} parameter groups, the checkpoint's {len(saved['first'])}: lr stays"]
     num_now, num_saved = len(optimizer.param_groups), len(saved["now"])
-    said = [f"the optimizer has {num_now} parameter groups, the checkpoint's {num_saved}: the others stay as they are"]
-    said = said if num_now != num_saved else []
+    notes = [f"the optimizer has {num_now} parameter groups, the checkpoint's {num_saved}: the others stay as they are"]
+    notes = notes if num_now != num_saved else []
     added: Groups = [{}] * min(num_now, num_saved)
     both = zip(optimizer.param_groups, saved["now"], [*first, *added], [*saved["first"], *added], strict=False)
     for number, (group, now, mine, before) in enumerate(both):
         for key, value in now.items():
-            meant = "lr" if key.endswith("_lr") else key
-            if mine.get(meant) == before.get(meant):
+            source_key = "lr" if key.endswith("_lr") else key
+            if mine.get(source_key) == before.get(source_key):
                 _set(group, key, value)
             elif key in group and _plain(group[key]) != value:
                 where = f" of group {number}" if len(first) > 1 else ""
-                said.append(f"optimizer.{key}{where} is {_plain(group[key])}, and was {value} in the checkpoint")
-    return said
+                notes.append(f"optimizer.{key}{where} is {_plain(group[key])}, and was {value} in the checkpoint")
+    return notes
 
 
 def _plain(value: Any) -> Any:

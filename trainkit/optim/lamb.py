@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction, of a length that is a share of each parameter's own (You et al., arXiv 1904.00962)."""
+"""LAMB: Adam's direction, with a length proportional to each parameter's norm (You et al., arXiv 1904.00962)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,27 +13,38 @@ from trainkit.errors import ConfigError
 from trainkit.ops.bits import unpack_bits
 from trainkit.ops.mode import is_fused
 from trainkit.ops.optimizer import LambTensors, lamb_apply_, lamb_moments_
-from trainkit.optim.pieces import PiecewiseOptimizer, at
+from trainkit.optim.sharded import ShardedOptimizer, at
 
-_BLOCK = 2**16  # elements; on a CPU, all that one step of the formula reads stays in its cache
+_CHUNK = 2**16  # elements: on a CPU, the operands of one step of the formula stay in the cache
 
 
-class Lamb(PiecewiseOptimizer):
-    """Algorithm 2 of the paper with phi(x) = x, as BERT-large was trained with it. Of a parameter w, at step t:
+class Lamb(ShardedOptimizer):
+    """Algorithm 2 of the paper with phi(x) = x, as used to train BERT-large.
+
+    For a parameter w, at step t:
 
         g = gradient * min(1, max_grad_norm / norm of all gradients)
         m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
         u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w
         w = w - lr * ratio * u,   ratio = |w| / |u|
 
-    The norms are those of whole parameters, wherever they are held. ratio is 1 in groups without weight decay, and
-    where either norm is 0. A weight that is masked (`set_masks`) counts in neither norm, and stays 0.
+    The norms are those of whole parameters, also where these are sharded. ratio is 1 in groups without weight decay,
+    and where either norm is 0. A masked weight (`set_masks`) counts in neither norm, and stays 0. State: `step`,
+    `exp_avg`, `exp_avg_sq`.
 
-    max_grad_norm: largest norm of all gradients together; None for none. An Engine takes this over: it clips once, to
-        the smaller of its own `max_grad_norm` and this one, and with its formula, max_grad_norm / (norm + 1e-6).
-    bias_correction: false leaves out both divisions by 1 - b^t.
-    Groups may have their own lr, betas, eps, weight_decay and bias_correction. State: `step`, `exp_avg`, `exp_avg_sq`.
-    Raises ConfigError for values out of range.
+    Args:
+        params: parameters or parameter groups, which may have their own lr, betas, eps, weight_decay and
+            bias_correction.
+        lr: learning rate.
+        betas: decay of the first and second moments, b1 and b2.
+        eps: added to the root of the second moment.
+        weight_decay: factor of w in u.
+        max_grad_norm: largest norm of all gradients together; None: no clipping. An Engine clips in its place: once, to
+            the smaller of its own `max_grad_norm` and this one, with the factor max_grad_norm / (norm + 1e-6).
+        bias_correction: False omits both divisions by 1 - b^t.
+
+    Raises:
+        ConfigError: for values out of range.
     """
 
     def __init__(
@@ -48,51 +59,57 @@ class Lamb(PiecewiseOptimizer):
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(
-                f"optimizer.max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping"
+                f"optimizer.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping"
             )
         self.max_grad_norm = max_grad_norm
         own = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**own, "bias_correction": bias_correction})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group. Raises ConfigError for values out of range."""
         given = {**self.defaults, **param_group}
         for key in ("lr", "eps", "weight_decay"):
             if not given[key] >= 0:
-                raise ConfigError(f"optimizer.{key}={given[key]}: allowed is 0 or more")
+                raise ConfigError(f"optimizer.{key}={given[key]} must be 0 or more")
         if len(given["betas"]) != 2 or not all(0 <= beta < 1 for beta in given["betas"]):
-            raise ConfigError(f"optimizer.betas={given['betas']}: allowed are two numbers, 0 <= beta < 1")
+            raise ConfigError(f"optimizer.betas={given['betas']} must be two numbers, 0 <= beta < 1")
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Collective over the group of `set_pieces`."""
+        """Updates every parameter that has a gradient. Collective over the group of `set_ranges`: every rank must call.
+
+        Args:
+            closure: computes the loss again, and returns it.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parts = [part for group in self.param_groups for part in self._parts(group)]
-        if not parts:
+        ranges = [one for group in self.param_groups for one in self._ranges_of(group)]
+        if not ranges:
             return loss
-        compiled = self._compiled(parts)
-        factor = self._clip_factor([part.gradient for part in parts])
+        compiled = self._compiled(ranges)
+        factor = self._clip_factor([one.gradient for one in ranges])
         if compiled is not None:
-            squares = lamb_moments_(compiled, [part.gradient for part in parts], factor)
-            lamb_apply_(compiled, self._summed(squares, parts))
+            squares = lamb_moments_(compiled, [one.gradient for one in ranges], factor)
+            lamb_apply_(compiled, self._summed(squares, ranges))
         else:
-            for blocks in _batches(parts):
-                _make_updates(blocks, factor)
-            squares = torch.stack(
-                [_sum_of_squares(norms, part.weight.device) for part in parts for norms in part.norms]
-            )
-            for part, ratio in zip(parts, _ratios(self._summed(squares.view(-1, 2), parts)), strict=True):
-                part.weight.addcmul_(part.update, ratio.to(part.weight), value=-part.group["lr"])
+            for chunks in _batches(ranges):
+                _make_updates(chunks, factor)
+            squares = torch.stack([_sum_of_squares(norms, one.weight.device) for one in ranges for norms in one.norms])
+            for one, ratio in zip(ranges, _ratios(self._summed(squares.view(-1, 2), ranges)), strict=True):
+                one.weight.addcmul_(one.update, ratio.to(one.weight), value=-one.group["lr"])
             self._copy(self._stepped())
         return loss
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _parts(self, group: dict[str, Any]) -> list["_Part"]:
-        parts = []
+    def _ranges_of(self, group: dict[str, Any]) -> list["_Range"]:
+        ranges = []
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -105,42 +122,42 @@ class Lamb(PiecewiseOptimizer):
             tensors = (p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"])
             views = zip(*(self._views(tensor, p) for tensor in tensors), strict=True)
             for i, held in enumerate(views):
-                parts.append(_Part(group, int(state["step"]), held, at(self._bits, p, i), at(self._copies, p, i)))
-        return parts
+                ranges.append(_Range(group, int(state["step"]), held, at(self._bits, p, i), at(self._copies, p, i)))
+        return ranges
 
     def _clip_factor(self, gradients: Sequence[Tensor]) -> Tensor | None:
-        # Whoever sets pieces clips: one rank's gradients are not all of them then.
-        if self.max_grad_norm is None or self._pieces is not None or not gradients:
+        # The caller of set_ranges clips: this rank may not have all gradients.
+        if self.max_grad_norm is None or self._ranges is not None or not gradients:
             return None
         norm = _sum_of_squares(torch._foreach_norm(list(gradients)), gradients[0].device).sqrt()
         return (self.max_grad_norm / norm).clamp(max=1.0).to(gradients[0].dtype)
 
-    def _summed(self, squares: Tensor, parts: Sequence["_Part"]) -> Tensor:
-        """Squared norms of whole parameters, [number of parts, 2], of those of this rank's parts."""
-        if self._group is None or not any(part.group["weight_decay"] for part in parts):
+    def _summed(self, squares: Tensor, ranges: Sequence["_Range"]) -> Tensor:
+        """Returns the squared norms of whole parameters, [number of ranges, 2], for this rank's ranges."""
+        if self._group is None or not any(one.group["weight_decay"] for one in ranges):
             return squares
         summed = squares.to(self._sum_device)
         dist.all_reduce(summed, group=self._group)
         return summed.to(squares.device)
 
-    def _compiled(self, parts: Sequence["_Part"]) -> LambTensors | None:
-        """The parts as the compiled kernels take them; None where they do not."""
-        first = parts[0].weight
-        if not all(part.fits_kernels(first.device) for part in parts) or not is_fused("lamb", first):
+    def _compiled(self, ranges: Sequence["_Range"]) -> LambTensors | None:
+        """Returns the ranges as the compiled kernels take them; None where they are not supported."""
+        first = ranges[0].weight
+        if not all(one.fits_kernels(first.device) for one in ranges) or not is_fused("lamb", first):
             return None
         nothing = first.new_empty(0, dtype=torch.uint8)
         return LambTensors(
-            [part.weight for part in parts],
-            [part.m for part in parts],
-            [part.v for part in parts],
-            [nothing if part.bits is None else part.bits for part in parts],
-            [nothing if part.copy is None else part.copy for part in parts],
-            torch.tensor([part.hyper() for part in parts], dtype=torch.float64),
+            [one.weight for one in ranges],
+            [one.m for one in ranges],
+            [one.v for one in ranges],
+            [nothing if one.bits is None else one.bits for one in ranges],
+            [nothing if one.copy is None else one.copy for one in ranges],
+            torch.tensor([one.hyper() for one in ranges], dtype=torch.float64),
         )
 
 
-class _Part:
-    """A piece of a parameter and what belongs to it in one step. A block of it is one, too."""
+class _Range:
+    """A range of a parameter with its gradient and state in one step. A chunk of it is one, too."""
 
     def __init__(
         self,
@@ -153,10 +170,10 @@ class _Part:
         self.group, self.step, self.bits, self.copy = group, step, bits, copy
         self.weight, self.gradient, self.m, self.v = tensors
         self.norms: tuple[list[Tensor], list[Tensor]] = ([], [])
-        """Of the weights and of their update, by blocks."""
+        """Norms of the weights and of their update, by chunks."""
 
     def corrections(self) -> tuple[float, float]:
-        """(scale, offset) with which m / (scale sqrt(v) + offset) divides m and v by 1 - b^t as well."""
+        """Returns (scale, offset) such that m / (scale sqrt(v) + offset) includes the divisions by 1 - b^t."""
         (b1, b2), eps = self.group["betas"], self.group["eps"]
         if not self.group["bias_correction"]:
             return 1.0, eps
@@ -164,11 +181,12 @@ class _Part:
         return c1 / math.sqrt(1.0 - b2**self.step), c1 * eps
 
     def hyper(self) -> tuple[float, ...]:
-        """A row of `LambTensors.hyper`."""
+        """Returns a row of `LambTensors.hyper`."""
         b1, b2 = self.group["betas"]
         return 1.0 - b1, b1, 1.0 - b2, b2, *self.corrections(), self.group["weight_decay"], self.group["lr"]
 
     def fits_kernels(self, device: torch.device) -> bool:
+        """Whether the compiled kernels support it."""
         tensors = (self.weight, self.gradient, self.m, self.v)
         return all(t.dtype == torch.float32 and t.device == device and t.is_contiguous() for t in tensors) and (
             self.copy is None or self.copy.dtype == torch.bfloat16
@@ -176,60 +194,60 @@ class _Part:
 
     @cached_property
     def update(self) -> Tensor:
-        """u; to be filled in."""
+        """The update u, which `_make_updates` computes."""
         return torch.empty_like(self.weight)
 
-    def blocks(self) -> Iterator["_Part"]:
-        """Itself in parts of at most `_BLOCK` elements, which share its norms."""
+    def chunks(self) -> Iterator["_Range"]:
+        """Yields chunks of at most `_CHUNK` elements, which share its norms."""
         tensors = (self.weight, self.gradient, self.m, self.v, self.update)
-        if self.weight.numel() <= _BLOCK or not all(tensor.is_contiguous() for tensor in tensors):
+        if self.weight.numel() <= _CHUNK or not all(tensor.is_contiguous() for tensor in tensors):
             yield self
             return
-        split = [tensor.view(-1).split(_BLOCK) for tensor in tensors]
-        masks = self.bits.split(_BLOCK // 8) if self.bits is not None else [None] * len(split[0])
+        split = [tensor.view(-1).split(_CHUNK) for tensor in tensors]
+        masks = self.bits.split(_CHUNK // 8) if self.bits is not None else [None] * len(split[0])
         for *held, update, bits in zip(*split, masks, strict=True):
-            block = _Part(self.group, self.step, held, bits)
-            block.norms, block.update = self.norms, update
-            yield block
+            chunk = _Range(self.group, self.step, held, bits)
+            chunk.norms, chunk.update = self.norms, update
+            yield chunk
 
 
 def _ratios(squares: Tensor) -> list[Tensor]:
-    """A scalar of each row: |w| / |u|, and 1 where one of them is 0."""
+    """Returns a scalar per row: |w| / |u|, and 1 where one of them is 0."""
     weights, updates = squares.sqrt().unbind(1)
     return list(torch.where((weights > 0) & (updates > 0), weights / updates, 1.0).unbind())
 
 
-def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
-    """What is computed by one call of each operation: of one group each."""
-    by_group: dict[int, list[_Part]] = {}
-    for part in parts:
-        if part.weight.numel():
-            by_group.setdefault(id(part.group), []).append(part)
+def _batches(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
+    """Yields the ranges of one group that are computed by one call of each operation."""
+    by_group: dict[int, list[_Range]] = {}
+    for one in ranges:
+        if one.weight.numel():
+            by_group.setdefault(id(one.group), []).append(one)
     for same in by_group.values():
         if same[0].weight.device.type != "cpu":
             yield same
             continue
-        batch: list[_Part] = []
-        for block in (block for part in same for block in part.blocks()):
-            if batch and sum(b.weight.numel() for b in batch) + block.weight.numel() > _BLOCK:
+        batch: list[_Range] = []
+        for chunk in (chunk for one in same for chunk in one.chunks()):
+            if batch and sum(b.weight.numel() for b in batch) + chunk.weight.numel() > _CHUNK:
                 yield batch
                 batch = []
-            batch.append(block)
+            batch.append(chunk)
         yield batch
 
 
-def _make_updates(parts: Sequence[_Part], factor: Tensor | None) -> None:
-    """Takes the gradients into the moments; fills in the updates before their ratio, and the norms."""
-    group = parts[0].group
+def _make_updates(ranges: Sequence[_Range], factor: Tensor | None) -> None:
+    """Updates the moments; computes the updates before their ratio, and the norms."""
+    group = ranges[0].group
     b1, b2 = group["betas"]
-    weights, gradients = [part.weight for part in parts], [part.gradient for part in parts]
-    ms, vs, updates = [part.m for part in parts], [part.v for part in parts], [part.update for part in parts]
+    weights, gradients = [one.weight for one in ranges], [one.gradient for one in ranges]
+    ms, vs, updates = [one.m for one in ranges], [one.v for one in ranges], [one.update for one in ranges]
     if factor is not None:
         gradients = list(torch._foreach_mul(gradients, factor))
     torch._foreach_lerp_(ms, gradients, 1.0 - b1)
     torch._foreach_mul_(vs, b2)
     torch._foreach_addcmul_(vs, gradients, gradients, 1.0 - b2)
-    scales, offsets = zip(*(part.corrections() for part in parts), strict=True)
+    scales, offsets = zip(*(one.corrections() for one in ranges), strict=True)
     torch._foreach_copy_(updates, vs)
     torch._foreach_sqrt_(updates)
     torch._foreach_mul_(updates, scales)
@@ -238,19 +256,19 @@ def _make_updates(parts: Sequence[_Part], factor: Tensor | None) -> None:
     torch._foreach_mul_(updates, ms)
     if group["weight_decay"] != 0:
         torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-    for part in parts:
-        if part.bits is not None:
-            dropped = ~unpack_bits(part.bits, part.weight.numel()).view(part.weight.shape)
-            part.weight.masked_fill_(dropped, 0.0)
-            part.update.masked_fill_(dropped, 0.0)
+    for one in ranges:
+        if one.bits is not None:
+            dropped = ~unpack_bits(one.bits, one.weight.numel()).view(one.weight.shape)
+            one.weight.masked_fill_(dropped, 0.0)
+            one.update.masked_fill_(dropped, 0.0)
     if group["weight_decay"] != 0:
         for i, tensors in enumerate((weights, updates)):
-            for part, norm in zip(parts, torch._foreach_norm(tensors), strict=True):
-                part.norms[i].append(norm)
+            for one, norm in zip(ranges, torch._foreach_norm(tensors), strict=True):
+                one.norms[i].append(norm)
 
 
 def _sum_of_squares(norms: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Of tensors with these norms, in float64."""
+    """Returns the sum of squares of these norms, in float64."""
     if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
     return torch.stack(list(norms)).double().square().sum()

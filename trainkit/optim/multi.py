@@ -6,24 +6,24 @@ from typing import Any
 import torch
 
 from trainkit.errors import ConfigError
-from trainkit.optim.pieces import PiecewiseOptimizer
+from trainkit.optim.sharded import ShardedOptimizer
 
 _OWNER = "optimizer"
 
 
 class MultiOptimizer(torch.optim.Optimizer):
-    """Several optimizers, each of other parameters of one module, as one: their parameter groups, one after the other.
+    """Several optimizers of different parameters of one module as one, with the parameter groups of all.
 
-    Every group says under the key `optimizer` which of them updates it, by its number. Learning rates, schedules,
-    clipping and checkpoints are those of any optimizer. Under a strategy that shards, each has to treat every element
-    by itself.
+    The key `optimizer` of every group is the number of the optimizer that updates it. Learning rates, schedules,
+    clipping and checkpoints work as for any optimizer. Under a strategy that shards, each must treat every element
+    independently.
 
     Args:
         optimizers: two or more without state, which share no parameter. They must not be stepped by themselves.
 
     Raises:
-        ConfigError: for one that has state already, or that needs to know which parameters its tensors consist of,
-            such as `trainkit.optim.Lamb`.
+        ConfigError: for one that has state already, or that needs to know the parameters in its tensors, such as
+            `trainkit.optim.Lamb`.
 
     Example:
         >>> embedding, matrix = torch.nn.Parameter(torch.zeros(8, 2)), torch.nn.Parameter(torch.zeros(2, 2))
@@ -36,7 +36,7 @@ class MultiOptimizer(torch.optim.Optimizer):
         if len(optimizers) < 2:
             raise ConfigError(f"MultiOptimizer({len(optimizers)} optimizers): takes two or more")
         for optimizer in optimizers:
-            if isinstance(optimizer, PiecewiseOptimizer):
+            if isinstance(optimizer, ShardedOptimizer):
                 raise ConfigError(
                     f"MultiOptimizer does not take {type(optimizer).__module__}.{type(optimizer).__name__}: use one "
                     f"of torch.optim, such as torch.optim.AdamW"
@@ -53,7 +53,14 @@ class MultiOptimizer(torch.optim.Optimizer):
             self.needs_whole_parameters = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As of any optimizer; `param_group["optimizer"]` is the number of the one that updates the group."""
+        """Adds a parameter group.
+
+        Args:
+            param_group: as for any optimizer; its `optimizer` is the number of the one that updates it.
+
+        Raises:
+            ConfigError: for a number that no optimizer has.
+        """
         number = param_group.get(_OWNER)
         if not (isinstance(number, int) and 0 <= number < len(self.optimizers)):
             known = ", ".join(f"{number} ({_name(part)})" for number, part in enumerate(self.optimizers))
@@ -63,13 +70,20 @@ class MultiOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of each; the value of `closure`, which is called once."""
+        """Steps each optimizer.
+
+        Args:
+            closure: computes the loss again, and returns it; called once.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for number, part in enumerate(self.optimizers):
-            # Set anew in every step: DeepSpeed shows one group at a time, and loading a state makes other objects.
+            # Set in every step: DeepSpeed presents one group at a time, and loading a state makes new objects.
             part.param_groups = [group for group in self.param_groups if group[_OWNER] == number]
             part.state = self.state
             if part.param_groups:

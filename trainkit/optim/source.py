@@ -1,4 +1,4 @@
-"""OptimizerSource: what an engine's optimizer is made from, once a strategy has given the module its parameters."""
+"""OptimizerSource: makes an engine's optimizer once a strategy has replaced the module's parameters."""
 
 import inspect
 from collections.abc import Callable
@@ -13,10 +13,16 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class OptimizerSource:
-    """An optimizer without state over a module's parameters, or a function of parameter groups that makes one.
+    """An optimizer without state, or a function that makes one from parameter groups.
 
-    Some strategies replace a module's parameters; `make` gives the optimizer of those that it has then. Raises
-    ConfigError and UsageError when the optimizer has state, lacks a trainable parameter or holds a foreign one.
+    Args:
+        module: whose parameters are optimized.
+        optimizer: an optimizer without state over them, or a function of parameter groups.
+        engine_name: for messages.
+
+    Raises:
+        ConfigError: where the optimizer lacks a trainable parameter, or has one of another module.
+        UsageError: where it has state.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class OptimizerSource:
         self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
 
     def make(self) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that the module has now."""
+        """Returns the optimizer of the module's current parameters."""
         if self._factory is not None:
             try:
                 made = self._factory([{"params": [p for p in self.module.parameters() if p.requires_grad]}])
@@ -56,12 +62,12 @@ class OptimizerSource:
         parameters = dict(self.module.named_parameters())
         for group, names in zip(self._instance.param_groups, self._names, strict=True):
             group["params"] = [parameters[name] for name in names]
-        if self._has_first_state:  # Adagrad's, made for the parameters of then
+        if self._has_first_state:  # Adagrad's, made for the earlier parameters
             type(self._instance).__init__(self._instance, self._instance.param_groups, **arguments_of(self._instance))
         return self._instance
 
     def example(self) -> torch.optim.Optimizer:
-        """An optimizer like the one that `make` makes, of the parameters that the module has now."""
+        """Returns an optimizer of the kind that `make` makes, over the module's current parameters."""
         return self._instance if self._instance is not None else self.make()
 
     def _require_fitting(self, optimizer: torch.optim.Optimizer) -> None:
@@ -76,6 +82,6 @@ class OptimizerSource:
 
 
 def arguments_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What to call the class of `optimizer` with, beside parameters, for another one like it."""
+    """Returns the keyword arguments that make another optimizer of the same class and settings, without parameters."""
     taken = inspect.signature(type(optimizer)).parameters
     return {key: value for key, value in optimizer.defaults.items() if key in taken}
