@@ -16,7 +16,7 @@ CHECK_PYTHON := -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v
 ACTIVATE := "the commands of README.md are in $(BIN); once in each shell: source $(BIN)/activate"
 
 .DEFAULT_GOAL := help
-.PHONY: help train gan test test-all quick lint format clean
+.PHONY: help train gan test test-all quick lint docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev ## build the documentation into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
 
 format: $(VENV)/.installed-dev ## put the code into its form
 	$(BIN)/ruff format .

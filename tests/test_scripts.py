@@ -1,6 +1,7 @@
-"""The two scripts that show how trainkit reads, run as they are on 1, 2 and 4 processes."""
+"""The loop of docs/own_loop.md and a recipe, run as they are on 1, 2 and 4 processes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,36 +10,8 @@ import torch
 from tests.jobs import run
 from trainkit import checkpoint
 
-OWN_LOOP = """\
-import torch
-from torch.nn.functional import softplus
-import trainkit
-
-LATENT_DIM, NUM_STEPS = 8, 12
-torch.manual_seed(0)
-images = torch.randn(300, 16)
-generator = torch.nn.Sequential(torch.nn.Linear(LATENT_DIM, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
-discriminator = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
-
-runtime = trainkit.Runtime(strategy="ddp", precision="bf16", seed=0)
-G = runtime.setup(generator, torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99)))
-D = runtime.setup(discriminator, torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99)))
-
-for step, batch in enumerate(runtime.batches(images, batch_size=64, num_steps=NUM_STEPS)):
-    real = batch.data                                             # this rank's share, on its device
-    fake = G(runtime.randn(batch, LATENT_DIM, name="latent"))     # drawn by (seed, position, name, global index)
-
-    d_loss = softplus(D(fake.detach())).mean() + softplus(-D(real)).mean()
-    D.backward(d_loss)
-    D.step()
-
-    with D.frozen():                       # G's turn must not touch D's gradients
-        g_loss = softplus(-D(fake)).mean()
-        G.backward(g_loss)
-    G.step()
-    runtime.log(step, d_loss=d_loss, g_loss=g_loss)
-runtime.save("checkpoints/last", G=G, D=D, step=step)
-"""
+ROOT = Path(__file__).parent.parent
+OWN_LOOP = re.search(r"^```python\n(# loop\.py\n.*?)^```$", (ROOT / "docs" / "own_loop.md").read_text(), re.M | re.S)[1]
 
 RECIPE = """\
 import torch

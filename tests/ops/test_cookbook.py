@@ -1,4 +1,4 @@
-"""The code of trainkit/ops/README.md, as it is written there, in a directory and a process of its own."""
+"""The code of docs/add/op.md, as it is written there, in a directory and a process of its own."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import trainkit
 from trainkit.ops import build
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "trainkit" / "ops" / "README.md"
+PAGE = ROOT / "docs" / "add" / "op.md"
 LAYER = ("scale/scale.h", "scale/scale.cu", "scale/scale.cpp", "layer.py", "train.py")
 MOST_LINES = 100
 

@@ -48,7 +48,7 @@ def _descriptions(config: Mapping[str, Any], roots: list[Path]) -> dict[str, str
                 continue
             text = file.read_text()
             is_global = file.parent == root or "@package _global_" in text
-            for key, comment in _comments(text):
+            for key, comment in comments(text):
                 found.setdefault(key if is_global else f"{file.parent.name}.{key}", comment)
     return found
 
@@ -65,7 +65,8 @@ def _chosen(node: Any, group: Path) -> Path | None:
     return best
 
 
-def _comments(text: str) -> Iterator[tuple[str, str]]:
+def comments(text: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, comment on its line) of a configuration file."""
     names: list[str] = []
     for line in text.splitlines():
         match = _LINE.match(line)

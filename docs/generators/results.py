@@ -1,0 +1,210 @@
+"""Tables of the dated files in benchmarks/results: for each question and each hardware, of the newest file."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from docs.generators.markdown import table as _table
+
+FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+Results = list[dict[str, Any]]
+
+
+def questions() -> set[str]:
+    """What was measured: the first part of the files' names."""
+    return {path.name.split("_")[0] for path in FOLDER.iterdir()}
+
+
+def newest(question: str) -> list[Path]:
+    """The newest file of each hardware, `.md` before `.json` where there are both."""
+    found: dict[str, Path] = {}
+    for path in sorted(FOLDER.glob(f"{question}_*"), key=lambda path: (path.stem.split("_")[-1], path.suffix)):
+        found[path.stem.removeprefix(question).rpartition("_")[0]] = path
+    return list(found.values())
+
+
+def table(question: str) -> str:
+    """Markdown: for each hardware what it was, which file, and the numbers."""
+    paths = newest(question)
+    assert paths, f"benchmarks/results holds no {question}_*"
+    return "\n\n".join(_one(question, path) for path in paths)
+
+
+def _one(question: str, path: Path) -> str:
+    written = json.loads(path.with_suffix(".json").read_text())
+    head = f"{_machine(written)} (`benchmarks/results/{path.name}`)"
+    if path.suffix == ".md":
+        lines = path.read_text().splitlines()
+        return "\n".join([f"*{head}*", *(line for line in lines if not line.startswith("# "))])
+    return f"*{head}*\n\n{RENDERERS.get(question, _values)(written.get('results', written))}"
+
+
+def _machine(written: Mapping[str, Any]) -> str:
+    machine, date = written.get("machine", {}), str(written["time"])[:10]
+    if not machine:
+        return date
+    name = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('num_cpus')} CPUs"
+    load = machine.get("load_average")
+    busy = f", load average {load[0]:.1f} at the start" if load else ""
+    return f"{name}, torch {machine.get('torch')}, {date}{busy}"
+
+
+def _overhead(results: Results) -> str:
+    parts = []
+    for result in results:
+        where = f", {result['num_ranks']} processes" if "num_ranks" in result else ""
+        rows = [
+            [name, f"{_ms(one['step_us'])}", f"{_range(one['over_raw'])}", f"{_range(one['over_raw_in_cpu_time'])}"]
+            for name, one in result["contenders"].items()
+        ]
+        header = ["loop", "step, ms", "times the first, by the clock", "in CPU time"]
+        title = f"{result['model']}{where}; median and quartiles of {result['num_turns']} rounds:"
+        parts.append(f"{title}\n\n{_table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _ms(step_us: Mapping[str, float]) -> str:
+    return f"{step_us['median'] / 1000:.3g}"
+
+
+def _range(quartiles: Mapping[str, float]) -> str:
+    return f"{quartiles['median']:.2f} ({quartiles['lower_quartile']:.2f} to {quartiles['upper_quartile']:.2f})"
+
+
+def _memory(results: Results) -> str:
+    kinds = list(results[0]["counted_bytes"])
+    rows = [[r["strategy"], *(f"{r['counted_bytes'][kind] / 1e6:.0f}" for kind in kinds)] for r in results]
+    first = results[0]
+    title = f"{first['num_parameters'] / 1e6:.0f} million parameters, {first['num_ranks']} processes; MB on rank 0:"
+    return f"{title}\n\n{_table(['strategy', *kinds], rows)}"
+
+
+def _saving(results: Results) -> str:
+    rows = [
+        [name, f"{one['median']:.2f} ({one['lower_quartile']:.2f} to {one['upper_quartile']:.2f})"]
+        for result in results
+        for name, one in {
+            **{f"seconds: {name}": one for name, one in result["seconds"].items()},
+            **{f"ratio: {name}": one for name, one in result["ratios"].items()},
+        }.items()
+    ]
+    title = (
+        f"A checkpoint of {results[0]['num_bytes'] / 1e9:.1f} GB, median and quartiles of {results[0]['num_turns']}:"
+    )
+    return f"{title}\n\n{_table(['', 'median (quartiles)'], rows)}"
+
+
+def _steps_of_ops(results: Results) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result["median_ms"]))
+    rows = [
+        [
+            result["case"],
+            *(f"{ms[name]:.0f} ({result['over_fused'][name]:.2f})" if name in ms else "not measured" for name in names),
+        ]
+        for result in results
+        if (ms := result["median_ms"])
+    ]
+    return "Median ms of a step (times `fused`):\n\n" + _table(["model", *names], rows)
+
+
+def _links(results: Results) -> str:
+    rows = []
+    for cell in results:
+        plans = cell["plans"]
+        shown = {"flat": "flat", "auto, exact": cell.get("auto", {}).get("exact", {}).get("name")}
+        for wire in ("exact", "fp16", "int8"):
+            of_wire = [name for name in plans if f", {wire}" in name]
+            if of_wire:
+                shown[f"fastest {wire}"] = min(of_wire, key=lambda name: plans[name]["seconds"])
+        rows += [
+            [f"{cell['cell']}, {cell['order']}", what, plan, f"{one['seconds']:.2f}", f"{one['over_flat']:.2f}"]
+            for what, plan in shown.items()
+            if plan in plans and (one := plans[plan])
+        ]
+    return _table(
+        ["hosts x ranks, link, message, order of ranks", "", "plan", "seconds", "times as fast as flat"], rows
+    )
+
+
+def _links_training(results: Results) -> str:
+    parts = []
+    for result in results:
+        if "contenders" not in result:
+            parts.append(_values([result]))
+            continue
+        link = (
+            f"{result['mbit_per_s']} Mb/s between {result['num_hosts']} hosts" if result["mbit_per_s"] else "one host"
+        )
+        rows = [
+            [name, f"{one['step_s'] * 1000:.0f}", f"{one['over_plain'][1]:.2f}"]
+            for name, one in result["contenders"].items()
+        ]
+        title = f"{result['model']}, {result['num_ranks']} ranks, {link}; medians of {result['num_turns']} rounds:"
+        parts.append(f"{title}\n\n{_table(['', 'step, ms', 'times as fast as DistributedDataParallel'], rows)}")
+    return "\n\n".join(parts)
+
+
+def _parity(results: Results) -> str:
+    rows = []
+    for result in results:
+        ran = [cell for cell in result["cells"] if cell["error"] is None]
+        worst = max((cell["weights"] for cell in ran), default=0.0)
+        goal = result["goals"]["weights"]
+        refused = len(result["cells"]) - len(ran)
+        rows.append([result["model"], result["precision"], len(ran), refused, f"{worst:.1e}", f"{goal:.0e}"])
+    header = ["model", "precision", "combinations", "refused", "largest difference of a weight", "goal"]
+    return _table(header, rows)
+
+
+def _handovers(results: Results) -> str:
+    cells = [cell for result in results for cell in result["cells"]]
+    differing = sum(cell["num_different"] > 0 for cell in cells)
+    failed = sum(cell["error"] is not None for cell in cells)
+    worst = max(cell["losses"] for cell in cells if cell["error"] is None)
+    rows = [[len(cells), differing, failed, f"{worst:.1e}"]]
+    return _table(
+        ["pairs (writer, reader)", "with a tensor that differs", "failed", "largest difference of a loss"], rows
+    )
+
+
+def _predictions(written: Mapping[str, Any]) -> str:
+    rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
+    return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
+
+
+def _values(results: Results) -> str:
+    """Numbers and words of a result by name, one level of nesting spelled out."""
+    return _table(["", ""], _flat(results))
+
+
+def _flat(results: Results) -> Iterable[list[Any]]:
+    for result in results:
+        for name, value in result.items():
+            if isinstance(value, Mapping):
+                yield from ([f"{name}: {key}", _number(one)] for key, one in value.items() if _is_plain(one))
+            elif _is_plain(value):
+                yield [name, _number(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+RENDERERS: Mapping[str, Callable[[Any], str]] = {
+    "overhead": _overhead,
+    "overhead-distributed": _overhead,
+    "memory": _memory,
+    "saving": _saving,
+    "ops-steps": _steps_of_ops,
+    "links": _links,
+    "links-training": _links_training,
+    "parity": _parity,
+    "parity-kinds": _parity,
+    "faults-handovers": _handovers,
+    "predictions": _predictions,
+}

@@ -1,0 +1,205 @@
+"""The documentation is true: its commands parse, its files run as they stand on the page, nothing public is missing."""
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import trainkit
+from docs.generators import results
+from tests.commands import every
+from tests.jobs import environment
+from trainkit import config
+from trainkit.cli.main import _parser, parse
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "recipes").glob("*/README.md"),
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "launch" / "README.md",
+    ]
+)
+NOT_OURS = {"cat", "export", "pip", "python", "sbatch", "seq", "source", "torchrun", ".venv/bin/pre-commit"}
+"""Of these, `python`, `sbatch` and `torchrun` are followed to the file that they run."""
+MOST_LINES = 120
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, text) of each block of code; of those that are indented by four spaces the language is `sh`."""
+    language, lines = "", [""]
+    for line in [*page.read_text().splitlines(), ""]:
+        if language == "sh" and not line.startswith("    ") and lines[:1] == ["indented"]:
+            yield language, "\n".join(lines[1:])
+            language, lines = "", [""]
+        if line.startswith("```"):
+            if language:
+                yield language, "".join(f"{one}\n" for one in lines)
+            language, lines = "" if language else line[3:], []
+        elif not language and line.startswith("    ") and lines == [""]:
+            language, lines = "sh", ["indented", line]
+        else:
+            lines = [*lines, line] if language else [line]
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command on a page."""
+    for block in (text for language, text in _blocks(page) if language == "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+
+
+def _require_train(words: list[str]) -> None:
+    arguments = parse(_parser(), ["train", *words])
+    if arguments.config_dir is None and "my_trackers.CSV" not in " ".join(words):
+        config.check(config.compose(arguments.overrides))
+
+
+def _require(words: list[str]) -> None:
+    """Raises where the command cannot work, without running it."""
+    first, rest = words[0], words[1:]
+    if first == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    elif first == "trainkit" and rest[0] == "train":
+        _require_train(rest[1:])
+    elif first == "trainkit":
+        assert rest[0] in every(), words
+        parse(_parser(), rest)
+    else:
+        assert first in NOT_OURS, words
+        if "trainkit.cli" in rest:
+            parse(_parser(), rest[rest.index("trainkit.cli") + 1 :])
+        elif first == "python" and rest[0] == "-m":
+            assert (ROOT / f"{rest[1].replace('.', '/')}.py").is_file(), words
+        for file in (word for word in rest if re.fullmatch(r"(launch|benchmarks|recipes)/\S+\.(py|sbatch)", word)):
+            assert (ROOT / file).is_file(), words
+            if file.startswith("launch/"):
+                _require_train(rest[rest.index(file) + 1 :])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_commands_parse(page):
+    for words in _commands(page):
+        _require(words)
+
+
+def test_a_wrong_command_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Text:\n\n    trainkit train recipe=bert \\\n        recipe.batch_sice=8  # wrong\n\n```sh\nmake it\n```\n"
+    )
+    assert list(_commands(page)) == [["trainkit", "train", "recipe=bert", "recipe.batch_sice=8"], ["make", "it"]]
+    with pytest.raises(trainkit.errors.ConfigError, match=r"recipe\.batch_sice"):
+        _require_train(["recipe=bert", "recipe.batch_sice=8"])
+    with pytest.raises(AssertionError):
+        _require(["make", "it"])
+
+
+# -- files of a page run as they stand ---------------------------------------------------------------------------------
+
+
+def _write_files(page: Path, directory: Path) -> list[str]:
+    """Writes each block of code that begins with a comment with a file's name; the names."""
+    names = []
+    for language, text in _blocks(page):
+        if language in ("python", "yaml") and (name := re.match(r"# (\S+\.\w+)\n", text)):
+            names.append(name[1])
+            (directory / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name[1]).write_text(text)
+    return names
+
+
+def _shell(script: str, directory: Path) -> str:
+    """What `script` prints where python, torchrun and trainkit are on the PATH. Fails where a command does."""
+    programs = directory / ".programs"
+    programs.mkdir(exist_ok=True)
+    for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run"), ("trainkit", "-m trainkit.cli")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    own = {**environment(), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _follow(page: Path, directory: Path) -> str:
+    _write_files(page, directory)
+    return _shell("\n".join(text for language, text in _blocks(page) if language == "sh"), directory)
+
+
+def test_the_page_of_a_recipe(tmp_path):
+    out = _follow(ROOT / "docs" / "add" / "recipe.md", tmp_path)
+    assert "held_out_loss" in out
+    for run in ("plane", "plain"):
+        assert (tmp_path / "runs" / run / "checkpoints").is_dir()
+
+
+def test_the_page_of_a_strategy(tmp_path):
+    out = _follow(ROOT / "docs" / "add" / "strategy.md", tmp_path)
+    assert out.count("largest difference") == 2
+
+
+def test_the_page_of_a_tracker(tmp_path):
+    _follow(ROOT / "docs" / "add" / "tracker.md", tmp_path)
+    assert len((tmp_path / "runs/loop/metrics.csv").read_text().splitlines()) == 4
+
+
+def test_the_page_of_ones_own_loop(tmp_path):
+    """Its first file, `loop.py`, runs on 1, 2 and 4 processes in test_scripts."""
+    page = ROOT / "docs" / "own_loop.md"
+    assert _write_files(page, tmp_path) == ["loop.py", "engine.py", "resume.py", "notebook.py"]
+    out = _shell("python engine.py; python resume.py; python resume.py; python notebook.py", tmp_path)
+    assert float(re.search(r"averaged weights: (\S+)", out).group(1)) < 0.5
+    assert (tmp_path / "checkpoints" / "mine").is_dir()
+
+
+# -- nothing is missing ------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+def test_readme_shows_a_part_of_the_loop_that_runs():
+    (part,) = (text for language, text in _blocks(ROOT / "README.md") if language == "python")
+    assert part in (ROOT / "docs" / "own_loop.md").read_text()
+
+
+def test_every_public_name_is_in_the_api_reference():
+    shown = re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in (ROOT / "docs" / "api").glob("*.md")), re.M)
+    assert {f"trainkit.{name}" for name in trainkit.__all__} <= set(shown)
+
+
+def test_every_measured_question_is_on_the_page_of_performance():
+    shown = re.findall(r"<!-- generated: results (\S+) -->", (ROOT / "docs" / "performance.md").read_text())
+    assert sorted(shown) == sorted(results.questions())
+
+
+def test_the_glossary_is_sorted_and_has_each_term_once():
+    terms = re.findall(r"^(.+) \{ #\S+ \}$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) > 50
+    assert terms == sorted(set(terms))
+
+
+@pytest.mark.parametrize("name", ["configuration", "doctests", "markdown", "sources"])
+def test_what_the_generators_docstrings_show(name):
+    failed, num_examples = doctest.testmod(import_module(f"docs.generators.{name}"))
+    assert num_examples and not failed
