@@ -84,13 +84,13 @@ def _cannot_write(root: Path, error: OSError) -> DataError:
 
 
 def _claim(root: Path, name: str, resumes: bool) -> tuple[Path, int]:
-    """A directory to build in, and the descriptor that holds its lock, which ends with this process however that ends.
+    """Returns a directory to build in, and the descriptor of its lock, which the process releases however it ends.
 
-    One that was left half built is renamed, so that of two processes that want it one gets it.
+    An abandoned build is renamed, so only one of several processes gets it.
     """
     aside = root / f".{name}-{secrets.token_hex(4)}"
     for path in root.glob(f".{name}-*") if resumes else ():
-        descriptor = _locked(path, lambda path, age: _is_of_here(path) or age > ABANDONED_AFTER_S)
+        descriptor = _locked(path, lambda path, age: _is_of_this_machine(path) or age > ABANDONED_AFTER_S)
         if descriptor is not None:
             try:
                 path.rename(aside)
@@ -101,28 +101,28 @@ def _claim(root: Path, name: str, resumes: bool) -> tuple[Path, int]:
             return aside, descriptor
     aside.mkdir()
     descriptor = os.open(aside, os.O_RDONLY)
-    with suppress(OSError):  # a file system without locks: then nothing is ever taken for abandoned
+    with suppress(OSError):  # a file system without locks: then no build counts as abandoned
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     (aside / _BUILDER).write_text(socket.gethostname())
     return aside, descriptor
 
 
-def _is_of_here(path: Path) -> bool:
-    """Whether it was built on this machine, where locks are seen."""
+def _is_of_this_machine(path: Path) -> bool:
+    """Whether it was built on this machine, where locks are visible."""
     return (path / _BUILDER).is_file() and (path / _BUILDER).read_text() == socket.gethostname()
 
 
 def _locked(path: Path, is_abandoned: Callable[[Path, float], bool]) -> int | None:
-    """A descriptor that locks `path`, where nobody builds it and `is_abandoned(path, seconds since a change)`."""
+    """Locks `path` if no process builds it and `is_abandoned(path, seconds since a change)`; returns the descriptor."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # gone meanwhile, another user's, or no directory
+    except OSError:  # removed meanwhile, another user's, or no directory
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
         is_free = is_abandoned(path, time.time() - newest)
-    except OSError:  # somebody builds it, or has just removed it
+    except OSError:  # a process builds it, or has just removed it
         is_free = False
     if not is_free:
         os.close(descriptor)
@@ -130,9 +130,9 @@ def _locked(path: Path, is_abandoned: Callable[[Path, float], bool]) -> int | No
 
 
 def _remove_abandoned(root: Path, name: str, patience_s: float) -> None:
-    """Removes what processes that are gone left half built, of the kind of `name`.
+    """Removes the partial builds of processes that have ended, of the kind of `name`.
 
-    A build holds a lock while it lasts; another machine's lock may not be seen, so what changed lately stays.
+    A build holds a lock while it runs; another machine's lock may not be visible, so recent changes are kept.
     """
     kind = re.compile(rf"\.{re.escape(name.split('-')[0])}-[\w.-]*[0-9a-f]{{8}}-[a-z0-9_]{{8}}")
     for path in [path for path in root.iterdir() if kind.fullmatch(path.name)]:
@@ -145,5 +145,5 @@ def _move(aside: Path, target: Path) -> None:
     try:
         aside.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was first: its content is the same
+        if not target.is_dir():  # else another process was first, with the same content
             raise

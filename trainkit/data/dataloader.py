@@ -43,7 +43,7 @@ class BatchSource:
         """
         if self.order is not None and not isinstance(self.order, range | SequentialSampler):
             raise ConfigError(
-                f"an evaluation measures every sample once, and this DataLoader's {type(self.order).__name__} chooses "
+                f"an evaluation uses every sample once, and this DataLoader's {type(self.order).__name__} chooses "
                 f"among them: give torch.utils.data.Subset(loader.dataset, indices)"
             )
 
