@@ -1,5 +1,6 @@
 """A covering part of the table of benchmarks/faults.py: BERT in mid-epoch and a GAN in mid-fade change hands."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -61,7 +62,8 @@ def _load_a_batch_late(model, strategy, precision, path):
     runtime_of = handover.trainkit.Runtime.load
 
     def late(runtime, path, **engines):
-        return runtime_of(runtime, path, **engines) + handover.Bert.batch_size
+        loaded = runtime_of(runtime, path, **engines)
+        return replace(loaded, position=loaded.position + handover.Bert.batch_size)
 
     with mock.patch.object(handover.trainkit.Runtime, "load", late):
         return handover.load_and_go_on(model, strategy, precision, path)
