@@ -119,7 +119,7 @@ def _write_files(page: Path, directory: Path) -> list[str]:
     """Writes each block of code that begins with a comment with a file's name; the names."""
     names = []
     for language, text in _blocks(page):
-        if language in ("python", "yaml") and (name := re.match(r"# (\S+\.\w+)\n", text)):
+        if language in ("python", "yaml") and (name := re.match(r"(?:# @package _global_\n)?# (\S+\.\w+)\n", text)):
             names.append(name[1])
             (directory / name[1]).parent.mkdir(parents=True, exist_ok=True)
             (directory / name[1]).write_text(text)
