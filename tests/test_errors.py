@@ -45,7 +45,7 @@ def texts(tmp_path):
         (["recipe=bert", "data.path=nowhere/at/all"], r"data\.path=.*nowhere/at/all"),
         (["recipe=bert", "precision=tf32"], "precision=tf32: the CPU cannot"),
         ([*TOY, "recipe.fault=two_backwards"], r"second backward\(\).* in one micro-batch"),
-        ([*TOY, "resume=nowhere"], "nowhere: there is no such directory"),
+        ([*TOY, "resume=nowhere"], "nowhere: no such directory"),
         ([*TOY, "run_dir=/proc/trainkit"], r"run_dir=/proc/trainkit: cannot write there"),
         (
             [*TOY, "recipe.fault=not_finite"],
@@ -95,7 +95,7 @@ def test_a_directory_that_cannot_be_resumed_from(kind, ranks, tmp_path):
     if kind == "foreign":
         theirs.mkdir()
         (theirs / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-        _check([*TOY, f"resume={theirs}"], ranks, r"theirs holds no whole trainkit checkpoint", tmp_path)
+        _check([*TOY, f"resume={theirs}"], ranks, r"theirs holds no complete trainkit checkpoint", tmp_path)
         return
     assert run([*TOY, f"run_dir={theirs}"]).returncode == 0
     damaged = theirs / "checkpoints" / "step_00000024"

@@ -81,7 +81,7 @@ def test_what_no_process_holds_is_taken_over(tmp_path, owner):
 
 def test_another_host_is_watched_for_a_sign_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(run_directory, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(run_directory, "MOST_SILENCE_S", 0.4)
+    monkeypatch.setattr(run_directory, "MAX_SILENCE_S", 0.4)
     path = tmp_path / LOCK_FILE
     owner = _written_by(path, host="elsewhere")
     said: list[str] = []

@@ -85,7 +85,7 @@ def test_consolidate(saved, capsys, tmp_path, part):
         assert found.keys() == tensors.keys()
         assert all(found[name].shape == t.shape and torch.equal(found[name], t) for name, t in tensors.items())
     code, _, err = _run(capsys, "consolidate", run_dir, "--output", one)
-    assert code == 2 and "is there already" in err
+    assert code == 2 and "exists already" in err
     code, _, err = _run(capsys, "consolidate", run_dir, "--output", tmp_path / "x", "--engine", "g")
     assert code == 2 and "holds G, D" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["both.safetensors", "sub"]
@@ -102,6 +102,6 @@ def test_diff(saved, capsys):
 def test_what_is_no_checkpoint(capsys, tmp_path):
     for command in (["ls"], ["show"], ["verify"], ["consolidate", "--output", tmp_path / "x"]):
         code, _, err = _run(capsys, command[0], tmp_path / "nowhere", *command[1:])
-        assert code == 2 and "nowhere: there is no such directory" in err
+        assert code == 2 and "nowhere: no such directory" in err
         code, _, err = _run(capsys, command[0], tmp_path, *command[1:])
         assert code == 2 and "holds no" in err

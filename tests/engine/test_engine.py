@@ -388,7 +388,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert abs((out == 0).double().mean() - 0.25) < 5 * (0.25 * 0.75 / 1e5) ** 0.5
     assert torch.allclose(out[out != 0], torch.tensor(1 / 0.75))
     assert torch.equal(layer(torch.ones(100, 1000)), out)
-    with pytest.raises(UsageError, match="told of 100 samples and sees 3"):
+    with pytest.raises(UsageError, match="has the positions of 100 samples and an input of 3"):
         layer(torch.ones(3, 2))
 
 
