@@ -7,17 +7,16 @@ dependencies of trainkit: `pip install lightning accelerate` adds them.
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from benchmarks.overhead import Case
+from benchmarks.case import Case
 
-Loop = Callable[["Case", nn.Module, Iterator[Any]], Iterator[None]]
+Loop = Callable[[Case, nn.Module, Iterator[Any]], Iterator[None]]
 
 
-def fabric_turns(case: "Case", module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
+def fabric_turns(case: Case, module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
     from lightning.fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -31,7 +30,7 @@ def fabric_turns(case: "Case", module: nn.Module, batches: Iterator[Any]) -> Ite
         yield
 
 
-def accelerate_turns(case: "Case", module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
+def accelerate_turns(case: Case, module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 import trainkit
 from benchmarks import other_libraries
+from benchmarks.case import Case
 from recipes.bert.model import Architecture, MaskedLanguageModel
 
 RAW = "raw loop, data indexed in memory"
@@ -62,22 +63,6 @@ class Stopwatch:
     def read(self) -> Turn:
         per_step = 1e6 / self._num_steps
         return Turn((time.perf_counter() - self._wall) * per_step, (time.process_time() - self._cpu) * per_step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A model whose loss is `loss(forward, samples)`; `steps_a_turn` is also the cadence of checkpoints."""
-
-    title: str
-    make_module: Callable[[], nn.Module]
-    make_optimizer: Callable[[Any], torch.optim.Optimizer]
-    loss: Callable[[Callable[..., Tensor], Any], Tensor]
-    samples: tuple[Tensor, ...]
-    batch_size: int
-    steps_a_turn: int
-    log_every: int
-    num_turns: int
-    goals: Mapping[str, float]  # over the raw loop
 
 
 def mlp() -> Case:
