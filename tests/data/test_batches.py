@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 import trainkit
 from trainkit.errors import ConfigError
+from trainkit.random import key_of
 from trainkit.testing import run_ranks
 
 NUM_SAMPLES, BATCH = 300, 16
@@ -167,3 +168,35 @@ def test_a_start_that_is_no_position_is_one_error():
     with pytest.raises(ConfigError, match=r"start='8': must be a number of samples, such as runtime\.load"):
         runtime.batches(torch.arange(20), batch_size=4, start="8")
     runtime.close()
+
+
+def _drawn_in_steps(loops):
+    """(position, draws from the global generators) of every step of loops of (start, batch size, number of steps)."""
+    runtime, drawn = trainkit.Runtime(seed=11, device="cpu", tracker=trainkit.Tracker()), []
+    for start, batch_size, num_steps in loops:
+        for batch in runtime.batches(torch.zeros(NUM_SAMPLES), batch_size=batch_size, start=start, num_steps=num_steps):
+            for _ in range(1 + batch.position % 3):  # how often does not matter to later steps
+                values = (random.random(), float(np.random.rand()), float(torch.rand(())))
+                drawn.append((batch.position, values))
+    return drawn
+
+
+def _expected_draws(rank, loops):
+    """The same by generators of their own, which the documented key seeds."""
+    drawn = []
+    for start, batch_size, num_steps in loops:
+        for position in range(start, start + num_steps * batch_size, batch_size):
+            key = key_of(11, "global", position, rank)
+            python, numpy = random.Random(key), np.random.RandomState(key & 0xFFFFFFFF)
+            generator = torch.Generator().manual_seed(key)
+            for _ in range(1 + position % 3):
+                values = (python.random(), numpy.rand(), float(torch.rand((), generator=generator)))
+                drawn.append((position, values))
+    return drawn
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_steps_draw_by_seed_position_and_rank(world_size):
+    loops = [(0, 4, 150), (36, 4, 70), (36, 12, 70), (37, 5, 3), (36, 4, 2)]  # resumed, and in other batches
+    drawn = run_ranks(_drawn_in_steps, world_size, loops)
+    assert drawn == [_expected_draws(rank, loops) for rank in range(world_size)]
