@@ -1,4 +1,4 @@
-"""What training gains from a plan between hosts with slow links: steps a second, and what a lossy leg costs in loss.
+"""What training gains from a plan between hosts with slow links: steps a second, and what a lossy phase costs in loss.
 
     python benchmarks/links_training.py                  # all parts; about 12 minutes
     python benchmarks/links_training.py --part steps
@@ -8,7 +8,7 @@ steps: seconds a step at 200 Mb/s between the hosts. DistributedDataParallel as 
     PowerSGD, and with strategy=ddp and several `comm`; contenders take turns in the same processes.
 loopback: the same on one host, where no link is slow: what comm=auto costs over DistributedDataParallel as it is.
 loss: `launch/train.py` started by torchrun on each host, a run for each seed with exact gradients and one with an int8
-    leg; the held-out loss at the end. The links are as fast as the machine: bits do not depend on them.
+    phase; the held-out loss at the end. The links are as fast as the machine: bits do not depend on them.
 """
 
 import argparse

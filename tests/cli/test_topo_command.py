@@ -73,7 +73,7 @@ def test_ranges():
         (["simulate", "--preset", "dgx-1", "--recipe", "bert-larg"], "Did you mean 'bert-large'?"),
         (["simulate", "--preset", "dgx-1", "--nodes", "4..2"], "--nodes='4..2'"),
         (["simulate", "--preset", "dgx-1", "--tflops", "-1"], "--tflops=-1.0: allowed are numbers above 0"),
-        (["simulate", "--preset", "dgx-1"], "has no bf16"),
+        (["simulate", "--preset", "dgx-1"], "precision=bf16: "),
         (["bench", "--sizes", "1KB..x"], "--sizes='x'"),
         (["bench", "--sizes", "1KB", "--device", "cpu", "--plan", "flt"], "Did you mean 'flat'?"),
     ],

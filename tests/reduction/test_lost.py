@@ -1,4 +1,4 @@
-"""A rank or a host that is lost inside a leg ends the job with a clear error."""
+"""A rank or a host that is lost inside a phase ends the job with a clear error."""
 
 import subprocess
 import sys
@@ -23,15 +23,15 @@ def test_a_rank_that_dies_is_an_error_on_the_others_within_seconds():
     def agent(host: int) -> list[str]:
         where = [f"--node-rank={host}", f"--master-addr={bed.address(0)}", "--master-port=29500"]
         run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", *where]
-        return [*run, str(ROOT / "tests" / "comm" / "lost.py")]
+        return [*run, str(ROOT / "tests" / "reduction" / "lost.py")]
 
     with Bed(2) as bed:
         options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         agents = bed.start(agent, env={"PYTHONPATH": str(ROOT)}, **options)
         outputs = [process.communicate(timeout=110)[0] for process in agents]
     assert all(process.returncode for process in agents)
-    assert "could not sum gradients (hierarchical over 2 groups of 2" in outputs[0]
-    assert "its own log says why" in outputs[0]
+    assert "could not all-reduce gradients (hierarchical over 2 groups of 2" in outputs[0]
+    assert "see its own log" in outputs[0]
     assert "the run hangs" not in outputs[0]
 
 
@@ -62,4 +62,4 @@ def test_a_host_that_falls_silent_ends_the_job_and_every_rank_says_where_it_stoo
             bed.run(_train, str(tmp_path), timeout_s=90)
     reports = "".join(path.read_text() for path in (tmp_path / "hang").rglob("*") if path.is_file())
     assert "in backward" in reports
-    assert "trainkit lane across" in reports  # the leg that waits, by its name
+    assert "trainkit comm stream across groups" in reports  # the phase that waits, by its name

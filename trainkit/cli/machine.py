@@ -83,7 +83,7 @@ def _this_machine(ranks_per_host: int | None) -> "Topology":
 
 def _with_ranks(topology: "Topology", ranks_per_host: int | None) -> "Topology":
     """`topology` with ranks on the first so many devices of each host."""
-    from trainkit.topology.topology import Place
+    from trainkit.topology.topology import RankPlacement
 
     if ranks_per_host is None:
         return topology
@@ -91,7 +91,7 @@ def _with_ranks(topology: "Topology", ranks_per_host: int | None) -> "Topology":
     if not 1 <= ranks_per_host <= fewest:
         raise ConfigError(f"--ranks-per-host={ranks_per_host}: allowed is 1 to {fewest}, the devices of a host")
     places = tuple(
-        Place(host=i, device=device.id)
+        RankPlacement(host=i, device=device.id)
         for i, host in enumerate(topology.hosts)
         for device in host.devices[:ranks_per_host]
     )

@@ -277,7 +277,7 @@ def _scaling(points: "Sequence[Point]") -> Table:
             f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
             f"{point.samples_per_s:,.0f}",
             bar,
-            point.plan.kind + ("" if point.plan.format == "exact" else f", {point.plan.format}"),
+            point.plan.kind + ("" if point.plan.wire_dtype == "exact" else f", {point.plan.wire_dtype}"),
         )
     return table
 
@@ -291,10 +291,12 @@ def _check_picture(path: Path | None) -> None:
 
 
 def _check_format(wire_dtype: str) -> None:
-    from trainkit.planning.reduce_plan import FORMATS
+    from trainkit.planning.reduce_plan import WIRE_DTYPES
 
-    if wire_dtype not in FORMATS:
-        raise ConfigError(f"--wire-dtype={wire_dtype}: allowed are {', '.join(FORMATS)}.{nearest(wire_dtype, FORMATS)}")
+    if wire_dtype not in WIRE_DTYPES:
+        raise ConfigError(
+            f"--wire-dtype={wire_dtype}: allowed are {', '.join(WIRE_DTYPES)}.{nearest(wire_dtype, WIRE_DTYPES)}"
+        )
 
 
 def _nodes(num_nodes: int) -> str:

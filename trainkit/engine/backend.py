@@ -13,7 +13,7 @@ from trainkit.distributed.shard import Shard
 from trainkit.errors import UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.pieces import Piece, PiecewiseOptimizer, mask_after_steps, mask_range, require_whole
-from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.reduction.reducer import Reducer
 
 
@@ -154,13 +154,13 @@ class Backend:
         """How gradients are summed, JSON-able; None where there was nothing to choose, or nobody has yet."""
         return None
 
-    def feedback(self) -> Feedback | None:
+    def feedback(self) -> ErrorFeedback | None:
         """What a lossy way to sum gradients has left out so far; None where nothing is left out."""
         return None
 
     def feedback_places(self, saved: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Shard]:
-        """See `Feedback.places`."""
-        return feedback.places(saved) if (feedback := self.feedback()) is not None else {}
+        """See `ErrorFeedback.empty_shards`."""
+        return feedback.empty_shards(saved) if (feedback := self.feedback()) is not None else {}
 
     def inherit_feedback(self, old: "Backend") -> None:
         """Takes over what `old` has left out of the gradients of parameters that are here too. Collective."""

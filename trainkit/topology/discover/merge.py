@@ -7,7 +7,7 @@ from itertools import count
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.build import link, nic_link
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Place, Topology
+from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
 
@@ -44,7 +44,7 @@ def merge(views: Sequence[View]) -> Topology:
     for rank, view in enumerate(views):
         by_host.setdefault(view.host_id, []).append(rank)
     hosts: list[Host] = []
-    places: dict[int, Place] = {}
+    places: dict[int, RankPlacement] = {}
     for number, ranks in enumerate(by_host.values()):
         seen = [views[rank] for rank in ranks]
         host, devices = _merged(seen)
@@ -52,7 +52,7 @@ def merge(views: Sequence[View]) -> Topology:
         if unread:
             host = replace(host, facts={**host.facts, "unread": unread})
         hosts.append(host)
-        places |= {rank: Place(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
+        places |= {rank: RankPlacement(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
     if len(hosts) > 1:
         hosts = [host if host.nics else _with_unknown_nic(host) for host in hosts]
     source = "+".join(dict.fromkeys(name for host in hosts for name in host.facts.get("sources", ["hostnames"])))
