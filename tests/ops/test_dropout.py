@@ -76,7 +76,7 @@ def test_drop_rate_over_1e8_elements():
     assert _sigmas(dropped, 10**8, threshold) < 4
 
 
-def test_masks_of_other_seeds_layers_calls_and_positions_are_uncorrelated():
+def test_masks_of_other_keys_are_uncorrelated():
     num, p = 2**21, 0.25
     masks = [
         _mask(key_of(seed, "dropout", layer), num, call, position, p)
@@ -138,7 +138,7 @@ def test_any_strides_and_no_elements():
         (torch.ones(2, 3), 0.5, POSITIONS, r"positions are torch.int64 \[3\] beside an input of \[2, 3\]"),
         (torch.ones(3), 0.5, POSITIONS.float(), "positions are torch.float32"),
         (torch.ones(()), 0.5, POSITIONS, "beside an input of"),
-        (torch.ones(3, 2), 1.0, POSITIONS, "p=1.0; allowed is 0 <= p < 1"),
+        (torch.ones(3, 2), 1.0, POSITIONS, "p=1.0 must be 0 <= p < 1"),
     ],
 )
 def test_what_cannot_be_is_told(x, p, positions, told):

@@ -128,7 +128,8 @@ def test_bytes_within_a_host_are_not_counted(hosts):
 def test_a_link_has_its_rate_in_each_direction_at_once(hosts):
     least = NUM_BYTES * 8 / (MBIT_PER_S * 1e6)
     hosts.run(exchange, NUM_BYTES, ranks_per_host=1)
-    seconds = max(hosts.run(exchange, NUM_BYTES, ranks_per_host=1))
+    # The best of some: other processes of the machine only make it longer.
+    seconds = min(max(hosts.run(exchange, NUM_BYTES, ranks_per_host=1)) for _ in range(4))
     assert least / 1.15 <= seconds <= 1.9 * least, "two directions one after the other take twice as long"
 
 
@@ -140,7 +141,7 @@ def test_a_rate_is_changed_where_a_host_receives_too(hosts):
     finally:
         hosts.set_rate(1, None)
         hosts.set_rate(0, None)
-    fast = hosts.run(send, 0, 1, NUM_BYTES, ranks_per_host=1)[0]
+    fast = min(hosts.run(send, 0, 1, NUM_BYTES, ranks_per_host=1)[0] for _ in range(4))
     hosts.set_rate(0, MBIT_PER_S)
     hosts.set_rate(1, MBIT_PER_S)
     nominal = NUM_BYTES * 8 / (MBIT_PER_S * 1e6)
@@ -148,7 +149,7 @@ def test_a_rate_is_changed_where_a_host_receives_too(hosts):
     assert fast < nominal
 
 
-def test_a_rank_that_raises_is_reported_and_the_next_run_has_new_ranks(hosts):
+def test_a_rank_that_raises_is_reported_and_replaced(hosts):
     with pytest.raises(RankError, match=r"rank 2 of 4:\n(?s:.*)ValueError: a fault of this rank") as caught:
         hosts.run(fail_on, 2)
     assert caught.value.kind == "ValueError"
@@ -174,7 +175,7 @@ def test_a_command_runs_on_each_host(hosts, tmp_path):
     assert outputs == [[f"bed-host{host}", "x", str(tmp_path), hosts.address(1)] for host in range(2)]
 
 
-def test_a_host_that_is_cut_off_is_silent_and_nothing_is_left_at_the_end():
+def test_a_host_that_is_cut_off_is_silent_and_nothing_is_left():
     before = network()
     with Bed(2, MBIT_PER_S) as made:
         (command, _) = made.start(lambda host: ["sh", "-c", "setsid sleep 1000 & wait"])

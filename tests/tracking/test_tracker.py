@@ -53,9 +53,10 @@ def tell_everything(tracker, directory):
 
 
 @pytest.mark.parametrize(
-    "method", ["load_state", "start", "log", "evaluation", "image", "text", "table", "message", "state", "finish"]
+    "method",
+    ["load_state_dict", "start", "log", "evaluation", "image", "text", "table", "message", "state_dict", "finish"],
 )
-def test_a_failing_tracker_is_reported_once_and_the_others_go_on(method, tmp_path, capfd):
+def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     broken = Broken(method)
     fan_out = Trackers(broken=broken, jsonl=Jsonl())
     tell_everything(fan_out, tmp_path)
@@ -103,7 +104,7 @@ def test_state_goes_back_to_the_tracker_of_its_name(tmp_path):
     assert second.id == 7
 
 
-def test_a_failed_tracker_keeps_its_last_state_for_the_next_process():
+def test_a_failed_tracker_keeps_its_state_for_a_resume():
     fan_out = Trackers(broken=Broken("log"))
     fan_out.load_state_dict({"broken": {"id": 7}})
     fan_out.log(1, {})
@@ -134,7 +135,7 @@ def full_disk(num_bytes):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
-def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path, capfd, monkeypatch):
+def test_what_a_full_disk_refuses_is_written_later(tmp_path, capfd, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(tensorboard, "RETRY_S", 0.0)
@@ -173,7 +174,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path,
         ]
 
 
-def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tmp_path):
+def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
     said = []
 
     class Listening(Tracker):
@@ -191,7 +192,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
         runtime.log(10, loss=1.0)
     assert said == [
         "said all the same",
-        "summary.txt could not be written: File too large; training goes on",
+        "summary.txt could not be written: File too large; training continues",
         "REQUEUE could not be written: File too large",
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
@@ -214,14 +215,14 @@ def test_what_was_never_written_is_said_at_the_end(tmp_path, capfd):
     fan_out.finish("finished")
     first, last = capfd.readouterr().err.splitlines()
     assert "tracker 'full' cannot write" in first and "OSError: full" in first
-    assert "tracker 'full' could not write to the end: 4 of its calls are lost" in last
+    assert "tracker 'full' could not write until the end: 4 of its calls are lost" in last
     assert fan_out.names == ["full"]
 
 
 def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
     from trainkit.tracking import fan_out as module
 
-    monkeypatch.setattr(module, "MOST_KEPT_BYTES", 100_000)
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 100_000)
 
     class Heard(Tracker):
         is_full, steps = True, ()
@@ -237,7 +238,7 @@ def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
         heard.is_full = step < 9
         fan_out.image(step, "a", np.zeros((100, 100, 3), np.uint8))
     assert heard.steps == (7, 8, 9) or heard.steps == (6, 7, 8, 9)
-    assert "calls that were too many to keep" in capfd.readouterr().err
+    assert "calls beyond the limit of the queue" in capfd.readouterr().err
 
 
 # -- what trackers are given -------------------------------------------------------------------------------------------
@@ -290,11 +291,11 @@ def test_pictures_of_every_kind_come_as_bytes():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a.png", "picture sample='a.png': allowed is a matplotlib figure"),
-        (np.zeros((2, 3, 4, 4)), r"picture sample is of shape \[2, 3, 4, 4\]"),
-        (torch.randn(3, 8, 8), "picture sample has values of -.* allowed are 0 to 1"),
+        ("a.png", "picture sample='a.png' must be a matplotlib figure"),
+        (np.zeros((2, 3, 4, 4)), r"picture sample of shape \[2, 3, 4, 4\] must be"),
+        (torch.randn(3, 8, 8), "picture sample has values of -.* must be 0 to 1"),
         (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
-        (np.full((4, 4), 256), "allowed are 0 to 255"),
+        (np.full((4, 4), 256), "must be 0 to 255"),
     ],
 )
 def test_what_is_no_picture_is_named_to_the_caller(given, says):
@@ -304,15 +305,15 @@ def test_what_is_no_picture_is_named_to_the_caller(given, says):
     assert fan_out.names == ["seen"]
 
 
-def test_what_is_no_number_or_text_or_table_is_named_to_the_caller():
+def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):
-        with pytest.raises(ConfigError, match="metric a='x': allowed is a number"):
+        with pytest.raises(ConfigError, match="metric a='x' must be a number"):
             method(0, {"a": "x"})
-    with pytest.raises(ConfigError, match=r"text words=\[1\]: allowed is a string"):
+    with pytest.raises(ConfigError, match=r"text words=\[1\] must be a string"):
         fan_out.text(0, "words", [1])
-    with pytest.raises(ConfigError, match=r"table words: row \[1\] for the columns a, b"):
+    with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])
     fan_out.log(1, {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3})
     assert seen.values == {"a": 0.5, "b": 2.0, "c": 3} and {type(v) for v in seen.values.values()} == {float, int}
