@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py                 # both models; about three minutes on two idle cores
     python benchmarks/overhead.py --model mlp
+    pip install lightning accelerate              # to measure Fabric and Accelerate beside them
 
 All contenders train the same module on the same batches in one process, taking turns, so that whatever else the machine
 does hits all of them. They must end with the same weights. The Trainer's turn includes its logging and one checkpoint.
@@ -33,10 +34,12 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
 import trainkit
+from benchmarks import other_libraries
 from recipes.bert.model import Architecture, MaskedLanguageModel
 
 RAW = "raw loop, data indexed in memory"
 LOADER = "raw loop, DataLoader"
+CLIPPED = "raw loop, clip_grad_norm_"
 ENGINE = "Engine + Runtime"
 TRAINER = "Trainer, everything on"
 
@@ -91,7 +94,7 @@ def mlp() -> Case:
         steps_a_turn=1000,
         log_every=50,
         num_turns=21,
-        goals={ENGINE: 1.10, TRAINER: 1.25},
+        goals={ENGINE: 1.15, TRAINER: 1.25},
     )
 
 
@@ -157,8 +160,7 @@ class Measured(trainkit.Recipe):
 
 
 def setup(runtime: trainkit.Runtime, case: Case) -> trainkit.Engine:
-    torch.manual_seed(0)
-    module = case.make_module()
+    module = made(case)
     return runtime.setup(module, case.make_optimizer(module.parameters()))
 
 
@@ -171,22 +173,25 @@ def engine_turns(case: Case, engine: trainkit.Engine, runtime: trainkit.Runtime)
         yield
 
 
-def raw_turns(case: Case, module: nn.Module, batches: Iterator[Any]) -> Iterator[None]:
+def raw_turns(
+    case: Case, module: nn.Module, batches: Iterator[Any], *, max_grad_norm: float | None = None
+) -> Iterator[None]:
     optimizer = case.make_optimizer(module.parameters())
     while True:
         for samples in islice(batches, case.steps_a_turn):
             loss = case.loss(module, samples)
             optimizer.zero_grad()
             loss.backward()
+            if max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
             optimizer.step()
         yield
 
 
-def raw_modules(case: Case) -> tuple[nn.Module, nn.Module]:
+def made(case: Case) -> nn.Module:
+    """The case's module; the same weights at every call."""
     torch.manual_seed(0)
-    first = case.make_module()
-    torch.manual_seed(0)
-    return first, case.make_module()
+    return case.make_module()
 
 
 def from_memory(case: Case, runtime: trainkit.Runtime) -> Iterator[tuple[Tensor, ...]]:
@@ -204,13 +209,17 @@ def from_loader(case: Case) -> Iterator[Any]:
 
 def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
     """The turns of every contender; the first warms up and is left out."""
-    plain, loaded = raw_modules(case)
     own = trainkit.Runtime(strategy="single", device="cpu")
     engine = setup(own, case)
+    orders = trainkit.Runtime(strategy="single", device="cpu")
+    libraries, _ = other_libraries.installed()
+    modules = {name: made(case) for name in (RAW, LOADER, CLIPPED, *libraries)}
     contenders = {
-        RAW: raw_turns(case, plain, from_memory(case, trainkit.Runtime(strategy="single", device="cpu"))),
-        LOADER: raw_turns(case, loaded, from_loader(case)),
+        RAW: raw_turns(case, modules[RAW], from_memory(case, orders)),
+        LOADER: raw_turns(case, modules[LOADER], from_loader(case)),
+        CLIPPED: raw_turns(case, modules[CLIPPED], from_memory(case, orders), max_grad_norm=1e9),
         ENGINE: engine_turns(case, engine, own),
+        **{name: turns(case, modules[name], from_memory(case, orders)) for name, turns in libraries.items()},
     }
     turns: dict[str, list[Turn]] = {name: [] for name in contenders}
 
@@ -228,7 +237,8 @@ def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
     with (directory / "console.log").open("w") as console, contextlib.redirect_stdout(console):
         trainer.fit()
     print(file=sys.stderr)
-    require_same_weights(engine.module.parameters(), plain.parameters())
+    for name in modules.keys() - {LOADER}:  # that has an order of its own
+        require_same_weights(engine.module.parameters(), modules[name].parameters())
     turns[TRAINER] = recipe.turns
     return {name: turns[name][1:] for name in turns}
 

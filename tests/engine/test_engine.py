@@ -423,7 +423,7 @@ def _misuse():
     with pytest.raises(UsageError, match=r"second backward.* in one micro-batch"):
         engine.backward(engine(batch.x).mean())
     second = next(micros)
-    with pytest.raises(UsageError, match="weight in some micro-batches of this turn only"):
+    with pytest.raises(UsageError, match="weight in some micro-batches of this step only"):
         engine.backward(engine(second.x).mean(), weight=3)
     with pytest.raises(UsageError, match="ended without a backward"):
         next(micros)

@@ -59,7 +59,7 @@ class Batch:
     indices: Tensor
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return self.positions.numel()
 
     def __getattr__(self, name: str) -> Any:
         data = self.__dict__.get("data")

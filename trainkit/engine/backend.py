@@ -1,16 +1,19 @@
 """Backend: one module and its optimizer, as a strategy runs them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
+from trainkit.engine.backward import run_backward
 from trainkit.engine.gradient_reduction import GradientReduction
 from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError
+from trainkit.optim.step import step
 
 
 class Backend:
@@ -43,8 +46,7 @@ class Backend:
         self.gradient_divisor = gradient_divisor
         self.module, self.optimizer, self.parameters = tensors.module, tensors.optimizer, tensors.parameters
         self.gradient_bytes = 0
-        self._require_grad = [p.requires_grad for p in self.parameters.values()]
-        self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self._take_trainable()
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +65,7 @@ class Backend:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of `loss`; the last of a step also reduces them over ranks."""
-        loss.backward()
+        run_backward(loss)
 
     def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
         """As `backward`, of a loss in which nothing counts: takes part, and adds zeros whatever its gradients are."""
@@ -79,12 +81,10 @@ class Backend:
 
         Raises UsageError where that is another set than at setup, and the strategy or the optimizer cannot follow.
         """
-        now = [p.requires_grad for p in self.parameters.values()]
-        if now != self._require_grad:
+        if [p.requires_grad for p in self.parameters.values()] != self._require_grad:
             before = dict(zip(self.parameters, self._require_grad, strict=True))
             self._follow([name for name, p in self.parameters.items() if p.requires_grad != before[name]])
-            self._require_grad = now
-            self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+            self._take_trainable()
 
     def leaves(self) -> dict[str, Tensor]:
         """By name, the tensors that this rank's own gradients come to before any reduction. Collective."""
@@ -107,7 +107,7 @@ class Backend:
         gradients = list(named.values())
         if not self.gradient_bytes:
             self.gradient_bytes = sum(num_bytes(gradient) for gradient in gradients)
-        norm = self._norm(named, sums)
+        norm = self._norm(named, sums, as_one=max_grad_norm is None and gate is not None)
         is_one = isinstance(factor, float) and factor == 1.0
         if not is_one:
             norm = norm * factor
@@ -117,7 +117,7 @@ class Backend:
                 factor = factor * (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             if gradients and (max_grad_norm is not None or not is_one):
                 torch._foreach_mul_(gradients, _as_factor(factor, gradients[0]))
-            self.optimizer.step()
+            step(self.optimizer)
         self.discard()
         return norm, skipped
 
@@ -160,7 +160,21 @@ class Backend:
         """The tensors that the gradients of a forward pass, which was made, come to."""
         return list(self.trainable.values())
 
-    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None) -> Tensor:
+    def _take_trainable(self) -> None:
+        self._require_grad = [p.requires_grad for p in self.parameters.values()]
+        self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self._are_small = _are_small(list(self.trainable.values()))
+
+    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None, *, as_one: bool) -> Tensor:
+        """The norm of all gradients, and `norms` of each.
+
+        as_one: the norm scales nothing and is read at once. Then small gradients are copied into one tensor, which
+            takes half the time and may change the last digit, and `norms` are left out where it is finite.
+        """
+        if as_one and self._are_small:
+            norm: Tensor = torch.linalg.vector_norm(_flatten_dense_tensors(list(gradients.values())))
+            if math.isfinite(norm.item()):
+                return norm
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         self.norms = list(gradients), norms
         return torch.linalg.vector_norm(norms) if len(norms) > 1 else norms[0]
@@ -170,6 +184,15 @@ class Backend:
         if not gradients:
             raise UsageError("the loss depends on no trainable parameter of the module: nothing to update")
         return gradients
+
+
+_SMALL = 4096
+"""Elements a tensor: copying more of them takes longer than an operation on each."""
+
+
+def _are_small(tensors: Sequence[Tensor]) -> bool:
+    is_alike = len({(tensor.device.type, tensor.dtype) for tensor in tensors}) == 1 and tensors[0].device.type == "cpu"
+    return is_alike and sum(tensor.numel() for tensor in tensors) <= _SMALL * len(tensors)
 
 
 def _zero(gradient: Tensor | None) -> Tensor | None:

@@ -31,4 +31,4 @@ class StepResult:
         }
         if self.loss_scale is not None:
             values["loss_scale"] = Last(self.loss_scale)
-        return {prefix + name: value for name, value in values.items()}
+        return {prefix + name: value for name, value in values.items()} if prefix else values

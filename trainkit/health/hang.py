@@ -132,7 +132,7 @@ class Watchdog:
                     yield batch
         finally:
             self._num_loops -= 1
-            self._beat_at = math.inf  # what a user does between two loops is nobody's interval
+            self._beat_at = float("inf")  # what a user does between two loops is nobody's interval
 
     def _fetched(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
         """`batches`, with the wait for each as an activity of its own: no other rank can be what it waits for."""
@@ -145,7 +145,7 @@ class Watchdog:
                 arrived = self._leave(DATA)
             if batch is None:
                 return
-            if is_training:
+            if is_training and self._cluster.world_size > 1:  # one rank alone waits for nobody
                 self.times.fetched(asked, arrived)
             yield batch
 

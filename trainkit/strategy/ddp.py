@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import share_from_first
 from trainkit.engine.backend import Backend
+from trainkit.engine.backward import run_backward
 from trainkit.engine.gradient_reduction import GradientReduction
 from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
@@ -121,7 +122,7 @@ class _DDPBackend(Backend):
         self._has_counted = not self._adds_nothing or (self._has_counted and not self._is_first)
         self._is_first = last
         try:
-            loss.backward()
+            run_backward(loss)
         except RuntimeError:
             failure = self._buckets.failure()
             if failure is not None:

@@ -231,7 +231,7 @@ class _FSDPBackend(Backend):
     def _leaves_in_use(self) -> list[Tensor]:
         return self._use.gathered()
 
-    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None) -> Tensor:
+    def _norm(self, gradients: Mapping[str, Tensor], sums: Tensor | None, *, as_one: bool) -> Tensor:
         assert sums is not None
         return sums[0].sqrt()
 

@@ -51,12 +51,12 @@ class Means:
             if isinstance(value, Last):
                 self._sums[name] = [float(value), 1.0]
                 continue
-            if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+            if isinstance(value, Tensor) and not value.is_cpu and value.numel() == 1:
                 tensors[name] = value
             else:
                 numbers[name] = number_of(name, value)
             self._sums.setdefault(name, [0.0, 0.0])
-        skipped = tuple(name.removesuffix(SKIPPED) for name in numbers if name.endswith(SKIPPED) and numbers[name])
+        skipped = tuple(name.removesuffix(SKIPPED) for name in numbers if numbers[name] and name.endswith(SKIPPED))
         if skipped:  # the device was waited for already, or it would not be known
             numbers |= {name: float(value) for name, value in tensors.items()}
             tensors = {}
@@ -125,9 +125,11 @@ def number_of(name: str, value: Any) -> float:
         ConfigError: naming the metric, for anything else.
     """
     try:
-        if isinstance(value, str | bytes):
+        if isinstance(value, Tensor):
+            return float(value.item())
+        if isinstance(value, (str, bytes)):
             raise TypeError
-        return float(value.detach() if isinstance(value, Tensor) else value)
+        return float(value)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         shape = getattr(value, "shape", None)
         given = repr(value) if shape is None else f"{type(value).__name__} of shape {[*shape]}"

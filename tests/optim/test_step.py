@@ -1,0 +1,100 @@
+"""An optimizer's step without PyTorch's wrapper: the same bits, and hooks, schedulers and the profiler still see it."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from trainkit.optim.step import step
+
+
+class _Sign(torch.optim.Optimizer):
+    """Of a user's own."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * p.grad.sign()
+
+
+class _Twice(torch.optim.SGD):
+    """Calls the step of its base, which is wrapped too."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        super().step(closure)
+
+
+def _with_gradients() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    module(torch.randn(4, 3)).square().sum().backward()
+    return module
+
+
+def _unused(*args, **kwargs):
+    raise AssertionError("went through PyTorch's wrapper")
+
+
+@pytest.mark.parametrize(
+    "make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adafactor, _Sign, _Twice]
+)
+def test_a_direct_step_has_the_same_bits(make, monkeypatch):
+    module = _with_gradients()
+    other = copy.deepcopy(module)
+    for p, q in zip(module.parameters(), other.parameters(), strict=True):
+        q.grad = p.grad.clone()
+    optimizer, reference = make(module.parameters()), make(other.parameters())
+    for _ in range(3):
+        reference.step()
+    if make is not _Twice:
+        monkeypatch.setattr(torch.autograd.profiler, "record_function", _unused)
+    for _ in range(3):
+        step(optimizer)
+    assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_hooks_are_called():
+    module, calls = _with_gradients(), []
+    optimizer = torch.optim.SGD(module.parameters())
+
+    def note(name):
+        return lambda *args: calls.append(name)
+
+    handles = [optimizer.register_step_pre_hook(note("pre"))]
+    step(optimizer)
+    handles.append(optimizer.register_step_post_hook(note("post")))
+    handles.pop(0).remove()
+    step(optimizer)
+    handles += [
+        register_optimizer_step_pre_hook(note("global pre")),
+        register_optimizer_step_post_hook(note("global post")),
+    ]
+    step(optimizer)
+    for handle in handles:
+        handle.remove()
+    step(optimizer)
+    assert calls == ["pre", "post", "global pre", "post", "global post"]
+
+
+def test_a_scheduler_of_pytorch_sees_the_step():
+    optimizer = torch.optim.SGD(_with_gradients().parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns of a scheduler's step before the optimizer's
+        step(optimizer)
+        scheduler.step()
+
+
+def test_the_profiler_sees_the_step():
+    optimizer = torch.optim.SGD(_with_gradients().parameters())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(optimizer)
+    assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}
