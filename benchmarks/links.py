@@ -1,13 +1,13 @@
-"""What plans of an all-reduce take between hosts with slow links, and which of them comm=auto picks.
+"""The time of all-reduce plans between hosts with slow links, and the plan that comm=auto chooses.
 
     python benchmarks/links.py                    # all cells; about 15 minutes
     python benchmarks/links.py --cell "2 x 2, 200 Mb/s, 25 MB"
 
 Hosts are network namespaces of this machine with links of a given rate, see bed.py; ranks are processes with a thread
-each. In every cell the plans take turns in the same processes; a turn is as long as its slowest rank's, and medians
-are compared. Bytes are counted by the namespaces. `bound`: the time in which a host can send 2 (H - 1) / H of the
-gradient over its link, by what `bound_share` is how close a plan in the gradient's own type comes to it. auto reads
-the links, predicts and times, as at the start of a run; that is outside the turns.
+each. In every cell the plans run alternately in the same processes; the time is that of the slowest rank, and medians
+are compared. Bytes are counted by the namespaces. `bound` is the time in which a host can send 2 (H - 1) / H of the
+gradient over its link; `bound_share` is bound / time of a plan with exact gradients. auto reads the links, predicts and
+measures, as at the start of a run; that time is not included.
 """
 
 import argparse
