@@ -1,9 +1,9 @@
 """Hosts on one machine: network namespaces of Linux, each with a link of a given rate to a common switch.
 
-A host is a process that holds a network namespace and a hostname of its own. Its `eth0` leads to a bridge in the
-namespace of the server process, and token buckets at both ends of the link limit what it sends and what it receives.
-Namespaces last as long as a process is in them, so that nothing of a bed outlives its processes, and the network of
-the machine is never touched. All hosts share the file system, but for an /etc/hosts that knows their names.
+A host is a process with its own network namespace and hostname. Its `eth0` is connected to a bridge in the namespace of
+the server process, and token buckets at both ends of the link limit the rates of sending and receiving. A namespace
+exists as long as a process is in it, so nothing remains after the processes have ended, and the network of the machine
+is not changed. All hosts share the file system, except for an /etc/hosts with their names.
 """
 
 import contextlib

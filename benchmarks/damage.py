@@ -1,4 +1,4 @@
-"""Checkpoints of which a byte is not as it was written: what loading says, and what a run goes on from instead."""
+"""Checkpoints with a damaged byte: the error on loading, and the checkpoint from which a run resumes instead."""
 
 import random
 from collections import Counter
@@ -46,7 +46,7 @@ def faults(content: bytes, seed: int) -> Iterator[tuple[str, bytes | None]]:
     yield "deleted", None
 
 
-def measure(run_dir: Path, tell: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
+def measure(run_dir: Path, report: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
     """Damages every file of the run's newest checkpoint in every way, one at a time.
 
     `named`: loading it ended in an error with the name of the file.  `fell back`: loading the run took the checkpoint
@@ -66,7 +66,7 @@ def measure(run_dir: Path, tell: Callable[[int], None] = lambda n: None) -> dict
                 num_back += step == int(older.name[5:]) and file.name in said
                 num_silent += step == int(newer.name[5:])
             kinds[kind] += 1
-            tell(kinds.total())
+            report(kinds.total())
     step, _, _ = _load(run_dir)
     if step != int(newer.name[5:]):
         raise RuntimeError("the checkpoint does not load when it is whole: nothing was shown")

@@ -1,14 +1,14 @@
-"""Does a run survive what happens to it?
+"""Measures how runs survive kills, changes of strategy and damaged checkpoints.
 
     python benchmarks/faults.py                       # everything; about twenty minutes on two idle cores
     python benchmarks/faults.py --part kills --kills 10
 
   kills      a run on two ranks, deterministic and saving every few steps, is killed at random moments (all, or one
-             rank and then the rest) and started again, until it ends: the same bits as a run that was left alone?
-  handovers  saved under each of eight strategies and numbers of ranks, read under each: the same state to the last bit,
-             the same losses of the next ten steps? BERT in the middle of an epoch, a GAN in the middle of a fade.
-  damage     every file of a checkpoint is cut short, has one bit flipped, is deleted: is it noticed and named, and does
-             the run go on from the checkpoint before?
+             rank and then the rest) and restarted, until it ends: are the bits those of an uninterrupted run?
+  handovers  saved under each of eight strategies and numbers of ranks, loaded under each: is the state bit-identical,
+             and the losses of the next ten steps? BERT in the middle of an epoch, a GAN in the middle of a fade.
+  damage     every file of a checkpoint is truncated, has one bit flipped, is deleted: is it reported by name, and does
+             the run resume from the checkpoint before?
 
 The exit status is 1 if anything is lost, different or silent.
 """
@@ -34,15 +34,15 @@ from benchmarks.processes import Pools, RankError
 def progress(what: str, total: int) -> Callable[[int], None]:
     """Shows on stderr how many of `total` are done."""
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         print(f"\r{what}: {done} of {total} ", end="\n" * (done == total), file=sys.stderr, flush=True)
 
-    return tell
+    return report
 
 
 def run_kills(num_kills: int) -> tuple[dict[str, Any], list[str], bool]:
     with tempfile.TemporaryDirectory() as directory:
-        result = kills.measure(num_kills, 2, Path(directory), tell=progress("kills", num_kills))
+        result = kills.measure(num_kills, 2, Path(directory), report=progress("kills", num_kills))
     lines = [
         f"{result['kills']} kills of {result['runs']} runs on {result['ranks']} ranks "
         f"({in_words(result['of'])}; {in_words(result['found'])})",
@@ -73,7 +73,7 @@ def run_damage() -> tuple[dict[str, Any], list[str], bool]:
 
 def run_handovers(models: list[str]) -> tuple[dict[str, Any], list[str], bool]:
     wanted = list(handover.cells(models, handover.everything()))
-    pools, done, tell = Pools(), [], progress("handovers", len(wanted))
+    pools, done, report = Pools(), [], progress("handovers", len(wanted))
     with tempfile.TemporaryDirectory() as directory:
         handovers = handover.Handovers(pools.run, Path(directory))
         try:
@@ -82,7 +82,7 @@ def run_handovers(models: list[str]) -> tuple[dict[str, Any], list[str], bool]:
                     done.append(handovers.measured(cell))
                 except RankError as error:
                     done.append(replace(cell, error=str(error)))
-                tell(len(done))
+                report(len(done))
         finally:
             pools.end()
     missed = [cell for cell in done if cell.misses]

@@ -1,22 +1,22 @@
-"""Every op on a GPU: is it right, and is it worth it? BERT, the GAN and the optimizers with and without them.
+"""Correctness and speed of every op on a GPU; steps of BERT, the GAN and optimizers with and without the ops.
 
     python -m benchmarks.gpu                 # all of it, in under nine minutes on one GPU
-    python -m benchmarks.gpu --toy           # on the CPU at toy size, in under a minute: that it runs, no figures
-    python -m benchmarks.gpu --cpu           # the ops at real sizes on one thread of a CPU: which are off by default
+    python -m benchmarks.gpu --toy           # on the CPU at toy size, in under a minute, without figures
+    python -m benchmarks.gpu --cpu           # the ops at real sizes on one thread of a CPU, for the defaults
 
 1. Each op, compiled, against float64 on a CPU in plain PyTorch: values, gradients, second derivatives; all precisions.
-   So the CPU's and the GPU's kernels, and their dropout masks, equal one another too.
-2. What it takes beside its reference, eagerly and under torch.compile: medians by CUDA events around a CUDA graph that
+   So the kernels of CPU and GPU, and their dropout masks, agree with each other, too.
+2. Its time and that of its reference, eager and under torch.compile: medians by CUDA events around a CUDA graph that
    goes through more buffers than a cache holds; the bytes that must move, over that time, as a share of a plain copy
    (bytes read and bytes written, both).
 3. Steps of BERT-base and BERT-large, of the GAN's top resolutions, and of optimizers.
-`--parts checks times steps` chooses among the three; `--limit` says how many seconds there are.
+`--parts checks times steps` selects among the three; `--limit` is the time limit in seconds.
 
-One file is written, <what>_<hardware>_<date>.json, and its tables beside it as Markdown. What time did not suffice for
-is named in it. The exit status is 1 if an op is wrong.
+One file is written, <what>_<hardware>_<date>.json, and its tables next to it as Markdown. It lists what was skipped for
+lack of time. The exit status is 1 if an op is wrong.
 
 It needs torch with Triton, numpy, safetensors, a C++ compiler and nvcc; `import trainkit` loads neither Hydra,
-pydantic, wandb nor deepspeed. On a machine without a network, carry wheels of what it lacks:
+pydantic, wandb nor deepspeed. On a machine without a network, copy wheels of the missing packages:
     pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels safetensors nvidia-ml-py
     pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=site python -m benchmarks.gpu
 """
@@ -197,22 +197,22 @@ def line(result: dict[str, Any]) -> str:
 
 def markdown(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """The tables, with what was not measured and why."""
-    told = {
+    by_kind = {
         kind: [r for r in results if r["kind"] == kind and "skipped" not in r] for kind in ("check", "time", "step")
     }
     copied = next(r["gb_per_s"] for r in results if r["kind"] == "copy")
-    wrong = [line(r) for r in told["check"] if not r["holds"]]
+    wrong = [line(r) for r in by_kind["check"] if not r["holds"]]
     parts = [
         f"# Ops on {facts.get('gpu') or facts['cpu']}",
         "At toy size: that it runs, not how fast." if facts["sizes"] == "toy" else "",
         f"Sizes: {facts['sizes']}; torch {facts['torch']}. A plain copy reads and writes {copied} GB/s.",
-        f"{len(told['check'])} checks against float64; {len(wrong) or 'none'} wrong.",
+        f"{len(by_kind['check'])} checks against float64; {len(wrong) or 'none'} wrong.",
         *wrong,
         *[
-            _op_table(told["time"], part, title)
+            _op_table(by_kind["time"], part, title)
             for part, title in (("forward", "Forward"), ("both", "Forward, backward"))
         ],
-        _step_table(told["step"]),
+        _step_table(by_kind["step"]),
         _optimizer_table([r for r in results if r["kind"] == "optimizer" and "skipped" not in r]),
         "\n".join(f"- {line(r)}" for r in results if "skipped" in r),
     ]

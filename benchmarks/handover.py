@@ -1,10 +1,10 @@
-"""What one strategy saved on some ranks, read by another on others: the same state, and the same losses after it.
+"""Checkpoints saved by one strategy and loaded by another on other ranks: the same state, and the same later losses.
 
-Two models, at the worst moments:
+Two models, at the most difficult moments:
 
   bert  BERT-tiny with dropout, AdamW and averaged weights, in the middle of an epoch;
   gan   the progressive GAN with its gradient penalty, Adam and an averaged generator, in the middle of the fade from
-        4x4 to 8x8: saved by engines that have grown, read into engines that were made at 8x8.
+        4x4 to 8x8: saved by engines that have grown, loaded into engines that were created at 8x8.
 
 The gradient penalty weighs 0.05, not 10. Its value jumps where a unit's input crosses zero, and whether one does within
 the ten steps is decided by the last bit of fp32, and so by the processor: with 1, ZeRO differed from FSDP by 4e-6 on
@@ -149,7 +149,7 @@ class Gan:
                 name=name,
                 ema_decay=0.9 if name == "G" else None,
                 inherit=self.engines.get(name),
-                inherit_optimizer=False,  # as the recipe does: Adam begins anew with each resolution
+                inherit_optimizer=False,  # as the recipe does: Adam restarts with each resolution
             )
 
     def losses(self, start: int, num_steps: int) -> list[float]:

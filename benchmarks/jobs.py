@@ -1,6 +1,6 @@
-"""Jobs in processes that are forked from one that has imported everything: a fresh interpreter takes seconds for that.
+"""Jobs in processes that are forked from one with all imports done, which take seconds in a new interpreter.
 
-What runs in them is the script itself, with the variables that torchrun sets.
+The processes run the script itself, with the variables that torchrun sets.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A run on several ranks that is killed at random moments and started again, until it has come to its end.
+"""A run on several ranks that is killed at random moments and restarted until it ends.
 
-Its processes are forked from one that has imported everything, so that start-up takes a fraction of a second, and kills
-come often. What runs in them is launch/train.py.
+Its processes are forked from one with all imports done, so that a start takes a fraction of a second, and run
+launch/train.py.
 """
 
 import json
@@ -84,8 +84,8 @@ class Victim:
     def attempt(self, kill_after_s: float | None, one_rank: int | None) -> Attempt:
         """Starts the run; kills all its ranks, or `one_rank` first, after a time."""
         num_lines = _num_lines(self.directory / "metrics.jsonl")
-        told = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        job = Job(ROOT / "launch" / "train.py", self.arguments, self.world_size, ROOT, told)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        job = Job(ROOT / "launch" / "train.py", self.arguments, self.world_size, ROOT, environment)
         try:
             has_ended = job.wait(LIMIT_S if kill_after_s is None else kill_after_s)
             if not has_ended and kill_after_s is None:
@@ -113,7 +113,7 @@ class Victim:
 
 
 def measure(
-    num_kills: int, world_size: int, directory: Path, *, seed: int = 0, tell: Callable[[int], None] = lambda n: None
+    num_kills: int, world_size: int, directory: Path, *, seed: int = 0, report: Callable[[int], None] = lambda n: None
 ) -> dict[str, Any]:
     """Kills runs until there were `num_kills` kills and the last run has ended; how they compare with one left alone.
 
@@ -149,7 +149,7 @@ def measure(
             kills[attempt.killed] += 1
             moments[attempt.moment] += 1
             newest = victim.newest
-            tell(kills.total())
+            report(kills.total())
         differing += victim.sums() != whole.sums() or victim.lines() != whole.lines()
     return {
         "ranks": world_size,

@@ -1,13 +1,13 @@
-"""What plans of an all-reduce take between hosts with slow links, and which of them comm=auto picks.
+"""The time of all-reduce plans between hosts with slow links, and the plan that comm=auto chooses.
 
     python benchmarks/links.py                    # all cells; about 15 minutes
     python benchmarks/links.py --cell "2 x 2, 200 Mb/s, 25 MB"
 
 Hosts are network namespaces of this machine with links of a given rate, see bed.py; ranks are processes with a thread
-each. In every cell the plans take turns in the same processes; a turn is as long as its slowest rank's, and medians
-are compared. Bytes are counted by the namespaces. `bound`: the time in which a host can send 2 (H - 1) / H of the
-gradient over its link, by what `bound_share` is how close a plan in the gradient's own type comes to it. auto reads
-the links, predicts and times, as at the start of a run; that is outside the turns.
+each. In every cell the plans run alternately in the same processes; the time is that of the slowest rank, and medians
+are compared. Bytes are counted by the namespaces. `bound` is the time in which a host can send 2 (H - 1) / H of the
+gradient over its link; `bound_share` is bound / time of a plan with exact gradients. auto reads the links, predicts and
+measures, as at the start of a run; that time is not included.
 """
 
 import argparse
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 from benchmarks import overhead
 from benchmarks.bed import INTERFACE, Bed, Order, why_not
 from trainkit.distributed import current_cluster
-from trainkit.planning import FORMATS, Format, ReducePlan, flat
+from trainkit.planning import WIRE_DTYPES, ReducePlan, WireDtype, flat
 from trainkit.reduction import Comm, Reducer, Route
 
 MB = 2**20
@@ -64,18 +64,18 @@ class Cell:
     def plans(self) -> dict[str, ReducePlan]:
         groups = self.groups()
 
-        def plan(kind: Any, format: Format = "exact", chunk_mb: float | None = None) -> ReducePlan:
+        def plan(kind: Any, wire_dtype: WireDtype = "exact", chunk_mb: float | None = None) -> ReducePlan:
             chunk_bytes = None if chunk_mb is None else int(chunk_mb * MB)
-            return ReducePlan(kind=kind, groups=groups, format=format, chunk_bytes=chunk_bytes)
+            return ReducePlan(kind=kind, groups=groups, wire_dtype=wire_dtype, chunk_bytes=chunk_bytes)
 
         plans = {"flat": flat(self.num_hosts * self.ranks_per_host), "hierarchical, whole": plan("hierarchical")}
         if self.order != "by host":
             plans["ring by host"] = plan("ring")
         for kind in ("hierarchical", "leader"):
-            for format in (f for f in FORMATS if f != "bf16"):
+            for wire_dtype in (f for f in WIRE_DTYPES if f != "bf16"):
                 for chunk_mb in (1, 2, 4) if kind == "hierarchical" else (2,):
                     if chunk_mb < self.num_mb:
-                        plans[f"{kind}, {format}, chunks of {chunk_mb} MB"] = plan(kind, format, chunk_mb)
+                        plans[f"{kind}, {wire_dtype}, chunks of {chunk_mb} MB"] = plan(kind, wire_dtype, chunk_mb)
         return plans
 
 
@@ -89,7 +89,7 @@ CELLS = (
 )
 
 
-def picked(num_bytes: int, wire_dtype: Format, cache: str) -> tuple[ReducePlan, list[str]]:
+def picked(num_bytes: int, wire_dtype: WireDtype, cache: str) -> tuple[ReducePlan, list[str]]:
     """What comm=auto comes to on this rank, and what it says. Collective."""
     os.environ["TRAINKIT_CACHE"] = cache
     said: list[str] = []
@@ -114,14 +114,14 @@ def sent_bytes() -> int:
 
 
 def turn(plan: ReducePlan, num_bytes: int) -> tuple[float, float]:
-    """Seconds of one all-reduce on this rank, errors of an int8 leg fed back; and its host's bytes over `num_bytes`."""
+    """Seconds of one all-reduce on this rank, with int8 error feedback; and its host's bytes over `num_bytes`."""
     route = Route(plan, rank=dist.get_rank(), device=CPU)
     gradient = torch.ones(num_bytes // 4)
     route.all_reduce(gradient[: len(gradient) // 16]).wait()  # connects
-    errors = [gradient.new_zeros(span.high - span.low) for span in route.spans(len(gradient), 4)]
+    errors = [gradient.new_zeros(chunk.num_own) for chunk in route.chunks(len(gradient), 4)]
     dist.barrier()
     before, start = sent_bytes(), time.perf_counter()
-    route.all_reduce(gradient, errors=errors if plan.format == "int8" else ()).wait()
+    route.all_reduce(gradient, errors=errors if plan.wire_dtype == "int8" else ()).wait()
     seconds = time.perf_counter() - start
     dist.barrier()
     sent = (sent_bytes() - before) / num_bytes
@@ -173,13 +173,13 @@ def summarise(
             "seconds": medians[name],
             "all_seconds": seconds[name],
             "over_flat": medians["flat"] / medians[name],
-            "bound_share": cell.bound_s / medians[name] if plan.format == "exact" else None,
+            "bound_share": cell.bound_s / medians[name] if plan.wire_dtype == "exact" else None,
             "sent_a_host": sent[name],
         }
         for name, plan in plans.items()
     }
     for wire_dtype, found in auto.items():
-        allowed = [medians[name] for name, plan in plans.items() if plan.format in ("exact", wire_dtype)]
+        allowed = [medians[name] for name, plan in plans.items() if plan.wire_dtype in ("exact", wire_dtype)]
         found["over_best"] = medians[found["name"]] / min(allowed)
     return {"cell": cell.name, **asdict(cell), "bound_s": cell.bound_s, "plans": rows, "auto": auto}
 

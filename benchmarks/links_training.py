@@ -1,14 +1,14 @@
-"""What training gains from a plan between hosts with slow links: steps a second, and what a lossy leg costs in loss.
+"""The gain of training from a plan between hosts with slow links, and the loss in quality by int8.
 
     python benchmarks/links_training.py                  # all parts; about 12 minutes
     python benchmarks/links_training.py --part steps
 
 Four processes on hosts of network namespaces, see bed.py, train BERT-tiny.
-steps: seconds a step at 200 Mb/s between the hosts. DistributedDataParallel as it is, with torch's hooks for fp16 and
-    PowerSGD, and with strategy=ddp and several `comm`; contenders take turns in the same processes.
-loopback: the same on one host, where no link is slow: what comm=auto costs over DistributedDataParallel as it is.
-loss: `launch/train.py` started by torchrun on each host, a run for each seed with exact gradients and one with an int8
-    leg; the held-out loss at the end. The links are as fast as the machine: bits do not depend on them.
+steps: seconds per step at 200 Mb/s between the hosts: DistributedDataParallel, with PyTorch's hooks for fp16 and
+    PowerSGD, and strategy=ddp with several `comm`, which run alternately in the same processes.
+loopback: the same on one host, where no link is slow: the overhead of comm=auto over DistributedDataParallel.
+loss: `launch/train.py` started by torchrun on each host, a run for each seed with exact gradients and one with int8;
+    the held-out loss at the end. The links are as fast as the machine: bits do not depend on them.
 """
 
 import argparse

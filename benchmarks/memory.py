@@ -1,16 +1,16 @@
-"""What a rank holds of parameters, gradients and optimizer state under each strategy: counted, and as promised.
+"""The memory of parameters, gradients and optimizer state on a rank under each strategy: counted and expected.
 
     python benchmarks/memory.py                       # bert-base, 110 M parameters, 4 processes; about four minutes
     python benchmarks/memory.py --strategy zero3
 
-Counted are the storages of all tensors that are alive in a process, each once, whole, padding and all, in the second
-turn between backward() and step(). A storage is
+All storages of live tensors of a process are counted once, with their padding, between backward() and step() of the
+second step. A storage is
     parameters  where a parameter of the module lies in it (under ZeRO-3 its partition, or what is kept whole);
     copy        where what the optimizer writes to lies in it, if that is another: ZeRO's flat fp32 copy;
     optimizer   where a value of the optimizer's state lies in it;
     buffer      where it is as large as ZeRO-3's bucket for messages, to the byte;
     gradients   otherwise, if it was not there before the module: what is held besides counts against the strategy.
-Nothing of it is the library's own bookkeeping. Promised are 4 bytes an element, divided by the number of shards where
+Expected are 4 bytes per element, divided by the number of shards where
 the strategy spreads them; `padding` is what the strategy's way of cutting adds to that at most:
     FSDP, HSDP  cut rows, so that a parameter of 5 rows takes 2 rows on each of 4 ranks;
     ZeRO-1, 2   cut all parameters as one row of elements, and keep gradients of whole parameters: of one that lies
@@ -19,9 +19,9 @@ the strategy spreads them; `padding` is what the strategy's way of cutting adds 
     AdamW       counts the steps of each parameter, in 4 bytes.
 
 Peaks are those of the process's resident memory, with Python and the libraries, of which some pages are shared: before
-the module, while it is made (whole, on every rank) and spread, and in the turns. Each strategy has fresh processes.
-glibc is told to give back what was freed, above 1 MiB: left alone it keeps blocks of up to 32 MiB, which is its doing
-and not a strategy's. MALLOC_MMAP_THRESHOLD_, in bytes, sets another limit.
+the module, while it is made (whole, on every rank) and spread, and in the steps. Each strategy has new processes.
+glibc is set to return freed blocks above 1 MiB; by default it keeps blocks of up to 32 MiB, which is no property of a
+strategy. MALLOC_MMAP_THRESHOLD_, in bytes, sets another limit.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def num_bucket_bytes(strategy: trainkit.Strategy) -> int:
 
 
 def read_peak() -> int:
-    """The largest resident memory since the last call; where the system cannot begin anew, since the start."""
+    """The largest resident memory since the last call; where the system cannot reset it, since the start."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

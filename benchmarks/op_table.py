@@ -1,4 +1,4 @@
-"""The ops of trainkit.ops as data: for each, inputs at three sizes, the bytes that it cannot avoid, and its orders."""
+"""The ops of trainkit.ops as a table: inputs at three sizes, the minimal bytes, and the orders of derivatives."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +98,7 @@ def _on(value: Any, device: str | None) -> Any:
 
 
 class EveryOpFused:
-    """Meanwhile ops run compiled even where they are off by default: to tell whether they should be."""
+    """A context in which ops run compiled even where they are off by default, to measure whether they should be."""
 
     def __enter__(self) -> None:
         self._off, mode.OFF_BY_DEFAULT = mode.OFF_BY_DEFAULT, {}

@@ -1,4 +1,4 @@
-"""Whether an op of the table gives what it should, and what it takes, beside eager PyTorch and torch.compile."""
+"""The correctness of an op of the table, and its time compared with eager PyTorch and torch.compile."""
 
 import statistics
 import time

@@ -1,6 +1,6 @@
-"""Whole steps on a CPU with fused ops, with their references, and compiled: in turns, in one process on one thread.
+"""Steps on a CPU with fused ops, with their references, and compiled: alternately in one process with one thread.
 
-    python -m benchmarks.ops_steps        # about four minutes; --num-rounds 3 --toy to see that it runs
+    python -m benchmarks.ops_steps        # about four minutes; --num-rounds 3 --toy for a quick check
 
 BERT: the shape of recipe=bert without dropout, and bert-tiny with 0.1; AdamW, 32 samples of 128 tokens. The GAN: a step
 of both networks at 32x32 in mid-fade, with the gradient penalty; torch.compile cannot differentiate it twice.

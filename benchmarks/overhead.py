@@ -1,12 +1,12 @@
-"""What trainkit adds to a step: Engine + Runtime, and Trainer with everything on, over the same raw PyTorch loop.
+"""The overhead of a step: Engine + Runtime, and Trainer with all features, over the same raw PyTorch loop.
 
     python benchmarks/overhead.py                 # both models; about three minutes on two idle cores
     python benchmarks/overhead.py --model mlp
     pip install lightning accelerate              # to measure Fabric and Accelerate beside them
 
-All contenders train the same module on the same batches in one process, taking turns, so that whatever else the machine
-does hits all of them. They must end with the same weights. The Trainer's turn includes its logging and one checkpoint.
-Beside the ratios of time by the wall stand those of processor time, which other programs disturb less.
+All contenders train the same module on the same batches alternately in one process, so that other load on the machine
+affects all of them. They must end with the same weights. The Trainer's time includes its logging and one checkpoint.
+Ratios of wall time and of CPU time are printed; other programs disturb the latter less.
 """
 
 import argparse

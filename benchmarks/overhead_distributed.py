@@ -1,16 +1,16 @@
-"""What trainkit adds to a step on two processes: strategy=ddp and strategy=fsdp over raw loops of DDP and FSDP2.
+"""The overhead of a step on two processes: strategy=ddp and strategy=fsdp over raw loops of DDP and FSDP2.
 
     python benchmarks/overhead_distributed.py                 # both; about two minutes on two idle cores
     python benchmarks/overhead_distributed.py --strategy fsdp
 
-The raw loops are what one would write by hand: DistributedDataParallel(module), or fully_shard(layer) for each layer
-and then fully_shard(module); forward, backward, step, on the batches that the engine sees. Nobody clips. The engine has
-the mean loss and the norm of the gradients over the global batch to tell besides.
+The raw loops are written by hand: DistributedDataParallel(module), or fully_shard(layer) for each layer
+and then fully_shard(module); forward, backward, step, on the batches that the engine sees. There is no clipping. The
+engine also reports the mean loss and the norm of the gradients over the global batch.
 
-Contenders take turns in the same processes, and must end with the same weights. A turn takes as long as its slowest
-rank does, and the processor time of the mean rank. After the turns that are timed, the collectives of one more are
-counted, in the dispatcher that Python and DDP's own C++ both call; an engine may make one small reduction a step beside
-those of the gradients.
+Contenders run alternately in the same processes, and must end with the same weights. The wall time is that of the
+slowest rank, the CPU time the mean over ranks. After the timed rounds, the collectives of one more are
+counted, in the dispatcher that Python and the C++ of DDP both call; an engine can do one small reduction a step in
+addition to those of the gradients.
 """
 
 import argparse

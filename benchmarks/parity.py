@@ -1,4 +1,4 @@
-"""How far is each strategy from one process on the whole batch?
+"""The difference of each strategy from one process with the whole batch.
 
     python benchmarks/parity.py                              # the whole table; a few minutes on two idle cores
     python benchmarks/parity.py --model gan --strategies zero2 zero3 --ranks 2
@@ -6,10 +6,10 @@
 
 Two models, for every strategy, on 1, 2 and 4 ranks, without accumulation and with four micro-batches:
 
-  bert  BERT-tiny, AdamW, dropout 0, a mean over masked tokens of which every share has another number;
+  bert  BERT-tiny, AdamW, dropout 0, a mean over masked tokens, whose number differs between ranks;
   gan   the progressive GAN with its gradient penalty, SGD, from 4x4 into the fade of 8x8 after five of the ten steps.
 
-And small ones of many kinds (kinds.py), in fp64, or fp32 where it must be: of optimizers, of parameters, and of uses.
+And small ones of many kinds (kinds.py), in fp64, or fp32 where required: of optimizers, of parameters, and of uses.
 
 "weights" is max|a - b| / max|b| over all weights of the model after 10 steps, b being the single process with the whole
 batch; the worst of those ranks that hold whole weights. "gradients" is the largest norm|a - b| / norm|b| of a tensor's
@@ -21,7 +21,8 @@ Two numbers of the GAN are such that fp32 can tell a gradient at all. Samples sh
 fours: of two alone some channel is nearly the same in both, where its root has a second derivative of 10^4, and the
 penalty asks for it. And drift is 0.1: the gradient of the critic's last bias is 1 - 1 + 2 * drift * the mean score.
 
-A cell that cannot be holds the number of the error that a user sees. The exit status is 1 if a cell misses its goal.
+A combination that is not supported shows the number of its error message. The exit status is 1 if a cell misses its
+goal.
 """
 
 import argparse

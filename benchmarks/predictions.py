@@ -1,14 +1,14 @@
-"""How near CostModel comes to bus bandwidths of all-reduces that others published. Nothing is measured here.
+"""Compares the predictions of CostModel with published bus bandwidths of all-reduces. It measures nothing.
 
     python benchmarks/predictions.py
 
 Every row names its source. `fitted`: one of the five constants in FITTED was set by it; every other row is held out.
 Rows of PEAKS are the largest messages of their source; the goal (median error at most 5 %, worst 20 %) is theirs.
-Where a source says neither the size nor the number of hosts, 8 GiB and 4 hosts are taken. NVIDIA/nccl#412 and #812 are
+Where a source gives neither size nor number of hosts, 8 GiB and 4 hosts are assumed. NVIDIA/nccl#412 and #812 are
 what NVIDIA's engineers state of such machines.
-CURVES are smaller messages, printed beside it without a goal: NCCL changes its protocol there, and its tuner, whose
-constants the model shares, is far off itself.
-Left out: reports of a fault, and sources that do not say what the machine is; NOT_COMPARABLE says which.
+CURVES are smaller messages, printed without a goal: NCCL changes its protocol there, and its tuner, whose constants the
+model uses, is inaccurate.
+Excluded: reports of a fault, and sources that do not say what the machine is; see NOT_COMPARABLE.
 """
 
 import argparse

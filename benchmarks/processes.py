@@ -1,4 +1,4 @@
-"""Processes that benchmarks run functions on: ranks that are kept from one run to the next."""
+"""Pools of ranks on which benchmarks run functions, reused from one run to the next."""
 
 import multiprocessing
 import os

@@ -1,9 +1,9 @@
-"""How long does a save hold training up, and how long does it take in all?
+"""The time for which a save blocks training, and its total time.
 
     python benchmarks/saving.py                        # 100 million parameters under AdamW: 1.2 GB; about two minutes
     python benchmarks/saving.py --million-parameters 1 --turns 2
 
-In turns, in one process: a save, a plain write and fsync of as many bytes from memory, and a copy of them into memory
+Alternately in one process: a save, a plain write and fsync of as many bytes from memory, and a copy of them into memory
 that was touched before. Both write new files, as a run does; the old ones are deleted in between. "held up" is the time
 until `runtime.save(..., wait=False)` returns, "in all" until the directory is in place: written, summed up, flushed.
 """

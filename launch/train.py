@@ -1,6 +1,6 @@
-"""Trains what a configuration describes: `torchrun --nproc-per-node=2 launch/train.py recipe=bert data.path=~/texts`.
+"""Trains a recipe by a configuration: `torchrun --nproc-per-node=2 launch/train.py recipe=bert data.path=~/texts`.
 
-The same as `trainkit train`, from a checkout, under torchrun or plain python.
+It is `trainkit train` for a checkout, under torchrun or python.
 """
 
 import argparse
@@ -10,22 +10,22 @@ from pathlib import Path
 
 
 def has_failed_before() -> bool:
-    """Whether torchrun starts this again (--max-restarts) after an error that would come again, and has been told.
+    """Whether torchrun restarts this process (--max-restarts) after an error that would recur and was printed.
 
-    trainkit.distributed.agent writes the file, beside the logs of torchrun's agent. To import that would take longer
-    than everything else that there is to do.
+    trainkit.distributed.agent writes the file next to the logs of torchrun's agent. It is not imported here, because
+    that would take longer than the check.
     """
     logs = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
     return len(logs) > 3 and (logs[2] / "trainkit.failed").is_file()
 
 
 def main() -> int:
-    """The exit code."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+    """Trains; returns the exit code of `trainkit train`."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
     from trainkit.cli import HELP_TRAIN, add_train_arguments, guarded, parse, run_train
 
     parser = argparse.ArgumentParser(
-        description="Train what a configuration describes, on this process, on N, or on all that torchrun started.",
+        description="Train a recipe by a configuration, in this process, in N, or in those that torchrun started.",
         epilog=HELP_TRAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

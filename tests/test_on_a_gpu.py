@@ -131,7 +131,7 @@ def test_two_that_take_one_gpu_as_theirs_are_one_line(tmp_path):
     codes = [process.returncode for process in processes]
     assert codes == [2, 2], "\n".join(said)
     for text in said:
-        assert "share one GPU" in text
+        assert "with another rank, which NCCL" in text
         assert "Traceback" not in text
 
 

@@ -94,7 +94,7 @@ def test_consolidate(saved, capsys, tmp_path, part):
 def test_diff(saved, capsys):
     steps = [saved[0] / "checkpoints" / f"step_{step:08d}" for step in (3, 4)]
     code, out, _ = _run(capsys, "diff", steps[0], steps[0])
-    assert code == 0 and "they hold the same" in out
+    assert code == 0 and "they are equal" in out
     code, out, _ = _run(capsys, "diff", *steps)
     assert code == 1 and "position: 24 and 32" in out and "G.module/weight: max|a-b|" in out
 

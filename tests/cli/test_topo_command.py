@@ -44,7 +44,7 @@ def test_sizes(text, expected):
     "text", ["", "MB", "25XB", "0", "-3MB", "1.2.3MB", "nan", "inf", "1e99", "3 M B", "25MB..50MB"]
 )
 def test_what_is_no_size(text):
-    with pytest.raises(ConfigError, match=r"--bytes='.*': allowed is a number .* such as 25MB"):
+    with pytest.raises(ConfigError, match=r"--bytes='.*': must be a number .* such as 25MB"):
         num_bytes(text, "--bytes")
 
 
@@ -62,18 +62,21 @@ def test_ranges():
     ("arguments", "says"),
     [
         (["show", "--preset", "dgx1"], "Did you mean 'dgx-1'?"),
-        (["show", "--preset", "dgx-1", "--topology", "x.json"], "give one of them"),
+        (["show", "--preset", "dgx-1", "--topology", "x.json"], "give only one of them"),
         (["show", "--topology", "nowhere.json"], "nowhere.json cannot be read"),
-        (["show", "--preset", "dgx-1", "--output", "x.jpg"], "--output=x.jpg: allowed are names that end in .svg"),
+        (["show", "--preset", "dgx-1", "--output", "x.jpg"], "--output=x.jpg: must end in .svg"),
         (["show", "--preset", "dgx-1", "--output", "nowhere/x.svg"], "--output=nowhere/x.svg cannot be written"),
-        (["show", "--preset", "dgx-1", "--nodes", "1..4"], "--nodes=1..4: allowed is one number"),
+        (["show", "--preset", "dgx-1", "--nodes", "1..4"], "--nodes=1..4: must be one number"),
         (["plan", "--preset", "dgx-1", "--bytes", "25XB"], "--bytes='25XB'"),
-        (["plan", "--preset", "dgx-1", "--wire-dtype", "fp8"], "--wire-dtype=fp8: allowed are exact, fp16, bf16, int8"),
-        (["plan", "--preset", "dgx-1", "--ranks-per-host", "9"], "--ranks-per-host=9: allowed is 1 to 8"),
+        (
+            ["plan", "--preset", "dgx-1", "--wire-dtype", "fp8"],
+            "--wire-dtype=fp8: must be one of exact, fp16, bf16, int8",
+        ),
+        (["plan", "--preset", "dgx-1", "--ranks-per-host", "9"], "--ranks-per-host=9: must be from 1 to 8"),
         (["simulate", "--preset", "dgx-1", "--recipe", "bert-larg"], "Did you mean 'bert-large'?"),
         (["simulate", "--preset", "dgx-1", "--nodes", "4..2"], "--nodes='4..2'"),
-        (["simulate", "--preset", "dgx-1", "--tflops", "-1"], "--tflops=-1.0: allowed are numbers above 0"),
-        (["simulate", "--preset", "dgx-1"], "has no bf16"),
+        (["simulate", "--preset", "dgx-1", "--tflops", "-1"], "--tflops=-1.0: must be above 0"),
+        (["simulate", "--preset", "dgx-1"], "precision=bf16: "),
         (["bench", "--sizes", "1KB..x"], "--sizes='x'"),
         (["bench", "--sizes", "1KB", "--device", "cpu", "--plan", "flt"], "Did you mean 'flat'?"),
     ],
@@ -105,7 +108,7 @@ def test_json_is_what_topology_reads(capsys, tmp_path):
     (tmp_path / "two.json").write_text(out)
     assert _run(capsys, "show", "--topology", tmp_path / "two.json", "--json")[1] == out
     code, _, err = _run(capsys, "show", "--topology", tmp_path / "two.json", "--nodes", 2)
-    assert code == 2 and "has 2 hosts already" in err
+    assert code == 2 and "has 2 hosts; give a file with one" in err
 
 
 def test_plan_says_what_it_chose_and_why(capsys, tmp_path):

@@ -21,7 +21,10 @@ Last error:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        (OF_NCCL.format("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 60"), "share one GPU, cuda:1"),
+        (
+            OF_NCCL.format("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 60"),
+            "shares cuda:1 with another rank",
+        ),
         (OF_NCCL.format("Bootstrap : no socket interface found"), "Bootstrap : no socket interface found. Is GLOO"),
         ("connection refused\nmore", "connection refused. Is GLOO"),
         ("", "no reason was given. Is GLOO"),

@@ -93,7 +93,7 @@ def test_results_by_rank(monkeypatch):
     [
         (_data_error, DataError, "there is no such folder"),
         (_cannot_be_copied, ClusterError, "(?s)rank 1 of 2 raised.*_TwoArguments: so what"),
-        (_killed, ClusterError, "rank 1 of 2 was ended by SIGKILL .*before _fail returned"),
+        (_killed, ClusterError, "rank 1 of 2 was killed by SIGKILL .*before _fail returned"),
         (lambda: sys.exit(7), ClusterError, "rank 1 of 2 ended with exit code 7 before _fail returned"),
     ],
 )
@@ -108,7 +108,7 @@ def test_what_a_rank_raises_is_raised_here(how, kind, says):
 
 def test_what_cannot_be_copied_is_named():
     lock = threading.Lock()
-    says = r"<lambda>, with its arguments .* cannot be copied .*lock.*: make inside the function what cannot"
+    says = r"<lambda>, with its arguments .* cannot be copied .*lock.*: create such objects inside"
     with pytest.raises(UsageError, match=says):
         trainkit.launch(lambda: lock.locked(), processes=2)
 
@@ -179,7 +179,7 @@ def test_a_caller_that_is_killed_leaves_none(tmp_path):
 
 @pytest.mark.parametrize("processes", [0, -1, "two", True, 1.5])
 def test_a_wrong_number(processes):
-    with pytest.raises(ConfigError, match=f"processes={processes}: allowed is auto, one for each GPU, or a number"):
+    with pytest.raises(ConfigError, match=rf"processes={processes}: must be auto \(one for each GPU\) or a number"):
         trainkit.launch(_where, 0, processes=processes)
 
 
@@ -188,7 +188,7 @@ def test_not_in_a_process_of_a_job(variable, monkeypatch, capsys):
     monkeypatch.setenv(*variable.split("="))
     assert main(["train", "--processes", "2", "recipe=bert"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("trainkit: error: --processes=2 starts processes by itself") and variable in err
+    assert err.startswith("trainkit: error: --processes=2 starts processes") and variable in err
     assert err.count("\n") == 1
     with pytest.raises(UsageError, match="processes=2"):
         trainkit.launch(_where, 0, processes=2)

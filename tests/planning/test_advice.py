@@ -8,7 +8,7 @@ from tests.topology.hosts import DATA, FakeNvml, bus, nvswitch_host, paired_host
 from trainkit.planning.advice import Advice, advise
 from trainkit.topology.discover import merge, parse_nccl_xml, parse_topo_matrix, read_nvml
 from trainkit.topology.discover.merge import View, cpu_host
-from trainkit.topology.topology import Host, Nic, Place, Topology
+from trainkit.topology.topology import Host, Nic, RankPlacement, Topology
 
 
 def matrix(name: str, gpu_name: str = "", **facts) -> Host:
@@ -84,7 +84,7 @@ def test_peer_access_that_the_drivers_of_consumer_cards_lack():
     off = {"gpu0 gpu1": "GPU not supported"}
     found = only(said(matrix("two_cards", "NVIDIA GeForce RTX 5090", p2p_off=off)), "peer access")
     assert "off for 1 of 1 pairs (GPU not supported)" in found.problem
-    assert "nothing to type" in found.remedy
+    assert "no peer access. Use fewer" in found.remedy
 
 
 def test_peer_access_that_the_iommu_or_the_board_forbids():
@@ -112,9 +112,9 @@ def test_a_link_below_its_rated_width():
     host = read_nvml(nvswitch_host(pcie={5: (4, 4, 4, 16), 6: (3, 4, 16, 16)}))
     narrow, slow = said(host)
     assert narrow.subject == "PCIe link of gpu5 (NVIDIA A100-SXM4-80GB)"
-    assert narrow.problem == "carries 6 GB/s of the 24 it is made for"
+    assert narrow.problem == "carries 6 GB/s of its rated 24"
     assert "lspci -vv -s 0000:15:00.0" in narrow.remedy
-    assert slow.problem == "carries 12 GB/s of the 24 it is made for"
+    assert slow.problem == "carries 12 GB/s of its rated 24"
 
 
 def test_slices():
@@ -128,8 +128,8 @@ def test_slices():
 
 def test_two_ranks_on_one_gpu():
     host = read_nvml(paired_host(2))
-    shared = Place(host=0, device="gpu0")
-    found = only(said(host, places=(shared, shared, Place(host=0, device="gpu1"))), "gpu0")
+    shared = RankPlacement(host=0, device="gpu0")
+    found = only(said(host, places=(shared, shared, RankPlacement(host=0, device="gpu1"))), "gpu0")
     assert found.severity == "error"
     assert found.problem.startswith("2 ranks share this GPU")
 
@@ -146,8 +146,8 @@ def test_a_host_that_could_not_be_read():
 # -- several hosts -----------------------------------------------------------------------------------------------------
 
 
-def places(order: str) -> tuple[Place, ...]:
-    return tuple(Place(host=int(h), device=f"gpu{order[:i].count(h)}") for i, h in enumerate(order))
+def places(order: str) -> tuple[RankPlacement, ...]:
+    return tuple(RankPlacement(host=int(h), device=f"gpu{order[:i].count(h)}") for i, h in enumerate(order))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_order_of_ranks(order, crossings):
     found = [entry for entry in said(*hosts, places=places(order)) if entry.subject == "order of ranks"]
     assert bool(found) == (crossings is not None)
     if crossings is not None:
-        assert f"leaves a host {crossings} times; {len(set(order))} would do" in found[0].problem
+        assert f"crosses hosts {crossings} times where {len(set(order))} suffice" in found[0].problem
 
 
 def test_a_card_on_the_wrong_socket():
@@ -198,7 +198,7 @@ def test_a_network_much_slower_than_the_gpus():
     views = [View(host_id=at, device=d.bus_id, host=host, host_name=at) for at in "ab" for d in host.devices]
     (found,) = advise(merge(views))
     assert found.subject == "every host: network"
-    assert found.problem.startswith("0.12 GB/s lead out of a host whose GPUs are joined by 240, if it is what it was")
+    assert found.problem.startswith("it carries 0.12 GB/s (assumed) per host, and the links between its GPUs 240")
     assert found.severity == "hint"
 
 

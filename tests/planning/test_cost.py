@@ -22,9 +22,13 @@ def by_host(topology: Topology, kind="hierarchical", **changes) -> ReducePlan:
 
 
 def sent_by_a_host(topology: Topology, plan: ReducePlan) -> float:
-    """Bytes through the network cards, in units of the bucket: those legs for which the slow link is the busiest."""
+    """Bytes through the network cards, in units of the bucket: those phases for which the slow link is the busiest."""
     return (
-        sum(leg.num_bytes for leg in CostModel(topology).legs(plan, SIZE) if leg.time_us > SIZE / SLOW / 1e3 * 0.1)
+        sum(
+            phase.num_bytes
+            for phase in CostModel(topology).phases(plan, SIZE)
+            if phase.time_us > SIZE / SLOW / 1e3 * 0.1
+        )
         / SIZE
     )
 
@@ -38,8 +42,8 @@ def test_bytes_over_the_slow_link_are_those_counted_by_hand(num_hosts):
     assert sent_by_a_host(topology, flat(n)) == pytest.approx(2 * (n - 1) / n)
     assert sent_by_a_host(topology, by_host(topology)) == pytest.approx(exact)
     assert sent_by_a_host(topology, by_host(topology, "leader")) == pytest.approx(exact)
-    assert sent_by_a_host(topology, by_host(topology, format="fp16")) == pytest.approx(exact / 2)
-    assert sent_by_a_host(topology, by_host(topology, format="int8")) == pytest.approx(int8)
+    assert sent_by_a_host(topology, by_host(topology, wire_dtype="fp16")) == pytest.approx(exact / 2)
+    assert sent_by_a_host(topology, by_host(topology, wire_dtype="int8")) == pytest.approx(int8)
 
 
 def test_round_robin_order_doubles_the_bytes_of_a_flat_ring():
@@ -70,9 +74,9 @@ def test_chunks_overlap_phases_and_take_at_least_the_slowest():
     topology = cpu_hosts(2, 2, SLOW, loopback_gb_per_s=0.2)
     model = CostModel(topology)
     whole, chunked = (model.all_reduce_us(by_host(topology, chunk_bytes=c), SIZE) for c in (None, 2 << 20))
-    legs = model.legs(by_host(topology), SIZE)
-    assert whole == pytest.approx(sum(leg.time_us for leg in legs))
-    assert max(leg.time_us for leg in legs) < chunked < 0.95 * whole
+    phases = model.phases(by_host(topology), SIZE)
+    assert whole == pytest.approx(sum(phase.time_us for phase in phases))
+    assert max(phase.time_us for phase in phases) < chunked < 0.95 * whole
 
 
 def test_legs_over_the_same_link_do_not_overlap():
@@ -165,7 +169,7 @@ def test_all_network_cards_next_to_a_device_are_used():
 
 def test_a_missing_link_is_named():
     host = Host(name="lonely", devices=(Device(id="gpu0"), Device(id="gpu1")))
-    with pytest.raises(TopologyError, match="'lonely': no link leads from gpu0 to gpu1"):
+    with pytest.raises(TopologyError, match="'lonely': no path leads from gpu0 to gpu1"):
         CostModel(Topology(hosts=(host,))).all_reduce_us(flat(2), 100)
     with pytest.raises(TopologyError, match="network"):
         CostModel(preset("dgx-1")).topology.times(2)

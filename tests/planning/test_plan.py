@@ -4,9 +4,9 @@ import pytest
 
 from tests.topology.machines import cpu_hosts
 from trainkit.planning.plan import MIN_GAIN, candidates, groupings, plan_all_reduce, shortlist
-from trainkit.planning.reduce_plan import FORMATS
+from trainkit.planning.reduce_plan import WIRE_DTYPES
 from trainkit.topology.presets import preset
-from trainkit.topology.topology import Place, Topology
+from trainkit.topology.topology import RankPlacement, Topology
 
 SIZE = 25_000_000
 
@@ -22,7 +22,7 @@ def gain(topology: Topology, num_bytes: int = SIZE, **options) -> float:
 @pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "pcie-8", "workstation-2"])
 @pytest.mark.parametrize("size", [1 << 20, SIZE, 1 << 30])
 def test_flat_on_one_host(name, size):
-    for wire_dtype in FORMATS:
+    for wire_dtype in WIRE_DTYPES:
         assert plan_all_reduce(preset(name), size, wire_dtype=wire_dtype).kind == "flat"
 
 
@@ -39,7 +39,7 @@ def test_a_slow_link_between_hosts_is_spared():
         plan = plan_all_reduce(topology, SIZE)
         assert plan.kind == "hierarchical"
         assert plan.groups == topology.ranks_by_host()
-        assert plan.format == "exact"
+        assert plan.wire_dtype == "exact"
         assert plan.chunk_bytes is not None
         assert 0.95 * bound < gain(topology) <= bound * 1.001
 
@@ -47,10 +47,10 @@ def test_a_slow_link_between_hosts_is_spared():
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_the_format_is_used_only_where_it_is_tolerated(num_hosts):
     topology = cpu_hosts(num_hosts, 2, 0.025)
-    for wire_dtype in FORMATS:
+    for wire_dtype in WIRE_DTYPES:
         every = candidates(topology, SIZE, wire_dtype=wire_dtype)
-        assert {entry.plan.format for entry in every} == {"exact", wire_dtype}
-    assert plan_all_reduce(topology, SIZE, wire_dtype="int8").format == "int8"
+        assert {entry.plan.wire_dtype for entry in every} == {"exact", wire_dtype}
+    assert plan_all_reduce(topology, SIZE, wire_dtype="int8").wire_dtype == "int8"
     assert gain(topology, wire_dtype="int8") > 3.5
 
 
@@ -65,7 +65,7 @@ def test_an_ordered_ring_takes_back_what_round_robin_costs():
 
 def test_nccl_orders_its_rings_itself():
     ordered = preset("dgx-a100", 2)
-    mixed = replace(ordered, places=tuple(Place(host=i % 2, device=f"gpu{i // 2}") for i in range(16)))
+    mixed = replace(ordered, places=tuple(RankPlacement(host=i % 2, device=f"gpu{i // 2}") for i in range(16)))
     kinds = {entry.plan.kind for entry in candidates(mixed, SIZE)}
     assert kinds == {"flat", "hierarchical", "leader"}
     assert plan_all_reduce(mixed, SIZE).kind == "flat"
@@ -112,7 +112,7 @@ def test_fastest_first_and_a_shortlist_of_different_plans():
     assert times == sorted(times)
     best = shortlist(every, 3)
     assert best[0] == every[0]
-    assert len({(entry.plan.kind, entry.plan.format) for entry in best}) == 3
+    assert len({(entry.plan.kind, entry.plan.wire_dtype) for entry in best}) == 3
 
 
 def test_chunks_are_smaller_than_the_bucket():

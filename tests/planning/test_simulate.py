@@ -88,13 +88,13 @@ def test_a_faster_network_never_slows():
 def test_int8_where_it_is_tolerated():
     exact, int8 = (simulate(preset("workstation-2"), [2], CHATTY, wire_dtype=t)[0] for t in ("exact", "int8"))
     assert int8.step_us < 0.5 * exact.step_us
-    assert int8.plan.format == "int8"
+    assert int8.plan.wire_dtype == "int8"
 
 
 def test_errors_say_what_to_give():
     with pytest.raises(TopologyError, match=r"no recipe 'bert-lage'.*Did you mean 'bert-large'"):
         workload("bert-lage")
-    with pytest.raises(TopologyError, match="give tflops="):
+    with pytest.raises(TopologyError, match="set tflops="):
         simulate(cpu_hosts(1, 2, 1.0), [1], workload("bert-base"))
-    with pytest.raises(TopologyError, match="has no bf16"):
+    with pytest.raises(TopologyError, match=r"precision=bf16: .* must use one of"):
         simulate(preset("dgx-1"), [1], workload("bert-base"))

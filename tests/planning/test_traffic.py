@@ -19,8 +19,8 @@ def test_flat_and_hierarchical(hosts, each):
     groups = topology.ranks_by_host()
     assert _share(topology, flat(num_ranks)) == pytest.approx(2 * (num_ranks - 1) / num_ranks)
     for kind in ("hierarchical", "leader"):
-        for format, part in (("exact", 1.0), ("fp16", 0.5), ("int8", 0.25 + 1 / 256)):
-            plan = ReducePlan(kind=kind, groups=groups, format=format)
+        for wire_dtype, part in (("exact", 1.0), ("fp16", 0.5), ("int8", 0.25 + 1 / 256)):
+            plan = ReducePlan(kind=kind, groups=groups, wire_dtype=wire_dtype)
             assert _share(topology, plan) == pytest.approx(2 * (hosts - 1) / hosts * part)
 
 

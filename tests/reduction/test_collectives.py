@@ -8,16 +8,16 @@ import torch.distributed as dist
 
 from benchmarks.bed import Bed, why_not
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, flat
-from trainkit.reduction.codec import decode, encode
 from trainkit.reduction.collectives import Route
+from trainkit.reduction.quantization import dequantize, quantize
 from trainkit.testing import run_ranks
 
 PAIRS = ((0, 1), (2, 3))
 needs_bed = pytest.mark.skipif(why_not() is not None, reason=f"no network namespaces: {why_not()}")
 
 
-def _plan(kind, groups=PAIRS, format="exact", chunk_bytes=None):
-    return ReducePlan(kind=kind, groups=groups, format=format, chunk_bytes=chunk_bytes)
+def _plan(kind, groups=PAIRS, wire_dtype="exact", chunk_bytes=None):
+    return ReducePlan(kind=kind, groups=groups, wire_dtype=wire_dtype, chunk_bytes=chunk_bytes)
 
 
 def _values(rank: int, num: int, dtype: torch.dtype) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_two_ranks_of_two_hosts():
         _plan("hierarchical", ((0,), (1,)), "int8"),
         _plan("hierarchical", ((0,), (1,)), chunk_bytes=512),
     ):
-        tolerance = 1e-6 if plan.format == "exact" else 2e-2
+        tolerance = 1e-6 if plan.wire_dtype == "exact" else 2e-2
         for errors in run_ranks(_reduced, 2, plan, [300, 5000], torch.float32):
             assert max(error for error, _ in errors) < tolerance
 
@@ -78,9 +78,9 @@ def test_two_ranks_of_two_hosts():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_int8_keeps_the_signs_of_half_types(dtype):
     x = (torch.randn(1, 64 * INT8_BLOCK) * 1e-4).to(dtype)
-    decoded = decode(encode(x, "int8"), x.shape[1], dtype, "int8")
+    dequantized = dequantize(quantize(x, "int8"), x.shape[1], dtype, "int8")
     unit = x.float().unflatten(1, (64, INT8_BLOCK)).abs().amax(2, keepdim=True) / 127
-    assert ((decoded - x).float().unflatten(1, (64, INT8_BLOCK)).abs() <= 1.1 * unit).all()
+    assert ((dequantized - x).float().unflatten(1, (64, INT8_BLOCK)).abs() <= 1.1 * unit).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -91,9 +91,9 @@ def test_other_types_of_gradients(dtype):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "leader"])
-@pytest.mark.parametrize(("format", "tolerance"), [("fp16", 1e-3), ("bf16", 8e-3), ("int8", 2e-2)])
-def test_lossy_legs_err_by_their_format_and_alike_on_all_ranks(kind, format, tolerance):
-    by_rank = run_ranks(_reduced, 4, _plan(kind, format=format, chunk_bytes=65536), [100_003], torch.float32)
+@pytest.mark.parametrize(("wire_dtype", "tolerance"), [("fp16", 1e-3), ("bf16", 8e-3), ("int8", 2e-2)])
+def test_lossy_legs_err_by_their_format_and_alike_on_all_ranks(kind, wire_dtype, tolerance):
+    by_rank = run_ranks(_reduced, 4, _plan(kind, wire_dtype=wire_dtype, chunk_bytes=65536), [100_003], torch.float32)
     errors = [results[0][0] for results in by_rank]
     assert 0 < max(errors) < tolerance
     assert len({float(results[0][1].double().sum()) for results in by_rank}) == 1
@@ -103,10 +103,10 @@ def test_lossy_legs_err_by_their_format_and_alike_on_all_ranks(kind, format, tol
 def _fed_back(num_steps: int) -> tuple[float, float]:
     """Means over steps of the same gradient's sum, with feedback and without: errors of the largest value."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    route = Route(_plan("hierarchical", format="int8", chunk_bytes=16384), rank=rank, device=torch.device("cpu"))
+    route = Route(_plan("hierarchical", wire_dtype="int8", chunk_bytes=16384), rank=rank, device=torch.device("cpu"))
     gradient = _values(rank, 10_000, torch.float32)
     exact = sum(_values(r, 10_000, torch.float64) for r in range(world_size))
-    errors = [torch.zeros(span.high - span.low) for span in route.spans(len(gradient), 4)]
+    errors = [torch.zeros(chunk.num_own) for chunk in route.chunks(len(gradient), 4)]
     found = []
     for kept in (errors, ()):
         total = torch.zeros(len(gradient), dtype=torch.float64)
@@ -127,21 +127,21 @@ def test_int8_keeps_a_127th_of_a_block_and_what_is_not_finite():
     x = torch.randn(3, 4 * INT8_BLOCK)
     x[0, :INT8_BLOCK] = 0
     x[1, 5], x[2, INT8_BLOCK + 7] = torch.inf, torch.nan
-    wire = encode(x, "int8")
+    wire = quantize(x, "int8")
     assert wire.shape == (3, 4 * (INT8_BLOCK + 4))
-    decoded = decode(wire, x.shape[1], torch.float32, "int8").unflatten(1, (4, INT8_BLOCK))
+    dequantized = dequantize(wire, x.shape[1], torch.float32, "int8").unflatten(1, (4, INT8_BLOCK))
     blocks = x.unflatten(1, (4, INT8_BLOCK))
     is_sick = torch.zeros(3, 4, dtype=torch.bool)
     is_sick[1, 0] = is_sick[2, 1] = True
-    assert not decoded[is_sick].isfinite().any()
+    assert not dequantized[is_sick].isfinite().any()
     half_a_unit = blocks[~is_sick].abs().amax(1, keepdim=True) / 127 / 2
-    assert ((decoded - blocks)[~is_sick].abs() <= half_a_unit * 1.001).all()
-    assert (decoded[0, 0] == 0).all()
+    assert ((dequantized - blocks)[~is_sick].abs() <= half_a_unit * 1.001).all()
+    assert (dequantized[0, 0] == 0).all()
 
 
 def _sick_then_well() -> tuple[bool, bool]:
-    route = Route(_plan("hierarchical", format="int8"), rank=dist.get_rank(), device=torch.device("cpu"))
-    errors = [torch.zeros(span.high - span.low) for span in route.spans(2048, 4)]
+    route = Route(_plan("hierarchical", wire_dtype="int8"), rank=dist.get_rank(), device=torch.device("cpu"))
+    errors = [torch.zeros(chunk.num_own) for chunk in route.chunks(2048, 4)]
     gradient = _values(dist.get_rank(), 2048, torch.float32)
     sick = gradient.clone()
     if dist.get_rank() == 1:

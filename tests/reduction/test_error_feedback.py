@@ -1,4 +1,4 @@
-"""What an int8 leg leaves out is lost nowhere: not with DDP's buckets, a checkpoint, or a network that grows."""
+"""What an int8 phase leaves out is lost nowhere: not with DDP's buckets, a checkpoint, or a network that grows."""
 
 from typing import Any
 
@@ -10,38 +10,38 @@ from torch import nn
 import trainkit
 from trainkit.planning.reduce_plan import ReducePlan
 from trainkit.reduction.collectives import Route
-from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.testing import run_ranks
-from trainkit.topology.topology import Device, Host, Link, Nic, Place, Topology
+from trainkit.topology.topology import Device, Host, Link, Nic, RankPlacement, Topology
 
 GROUPS = ((0, 1), (2, 3))
 SIZES = {"a": 700, "b": 3000, "c": 11}
 
 
 def _route(kind="hierarchical", chunk_bytes=4096):
-    plan = ReducePlan(kind=kind, groups=GROUPS, format="int8", chunk_bytes=chunk_bytes)
+    plan = ReducePlan(kind=kind, groups=GROUPS, wire_dtype="int8", chunk_bytes=chunk_bytes)
     return Route(plan, rank=dist.get_rank(), device=torch.device("cpu"))
 
 
-def _reduce(route: Route, feedback: Feedback, number: int, sizes: dict[str, int]) -> None:
+def _reduce(route: Route, feedback: ErrorFeedback, number: int, sizes: dict[str, int]) -> None:
     generator = torch.Generator().manual_seed(dist.get_rank())
     flat = torch.randn(sum(sizes.values()), generator=generator)
-    route.all_reduce(flat, errors=feedback.of(number, sizes, flat)).wait()
+    route.all_reduce(flat, errors=feedback.errors(number, sizes, flat)).wait()
 
 
-def _kept(feedback: Feedback) -> dict[str, torch.Tensor]:
+def _kept(feedback: ErrorFeedback) -> dict[str, torch.Tensor]:
     """By parameter, [groups, elements]."""
     return {name: shard.full() for name, shard in feedback.shards().items()}
 
 
 def _buckets_change(kind: str) -> list[float]:
     route = _route(kind)
-    feedback = Feedback(route)
+    feedback = ErrorFeedback(route)
     _reduce(route, feedback, 0, SIZES)
     before = _kept(feedback)
     flat = torch.zeros(711)
-    feedback.of(0, {"c": 11, "a": 700}, flat)  # as DDP does after its first backward: in another order, and apart
-    feedback.of(1, {"b": 3000}, torch.zeros(3000))
+    feedback.errors(0, {"c": 11, "a": 700}, flat)  # as DDP does after its first backward: in another order, and apart
+    feedback.errors(1, {"b": 3000}, torch.zeros(3000))
     after = _kept(feedback)
     route.close()
     assert {name: len(tensor[0]) for name, tensor in after.items()} == SIZES
@@ -59,10 +59,10 @@ def test_errors_follow_their_parameters_into_other_buckets(kind):
 def _sent_and_kept() -> float:
     """Of one step: what was received, and what both groups kept, must be the sum of the gradients."""
     route = _route()
-    feedback = Feedback(route)
+    feedback = ErrorFeedback(route)
     generator = torch.Generator().manual_seed(dist.get_rank())
     gradient = torch.randn(3000, generator=generator)
-    received = route.all_reduce(gradient.clone(), errors=feedback.of(0, {"b": 3000}, gradient)).wait().double()
+    received = route.all_reduce(gradient.clone(), errors=feedback.errors(0, {"b": 3000}, gradient)).wait().double()
     kept = _kept(feedback)["b"].double().sum(0)
     exact = gradient.double()
     dist.all_reduce(exact)
@@ -85,7 +85,7 @@ def _two_hosts(tmp_path) -> str:
     hosts = tuple(
         Host(name=name, devices=devices, nics=(Nic(id="nic0"),), switches=("memory",), links=links) for name in "ab"
     )
-    places = tuple(Place(host=rank // 2, device=f"cpu{rank % 2}") for rank in range(4))
+    places = tuple(RankPlacement(host=rank // 2, device=f"cpu{rank % 2}") for rank in range(4))
     path = tmp_path / "two_hosts.json"
     path.write_text(Topology(hosts=hosts, places=places).to_json())
     return str(path)

@@ -1,4 +1,4 @@
-"""A rank or a host that is lost inside a leg ends the job with a clear error."""
+"""A rank or a host that is lost inside a phase ends the job with a clear error."""
 
 import subprocess
 import sys
@@ -30,8 +30,8 @@ def test_a_rank_that_dies_is_an_error_on_the_others():
         agents = bed.start(agent, env={"PYTHONPATH": str(ROOT)}, **options)
         outputs = [process.communicate(timeout=110)[0] for process in agents]
     assert all(process.returncode for process in agents)
-    assert "could not sum gradients (hierarchical over 2 groups of 2" in outputs[0]
-    assert "its own log says why" in outputs[0]
+    assert "could not all-reduce gradients (hierarchical over 2 groups of 2" in outputs[0]
+    assert "see its own log" in outputs[0]
     assert "the run hangs" not in outputs[0]
 
 
@@ -62,4 +62,4 @@ def test_a_host_that_falls_silent_ends_the_job(tmp_path):
             bed.run(_train, str(tmp_path), timeout_s=90)
     reports = "".join(path.read_text() for path in (tmp_path / "hang").rglob("*") if path.is_file())
     assert "in backward" in reports
-    assert "trainkit lane across" in reports  # the leg that waits, by its name
+    assert "trainkit comm stream across groups" in reports  # the phase that waits, by its name

@@ -55,10 +55,10 @@ def _choose(
     ("arguments", "words"),
     [
         ({"plan": "hierarchicl"}, "comm.plan='hierarchicl'.*Did you mean 'hierarchical'"),
-        ({"wire_dtype": "int4"}, "comm.wire_dtype='int4': allowed are exact, fp16, bf16, int8"),
-        ({"plan": "flat", "wire_dtype": "int8"}, "comm.plan=flat has no leg between hosts"),
+        ({"wire_dtype": "int4"}, "comm.wire_dtype='int4': must be one of exact, fp16, bf16, int8"),
+        ({"plan": "flat", "wire_dtype": "int8"}, "comm.plan=flat communicates in one phase"),
         ({"chunk_mb": 0}, "comm.chunk_mb=0: must be a number above 0"),
-        ({"chunk_mb": 2, "plan": "flat"}, "comm.plan=flat has no chunks"),
+        ({"chunk_mb": 2, "plan": "flat"}, "comm.plan=flat does not cut buckets into chunks"),
         ({"matrix_rank": 0}, "comm.matrix_rank=0"),
     ],
 )
@@ -73,17 +73,17 @@ def test_strategies_that_shard_reduce_by_themselves(strategy, plan):
     if plan in ("auto", "flat") or (strategy, plan) == ("hsdp", "hierarchical"):
         Comm(plan=plan).check(strategy, deterministic=False)
     else:
-        with pytest.raises(ConfigError, match=f"comm={plan}: strategy={strategy} reduces gradients by itself"):
+        with pytest.raises(ConfigError, match=f"comm={plan}: strategy={strategy} reduces gradients itself"):
             Comm(plan=plan).check(strategy, deterministic=False)
 
 
 def test_a_runtime_refuses_before_anything_starts():
-    with pytest.raises(ConfigError, match=r"comm\.wire_dtype=int8: strategy=fsdp reduces gradients by itself"):
+    with pytest.raises(ConfigError, match=r"comm\.wire_dtype=int8: strategy=fsdp reduces gradients itself"):
         trainkit.Runtime(strategy="fsdp", comm=Comm(wire_dtype="int8"), device="cpu")
 
 
 def test_one_host_has_no_hierarchy():
-    with pytest.raises(RankError, match=r"comm=hierarchical: it needs several hosts .* here are hosts of 2"):
+    with pytest.raises(RankError, match=r"comm=hierarchical: it needs several hosts .* the hosts of this job have 2"):
         run_ranks(_choose, 2, Comm(plan="hierarchical"))
 
 
@@ -101,9 +101,9 @@ def test_the_requested_plan_and_chunks_are_taken(tmp_path):
     comm = Comm(plan="leader", wire_dtype="bf16", chunk_mb=0.25, topology=_two_hosts(tmp_path))
     for choice, said in run_ranks(_choose, 4, comm):
         assert choice.plan.groups == ((0, 1), (2, 3))
-        assert (choice.plan.kind, choice.plan.format, choice.plan.chunk_bytes) == ("leader", "bf16", 2**18)
+        assert (choice.plan.kind, choice.plan.wire_dtype, choice.plan.chunk_bytes) == ("leader", "bf16", 2**18)
         assert said == [
-            "gradients are summed leader over 2 groups of 2, bf16 between them, chunks of 0.262 MB, as asked"
+            "all-reduce plan: leader over 2 groups of 2, bf16 between them, chunks of 0.262 MB, as configured"
         ]
 
 
@@ -118,7 +118,7 @@ def test_auto_times_the_best_and_the_next_run_reuses_it(tmp_path):
     first = run_ranks(_choose_with_cache, 4, str(tmp_path), comm, 2**22)
     assert len({choice.plan for choice, _ in first}) == 1
     said = first[0][1]
-    assert said[0].startswith(f"gradients are summed {first[0][0].plan.describe()}, the fastest of ")
+    assert said[0].startswith(f"all-reduce plan: {first[0][0].plan.describe()}, the fastest of ")
     assert all("s (predicted" in line for line in said[1:])
     assert len(said) >= 4
     assert any(line.endswith("x: flat") for line in said)
@@ -126,7 +126,7 @@ def test_auto_times_the_best_and_the_next_run_reuses_it(tmp_path):
     again = run_ranks(_choose_with_cache, 4, str(tmp_path), comm, 2**22)
     assert [choice.plan for choice, _ in again] == [choice.plan for choice, _ in first]
     assert again[3][1][:-1] == said
-    assert "as an earlier run found" in again[3][1][-1]
+    assert "from an earlier run" in again[3][1][-1]
 
 
 def test_a_damaged_cache_is_measured_anew(tmp_path):
@@ -136,7 +136,7 @@ def test_a_damaged_cache_is_measured_anew(tmp_path):
     whole = path.read_text()
     path.write_text(whole[:40])
     for _, said in run_ranks(_choose_with_cache, 4, str(tmp_path), comm, 2**21):
-        assert "as an earlier run found" not in said[-1]
+        assert "from an earlier run" not in said[-1]
     assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
 
 
@@ -146,14 +146,14 @@ def test_a_checkpoint_decides_on_the_machines_of_its_run(tmp_path):
     known = asked.to_dict()
     for choice, said in run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, known):
         assert choice.plan == asked.plan
-        assert "as before the checkpoint, on the same machines" in said[0]
+        assert "as in the checkpoint, on the same machines" in said[0]
     for other in (
         Comm(plan="hierarchical", topology=topology),
         Comm(plan="leader", wire_dtype="int8", topology=topology),
     ):
         choice, said = run_ranks(_choose, 4, other, 2**20, known)[0]
-        assert (choice.plan.kind, choice.plan.format) == (other.plan, other.wire_dtype)
-        assert "as asked" in said[0]
+        assert (choice.plan.kind, choice.plan.wire_dtype) == (other.plan, other.wire_dtype)
+        assert "as configured" in said[0]
     elsewhere = {**known, "fingerprint": "another"}
     for _, said in run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, elsewhere):
         assert "checkpoint" not in said[0]
@@ -170,7 +170,7 @@ def test_where_no_link_can_be_read_auto_is_flat_and_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", ":1:2: no JSON"), (None, "cannot be read"), ('{"hosts": []}', "at least one host")]
+    ("text", "words"), [("{", ":1:2: invalid JSON"), (None, "cannot be read"), ('{"hosts": []}', "at least one host")]
 )
 def test_a_topology_that_cannot_be_used_is_refused_on_all_ranks(tmp_path, text, words):
     path = tmp_path / "mine.json"
@@ -184,7 +184,7 @@ def test_a_lossy_plan_of_a_checkpoint_yields_to_exact(tmp_path):
     topology = _two_hosts(tmp_path)
     lossy, _ = run_ranks(_choose, 4, Comm(plan="hierarchical", wire_dtype="int8", topology=topology))[0]
     exact = run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, lossy.to_dict())
-    assert {choice.plan.format for choice, _ in exact} == {"exact"}
+    assert {choice.plan.wire_dtype for choice, _ in exact} == {"exact"}
 
 
 def _chosen_twice(cache: str, comm: Comm) -> list[tuple[str, ...]]:

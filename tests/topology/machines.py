@@ -1,6 +1,6 @@
 """Machines without GPUs, as gloo sees them: ranks on one memory, one network card a host."""
 
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Place, Topology
+from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 
 def cpu_hosts(
@@ -19,4 +19,4 @@ def cpu_hosts(
     pairs = [(h, d.id) for h in range(num_hosts) for d in devices]
     if order == "round robin":
         pairs.sort(key=lambda pair: pair[1])
-    return Topology(hosts=(host,) * num_hosts, places=tuple(Place(host=h, device=d) for h, d in pairs))
+    return Topology(hosts=(host,) * num_hosts, places=tuple(RankPlacement(host=h, device=d) for h, d in pairs))

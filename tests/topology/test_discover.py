@@ -188,7 +188,7 @@ def _what_discovery_says(path):
 
 @pytest.mark.parametrize(
     "content, words",
-    [("{", "ours.json:1:2: no JSON"), (None, "ours.json: it has places for 4 ranks, and this job has 2")],
+    [("{", "ours.json:1:2: invalid JSON"), (None, "ours.json: it has places for 4 ranks, and this job has 2")],
 )
 def test_an_unusable_file_is_an_error_on_all_ranks(tmp_path, content, words):
     file = tmp_path / "ours.json"

@@ -212,9 +212,13 @@ PAIR = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tPHB\t0-7\nGPU1\tPHB\t X \t0-7\n"
     [
         ("", "1:1", "there is no matrix"),
         ("bash: nvidia-smi: command not found\n", "1:1", "there is no matrix"),
-        (PAIR.replace("GPU1\tPHB", "GPU1\tPHX"), "3:6", "'PHX': allowed are X, NV#, PIX, PXB, PHB, NODE, SYS. Did you"),
-        (PAIR.replace("GPU1\tPHB", "GPU1\tNV"), "3:6", "'NV': allowed"),
-        ("some text\n\n" + PAIR.replace("GPU0\t X \tPHB", "GPU0\t X \tnv1"), "4:10", "'nv1': allowed"),
+        (
+            PAIR.replace("GPU1\tPHB", "GPU1\tPHX"),
+            "3:6",
+            "'PHX': must be one of X, NV#, PIX, PXB, PHB, NODE, SYS. Did you",
+        ),
+        (PAIR.replace("GPU1\tPHB", "GPU1\tNV"), "3:6", "'NV': must be"),
+        ("some text\n\n" + PAIR.replace("GPU0\t X \tPHB", "GPU0\t X \tnv1"), "4:10", "'nv1': must be"),
         (PAIR.replace("\t X \t0-7\n", "\n"), "3:9", "the row of GPU1 has 1 of 2 cells"),
         (PAIR.replace("\tPHB\t X \t0-7\n", ""), "3:5", "the row of GPU1 has 0 of 2 cells"),
         (PAIR.replace("GPU1\tPHB\t X \t0-7\n", ""), "1:7", "the column of GPU1 has no row"),
@@ -228,10 +232,10 @@ PAIR = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tPHB\t0-7\nGPU1\tPHB\t X \t0-7\n"
         (
             "\tGPU0\tNIC0NIC1\tCPU Affinity\nGPU0\t X \tNODENODE\t0-7\n",
             "1:7",
-            "'NIC0NIC1': two columns without a blank",
+            "'NIC0NIC1': two columns without a space",
         ),
-        ("\tGPU0\tNIC0\nGPU0\t X \tPIXNODE\n", "2:10", "'PIXNODE': allowed"),
-        ("\x1b[4mGPU0\x1b[0m\tGPU1\nGPU0\t X \tOK\n", "2:10", "'OK': allowed"),
+        ("\tGPU0\tNIC0\nGPU0\t X \tPIXNODE\n", "2:10", "'PIXNODE': must be"),
+        ("\x1b[4mGPU0\x1b[0m\tGPU1\nGPU0\t X \tOK\n", "2:10", "'OK': must be"),
         ("\tGPU0\tNIC0\tNIC1\nGPU0\t X \tPIX\tPIX\nNIC0\tPIX\t X \tPIX\n", "1:12", "the column of NIC1 has no row"),
     ],
 )

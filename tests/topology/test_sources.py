@@ -188,7 +188,7 @@ def test_xml_of_a_provider_has_the_tree_and_nvml_the_rest(tmp_path):
     assert [d.bus_id for d in half.devices] == ["0002:00:00.0"]
     other = discover_host("cuda", 2, topo_file=file, sources=sources(module=paired_host(2)))
     assert [d.bus_id for d in other.devices] == ["0000:10:00.0", "0000:11:00.0"]
-    assert "names none of this host's GPUs" in other.facts["topo_file"]
+    assert "contains none of this host's GPUs" in other.facts["topo_file"]
 
 
 def test_grace_and_its_gpu_meet_over_their_own_link():
@@ -202,8 +202,8 @@ def test_grace_and_its_gpu_meet_over_their_own_link():
 @pytest.mark.parametrize(
     "text, place, words",
     [
-        ("", "1:1", "no XML"),
-        ("<system>\n <cpu>\n</system>", "3:3", "no XML: mismatched tag"),
+        ("", "1:1", "invalid XML"),
+        ("<system>\n <cpu>\n</system>", "3:3", "invalid XML: mismatched tag"),
         ("<graphs/>", "1:1", "<graphs>; NCCL writes <system>"),
         ("<system>\n</system>", "1:1", "there is no <gpu>"),
         ('<system>\n  <cpu numaid="0">\n    <gpu dev="0"/>\n  </cpu>\n</system>', "3:5", "<gpu> stands in <cpu>"),
@@ -218,12 +218,12 @@ def test_grace_and_its_gpu_meet_over_their_own_link():
             '<system><cpu><pci busid="0:1:0.0"><gpu dev="0">\n<nvlink target="0:2:0.0" count="0"/></gpu></pci></cpu>'
             "</system>",
             "2:1",
-            "there is at least one",
+            "must be at least 1",
         ),
         (
             '<system><cpu numaid="inf"><pci busid="0:1:0.0"><gpu dev="0"/></pci></cpu></system>',
             "1:9",
-            "is not a number",
+            "must be a number",
         ),
     ],
 )

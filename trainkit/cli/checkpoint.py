@@ -1,7 +1,7 @@
-"""`trainkit checkpoint`: what is in a checkpoint, whether it is whole, and how two differ. Reading runs no code."""
+"""`trainkit checkpoint`: lists, verifies, exports and compares checkpoints. Reading one runs no code from it."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ EXAMPLES = {
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `checkpoint` and its own commands."""
+    """Adds `checkpoint` and its subcommands to `commands`, of argparse."""
     checkpoint = commands.add_parser(
         "checkpoint",
         help="list, show, verify, export or compare checkpoints",
         description="List, show, verify, export or compare checkpoints. PATH: a run directory, or one of its "
-        "checkpoints/step_*; where one checkpoint is meant, a run's newest is taken.",
+        "checkpoints/step_*; for a run directory, commands on one checkpoint use the newest.",
         epilog=_examples(lines[-1] for lines in EXAMPLES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,26 +50,28 @@ def add_parser(commands: Any) -> None:
         parser.set_defaults(run=run)
         return parser
 
-    ls = add("ls", _ls, "a run's checkpoints", "A run's checkpoints: step, time, size, and what was measured then.")
+    ls = add("ls", _ls, "list a run's checkpoints", "List a run's checkpoints: step, time, size and metrics.")
     ls.add_argument("path", type=Path, metavar="PATH")
-    show = add("show", _show, "what one holds", "What one checkpoint holds.")
+    show = add("show", _show, "the contents of a checkpoint", "Show the contents of a checkpoint.")
     show.add_argument("path", type=Path, metavar="PATH")
-    show.add_argument("--tensors", action="store_true", help="every tensor by name, with shape and type")
-    verify = add("verify", _verify, "are all bytes as they were written?", "Sums up every byte; exit code 1: damaged.")
+    show.add_argument("--tensors", action="store_true", help="list all tensors by name, with shape and dtype")
+    verify = add(
+        "verify", _verify, "check the checksums", "Check the checksums of all files; exit code 1: a file is damaged."
+    )
     verify.add_argument("path", type=Path, metavar="PATH")
     consolidate = add(
         "consolidate",
         _consolidate,
-        "one safetensors file",
-        "Writes one safetensors file with your parameters' own names; for several engines, ENGINE.name.",
+        "export one safetensors file",
+        "Write one safetensors file with the names of the module's parameters; with several engines, ENGINE.name.",
     )
     consolidate.add_argument("path", type=Path, metavar="PATH")
     consolidate.add_argument("--output", type=Path, required=True, metavar="FILE")
-    consolidate.add_argument("--engine", help="only this one")
+    consolidate.add_argument("--engine", help="only this engine")
     consolidate.add_argument(
         "--part", default="module", choices=("module", "average", "optimizer"), help="default: module, the weights"
     )
-    diff = add("diff", _diff, "how two differ", "How two checkpoints differ, tensor by tensor; exit code 1: they do.")
+    diff = add("diff", _diff, "compare two", "Compare two checkpoints, tensor by tensor; exit code 1: they differ.")
     diff.add_argument("a", type=Path, metavar="A")
     diff.add_argument("b", type=Path, metavar="B")
 
@@ -84,7 +86,7 @@ def _examples(lines: Iterable[str]) -> str:
 def _ls(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
 
-    table = Table("checkpoint", "step", "samples", "written", "size", "measured")
+    table = Table("checkpoint", "step", "samples", "written", "size", "metrics")
     for path in _all(arguments.path):
         try:
             manifest = checkpoint.read_manifest(path)
@@ -128,7 +130,7 @@ def _show(arguments: argparse.Namespace) -> int:
         plain = {name: value for name, value in scalars.items() if name != "comm"}
         print(f"{engine}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
         if scalars.get("comm"):
-            print(f"{engine}: gradients summed {ReducePlan.from_dict(scalars['comm']['plan']).describe()}")
+            print(f"{engine}: all-reduce plan {ReducePlan.from_dict(scalars['comm']['plan']).describe()}")
     strategy = (values.get("config") or {}).get("strategy")
     if strategy:
         print(f"strategy: {strategy.get('_target_', strategy) if isinstance(strategy, dict) else strategy}")
@@ -176,12 +178,12 @@ def _consolidate(arguments: argparse.Namespace) -> int:
         named[prefixes[f"{head}/"] + own] = tensor
     for engine in wanted if arguments.part != "optimizer" else ():
         prefix = prefixes[f"{engine}.{arguments.part}/"]
-        # Twice in the file: what loads it strictly asks for both names.
+        # Twice in the file: a strict load_state_dict expects both names.
         for alias, own in manifest["engines"][engine].get("aliases", {}).items():
             named[prefix + alias] = named[prefix + own]
     output = arguments.output.expanduser()
     checkpoint.write_one_file(output, named)
-    print(f"{len(named)} tensors of {path} are in {output}")
+    print(f"{len(named)} tensors of {path} were written to {output}")
     return 0
 
 
@@ -190,43 +192,47 @@ def _diff(arguments: argparse.Namespace) -> int:
 
     paths = [checkpoint.find(path.expanduser()) for path in (arguments.a, arguments.b)]
     a, b = (checkpoint.read_manifest(path) for path in paths)
-    lines = []
     for manifest in (a, b):
         for scalars in manifest["engines"].values():
-            scalars.pop("comm", None)  # of the machines, not of what was learnt
-    for key in ("position", "engines"):
-        if a[key] != b[key]:
-            lines.append(f"{key}: {a[key]} and {b[key]}")
+            scalars.pop("comm", None)  # a property of the machines
+    lines = [f"{key}: {a[key]} and {b[key]}" for key in ("position", "engines") if a[key] != b[key]]
     for name in sorted(a["tensors"].keys() ^ b["tensors"].keys()):
         lines.append(f"{name}: only in {paths[0] if name in a['tensors'] else paths[1]}")
     common = [name for name in a["tensors"] if name in b["tensors"]]
-    for name in common:
-        mine, theirs = a["tensors"][name], b["tensors"][name]
-        if (mine["shape"], mine["dtype"]) != (theirs["shape"], theirs["dtype"]):
-            lines.append(f"{name}: {mine['dtype']} {mine['shape']} and {theirs['dtype']} {theirs['shape']}")
-            continue
-        x, y = (
-            checkpoint.read_whole(path, [name], manifest)[name].double()
-            for path, manifest in zip(paths, (a, b), strict=True)
-        )
-        if not x.equal(y):
-            largest = float((x - y).abs().max())
-            relative = largest / max(float(x.abs().max()), float(y.abs().max()), 1e-300)
-            lines.append(f"{name}: max|a-b| {largest:.3g}, over max|a|, |b| {relative:.3g}")
+    differences = (_difference(name, paths, (a, b)) for name in common)
+    lines += [line for line in differences if line is not None]
     print(f"a: {paths[0]}\nb: {paths[1]}")
     for line in lines[:NUM_SHOWN]:
         print(line)
     if len(lines) > NUM_SHOWN:
         print(f"and {len(lines) - NUM_SHOWN} more")
-    print("they hold the same" if not lines else f"{len(lines)} differences; {len(common)} tensors are in both")
+    print("they are equal" if not lines else f"{len(lines)} differences; {len(common)} tensors are in both")
     return 1 if lines else 0
+
+
+def _difference(name: str, paths: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> str | None:
+    """How a tensor of two checkpoints differs; None where it does not."""
+    from trainkit import checkpoint
+
+    a, b = (manifest["tensors"][name] for manifest in manifests)
+    if (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):
+        return f"{name}: {a['dtype']} {a['shape']} and {b['dtype']} {b['shape']}"
+    x, y = (
+        checkpoint.read_whole(path, [name], manifest)[name].double()
+        for path, manifest in zip(paths, manifests, strict=True)
+    )
+    if x.equal(y):
+        return None
+    largest = float((x - y).abs().max())
+    relative = largest / max(float(x.abs().max()), float(y.abs().max()), 1e-300)
+    return f"{name}: max|a-b| {largest:.3g}, over max|a|, |b| {relative:.3g}"
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
 def _all(path: Path) -> list[Path]:
-    """The checkpoint that `path` is, or all of the run's, oldest first."""
+    """The checkpoint at `path`, or all checkpoints of the run there, oldest first."""
     from trainkit.checkpoint.store import candidates
 
     found = candidates(path.expanduser())[::-1]

@@ -1,4 +1,4 @@
-"""`trainkit doctor`: what is here, what is missing, and what to type for it."""
+"""`trainkit doctor`: reports what is installed, what is missing, and the commands that install it."""
 
 import argparse
 import json
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 MARKS = {"ok": ("✓", "green"), "missing": ("-", "yellow"), "broken": ("✗", "bold red")}
 EXAMPLES = """\
 examples:
-  trainkit doctor                    what is here, and what to type for what is not
-  trainkit doctor --build            compile the ops now, not when a run first needs them
+  trainkit doctor                    what is installed, and how to install what is missing
+  trainkit doctor --build            compile the ops now, not at the start of a run
   TRAINKIT_CUDA_ARCHS=8.0,9.0 trainkit doctor --build --force
-exit code: 0, or 1 where something that was asked for cannot work
+exit code: 0, or 1 if something that is configured cannot work
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `doctor`."""
+    """Adds `doctor` to `commands`, of argparse."""
     parser = commands.add_parser(
         "doctor",
-        help="what is installed and compiled here, and what to type for what is not",
+        help="report what is installed and compiled, and how to install what is missing",
         description="Examine this machine: torch, GPUs, compilers, compiled ops, other libraries, cache.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--build", action="store_true", help="compile the ops now where no library of them fits")
-    parser.add_argument("--force", action="store_true", help="with --build: compile them anew")
+    parser.add_argument("--build", action="store_true", help="compile the ops now, if no compiled library fits")
+    parser.add_argument("--force", action="store_true", help="with --build: compile them again")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=_run)
 

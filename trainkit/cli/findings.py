@@ -1,4 +1,4 @@
-"""What `trainkit doctor` finds out about this machine: each fact with its state and, where one helps, what to type."""
+"""The findings of `trainkit doctor` about this machine, each with a state and a remedy where there is one."""
 
 import importlib
 import os
@@ -34,7 +34,14 @@ FEW_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Finding:
-    """`missing`: something else runs in its place, or nothing needs it; `broken`: asked for, and it cannot work."""
+    """One fact about this machine.
+
+    Args:
+        name: of what was examined.
+        value: what was found.
+        state: `missing`: optional, or something else is used in its place; `broken`: configured, and cannot work.
+        remedy: the command that helps.
+    """
 
     name: str
     value: str
@@ -43,7 +50,7 @@ class Finding:
 
 
 def examine() -> dict[str, list[Finding]]:
-    """All sections of the page; builds nothing."""
+    """Examines this machine; compiles nothing. Returns the findings by section."""
     return {
         "python and torch": _torch(),
         "GPUs": _gpus(),
@@ -71,11 +78,11 @@ def _torch() -> list[Finding]:
 
 
 def _driver() -> str:
-    """The NVIDIA driver's version and the newest CUDA that it runs; nothing where there is none."""
+    """The version of the NVIDIA driver and the newest CUDA that it supports; empty where there is none."""
     try:
         pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver: NVMLError is not there to be named where the import failed
+    except Exception:  # not installed, or no driver: NVMLError cannot be named where the import failed
         return ""
     try:
         number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -112,7 +119,7 @@ def _compilers() -> list[Finding]:
     if cxx:
         found.append(Finding("C++", f"{' '.join(cxx)}: {build.ask_version(*cxx)}"))
     elif os.environ.get("CXX"):
-        found.append(Finding("C++", f"CXX={os.environ['CXX']} is not there", "broken", "unset CXX"))
+        found.append(Finding("C++", f"CXX={os.environ['CXX']} does not exist", "broken", "unset CXX"))
     else:
         found.append(Finding("C++", "none", "missing", "apt-get install g++"))
     nvcc = build.find_nvcc()
@@ -122,7 +129,7 @@ def _compilers() -> list[Finding]:
     if nvcc:
         found.append(Finding("nvcc", f"{nvcc}: {build.ask_version(nvcc)}"))
     else:
-        found.append(Finding("nvcc", "none: ops are compiled for CPU alone", "missing", TOOLKIT))
+        found.append(Finding("nvcc", "none: ops are compiled for the CPU only", "missing", TOOLKIT))
     return found
 
 
@@ -172,9 +179,9 @@ def _cuda_archs(found: library.Library) -> Finding:
 
 
 def _uses(found: library.Library) -> list[Finding]:
-    """Of every op: what runs it on each kind of device."""
+    """For each op, the implementation that runs on each kind of device."""
     compiled = {name for name in found.description["ops"] if not name.endswith("_backward")}
-    # One that is off in some cases only goes there by a name of its own.
+    # An op that is off in some cases only has a name for these.
     names = sorted(compiled.union(*mode.OFF_BY_DEFAULT.values()))
 
     def runs(name: str, device: str) -> str:
@@ -189,7 +196,7 @@ def _uses(found: library.Library) -> list[Finding]:
 
 
 def _apex() -> Finding:
-    """NVIDIA's apex is told by its compiled parts: a package on PyPI has its name, and has nothing to do with it."""
+    """NVIDIA's apex is recognized by its compiled modules: an unrelated package on PyPI has the same name."""
     if find_spec("amp_C") and find_spec("fused_layer_norm_cuda"):
         return Finding("apex", f"{_version('apex') or 'there'}, with CUDA extensions")
     given = _version("apex")

@@ -1,4 +1,4 @@
-"""What `--list` prints: every key with its value, and beside it what the comment in conf/ says about it."""
+"""The output of `--list`: each key with its value, and its comment in conf/."""
 
 import re
 import shutil
@@ -16,7 +16,15 @@ _COMMENT = re.compile(r"(?:^|\s)#\s(.*)$")
 
 
 def listing(config: Mapping[str, Any], roots: list[Path]) -> str:
-    """`config` as YAML, described by the comments of the files in `roots`; the first that has one for a key counts."""
+    """Formats a configuration as YAML with comments.
+
+    Args:
+        config: resolved.
+        roots: configuration directories, whose files have comments; the first comment for a key is used.
+
+    Returns:
+        Text, as wide as the terminal.
+    """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
     return "\n".join(_lines(config, _descriptions(config, roots), "", max(width, 60)))
 
@@ -54,7 +62,7 @@ def _descriptions(config: Mapping[str, Any], roots: list[Path]) -> dict[str, str
 
 
 def _chosen(node: Any, group: Path) -> Path | None:
-    """The file of `group` that `node` was made of: of those with its `_target_`, the one with most of its values."""
+    """The file of `group` that `node` comes from: among those with its `_target_`, the one that shares most values."""
     best, most = None, 0
     for file in sorted(group.glob("*.yaml")):
         whole: dict[str, Any] = yaml.safe_load(file.read_text()) or {}

@@ -1,4 +1,4 @@
-"""The `trainkit` command: parses, calls, prints."""
+"""The `trainkit` command."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from trainkit.errors import TrainkitError
 _PATIENCE_S = 6.0
 _PIPE_CLOSED = 141  # as of a program that SIGPIPE ended
 HELP_TRAIN = """\
-configuration: key=value, any number of them; a group's name chooses a file of it, a dotted key changes one value
+configuration: any number of key=value; the name of a group selects one of its files, a dotted key changes one value
   trainkit train recipe=bert data.path=~/texts recipe.batch_size=32 precision=bf16
   trainkit train --processes 2 recipe=progressive_gan data.path=~/pictures
   torchrun --standalone --nproc-per-node=2 launch/train.py recipe=progressive_gan data.path=~/pictures
@@ -40,38 +40,55 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0 done, 1 the answer is no, 2 an error to mend, 130 interrupted."""
+    """Runs one command.
+
+    Args:
+        argv: arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0: success, 1: a check failed, 2: an error that the user can fix, 130: interrupted.
+    """
     arguments = parse(_parser(), argv)
     from_here = getattr(arguments, "from_here", False) or getattr(arguments, "trust", False)
     return guarded(lambda: arguments.run(arguments), from_here=from_here)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What `parser` makes of `argv`, with options before, between or after the key=value."""
+    """Parses arguments, with options before, between or after the key=value.
+
+    Args:
+        parser: of the command.
+        argv: arguments; None: those of the process.
+    """
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes positional arguments of a command from one place only
+    if rest:  # argparse accepts the positional arguments of a command in one place only
         arguments.overrides += rest
     return arguments
 
 
 def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> int:
-    """Runs `function` for an exit code; an error of ours is one line on stderr, told by one rank, and exit code 2.
+    """Calls a function, and prints a TrainkitError as one line on stderr, by one rank only.
 
-    from_here: whether Python finds modules in the current directory, where `_target_` of one's own may lie. Commands
-    that read a foreign checkpoint must not, unless it is trusted.
+    Args:
+        function: returns an exit code; None: 0.
+        from_here: whether Python can import modules from the current directory, for `_target_` of user code. It must be
+            False for commands that read an untrusted checkpoint.
+
+    Returns:
+        The exit code: that of `function`, 2 for a TrainkitError, 130 for an interrupt, 141 for a closed pipe.
     """
     if recall(FAILED) is not None:
-        return 2  # torchrun starts anew what has said why it cannot run
+        return 2  # torchrun restarts a process that has already printed why it cannot run
     _find_modules(from_here)
     try:
         code = function() or 0
         sys.stdout.flush()
         return code
     except TrainkitError as error:
-        _tell(error)
-        if error.recurs:  # last: a rank that starts later ends as soon as it reads this, and the job with it
+        _print_error(error)
+        if error.recurs:  # last: a rank that starts later exits as soon as it reads this, and so does the job
             remember(FAILED, str(error))
         return 2
     except KeyboardInterrupt:
@@ -91,19 +108,19 @@ def _find_modules(from_here: bool) -> None:
 
 
 def _is_stdout_gone() -> bool:
-    """Whether what reads our output, such as `head`, has closed it; nothing is written there any more then."""
+    """Whether the reader of our output, such as `head`, has closed it; if so, later output is discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     is_gone = any(event & select.POLLERR for _, event in poll.poll(0))
     if is_gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
     return is_gone
 
 
-def _tell(error: TrainkitError) -> None:
+def _print_error(error: TrainkitError) -> None:
     rank = int(os.environ.get("RANK", 0))
     if rank:
-        # Most errors are raised on all ranks, and rank 0 speaks; its end ends this process before it speaks too.
+        # Most errors are raised on all ranks, and rank 0 prints; torchrun then ends this process before it prints, too.
         time.sleep(_PATIENCE_S)
     where = f" (rank {rank})" if rank else ""
     message = " ".join(str(error).split())
@@ -113,7 +130,7 @@ def _tell(error: TrainkitError) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainkit",
-        description="Distributed training in PyTorch that is right, fast, and shows it.",
+        description="Distributed training in PyTorch.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -121,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
-        help="train what a configuration describes",
-        description="Train what a configuration describes, on this process, on N, or on all that torchrun started.",
+        help="train a recipe by a configuration",
+        description="Train a recipe by a configuration, in this process, in N, or in those that torchrun started.",
         epilog=HELP_TRAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -130,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=run_train, from_here=True, command=["-m", "trainkit.cli", "train"])
     evaluate = commands.add_parser(
         "evaluate",
-        help="measure a checkpoint on its held-out data",
-        description="Measure a run's newest checkpoint, or the one given, on its held-out data or on others.",
+        help="evaluate a checkpoint on its held-out data",
+        description="Evaluate a checkpoint, or the newest one of a run, on its held-out data or on other data.",
         epilog=HELP_EVALUATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -147,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `trainkit train` and `launch/train.py`."""
+    """Adds the arguments of `trainkit train` and `launch/train.py`."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the configuration")
     add_config_dir(parser)
     parser.add_argument(
@@ -161,39 +178,50 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config-dir`."""
     parser.add_argument(
         "--config-dir",
         metavar="DIR",
-        help="a directory laid out like conf/ with recipes, data sets and experiments of your own",
+        help="a directory with the layout of conf/, for your own recipes, data sets and experiments",
     )
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """`--trust`, of the commands that use a checkpoint's configuration."""
+    """Adds `--trust`, for commands that use the configuration of a checkpoint."""
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run what the checkpoint's configuration names, such as a recipe of your own, found from the current "
-        "directory too; without it only what is of trainkit and its recipes is run",
+        help="run any code that the checkpoint's configuration names, such as your own recipe, also from the current "
+        "directory; otherwise only code of trainkit and its recipes is run",
     )
 
 
 def run_train(arguments: argparse.Namespace) -> int | None:
-    """What `trainkit train` does with its parsed arguments."""
+    """Runs `trainkit train`.
+
+    Args:
+        arguments: parsed; see `add_train_arguments`.
+
+    Returns:
+        The exit code of the processes that were started; None where none were.
+
+    Raises:
+        TrainkitError: for any error that the user can fix.
+    """
     show = arguments.list or arguments.print_config
     if arguments.processes != "1" and not show:
         return _start_processes(arguments)
-    # Hydra takes a while to import.
+    # To import Hydra takes a while.
     from trainkit.cli.listing import listing
     from trainkit.config import CONF_DIR, check, compose_unresolved, groups, resolve, to_yaml
 
     composed = compose_unresolved(arguments.overrides, arguments.config_dir)
     config = resolve(composed)
     if arguments.list:
-        print("groups, chosen by name=option:")
+        print("groups, selected by name=option:")
         for name, options in groups(arguments.config_dir).items():
             print(f"  {name}: {', '.join(options)}")
-        print("\nkeys of this choice and their values, changed by key=value:\n")
+        print("\nkeys of this configuration and their values, changed by key=value:\n")
         own = [Path(arguments.config_dir).expanduser()] if arguments.config_dir else []
         print(listing(config, [*own, CONF_DIR]))
     elif arguments.print_config:

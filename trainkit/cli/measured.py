@@ -1,4 +1,4 @@
-"""`trainkit topo probe` and `bench`: what is measured, over the processes that torchrun started."""
+"""`trainkit topo probe` and `bench`: measure links and all-reduces between the processes that torchrun started."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ PATIENCE_S = 2.0
 
 
 def probe(arguments: argparse.Namespace) -> int:
+    """Runs `topo probe` with its parsed arguments; returns the exit code. Collective: every rank must call."""
     from trainkit.topology import measure
     from trainkit.topology.picture import text
 
@@ -33,14 +34,19 @@ def probe(arguments: argparse.Namespace) -> int:
                 arguments.output.write_text(measured.to_json())
         out = console()
         if topology.world_size == 1:
-            out.print("one process has no neighbour to send to: start several, with torchrun")
+            out.print("there is no link to measure with one process: start several with torchrun")
         text.show(measured, out)
         if arguments.output:
-            out.print(f"written to {arguments.output}: use it by comm.topology={arguments.output}", soft_wrap=True)
+            out.print(f"written to {arguments.output}: use it with comm.topology={arguments.output}", soft_wrap=True)
     return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    """Runs `topo bench` with its parsed arguments. Collective: every rank must call.
+
+    Returns:
+        The exit code: 1 where a sum is wrong.
+    """
     from trainkit.topology import measure
 
     wanted = amounts.sizes(arguments.sizes, "--sizes")
@@ -75,7 +81,7 @@ def bench(arguments: argparse.Namespace) -> int:
 def _reduction(
     kind: str, topology: "Topology", device: "torch.device", num_bytes: int
 ) -> "Iterator[tuple[Callable[[torch.Tensor], None] | None, str]]":
-    """What sums a tensor over all ranks by the best plan of a kind, and its words; None: torch's own all-reduce."""
+    """A function that all-reduces by the best plan of a kind, None for that of PyTorch, and the plan as text."""
     from trainkit.planning.plan import candidates, plan_all_reduce
     from trainkit.planning.reduce_plan import KINDS
     from trainkit.reduction.collectives import Route
@@ -83,7 +89,7 @@ def _reduction(
 
     allowed = ("auto", *KINDS)
     if kind not in allowed:
-        raise ConfigError(f"--plan={kind}: allowed are {', '.join(allowed)}.{nearest(kind, allowed)}")
+        raise ConfigError(f"--plan={kind}: must be one of {', '.join(allowed)}.{nearest(kind, allowed)}")
     if kind == "flat" or topology.world_size == 1:
         yield None, "flat"
         return
@@ -93,7 +99,7 @@ def _reduction(
     )
     plan = next((plan for plan in every if kind in ("auto", plan.kind)), None)
     if plan is None:
-        raise ConfigError(f"--plan={kind}: not possible for {count(topology)}; use --plan auto, which chooses")
+        raise ConfigError(f"--plan={kind}: not possible for {count(topology)}; use --plan auto")
     route = Route(plan, rank=rank(), device=device)
     try:
         yield lambda tensor: _wait(route.all_reduce(tensor)), plan.describe()
@@ -107,7 +113,7 @@ def _wait(future: Any) -> None:
 
 @contextmanager
 def _patience() -> Iterator[Any]:
-    """Yields a function that is told what begins; what takes long is said on stderr, by rank 0."""
+    """Yields a function to call when a part starts; rank 0 prints its name to stderr if it takes long."""
     timers: list[threading.Timer] = []
 
     def report(text: str) -> None:

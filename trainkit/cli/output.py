@@ -1,4 +1,4 @@
-"""What commands print, and where they write."""
+"""The output of commands."""
 
 import os
 import sys
@@ -18,20 +18,24 @@ PLAIN_WIDTH = 120
 
 
 def rank() -> int:
+    """The rank of this process, from the environment."""
     return int(os.environ.get("RANK", 0))
 
 
 def console() -> Console:
+    """A console on stdout; 120 columns wide where that is no terminal."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False)
 
 
 def say(text: str) -> None:
+    """Prints a line to stderr."""
     print(f"trainkit: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
+    """A context that turns an OSError for `path` into a ConfigError about --output."""
     try:
         yield
     except OSError as error:
@@ -39,5 +43,6 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def count(topology: "Topology") -> str:
+    """The numbers of ranks and hosts as text, such as `4 ranks on 2 hosts`."""
     hosts, ranks = len(topology.hosts), topology.world_size
     return f"{ranks} rank{'s' if ranks > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}"

@@ -1,4 +1,4 @@
-"""`trainkit topo`: the machine's links as a picture, measured, planned over, and what jobs on many of them reach."""
+"""`trainkit topo`: shows and measures links, plans all-reduces over them, and simulates jobs on many machines."""
 
 import argparse
 from collections.abc import Sequence
@@ -60,11 +60,11 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `topo` and its own commands."""
+    """Adds `topo` and its subcommands to `commands`, of argparse."""
     topo = commands.add_parser(
         "topo",
-        help="show, measure, plan over and simulate a machine's links",
-        description="Show, measure, plan over and simulate the links between GPUs, network cards and hosts.",
+        help="show and measure links, plan all-reduces, simulate jobs",
+        description="Show and measure links between GPUs, network cards and hosts; plan all-reduces; simulate jobs.",
         epilog=EXAMPLES["topo"],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,36 +81,44 @@ def add_parser(commands: Any) -> None:
         parser.set_defaults(run=run)
         return parser
 
-    show = add("show", _show, "the machine as a picture", "The machine as a picture, its matrix, and what is wrong.")
+    show = add(
+        "show", _show, "show the links of a machine", "Show the links of a machine, its bandwidth matrix, and advice."
+    )
     machine.add_machine(show)
-    show.add_argument("--output", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
+    show.add_argument("--output", type=Path, metavar="FILE", help="draw it into a file: .svg, .png or .pdf")
     show.add_argument("--json", action="store_true", help="print it as JSON, which --topology reads")
 
-    probe = add("probe", measured.probe, "measure links", "Measures links between the processes that torchrun started.")
-    probe.add_argument("--topology", type=Path, metavar="FILE", help="a machine's JSON; default: read from the machine")
+    probe = add("probe", measured.probe, "measure links", "Measure links between the processes that torchrun started.")
+    probe.add_argument(
+        "--topology", type=Path, metavar="FILE", help="a topology file (JSON); default: read from the machine"
+    )
     machine.add_device(probe)
     probe.add_argument("--output", type=Path, metavar="FILE", help="write the topology with its measured links as JSON")
 
     plan = add(
         "plan",
         _plan,
-        "how a gradient would be summed",
-        "Every plan for an all-reduce, its predicted time, and the choice.",
+        "show the plans of an all-reduce",
+        "Show the plans of an all-reduce, their predicted times, and the choice.",
     )
     machine.add_machine(plan)
     plan.add_argument("--bytes", default="25MB", metavar="SIZE", help="of a bucket of gradients; default: 25MB")
     plan.add_argument("--wire-dtype", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
-    plan.add_argument("--all", action="store_true", help="every size of chunks, not the best of each kind")
+    plan.add_argument("--all", action="store_true", help="all sizes of chunks, not only the best of each kind")
 
-    _add_simulate(add("simulate", _simulate, "what a job on many machines reaches", "Predicts a job's step time."))
+    _add_simulate(
+        add("simulate", _simulate, "predict the step time on many machines", "Predict the step time of a job.")
+    )
 
     bench = add(
         "bench",
         measured.bench,
-        "bus bandwidth",
-        "Times all-reduces over the processes that torchrun started, as nccl-tests do.",
+        "measure bus bandwidth",
+        "Measure all-reduces over the processes that torchrun started, as nccl-tests do.",
     )
-    bench.add_argument("--topology", type=Path, metavar="FILE", help="a machine's JSON; default: read from the machine")
+    bench.add_argument(
+        "--topology", type=Path, metavar="FILE", help="a topology file (JSON); default: read from the machine"
+    )
     bench.add_argument("--sizes", default="1KB..64MB", metavar="SIZES", help="default: 1KB..64MB, doubling")
     bench.add_argument(
         "--plan", default="flat", metavar="KIND", help="auto, flat (default), ring, hierarchical or leader"
@@ -121,11 +129,13 @@ def add_parser(commands: Any) -> None:
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     machine.add_machine(parser, nodes="1..128")
-    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="what is trained; default: bert-large")
-    parser.add_argument("--samples", type=int, metavar="N", help="that a device takes in a step; default: the recipe's")
+    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="bert-base or bert-large (default)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="samples of a device in a step; default: that of the recipe"
+    )
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "tf32", "fp32"), help="default: bf16")
     parser.add_argument("--wire-dtype", default="exact", metavar="FORMAT", help="exact (default), fp16, bf16 or int8")
-    parser.add_argument("--tflops", type=float, metavar="N", help="that one device sustains; default: by its name")
+    parser.add_argument("--tflops", type=float, metavar="N", help="sustained TFLOPS of a device; default: by its name")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw a chart: .svg, .png or .pdf")
 
 
@@ -198,9 +208,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         if chosen.kind != "flat":
             why = f"it is predicted to take {100 * gain:.0f} % less time than flat"
         elif every[0].plan.kind == "flat":
-            why = "nothing is predicted to be faster"
+            why = "no other plan is predicted to be faster"
         else:
-            why = f"the fastest is predicted to save {100 * gain:.1f} %, and below {100 * MIN_GAIN:.0f} % flat stays"
+            why = f"the fastest is predicted to save {100 * gain:.1f} %; flat is kept below {100 * MIN_GAIN:.0f} %"
         out.print(f"\nchosen: {chosen.describe()}: {why}", soft_wrap=True)
     return 0
 
@@ -215,7 +225,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     for name in ("tflops", "samples"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
-            raise ConfigError(f"--{name}={value}: allowed are numbers above 0")
+            raise ConfigError(f"--{name}={value}: must be above 0")
     node = machine.one_node(arguments)
     if rank():
         return 0
@@ -235,8 +245,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
     )
     out.print(_scaling(points))
     out.print(
-        f"\nefficiency in brackets: were buckets as slow as the slowest published ones of their size, {SLOW_INSIDE:g} "
-        f"times as long as predicted in a host, {SLOW_ACROSS:g} times across hosts; `topo bench` measures yours",
+        f"\nefficiency in brackets: if all-reduces were as slow as the slowest published ones, {SLOW_INSIDE:g} times "
+        f"as long as predicted within a host and {SLOW_ACROSS:g} times over hosts; `topo bench` measures yours",
         soft_wrap=True,
     )
     bend = knee(points)
@@ -250,7 +260,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     for change in changes:
         took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
         if abs(change.gain) < 0.005:
-            took = "no other time a step"
+            took = "the same time a step"
         out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {_time(change.point.step_us)}", soft_wrap=True)
     if arguments.output:
         title = f"{arguments.recipe} on {node.source.removeprefix('preset ') or 'machines like this one'}"
@@ -277,7 +287,7 @@ def _scaling(points: "Sequence[Point]") -> Table:
             f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
             f"{point.samples_per_s:,.0f}",
             bar,
-            point.plan.kind + ("" if point.plan.format == "exact" else f", {point.plan.format}"),
+            point.plan.kind + ("" if point.plan.wire_dtype == "exact" else f", {point.plan.wire_dtype}"),
         )
     return table
 
@@ -287,14 +297,16 @@ def _scaling(points: "Sequence[Point]") -> Table:
 
 def _check_picture(path: Path | None) -> None:
     if path is not None and path.suffix not in PICTURES:
-        raise ConfigError(f"--output={path}: allowed are names that end in {', '.join(PICTURES)}")
+        raise ConfigError(f"--output={path}: must end in {', '.join(PICTURES)}")
 
 
 def _check_format(wire_dtype: str) -> None:
-    from trainkit.planning.reduce_plan import FORMATS
+    from trainkit.planning.reduce_plan import WIRE_DTYPES
 
-    if wire_dtype not in FORMATS:
-        raise ConfigError(f"--wire-dtype={wire_dtype}: allowed are {', '.join(FORMATS)}.{nearest(wire_dtype, FORMATS)}")
+    if wire_dtype not in WIRE_DTYPES:
+        raise ConfigError(
+            f"--wire-dtype={wire_dtype}: must be one of {', '.join(WIRE_DTYPES)}.{nearest(wire_dtype, WIRE_DTYPES)}"
+        )
 
 
 def _nodes(num_nodes: int) -> str:

@@ -1,4 +1,4 @@
-"""The processes of a job: who they are, what they agree on, and the shard of a tensor that each holds."""
+"""The processes of a job, their collectives, and the shard of a tensor that each process holds."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The processes of a job, as the launcher's environment variables tell them."""
+"""Cluster: the processes of a job, as the environment variables of its launcher give them."""
 
 import os
 import socket
@@ -14,7 +14,14 @@ from trainkit.errors import ClusterError
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where this process stands among the `world_size` processes of its job."""
+    """The rank of this process, and the size of its job.
+
+    Args:
+        rank: of this process, from 0 to world_size - 1.
+        world_size: processes of the job.
+        local_rank: of this process among those of its host.
+        local_world_size: processes of the job on this host.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -23,9 +30,20 @@ class Cluster:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Cluster":
-        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; none of them: one process.
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, which torchrun sets.
 
-        Raises ClusterError where only some are set or they contradict each other.
+        Args:
+            environment: in place of the environment of this process.
+
+        Returns:
+            The cluster; one process where none of the variables is set.
+
+        Raises:
+            ClusterError: where only some are set, or they contradict each other.
+
+        Example:
+            >>> Cluster.from_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+            Cluster(rank=3, world_size=4, local_rank=1, local_world_size=2)
         """
         environment = os.environ if environment is None else environment
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -47,19 +65,29 @@ class Cluster:
 
     @property
     def is_one_host(self) -> bool:
+        """Whether all processes of the job are on this host."""
         return self.local_world_size == self.world_size
 
 
 def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool:
-    """Makes the default process group unless there is one; True when it was made here. Collective.
+    """Initializes the default process group unless there is one. Collective: every rank must call.
 
-    alone: one process makes a group too.
+    Args:
+        cluster: the processes of the job.
+        device: of this process; with `cuda` the group has NCCL beside gloo.
+        alone: whether one process initializes a group, too.
+
+    Returns:
+        Whether the group was initialized here.
+
+    Raises:
+        ClusterError: where the processes cannot reach each other, or an existing group is of another job.
     """
     if dist.is_initialized():
         if dist.get_world_size() != cluster.world_size or dist.get_rank() != cluster.rank:
             raise ClusterError(
                 f"the process group has rank {dist.get_rank()} of {dist.get_world_size()}, "
-                f"the environment says {cluster.rank} of {cluster.world_size}"
+                f"the environment says {cluster.rank} of {cluster.world_size}: start all processes with one launcher"
             )
         return False
     if cluster.world_size == 1:
@@ -70,11 +98,11 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
     if missing:
         raise ClusterError(f"{' and '.join(missing)} not set: start the job with torchrun, which sets them")
     if cluster.is_one_host and os.uname().sysname == "Linux":
-        # gloo looks the host's own name up otherwise, which fails or is slow on many machines.
+        # Otherwise gloo resolves the hostname, which fails or is slow on many machines.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         device_id = device if device.type == "cuda" else None
-        store = agent.meeting(cluster.rank, cluster.world_size)
+        store = agent.rendezvous_store(cluster.rank, cluster.world_size)
         if store is None:
             dist.init_process_group(_backends(device), device_id=device_id)
         else:
@@ -89,15 +117,15 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
     return True
 
 
-def _why(told: str, device: torch.device) -> str:
-    """What torch or NCCL has said, in one sentence, and what to do about it."""
-    if "duplicate gpu" in told.lower():
+def _why(message: str, device: torch.device) -> str:
+    """The message of torch or NCCL in one sentence, and what to do about it."""
+    if "duplicate gpu" in message.lower():
         return (
-            f"it and another rank share one GPU, {device}, which NCCL refuses. Start all processes of a machine by one "
-            f"torchrun --nproc-per-node=gpu, or show every torchrun GPUs of its own by CUDA_VISIBLE_DEVICES"
+            f"it shares {device} with another rank, which NCCL does not support. Start all processes of a machine with "
+            f"one torchrun --nproc-per-node=gpu, or set CUDA_VISIBLE_DEVICES to different GPUs for each torchrun"
         )
-    # The first line of an error of NCCL is where in torch it was met.
-    reason = told.partition("Last error:")[2].strip() or told
+    # The first line of an NCCL error is the place in torch where it was raised.
+    reason = message.partition("Last error:")[2].strip() or message
     return (
         f"{reason.splitlines()[0] if reason else 'no reason was given'}. "
         f"Is GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME the interface that reaches the others?"
@@ -109,20 +137,21 @@ def _backends(device: torch.device) -> str:
 
 
 def current_cluster() -> Cluster:
-    """The process group's word where there is one (it may have been made by hand), else the environment's.
+    """The cluster of the default process group where one is initialized, otherwise that of the environment.
 
-    Raises ClusterError where another launcher has started several processes and nothing tells them of one another.
+    Raises:
+        ClusterError: where srun or mpirun has started several processes without the variables of torchrun.
     """
     cluster = Cluster.from_environment()
     if not dist.is_initialized():
         _require_no_other_launcher(os.environ)
     elif cluster.world_size != dist.get_world_size():
-        return _of_the_group()
+        return _cluster_of_group()
     return cluster
 
 
-def _of_the_group() -> Cluster:
-    """Ranks of one host are counted in their order: a group tells nothing about hosts."""
+def _cluster_of_group() -> Cluster:
+    """The cluster of the default group, whose ranks exchange their hostnames: a group does not know its hosts."""
     store = dist.PrefixStore("trainkit/hosts", dist.distributed_c10d._get_default_store())
     rank, size = dist.get_rank(), dist.get_world_size()
     store.set(str(rank), socket.gethostname())
@@ -130,7 +159,7 @@ def _of_the_group() -> Cluster:
     return Cluster(rank, size, hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
 
 
-_LAUNCHERS = {  # what starts a process -> variables for how many there are and which this is
+_LAUNCHERS = {  # launcher -> its variables for the number of processes and the rank
     "Slurm's srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "Open MPI's mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "MPI's mpiexec": ("PMI_SIZE", "PMI_RANK"),
@@ -138,14 +167,14 @@ _LAUNCHERS = {  # what starts a process -> variables for how many there are and 
 
 
 def _require_no_other_launcher(environment: Mapping[str, str]) -> None:
-    """Otherwise each of its processes would train alone, on all the data, and say nothing."""
+    """Otherwise each of its processes would train alone, on all the data, without a message."""
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return
     for launcher, (size, number) in _LAUNCHERS.items():
         if (num_processes := environment.get(size, "1")) not in ("", "0", "1"):
             raise ClusterError(
                 f"{launcher} has started {num_processes} processes ({size}; this is {number}="
-                f"{environment.get(number)}), and RANK and WORLD_SIZE are not set: each would train alone. Let it "
-                f"start one torchrun a node, as launch/slurm.sbatch does (srun --ntasks-per-node=1 torchrun ...); if "
-                f"each is to train alone, set RANK=0 and WORLD_SIZE=1"
+                f"{environment.get(number)}), and RANK and WORLD_SIZE are not set: each would train alone. Start "
+                f"one torchrun on each node, as launch/slurm.sbatch does (srun --ntasks-per-node=1 torchrun ...); for "
+                f"independent runs set RANK=0 and WORLD_SIZE=1"
             )

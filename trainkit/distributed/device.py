@@ -1,4 +1,4 @@
-"""The device that a process computes on."""
+"""The device of a process, and deterministic algorithms on it."""
 
 import os
 
@@ -9,16 +9,24 @@ from trainkit.errors import ConfigError
 
 
 def choose_device(name: str, cluster: Cluster) -> torch.device:
-    """The device of this process for `auto`, `cpu` or `cuda`; the GPU of its local rank becomes the current one.
+    """Chooses the device of this process, and makes it the current one if it is a GPU.
 
-    Raises ConfigError when there is none, or fewer than processes.
+    Args:
+        name: `cpu`, `cuda` or `auto`, which is `cuda` where a GPU is available.
+        cluster: its local rank is the number of the GPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: where there is no GPU, or fewer GPUs than processes on this machine.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r}: allowed are auto, cpu, cuda")
+        raise ConfigError(f"device={name!r}: must be one of auto, cpu, cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or install a CUDA build of torch")
+        raise ConfigError("device=cuda: torch finds no GPU; use device=cpu, or install a CUDA build of torch")
     num_devices = torch.cuda.device_count()
     if cluster.local_rank >= num_devices:
         raise ConfigError(
@@ -31,8 +39,8 @@ def choose_device(name: str, cluster: Cluster) -> torch.device:
 
 
 def compute_deterministically() -> None:
-    """Makes torch take deterministic algorithms, for the rest of the process."""
-    # cuBLAS reads this when it is first used.
+    """Makes torch use deterministic algorithms for the rest of the process."""
+    # cuBLAS reads this at its first call.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -24,27 +24,38 @@ _AGENT = "torch.distributed.elastic"
 
 
 def launch(function: Callable[..., Any], *args: Any, processes: int | Literal["auto"] = "auto") -> list[Any]:
-    """`function(*args)` in that many new processes of one job, for notebooks and scripts; their results, by rank.
+    """Calls `function(*args)` in several processes of one job on this machine, from a notebook or a script.
 
     `Runtime()` in it finds the job as it does under torchrun. The function may be defined in a notebook or at a
-    prompt. It, what it uses from there, its arguments and its results are copied (cloudpickle): make models, engines
-    and data sets of a GPU inside of it. What a process prints appears where this one prints. All have ended when this
-    returns or raises; an interrupt reaches them, as SIGINT.
+    prompt. The function, the globals that it uses, its arguments and its results are copied with cloudpickle: create
+    models, engines and data sets on a GPU inside the function. The output of all processes appears in that of this one.
+    All processes have ended when this returns or raises; an interrupt reaches them as SIGINT.
 
-    processes: `auto`: one for each GPU, one where there is none.
-    Raises what the first rank to fail has raised, with a note that holds the rank and its traceback; ClusterError
-    where a process ends without a result; UsageError in a process of a job; ConfigError.
+    Args:
+        function: called once in each process.
+        *args: its arguments.
+        processes: how many; `auto`: one for each GPU, or one without a GPU.
 
-    >>> import os
-    >>> launch(lambda start: start + int(os.environ["RANK"]), 10, processes=2)
-    [10, 11]
+    Returns:
+        The result of each rank, in their order.
+
+    Raises:
+        Exception: what the first rank to fail raised, with a note of its rank and traceback.
+        ClusterError: where a process ends without a result.
+        UsageError: in a process that already belongs to a job, or for something that cannot be copied.
+        ConfigError: for `processes` that is neither `auto` nor a number of at least 1.
+
+    Example:
+        >>> import os
+        >>> launch(lambda start: start + int(os.environ["RANK"]), 10, processes=2)
+        [10, 11]
     """
     num = count(processes, "processes=")
     require_no_job(f"launch(processes={processes})")
     with tempfile.TemporaryDirectory(prefix="trainkit_") as name:
         directory = Path(name)
         _send(function, args, directory / _CALL)
-        # Not by -m: modules beside a notebook are found by this process's path.
+        # Not -m: modules beside a notebook are found through the path of this process.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from trainkit.distributed.processes import work; work({name!r})"
         )
@@ -65,9 +76,14 @@ def launch(function: Callable[..., Any], *args: Any, processes: int | Literal["a
 
 
 def run(arguments: Sequence[str], num: int) -> int:
-    """Runs `python` with `arguments` in `num` processes of one job until all have ended; the exit code.
+    """Runs `python` with `arguments` in several processes of one job, and waits for them.
 
-    Which is 0, or that of the process that failed first, 128 + n where signal n has ended it or this process.
+    Args:
+        arguments: of each `python` process.
+        num: processes.
+
+    Returns:
+        The exit code: 0, or that of the first process that failed; 128 + n where signal n ended it or this process.
     """
     with tempfile.TemporaryDirectory(prefix="trainkit_") as logs:
         failed = _run([sys.executable, "-u", *arguments], num, Path(logs))
@@ -81,24 +97,39 @@ def run(arguments: Sequence[str], num: int) -> int:
 
 
 def count(processes: int | str, name: str = "--processes=") -> int:
-    """How many `processes` means; `name` is what an error calls it. Raises ConfigError."""
+    """The number of processes that an option means.
+
+    Args:
+        processes: a number, or `auto`: one for each GPU, or one without a GPU.
+        name: of the option, for the message of an error.
+
+    Raises:
+        ConfigError: for anything else.
+    """
     if processes == "auto":
         import torch
 
         return max(1, torch.cuda.device_count())
     if isinstance(processes, bool) or not str(processes).isdecimal() or int(processes) < 1:
-        raise ConfigError(f"{name}{processes}: allowed is auto, one for each GPU, or a number from 1 up")
+        raise ConfigError(f"{name}{processes}: must be auto (one for each GPU) or a number of at least 1")
     return int(processes)
 
 
 def require_no_job(what: str) -> None:
-    """Raises UsageError where this process is one of a job's already, so that each would start as many again."""
+    """Checks that this process does not belong to a job already, each of whose processes would start several more.
+
+    Args:
+        what: the call or option, for the message of an error.
+
+    Raises:
+        UsageError: where it does.
+    """
     found = [f"{name}={os.environ[name]}" for name in _OF_A_JOB if name in os.environ]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         found.append(f"SLURM_STEP_NUM_TASKS={os.environ['SLURM_STEP_NUM_TASKS']}")
     if found:
         raise UsageError(
-            f"{what} starts processes by itself, and this is one of a job's already ({' '.join(found)}): leave it out "
+            f"{what} starts processes, and this process already belongs to a job ({' '.join(found)}): leave it out "
             f"under torchrun and srun, or unset these variables"
         )
 
@@ -108,10 +139,9 @@ def require_no_job(what: str) -> None:
 
 @dataclass(frozen=True)
 class _Failed:
-    """codes: exit codes by rank, of the processes that failed: last, those that the agent has ended thereupon.
-    interrupted_by: the signal to this process that has ended all."""
+    """The exit codes of the failed processes by rank, and the signal that interrupted this process."""
 
-    codes: dict[int, int]
+    codes: dict[int, int]  # the first to fail first; those that the agent then ended last
     interrupted_by: int | None = None
 
 
@@ -134,11 +164,11 @@ def _run(command: Sequence[str], num: int, logs: Path) -> _Failed:
     try:
         with _restored():
             if num > 1:
-                os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, which says so in three lines
+                os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, which prints three lines about it
             elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         codes = [(rank, failure.exitcode) for rank, failure in error.failures.items()]
-        return _Failed(dict(sorted(codes, key=lambda entry: entry[1] == -signal.SIGTERM)))  # that was the agent
+        return _Failed(dict(sorted(codes, key=lambda entry: entry[1] == -signal.SIGTERM)))  # sent by the agent
     except SignalException as error:
         return _Failed({}, int(error.sigval))
     return _Failed({})
@@ -146,7 +176,7 @@ def _run(command: Sequence[str], num: int, logs: Path) -> _Failed:
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Keeps the agent's log to itself, and the environment and the signal handlers, which it sets, as they were."""
+    """Silences the agent's log, and restores the environment and signal handlers that the agent changes."""
     environment, agent = dict(os.environ), logging.getLogger(_AGENT)
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if is_main else {}
@@ -168,11 +198,11 @@ def _restored() -> Iterator[None]:
 def _ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
-    why = " (the system does that where memory runs out)" if -code == signal.SIGKILL else ""
-    return f"was ended by {signal.Signals(-code).name}{why}"
+    why = " (Linux does that when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{why}"
 
 
-# -- what a launched function is given and gives -----------------------------------------------------------------------
+# -- arguments and results of a launched function ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -182,15 +212,13 @@ class _Returned:
 
 @dataclass(frozen=True)
 class _Raised:
-    """error: None where it cannot be copied; text: its traceback; at: seconds of the clock."""
-
-    error: BaseException | None
-    text: str
-    at: float
+    error: BaseException | None  # None where it cannot be copied
+    text: str  # its traceback
+    at: float  # seconds since the epoch
 
 
 def work(directory: str) -> None:
-    """What each launched process does: calls, and writes the answer into `directory`."""
+    """The main function of a launched process: calls the function in `directory`, and writes its result there."""
     import cloudpickle
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -199,9 +227,9 @@ def work(directory: str) -> None:
     try:
         function, args = pickle.loads((path / _CALL).read_bytes())
         answer = _Returned(function(*args))
-        content = _copy_of(answer, f"what {_name(function)} returned", "return numbers, text or tensors")
+        content = _copy_of(answer, f"the result of {_name(function)}", "return numbers, text or tensors")
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # the process that launched this one says so
+        sys.exit(128 + signal.SIGINT)  # the launching process reports it
     except Exception as error:
         answer = _Raised(error, traceback.format_exc(), time.time())
         try:
@@ -215,15 +243,15 @@ def work(directory: str) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process after its parent: a kernel that was restarted, say, would leave it on its GPU."""
+    """Ends this process after its parent; otherwise it would keep its GPU when a notebook's kernel restarts."""
     while os.getppid() == parent:
         time.sleep(_LOOKING_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _send(function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> None:
-    what = f"{_name(function)}, with its arguments and what it uses,"
-    path.write_bytes(_copy_of((function, args), what, "make inside the function what cannot"))
+    what = f"{_name(function)}, with its arguments and the globals that it uses,"
+    path.write_bytes(_copy_of((function, args), what, "create such objects inside the function"))
 
 
 def _copy_of(value: Any, what: str, advice: str) -> bytes:

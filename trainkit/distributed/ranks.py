@@ -1,4 +1,4 @@
-"""Ranks: the processes of a job, and what they tell one another."""
+"""Ranks: the processes of a job and their collectives."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,30 +16,40 @@ from trainkit.errors import ConfigError, PeerError, TrainkitError
 
 T = TypeVar("T")
 BESIDE = "beside training"
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in what an object without a text of its own prints as
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the default repr of an object
 
-# DDP's reducer holds on to its group. If it were the last to do so, the group would end with the interpreter locked,
-# and wait for threads of its own that may want that lock to let go of their last tensor. Kept here, it ends unlocked.
+# DDP's reducer holds a reference to its group. If it were the last one, the group's destructor would run with the GIL
+# held, and wait for threads that need the GIL to free their last tensor. With a reference here it runs without.
 _left: list[dist.ProcessGroup | None] = []
 
 
 class Ranks:
-    """This process among those of its job. Making one joins the process group that torchrun describes.
+    """The processes of a job. Collective: every rank must create one, which joins the process group of the launcher.
 
-    needs_group: one process alone makes a group too.  Collective: every rank makes one.
+    Args:
+        cluster: the rank of this process and the size of the job.
+        device: of this process; reductions of numbers run there.
+        needs_group: whether one process initializes a process group, too.
+
+    Raises:
+        ClusterError: where the processes cannot reach each other.
     """
 
     def __init__(self, cluster: Cluster, device: torch.device, *, needs_group: bool = False) -> None:
         self.cluster, self.device = cluster, device
         self._made_group = join(cluster, device, alone=needs_group)
         self._own_groups: list[dist.ProcessGroup] = []
-        # Building a cache may take longer than a collective is allowed to.
+        # Of its own: building a cache may take longer than the timeout of the default group.
         self.group = self.new_group()
 
     def new_group(self, description: str | None = None) -> dist.ProcessGroup | None:
-        """A gloo group of all ranks in which one may wait for days; None for one process. Collective.
+        """Creates a gloo group of all ranks with a timeout of 7 days. Collective: every rank must call.
 
-        description: `BESIDE` for one that threads beside training use.
+        Args:
+            description: `BESIDE` for a group that threads use beside training.
+
+        Returns:
+            The group; None for one process.
         """
         if self.world_size == 1:
             return None
@@ -49,23 +59,33 @@ class Ranks:
 
     @property
     def rank(self) -> int:
+        """The rank of this process, from 0 to `world_size` - 1."""
         return self.cluster.rank
 
     @property
     def world_size(self) -> int:
+        """The number of processes of the job."""
         return self.cluster.world_size
 
     @property
     def local_rank(self) -> int:
+        """The rank of this process among those of its host."""
         return self.cluster.local_rank
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that speaks and writes."""
+        """Whether this is rank 0, which prints messages and writes files."""
         return self.cluster.rank == 0
 
     def all_reduce_sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """The float64 sums of `values` over ranks. Collective: every rank calls, with the same names."""
+        """Sums numbers over ranks in float64. Collective: every rank must call, with the same names.
+
+        Args:
+            values: numbers or scalar tensors, by name.
+
+        Returns:
+            The sums, by name, the same on every rank.
+        """
         total = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
         )
@@ -94,9 +114,18 @@ class Ranks:
         return torch.stack(shares, dim=1).flatten(0, 1)[:size]
 
     def first_on_host(self, function: Callable[[], T]) -> T:
-        """`function()` on every rank: first on local rank 0 of each machine, then on the others. Collective.
+        """Calls `function` on local rank 0 of each host, then on the other ranks. Collective: every rank must call.
 
-        For what one process makes and the others then find, such as a cache. An error of a first one is raised on all.
+        It is meant for something that one process creates and the others then find, such as a cache.
+
+        Args:
+            function: called once on each rank.
+
+        Returns:
+            Its result on this rank.
+
+        Raises:
+            Exception: the error of a local rank 0, on all ranks; see `raise_first`.
         """
         if self.group is None:
             return function()
@@ -110,24 +139,40 @@ class Ranks:
         return function() if self.local_rank != 0 else result  # type: ignore[return-value]
 
     def raise_first(self, error: Exception | None) -> None:
-        """Raises the error of the lowest rank that has one on all of them. Collective: every rank calls."""
+        """Raises the error of the lowest rank that has one, on all ranks. Collective: every rank must call.
+
+        Args:
+            error: of this rank; None: it has none.
+
+        Raises:
+            TrainkitError: the error of another rank.
+            PeerError: in place of an error of another rank that is no TrainkitError.
+            Exception: an error of this rank that is no TrainkitError.
+        """
         if self.group is None:
             if error is not None:
                 raise error
             return
         known = error if error is None or isinstance(error, TrainkitError) else None
-        told: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
-        dist.all_gather_object(told, (known, repr(error) if error else None), group=self.group)
+        errors: list[tuple[TrainkitError | None, str | None]] = [(None, None)] * self.world_size
+        dist.all_gather_object(errors, (known, repr(error) if error else None), group=self.group)
         if error is not None and known is None:
             raise error
-        for rank, (theirs, text) in enumerate(told):
+        for rank, (theirs, text) in enumerate(errors):
             if theirs is not None:
                 raise theirs
             if text is not None:
                 raise PeerError(f"rank {rank} failed: {text}")
 
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's `value` (anything that pickles) on every rank. Collective."""
+        """Sends the value of rank 0 to all ranks. Collective: every rank must call.
+
+        Args:
+            value: anything that can be pickled; that of other ranks is ignored.
+
+        Returns:
+            The value of rank 0.
+        """
         if self.group is None:
             return value
         box = [value]
@@ -135,16 +180,27 @@ class Ranks:
         return box[0]
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's `value` (anything that pickles), in the order of the ranks. Collective."""
+        """Gathers the values of all ranks. Collective: every rank must call.
+
+        Args:
+            value: anything that can be pickled.
+
+        Returns:
+            The value of each rank, in their order.
+        """
         values = [value] * self.world_size
         if self.group is not None:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def require_same(self, given: Mapping[str, Any]) -> None:
-        """Raises ConfigError on all ranks where one was given another value than rank 0 for a key: names it and both.
+        """Checks that all ranks have the same values. Collective: every rank must call.
 
-        given: values that are told apart by what they print as.  Collective: every rank calls.
+        Args:
+            given: values by name; they are compared as text.
+
+        Raises:
+            ConfigError: on all ranks, with the name and both values, where one differs from that of rank 0.
         """
         if self.group is None:
             return
@@ -160,13 +216,20 @@ class Ranks:
                     )
 
     def same_as_before(self, name: str, make: Callable[[], str]) -> str:
-        """What `make` returns on rank 0; where torchrun starts the job again, what it returned the first time.
+        """Calls `make` on rank 0 in the first start of a job, and returns that value in later ones. Collective.
 
-        The n-th call of a process with a `name` is about the same thing in every start. What `make` raises is raised
-        on all ranks. Collective.
+        Args:
+            name: the n-th call with a name returns the same value in every start of the job by torchrun.
+            make: called on rank 0 in the first start.
+
+        Returns:
+            The value, the same on all ranks.
+
+        Raises:
+            Exception: what `make` raised, on all ranks.
         """
         nth = agent.nth(name)
-        known = self.all_gather_object(agent.recall(nth))  # rank 0 may be on a new machine
+        known = self.all_gather_object(agent.recall(nth))  # rank 0 may be on another machine now
         before = next((value for value in known if value is not None), None)
         value, error = before or "", None
         if before is None and self.is_main:
@@ -180,17 +243,17 @@ class Ranks:
         return value
 
     def own_store(self) -> dist.Store | None:
-        """A connection, for a thread of this rank, to the store in which the ranks met; None in one process."""
+        """A new connection to the store of the default group, for a thread of this rank; None for one process."""
         return dist.distributed_c10d._get_default_store().clone() if self.world_size > 1 else None  # type: ignore[attr-defined]
 
     def leave(self) -> None:
-        """Leaves the process group, if it was joined here; the groups that were made here in any case."""
+        """Destroys the groups that were created here, and the default process group if it was initialized here."""
         while self._own_groups and dist.is_initialized():
-            dist.destroy_process_group(self._own_groups.pop())  # each has threads that look for messages all the time
+            dist.destroy_process_group(self._own_groups.pop())  # each has threads that poll for messages
         self.group = None
         if self._made_group and dist.is_initialized():
             _left.append(dist.group.WORLD)
-            with suppress(RuntimeError):  # a peer that is gone cannot take its leave
+            with suppress(RuntimeError):  # a peer may have exited already
                 dist.destroy_process_group()
             self._made_group = False
 

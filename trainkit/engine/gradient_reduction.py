@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trainkit.distributed.shard import Shard
-from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.reduction.reducer import Reducer
 
 
@@ -30,14 +30,14 @@ class GradientReduction:
         """The chosen plan, JSON-able; None where there is nothing to choose, or nothing was chosen yet."""
         return None
 
-    def error_feedback(self) -> Feedback | None:
+    def error_feedback(self) -> ErrorFeedback | None:
         """The errors of a lossy plan, which are carried into the next step; None where the plan is exact."""
         return None
 
     def empty_errors(self, saved: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Shard]:
-        """Shards that saved errors can be read into; see `Feedback.places`."""
+        """Shards that saved errors can be read into; see `ErrorFeedback.empty_shards`."""
         feedback = self.error_feedback()
-        return feedback.places(saved) if feedback is not None else {}
+        return feedback.empty_shards(saved) if feedback is not None else {}
 
     def inherit(self, old: "GradientReduction", sizes: Mapping[str, int]) -> None:
         """Takes over the errors of parameters that are here too. Collective: every rank must call.

@@ -6,13 +6,13 @@ from trainkit.lazy import exports
 
 if TYPE_CHECKING:
     from trainkit.planning.cost import CostModel
-    from trainkit.planning.reduce_plan import FORMATS, Format, ReducePlan, flat
+    from trainkit.planning.reduce_plan import WIRE_DTYPES, ReducePlan, WireDtype, flat
 
 __all__ = [
-    "FORMATS",
+    "WIRE_DTYPES",
     "CostModel",
-    "Format",
     "ReducePlan",
+    "WireDtype",
     "flat",
 ]
 
@@ -21,8 +21,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         __name__,
         {
             "CostModel": "trainkit.planning.cost",
-            "FORMATS": "trainkit.planning.reduce_plan",
-            "Format": "trainkit.planning.reduce_plan",
+            "WIRE_DTYPES": "trainkit.planning.reduce_plan",
+            "WireDtype": "trainkit.planning.reduce_plan",
             "ReducePlan": "trainkit.planning.reduce_plan",
             "flat": "trainkit.planning.reduce_plan",
         },

@@ -1,4 +1,4 @@
-"""Advice: what in a topology slows a job down, and what to type about each."""
+"""Advice: properties of a topology that slow a job down, and the remedy for each."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,21 @@ from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topolog
 Severity = Literal["error", "warning", "hint"]
 _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
 _NARROW = 0.6
-"""Fewer lanes or an older generation halve what a slot carries; protocols take up to a third of the printed figure."""
+"""Fewer lanes or an older generation halve a link's bandwidth; protocols take up to a third of the rated one."""
 _MUCH_SLOWER = 4.0
-"""Times by which the ways inside a host may be faster than its way out before it is worth a word."""
+"""The ratio of the bandwidth within a host to that of its network above which a hint is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """One thing that is not as it should be.
+    """One problem of a topology.
 
-    severity: `error`: the job will fail or hang; `warning`: it is slower than its machine; `hint`: it may be.
-    subject: which host, device or link. problem: what is wrong, and what it costs. remedy: what to type or to change.
+    Args:
+        severity: `error`: the job will fail or hang; `warning`: it is slower than the machine allows; `hint`: it could
+            be faster.
+        subject: the host, device or link.
+        problem: what is wrong, and its cost.
+        remedy: what to type or change.
     """
 
     severity: Severity
@@ -30,7 +34,14 @@ class Advice:
 
 
 def advise(topology: Topology) -> list[Advice]:
-    """All that is worth saying about `topology`, the worst first; hosts that are alike are spoken of once. Pure."""
+    """Finds the problems of a topology. Pure.
+
+    Args:
+        topology: of the job.
+
+    Returns:
+        The most severe first; one for hosts that have the same problem.
+    """
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for advice in _of_job(topology):
         found.setdefault((advice.severity, advice.subject, advice.problem, advice.remedy), [])
@@ -60,16 +71,16 @@ def _subject(subject: str, hosts: Sequence[str], topology: Topology) -> str:
 
 def _of_job(topology: Topology) -> Iterator[Advice]:
     of_hosts = [place.host for place in topology.places]
-    turns = sum(a != b for a, b in zip(of_hosts, [*of_hosts[1:], of_hosts[0]], strict=True))
+    crossings = sum(a != b for a, b in zip(of_hosts, [*of_hosts[1:], of_hosts[0]], strict=True))
     num_hosts = len(set(of_hosts))
-    if num_hosts > 1 and turns > num_hosts:
+    if num_hosts > 1 and crossings > num_hosts:
         yield Advice(
             severity="warning",
             subject="order of ranks",
-            problem=f"a ring over the ranks in their order leaves a host {turns} times; {num_hosts} would do, and "
-            f"each crossing takes its share of the network",
-            remedy="start ranks host after host: torchrun does, and mpirun --map-by slot, srun --distribution=block; "
-            "or set comm=auto, which orders the ring itself",
+            problem=f"a ring over the ranks in their order crosses hosts {crossings} times where {num_hosts} suffice, "
+            f"and the crossings share the network",
+            remedy="number the ranks host after host, as torchrun, mpirun --map-by slot and srun --distribution=block "
+            "do; or set comm=auto, which orders the ring itself",
         )
     taken = Counter((place.host, place.device) for place in topology.places)
     for (host, device), ranks in taken.items():
@@ -77,9 +88,9 @@ def _of_job(topology: Topology) -> Iterator[Advice]:
             yield Advice(
                 severity="error",
                 subject=f"{topology.hosts[host].name}: {device}",
-                problem=f"{ranks} ranks share this GPU, and NCCL refuses that, for MIG slices of one GPU too",
-                remedy="start one process a GPU: --nproc-per-node at most the number of GPUs. For MIG slices start "
-                "independent runs, or use strategy=single",
+                problem=f"{ranks} ranks share this GPU, which NCCL does not support, for MIG slices of one GPU neither",
+                remedy="start one process for each GPU: --nproc-per-node at most the number of GPUs. For MIG slices "
+                "start independent runs with strategy=single",
             )
 
 
@@ -109,7 +120,7 @@ def _unread(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="hint",
             subject=", ".join(unread),
-            problem=f"could not read the links ({reasons}); what others read, or nominal figures, stand in",
+            problem=f"could not read the links ({reasons}); those of other ranks or nominal figures are used",
             remedy="pip install nvidia-ml-py, and give the container the driver's libraries: "
             "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility. Or measure: trainkit topo probe",
         )
@@ -117,24 +128,24 @@ def _unread(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject="NCCL_TOPO_FILE",
-            problem=f"{host.facts['topo_file']}: it is of another machine, and misleads NCCL",
-            remedy="unset NCCL_TOPO_FILE, or point it to the file of this machine type",
+            problem=f"{host.facts['topo_file']}: it describes another machine, so NCCL plans for wrong links",
+            remedy="unset NCCL_TOPO_FILE, or set it to the file of this machine type",
         )
 
 
 def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
-    """A virtual machine that shows all devices as if they hung on the processor."""
+    """A virtual machine that hides its PCIe switches."""
     guest_of = host.facts.get("hypervisor")
     tree = any(link.kind == "pcie" and link.a.startswith("pcie") for link in host.links)
     joined = any(link.kind in ("nvlink", "nvswitch") for link in host.links)
     if not guest_of or tree or len(gpus) < 2 or "nccl xml" in host.facts.get("sources", ()):
         return
     if joined and not host.nics:
-        return  # NVLinks are seen as they are, and PCIe carries nothing
+        return  # NVLinks are visible, and PCIe is not used
     yield Advice(
         severity="warning",
         subject=f"PCI tree of a guest of {guest_of}",
-        problem="it is flat: which GPUs and network cards share a PCIe switch is hidden, and NCCL then picks the wrong "
+        problem="it is flat: it hides which GPUs and network cards share a PCIe switch, and NCCL pairs the wrong "
         "ones (on an AWS g5.48xlarge this cost 6 of 16 hours: NVIDIA/nccl issue 1298)",
         remedy=_TOPO_FILES.get(guest_of, "NCCL_TOPO_FILE=<the provider's XML of this machine type>"),
     )
@@ -154,8 +165,8 @@ def _peer_access(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject="NCCL_P2P_DISABLE",
-            problem="it is set: GPUs do not copy to one another, not by NVLink either; all goes through host memory",
-            remedy="unset NCCL_P2P_DISABLE; if the job hangs then, look for access control on PCIe bridges: "
+            problem="it is set: GPUs copy through host memory, not directly and not over NVLink",
+            remedy="unset NCCL_P2P_DISABLE; if the job then hangs, look for access control on PCIe bridges: "
             "sudo lspci -vvv | grep ACSCtl",
         )
     known = {device.id for device in gpus}
@@ -166,19 +177,21 @@ def _peer_access(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     reason = ", ".join(sorted(set(off.values())))
     pairs = len(known) * (len(known) - 1) // 2
     if consumer and "GPU not supported" in reason:
-        remedy = "nothing to type: the driver of these cards has no peer access. Prefer fewer, larger messages: "
+        remedy = "none: the driver of these cards has no peer access. Use fewer, larger messages: "
         remedy += "larger batches, or comm=auto"
     elif host.facts.get("hypervisor"):
-        remedy = "ask the provider for peer access (the hypervisor sets it), or take a machine type with NVLink"
+        remedy = "ask the provider for peer access (the hypervisor sets it), or use a machine type with NVLink"
     elif host.facts.get("iommu"):
         remedy = "turn the IOMMU off (BIOS: VT-d or AMD IOMMU; or iommu=pt on the kernel's command line) and access "
         remedy += "control on PCIe bridges (sudo setpci -s <bridge> ECAP_ACS+0x6.w=0000)"
     else:
-        remedy = "nvidia-smi topo -p2p r shows the reason; put cards under one root complex where the board allows it"
+        remedy = (
+            "nvidia-smi topo -p2p r prints the reason; put the cards under one root complex where the board allows it"
+        )
     yield Advice(
         severity="warning",
         subject="peer access between GPUs",
-        problem=f"off for {len(off)} of {pairs} pairs ({reason}): what they exchange goes through host memory, twice",
+        problem=f"off for {len(off)} of {pairs} pairs ({reason}): their messages are copied through host memory, twice",
         remedy=remedy,
     )
 
@@ -196,9 +209,9 @@ def _narrow_links(host: Host) -> Iterator[Advice]:
             yield Advice(
                 severity="warning",
                 subject=f"PCIe link of {link.a}{f' ({part.name})' if part.name else ''}",
-                problem=f"carries {link.bandwidth_gb_per_s:g} GB/s of the {rated:g} it is made for",
-                remedy=f"compare LnkSta with LnkCap: sudo lspci -vv{address}. Seat the card again, take the slot with "
-                f"the most lanes, set its generation to the highest in the BIOS, replace a riser cable",
+                problem=f"carries {link.bandwidth_gb_per_s:g} GB/s of its rated {rated:g}",
+                remedy=f"compare LnkSta with LnkCap: sudo lspci -vv{address}. Reseat the card, use the slot with "
+                f"the most lanes, set the highest PCIe generation in the BIOS, replace a riser cable",
             )
 
 
@@ -209,19 +222,19 @@ def _slices(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
         yield Advice(
             severity="error" if len(gpus) > 1 else "hint",
             subject=f"MIG: {named}",
-            problem="a process sees one slice, slices have no NVLink, and NCCL does not join them",
-            remedy="run one process a slice, each a run of its own (strategy=single, CUDA_VISIBLE_DEVICES=MIG-<uuid>); "
-            "or make GPUs whole: sudo nvidia-smi -i <GPU> -mig 0",
+            problem="a process sees one slice, slices have no NVLink, and NCCL does not connect them",
+            remedy="start an independent run on each slice (strategy=single, CUDA_VISIBLE_DEVICES=MIG-<uuid>); "
+            "or disable MIG: sudo nvidia-smi -i <GPU> -mig 0",
         )
 
 
-# -- the way out -----------------------------------------------------------------------------------------------------
+# -- the network -----------------------------------------------------------------------------------------------------
 
 
 def _far_nics(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     """GPUs with no network card on their socket, where there is more than one socket."""
     if any(not nic.name and not nic.bus_id for nic in host.nics):
-        return  # taken to be there because other hosts are; where, nobody knows
+        return  # an assumed network card: where it is, is unknown
     sockets = [name for name in host.switches if name.startswith("socket")]
     below = {name: host.below(name) for name in sockets}
     at = {part: name for name in sockets for part in below[name]}
@@ -232,9 +245,9 @@ def _far_nics(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject=f"network cards {cards}",
-            problem=f"on another socket than {', '.join(far)}: what these send crosses the link between sockets first",
-            remedy="put a card into a slot of each socket (nvidia-smi topo -m shows SYS between GPU and card until "
-            "then), or run on the near GPUs: CUDA_VISIBLE_DEVICES="
+            problem=f"on another socket than {', '.join(far)}: their messages cross the link between sockets first",
+            remedy="put a card into a slot of each socket (nvidia-smi topo -m shows SYS between a GPU and a far card), "
+            "or use only the near GPUs: CUDA_VISIBLE_DEVICES="
             + ",".join(gpu.id.removeprefix("gpu") for gpu in gpus if gpu.id not in far),
         )
 
@@ -247,9 +260,9 @@ def _gpudirect(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject="GPUDirect RDMA",
-            problem="not available: what goes to other hosts is copied through host memory",
-            remedy="sudo modprobe nvidia-peermem, and load it at every start: echo nvidia-peermem | sudo tee "
-            "/etc/modules-load.d/nvidia-peermem.conf. The open kernel module on Linux 5.12 or later does without",
+            problem="not available: messages to other hosts are copied through host memory",
+            remedy="sudo modprobe nvidia-peermem, and load it at each boot: echo nvidia-peermem | sudo tee "
+            "/etc/modules-load.d/nvidia-peermem.conf. The open kernel module on Linux 5.12 or later does not need it",
         )
 
 
@@ -264,7 +277,7 @@ def _idle_nics(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject=f"{setting}={host.facts['environment'][setting]}",
-            problem=f"{len(worth)} of {len(host.nics)} network cards that are as fast stay idle: "
+            problem=f"{len(worth)} of {len(host.nics)} network cards are idle although they are as fast: "
             f"{', '.join(nic.name or nic.id for nic in worth)}",
             remedy=f"unset {setting}, or {setting}={everything}",
         )
@@ -274,32 +287,34 @@ def _idle_nics(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject="NCCL_IB_DISABLE",
-            problem="it is set, and there are InfiniBand or RoCE cards: NCCL takes sockets over Ethernet",
+            problem="it is set, and there are InfiniBand or RoCE cards: NCCL uses sockets over Ethernet instead",
             remedy="unset NCCL_IB_DISABLE",
         )
 
 
 def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
-    """The ways inside a host against all its ways out, each as a ring over the host takes them."""
+    """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
     out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
     inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
     if used and inside and min(inside) > _MUCH_SLOWER * out:
-        unknown = ", if it is what it was taken for" if host.facts.get("nic_speed") == "unknown" else ""
+        unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""
         yield Advice(
             severity="hint",
             subject="network",
-            problem=f"{out:g} GB/s lead out of a host whose GPUs are joined by {min(inside):g}{unknown}: the "
-            f"all-reduce between hosts sets the pace",
-            remedy="compress what crosses: comm.wire_dtype=bf16 or int8; or larger batches; what a faster card buys: "
-            "trainkit topo simulate",
+            problem=f"it carries {out:g} GB/s{unknown} per host, and the links between its GPUs {min(inside):g}: "
+            f"the all-reduce between hosts limits the speed",
+            remedy="compress gradients between hosts: comm.wire_dtype=bf16 or int8; or use larger batches; `trainkit "
+            "topo simulate` predicts the effect of faster cards",
         )
 
 
 def _used_nics(host: Host) -> list[Nic]:
-    """The network cards that NCCL's settings leave: `NCCL_IB_HCA=mlx5_0:1,mlx5_1`, with ^ for all but, = for whole
-    names, else beginnings of names."""
+    """The network cards that NCCL uses under its settings.
+
+    `NCCL_IB_HCA=mlx5_0:1,mlx5_1` lists prefixes of names; a leading ^ excludes them, a leading = means full names.
+    """
     environment: dict[str, Any] = host.facts.get("environment", {})
     infiniband = [nic for nic in host.nics if nic.kind == "infiniband"]
     setting, cards = ("NCCL_IB_HCA", infiniband) if infiniband else ("NCCL_SOCKET_IFNAME", list(host.nics))

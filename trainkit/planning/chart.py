@@ -1,4 +1,4 @@
-"""A simulation as a chart: throughput over devices, where a step's time goes, and what other links would buy."""
+"""A simulation as a chart: throughput, the time of a step, and the effect of other links."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,17 @@ COMPUTE, EXPOSED, IDEAL, INK, SOFT = "#3b6fb6", "#d9822b", "#9aa1ab", "#22262b",
 
 
 def save(title: str, points: Sequence[Point], changes: Sequence[WhatIf], path: Path) -> None:
-    """Draws into an SVG, PNG or PDF. Raises OSError."""
+    """Draws a chart into a file.
+
+    Args:
+        title: of the chart.
+        points: of `simulate`.
+        changes: of `what_if`.
+        path: ends in .svg, .png or .pdf.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trainkit"}):
@@ -21,7 +31,13 @@ def save(title: str, points: Sequence[Point], changes: Sequence[WhatIf], path: P
 
 
 def draw(title: str, points: Sequence[Point], changes: Sequence[WhatIf]) -> "Figure":
-    """What `save` writes."""
+    """Draws the chart that `save` writes.
+
+    Args:
+        title: of the chart.
+        points: of `simulate`.
+        changes: of `what_if`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -1,4 +1,4 @@
-"""Choice: the plan that a job has settled on, why, and the file by which the next run finds it."""
+"""Choice: the plan that a job has chosen, the reason, and the cache file in which the next run finds it."""
 
 import hashlib
 import json
@@ -17,9 +17,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The plan for gradients of one size, and the words that tell why.
+    """The plan for gradients of one size.
 
-    fingerprint: of the machines that it was chosen for; None where they were not looked at.
+    Args:
+        plan: the plan.
+        fingerprint: of the machines that it was chosen for; None where they were not read.
+        why: lines of text that give the reason.
     """
 
     plan: ReducePlan
@@ -27,31 +30,49 @@ class Choice:
     why: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """The plan and the fingerprint as JSON values, for a checkpoint."""
         return {"plan": self.plan.to_dict(), "fingerprint": self.fingerprint}
 
 
 def cache_path(fingerprint: str, *asked: Any) -> Path:
-    """Where the choice for these machines and what was asked for is kept."""
+    """The cache file of a choice.
+
+    Args:
+        fingerprint: of the machines.
+        *asked: JSON values of all options that the choice depends on.
+    """
     key = json.dumps([_FORMAT, fingerprint, *asked]).encode()
     return cache_root() / f"comm-{hashlib.sha256(key).hexdigest()[:16]}.json"
 
 
 def read(path: Path, fingerprint: str) -> Choice | None:
-    """A choice that a run before this one has made; None where there is none that can be read."""
+    """Reads the choice of an earlier run.
+
+    Args:
+        path: from `cache_path`.
+        fingerprint: of the machines.
+
+    Returns:
+        The choice; None where there is no file, or it cannot be read.
+    """
     try:
         plain = json.loads(path.read_text())
         why: Sequence[str] = plain["why"]
-        lines = (*(str(line) for line in why), f"  as an earlier run found; to have it found anew, delete {path}")
+        lines = (*(str(line) for line in why), f"  from an earlier run; to measure again, delete {path}")
         return Choice(plan=ReducePlan.from_dict(plain["plan"]), fingerprint=fingerprint, why=lines)
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         return None
 
 
 def write(path: Path, choice: Choice) -> None:
-    """Keeps `choice` for the next run. Where that cannot be written, the next one times again."""
-    half = path.with_suffix(f".{os.getpid()}")
+    """Writes a choice for the next run, which measures again where the file cannot be written.
+
+    Args:
+        path: from `cache_path`.
+        choice: to write.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps({"plan": choice.plan.to_dict(), "why": choice.why}))
-        half.rename(path)
+        temporary.write_text(json.dumps({"plan": choice.plan.to_dict(), "why": choice.why}))
+        temporary.rename(path)

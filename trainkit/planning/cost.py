@@ -1,41 +1,43 @@
-"""CostModel: what an all-reduce will cost, leg by leg, from the links alone. Pure: nothing is measured here."""
+"""CostModel: predicts the time of an all-reduce, phase by phase, from the links alone. Pure: it measures nothing."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trainkit.planning import nccl
-from trainkit.planning.nccl import Fabric, Way
-from trainkit.planning.reduce_plan import INT8_BLOCK, Format, ReducePlan
+from trainkit.planning.nccl import Algorithm, Fabric
+from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, WireDtype
 from trainkit.topology.graph import Edge, Graph
 from trainkit.topology.topology import NETWORK, Topology
 
-Backend = Literal["nccl", "gloo"]
+CommBackend = Literal["nccl", "gloo"]
 GLOO_CALL_US = 100.0
-"""Of one collective of gloo, beside its messages."""
+"""The overhead of one gloo collective in addition to its messages."""
 GLOO_CHUNK_US = 100.0
-"""Of handing one more chunk to one more leg."""
+"""The overhead of one more chunk in each phase."""
 NCCL_CHUNK_US = 10.0
 OVERLAP = {"gloo": 1.0, "nccl": 0.85}
-"""What legs that run at once reach of what each reaches alone: NCCL's kernels take multiprocessors from one another.
-That of NCCL is a cautious assumption, not a measurement."""
+"""The share of its speed that a phase reaches while others run: NCCL's kernels compete for multiprocessors.
+The value for NCCL is a conservative assumption, not a measurement."""
 CAST_GB_PER_S = {"cuda": 800.0, "cpu": 2.0}
-"""Of a cast between float32 and a 16-bit format: bytes of float32 a second."""
-QUANTISE_GB_PER_S = {"cuda": 400.0, "cpu": 4.0}
-"""Of a cast between float32 and int8 with its scales."""
+"""The speed of a cast between float32 and a 16-bit format, in float32 GB/s."""
+QUANTIZE_GB_PER_S = {"cuda": 400.0, "cpu": 4.0}
+"""The speed of quantization between float32 and int8 with its scales, in float32 GB/s."""
 ELEMENT_BYTES = 4
-"""Of a gradient. A bucket of 16-bit gradients gains less from a format than is predicted here."""
-WIRE_BYTES: dict[Format, float] = {"exact": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0 + 4.0 / INT8_BLOCK}
-"""What an element takes between groups."""
+"""Of a float32 gradient. A wire_dtype saves less than predicted for 16-bit gradients."""
+WIRE_BYTES: dict[WireDtype, float] = {"exact": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0 + 4.0 / INT8_BLOCK}
+"""The bytes of an element between groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One of the collectives of which a plan is made.
+class Phase:
+    """One phase of a plan: a collective or a cast.
 
-    num_bytes: what crosses the busiest link, in the busier direction. time_us: of the whole bucket, by itself; legs of
-    a plan with chunks overlap, so that the plan takes less than the sum.
+    Args:
+        name: such as `reduce-scatter (ring, Simple)`.
+        num_bytes: on the busiest link, in its busier direction.
+        time_us: of the whole bucket without overlap; with chunks, phases overlap and a plan takes less than their sum.
     """
 
     name: str
@@ -44,35 +46,43 @@ class Leg:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stage:
-    """A leg per byte of the bucket.
-
-    ways: for each group of ranks that go at once, the ways to choose from. busy: us a byte, of what is shared with
-    other legs.
-    """
+class _PhaseCost:
+    """The cost of a phase per byte of the bucket."""
 
     name: str
-    ways: tuple[tuple[Way, ...], ...]
-    busy: Mapping[object, float] = field(default_factory=dict)
+    algorithms: tuple[tuple[Algorithm, ...], ...]  # for each group that communicates at the same time, the choices
+    busy: Mapping[object, float] = field(default_factory=dict)  # us per byte of each resource that phases share
 
-    def slowest(self, num_bytes: float) -> Way:
-        fastest = [min(ways, key=lambda way: way.time_us(num_bytes)) for ways in self.ways]
-        return max(fastest, key=lambda way: way.time_us(num_bytes))
+    def slowest(self, num_bytes: float) -> Algorithm:
+        fastest = [min(choices, key=lambda each: each.time_us(num_bytes)) for choices in self.algorithms]
+        return max(fastest, key=lambda each: each.time_us(num_bytes))
 
 
 class CostModel:
     """Predicts the time of an all-reduce over the ranks of a topology.
 
-    A leg is a set of simultaneous flows over the hosts' links; it takes the latency of its steps, and the bytes of its
-    busiest link over that link's bandwidth. Flows over one link in one direction share it.
-    backend: whose algorithms run the legs; nccl where every device is cuda, else gloo.
-    Raises TopologyError where no link leads from one rank to another.
+    A phase is a set of simultaneous flows over the hosts' links. Its time is the latency of its steps, and the bytes of
+    its busiest link divided by that link's bandwidth. Flows over one link in one direction share it.
+
+    Args:
+        topology: the hosts, their links, and where the ranks run.
+        backend: whose algorithms run the phases; None: `nccl` where all devices are GPUs, otherwise `gloo`.
+
+    Raises:
+        TopologyError: from the methods, where no link leads from one rank to another.
+
+    Example:
+        >>> from trainkit.planning.reduce_plan import flat
+        >>> from trainkit.topology.presets import preset
+        >>> model = CostModel(preset("dgx-h100"))
+        >>> round(model.all_reduce_us(flat(8), 25_000_000))
+        169
     """
 
-    def __init__(self, topology: Topology, backend: Backend | None = None) -> None:
+    def __init__(self, topology: Topology, backend: CommBackend | None = None) -> None:
         self.topology = topology
         kinds = {device.kind for host in topology.hosts for device in host.devices}
-        self.backend: Backend = backend or ("nccl" if kinds == {"cuda"} else "gloo")
+        self.backend: CommBackend = backend or ("nccl" if kinds == {"cuda"} else "gloo")
         self._device = "cuda" if kinds == {"cuda"} else "cpu"
         alike: dict[object, Graph] = {}
         self._graphs = [
@@ -84,47 +94,59 @@ class CostModel:
             for i, host in enumerate(topology.hosts)
             for device in host.devices
         }
-        self._stages: dict[tuple[object, ...], tuple[_Stage, ...]] = {}
+        self._phases: dict[tuple[object, ...], tuple[_PhaseCost, ...]] = {}
 
     def all_reduce_us(self, plan: ReducePlan, num_bytes: int) -> float:
-        """Of one bucket of `num_bytes`, from when every rank has it until every rank has its sum."""
-        stages = self._of(plan)
-        if not stages:
+        """Predicts the time of one all-reduce.
+
+        Args:
+            plan: of the all-reduce.
+            num_bytes: of the bucket of float32 gradients.
+
+        Returns:
+            Microseconds from when all ranks have their gradients until all have the sum.
+        """
+        phases = self._of(plan)
+        if not phases:
             return 0.0
         chunks = max(1, math.ceil(num_bytes / plan.chunk_bytes)) if plan.chunk_bytes else 1
         chunk = num_bytes / chunks
         chunk_us = GLOO_CHUNK_US if self.backend == "gloo" else NCCL_CHUNK_US
-        times = [stage.slowest(chunk).time_us(chunk) + (chunk_us if chunks > 1 else 0.0) for stage in stages]
+        times = [phase.slowest(chunk).time_us(chunk) + (chunk_us if chunks > 1 else 0.0) for phase in phases]
         busy: dict[object, float] = {}
-        for stage in stages:
-            for what, us_per_byte in stage.busy.items():
+        for phase in phases:
+            for what, us_per_byte in phase.busy.items():
                 busy[what] = busy.get(what, 0.0) + us_per_byte * chunk
         return sum(times) + (chunks - 1) * max(*times, *busy.values(), 0.0) / OVERLAP[self.backend]
 
-    def legs(self, plan: ReducePlan, num_bytes: int) -> list[Leg]:
-        """What the plan consists of, in order."""
+    def phases(self, plan: ReducePlan, num_bytes: int) -> list[Phase]:
+        """Predicts the time of each phase of a plan, for a bucket of `num_bytes`.
+
+        Returns:
+            The phases in their order.
+        """
         found = []
-        for stage in self._of(plan):
-            way = stage.slowest(num_bytes)
-            name = f"{stage.name} ({way.name})" if way.name else stage.name
-            found.append(Leg(name=name, num_bytes=way.sent * num_bytes, time_us=way.time_us(num_bytes)))
+        for phase in self._of(plan):
+            slowest = phase.slowest(num_bytes)
+            name = f"{phase.name} ({slowest.name})" if slowest.name else phase.name
+            found.append(Phase(name=name, num_bytes=slowest.sent * num_bytes, time_us=slowest.time_us(num_bytes)))
         return found
 
     def bus_bandwidth_gb_per_s(self, plan: ReducePlan, num_bytes: int) -> float:
-        """As nccl-tests define it: bytes / time * 2 (n - 1) / n."""
+        """The bus bandwidth as nccl-tests define it: bytes / time * 2 (n - 1) / n."""
         n = plan.world_size
         time_us = self.all_reduce_us(plan, num_bytes)
         return num_bytes / time_us / 1e3 * 2 * (n - 1) / n if time_us > 0 else math.inf
 
-    # -- plans as stages ---------------------------------------------------------------------------------------------
+    # -- plans as phases ---------------------------------------------------------------------------------------------
 
-    def _of(self, plan: ReducePlan) -> tuple[_Stage, ...]:
-        key = (plan.kind, plan.groups, plan.format)
-        if key not in self._stages:
-            self._stages[key] = tuple(self._build(plan))
-        return self._stages[key]
+    def _of(self, plan: ReducePlan) -> tuple[_PhaseCost, ...]:
+        key = (plan.kind, plan.groups, plan.wire_dtype)
+        if key not in self._phases:
+            self._phases[key] = tuple(self._build(plan))
+        return self._phases[key]
 
-    def _build(self, plan: ReducePlan) -> list[_Stage]:
+    def _build(self, plan: ReducePlan) -> list[_PhaseCost]:
         if plan.world_size == 1:
             return []
         every = tuple(rank for group in plan.groups for rank in group)
@@ -143,37 +165,37 @@ class CostModel:
             if within:
                 before, after = [self._reduce(within)], [self._broadcast(within)]
         if len(plan.groups) > 1:
-            between = self._between(peers, plan.format, 1.0 / size)
+            between = self._between(peers, plan.wire_dtype, 1.0 / size)
         return [*before, *between, *after]
 
-    def _between(self, peers: Sequence[tuple[int, ...]], format: Format, share: float) -> list[_Stage]:
-        if format == "exact":
+    def _between(self, peers: Sequence[tuple[int, ...]], wire_dtype: WireDtype, share: float) -> list[_PhaseCost]:
+        if wire_dtype == "exact":
             return [self._rings("all-reduce between groups", peers, share)]
-        wire = share * WIRE_BYTES[format] / ELEMENT_BYTES
-        if format != "int8":
+        wire = share * WIRE_BYTES[wire_dtype] / ELEMENT_BYTES
+        if wire_dtype != "int8":
             cast = 1.0 / CAST_GB_PER_S[self._device] / 1e3
             return [
-                self._work(f"cast to {format}", share * cast),
-                self._rings(f"all-reduce between groups, {format}", peers, wire),
-                self._work(f"cast from {format}", share * cast),
+                self._work(f"cast to {wire_dtype}", share * cast),
+                self._rings(f"all-reduce between groups, {wire_dtype}", peers, wire),
+                self._work(f"cast from {wire_dtype}", share * cast),
             ]
-        quantise, hosts = 1.0 / QUANTISE_GB_PER_S[self._device] / 1e3, len(peers[0])
+        quantize, hosts = 1.0 / QUANTIZE_GB_PER_S[self._device] / 1e3, len(peers[0])
         return [
-            self._work("quantise", share * quantise),
+            self._work("quantize", share * quantize),
             self._exchange("all-to-all between groups, int8", peers, wire),
-            self._work("sum and quantise", share * (1 + 1 / hosts) * quantise),
+            self._work("sum and quantize", share * (1 + 1 / hosts) * quantize),
             self._exchange("all-gather between groups, int8", peers, wire),
-            self._work("dequantise", share * quantise),
+            self._work("dequantize", share * quantize),
         ]
 
-    def _work(self, name: str, us_per_byte: float) -> _Stage:
-        way = Way(name="", latency_us=0.0, us_per_byte=us_per_byte, sent=0.0)
-        return _Stage(name=name, ways=((way,),), busy={"device": us_per_byte})
+    def _work(self, name: str, us_per_byte: float) -> _PhaseCost:
+        only = Algorithm(name="", latency_us=0.0, us_per_byte=us_per_byte, sent=0.0)
+        return _PhaseCost(name=name, algorithms=((only,),), busy={"device": us_per_byte})
 
     # -- collectives -------------------------------------------------------------------------------------------------
 
-    def _rings(self, name: str, groups: Sequence[Sequence[int]], share: float) -> _Stage:
-        """All-reduce in each of the groups at once, of `share` of the bucket."""
+    def _rings(self, name: str, groups: Sequence[Sequence[int]], share: float) -> _PhaseCost:
+        """All-reduces of a `share` of the bucket in all groups at the same time."""
         n = len(groups[0])
         if self.backend == "nccl" and len(groups) == 1:
             return self._inside(name, groups, nccl.all_reduce, share)
@@ -182,24 +204,24 @@ class CostModel:
             return self._across(name, groups, flows, share)
         return self._gloo(name, flows, steps=2 * (n - 1))
 
-    def _halves(self, name: str, groups: Sequence[Sequence[int]]) -> _Stage:
-        """Reduce-scatter or all-gather in each group at once."""
+    def _halves(self, name: str, groups: Sequence[Sequence[int]]) -> _PhaseCost:
+        """Reduce-scatter or all-gather in all groups at the same time."""
         if self.backend == "nccl":
             return self._inside(name, groups, nccl.reduce_scatter, 1.0)
         flows = [(a, b, 1.0 / len(group)) for group in groups for a in group for b in group if a != b]
         return self._gloo(name, flows, steps=max(len(group) for group in groups) - 1)
 
-    def _exchange(self, name: str, groups: Sequence[Sequence[int]], share: float) -> _Stage:
-        """All-to-all, or all-gather, in each group at once: every pair sends a part of `share` of the bucket."""
+    def _exchange(self, name: str, groups: Sequence[Sequence[int]], share: float) -> _PhaseCost:
+        """All-to-all or all-gather in all groups at the same time: each pair sends 1/n of a `share` of the bucket."""
         n = len(groups[0])
         flows = [(a, b, share / n) for group in groups for a in group for b in group if a != b]
         if self.backend == "gloo":
             return self._gloo(name, flows, steps=n - 1)
         load = self._load(flows)
         latency = nccl.CALL_US["ring"]["Simple"] + (n - 1) * nccl.STEP_US["nic"]["ring"]["Simple"]
-        return load.stage(name, "", latency)
+        return load.phase(name, latency)
 
-    def _reduce(self, groups: Sequence[Sequence[int]]) -> _Stage:
+    def _reduce(self, groups: Sequence[Sequence[int]]) -> _PhaseCost:
         if self.backend == "nccl":
             return self._inside("reduce", groups, nccl.broadcast, 1.0)
         flows = []
@@ -209,7 +231,7 @@ class CostModel:
             flows += [(rank, group[0], 1.0 / n) for rank in group[1:]]
         return self._gloo("reduce", flows, steps=max(len(group) for group in groups))
 
-    def _broadcast(self, groups: Sequence[Sequence[int]]) -> _Stage:
+    def _broadcast(self, groups: Sequence[Sequence[int]]) -> _PhaseCost:
         if self.backend == "nccl":
             return self._inside("broadcast", groups, nccl.broadcast, 1.0)
         flows = [
@@ -220,22 +242,26 @@ class CostModel:
     # -- NCCL --------------------------------------------------------------------------------------------------------
 
     def _inside(
-        self, name: str, groups: Sequence[Sequence[int]], ways: Callable[[Fabric], tuple[Way, ...]], share: float
-    ) -> _Stage:
-        """A collective over NCCL's own rings and trees. Groups must not share links, as hosts and islands do not."""
+        self,
+        name: str,
+        groups: Sequence[Sequence[int]],
+        algorithms: Callable[[Fabric], tuple[Algorithm, ...]],
+        share: float,
+    ) -> _PhaseCost:
+        """A collective over NCCL's own rings and trees. Groups must not share links; those by host or NVLink do not."""
         fabrics = list(dict.fromkeys(self._fabric(group) for group in groups))
-        every = tuple(tuple(_scaled(way, share) for way in ways(fabric)) for fabric in fabrics)
-        rate = max(min(way.us_per_byte for way in group) for group in every)
+        every = tuple(tuple(_scaled(each, share) for each in algorithms(fabric)) for fabric in fabrics)
+        rate = max(min(each.us_per_byte for each in group) for group in every)
         busy: dict[object, float] = {"inside": rate}
         if not all(fabric.nvlink for fabric in fabrics):
             sent = [(a, b, (len(group) - 1) / len(group) * share) for group in groups for a, b in _ring(group)]
             busy |= self._load(sent).busy
-        return _Stage(name=name, ways=every, busy=busy)
+        return _PhaseCost(name=name, algorithms=every, busy=busy)
 
     def _across(
         self, name: str, rings: Sequence[Sequence[int]], flows: Sequence[tuple[int, int, float]], share: float
-    ) -> _Stage:
-        """All-reduces of many communicators at once, which share the links on which their rings' flows run."""
+    ) -> _PhaseCost:
+        """All-reduces of several communicators at the same time, whose rings share links."""
         load, n = self._load(flows), len(rings[0])
         gb_per_s = 2 * (n - 1) / n * share / (load.us_per_byte * 1e3)
         hosts = len({self.topology.places[rank].host for rank in rings[0]})
@@ -249,11 +275,11 @@ class CostModel:
             nvlink=False,
             generation=self._generation(rings[0]),
         )
-        ways = tuple(_scaled(way, share) for way in nccl.all_reduce(fabric))
-        return _Stage(name=name, ways=(ways,), busy=load.busy)
+        algorithms = tuple(_scaled(each, share) for each in nccl.all_reduce(fabric))
+        return _PhaseCost(name=name, algorithms=(algorithms,), busy=load.busy)
 
     def _fabric(self, ranks: Sequence[int]) -> Fabric:
-        by_host: dict[int, dict[str, None]] = {}  # a set that keeps its order
+        by_host: dict[int, dict[str, None]] = {}  # a dict, which keeps the order
         for rank in ranks:
             place = self.topology.places[rank]
             by_host.setdefault(place.host, {})[place.device] = None
@@ -280,9 +306,9 @@ class CostModel:
 
     # -- flows -------------------------------------------------------------------------------------------------------
 
-    def _gloo(self, name: str, flows: Sequence[tuple[int, int, float]], steps: int) -> _Stage:
+    def _gloo(self, name: str, flows: Sequence[tuple[int, int, float]], steps: int) -> _PhaseCost:
         load = self._load(flows)
-        return load.stage(name, "", GLOO_CALL_US + steps * load.latency_us)
+        return load.phase(name, GLOO_CALL_US + steps * load.latency_us)
 
     def _load(self, flows: Iterable[tuple[int, int, float]]) -> "_Load":
         load = _Load()
@@ -304,14 +330,14 @@ class CostModel:
         return load
 
     def _only_nic(self, host: int) -> str | None:
-        """gloo uses one network card: the widest."""
+        """The network card that gloo uses: the fastest."""
         graph = self._graphs[host]
         leading = [nic for nic in graph.nics if graph.leads_out(nic)]
         return max(leading, key=lambda nic: graph.width(graph.path(nic, NETWORK)), default=None)
 
 
 class _Load:
-    """What flows that run at once put onto the links: us and bytes, each per byte of the bucket."""
+    """The load of simultaneous flows on the links: us and bytes, each per byte of the bucket."""
 
     def __init__(self) -> None:
         self.of_host: dict[int, dict[Edge, float]] = {}
@@ -330,17 +356,18 @@ class _Load:
     def us_per_byte(self) -> float:
         return max(self.busy.values(), default=0.0)
 
-    def stage(self, name: str, way: str, latency_us: float) -> _Stage:
+    def phase(self, name: str, latency_us: float) -> _PhaseCost:
         busy = self.busy
         slowest = max(busy, key=lambda edge: busy[edge], default=None)
         sent = self.sent[slowest] if slowest is not None else 0.0
-        only = Way(name=way, latency_us=latency_us, us_per_byte=self.us_per_byte, sent=sent)
-        return _Stage(name=name, ways=((only,),), busy=busy)
+        only = Algorithm(name="", latency_us=latency_us, us_per_byte=self.us_per_byte, sent=sent)
+        return _PhaseCost(name=name, algorithms=((only,),), busy=busy)
 
 
 def _ring(ranks: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(ranks, (*ranks[1:], ranks[0]), strict=True))
 
 
-def _scaled(way: Way, share: float) -> Way:
-    return Way(name=way.name, latency_us=way.latency_us, us_per_byte=way.us_per_byte * share, sent=way.sent * share)
+def _scaled(algorithm: Algorithm, share: float) -> Algorithm:
+    """The cost per byte of a bucket of which `share` is sent."""
+    return replace(algorithm, us_per_byte=algorithm.us_per_byte * share, sent=algorithm.sent * share)

@@ -1,73 +1,118 @@
-"""plan_all_reduce: the choice of a ReducePlan by predicted time. Pure: the same on every rank."""
+"""plan_all_reduce: chooses the ReducePlan with the shortest predicted time. Pure: the same on every rank."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from trainkit.planning.cost import Backend, CostModel
-from trainkit.planning.reduce_plan import Format, ReducePlan, flat
+from trainkit.planning.cost import CommBackend, CostModel
+from trainkit.planning.reduce_plan import ReducePlan, WireDtype, flat
 from trainkit.topology.graph import Graph
 from trainkit.topology.topology import Topology
 
 MIN_GAIN = 0.05
-"""What a plan must be predicted to save of flat's time, to be chosen over it."""
+"""The share of the time of `flat` that another plan must be predicted to save, to be chosen over it."""
 CHUNK_BYTES = (None, 1 << 20, 2 << 20, 4 << 20, 8 << 20)
 Groups = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Predicted:
+    """A plan with its predicted time.
+
+    Args:
+        plan: the plan.
+        time_us: microseconds of one all-reduce.
+    """
+
     plan: ReducePlan
     time_us: float
 
 
 def plan_all_reduce(
-    topology: Topology, num_bytes: int, *, wire_dtype: Format = "exact", backend: Backend | None = None
+    topology: Topology, num_bytes: int, *, wire_dtype: WireDtype = "exact", backend: CommBackend | None = None
 ) -> ReducePlan:
-    """The plan for buckets of `num_bytes` that is predicted to be fastest; flat unless another gains over 5 %.
+    """Chooses the plan with the shortest predicted time; `flat` unless another saves more than 5 %.
 
-    wire_dtype: the format that may cross between groups, beside `exact`.
-    Raises TopologyError where no link leads from one rank to another.
+    Args:
+        topology: the hosts, their links, and where the ranks run.
+        num_bytes: of a bucket of float32 gradients.
+        wire_dtype: a format that is allowed between groups in addition to `exact`.
+        backend: of the collectives; None: `nccl` where all devices are GPUs, otherwise `gloo`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TopologyError: where no link leads from one rank to another.
+
+    Example:
+        >>> from trainkit.topology.presets import preset
+        >>> plan_all_reduce(preset("workstation-2", 2), 25_000_000, wire_dtype="int8").kind
+        'hierarchical'
     """
     every = candidates(topology, num_bytes, wire_dtype=wire_dtype, backend=backend)
-    as_it_is = next(entry for entry in every if entry.plan.kind == "flat")
-    return every[0].plan if every[0].time_us < (1 - MIN_GAIN) * as_it_is.time_us else as_it_is.plan
+    plain = next(entry for entry in every if entry.plan.kind == "flat")
+    return every[0].plan if every[0].time_us < (1 - MIN_GAIN) * plain.time_us else plain.plan
 
 
 def candidates(
     topology: Topology,
     num_bytes: int,
     *,
-    wire_dtype: Format = "exact",
-    backend: Backend | None = None,
+    wire_dtype: WireDtype = "exact",
+    backend: CommBackend | None = None,
     chunk_bytes: int | None = None,
 ) -> list[Predicted]:
-    """Every plan that is possible there, fastest first; flat is always among them.
+    """Predicts the time of all possible plans.
 
-    chunk_bytes: of all plans that have chunks; None: several sizes of each.
-    Raises TopologyError where no link leads from one rank to another.
+    Args:
+        topology: see `plan_all_reduce`, as for the other arguments.
+        num_bytes: of a bucket of float32 gradients.
+        wire_dtype: a format that is allowed between groups in addition to `exact`.
+        backend: of the collectives.
+        chunk_bytes: of all plans with chunks; None: several sizes are tried.
+
+    Returns:
+        The plans, fastest first; `flat` is always among them.
+
+    Raises:
+        TopologyError: where no link leads from one rank to another.
     """
     model = CostModel(topology, backend)
     found = [
         Predicted(plan=plan, time_us=model.all_reduce_us(plan, num_bytes))
         for plan in _possible(topology, num_bytes, wire_dtype, model.backend, chunk_bytes)
     ]
-    return sorted(found, key=lambda entry: entry.time_us)  # stable: of equals the simpler, which comes first
+    return sorted(found, key=lambda entry: entry.time_us)  # stable: the simpler of two equally fast plans comes first
 
 
 def shortlist(every: Sequence[Predicted], count: int = 3) -> list[Predicted]:
-    """The fastest `count` that differ in more than the size of their chunks, for who wants to time a few.
+    """Selects plans to measure.
 
-    One measurement of each kind tells more than three of one kind.
+    They differ in more than the size of their chunks, so that each kind is measured once.
+
+    Args:
+        every: plans, fastest first.
+        count: the number of plans to return, at most.
+
+    Returns:
+        The fastest, in their order.
     """
     best: dict[tuple[object, ...], Predicted] = {}
     for entry in every:
-        best.setdefault((entry.plan.kind, entry.plan.groups, entry.plan.format), entry)
+        best.setdefault((entry.plan.kind, entry.plan.groups, entry.plan.wire_dtype), entry)
     return list(best.values())[:count]
 
 
 def groupings(topology: Topology) -> list[Groups]:
-    """The ways in which fast islands part the ranks: by host, and by NVLink within hosts where that is finer."""
+    """The partitions of the ranks into groups with fast links: by host, and by NVLink where that is finer.
+
+    Args:
+        topology: of the job.
+
+    Returns:
+        Partitions with at least 2 groups.
+    """
     by_host = topology.ranks_by_host()
     graphs = [Graph(host) for host in topology.hosts]
     by_island: list[tuple[int, ...]] = []
@@ -82,7 +127,7 @@ def groupings(topology: Topology) -> list[Groups]:
 
 
 def _possible(
-    topology: Topology, num_bytes: int, wire_dtype: Format, backend: Backend, asked: int | None
+    topology: Topology, num_bytes: int, wire_dtype: WireDtype, backend: CommBackend, given: int | None
 ) -> Iterator[ReducePlan]:
     num_ranks = topology.world_size
     yield flat(num_ranks)
@@ -90,16 +135,16 @@ def _possible(
     # NCCL orders its rings itself.
     if backend == "gloo" and len(by_host) > 1 and tuple(chain(*by_host)) != tuple(range(num_ranks)):
         yield ReducePlan(kind="ring", groups=by_host)
-    formats: tuple[Format, ...] = tuple(dict.fromkeys(("exact", wire_dtype)))
+    dtypes: tuple[WireDtype, ...] = tuple(dict.fromkeys(("exact", wire_dtype)))
     for groups in groupings(topology):
         equal, alone = len({len(group) for group in groups}) == 1, len(groups) == num_ranks
-        for format in formats:
-            if alone and format == "exact":
+        for dtype in dtypes:
+            if alone and dtype == "exact":
                 continue
-            for chunk_bytes in CHUNK_BYTES if asked is None else (asked,):
-                if asked is None and chunk_bytes is not None and chunk_bytes >= num_bytes:
+            for chunk_bytes in CHUNK_BYTES if given is None else (given,):
+                if given is None and chunk_bytes is not None and chunk_bytes >= num_bytes:
                     continue
                 if equal:
-                    yield ReducePlan(kind="hierarchical", groups=groups, format=format, chunk_bytes=chunk_bytes)
+                    yield ReducePlan(kind="hierarchical", groups=groups, wire_dtype=dtype, chunk_bytes=chunk_bytes)
                 if not alone:
-                    yield ReducePlan(kind="leader", groups=groups, format=format, chunk_bytes=chunk_bytes)
+                    yield ReducePlan(kind="leader", groups=groups, wire_dtype=dtype, chunk_bytes=chunk_bytes)

@@ -1,4 +1,4 @@
-"""Scaling of data-parallel training, predicted: step time of a model on machines that one may not have. Pure."""
+"""Predicts the step time of data-parallel training on any number of machines. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,15 +7,15 @@ from typing import Literal
 from trainkit.errors import TopologyError, nearest
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
-from trainkit.planning.reduce_plan import Format, ReducePlan
+from trainkit.planning.reduce_plan import ReducePlan, WireDtype
 from trainkit.topology.topology import Host, Link, Topology
 
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 BUCKET_BYTES = 25_000_000
-"""As DDP fills its buckets, but for its smaller first one."""
+"""Of DDP's buckets, except for its smaller first one."""
 BACKWARD_SHARE = 2 / 3
 MODEL_FLOPS_UTILISATION = 0.45
-"""Of the peak, where no sustained rate is given: what BERT reaches on an A100 and on an H100."""
+"""The share of the peak where no sustained rate is given: that of BERT on an A100 and on an H100."""
 PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "V100": {"fp16": 125.0, "fp32": 15.7},
     "A100": {"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
@@ -23,21 +23,25 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "H200": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
     "RTX 4090": {"bf16": 165.0, "fp16": 165.0, "tf32": 82.6, "fp32": 82.6},
 }
-"""Of one device, dense, by a part of its name."""
+"""Dense peak of one device, by a part of its name."""
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
 KNEE = 0.9
 SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
-"""How many times longer than predicted published all-reduces of a bucket's size take at worst, in a host and across
-hosts: the curves of benchmarks/predictions.py from 16 MiB on."""
+"""The largest ratio of published to predicted time of all-reduces from 16 MiB on, within a host and over several:
+see benchmarks/predictions.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one device computes in one step, between two reductions of its gradient.
+    """The computation of one device in one step, between two reductions of its gradient.
 
-    flops_per_sample: of forward and backward together. samples_per_device: of all micro-batches of a step.
-    tflops: sustained by one device; None: 45 % of its peak in this precision, known for the devices in PEAK_TFLOPS.
-    gradient_bytes: of all parameters.
+    Args:
+        name: of the model.
+        num_parameters: of the model.
+        flops_per_sample: of forward and backward passes together.
+        samples_per_device: of all micro-batches of a step.
+        tflops: sustained by one device; None: 45 % of its peak in this precision, for the devices in PEAK_TFLOPS.
+        precision: of the computation.
     """
 
     name: str
@@ -49,17 +53,23 @@ class Workload:
 
     @property
     def gradient_bytes(self) -> int:
-        """DDP reduces float32 gradients under autocast too."""
+        """Bytes of all gradients, which are float32 under autocast, too."""
         return 4 * self.num_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A step on that many nodes.
+    """The predicted step on a number of nodes.
 
-    communication_us: of all buckets, one after another; exposed_us: what of it lies after the last of the computation.
-    slow_step_us: a step, were buckets as slow as the slowest published ones of their size.
-    plan: of a whole bucket.
+    Args:
+        num_nodes: nodes.
+        num_devices: devices on all nodes.
+        compute_us: of forward and backward passes.
+        communication_us: of all buckets, one after another.
+        exposed_us: of the communication after the end of the backward pass.
+        slow_step_us: of a step if all-reduces were as slow as the slowest published ones of their size.
+        samples_per_s: of all devices.
+        plan: of a full bucket.
     """
 
     num_nodes: int
@@ -73,22 +83,29 @@ class Point:
 
     @property
     def step_us(self) -> float:
+        """The time of a step: computation and exposed communication."""
         return self.compute_us + self.exposed_us
 
     @property
     def efficiency(self) -> float:
-        """Of as many devices that need not communicate."""
+        """The share of the throughput that the same devices would have without communication."""
         return self.compute_us / self.step_us
 
     @property
     def slow_efficiency(self) -> float:
-        """With `slow_step_us`."""
+        """`efficiency` with `slow_step_us`."""
         return self.compute_us / self.slow_step_us
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhatIf:
-    """Another machine, on the same number of nodes. gain: of the step's time, positive where it is faster."""
+    """The predicted step on a changed machine, on the same number of nodes.
+
+    Args:
+        change: in words.
+        point: the step.
+        gain: share of the step time that is saved; negative where it is slower.
+    """
 
     change: str
     point: Point
@@ -98,9 +115,25 @@ class WhatIf:
 def workload(
     name: str, *, samples_per_device: int | None = None, tflops: float | None = None, precision: Precision = "bf16"
 ) -> Workload:
-    """A recipe by name: bert-base and bert-large, in sequences of 128 tokens with 20 masked. Raises TopologyError."""
+    """The workload of a recipe.
+
+    Args:
+        name: `bert-base` or `bert-large`, with sequences of 128 tokens of which 20 are masked.
+        samples_per_device: in a step; None: 128 for bert-base, 64 for bert-large.
+        tflops: sustained by one device; see `Workload`.
+        precision: of the computation.
+
+    Raises:
+        TopologyError: for another name.
+
+    Example:
+        >>> workload("bert-base").num_parameters
+        110111042
+    """
     if name not in RECIPES:
-        raise TopologyError(f"there is no recipe {name!r}: there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+        raise TopologyError(
+            f"there is no recipe {name!r}: must be one of {', '.join(RECIPES)}.{nearest(name, RECIPES)}"
+        )
     known = replace(RECIPES[name], tflops=tflops, precision=precision)
     return known if samples_per_device is None else replace(known, samples_per_device=samples_per_device)
 
@@ -123,11 +156,23 @@ RECIPES = {"bert-base": _bert("bert-base", 12, 768, 128), "bert-large": _bert("b
 
 
 def simulate(
-    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, wire_dtype: Format = "exact"
+    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, wire_dtype: WireDtype = "exact"
 ) -> list[Point]:
-    """Weak scaling: every device keeps its batch. Raises TopologyError, also where the device's speed is not known.
+    """Predicts weak scaling: the batch of each device stays the same.
 
-    The gradient's buckets become ready evenly over the backward pass, and are reduced one after another.
+    Gradient buckets become ready at equal intervals of the backward pass, and are reduced one after another.
+
+    Args:
+        topology_of_one_node: of which all nodes are copies.
+        num_nodes: numbers of nodes to predict.
+        workload: of each device.
+        wire_dtype: a format that is allowed between hosts in addition to `exact`.
+
+    Returns:
+        A point for each number of nodes.
+
+    Raises:
+        TopologyError: where no link leads from one rank to another, or the speed of the device is unknown.
     """
     rate = workload.tflops or _tflops(topology_of_one_node.hosts[0], workload)
     compute_us = workload.flops_per_sample * workload.samples_per_device / rate / 1e6
@@ -164,14 +209,27 @@ def _step_us(compute_us: float, num_buckets: int, bucket_us: float) -> float:
 
 
 def knee(points: Sequence[Point]) -> Point | None:
-    """The first point at which the efficiency is below 90 %."""
+    """The first of the points with an efficiency below 90 %; None where there is none."""
     return next((point for point in points if point.efficiency < KNEE), None)
 
 
 def what_if(
-    topology_of_one_node: Topology, workload: Workload, num_nodes: int, *, wire_dtype: Format = "exact"
+    topology_of_one_node: Topology, workload: Workload, num_nodes: int, *, wire_dtype: WireDtype = "exact"
 ) -> list[WhatIf]:
-    """What NVLink and a faster network buy, or would: the same step on the machine with one thing changed."""
+    """Predicts the step on machines with one change: without or with NVLink, and with faster network cards.
+
+    Args:
+        topology_of_one_node: of which all nodes are copies.
+        workload: of each device.
+        num_nodes: nodes.
+        wire_dtype: a format that is allowed between hosts in addition to `exact`.
+
+    Returns:
+        The changes that apply to the machine.
+
+    Raises:
+        TopologyError: as `simulate`.
+    """
     host = topology_of_one_node.hosts[0]
     base = simulate(topology_of_one_node, [num_nodes], workload, wire_dtype=wire_dtype)[0]
     changes: list[tuple[str, Host]] = []
@@ -194,14 +252,16 @@ def _tflops(host: Host, workload: Workload) -> float:
     name = host.devices[0].name
     peaks = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
     if peaks is None:
-        raise TopologyError(f"how fast {name or 'this device'!r} computes is not known: give tflops= (sustained)")
+        raise TopologyError(f"the speed of {name or 'this device'!r} is unknown: set tflops= (sustained)")
     if workload.precision not in peaks:
-        raise TopologyError(f"{name} has no {workload.precision}: there are {', '.join(peaks)}; or give tflops=")
+        raise TopologyError(
+            f"precision={workload.precision}: {name} must use one of {', '.join(peaks)}; or set tflops="
+        )
     return MODEL_FLOPS_UTILISATION * peaks[workload.precision]
 
 
 def _without_nvlink(host: Host) -> Host | None:
-    """None where there is none, or nothing else."""
+    """The host without NVLink; None where it has none, or no other links."""
     others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
     joined = {end for link in others for end in (link.a, link.b)}
     if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
@@ -226,7 +286,7 @@ def _with_nvswitch(host: Host) -> Host:
 
 
 def _with_faster_nics(host: Host, factor: int) -> Host:
-    """The slots of the cards become as wide, too."""
+    """The host with faster network cards in faster slots."""
     nics = {nic.id for nic in host.nics}
 
     def faster(link: Link) -> Link:

@@ -1,4 +1,4 @@
-"""What a plan sends from host to host, counted. Pure."""
+"""The bytes that a plan sends from host to host. Pure."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,23 @@ from trainkit.topology.topology import Topology
 
 
 def network_bytes(topology: Topology, plan: ReducePlan, num_bytes: int, *, orders_rings: bool) -> float:
-    """Bytes that the busiest host sends to others in one all-reduce of float32.
+    """Counts the bytes that the busiest host sends to other hosts in one all-reduce of float32.
 
-    orders_rings: the backend puts the ranks of a host side by side, as NCCL does and gloo does not.
+    Args:
+        topology: the hosts and their ranks.
+        plan: of the all-reduce.
+        num_bytes: of the gradient.
+        orders_rings: whether the backend puts the ranks of a host next to each other, as NCCL does and gloo does not.
 
-    >>> from trainkit.planning.reduce_plan import flat
-    >>> from trainkit.topology.topology import Device, Host
-    >>> host = Host(name="", devices=(Device(id="gpu0"), Device(id="gpu1")))
-    >>> network_bytes(Topology(hosts=(host, host)), flat(4), 100, orders_rings=True)
-    150.0
+    Returns:
+        Bytes.
+
+    Example:
+        >>> from trainkit.planning.reduce_plan import flat
+        >>> from trainkit.topology.topology import Device, Host
+        >>> host = Host(name="", devices=(Device(id="gpu0"), Device(id="gpu1")))
+        >>> network_bytes(Topology(hosts=(host, host)), flat(4), 100, orders_rings=True)
+        150.0
     """
     sent = dict.fromkeys(range(len(topology.hosts)), 0.0)
 
@@ -28,7 +36,7 @@ def network_bytes(topology: Topology, plan: ReducePlan, num_bytes: int, *, order
                 sent[home] += each
 
     ranks = [rank for group in plan.groups for rank in group]
-    wire = WIRE_BYTES[plan.format] / ELEMENT_BYTES
+    wire = WIRE_BYTES[plan.wire_dtype] / ELEMENT_BYTES
     if plan.kind in ("flat", "ring"):
         by_host = [rank for own in topology.ranks_by_host() for rank in own]
         ring(by_host if orders_rings else ranks, 1.0)
@@ -36,7 +44,7 @@ def network_bytes(topology: Topology, plan: ReducePlan, num_bytes: int, *, order
     size = len(plan.groups[0]) if plan.kind == "hierarchical" else 1
     for place in range(size):
         ring([group[place] for group in plan.groups], wire / size)
-    for group in plan.groups:  # where a group spans hosts, its own legs cross too
+    for group in plan.groups:  # a group that spans hosts sends between them within the group, too
         if plan.kind == "hierarchical":
             ring(group, 1.0)
     return max(sent.values())

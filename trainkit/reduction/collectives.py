@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.futures import Future
 
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan
-from trainkit.reduction.codec import decode, encode
-from trainkit.reduction.lane import Lane, Steps, Walk
+from trainkit.reduction.comm_stream import CommStream, PhaseRunner, Phases
+from trainkit.reduction.quantization import dequantize, quantize
 
 _LAST_JOB_S = 5.0
 # Renamed in torch 2.13, where the old names warn.
@@ -21,56 +21,91 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 @dataclass(frozen=True)
-class Span:
-    """A chunk [start, stop) of a tensor, and the part [low, high) of it that this rank sends between groups."""
+class Chunk:
+    """The elements [start, stop) of a tensor that go through the phases together.
+
+    Args:
+        start: the first element of the chunk.
+        stop: the element after its last.
+        padded: its length in elements with the zeros that are added for the phases to divide it evenly.
+        own_start: the first element that this rank sends between groups.
+        own_stop: the element after the last of these; `own_start` where this rank sends nothing.
+    """
 
     start: int
     stop: int
-    padded: int  # elements, with zeros at the end, that the legs divide evenly
-    low: int
-    high: int
+    padded: int
+    own_start: int
+    own_stop: int
+
+    @property
+    def num_own(self) -> int:
+        """The number of elements that this rank sends between groups."""
+        return self.own_stop - self.own_start
 
 
 class Route:
-    """A plan with its process groups, one for each leg, so that the legs of different chunks overlap.
+    """Sums tensors along a plan. Collective: every rank must create one, and call `all_reduce` in the same order.
 
-    Collective: every rank makes one, and calls `all_reduce` on equal sizes in the same order.
+    Each phase of the plan has its own process group and its own stream, so that the phases of different chunks overlap.
+
+    Args:
+        plan: the same on all ranks.
+        rank: of this process in the default process group.
+        device: where the tensors are.
+
+    Example:
+        A route over 4 ranks on 2 hosts, in each of the 4 processes::
+
+            plan = ReducePlan(kind="hierarchical", groups=((0, 1), (2, 3)))
+            route = Route(plan, rank=dist.get_rank(), device=torch.device("cpu"))
+            route.all_reduce(gradient).wait()  # gradient now holds the sum over the 4 ranks
+            route.close()
     """
 
     def __init__(self, plan: ReducePlan, *, rank: int, device: torch.device) -> None:
         self.plan, self.device = plan, device
         mine = next(group for group in plan.groups if rank in group)
-        self._rank, self.place = rank, mine.index(rank)
-        self.group_number, self.group_size = plan.groups.index(mine), len(mine)
+        self._rank, self.group_rank = rank, mine.index(rank)
+        self.group_index, self.group_size = plan.groups.index(mine), len(mine)
         self._num_groups = len(plan.groups)
         self._leader = mine[0]
         self._is_leader = rank == self._leader
         self._groups: list[dist.ProcessGroup] = []
-        self._lanes: list[Lane] = []
+        self._streams: list[CommStream] = []
         self.error: BaseException | None = None
-        """What a leg raised: the first one, of this rank."""
+        """The first error that a phase raised on this rank."""
         self._lock = threading.Lock()
         if plan.kind in ("flat", "ring"):
             self._across = self._join([[rank for group in plan.groups for rank in group]])
-            self._across_lane = self._lane("all-reduce")
+            self._across_stream = self._stream("all-reduce")
             return
         across = list(zip(*plan.groups, strict=False))  # as many as the smallest group has ranks
         if plan.kind == "leader":
             across = across[:1]
-        self._down, self._across = self._join(plan.groups), self._join(across)
-        self._back = self._join(across) if plan.format != "exact" else None
-        self._up = self._join(plan.groups)
-        # Beside the legs, which have work of their own in line.
-        self._beside = self._join(plan.groups) if plan.format == "int8" else None
-        self._down_lane, self._across_lane = self._lane("reduce in the group"), self._lane("across")
-        self._back_lane, self._up_lane = self._lane("back across"), self._lane("spread in the group")
+        self._inward, self._across = self._join(plan.groups), self._join(across)
+        self._back = self._join(across) if plan.wire_dtype != "exact" else None
+        self._outward = self._join(plan.groups)
+        # Not one of the phases' own groups: those have collectives of other chunks in their queues.
+        self._error_group = self._join(plan.groups) if plan.wire_dtype == "int8" else None
+        self._inward_stream = self._stream("reduce within the group")
+        self._across_stream = self._stream("across groups")
+        self._back_stream = self._stream("back across groups")
+        self._outward_stream = self._stream("spread within the group")
 
     def all_reduce(self, flat: Tensor, *, factor: float = 1.0, errors: Sequence[Tensor] = ()) -> "Future[Tensor]":
-        """Replaces the 1-d `flat` by `factor` times its sum over ranks; the same bits on all of them. Collective.
+        """Replaces `flat` by `factor` times its sum over ranks. Collective: every rank must call.
 
-        errors: one tensor a span of `spans`, [high - low]: what int8 left out of this rank's parts the last time,
-            which is added now and replaced by what it leaves out this time.
-        The future fails with what a leg raised; so do all later calls.
+        The result has the same bits on all ranks.
+
+        Args:
+            flat: [N], changed in place once the future is done.
+            factor: for example 1 / world_size for a mean.
+            errors: error feedback of int8: for each of `chunks`, the [num_own] quantization errors of the last
+                call, which are added to this rank's elements and replaced by those of this call.
+
+        Returns:
+            A future of `flat`. It fails with the error that a phase raised; then all later calls fail with it, too.
         """
         future: Future[Tensor] = Future(devices=[self.device] if self.device.type == "cuda" else None)
         if self.error is not None:
@@ -79,8 +114,8 @@ class Route:
         if not flat.numel():
             future.set_result(flat)
             return future
-        spans = self.spans(flat.numel(), flat.element_size())
-        remaining = len(spans)
+        chunks = self.chunks(flat.numel(), flat.element_size())
+        remaining = len(chunks)
 
         def done() -> None:
             nonlocal remaining
@@ -90,166 +125,175 @@ class Route:
                     future.set_result(flat)
 
         def failed(error: BaseException) -> None:
-            with self._lock:  # lanes fail at the same time
+            with self._lock:  # several streams may fail at the same time
                 self.error = self.error or error
                 if not future.done():
                     future.set_exception(error)  # type: ignore[arg-type]
 
-        for i, span in enumerate(spans):
-            Walk(self._steps(flat, span, factor, errors[i] if errors else None), done, failed)
+        for i, chunk in enumerate(chunks):
+            PhaseRunner(self._phases(flat, chunk, factor, errors[i] if errors else None), done, failed)
         return future
 
-    def spans(self, num: int, element_size: int) -> list[Span]:
-        """The chunks of a tensor of `num` elements, in the order in which they are reduced."""
+    def chunks(self, num: int, element_size: int) -> list[Chunk]:
+        """The chunks into which a tensor is cut, in the order in which they are reduced.
+
+        Args:
+            num: elements of the tensor.
+            element_size: bytes of an element.
+        """
         plan = self.plan
         whole = plan.kind in ("flat", "ring") or not num
         unit = 1 if whole else self._unit()
         length = (
             num if whole or plan.chunk_bytes is None else max(unit, plan.chunk_bytes // element_size // unit * unit)
         )
-        spans = []
+        chunks = []
         for start in range(0, num, length):
             stop = min(start + length, num)
             padded = -(-(stop - start) // unit) * unit
-            low, high = 0, padded
+            own_start, own_stop = start, start + padded
             if plan.kind == "hierarchical":
-                share = padded // self.group_size
-                low, high = self.place * share, (self.place + 1) * share
+                num_own = padded // self.group_size
+                own_start = start + self.group_rank * num_own
+                own_stop = own_start + num_own
             elif plan.kind == "leader" and not self._is_leader:
-                high = 0
-            spans.append(Span(start, stop, padded, start + low, start + high))
-        return spans
+                own_stop = start
+            chunks.append(Chunk(start, stop, padded, own_start, own_stop))
+        return chunks
 
     def sum_in_group(self, tensor: Tensor) -> None:
-        """Replaces `tensor` by its sum over the ranks of this one's group, for int8. Collective in the group."""
-        if self._beside is not None:
-            dist.all_reduce(tensor, group=self._beside)
+        """Replaces `tensor` by its sum over the ranks of this rank's group, where the plan's wire_dtype is int8.
+
+        Collective: every rank of the group must call.
+        """
+        if self._error_group is not None:
+            dist.all_reduce(tensor, group=self._error_group)
 
     def close(self) -> None:
-        """Lets go of threads and process groups; nothing can be summed any more."""
+        """Ends the threads and process groups; later calls of `all_reduce` fail."""
         if self.error is not None:
             for group in self._groups:
-                group.abort()  # so that no lane waits for ever, nor is inside when the interpreter ends
+                group.abort()  # so that no thread waits forever, or is in a collective when the interpreter exits
         self.error = self.error or RuntimeError("the route is closed")
-        for lane in self._lanes:
-            lane.end(_LAST_JOB_S)
-        self._lanes.clear()
+        for stream in self._streams:
+            stream.close(_LAST_JOB_S)
+        self._streams.clear()
         while self._groups:
             group = self._groups.pop()
-            if dist.is_initialized():  # else they ended with the user's own group
-                with suppress(RuntimeError, ValueError):  # a peer that is gone cannot take its leave
+            if dist.is_initialized():  # else they ended with the default group
+                with suppress(RuntimeError, ValueError):  # a peer may have exited already
                     dist.destroy_process_group(group)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _join(self, groups: Sequence[Sequence[int]]) -> dist.ProcessGroup | None:
-        """The process group of that one of `groups` in which this rank is; None: in none, or alone."""
+        """The process group for the one of `groups` that holds this rank; None where none does, or it is alone."""
         joined = None
         for ranks in groups:
             if len(ranks) > 1:
-                # By all ranks, members or not: names of groups that only their members make are used again after a
-                # group's end, with what the old one left in the store.
+                # Created by all ranks, members or not: a group that only its members create gets the name of an
+                # earlier, destroyed group, and finds the keys that this one left in the store.
                 group: dist.ProcessGroup = dist.new_group(list(ranks), sort_ranks=False)
                 if self._rank in ranks:
                     joined = group
                     self._groups.append(group)
         return joined
 
-    def _lane(self, name: str) -> Lane:
-        self._lanes.append(Lane(self.device, name))
-        return self._lanes[-1]
+    def _stream(self, name: str) -> CommStream:
+        self._streams.append(CommStream(self.device, name))
+        return self._streams[-1]
 
     def _unit(self) -> int:
-        """What the length of a chunk must be a multiple of."""
+        """The number of elements of which a chunk's length must be a multiple."""
         parts = self.group_size if self.plan.kind == "hierarchical" else 1
-        return parts if self.plan.format == "exact" else parts * self._num_groups * INT8_BLOCK
+        return parts if self.plan.wire_dtype == "exact" else parts * self._num_groups * INT8_BLOCK
 
-    def _steps(self, flat: Tensor, span: Span, factor: float, errors: Tensor | None) -> Steps:
+    def _phases(self, flat: Tensor, chunk: Chunk, factor: float, errors: Tensor | None) -> Phases:
         if self.plan.kind in ("flat", "ring"):
-            yield self._across_lane
+            yield self._across_stream
             if factor != 1.0:
                 flat.mul_(factor)
             dist.all_reduce(flat, group=self._across)
             return
-        yield self._down_lane
-        view = flat[span.start : span.stop]
-        chunk = view
-        if span.padded != len(view):
-            chunk = flat.new_zeros(span.padded)
-            chunk[: len(view)] = view
-        part = self._reduce_in_group(chunk)
-        if part is not None:
+        yield self._inward_stream
+        view = flat[chunk.start : chunk.stop]
+        padded = view
+        if chunk.padded != len(view):
+            padded = flat.new_zeros(chunk.padded)
+            padded[: len(view)] = view
+        own = self._reduce_in_group(padded)
+        if own is not None:
             if factor != 1.0:
-                part.mul_(factor)
-            if self.plan.format == "exact":
-                yield self._across_lane
-                _outlive_stream(part)
-                dist.all_reduce(part, group=self._across)
+                own.mul_(factor)
+            if self.plan.wire_dtype == "exact":
+                yield self._across_stream
+                _outlive_stream(own)
+                dist.all_reduce(own, group=self._across)
             else:
-                yield from self._across_encoded(part, errors)
-        yield self._up_lane
-        _outlive_stream(chunk)
-        self._spread_in_group(chunk, part)
-        if chunk is not view:
-            view.copy_(chunk[: len(view)])
+                yield from self._across_quantized(own, errors)
+        yield self._outward_stream
+        _outlive_stream(padded)
+        self._spread_in_group(padded, own)
+        if padded is not view:
+            view.copy_(padded[: len(view)])
 
     def _reduce_in_group(self, chunk: Tensor) -> Tensor | None:
-        """The part of the group's sum that this rank sends across; None where it sends nothing."""
-        if self._down is None:
+        """The elements of the group's sum that this rank sends across groups; None where it sends nothing."""
+        if self._inward is None:
             return chunk
         if self.plan.kind == "leader":
-            dist.reduce(chunk, dst=self._leader, group=self._down)
+            dist.reduce(chunk, dst=self._leader, group=self._inward)
             return chunk if self._is_leader else None
         if self.device.type == "cuda":
-            part = chunk.new_empty(len(chunk) // self.group_size)
-            _reduce_scatter(part, chunk, group=self._down)
-            return part
+            own = chunk.new_empty(len(chunk) // self.group_size)
+            _reduce_scatter(own, chunk, group=self._inward)
+            return own
         # gloo's reduce-scatter is an all-reduce, which sends twice as much.
         theirs = torch.empty_like(chunk)
-        dist.all_to_all_single(theirs, chunk, group=self._down)
+        dist.all_to_all_single(theirs, chunk, group=self._inward)
         return theirs.view(self.group_size, -1).sum(0)
 
-    def _across_encoded(self, part: Tensor, errors: Tensor | None) -> Steps:
-        """All-reduce between groups: everyone sums one piece, exactly, of what all have encoded, and encodes the sum.
+    def _across_quantized(self, own: Tensor, errors: Tensor | None) -> Phases:
+        """All-reduce between groups: each rank sums one shard of what all have quantized, and quantizes the sum.
 
-        All ranks decode the same bytes, and so have the same bits.
+        All ranks dequantize the same bytes, and so have the same bits.
         """
-        format, dtype = self.plan.format, part.dtype
-        pieces = part.view(self._num_groups, -1)
-        length = pieces.shape[1]
+        wire_dtype, dtype = self.plan.wire_dtype, own.dtype
+        shards = own.view(self._num_groups, -1)
+        length = shards.shape[1]
         if errors is not None:
-            part += errors
-        sent = encode(pieces, format)
+            own += errors
+        sent = quantize(shards, wire_dtype)
         if errors is not None:
-            torch.sub(part, decode(sent, length, dtype, format).view(-1), out=errors)
-        yield self._across_lane
+            torch.sub(own, dequantize(sent, length, dtype, wire_dtype).view(-1), out=errors)
+        yield self._across_stream
         received = torch.empty_like(sent)
         _outlive_stream(sent)
         dist.all_to_all_single(received, sent, group=self._across)
-        yield self._back_lane
+        yield self._back_stream
         _outlive_stream(received)
-        total = decode(received, length, dtype, format).sum(0, keepdim=True)
-        sent = encode(total, format)
+        total = dequantize(received, length, dtype, wire_dtype).sum(0, keepdim=True)
+        sent = quantize(total, wire_dtype)
         if errors is not None:
-            own = errors.view(self._num_groups, -1)[dist.get_rank(self._across)]
-            own += (total - decode(sent, length, dtype, format))[0]
-            # What was infinite is told by the sum; kept here, it would be told for ever.
+            own_errors = errors.view(self._num_groups, -1)[dist.get_rank(self._across)]
+            own_errors += (total - dequantize(sent, length, dtype, wire_dtype))[0]
+            # The sum shows a non-finite gradient; as an error it would make all later gradients non-finite, too.
             torch.nan_to_num_(errors, nan=0.0, posinf=0.0, neginf=0.0)
         _all_gather(received, sent, group=self._back)
-        pieces.copy_(decode(received, length, dtype, format))
+        shards.copy_(dequantize(received, length, dtype, wire_dtype))
 
-    def _spread_in_group(self, chunk: Tensor, part: Tensor | None) -> None:
-        if self._up is None:
+    def _spread_in_group(self, chunk: Tensor, own: Tensor | None) -> None:
+        if self._outward is None:
             return
         if self.plan.kind == "leader":
-            dist.broadcast(chunk, src=self._leader, group=self._up)
+            dist.broadcast(chunk, src=self._leader, group=self._outward)
         else:
-            assert part is not None
-            _outlive_stream(part)
-            _all_gather(chunk, part, group=self._up)
+            assert own is not None
+            _outlive_stream(own)
+            _all_gather(chunk, own, group=self._outward)
 
 
 def _outlive_stream(tensor: Tensor) -> None:
-    """Its memory must not be given to others before the current stream is done with it."""
+    """Keeps the allocator from reusing the tensor's memory before the current stream has used it."""
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))

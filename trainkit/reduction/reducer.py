@@ -1,4 +1,4 @@
-"""Reducer: reads the links of a job, chooses how its gradients are summed, and says what it chose and why."""
+"""Reducer: reads the links of a job, chooses the plan of its all-reduces, and reports the choice and its reason."""
 
 import statistics
 import time
@@ -28,15 +28,21 @@ from trainkit.topology.topology import Topology
 T = TypeVar("T")
 _SOME_BYTES = 25 * 2**20
 _NUM_TIMED = 3
-_TURNS = {1e6: 5, 4e6: 2}  # of each, of which the median counts: where one is predicted to take less; else one
+_NUM_REPEATS = {1e6: 5, 4e6: 2}  # microseconds, an upper bound of the predicted time -> measurements of each plan
 
 
 class Reducer:
-    """How the gradients of a job's engines are summed. One a Runtime; engines share process groups and threads.
+    """Reduces the gradients of a job's engines, which share process groups and threads. There is one in a Runtime.
 
-    deterministic: whether two starts must choose alike: by nominal figures or the user's alone, without timing.
-    group: of all ranks, gloo, for what they tell one another.  report: is told, on every rank, what was chosen and why.
-    during: a context for what takes a while, by its name.
+    Args:
+        comm: the options.
+        cluster: the processes of the job.
+        device: of this process.
+        deterministic: whether every start of a run must choose the same plan: by nominal figures or the topology
+            file, without measuring.
+        group: a gloo group of all ranks; None for one process.
+        report: called on every rank with lines about the choice and its reason.
+        during: a context manager around work that takes a while, called with a name for it.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class Reducer:
         self._deterministic, self._report, self._during = deterministic, report, during
         self._topology: Topology | None = None
         self._fingerprint = ""
-        self._is_probed = self._is_aside = False
+        self._is_probed = self._is_disabled = False
         self._choices: dict[int, Choice] = {}
         self._routes: dict[str, Route] = {}
 
@@ -66,12 +72,24 @@ class Reducer:
         num_bytes: int,
         known: Mapping[str, Any] | None = None,
     ) -> tuple[Choice | None, Hook | None]:
-        """Has the buckets of `wrapped`, `num_bytes` the largest, summed as is best; the hook where there is one.
+        """Chooses how the buckets of `wrapped` are reduced, and registers a hook where that needs one.
 
-        known: what `Choice.to_dict` of another start was; it stands where the machines are the same.
-        Raises ConfigError and TopologyError on all ranks. Collective: every rank calls, before a first backward.
+        Collective: every rank must call, before the first backward pass.
+
+        Args:
+            wrapped: the module.
+            names: of its parameters.
+            num_bytes: of its largest bucket.
+            known: `Choice.to_dict` of an earlier start, which is used again on the same machines.
+
+        Returns:
+            The choice, and the hook; None for what is not ours (PowerSGD, `disabled`, the all-reduce of DDP itself).
+
+        Raises:
+            ConfigError: where the configured plan is not possible; on all ranks.
+            TopologyError: where a topology file is invalid; on all ranks.
         """
-        if self._is_aside:
+        if self._is_disabled:
             return None, None
         if self.comm.plan == "powersgd":
             state = PowerSGDState(
@@ -81,21 +99,24 @@ class Reducer:
             )
             wrapped.register_comm_hook(state, powerSGD_hook if self._device.type == "cuda" else _power_sgd_in_order)
             self._report(
-                f"gradients are summed by PowerSGD of rank {self.comm.matrix_rank}, torch's own, after "
-                f"{self.comm.start_after} exact steps; a resume begins with these again"
+                f"gradients are reduced by PyTorch's PowerSGD of rank {self.comm.matrix_rank} after "
+                f"{self.comm.start_after} exact steps; a resumed run starts with these steps again"
             )
             return None, None
         choice = self.choose(num_bytes, known)
         if choice.plan.kind == "flat":
-            return choice, None  # what DDP does by itself
+            return choice, None  # the all-reduce of DDP itself
         hook = Hook(self.route(choice.plan), names, self._report)
         hook.register(wrapped)
         return choice, hook
 
     def choose(self, num_bytes: int, known: Mapping[str, Any] | None = None) -> Choice:
-        """The plan for buckets of `num_bytes`; rank 0 decides. Collective: every rank calls."""
+        """Chooses the plan for buckets of `num_bytes`. Collective: every rank must call.
+
+        Rank 0 decides. The arguments and errors are those of `install`.
+        """
         if num_bytes not in self._choices:
-            with self._during("choosing how to sum gradients"):
+            with self._during("choosing a plan for all-reduces"):
                 choice = self._choose(num_bytes, known)
             for line in choice.why:
                 self._report(line)
@@ -104,36 +125,38 @@ class Reducer:
         return self._choices[num_bytes]
 
     def route(self, plan: ReducePlan) -> Route:
-        """What runs `plan`, made once. Collective: every rank calls."""
+        """The route along `plan`; one is kept for each plan. Collective: every rank must call."""
         digest = plan.digest()
         if digest not in self._routes:
             self._routes[digest] = Route(plan, rank=self._cluster.rank, device=self._device)
         return self._routes[digest]
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Meanwhile gradients are summed by torch: for attempts in which ranks may fail, each at a place of its own."""
-        self._is_aside = True
+    def disabled(self) -> Iterator[None]:
+        """A context in which `install` leaves gradients to DDP: for attempts that may fail on some ranks only."""
+        self._is_disabled = True
         try:
             yield
         finally:
-            self._is_aside = False
+            self._is_disabled = False
 
     def check(self) -> None:
-        """Finds out before any work what cannot be chosen. Raises ConfigError and TopologyError on all ranks.
+        """Checks before any work that the plan asked for is possible. Collective: every rank must call.
 
-        Collective: every rank calls.
+        Raises:
+            ConfigError: where it is not; on all ranks.
+            TopologyError: where a topology file is invalid; on all ranks.
         """
         if self._cluster.world_size == 1:
             return
-        is_asked = self.comm.plan not in ("auto", "flat", "powersgd")
-        if is_asked or self.comm.topology is not None:
+        is_given = self.comm.plan not in ("auto", "flat", "powersgd")
+        if is_given or self.comm.topology is not None:
             self._read()
-        if is_asked:
-            self._asked_for(_SOME_BYTES)
+        if is_given:
+            self._as_given(_SOME_BYTES)
 
     def close(self) -> None:
-        """Lets go of threads and process groups."""
+        """Ends the threads and process groups."""
         self._choices.clear()
         self._close_others()
 
@@ -141,7 +164,7 @@ class Reducer:
 
     def _choose(self, num_bytes: int, known: Mapping[str, Any] | None) -> Choice:
         comm = self.comm
-        # Ranks of one host without GPUs have one link, and nothing to choose.
+        # The ranks of one host without GPUs share one link: there is nothing to choose.
         is_plain = self._cluster.is_one_host and self._device.type == "cpu" and comm.topology is None
         if comm.plan == "flat" or (comm.plan == "auto" and is_plain):
             return Choice(plan=flat(self._cluster.world_size))
@@ -151,7 +174,7 @@ class Reducer:
             return self._agreed(before)
         if comm.plan != "auto":
             self._probe()
-            return self._agreed(self._asked_for(num_bytes))
+            return self._agreed(self._as_given(num_bytes))
         if self._deterministic:
             return self._agreed(self._by_prediction(num_bytes))
         path = cache_path(self._fingerprint, num_bytes, comm.wire_dtype, comm.chunk_mb, torch.__version__)
@@ -167,86 +190,87 @@ class Reducer:
     def _read(self) -> None:
         if self._topology is None:
             self._topology = discover(self._device, self._cluster, group=self._group, path=self.comm.topology)
-            self._fingerprint = self._topology.fingerprint()  # of what was read: probes never find the same twice
+            self._fingerprint = self._topology.fingerprint()  # before the probe, whose figures vary
 
     def _probe(self) -> None:
-        """Measures links, unless the user gives them, or two starts must find the same."""
+        """Measures the links, unless a file gives them or all starts must choose the same plan."""
         if not self._is_probed and self.comm.topology is None and not self._deterministic:
             assert self._topology is not None
             self._topology, self._is_probed = probe(self._topology), True
 
     def _as_before(self, known: Mapping[str, Any] | None) -> Choice | None:
-        """The plan of a checkpoint, where it is of these machines, and what the user asks for now."""
+        """The plan of a checkpoint, where it was chosen for these machines and fits the present options."""
         if known is None or known["fingerprint"] != self._fingerprint:
             return None
         plan, comm = ReducePlan.from_dict(known["plan"]), self.comm
         is_kind = comm.plan in ("auto", plan.kind)
-        is_format = plan.format == comm.wire_dtype or (comm.plan == "auto" and plan.format == "exact")
+        is_wire_dtype = plan.wire_dtype == comm.wire_dtype or (comm.plan == "auto" and plan.wire_dtype == "exact")
         has_no_chunks = plan.kind in ("flat", "ring")
-        if not (is_kind and is_format and (has_no_chunks or comm.chunk_bytes in (None, plan.chunk_bytes))):
+        if not (is_kind and is_wire_dtype and (has_no_chunks or comm.chunk_bytes in (None, plan.chunk_bytes))):
             return None
-        why = (f"gradients are summed {plan.describe()}: as before the checkpoint, on the same machines",)
+        why = (f"all-reduce plan: {plan.describe()}, as in the checkpoint, on the same machines",)
         return Choice(plan=plan, fingerprint=self._fingerprint, why=why)
 
     def _close_others(self) -> None:
-        """Closes the routes of plans that were timed, and not chosen."""
+        """Closes the routes of plans that were benchmarked and not chosen."""
         used = {choice.plan.digest() for choice in self._choices.values()}
         for digest in [digest for digest in self._routes if digest not in used]:
             self._routes.pop(digest).close()
 
     def _agreed(self, choice: T) -> T:
-        """Rank 0's. Raises ConfigError where this rank's trainkit takes it for another plan. Collective."""
-        told: list[Any] = [(choice, choice.plan.digest() if isinstance(choice, Choice) else None)]
+        """Rank 0's choice; ConfigError where this rank's version of trainkit reads it differently. Collective."""
+        box: list[Any] = [(choice, choice.plan.digest() if isinstance(choice, Choice) else None)]
         if self._group is not None:
-            dist.broadcast_object_list(told, group=self._group, group_src=0)
+            dist.broadcast_object_list(box, group=self._group, group_src=0)
         agreed: T
-        agreed, digest = told[0]
+        agreed, digest = box[0]
         if isinstance(agreed, Choice) and agreed.plan.digest() != digest:
             raise ConfigError(
-                f"rank {self._cluster.rank} reads the plan of rank 0 otherwise: is trainkit the same there?"
+                f"rank {self._cluster.rank} reads the plan of rank 0 differently: "
+                f"install the same trainkit on all hosts"
             )
         return agreed
 
     def _predicted(self, num_bytes: int) -> list[Predicted]:
-        """Every plan that is allowed, the fastest first."""
+        """The possible plans, fastest first."""
         assert self._topology is not None
         return candidates(self._topology, num_bytes, wire_dtype=self.comm.wire_dtype, chunk_bytes=self.comm.chunk_bytes)
 
-    def _asked_for(self, num_bytes: int) -> Choice:
-        kind, format = self.comm.plan, self.comm.wire_dtype
+    def _as_given(self, num_bytes: int) -> Choice:
+        kind, wire_dtype = self.comm.plan, self.comm.wire_dtype
         for entry in self._predicted(num_bytes):
-            if entry.plan.kind == kind and entry.plan.format == format:
-                why = (f"gradients are summed {entry.plan.describe()}, as asked",)
+            if entry.plan.kind == kind and entry.plan.wire_dtype == wire_dtype:
+                why = (f"all-reduce plan: {entry.plan.describe()}, as configured",)
                 return Choice(plan=entry.plan, fingerprint=self._fingerprint, why=why)
         assert self._topology is not None
         sizes = [len(ranks) for ranks in self._topology.ranks_by_host()]
         reason = {
             "ring": "the ranks are in the order of their hosts already, or NCCL orders its rings itself",
-            "hierarchical": "it needs several hosts with equally many ranks; exact, with more than one each",
-            "leader": "it needs several hosts, of which one has several ranks",
+            "hierarchical": "it needs several hosts with equally many ranks, and with wire_dtype=exact several on each",
+            "leader": "it needs several hosts, and several ranks on one of them",
         }[str(kind)]
         raise ConfigError(
-            f"comm={kind}: {reason}; here are hosts of {', '.join(map(str, sizes))}. "
-            f"Use comm=auto, which chooses among all that is possible"
+            f"comm={kind}: {reason}; the hosts of this job have {', '.join(map(str, sizes))} ranks. "
+            f"Use comm=auto, which chooses among the possible plans"
         )
 
     def _by_prediction(self, num_bytes: int) -> Choice:
-        """What is predicted to be fastest; flat unless that gains over 5 %."""
+        """The plan that is predicted to be fastest; flat unless it saves more than 5 %."""
         size = f"{num_bytes / 1e6:.3g} MB"
         try:
             predicted = self._predicted(num_bytes)
-        except TopologyError as error:  # the links could not all be read; torch finds its own way
-            why = f"gradients are summed flat: {error}. `trainkit topo show` has what could be read"
+        except TopologyError as error:  # some links could not be read
+            why = f"all-reduce plan: flat: {error}. `trainkit topo show` prints what could be read"
             return Choice(plan=flat(self._cluster.world_size), fingerprint=self._fingerprint, why=(why,))
         best, plain = predicted[0], _flat_of(predicted)
         if best.time_us < (1 - MIN_GAIN) * plain.time_us:
-            why = f"gradients are summed {best.plan.describe()}: predicted {_s(best)} for {size}, flat {_s(plain)}"
+            why = f"all-reduce plan: {best.plan.describe()}: predicted {_s(best)} for {size}, flat {_s(plain)}"
             return Choice(plan=best.plan, fingerprint=self._fingerprint, why=(why,))
-        why = f"gradients are summed flat: no other plan is predicted to save over 5 % of {_s(plain)} for {size}"
+        why = f"all-reduce plan: flat: no other is predicted to save more than 5 % of {_s(plain)} for {size}"
         return Choice(plan=plain.plan, fingerprint=self._fingerprint, why=(why,))
 
     def _measured(self, num_bytes: int) -> Choice:
-        """Flat where nothing is predicted to gain; else the fastest of the best three, with the best of its chunks."""
+        """Flat where no plan is predicted to be faster; else the fastest measured one, with its best chunk size."""
         expected = self._by_prediction(num_bytes)
         if expected.plan.kind == "flat":
             return expected
@@ -255,14 +279,14 @@ class Reducer:
         if plain not in best:
             best[-1] = plain
         timed = self._time(best, num_bytes)
-        # Latencies, which chunks cost, are what is measured worst.
+        # The cost of chunks is in latencies, which are measured least accurately.
         fastest = timed[0][1].plan
         alike = [entry for entry in predicted if replace(entry.plan, chunk_bytes=fastest.chunk_bytes) == fastest]
         if len(alike) > 1:
             timed = sorted([*timed[1:], *self._time(alike, num_bytes)], key=lambda pair: pair[0])
         chosen = timed[0][1].plan
         size = f"{num_bytes / 1e6:.3g} MB"
-        lines = [f"gradients are summed {chosen.describe()}, the fastest of {len(timed)} plans timed with {size}"]
+        lines = [f"all-reduce plan: {chosen.describe()}, the fastest of {len(timed)} that were measured with {size}"]
         lines += [
             f"  {seconds:.3g} s (predicted {_s(entry)}), {seconds / timed[0][0]:.2f}x: {entry.plan.describe()}"
             for seconds, entry in timed
@@ -270,18 +294,18 @@ class Reducer:
         return Choice(plan=chosen, fingerprint=self._fingerprint, why=tuple(lines))
 
     def _time(self, entries: Sequence[Predicted], num_bytes: int) -> list[tuple[float, Predicted]]:
-        """Seconds that each plan takes on the slowest rank, the median of turns; the fastest first. Collective."""
+        """The median of the seconds that each plan takes on the slowest rank; fastest first. Collective."""
         routes = [self.route(entry.plan) for entry in entries]
         gradient = torch.ones(num_bytes // 4, device=self._device)
         seconds: list[list[float]] = [[] for _ in routes]
         for route in routes:
-            route.all_reduce(gradient[: len(gradient) // 16 + 1]).wait()  # connects
+            route.all_reduce(gradient[: len(gradient) // 16 + 1]).wait()  # opens the connections
         longest_us = max(entry.time_us for entry in entries)
-        for number in range(next((num for limit, num in _TURNS.items() if longest_us < limit), 1)):
+        for number in range(next((num for limit, num in _NUM_REPEATS.items() if longest_us < limit), 1)):
             pairs = list(zip(routes, seconds, strict=True))
             for route, times in pairs[:: -1 if number % 2 else 1]:
-                spans = route.spans(len(gradient), 4) if route.plan.format == "int8" else []
-                errors = [gradient.new_zeros(span.high - span.low) for span in spans]
+                chunks = route.chunks(len(gradient), 4) if route.plan.wire_dtype == "int8" else []
+                errors = [gradient.new_zeros(chunk.num_own) for chunk in chunks]
                 dist.barrier(group=self._group)
                 self._wait_for_device()
                 start = time.perf_counter()
@@ -300,10 +324,10 @@ class Reducer:
 
 
 def _power_sgd_in_order(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """torch's hook, one bucket after the other.
+    """PyTorch's hook, one bucket after the other.
 
-    It goes on from one collective to the next when that is done; for two buckets at once, on gloo, that is in another
-    order on every rank, which ends the job.
+    It starts each collective when the previous one is done. With two buckets at once on gloo, the order would differ
+    between ranks, and the job would fail.
     """
     future = powerSGD_hook(state, bucket)
     future.wait()

@@ -21,7 +21,7 @@ from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.planning.choice import Choice
 from trainkit.precision import Precision
-from trainkit.reduction.error_feedback import Feedback
+from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.reduction.hook import Hook
 from trainkit.strategy.base import SMALLEST_BUCKET_MB, Strategy
 
@@ -224,8 +224,8 @@ class _DDPReduction(GradientReduction):
     def choice(self) -> dict[str, Any] | None:
         return None if self._choice is None or self._choice.fingerprint is None else self._choice.to_dict()
 
-    def error_feedback(self) -> Feedback | None:
-        return self._hook.feedback if self._hook is not None else None
+    def error_feedback(self) -> ErrorFeedback | None:
+        return self._hook.error_feedback if self._hook is not None else None
 
     def failure(self) -> BaseException | None:
         """The error that occurred while a bucket was reduced, if any."""

@@ -1,4 +1,4 @@
-"""Graph: the links of one host, how a message goes over them, and the rings that fit on them at once."""
+"""Graph: the links of one host, the paths over them, and the rings that fit on them at the same time."""
 
 import math
 from collections import deque
@@ -13,7 +13,7 @@ Edge = tuple[int, bool]
 Path = tuple[Edge, ...]
 
 STAGED = 0.88
-"""What of a PCIe link's bandwidth is left where the driver forbids direct copies between GPUs: they go through memory.
+"""The share of a PCIe link's bandwidth that is left for copies through host memory, without peer access between GPUs.
 Fitted to 4 x RTX 5090 (benchmarks/predictions.py)."""
 MAX_RINGS = 32
 SEARCH_STEPS = 1000
@@ -23,7 +23,11 @@ SAME = 1 - 1e-9
 class Graph:
     """The links of one host. Vertices are devices, network cards, switches, and NETWORK.
 
-    A message may pass switches and, on its way to NETWORK, a network card; never a device: those do not forward.
+    A path can pass through switches and, on its way to NETWORK, through a network card, but not through a device, which
+    does not forward messages.
+
+    Args:
+        host: whose links these are.
     """
 
     def __init__(self, host: Host) -> None:
@@ -46,16 +50,23 @@ class Graph:
         self._rings: dict[tuple[str, ...], float] = {}
 
     def width(self, path: Path) -> float:
-        """GB/s of a path that nothing else uses."""
+        """The bandwidth of a path that nothing else uses, in GB/s."""
         return min((self.gb_per_s[number] for number, _ in path), default=math.inf)
 
     def latency_us(self, path: Path) -> float:
+        """The sum of the latencies of a path's links, in microseconds."""
         return sum(self.links[number].latency_us for number, _ in path)
 
     def paths(self, start: str, end: str, nic: str | None = None) -> tuple[Path, ...]:
-        """The shortest among the widest paths, in a fixed order. nic: the only network card that may be used.
+        """The shortest among the paths with the largest bandwidth, in a fixed order.
 
-        Raises TopologyError where there is none.
+        Args:
+            start: a vertex.
+            end: a vertex.
+            nic: the only network card that a path can use; None: any.
+
+        Raises:
+            TopologyError: where there is no path.
         """
         if start == end:
             return ((),)
@@ -64,13 +75,13 @@ class Graph:
             found = self._search(start, end, nic)
             if not found:
                 raise TopologyError(
-                    f"host {self.name!r}: no link leads from {start} to {end}; add the links between them to its file"
+                    f"host {self.name!r}: no path leads from {start} to {end}; add the links between them to its file"
                 )
             self._paths[key] = found
         return self._paths[key]
 
     def path(self, start: str, end: str, load: Mapping[Edge, float] | None = None, nic: str | None = None) -> Path:
-        """One of `paths`: that on which `load` (us) is least."""
+        """The path of `paths` whose busiest link has the smallest `load` (us)."""
         every = self.paths(start, end, nic)
         if load is None or len(every) == 1:
             return every[0]
@@ -105,13 +116,14 @@ class Graph:
                     paths[other] += [(*path, edge) for path in paths[vertex]]
         return ()
 
-    # -- what several flows at once reach ----------------------------------------------------------------------------
+    # -- several flows at the same time ------------------------------------------------------------------------------
 
     def kinds(self, start: str, end: str) -> set[str]:
+        """The kinds of the links on the path between two vertices."""
         return {self.links[number].kind for number, _ in self.path(start, end)}
 
     def joined_by_nvlink(self, devices: Sequence[str]) -> bool:
-        """Whether a ring through all of them needs nothing but NVLink."""
+        """Whether NVLink alone holds a ring through all of `devices`."""
         return len(devices) > 1 and self._over_nvlink()._widest_rings(tuple(devices)) > 0
 
     def _over_nvlink(self) -> "Graph":
@@ -121,11 +133,12 @@ class Graph:
         return self._nvlinks
 
     def has_nvswitch(self, devices: Sequence[str]) -> bool:
+        """Whether an NVSwitch connects all of `devices`."""
         first = devices[0]
         return len(devices) > 1 and all(self.kinds(first, other) == {"nvswitch"} for other in devices[1:])
 
     def islands(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """Devices that NVLink or NVSwitch joins, directly or through others; in the given order."""
+        """Groups `devices` by NVLink or NVSwitch connections, direct or through others; in the given order."""
         parent: dict[str, str] = {}
 
         def root(vertex: str) -> str:
@@ -142,9 +155,18 @@ class Graph:
         return tuple(tuple(group) for group in groups.values())
 
     def network(self, devices: Sequence[str]) -> tuple[float, int]:
-        """GB/s that these devices can send to NETWORK together, and over how many network cards: those next to them.
+        """The bandwidth from `devices` to NETWORK, over the network cards that are nearest to them.
 
-        A card less than half as wide as the widest is left out. Raises TopologyError where there is none.
+        A card with less than half the bandwidth of the fastest is not used.
+
+        Args:
+            devices: that send at the same time.
+
+        Returns:
+            GB/s of all devices together, and the number of network cards.
+
+        Raises:
+            TopologyError: where no path leads to NETWORK.
         """
         width = {nic: self.width(self.paths(nic, NETWORK)[0]) for nic in self.nics if self.leads_out(nic)}
         wide = [nic for nic in width if width[nic] >= max(width.values()) / 2]
@@ -158,13 +180,13 @@ class Graph:
                 load[edge] = load.get(edge, 0.0) + self.width(route) / self.gb_per_s[edge[0]]
         if not load:
             raise TopologyError(
-                f"host {self.name!r}: no link leads from {', '.join(devices)} to {NETWORK}; add a network card and its "
+                f"host {self.name!r}: no path leads from {', '.join(devices)} to {NETWORK}; add a network card and its "
                 "links to its file"
             )
         return total / max(1.0, *load.values()), len(used)
 
     def _nearest(self, devices: Sequence[str], nics: Sequence[str]) -> list[str]:
-        """Those of the network cards to which one of the devices has its widest, and then shortest path."""
+        """The network cards to which a device has its fastest and then shortest path."""
         found: set[str] = set()
         for device in devices:
             reached = {nic: path for nic in nics if (path := self._search(device, NETWORK, nic))}
@@ -173,23 +195,31 @@ class Graph:
         return [nic for nic in nics if nic in found]
 
     def leads_out(self, nic: str) -> bool:
+        """Whether a network card has a link to NETWORK."""
         return any(other == NETWORK for other, _ in self._neighbours.get(nic, ()))
 
     def rings_gb_per_s(self, devices: Sequence[str]) -> float:
-        """What each device can send along rings through all of them, which share the links: NCCL's search for channels.
+        """The bandwidth of each device over rings through all of `devices`, as NCCL searches for its channels.
 
-        Infinite for one device. Raises TopologyError where there is no ring.
+        Args:
+            devices: of the rings, which share the links.
+
+        Returns:
+            GB/s; infinite for one device.
+
+        Raises:
+            TopologyError: where there is no ring.
         """
         if len(devices) < 2:
             return math.inf
         found = self._widest_rings(tuple(devices))
         if found == 0:
             for a, b in zip(devices, (*devices[1:], devices[0]), strict=True):
-                self.paths(a, b)  # says between which two there is nothing
+                self.paths(a, b)  # raises, with the names of the two
         return found
 
     def _widest_rings(self, devices: tuple[str, ...]) -> float:
-        """Over NVLink alone where that holds a ring: NCCL does not mix kinds of links. 0 where there is no ring."""
+        """GB/s over NVLink alone where it holds a ring: NCCL does not mix kinds of links. 0 where there is no ring."""
         if devices not in self._rings:
             others = self._over_nvlink()
             over_nvlink = others._widest_rings(devices) if others is not self else 0.0
@@ -211,7 +241,7 @@ class Graph:
                 and (ring := _ring(devices, pairs, left, speed))
             ):
                 before = count
-                # The same ring again, and its reverse, while they fit: what is left then is regular again.
+                # The same ring again, and its reverse, while they fit, so that the remaining bandwidth stays regular.
                 for again in (ring, ring[::-1]):
                     edges = [e for a, b in zip(again, (*again[1:], again[0]), strict=True) for e in pairs[a, b]]
                     most = {edge: edges.count(edge) * speed for edge in edges}
@@ -226,7 +256,7 @@ class Graph:
 def _ring(
     devices: tuple[str, ...], pairs: Mapping[tuple[str, str], Path], left: Mapping[Edge, float], speed: float
 ) -> tuple[str, ...] | None:
-    """A cycle through all devices on what is `left` (GB/s) of the links, or None; the emptiest links come first."""
+    """A cycle through all devices over the GB/s `left` on the links, or None; the least used links are tried first."""
     steps = SEARCH_STEPS
     need: dict[Edge, float] = {}
 

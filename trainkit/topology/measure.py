@@ -1,4 +1,4 @@
-"""What links and all-reduces really give: a short probe of neighbours, and the bus bandwidth of an all-reduce."""
+"""Measures links, by a short probe between neighbours, and the bus bandwidth of all-reduces."""
 
 import statistics
 import time
@@ -15,8 +15,8 @@ from trainkit.topology.topology import Link, Topology
 
 SMALL_BYTES = 8
 FIRST_BYTES, MOST_BYTES, GROWTH = 4096, 64_000_000, 4
-ENOUGH_S, MOST_S = 0.05, 0.25  # of one message: what is measured well; what a slow link may take
-NUM_ROUNDS, NUM_WARM = 5, 2  # the first go out of buffers and token buckets, not over the link
+ENOUGH_S, MOST_S = 0.05, 0.25  # of one message: enough for a good measurement; the maximum on a slow link
+NUM_ROUNDS, NUM_WARM = 5, 2  # the first messages fill buffers and token buckets and are too fast
 ASYMMETRY = 1.1
 BENCH_S, MOST_ITERATIONS = 0.2, 20
 
@@ -26,7 +26,14 @@ Edge = tuple[int, int, bool]  # host, number of the link there, from its a to it
 
 @dataclass(frozen=True)
 class Flow:
-    """What rank `b` received from rank `a` while all neighbours sent, and the time of a small message."""
+    """The messages from one rank to its neighbour while all neighbours sent.
+
+    Args:
+        a: the rank that sent.
+        b: the rank that received.
+        gb_per_s: of large messages.
+        latency_us: of a small message.
+    """
 
     a: int
     b: int
@@ -36,9 +43,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class Timing:
-    """One size of an all-reduce over `world_size` ranks; bandwidths as nccl-tests define them.
+    """The time of an all-reduce, with bandwidths as nccl-tests define them.
 
-    num_wrong: elements that are not the sum.
+    Args:
+        num_bytes: of the tensor.
+        time_us: the mean over calls and ranks.
+        world_size: ranks.
+        num_wrong: elements of the first result that are not the sum.
     """
 
     num_bytes: int
@@ -48,14 +59,16 @@ class Timing:
 
     @property
     def algorithm_gb_per_s(self) -> float:
+        """Bytes of the tensor divided by the time."""
         return self.num_bytes / self.time_us / 1e3
 
     @property
     def bus_gb_per_s(self) -> float:
-        """2 (n - 1) / n of the algorithm's: what a ring puts on the narrowest link.
+        """2 (n - 1) / n of the algorithm bandwidth: that of a ring on its slowest link.
 
-        >>> Timing(num_bytes=8_000_000, time_us=1000.0, world_size=4, num_wrong=0).bus_gb_per_s
-        12.0
+        Example:
+            >>> Timing(num_bytes=8_000_000, time_us=1000.0, world_size=4, num_wrong=0).bus_gb_per_s
+            12.0
         """
         return self.algorithm_gb_per_s * 2 * (self.world_size - 1) / self.world_size
 
@@ -64,18 +77,30 @@ class Timing:
 
 
 def probe(topology: Topology, group: dist.ProcessGroup | None = None, report: Report = lambda text: None) -> Topology:
-    """`topology` with what its links give, the same on all ranks; it takes 4 s at most, far less on fast links.
+    """Measures the links of a topology, in 4 s at most. Collective: every rank must call.
 
-    First the ranks of each host send round a ring, all at once, then the first ranks of the hosts do. What cannot be
-    measured so keeps its figures: see `with_flows`.
-    group: of all ranks; None: the default one. report: is told what begins.
-    Raises TopologyError where the group has another size than the topology. Collective: every rank calls.
+    First the ranks of each host send around a ring, all at the same time; then the first ranks of the hosts do. Links
+    that cannot be measured in this way keep their figures: see `with_flows`.
+
+    Args:
+        topology: of the ranks of `group`.
+        group: of all ranks; None: the default one.
+        report: called with the name of each part of the probe before it starts.
+
+    Returns:
+        The topology with measured figures, the same on all ranks.
+
+    Raises:
+        TopologyError: where the group has another size than the topology.
     """
     if not dist.is_initialized():
         return topology
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     if topology.world_size != world_size:
-        raise TopologyError(f"the topology is one of {topology.world_size} ranks, and {world_size} take part")
+        raise TopologyError(
+            f"the topology has {topology.world_size} ranks and the process group {world_size}: "
+            f"start {topology.world_size} processes"
+        )
     device = _device(topology, rank, group)
     rings = topology.ranks_by_host()
     inside, across = None, None
@@ -95,11 +120,11 @@ def probe(topology: Topology, group: dist.ProcessGroup | None = None, report: Re
 
 
 def _exchange(ring: Sequence[int], device: torch.device, group: dist.ProcessGroup | None) -> Flow | None:
-    """Each rank of `ring` sends to the next; what this rank received. All ranks of the group agree on the sizes."""
+    """Each rank of `ring` sends to the next; returns what this rank received. All ranks use the same sizes."""
     rank = dist.get_rank(group)
     takes_part = rank in ring and len(ring) > 1
-    place = ring.index(rank) if takes_part else 0
-    after, before = ring[(place + 1) % len(ring)], ring[place - 1]
+    index = ring.index(rank) if takes_part else 0
+    after, before = ring[(index + 1) % len(ring)], ring[index - 1]
 
     def rounds(num_bytes: int, num: int) -> list[float]:
         if not takes_part:
@@ -118,7 +143,7 @@ def _exchange(ring: Sequence[int], device: torch.device, group: dist.ProcessGrou
             seconds.append(time.perf_counter() - began)
         return seconds
 
-    _agree([], device, group)  # NCCL wants all ranks in a group's first operation
+    _agree([], device, group)  # NCCL needs all ranks in the first operation of a group
     small = rounds(SMALL_BYTES, 25)[5:]
     size = FIRST_BYTES
     while True:
@@ -130,13 +155,13 @@ def _exchange(ring: Sequence[int], device: torch.device, group: dist.ProcessGrou
     if not takes_part:
         return None
     latency_s, whole_s = statistics.median(small), statistics.median(large)
-    # Of a size near the small one nothing is left to tell the two apart.
+    # With a size near the small one, the difference of the two times would be noise.
     moving_s = max(whole_s - latency_s, whole_s / 4)
     return Flow(before, rank, (size - SMALL_BYTES) / moving_s / 1e9, 1e6 * latency_s)
 
 
 def _agree(seconds: Sequence[float], device: torch.device, group: dist.ProcessGroup | None) -> tuple[float, float]:
-    """The shortest and the longest of all ranks' times; a rank may have none."""
+    """The shortest and the longest of all ranks' times; some ranks have none."""
     none = float("-inf")
     extremes = torch.tensor(
         [-min(seconds), max(seconds)] if seconds else [none, none], dtype=torch.float64, device=device
@@ -159,41 +184,48 @@ def _wait_for(device: torch.device) -> None:
 
 
 def with_flows(topology: Topology, *phases: Sequence[Flow]) -> Topology:
-    """`topology` with the figures that explain what flowed; the flows of one phase ran at once. Pure.
+    """Derives the bandwidths of links from flows. Pure.
 
-    A link that was the narrowest of a path is as fast as what it carried, in its better direction; where that leaves no
-    link of a path full, its sender's is to blame, as a shaped uplink is. Other links on a path keep their figure unless
-    they carried more. Links that carried nothing take the median of the measured ones of their host with the same kind
-    and nominal figure, as cards of one make do.
+    The slowest link of a path has the bandwidth that it carried, in its faster direction. Where that leaves no link of
+    a path full, the link of the sender is assumed to be the limit, as a rate-limited uplink is. Other links of a path
+    keep their figure unless they carried more. Links that carried nothing get the median of the measured links of their
+    host with the same kind and nominal figure.
+
+    Args:
+        topology: with nominal figures.
+        *phases: lists of flows; those of one list ran at the same time.
+
+    Returns:
+        The topology with measured figures.
     """
     narrowest: set[tuple[int, int]] = set()
     found: dict[tuple[int, int], float] = defaultdict(float)
     latencies: dict[tuple[int, int], list[float]] = defaultdict(list)
     every: list[tuple[list[Edge], dict[Edge, float], set[tuple[int, int]]]] = []
     for flows in phases:
-        ways = [(flow, _edges(topology, flow)) for flow in flows]
-        load = Counter(edge for _, way in ways for edge in way)
+        paths = [(flow, _edges(topology, flow)) for flow in flows]
+        load = Counter(edge for _, path in paths for edge in path)
         carried: dict[Edge, float] = defaultdict(float)
         tight: set[tuple[int, int]] = set()
-        for flow, way in ways:
-            shares = [_link(topology, edge).bandwidth_gb_per_s / load[edge] for edge in way]
-            tight |= {edge[:2] for edge, share in zip(way, shares, strict=True) if share <= 1.01 * min(shares)}
-            nominal_us = sum(_link(topology, edge).latency_us for edge in way)
-            for edge in way:
+        for flow, path in paths:
+            shares = [_link(topology, edge).bandwidth_gb_per_s / load[edge] for edge in path]
+            tight |= {edge[:2] for edge, share in zip(path, shares, strict=True) if share <= 1.01 * min(shares)}
+            nominal_us = sum(_link(topology, edge).latency_us for edge in path)
+            for edge in path:
                 carried[edge] += flow.gb_per_s
-                own = _link(topology, edge).latency_us / nominal_us if nominal_us else 1 / len(way)
+                own = _link(topology, edge).latency_us / nominal_us if nominal_us else 1 / len(path)
                 latencies[edge[:2]].append(flow.latency_us * own)
-            every.append((way, carried, tight))
+            every.append((path, carried, tight))
         for edge, rate in carried.items():
             if edge[:2] in tight or edge[:2] not in narrowest:
                 found[edge[:2]] = max(found[edge[:2]], rate)
         narrowest |= tight
     for number, i in found.keys() - narrowest:
         found[number, i] = max(found[number, i], topology.hosts[number].links[i].bandwidth_gb_per_s)
-    for way, carried, tight in every:
-        if way and all(found[edge[:2]] > ASYMMETRY * carried[edge] for edge in way):
-            blamed = next(edge for edge in way if edge[:2] in tight)
-            found[blamed[:2]] = carried[blamed]
+    for path, carried, tight in every:
+        if path and all(found[edge[:2]] > ASYMMETRY * carried[edge] for edge in path):
+            limit = next(edge for edge in path if edge[:2] in tight)
+            found[limit[:2]] = carried[limit]
     return _with_links(topology, found, {at: _mean(values) for at, values in latencies.items()}, narrowest)
 
 
@@ -230,8 +262,8 @@ def _with_links(
 
 def _edges(topology: Topology, flow: Flow) -> list[Edge]:
     edges = []
-    for host, way in between(topology, flow.a, flow.b):
-        for vertex, link in zip(way.vertices, way.links, strict=False):
+    for host, path in between(topology, flow.a, flow.b):
+        for vertex, link in zip(path.vertices, path.links, strict=False):
             edges.append((host, topology.hosts[host].links.index(link), vertex == link.a))
     return edges
 
@@ -254,11 +286,18 @@ def bench(
     device: torch.device | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Iterator[Timing]:
-    """Times an all-reduce of float32 in place for each of `sizes` (bytes, rounded down to whole elements, at least 1).
+    """Times in-place all-reduces of float32 tensors. Collective: every rank must call, and take as many results.
 
-    reduce: sums a flat tensor over all ranks in place; None: torch's all-reduce. device: where the tensors are;
-    None: the CPU. The first call of each size is checked, the rest are timed; a time is the mean over calls and ranks.
-    Yields the same on all ranks. Collective: every rank calls, and takes as many.
+    The result of the first call of each size is checked; the following calls are timed.
+
+    Args:
+        sizes: bytes of the tensors, rounded down to whole elements, at least 1.
+        reduce: sums a 1-d tensor over all ranks in place; None: the all-reduce of PyTorch.
+        device: of the tensors; None: the CPU.
+        group: of all ranks; None: the default one.
+
+    Yields:
+        A timing for each size, the same on all ranks.
     """
     world_size = dist.get_world_size(group) if dist.is_initialized() else 1
     rank = dist.get_rank(group) if dist.is_initialized() else 0
@@ -272,7 +311,7 @@ def bench(
     for size in sizes:
         num = max(size // 4, 1)
         pattern = (torch.arange(num, device=where) % 13 + 1).float()
-        buffer = pattern + rank  # small whole numbers: every order of summing gives the same
+        buffer = pattern + rank  # small integers: the sum is the same in any order
         expected = world_size * pattern + world_size * (world_size - 1) / 2
         call(buffer)
         wrong = float((buffer != expected).sum())

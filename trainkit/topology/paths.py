@@ -1,4 +1,4 @@
-"""The path that data takes between two vertices of a host, or between devices of two hosts. Pure."""
+"""Path: the links between two vertices of a host, or between devices of two hosts. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,27 @@ from trainkit.topology.graph import Graph
 from trainkit.topology.topology import NETWORK, Host, Link, Topology
 
 CLASSES = {
-    "NVL": "NVLink from one to the other",
+    "NVL": "direct NVLink",
     "NVS": "through an NVSwitch",
     "MEM": "through the host's memory",
     "PIX": "through one PCIe switch",
     "PXB": "through several PCIe switches",
     "PHB": "through a processor",
-    "SYS": "from one processor's socket to another's",
+    "SYS": "between the sockets of two processors",
     "NET": "through the network",
 }
-"""What a path may be called, the fastest kind first; those that `nvidia-smi topo -m` has too mean the same there."""
+"""The kinds of paths, fastest first; those that `nvidia-smi topo -m` prints have the same meaning there."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """links: from one end to the other; vertices: one more than links. kind: one of CLASSES."""
+    """A path through a host.
+
+    Args:
+        vertices: from one end to the other.
+        links: between them; one less than vertices.
+        kind: one of CLASSES.
+    """
 
     vertices: tuple[str, ...]
     links: tuple[Link, ...]
@@ -30,16 +36,26 @@ class Path:
 
     @property
     def bandwidth_gb_per_s(self) -> float:
-        """Of its narrowest link."""
+        """The bandwidth of the slowest link."""
         return min(link.bandwidth_gb_per_s for link in self.links)
 
     @property
     def latency_us(self) -> float:
+        """The sum over the links."""
         return sum(link.latency_us for link in self.links)
 
 
 def path(host: Host, a: str, b: str) -> Path | None:
-    """The shortest of the widest paths from `a` to `b`, as the cost model takes it; None where nothing joins them."""
+    """Finds the path that the cost model uses: the shortest of those with the largest bandwidth.
+
+    Args:
+        host: in which the path lies.
+        a: its first vertex.
+        b: its last vertex.
+
+    Returns:
+        The path; None where there is none.
+    """
     graph = Graph(host)
     try:
         edges = graph.paths(a, b)[0]
@@ -53,28 +69,43 @@ def path(host: Host, a: str, b: str) -> Path | None:
 
 
 def nearest_nic(host: Host, device: str) -> tuple[str, Path] | None:
-    """The network card over which `device` reaches the network, and the path to it; None where there is none."""
+    """Finds the network card over which a device reaches the network.
+
+    Args:
+        host: of the device.
+        device: its id.
+
+    Returns:
+        The id of the card and the path to it; None where there is none.
+    """
     found = [(nic.id, path(host, device, nic.id)) for nic in host.nics]
-    known = [(nic, way) for nic, way in found if way is not None]
+    known = [(nic, to_nic) for nic, to_nic in found if to_nic is not None]
     rates = {link.a if link.b == NETWORK else link.b: link for link in host.links if NETWORK in (link.a, link.b)}
 
     def order(entry: tuple[str, Path]) -> tuple[float, int, float]:
-        nic, way = entry
+        nic, to_nic = entry
         rate = rates[nic].bandwidth_gb_per_s if nic in rates else 0.0
-        return -min(way.bandwidth_gb_per_s, rate), list(CLASSES).index(way.kind), way.latency_us
+        return -min(to_nic.bandwidth_gb_per_s, rate), list(CLASSES).index(to_nic.kind), to_nic.latency_us
 
     return min(known, key=order, default=None)
 
 
 def between(topology: Topology, a: int, b: int) -> list[tuple[int, Path]]:
-    """The parts of the path from rank `a` to rank `b`: (number of the host, path there); empty where it is broken.
+    """Finds the path from one rank to another.
 
-    One part within a host; from host to host two, that meet at NETWORK.
+    Args:
+        topology: of the job.
+        a: the rank that sends.
+        b: the rank that receives.
+
+    Returns:
+        (number of the host, path in it): one within a host, two that meet at NETWORK between hosts, none where no path
+        exists.
     """
     places = topology.places[a], topology.places[b]
     if places[0].host == places[1].host:
-        way = path(topology.hosts[places[0].host], places[0].device, places[1].device)
-        return [] if way is None else [(places[0].host, way)]
+        inside = path(topology.hosts[places[0].host], places[0].device, places[1].device)
+        return [] if inside is None else [(places[0].host, inside)]
     out, back = (path(topology.hosts[place.host], place.device, NETWORK) for place in places)
     if out is None or back is None:
         return []

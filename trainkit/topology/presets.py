@@ -1,4 +1,4 @@
-"""Presets: machines that many people have, as files of one host each."""
+"""Presets: topology files of common machines, one host each."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +10,35 @@ DIRECTORY = Path(__file__).parent / "preset_files"
 
 
 def preset_names() -> tuple[str, ...]:
+    """The names of all presets, sorted."""
     return tuple(sorted(path.stem for path in DIRECTORY.glob("*.json")))
 
 
 def preset(name: str, num_nodes: int = 1) -> Topology:
-    """`num_nodes` machines like the preset of that name, or like the one host of the file at that path.
+    """The topology of several machines of one kind.
 
-    Raises TopologyError for an unknown name, a file that is wrong or has several hosts, and fewer than one node.
+    Args:
+        name: of a preset, or the path of a topology file with one host.
+        num_nodes: machines.
+
+    Raises:
+        TopologyError: for an unknown name, an invalid file or one with several hosts, and fewer than one node.
+
+    Example:
+        >>> preset("dgx-h100", 2).world_size
+        16
     """
     if num_nodes < 1:
-        raise TopologyError(f"num_nodes={num_nodes}: at least one is needed")
+        raise TopologyError(f"num_nodes={num_nodes}: must be at least 1")
     if name in preset_names():
         found = replace(Topology.read(DIRECTORY / f"{name}.json"), source=f"preset {name}")
     elif name.endswith(".json") or Path(name).expanduser().is_file():
         found = Topology.read(name)
     else:
         raise TopologyError(
-            f"there is no preset {name!r}: there are {', '.join(preset_names())}; a path to a file of your own ends in "
-            f".json.{nearest(name, preset_names())}"
+            f"there is no preset {name!r}: must be one of {', '.join(preset_names())}, or the path of a .json file."
+            f"{nearest(name, preset_names())}"
         )
     if len(found.hosts) > 1:
-        raise TopologyError(f"{name}: has {len(found.hosts)} hosts; a preset is one, taken num_nodes times")
+        raise TopologyError(f"{name}: has {len(found.hosts)} hosts; give a file with one, which num_nodes repeats")
     return found.times(num_nodes)

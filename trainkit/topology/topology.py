@@ -1,4 +1,4 @@
-"""Topology: the devices and network cards of a job's hosts, what joins them, and where ranks sit. Pure data."""
+"""Topology: the devices and network cards of a job's hosts, their links, and where each rank runs. Pure data."""
 
 import hashlib
 import json
@@ -12,27 +12,44 @@ from trainkit.errors import TopologyError, nearest
 T = TypeVar("T")
 LinkKind = Literal["nvlink", "nvswitch", "pcie", "socket", "loopback", "nic"]
 NETWORK = "network"
-"""The vertex at which the network cards of all hosts meet."""
+"""The vertex that connects the network cards of all hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one rank computes on. id: unique within its host, `gpu0` or `cpu0`."""
+    """The device of one rank.
+
+    Args:
+        id: unique within its host, such as `gpu0` or `cpu0`.
+        kind: `cuda` or `cpu`.
+        name: of the model, such as `NVIDIA H100 80GB HBM3`.
+        bus_id: of PCI, such as `0000:3b:00.0`.
+        numa: its NUMA node.
+        compute_capability: such as `9.0`.
+    """
 
     id: str
     kind: Literal["cuda", "cpu"] = "cuda"
     name: str = ""
-    bus_id: str | None = None  # of PCI, `0000:3b:00.0`
+    bus_id: str | None = None
     numa: int | None = None
-    compute_capability: str | None = None  # "9.0"
+    compute_capability: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nic:
-    """A network card, or one port of one. id: unique within its host, `nic0`."""
+    """A network card, or one port of a card.
+
+    Args:
+        id: unique within its host, such as `nic0`.
+        name: of the operating system, such as `mlx5_0` or `eth0`.
+        kind: `infiniband` (which includes RoCE) or `ethernet`.
+        bus_id: of PCI.
+        numa: its NUMA node.
+    """
 
     id: str
-    name: str = ""  # what the operating system calls it: mlx5_0, eth0
+    name: str = ""
     kind: Literal["infiniband", "ethernet"] = "ethernet"
     bus_id: str | None = None
     numa: int | None = None
@@ -40,12 +57,16 @@ class Nic:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What joins two vertices of a host, both ways at once.
+    """A link between two vertices of a host, in both directions at the same time.
 
-    a, b: ids of devices and network cards, names of `Host.switches`, or NETWORK for the wire of a network card.
-    bandwidth_gb_per_s: of payload, in one direction, all parallel lanes of this link together; 1 GB is 1e9 bytes.
-    latency_us: of one message over it.
-    rated_gb_per_s: what the hardware could do, where that is known and another figure.
+    Args:
+        a: the id of a device or network card, a name of `Host.switches`, or NETWORK for the cable of a network card.
+        b: the same for the other end.
+        kind: of the link.
+        bandwidth_gb_per_s: of payload, in one direction, of all parallel lanes together; 1 GB is 1e9 bytes.
+        latency_us: of one message.
+        rated_gb_per_s: of the hardware, where that is known and differs.
+        source: whether the figures were measured.
     """
 
     a: str
@@ -59,11 +80,16 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One machine, or what a job sees of it.
+    """One machine, or the part of it that a job sees.
 
-    switches: further vertices: PCIe switches (`pcie0`), sockets (`socket0`), NVSwitches (`nvswitch`), the memory of a
-    machine without GPUs (`memory`).
-    facts: what was read beside the links and warnings may need: `hypervisor`, `driver`, `p2p` ...
+    Args:
+        name: of the host.
+        devices: GPUs, or one for each process on the CPU.
+        nics: network cards.
+        switches: further vertices: PCIe switches (`pcie0`), sockets (`socket0`), NVSwitches (`nvswitch`), the memory of
+            a machine without GPUs (`memory`).
+        links: between the vertices.
+        facts: other properties that advice needs: `hypervisor`, `driver`, `p2p` and so on.
     """
 
     name: str
@@ -77,7 +103,7 @@ class Host:
         object.__setattr__(self, "facts", dict(self.facts or {}))
 
     def below(self, socket: str) -> set[str]:
-        """The socket, and the vertices that PCIe links join to it."""
+        """The socket, and the vertices that PCIe links connect to it."""
         found, queue = {socket}, [socket]
         while queue:
             at = queue.pop()
@@ -90,8 +116,13 @@ class Host:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a rank sits: the number of its host in `Topology.hosts`, and the id of its device there."""
+class RankPlacement:
+    """Where a rank runs.
+
+    Args:
+        host: the index of its host in `Topology.hosts`.
+        device: the id of its device there.
+    """
 
     host: int
     device: str
@@ -99,15 +130,25 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """The machines of a job. places: by rank; where none are given, device after device, host after host.
+    """The machines of a job.
 
-    Raises TopologyError, naming the host and the link, where parts contradict one another.
+    Args:
+        hosts: the machines.
+        places: where each rank runs; if empty, there is one rank for each device, host after host.
+        source: from which it was read: `nvml`, `preset dgx-1`, the path of a file.
+
+    Raises:
+        TopologyError: naming the host and the link, where the arguments contradict each other.
+
+    Example:
+        >>> host = Host(name="a", devices=(Device(id="gpu0"), Device(id="gpu1")))
+        >>> Topology(hosts=(host,)).ranks_by_host()
+        ((0, 1),)
     """
 
     hosts: tuple[Host, ...]
-    places: tuple[Place, ...] = ()
+    places: tuple[RankPlacement, ...] = ()
     source: str = ""
-    """Where it was read: `nvml`, `preset dgx-1`, the path of a file."""
 
     def __post_init__(self) -> None:
         if not self.hosts:
@@ -115,43 +156,45 @@ class Topology:
         for host in self.hosts:
             _check(host)
         if not self.places:
-            every = tuple(Place(host=i, device=d.id) for i, host in enumerate(self.hosts) for d in host.devices)
+            every = tuple(RankPlacement(host=i, device=d.id) for i, host in enumerate(self.hosts) for d in host.devices)
             object.__setattr__(self, "places", every)
         for rank, place in enumerate(self.places):
             if not 0 <= place.host < len(self.hosts):
-                raise TopologyError(f"places[{rank}].host={place.host}: there are hosts 0 to {len(self.hosts) - 1}")
+                raise TopologyError(f"places[{rank}].host={place.host}: must be from 0 to {len(self.hosts) - 1}")
             known = [device.id for device in self.hosts[place.host].devices]
             if place.device not in known:
                 raise TopologyError(
-                    f"places[{rank}].device={place.device!r}: host {self.hosts[place.host].name!r} has "
-                    f"{', '.join(known)}.{nearest(place.device, known)}"
+                    f"places[{rank}].device={place.device!r}: must be a device of host "
+                    f"{self.hosts[place.host].name!r}: {', '.join(known)}.{nearest(place.device, known)}"
                 )
 
     @property
     def world_size(self) -> int:
+        """The number of ranks."""
         return len(self.places)
 
     def ranks_by_host(self) -> tuple[tuple[int, ...], ...]:
-        """The ranks of each host that has any, in rising order; hosts in the order of their lowest rank."""
+        """The ranks of each host that has any, in ascending order; hosts in the order of their lowest rank."""
         by_host: dict[int, list[int]] = {}
         for rank, place in enumerate(self.places):
             by_host.setdefault(place.host, []).append(rank)
         return tuple(tuple(ranks) for ranks in by_host.values())
 
     def device_of(self, rank: int) -> Device:
+        """The device of a rank."""
         place = self.places[rank]
         return next(d for d in self.hosts[place.host].devices if d.id == place.device)
 
     def times(self, num_nodes: int) -> "Topology":
-        """As many hosts like the first one; ranks host after host."""
+        """A topology of `num_nodes` hosts like the first one, with one rank for each device, host after host."""
         first = self.hosts[0]
         hosts = tuple(replace(first, name=f"{first.name}-{i}") for i in range(num_nodes)) if num_nodes > 1 else (first,)
         return Topology(hosts=hosts, source=self.source)
 
     def fingerprint(self) -> str:
-        """The same for the same machines in the same order of ranks, as they were read; hosts' names do not count.
+        """A hash of the machines and the order of the ranks.
 
-        Nor do figures of measured links: probes never find the same twice.
+        It does not depend on the names of hosts, nor on measured figures, which differ between probes.
         """
         plain = self.to_dict()
         plain.pop("source")
@@ -166,35 +209,60 @@ class Topology:
     # -- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, which `from_dict` reads."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def to_json(self) -> str:
-        """The whole of it as text, which `from_json` reads."""
+        """The topology as JSON text, which `from_json` reads."""
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], where: str = "topology") -> "Topology":
-        """The inverse of `to_dict`. Raises TopologyError naming the key in which `plain` is wrong."""
+        """The inverse of `to_dict`.
+
+        Args:
+            plain: JSON values.
+            where: the name of their source, for the message of an error.
+
+        Raises:
+            TopologyError: naming the key of an invalid value.
+        """
         known = _require(plain, cls, where)
         hosts = tuple(_host(entry, f"{where}.hosts[{i}]") for i, entry in enumerate(_list(known, "hosts", where)))
         places = tuple(
-            _build(Place, entry, f"{where}.places[{i}]") for i, entry in enumerate(_list(known, "places", where))
+            _build(RankPlacement, entry, f"{where}.places[{i}]")
+            for i, entry in enumerate(_list(known, "places", where))
         )
         return cls(hosts=hosts, places=places, source=str(known.get("source", "")))
 
     @classmethod
     def from_json(cls, text: str, where: str = "topology") -> "Topology":
-        """Raises TopologyError, for text that is no JSON with its line and column."""
+        """The inverse of `to_json`.
+
+        Args:
+            text: JSON.
+            where: the name of its source, for the message of an error.
+
+        Raises:
+            TopologyError: naming the key of an invalid value, or the line and column of a syntax error.
+        """
         try:
             plain = json.loads(text)
         except json.JSONDecodeError as error:
-            raise TopologyError(f"{where}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+            raise TopologyError(f"{where}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from error
         return cls.from_dict(plain, where)
 
     @classmethod
     def read(cls, path: str | Path) -> "Topology":
-        """From a JSON file. Raises TopologyError."""
+        """Reads a JSON file.
+
+        Args:
+            path: of the file; `~` is expanded.
+
+        Raises:
+            TopologyError: where the file cannot be read, or is invalid.
+        """
         path = Path(path).expanduser()
         try:
             text = path.read_text()
@@ -210,17 +278,18 @@ def _check(host: Host) -> None:
     ids = [d.id for d in host.devices] + [n.id for n in host.nics] + list(host.switches)
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice is not None:
-        raise TopologyError(f"host {host.name!r}: two parts are called {twice!r}")
+        raise TopologyError(f"host {host.name!r}: the id {twice!r} is used twice")
     for link in host.links:
         for end in (link.a, link.b):
             if end not in ids and end != NETWORK:
                 raise TopologyError(
-                    f"host {host.name!r}, link {link.a} - {link.b}: there is no {end!r}.{nearest(end, [*ids, NETWORK])}"
+                    f"host {host.name!r}, link {link.a} - {link.b}: there is no device, network card or "
+                    f"switch {end!r}.{nearest(end, [*ids, NETWORK])}"
                 )
         if not link.bandwidth_gb_per_s > 0 or not link.latency_us >= 0:
             raise TopologyError(
                 f"host {host.name!r}, link {link.a} - {link.b}: bandwidth_gb_per_s={link.bandwidth_gb_per_s} and "
-                f"latency_us={link.latency_us}: allowed are numbers above 0, and from 0 up"
+                f"latency_us={link.latency_us}: must be above 0, and at least 0"
             )
 
 
@@ -243,19 +312,17 @@ def _host(plain: Any, where: str) -> Host:
 def _list(plain: Mapping[str, Any], key: str, where: str) -> Iterable[Any]:
     value = plain.get(key, ())
     if not isinstance(value, (list, tuple)):
-        raise TopologyError(f"{where}.{key}: is a {type(value).__name__}, not a list")
+        raise TopologyError(f"{where}.{key}: must be a list, and is a {type(value).__name__}")
     return value
 
 
 def _require(plain: Any, kind: type, where: str) -> Mapping[str, Any]:
     names = [field.name for field in fields(kind)]
     if not isinstance(plain, Mapping):
-        raise TopologyError(f"{where}: is a {type(plain).__name__}, not an object with {', '.join(names)}")
+        raise TopologyError(f"{where}: must be an object with {', '.join(names)}, and is a {type(plain).__name__}")
     for key in plain:
         if key not in names:
-            raise TopologyError(
-                f"{where}.{key}: there is no such key; allowed are {', '.join(names)}.{nearest(key, names)}"
-            )
+            raise TopologyError(f"{where}.{key}: unknown key; must be one of {', '.join(names)}.{nearest(key, names)}")
     return plain
 
 
@@ -268,17 +335,18 @@ def _build(kind: type[T], plain: Any, where: str) -> T:
         return kind(**known)
     except TypeError as error:
         missing = str(error).split(": ", 1)[-1]
-        raise TopologyError(f"{where}: is missing {missing}") from error
+        raise TopologyError(f"{where}: missing {missing}") from error
 
 
 def _check_value(annotation: Any, value: Any, where: str) -> None:
     choices = get_args(annotation)
     if choices and all(isinstance(choice, str) for choice in choices):
         if value not in choices:
-            raise TopologyError(f"{where}={value!r}: allowed are {', '.join(choices)}.{nearest(str(value), choices)}")
+            known = ", ".join(choices)
+            raise TopologyError(f"{where}={value!r}: must be one of {known}.{nearest(str(value), choices)}")
         return
     kinds = choices or (annotation,)
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or isinstance(value, bool):
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TopologyError(f"{where}={value!r}: allowed is {names}")
+        raise TopologyError(f"{where}={value!r}: must be {names}")

@@ -61,5 +61,5 @@ def fewest_micro_batches(runtime: Runtime, attempt: Callable[[int], None], *, la
     Raises:
         ConfigError: when nothing fits.
     """
-    with runtime.reducer.set_aside():
+    with runtime.reducer.disabled():
         return fewest_that_fit(attempt, largest=largest, group=runtime.ranks.group, report=runtime.tracker.message)

@@ -1,6 +1,6 @@
-"""Reading the machines of a job: the user's file, NCCL's XML, NVML, sysfs, nvidia-smi and hostnames, in this order.
+"""Reads the machines of a job from the user's file, NCCL's XML, NVML, sysfs, nvidia-smi and hostnames, in this order.
 
-What an earlier source says stands; a later one fills in what the earlier do not know.
+A later source only adds what the earlier ones do not contain.
 """
 
 import os
@@ -37,7 +37,7 @@ __all__ = [
     "read_sysfs",
 ]
 
-# What users set that changes which links a job takes; kept as a fact, for advice.
+# Environment variables that change which links a job uses; stored in the facts, for advice.
 _SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
     "GLOO_SOCKET_IFNAME",
@@ -51,22 +51,39 @@ _SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where this host is read from; others than these in tests."""
+    """The sources from which this host is read; tests replace them.
+
+    Args:
+        environment: variables.
+        root: in place of /sys.
+        proc: in place of /proc.
+        nvml: in place of the module pynvml.
+        smi_text: in place of the output of nvidia-smi.
+    """
 
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     root: Path = Path("/sys")
     proc: Path = Path("/proc")
     nvml: Any = None
-    smi_text: str | None = None  # in place of what the command prints
+    smi_text: str | None = None
 
 
 def discover(
     device: torch.device, cluster: Cluster, *, group: dist.ProcessGroup | None = None, path: str | Path | None = None
 ) -> Topology:
-    """The topology of the job, equal on all ranks.
+    """Reads the topology of the job. Collective: every rank must call.
 
-    path: a file of the user's, which stands for all reading. group: all processes of the job; None: this one is alone.
-    Raises TopologyError, on all ranks alike, for a file that cannot be used. Collective: every rank calls.
+    Args:
+        device: of this process.
+        cluster: the processes of the job.
+        group: of all processes; None: this is the only one.
+        path: a topology file, which is used in place of all other sources.
+
+    Returns:
+        The topology, the same on all ranks.
+
+    Raises:
+        TopologyError: on all ranks, where a file cannot be used.
     """
     view = look(device, cluster)
     if group is None:
@@ -92,10 +109,16 @@ def discover_host(
     topo_file: str | Path | None = None,
     sources: Sources | None = None,
 ) -> Host:
-    """This host: with `cuda` the GPUs that CUDA_VISIBLE_DEVICES leaves, with `cpu` a device for each of its ranks.
+    """Reads this host.
 
-    num_ranks: on this host. With `cuda` it counts only where no GPU can be read: as many are taken to be there.
-    topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE. Raises TopologyError for one that cannot be used.
+    Args:
+        device_kind: `cuda`: the devices are the GPUs that CUDA_VISIBLE_DEVICES leaves; `cpu`: one for each rank.
+        num_ranks: on this host. With `cuda` it is only used as the number of GPUs where none can be read.
+        topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE.
+        sources: in place of those of this machine.
+
+    Raises:
+        TopologyError: where NCCL's XML cannot be used.
     """
     sources = sources or Sources()
     if device_kind == "cpu":
@@ -111,7 +134,16 @@ def discover_host(
 
 
 def look(device: torch.device, cluster: Cluster, sources: Sources | None = None) -> View:
-    """What this rank sees of its host: all GPUs there, whether it may use them or not. Raises nothing."""
+    """Reads the host of this rank, with all its GPUs, also those that the rank does not use.
+
+    Args:
+        device: of this process.
+        cluster: the processes of the job.
+        sources: in place of those of this machine.
+
+    Returns:
+        The view, with an error or problem in place of an exception.
+    """
     sources = sources or Sources()
     view = View(host_id=host_id(sources), device=CPU, host=None, host_name=_host_name(sources))
     if device.type != "cuda":
@@ -121,15 +153,17 @@ def look(device: torch.device, cluster: Cluster, sources: Sources | None = None)
         parts, problem = read_gpus(sources)
     except TopologyError as error:
         return replace(view, error=str(error))
-    except Exception as error:  # one rank that cannot read must not end the job
+    except Exception as error:  # an error on one rank must not end the job
         return replace(view, problem=f"{type(error).__name__}: {error}")
     host = None if parts is None else build.host_of(parts, view.host_name)
     return replace(view, host=host, problem=problem)
 
 
 def host_id(sources: Sources | None = None) -> str:
-    """The same in all processes of a host, and no other: $NCCL_HOSTID, else hostname and boot. Containers with
-    hostnames of their own are hosts of their own, as to NCCL."""
+    """A text that identifies this host: $NCCL_HOSTID, otherwise the hostname and boot id.
+
+    Containers with different hostnames are different hosts, as they are to NCCL.
+    """
     sources = sources or Sources()
     given = sources.environment.get("NCCL_HOSTID")
     if given:
@@ -142,9 +176,17 @@ def host_id(sources: Sources | None = None) -> str:
 
 
 def read_gpus(sources: Sources, topo_file: str | Path | None = None) -> tuple[Parts | None, str]:
-    """The GPUs and network cards of this host from all sources there are; None and why where there is no GPU.
+    """Reads the GPUs and network cards of this host from all sources.
 
-    Raises TopologyError for NCCL's XML that cannot be used.
+    Args:
+        sources: to read.
+        topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE.
+
+    Returns:
+        The parts and an empty text, or None and the reason why there is no GPU.
+
+    Raises:
+        TopologyError: where NCCL's XML cannot be used.
     """
     given = topo_file or sources.environment.get("NCCL_TOPO_FILE")
     xml = None if not given else _read_xml(Path(given).expanduser())
@@ -161,7 +203,7 @@ def read_gpus(sources: Sources, topo_file: str | Path | None = None) -> tuple[Pa
         if shared:
             xml = xml.only(shared)
         elif any(here):
-            facts["topo_file"] = f"{given} names none of this host's GPUs"
+            facts["topo_file"] = f"{given} contains none of this host's GPUs"
             xml = None
     found = [source for source in (xml, parts, below) if source is not None]
     whole = found[0]
@@ -179,7 +221,7 @@ def _decided(views: Sequence[View], path: str | Path | None) -> Topology:
     if topology.world_size != len(views):
         raise TopologyError(
             f"{path}: it has places for {topology.world_size} ranks, and this job has {len(views)}: "
-            f"give `places` one entry a rank, or start as many processes"
+            f"give `places` one entry for each rank, or start {topology.world_size} processes"
         )
     return topology
 

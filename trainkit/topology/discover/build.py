@@ -1,4 +1,4 @@
-"""From parts and the ways between them to a Host: PCIe switches, sockets, NVSwitches, and the links."""
+"""Builds a Host from its parts: PCIe switches, sockets, NVSwitches, and the links."""
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
@@ -9,7 +9,7 @@ from trainkit.topology.topology import NETWORK, Device, Host, Link, LinkKind
 
 
 def host_of(parts: Parts, name: str) -> Host:
-    """The host that these parts make up. Its facts are those of the parts."""
+    """The host called `name` with these parts, and their facts."""
     sockets = _sockets(parts)
     switches, pcie = _pcie(parts, sockets)
     nvswitches, nvlinks = _nvlinks(parts)
@@ -30,7 +30,7 @@ def host_of(parts: Parts, name: str) -> Host:
 
 
 def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float | None = None) -> Link:
-    """A link of nominal figures; `rated_gb_per_s` is kept where it is another figure."""
+    """A link with nominal figures; a rated bandwidth is kept where it differs."""
     rated = rated_gb_per_s if rated_gb_per_s != gb_per_s else None
     return Link(
         a=a,
@@ -43,7 +43,7 @@ def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float 
 
 
 def nic_link(nic: str, kind: str, gbit_per_s: float | None, *, by_sockets: bool = False) -> Link:
-    """The wire of a network card."""
+    """The link of a network card to NETWORK; `by_sockets`: with the latency of TCP."""
     rate = gbit_per_s or nominal.UNKNOWN_NIC_GBIT[kind]
     latency_us = nominal.TCP_NIC_LATENCY_US if by_sockets else nominal.LATENCY_US["nic"]
     bandwidth = round(rate * nominal.NIC_GB_PER_S_PER_GBIT, 4)
@@ -65,8 +65,8 @@ def _nvlinks(parts: Parts) -> tuple[list[str], list[Link]]:
         if len(counts) == 1 and most * (len(members) - 1) > nominal.MOST_NVLINKS:
             islands.append(dict.fromkeys(members, most))
             continue
-        ways = [(a, b, direct[pair(a, b)]) for a, b in combinations(members, 2) if pair(a, b) in direct]
-        links += [link(a, b, "nvlink", n * each) for a, b, n in ways]
+        known = [(a, b, direct[pair(a, b)]) for a, b in combinations(members, 2) if pair(a, b) in direct]
+        links += [link(a, b, "nvlink", n * each) for a, b, n in known]
     names = [NVSWITCH] if len(islands) == 1 else [f"{NVSWITCH}{i}" for i in range(len(islands))]
     for name, island in zip(names, islands, strict=True):
         links += [link(device, name, "nvswitch", count * each) for device, count in island.items()]
@@ -84,8 +84,8 @@ def _usual_nvlink(devices: Sequence[Device]) -> float:
 def _sockets(parts: Parts) -> list[list[str]]:
     """The parts of each socket, sockets in the order of their NUMA nodes.
 
-    A NUMA node counts more than a SYS between two parts: on many machines root ports of one socket are SYS apart.
-    Parts of which neither is known are on the first socket.
+    The NUMA nodes of two parts override a SYS between them: on many machines SYS is between root ports of one socket.
+    Parts for which neither is known are on the first socket.
     """
     numa = {part.id: part.numa for part in parts.everything if part.numa is not None}
     near = [ends for ends, how in parts.near.items() if how != "SYS"]
@@ -108,7 +108,7 @@ def _pcie(parts: Parts, sockets: list[list[str]]) -> tuple[list[str], list[Link]
     def attach(lower: str, upper: str, members: Iterable[str]) -> None:
         carried = [parts.pcie_gb_per_s.get(part, (usual, usual)) for part in members]
         now = max(figures[0] for figures in carried)
-        # What a switch could do is not known, only what a part could.
+        # The rated bandwidth is known for devices and cards, not for switches.
         links.append(link(lower, upper, "pcie", now, carried[0][1] if lower not in switches else now))
 
     def behind_switch() -> str:
@@ -141,7 +141,7 @@ def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]
 
 
 def _joined(members: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """The members that pairs join, together; all in their order."""
+    """Groups the members that `pairs` connect, in their order."""
     inside = set(members)
     root = {member: member for member in members}
 

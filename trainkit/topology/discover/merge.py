@@ -1,4 +1,4 @@
-"""From what each rank sees of its host to the one Topology of the job. Pure: the same on whichever rank it runs."""
+"""Merges the views of all ranks into the Topology of the job. Pure: the same on every rank."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,19 +7,22 @@ from itertools import count
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.build import link, nic_link
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Place, Topology
+from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one rank sees.
+    """The host as one rank sees it.
 
-    host_id: the same for all ranks of a host, and no other.
-    device: the PCI bus id of this rank's GPU, `cpu` for a rank that computes on one.
-    host: all that this rank can read of its host; None where it can read nothing, and `problem` says why.
-    error: of a file that the user named and that cannot be used: no topology is made then.
+    Args:
+        host_id: the same for all ranks of a host, and different for other hosts.
+        device: the PCI bus id of this rank's GPU; `cpu` for a rank on the CPU.
+        host: all that this rank can read of its host; None where it can read nothing.
+        host_name: of the host.
+        problem: the reason where `host` is None.
+        error: of a file that the user named and that cannot be used: then no topology is built.
     """
 
     host_id: str
@@ -31,11 +34,19 @@ class View:
 
 
 def merge(views: Sequence[View]) -> Topology:
-    """The topology of the job whose ranks see `views`, in the order of ranks.
+    """Merges the views of all ranks.
 
-    Of several descriptions of a host the richest wins (`richness`), GPUs that it lacks are added from the others, and
-    those that no rank uses are left out. `facts["unread"]` of a host names the ranks that could read nothing.
-    Raises TopologyError where a rank met one.
+    Of several descriptions of a host, the one with the highest `richness` is used; GPUs that it lacks are added from
+    the others, and GPUs that no rank uses are removed. `facts["unread"]` of a host names ranks that could read nothing.
+
+    Args:
+        views: in the order of the ranks.
+
+    Returns:
+        The topology of the job.
+
+    Raises:
+        TopologyError: for the error of a view.
     """
     for rank, view in enumerate(views):
         if view.error:
@@ -44,7 +55,7 @@ def merge(views: Sequence[View]) -> Topology:
     for rank, view in enumerate(views):
         by_host.setdefault(view.host_id, []).append(rank)
     hosts: list[Host] = []
-    places: dict[int, Place] = {}
+    places: dict[int, RankPlacement] = {}
     for number, ranks in enumerate(by_host.values()):
         seen = [views[rank] for rank in ranks]
         host, devices = _merged(seen)
@@ -52,7 +63,7 @@ def merge(views: Sequence[View]) -> Topology:
         if unread:
             host = replace(host, facts={**host.facts, "unread": unread})
         hosts.append(host)
-        places |= {rank: Place(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
+        places |= {rank: RankPlacement(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
     if len(hosts) > 1:
         hosts = [host if host.nics else _with_unknown_nic(host) for host in hosts]
     source = "+".join(dict.fromkeys(name for host in hosts for name in host.facts.get("sources", ["hostnames"])))
@@ -61,22 +72,24 @@ def merge(views: Sequence[View]) -> Topology:
 
 
 def richness(host: Host) -> tuple[int, ...]:
-    """Of two descriptions of one host the one with the larger richness says more: it has more devices, else more
-    NVLinks, network cards, links, known properties of devices, facts."""
+    """A key to compare descriptions of a host; the one with more information has the larger key.
+
+    It counts devices, then NVLinks, network cards, links, known properties of devices, and facts.
+    """
     known = sum(value not in (None, "") for device in host.devices for value in vars(device).values())
     nvlinks = sum(way.kind in ("nvlink", "nvswitch") for way in host.links)
     return len(host.devices), nvlinks, len(host.nics), len(host.links), known, len(host.facts)
 
 
 def bare_host(name: str, bus_ids: Sequence[str | None]) -> Host:
-    """A host of which nothing is known but its GPUs: all on one socket."""
+    """A host with GPUs of these bus ids on one socket, of which nothing else is known."""
     devices = tuple(Device(id=f"gpu{i}", bus_id=bus) for i, bus in enumerate(bus_ids))
     ways = tuple(link(d.id, "socket0", "pcie", nominal.pcie_gb_per_s(3)) for d in devices)
     return Host(name=name, devices=devices, switches=("socket0",), links=ways, facts={"sources": ["hostnames"]})
 
 
 def cpu_host(name: str, num_ranks: int, nic: Nic | None, gbit_per_s: float | None) -> Host:
-    """A host whose ranks compute on its processors and meet in its memory."""
+    """A host whose ranks run on the CPU and communicate through its memory."""
     nics: tuple[Nic, ...] = () if nic is None else (nic,)
     ways = [way for n in nics for way in (_to_memory(n), nic_link(n.id, n.kind, gbit_per_s, by_sockets=True))]
     host = Host(
@@ -111,7 +124,7 @@ def _merged(views: Sequence[View]) -> tuple[Host, list[str]]:
 
 
 def _richest(hosts: Iterable[Host]) -> Host:
-    # Among equals any rule will do that does not depend on who describes.
+    # Ties are broken by content, so that all ranks choose the same.
     return max(hosts, key=lambda host: (richness(host), repr(host)))
 
 
@@ -120,7 +133,7 @@ def _by_bus(host: Host, bus: str) -> Device | None:
 
 
 def _with_device(host: Host, bus: str, others: Sequence[Host]) -> Host:
-    """The host and a GPU that it lacks, on the socket of its NUMA node, else on the first."""
+    """The host with one more GPU, on the socket of its NUMA node, otherwise on the first."""
     seen = [device for other in others if (device := _by_bus(other, bus)) is not None]
     taken = {device.id for device in host.devices}
     free = next(f"gpu{i}" for i in count() if f"gpu{i}" not in taken)
@@ -134,7 +147,7 @@ def _with_device(host: Host, bus: str, others: Sequence[Host]) -> Host:
 
 
 def _used(host: Host, devices: Iterable[str]) -> Host:
-    """The host without the GPUs that are not among `devices`, and without switches that lead nowhere then."""
+    """The host with only the GPUs in `devices`, and without switches that are then unused."""
     kept = set(devices) | {nic.id for nic in host.nics} | set(host.switches) | {NETWORK}
     links = [way for way in host.links if {way.a, way.b} <= kept]
     while True:
@@ -161,7 +174,7 @@ def _of_size(host: Host, num_ranks: int) -> Host:
 
 
 def _with_unknown_nic(host: Host) -> Host:
-    """There are other hosts, so there must be a way to them."""
+    """Adds a network card: there must be one, because there are other hosts."""
     nic = Nic(id="nic0")
     by_sockets = host.devices[0].kind == "cpu"
     near = "memory" if by_sockets else next((s for s in host.switches if s.startswith("socket")), host.devices[0].id)
@@ -173,7 +186,7 @@ def _with_unknown_nic(host: Host) -> Host:
 
 
 def _named_apart(hosts: Sequence[Host]) -> list[Host]:
-    """Containers may call their hosts alike."""
+    """Makes names unique: containers on different hosts can have the same name."""
     names = [host.name for host in hosts]
     return [
         replace(host, name=f"{host.name}-{names[:i].count(host.name)}") if names.count(host.name) > 1 else host

@@ -1,4 +1,4 @@
-"""NCCL's topology XML: what $NCCL_TOPO_FILE gives to NCCL, and what NCCL_TOPO_DUMP_FILE makes it write."""
+"""NCCL's topology XML, which it reads from $NCCL_TOPO_FILE and writes to $NCCL_TOPO_DUMP_FILE."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -19,14 +19,22 @@ Node = ElementTree.Element
 
 
 def parse_nccl_xml(text: str, where: str = "NCCL's topology file") -> Host:
-    """The host that the file describes. Raises TopologyError with line and column for text that is no such file."""
+    """Parses NCCL's topology XML.
+
+    Args:
+        text: of the file.
+        where: its name, for the message of an error.
+
+    Raises:
+        TopologyError: with line and column, for an invalid file.
+    """
     return build.host_of(parts_of(text, where), name=where)
 
 
 def parts_of(text: str, where: str = "NCCL's topology file") -> Parts:
-    """As `parse_nccl_xml`, before it is made a host.
+    """Parses NCCL's topology XML into parts; see `parse_nccl_xml`.
 
-    Files of cloud providers have the PCI tree only; GPUs and network cards in them are told by their PCI classes.
+    Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes.
     """
     return _Reader(text, where).read()
 
@@ -67,7 +75,7 @@ class _Reader:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _devices(self) -> list[tuple[Device, Node]]:
-        """With the <pci> of each, in their order of `dev`, or of the file."""
+        """The GPUs with their <pci>, in the order of `dev`, or of the file."""
         named = list(self.root.iter("gpu"))
         nodes = [self._pci_of(gpu) for gpu in named] or list(self._of_class(_GPU_CLASSES))
         if not nodes:
@@ -111,9 +119,9 @@ class _Reader:
                 target = bus_id(self._attribute(link, "target"))
                 count = int(self._number(link, "count"))
                 if count < 1:
-                    raise self._error(link, f"<nvlink count={link.get('count')!r}>: there is at least one")
+                    raise self._error(link, f"<nvlink count={link.get('count')!r}>: must be at least 1")
                 if target in ids:
-                    links[pair(device.id, ids[target])] = count  # the other end tells the same
+                    links[pair(device.id, ids[target])] = count  # the other end has the same count
                 elif link.get("tclass", "").startswith(_NVSWITCH_CLASS):
                     key = pair(device.id, NVSWITCH)
                     links[key] = links.get(key, 0) + count
@@ -193,7 +201,7 @@ class _Reader:
             parser.Parse(text, True)
         except expat.ExpatError as error:
             reason = expat.errors.messages[error.code]
-            raise TopologyError(f"{self.where}:{error.lineno}:{error.offset + 1}: no XML: {reason}") from error
+            raise TopologyError(f"{self.where}:{error.lineno}:{error.offset + 1}: invalid XML: {reason}") from error
         return builder.close()
 
     def _attribute(self, node: Node, name: str) -> str:
@@ -212,7 +220,7 @@ class _Reader:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise self._error(node, f"<{node.tag} {name}={text!r}>: is not a number")
+            raise self._error(node, f"<{node.tag} {name}={text!r}>: must be a number")
         return number
 
     def _error(self, node: Node, problem: str) -> TopologyError:

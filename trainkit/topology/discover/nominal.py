@@ -1,7 +1,7 @@
-"""What a link carries where nobody has measured it: payload in GB/s one way, latency in microseconds.
+"""Nominal figures of links: payload in GB/s in one direction, latency in microseconds.
 
-The figures are those that NCCL plans with (src/graph/topo.h, topo.cc and tuning.cc of NCCL),
-which are below what the makers print, because protocols take their share.
+They are those of NCCL (src/graph/topo.h, topo.cc and tuning.cc), which are below the rated ones because of protocol
+overhead.
 """
 
 from trainkit.topology.topology import LinkKind
@@ -11,10 +11,10 @@ NVLINK_GB_PER_S = {"6.0": 18.0, "7.0": 20.0, "7.5": 20.0, "8.0": 20.0, "8.6": 12
 
 ANY_NVLINK_GB_PER_S = 20.0
 MOST_NVLINKS = 18
-"""No GPU has more; where more would be needed to join all pairs, they meet in a switch."""
+"""Of a GPU at most; where all pairs would need more, the GPUs are connected by a switch."""
 
 PCIE_GB_PER_S_PER_LANE = {1: 0.1875, 2: 0.375, 3: 0.75, 4: 1.5, 5: 3.0, 6: 6.0}
-"""By generation; 16 lanes of the third carry 12."""
+"""By generation; 16 lanes of generation 3 have 12 GB/s."""
 
 PCIE_GENERATION_OF_GT_PER_S = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 
@@ -22,10 +22,10 @@ NIC_GB_PER_S_PER_GBIT = 0.12
 """12 GB/s of payload for 100 Gb/s on the wire."""
 
 UNKNOWN_NIC_GBIT = {"infiniband": 100.0, "ethernet": 1.0}
-"""What a network card is taken for whose rate cannot be read."""
+"""The assumed rate of a network card whose rate cannot be read."""
 
 LOOPBACK_GB_PER_S = 2.0
-"""Of gloo between two processes of one machine: one core's copy through a TCP socket."""
+"""Of gloo between two processes of one machine: one core copies through a TCP socket."""
 
 LATENCY_US: dict[LinkKind, float] = {
     "nvlink": 0.6,
@@ -38,7 +38,7 @@ LATENCY_US: dict[LinkKind, float] = {
 TCP_NIC_LATENCY_US = 15.0
 """Of a network card that is reached through sockets."""
 
-# What a GPU's name says where nothing else does: fragment, compute capability, PCIe generation. Longer ones first.
+# For GPUs of which only the name is known: part of the name, compute capability, PCIe generation. Longer parts first.
 _GPUS = (
     ("GB200", "10.0", 5),
     ("GB300", "10.0", 5),
@@ -83,17 +83,17 @@ _INTEL_GB_PER_S = ((0xCF, 40.0), (0x8F, 22.0), (0x55, 10.0), (0, 6.0))
 
 
 def compute_capability(gpu_name: str) -> str | None:
-    """`9.0` for `NVIDIA H100 80GB HBM3`; None for a name that is not known."""
+    """`9.0` for `NVIDIA H100 80GB HBM3`; None for an unknown name."""
     return next((capability for part, capability, _ in _GPUS if part in gpu_name), None)
 
 
 def pcie_generation(gpu_name: str) -> int:
-    """Of the slot that a GPU of this name usually sits in; 3 for a name that is not known."""
+    """The PCIe generation of a GPU by its name; 3 for an unknown name."""
     return next((generation for part, _, generation in _GPUS if part in gpu_name), 3)
 
 
 def nvlink_gb_per_s(gpu_name: str = "", capability: str | None = None) -> float:
-    """Of one NVLink of a GPU, by its compute capability, else by its name."""
+    """The bandwidth of one NVLink of a GPU, by its compute capability, otherwise by its name."""
     capability = capability or compute_capability(gpu_name)
     if capability is None:
         return ANY_NVLINK_GB_PER_S
@@ -103,7 +103,7 @@ def nvlink_gb_per_s(gpu_name: str = "", capability: str | None = None) -> float:
 
 
 def pcie_gb_per_s(generation: int, num_lanes: int = 16) -> float:
-    """Of a PCIe link; a generation that is not known yet counts as the newest known."""
+    """The bandwidth of a PCIe link; that of the newest known generation for a newer one."""
     generation = min(max(generation, 1), max(PCIE_GB_PER_S_PER_LANE))
     return PCIE_GB_PER_S_PER_LANE[generation] * num_lanes
 
@@ -118,7 +118,7 @@ def pcie_generation_of(link_speed: str) -> int | None:
 
 
 def socket_gb_per_s(vendor: str = "", family: int = 0, model: int = 0) -> float:
-    """Between two sockets, by what /proc/cpuinfo or NCCL's XML calls their processor."""
+    """The bandwidth between two sockets, by the vendor, family and model of the processor in /proc/cpuinfo."""
     if vendor == "AuthenticAMD":
         return _AMD_GB_PER_S.get(family, 16.0)
     if vendor == "GenuineIntel":

@@ -1,4 +1,4 @@
-"""NVML, the library below nvidia-smi, through nvidia-ml-py (`import pynvml`), which need not be installed."""
+"""Reads NVML, the library of nvidia-smi, through nvidia-ml-py (`import pynvml`), which is optional."""
 
 import importlib
 import os
@@ -21,13 +21,13 @@ _REMOTE_GPU, _REMOTE_CPU = 0, 1
 
 
 def read_nvml(nvml: Nvml = None) -> Host | None:
-    """The GPUs of this host and the links between them; None where NVML cannot be read. nvml: in the module's place."""
+    """Reads the GPUs of this host and their links; None where NVML cannot be read. `nvml` replaces the module."""
     parts, _ = read(nvml)
     return None if parts is None else build.host_of(parts, name="nvml")
 
 
 def read(nvml: Nvml = None) -> tuple[Parts | None, str]:
-    """All GPUs that NVML shows to this process, in the order of their bus ids, or None and why there are none."""
+    """Reads the GPUs that NVML shows to this process in the order of bus ids; None and the reason if there are none."""
     try:
         nvml = nvml or importlib.import_module("pynvml")
     except ImportError:
@@ -46,10 +46,17 @@ def read(nvml: Nvml = None) -> tuple[Parts | None, str]:
 
 
 def visible(environment: Mapping[str, str] | None = None, nvml: Nvml = None) -> list[str] | None:
-    """Bus ids of the GPUs that CUDA shows to a process of this environment, in CUDA's order; None: all of them.
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves.
 
-    A slice of a MIG GPU stands for the GPU that it is of. As CUDA does, it stops at the first entry that it does not
-    know. Indices are NVML's: on a host with GPUs of several kinds CUDA counts so with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    A MIG slice stands for its GPU. As in CUDA, the first unknown entry ends the list. Indices are those of NVML; on a
+    host with GPUs of several kinds CUDA uses the same with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+
+    Args:
+        environment: in place of that of this process.
+        nvml: in place of the module.
+
+    Returns:
+        Bus ids in the order of CUDA; None: all GPUs.
     """
     environment = os.environ if environment is None else environment
     given = environment.get("CUDA_VISIBLE_DEVICES")
@@ -79,14 +86,14 @@ def visible(environment: Mapping[str, str] | None = None, nvml: Nvml = None) -> 
 
 
 def _named(nvml: Nvml, entry: str, handles: list[Any], by_uuid: Mapping[str, Any]) -> Any | None:
-    """The GPU that an entry of CUDA_VISIBLE_DEVICES means: an index, the beginning of a UUID, or a MIG slice."""
+    """The GPU of an entry of CUDA_VISIBLE_DEVICES: an index, a prefix of a UUID, or a MIG slice."""
     if entry.isdecimal():
         return handles[int(entry)] if int(entry) < len(handles) else None
     if entry.startswith("MIG-GPU-"):  # MIG-<UUID of the GPU>/<instance>/<instance>, before driver 470
         entry = entry.removeprefix("MIG-").split("/")[0]
     elif entry.startswith("MIG-"):
-        piece = _ask(nvml, "nvmlDeviceGetHandleByUUID", entry)
-        return None if piece is None else _ask(nvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", piece)
+        mig = _ask(nvml, "nvmlDeviceGetHandleByUUID", entry)
+        return None if mig is None else _ask(nvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", mig)
     matches = [handle for uuid, handle in by_uuid.items() if uuid.startswith(entry)] if entry else []
     return matches[0] if len(matches) == 1 else None
 
@@ -137,7 +144,7 @@ def _device(nvml: Nvml, handle: Any, name: str) -> Device:
 
 
 def _numa(nvml: Nvml, handle: Any) -> int | None:
-    """The one NUMA node whose memory is near; None where there are several."""
+    """The NUMA node of a GPU; None where there are several."""
     words = _ask(nvml, "nvmlDeviceGetMemoryAffinity", handle, 4, 0)
     if words is None:
         return None
@@ -146,7 +153,7 @@ def _numa(nvml: Nvml, handle: Any) -> int | None:
 
 
 def _pcie(nvml: Nvml, handle: Any) -> tuple[float, float] | None:
-    """What the link carries and what the GPU could. An idle GPU lowers its generation, never its lanes."""
+    """The bandwidth of the link, and that of the GPU. An idle GPU reduces its generation, never its lanes."""
     generation = _ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)  # of GPU and slot together
     lanes = _ask(nvml, "nvmlDeviceGetCurrPcieLinkWidth", handle)
     if not generation or not lanes:
@@ -168,10 +175,10 @@ def _nvlinks(nvml: Nvml, devices: Iterable[Device], of: Mapping[str, Any]) -> di
             other = None if remote is None else buses.get(bus_id(_text(remote.busId)))
             kind = _ask(nvml, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
             if other is None and kind not in (_REMOTE_GPU, _REMOTE_CPU):
-                other = NVSWITCH  # in a guest a switch has no address
+                other = NVSWITCH  # in a virtual machine a switch has no address
             if other is not None:
                 mine[pair(name, other)] = mine.get(pair(name, other), 0) + 1
-        links |= mine  # the other end tells the same
+        links |= mine  # the other end has the same count
     return links
 
 
@@ -185,7 +192,7 @@ def _is_up(nvml: Nvml, handle: Any, number: int) -> bool:
 
 
 def _num_slices(nvml: Nvml, handle: Any) -> int | None:
-    """How many MIG slices a GPU is cut into; None where it is whole."""
+    """The number of MIG slices of a GPU; None where MIG is off."""
     mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
     if not mode or not mode[0]:
         return None
@@ -202,7 +209,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _ask(nvml: Nvml, function: str, *arguments: Any) -> Any:
-    """The answer; None where this driver, GPU or nvidia-ml-py does not know the question."""
+    """Calls a function of NVML; None where this driver, GPU or nvidia-ml-py does not support it."""
     call: Callable[..., Any] | None = getattr(nvml, function, None)
     if call is None:
         return None

@@ -1,4 +1,4 @@
-"""Parts: what one source tells about a host. Each source knows some of it; together they make a Host."""
+"""Parts: the devices and network cards of a host as one source describes them. Several are merged into a Host."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,8 +8,8 @@ from trainkit.topology.topology import Device, Nic
 
 Nearness = Literal["PIX", "PXB", "PHB", "NODE", "SYS"]
 NEARNESS: tuple[Nearness, ...] = get_args(Nearness)
-"""The nearest first, in nvidia-smi's words: behind one PCIe switch, behind several, one host bridge, one NUMA node,
-and across sockets."""
+"""The levels of nvidia-smi, nearest first: one PCIe switch, several, one host bridge, one NUMA node, and across
+sockets."""
 
 NVSWITCH = "nvswitch"
 T = TypeVar("T")
@@ -18,13 +18,18 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts of one host and what is known of the ways between them; pairs are written by `pair`.
+    """The parts of one host and the known links between them; the keys of pairs are written by `pair`.
 
-    near: how near two parts are by PCIe.
-    nvlinks: how many join two devices, or (device, NVSWITCH).
-    pcie_gb_per_s: what a part's own PCIe link carries, and what it could.
-    nic_gbit_per_s: the rate of a network card's wire.
-    socket_gb_per_s: between two sockets; None where no source knows the processor.
+    Args:
+        devices: GPUs.
+        nics: network cards.
+        near: the distance of two parts over PCIe.
+        nvlinks: the number of NVLinks between two devices, or between a device and NVSWITCH.
+        nvlink_gb_per_s: of one NVLink; None: unknown.
+        pcie_gb_per_s: the bandwidth of a part's PCIe link, and the rated one.
+        nic_gbit_per_s: the rate of a network card.
+        socket_gb_per_s: between two sockets; None: unknown.
+        facts: of the host.
     """
 
     devices: tuple[Device, ...] = ()
@@ -38,11 +43,11 @@ class Parts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def filled_by(self, other: "Parts") -> "Parts":
-        """These parts, with what `other` knows beside.
+        """Adds the information of another source.
 
-        Parts are the same where their bus ids are, or their names; devices without bus ids where their ids are.
-        Devices that only `other` has are left out unless there are none here: a process may not see all GPUs of a
-        host. Network cards are added.
+        Parts are the same where their bus ids or names are; devices without bus ids where their ids are. Network cards
+        of `other` are added. Its devices are added only where there are none here, because a process does not see all
+        GPUs of a host.
         """
         names, added = self._same(other)
         devices = tuple(_filled(d, _find(other.devices, names, d.id)) for d in self.devices)
@@ -59,7 +64,7 @@ class Parts:
             devices=devices or other.devices,
             nics=nics + added,
             near=known(other.near) | dict(self.near),
-            # A source that knows some NVLinks knows them all.
+            # A source with some NVLinks has all of them.
             nvlinks=dict(self.nvlinks) or known(other.nvlinks),
             nvlink_gb_per_s=self.nvlink_gb_per_s or other.nvlink_gb_per_s,
             pcie_gb_per_s=of_parts(other.pcie_gb_per_s) | dict(self.pcie_gb_per_s),
@@ -70,14 +75,16 @@ class Parts:
 
     @property
     def everything(self) -> tuple[Device | Nic, ...]:
+        """Devices and network cards."""
         return (*self.devices, *self.nics)
 
     @property
     def sources(self) -> list[str]:
+        """The names of the sources."""
         return list(self.facts.get("sources", ()))
 
     def only(self, devices: Iterable[str]) -> "Parts":
-        """These parts without the devices whose ids are not among `devices`; pairs with them are left out too."""
+        """These parts with only the devices whose ids are in `devices`, and the pairs of these."""
         kept = set(devices)
         gone = {device.id for device in self.devices} - kept
 
@@ -92,7 +99,7 @@ class Parts:
         )
 
     def _same(self, other: "Parts") -> tuple[dict[str, str], tuple[Nic, ...]]:
-        """What the parts of `other` are called here, and its network cards that are not here, under free ids."""
+        """The ids here of the parts of `other`, and its network cards that are missing here, with new ids."""
         names: dict[str, str] = {}
         buses = {device.bus_id: device.id for device in self.devices if device.bus_id}
         ids = {device.id for device in self.devices}
@@ -116,12 +123,17 @@ class Parts:
 
 
 def pair(a: str, b: str) -> Pair:
-    """The two ids as the key of a mapping: the same whichever comes first."""
+    """The key of a mapping for two ids in any order."""
     return (a, b) if a <= b else (b, a)
 
 
 def bus_id(text: str) -> str:
-    """A PCI bus id as sysfs writes it: `00000000:3B:00.0` is `0000:3b:00.0`. Other text stays as it is."""
+    """Normalizes a PCI bus id to the format of sysfs; other text is returned unchanged.
+
+    Example:
+        >>> bus_id("00000000:3B:00.0")
+        '0000:3b:00.0'
+    """
     domain, _, rest = text.strip().lower().partition(":")
     try:
         return f"{int(domain, 16):04x}:{rest}" if rest else text
@@ -130,7 +142,14 @@ def bus_id(text: str) -> str:
 
 
 def nearness(a: tuple[str, ...], b: tuple[str, ...], *, one_bridge: bool, one_numa: bool) -> Nearness:
-    """Of two parts, by the PCIe switches above each, from the host bridge down."""
+    """The distance of two parts.
+
+    Args:
+        a: the PCIe switches above one part, from the host bridge down.
+        b: those above the other part.
+        one_bridge: whether they are below one host bridge.
+        one_numa: whether they are on one NUMA node.
+    """
     if a and a == b:
         return "PIX"
     if a and b and a[0] == b[0]:

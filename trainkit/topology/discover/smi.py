@@ -1,4 +1,4 @@
-"""The text of `nvidia-smi topo -m`, from any driver since its first: a matrix of how near parts are."""
+"""Parses the output of `nvidia-smi topo -m` of any driver: a matrix of distances."""
 
 import re
 import subprocess
@@ -33,12 +33,19 @@ class _Word:
 def parse_topo_matrix(
     text: str, where: str = "nvidia-smi topo -m", *, gpu_name: str = "", nvlink_gb_per_s: float | None = None
 ) -> Host:
-    """The host whose matrix this is. Network cards' rates and PCIe generations are not in it: nominal ones are taken.
+    """Parses the output of `nvidia-smi topo -m`.
 
-    text: may start with the lines of `nvidia-smi -L`, which name GPUs and MIG slices; colours, tabs or blanks, a legend
-        that is cut off and other text around the matrix do not matter.
-    gpu_name: of all GPUs, where the text does not say it. nvlink_gb_per_s: of one NVLink; by the name where not given.
-    Raises TopologyError with line and column, both from 1 on and without colours, for a matrix that is malformed.
+    It does not contain the rates of network cards and the generations of PCIe links; nominal ones are used.
+
+    Args:
+        text: the matrix, optionally after the output of `nvidia-smi -L`, which names GPUs and MIG slices; colours,
+            tabs, a truncated legend and other text around the matrix are ignored.
+        where: the name of the text, for the message of an error.
+        gpu_name: of all GPUs, where the text does not contain it.
+        nvlink_gb_per_s: of one NVLink; None: by the name of the GPU.
+
+    Raises:
+        TopologyError: with line and column, counted from 1 and without colours, for an invalid matrix.
     """
     return build.host_of(parts_of(text, where, gpu_name=gpu_name, nvlink_gb_per_s=nvlink_gb_per_s), name=where)
 
@@ -46,7 +53,7 @@ def parse_topo_matrix(
 def parts_of(
     text: str, where: str = "nvidia-smi topo -m", *, gpu_name: str = "", nvlink_gb_per_s: float | None = None
 ) -> Parts:
-    """As `parse_topo_matrix`, before it is made a host."""
+    """Parses the output into parts; see `parse_topo_matrix`."""
     lines = [_ESCAPE.sub("", line) for line in text.splitlines()]
     header, rows = _matrix(lines, where)
     cells = _cells(header, rows, where)
@@ -80,7 +87,7 @@ def parts_of(
 
 
 def run(timeout_s: float = 20.0) -> str | None:
-    """What `nvidia-smi -L` and `nvidia-smi topo -m` print here; None where there is no such command, or it fails."""
+    """Runs `nvidia-smi -L` and `nvidia-smi topo -m`; None where there is no such command, or it fails."""
     texts = []
     for arguments in (["-L"], ["topo", "-m"]):
         try:
@@ -94,7 +101,7 @@ def run(timeout_s: float = 20.0) -> str | None:
 
 
 def _matrix(lines: Sequence[str], where: str) -> tuple[list[_Word], list[list[_Word]]]:
-    """The names in the header, and the rows, their names first."""
+    """The names of the header, and the rows, each with its name first."""
     header: list[_Word] = []
     rows: list[list[_Word]] = []
     for number, line in enumerate(lines, 1):
@@ -116,7 +123,7 @@ def _header(words: list[_Word], where: str) -> list[_Word]:
     names = words[: ends[0]] if ends else words
     for word in names:
         if _GLUED.match(word.text):
-            raise _error(where, word, f"{word.text!r}: two columns without a blank between them")
+            raise _error(where, word, f"{word.text!r}: two columns without a space between them")
     if len(words) > 1 and _CELL.match(words[1].text):
         raise _error(where, words[0], f"the row of {words[0].text} comes before any header that names the columns")
     twice = next((w for i, w in enumerate(names) if w.text in [other.text for other in names[:i]]), None)
@@ -126,7 +133,7 @@ def _header(words: list[_Word], where: str) -> list[_Word]:
 
 
 def _cells(header: list[_Word], rows: list[list[_Word]], where: str) -> dict[tuple[str, str], str]:
-    """What stands between every two parts, by their names in the order of the header."""
+    """The cell of each pair of parts, by their names in the order of the header."""
     names = [word.text for word in header]
     by_name: dict[str, list[_Word]] = {}
     for row in rows:
@@ -136,14 +143,8 @@ def _cells(header: list[_Word], rows: list[list[_Word]], where: str) -> dict[tup
         if name.text in by_name:
             raise _error(where, name, f"a second row of {name.text}")
         by_name[name.text] = row[1 : len(names) + 1]
-        for word in by_name[name.text]:
-            if not _CELL.match(word.text):
-                allowed = ("X", "NV1", *NEARNESS)
-                raise _error(where, word, f"{word.text!r}: allowed are X, NV#, {', '.join(NEARNESS)}", allowed)
-        if len(row) <= len(names):
-            end = _Word("", row[-1].line, row[-1].column + len(row[-1].text))
-            raise _error(where, end, f"the row of {name.text} has {len(row) - 1} of {len(names)} cells")
-    # Network cards have rows of their own, which repeat what the GPUs' rows say: some paste the upper part only.
+        _check_row(row, names, where)
+    # The rows of network cards repeat the rows of GPUs, and some users paste only the latter.
     needed = names if any(not _GPU.match(name) for name in by_name) else [n for n in names if _GPU.match(n)]
     for word in header:
         if word.text in needed and word.text not in by_name:
@@ -153,6 +154,16 @@ def _cells(header: list[_Word], rows: list[list[_Word]], where: str) -> dict[tup
             if (word.text == "X") != (other == mine):
                 raise _error(where, word, f"{word.text!r} between {mine} and {other}: X marks a part's own cell")
     return _between(names, by_name, where)
+
+
+def _check_row(row: list[_Word], names: list[str], where: str) -> None:
+    for word in row[1 : len(names) + 1]:
+        if not _CELL.match(word.text):
+            allowed = ("X", "NV1", *NEARNESS)
+            raise _error(where, word, f"{word.text!r}: must be one of X, NV#, {', '.join(NEARNESS)}", allowed)
+    if len(row) <= len(names):
+        end = _Word("", row[-1].line, row[-1].column + len(row[-1].text))
+        raise _error(where, end, f"the row of {row[0].text} has {len(row) - 1} of {len(names)} cells")
 
 
 def _between(names: list[str], rows: dict[str, list[_Word]], where: str) -> dict[tuple[str, str], str]:
@@ -171,7 +182,7 @@ def _between(names: list[str], rows: dict[str, list[_Word]], where: str) -> dict
 
 
 def _numa(lines: Sequence[str], header: list[_Word], row: list[_Word]) -> int | None:
-    """Of a row: the column after the CPUs', where the header has one and the row as many words as it needs."""
+    """The NUMA node of a row, where the header has that column and the row has all columns."""
     columns = re.findall(r"CPU Affinity|NUMA Affinity|GPU NUMA ID", lines[header[0].line - 1])
     words = row[len(header) + 1 :]
     if "NUMA Affinity" not in columns or len(words) != len(columns):
@@ -182,7 +193,7 @@ def _numa(lines: Sequence[str], header: list[_Word], row: list[_Word]) -> int | 
 
 
 def _listed(lines: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """What `nvidia-smi -L` says: names by `GPU0`, and numbers of MIG slices by `gpu0`."""
+    """From `nvidia-smi -L`: names by `GPU0`, and numbers of MIG slices by `gpu0`."""
     names: dict[str, str] = {}
     slices: dict[str, int] = {}
     last = ""

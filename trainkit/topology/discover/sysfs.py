@@ -1,4 +1,4 @@
-"""Linux' own files under /sys and /proc: PCI devices and the switches above them, network cards, the hypervisor."""
+"""Reads /sys and /proc: PCI devices and the switches above them, network cards, and the hypervisor."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from trainkit.topology.topology import Device, Host, Nic
 _PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
 _GPU_CLASSES = ("0x0300", "0x0302")
 _NVIDIA = "0x10de"
-# What makers write into a virtual machine's DMI table, and what the machine is then called here.
+# Text in the DMI table of a virtual machine -> the name of its hypervisor.
 _HYPERVISORS = {
     "Amazon EC2": "Amazon EC2",
     "Google": "Google Cloud",
@@ -31,13 +31,13 @@ _HYPERVISORS = {
 
 
 def read_sysfs(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Host | None:
-    """This host's NVIDIA GPUs and network cards as Linux lists them; None where it lists no GPU."""
+    """Reads the NVIDIA GPUs and network cards of this host; None where there is no GPU."""
     parts = read(root, proc)
     return build.host_of(parts, name="sysfs") if parts.devices else None
 
 
 def read(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Parts:
-    """All that can be read; what cannot is left out."""
+    """Reads the parts of this host; what cannot be read is missing in the result."""
     gpus = list(_gpus(root))
     cards = list(_nics(root))
     paths = {part.id: path for part, path, _ in [*gpus, *cards] if path is not None}
@@ -68,20 +68,20 @@ def read(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Parts:
 
 
 def read_hypervisor(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> str | None:
-    """What this machine is a guest of, in a word or two; None for a machine of its own, and where nothing tells."""
+    """The name of this machine's hypervisor; None for a physical machine, and where it is unknown."""
     info = _text(proc / "cpuinfo")
     flags = re.search(r"^flags\s*:(.*)$", info, re.MULTILINE)
     if flags is not None and "hypervisor" not in flags[1].split():
         return None
     words = " ".join(_text(root / "class/dmi/id" / name) for name in ("sys_vendor", "product_name", "bios_vendor"))
     named = next((name for part, name in _HYPERVISORS.items() if part in words), None)
-    if flags is None:  # not x86: the maker's word alone, which is also that of its bare machines
+    if flags is None:  # not x86: only the vendor is known, which is the same for its physical machines
         return None if ".metal" in words else named
     return named or _text(root / "hypervisor/type") or "a hypervisor"
 
 
 def socket_interface(environment: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> str | None:
-    """The network interface that gloo reaches other hosts by: $GLOO_SOCKET_IFNAME, or that of the default route."""
+    """The network interface of gloo: $GLOO_SOCKET_IFNAME, otherwise that of the default route; None: there is none."""
     environment = os.environ if environment is None else environment
     given = environment.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if given:
@@ -95,20 +95,20 @@ def socket_interface(environment: Mapping[str, str] | None = None, proc: Path = 
 
 
 def interface_gbit(name: str, root: Path = Path("/sys")) -> float | None:
-    """The rate of a network interface in Gb/s; None where its driver does not say, as those of guests."""
+    """The rate of a network interface in Gb/s; None where its driver does not report it, as in virtual machines."""
     text = _text(root / "class/net" / name / "speed")
     return int(text) / 1000 if text.isdecimal() and int(text) > 0 else None
 
 
 def interface_place(name: str, root: Path = Path("/sys")) -> tuple[str | None, int | None]:
-    """The PCI bus id and the NUMA node of a network interface, where it has them."""
+    """The PCI bus id and the NUMA node of a network interface; None where it has none."""
     path = _pci_path(root / "class/net" / name / "device")
     return (None, None) if path is None else (path.name, _numa(path))
 
 
-# -- what is there -------------------------------------------------------------------------------------------------
+# -- devices -------------------------------------------------------------------------------------------------
 
-_Found = tuple[Any, Path | None, float | None]  # the part, its PCI device, the rate of its wire in Gb/s
+_Found = tuple[Any, Path | None, float | None]  # the part, its PCI device, its rate in Gb/s
 
 
 def _gpus(root: Path) -> Iterator[_Found]:
@@ -121,7 +121,7 @@ def _gpus(root: Path) -> Iterator[_Found]:
 
 
 def _nics(root: Path) -> Iterator[_Found]:
-    """Ports of InfiniBand and RoCE cards that are up, then Ethernet cards that are and that are none of these."""
+    """The active ports of InfiniBand and RoCE cards, then the active Ethernet cards that are none of these."""
     number, taken = 0, set()
     for card in _listed(root / "class/infiniband"):
         path = _pci_path(card / "device")
@@ -149,7 +149,7 @@ def _nics(root: Path) -> Iterator[_Found]:
 
 
 def _pci_path(link: Path) -> Path | None:
-    """The PCI device behind a `device` link; a virtio card's is the one above it."""
+    """The PCI device behind a `device` link; for a virtio card it is the device above."""
     if not link.exists():
         return None
     path = link.resolve()
@@ -162,8 +162,10 @@ def _above(path: Path) -> list[str]:
 
 
 def _switches(path: Path) -> tuple[str, ...]:
-    """The PCIe switches above a device, by their upstream ports. Bridges alternate: root port, then for each switch
-    its upstream port and one of its downstream ports."""
+    """The upstream ports of the PCIe switches above a device.
+
+    The bridges above it are its root port, then for each switch an upstream and a downstream port.
+    """
     return tuple(_above(path)[1::2])
 
 
@@ -173,12 +175,14 @@ def _bridge(path: Path) -> str:
 
 def _numa(path: Path) -> int | None:
     text = _text(path / "numa_node")
-    return int(text) if text.isdecimal() else None  # -1: not known, as on machines with one node
+    return int(text) if text.isdecimal() else None  # -1: unknown, as on machines with one node
 
 
 def _pcie(path: Path) -> tuple[float, float] | None:
-    """What the link carries and what the device could. An idle GPU lowers its speed, so the speed is what device and
-    port above could, and the lanes are those in use."""
+    """The bandwidth of the link, and that of the device.
+
+    An idle GPU reduces its speed, so the speed is the maximum of device and port, and the lanes are those in use.
+    """
     own = nominal.pcie_generation_of(_text(path / "max_link_speed"))
     lanes, most = _text(path / "current_link_width"), _text(path / "max_link_width")
     if own is None or not lanes.isdecimal() or int(lanes) in (0, 255) or not most.isdecimal():
@@ -204,11 +208,13 @@ def _text(path: Path) -> str:
 
 def _listed(path: Path) -> Iterable[Path]:
     try:
-        return sorted(path.iterdir(), key=lambda entry: [int(p) if p.isdecimal() else p for p in _pieces(entry.name)])
+        return sorted(
+            path.iterdir(), key=lambda entry: [int(p) if p.isdecimal() else p for p in _natural_key(entry.name)]
+        )
     except OSError:
         return ()
 
 
-def _pieces(name: str) -> list[str]:
-    """Split so that mlx5_10 comes after mlx5_9. PCI addresses sort as they are."""
+def _natural_key(name: str) -> list[str]:
+    """Splits a name so that mlx5_10 sorts after mlx5_9. PCI addresses are not split."""
     return [name] if _PCI_ADDRESS.match(name) else re.split(r"(\d+)", name)

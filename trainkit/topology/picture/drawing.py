@@ -1,4 +1,4 @@
-"""The machine as SVG or PNG: hosts and sockets as boxes, links as lines whose width is their bandwidth."""
+"""Draws a machine as SVG, PNG or PDF: hosts and sockets as boxes, links as lines whose width shows the bandwidth."""
 
 import math
 from collections.abc import Iterator
@@ -53,15 +53,23 @@ Box = tuple[float, float, float, float]  # x and y of the centre, width, height
 
 
 def save(topology: Topology, path: Path) -> None:
-    """Draws one host of each kind into an SVG, PNG or PDF. Raises OSError."""
+    """Draws one host of each kind into a file.
+
+    Args:
+        topology: to draw.
+        path: ends in .svg, .png or .pdf.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trainkit"}):  # words stay words
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trainkit"}):  # text stays text
         draw(topology).savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def draw(topology: Topology) -> "Figure":
-    """What `save` writes."""
+    """Draws the figure that `save` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -94,7 +102,7 @@ def _legend(axes: Any, links: list[Link], width: float, top: float) -> None:
         if not rates:
             continue
         known = dict.fromkeys(figure(each) for each in rates)
-        # One line a rate shows what the widths mean; of many, such as measured ones, the range.
+        # One legend entry for each rate; one for the range of many, such as measured ones.
         lines = [(rates[-1], f"{figure(rates[0])} to {figure(rates[-1])}")]
         if len(known) <= MOST_RATES:
             lines = [(next(x for x in rates if figure(x) == word), word) for word in known]
@@ -102,7 +110,7 @@ def _legend(axes: Any, links: list[Link], width: float, top: float) -> None:
             label = f"{name}  {words} GB/s"
             handles.append(Line2D([], [], color=COLOURS[kind], linewidth=_width(each), label=label))
     if any(map(is_slow, links)):
-        handles.append(Line2D([], [], color=SLOW, linewidth=2.5, label="slower than it is rated"))
+        handles.append(Line2D([], [], color=SLOW, linewidth=2.5, label="slower than rated"))
     columns = max(1, min(len(handles), int(width * (INCH if width < MANY else SMALL_INCH) / 1.9)))
     axes.legend(
         handles=handles,
@@ -117,7 +125,7 @@ def _legend(axes: Any, links: list[Link], width: float, top: float) -> None:
 
 
 class _Host:
-    """Where the parts of one kind of host stand, x from 0 to `width`, y downwards from 0."""
+    """The layout of one kind of host, x from 0 to `width`, y downwards from 0."""
 
     def __init__(self, topology: Topology, numbers: list[int]) -> None:
         self.host: Host = topology.hosts[numbers[0]]
@@ -146,7 +154,7 @@ class _Host:
         self.has_wires = any(wire(self.host, nic) for nic in self.nics)
         self.height = -self.base + (1.05 if self.has_wires else 0.0)
 
-    # -- where things stand ------------------------------------------------------------------------------------------
+    # -- layout ------------------------------------------------------------------------------------------
 
     def _place(self) -> float:
         x = 0.45
@@ -158,7 +166,7 @@ class _Host:
         return x - GAP_TOP + 0.45
 
     def _place_node(self, node: Node, x: float, depth: int) -> float:
-        """Places a node and what is below it from `x` on; returns where it ends."""
+        """Places a node and its subtree from `x` on; returns the end."""
         if not node.below:
             row = depth if depth == 0 and node.name in self.host.switches else self.depth
             self.boxes[node.name] = (x + self.slot / 2, -0.75 - row * ROW, min(0.88 * self.slot, 1.7), HEIGHT)
@@ -188,6 +196,7 @@ class _Host:
     # -- drawing -----------------------------------------------------------------------------------------------------
 
     def draw(self, axes: Any, top: float, left: float) -> None:
+        """Draws the host with its upper left corner at (left, top)."""
         from matplotlib.patches import FancyBboxPatch
 
         def frame(x: float, y: float, width: float, height: float, **style: Any) -> None:
@@ -266,7 +275,7 @@ class _Host:
             self._arc(axes, left, top, link, anchors)
 
     def _routes(self) -> Iterator[tuple[Link, list[tuple[float, float]]]]:
-        """Straight links: tree, sockets, NVSwitch, wires."""
+        """The straight links: PCIe trees, sockets, NVSwitches, network cards."""
         for node in _every(self.tops):
             if node.link is None:
                 continue
@@ -289,7 +298,7 @@ class _Host:
                 yield out, [(x, y - height / 2), (x, self.base - 0.6)]
 
     def _anchors(self) -> dict[tuple[str, str], float]:
-        """Where on a device's lower edge each of its NVLinks begins, so that none lie on one another."""
+        """The x at which each NVLink starts on a device's lower edge, so that none overlap."""
         ends: dict[str, list[str]] = {}
         for link in self.links_below:
             ends.setdefault(link.a, []).append(link.b)
@@ -297,7 +306,7 @@ class _Host:
         found = {}
         for name, others in ends.items():
             x, _, width, _ = self.boxes[name]
-            # Arcs nest when those that go further begin further away.
+            # Arcs do not cross when the longer ones start further out.
             by_place = sorted(others, key=lambda other: -self.boxes[other][0])
             ordered = [o for o in by_place if self.boxes[o][0] < x] + [o for o in by_place if self.boxes[o][0] >= x]
             for i, name_of_other in enumerate(ordered):
@@ -337,5 +346,5 @@ def _depth(node: Node) -> int:
 
 
 def _width(gb_per_s: float) -> float:
-    """In points: growing with the root, as links differ by thousands."""
+    """Line width in points: it grows with the square root, because bandwidths differ by a factor of thousands."""
     return min(0.8 + 0.28 * math.sqrt(gb_per_s), 7.0)

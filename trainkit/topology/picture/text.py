@@ -1,4 +1,4 @@
-"""The machine in a terminal: sockets with what hangs on them, NVLink, the network, and the matrix of bandwidths."""
+"""Prints a machine in a terminal: sockets with their PCIe trees, NVLink, the network, and a bandwidth matrix."""
 
 from collections.abc import Iterator
 
@@ -51,7 +51,7 @@ WIDE = 72  # from here on two sockets stand side by side
 
 
 def show(topology: Topology, console: Console) -> None:
-    """Prints the machines, one for each kind of them, and the matrix of each."""
+    """Prints one host of each kind, with its matrix."""
     groups = families(topology)
     for numbers in groups:
         host = topology.hosts[numbers[0]]
@@ -65,7 +65,13 @@ def show(topology: Topology, console: Console) -> None:
 
 
 def picture(topology: Topology, numbers: list[int], width: int) -> RenderableType:
-    """One of the hosts `numbers`, which are alike, as boxes."""
+    """Renders one of several equal hosts as boxes.
+
+    Args:
+        topology: of the hosts.
+        numbers: their indices.
+        width: columns of the terminal.
+    """
     host = topology.hosts[numbers[0]]
     at = ranks(topology, numbers[0]) if len(numbers) == 1 else {}
     parts: list[RenderableType] = []
@@ -92,7 +98,13 @@ def picture(topology: Topology, numbers: list[int], width: int) -> RenderableTyp
 
 
 def matrix(topology: Topology, number: int, width: int) -> RenderableType:
-    """Above the diagonal GB/s of the narrowest link on the path, below it the path's class; wide ones in parts."""
+    """Renders the matrix of a host: GB/s of the paths above the diagonal, their kinds below it.
+
+    Args:
+        topology: of the host.
+        number: its index.
+        width: columns of the terminal; a wider matrix is split.
+    """
     host = topology.hosts[number]
     devices = sorted((device.id for device in host.devices), key=natural)
     head = max(map(len, devices))
@@ -165,7 +177,7 @@ def _lines(node: Node, lead: str) -> Iterator[tuple[str, Node]]:
 
 
 def _words(host: Host, node: Node, at: dict[str, list[int]]) -> tuple[str, Text, Text]:
-    """Name, what it is, and its figures in GB/s."""
+    """Name, detail, and figures in GB/s."""
     figures = Text()
     if node.link is not None:
         figures.append(rate(node.link), style=STYLES[node.link.kind])

@@ -1,4 +1,4 @@
-"""The parts of a host as trees: a socket, the PCIe switches below it, and what hangs on them."""
+"""The parts of a host as trees: a socket, the PCIe switches below it, and the devices below those."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,13 +9,20 @@ from trainkit.topology.topology import NETWORK, Host, Link, Topology
 
 @dataclass(frozen=True)
 class Node:
-    """One vertex; link: to the one above it, None at the top."""
+    """One vertex of a tree.
+
+    Args:
+        name: of the vertex.
+        link: to the vertex above; None at the top.
+        below: the vertices below.
+    """
 
     name: str
     link: Link | None = None
     below: list["Node"] = field(default_factory=list)
 
     def leaves(self) -> Iterator["Node"]:
+        """The vertices below without any below them."""
         if not self.below:
             yield self
         for node in self.below:
@@ -23,7 +30,7 @@ class Node:
 
 
 def trees(host: Host) -> list[Node]:
-    """Sockets first, then what no socket reaches; NVSwitches are in none of them."""
+    """The trees of a host: sockets first, then the other vertices; NVSwitches are in none."""
     at: dict[str, list[tuple[str, Link]]] = {}
     for link in host.links:
         if link.kind in ("pcie", "loopback") and NETWORK not in (link.a, link.b):
@@ -56,12 +63,13 @@ def trees(host: Host) -> list[Node]:
 
 
 def nvswitches(host: Host) -> list[str]:
-    """The vertices of `host` in which NVLinks meet."""
+    """The NVSwitches of `host`."""
     ends = {end for link in host.links if link.kind == "nvswitch" for end in (link.a, link.b)}
     return [name for name in host.switches if name in ends]
 
 
 def other(link: Link, end: str) -> str:
+    """The other end of a link."""
     return link.b if link.a == end else link.a
 
 
@@ -71,7 +79,7 @@ def wire(host: Host, nic: str) -> Link | None:
 
 
 def families(topology: Topology) -> list[list[int]]:
-    """The numbers of hosts that look the same, together; in the order of their first."""
+    """Groups the indices of equal hosts, in the order of their first."""
     found: dict[str, list[int]] = {}
     for number, host in enumerate(topology.hosts):
         used = tuple(place.device for place in topology.places if place.host == number)
@@ -95,9 +103,11 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def short(names: Sequence[str]) -> str:
-    """
-    >>> short(["gpu0", "gpu1", "gpu2", "gpu5"])
-    'gpu0-2, gpu5'
+    """Names as ranges.
+
+    Example:
+        >>> short(["gpu0", "gpu1", "gpu2", "gpu5"])
+        'gpu0-2, gpu5'
     """
     runs: list[list[str]] = []
     for name in sorted(names, key=natural):
@@ -115,10 +125,11 @@ def short(names: Sequence[str]) -> str:
 
 
 def figure(gb_per_s: float) -> str:
-    """Three digits that count, or two below 10.
+    """Formats a bandwidth with three significant digits, or two below 10.
 
-    >>> [figure(rate) for rate in (450.0, 20.6, 12.0, 2.345, 0.0251)]
-    ['450', '20.6', '12', '2.3', '0.025']
+    Example:
+        >>> [figure(rate) for rate in (450.0, 20.6, 12.0, 2.345, 0.0251)]
+        ['450', '20.6', '12', '2.3', '0.025']
     """
     if gb_per_s >= 99.95:
         return f"{gb_per_s:.0f}"
@@ -128,19 +139,19 @@ def figure(gb_per_s: float) -> str:
 
 
 def rate(link: Link) -> str:
-    """GB/s, with what it is rated at where it gives less: `6 of 24`."""
+    """GB/s, with the rated figure where the link is slower: `6 of 24`."""
     word = figure(link.bandwidth_gb_per_s)
     return f"{word} of {figure(link.rated_gb_per_s)}" if is_slow(link) and link.rated_gb_per_s else word
 
 
 def is_slow(link: Link) -> bool:
-    """Whether a slot gives far less than it could: fewer lanes or an older generation, not a protocol's share."""
+    """Whether a PCIe link has less than 60 % of its rated bandwidth, by fewer lanes or an older generation."""
     rated = link.rated_gb_per_s
     return link.kind == "pcie" and rated is not None and link.bandwidth_gb_per_s < 0.6 * rated
 
 
 def describe(host: Host) -> str:
-    """What it computes on: `8 x NVIDIA H100`."""
+    """The devices of a host as text, such as `8 x NVIDIA H100`."""
     names = [device.name or {"cuda": "GPU", "cpu": "process on the CPU"}[device.kind] for device in host.devices]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     return ", ".join(f"{count} x {name}" for name, count in counts.items())
