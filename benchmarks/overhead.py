@@ -224,7 +224,7 @@ def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
 
     runtime = trainkit.Runtime(strategy="single", device="cpu", run_dir=directory, log_every=case.log_every)
     recipe = Measured(runtime, case, others)
-    trainer = trainkit.Trainer(runtime, recipe, save_every=case.steps_a_turn)
+    trainer = trainkit.Trainer(recipe, save_every=case.steps_a_turn)
     with (directory / "console.log").open("w") as console, contextlib.redirect_stdout(console):
         trainer.fit()
     print(file=sys.stderr)

@@ -39,9 +39,9 @@ def evaluate(
 
     The rest as for `load_recipe`.
     """
-    recipe, runtime = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
+    recipe = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
     metrics = recipe.evaluate()
-    runtime.close()
+    recipe.runtime.close()
     return metrics
 
 
@@ -52,8 +52,8 @@ def load_recipe(
     with_data: bool = True,
     config_dir: str | Path | None = None,
     trust: bool = False,
-) -> tuple[Recipe, Runtime]:
-    """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
+) -> Recipe:
+    """The recipe of a run or a checkpoint with its trained engines; its `runtime` is the caller's to close. Collective.
 
     overrides: `key=value` on what the checkpoint was made with; each acts wherever its key was interpolated.
     with_data: false: no data are read, for a recipe that can do without them (see `Recipe.restored_arguments`); it
@@ -78,7 +78,7 @@ def load_recipe(
     adapt = partial(_as_restored, state=values["recipe"], with_data=with_data)
     trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
-    return trainer.recipe, trainer.runtime
+    return trainer.recipe
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
@@ -145,7 +145,6 @@ def _prepare(
         runtime.close("failed")
         raise
     return Trainer(
-        runtime,
         recipe,
         evaluate_every=checked.evaluate_every,
         save_every=checked.save_every,

@@ -10,7 +10,6 @@ from trainkit.cli.main import add_trust, guarded
 from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import trainkit
     from recipes.bert.pretrain import MaskedLanguageModelling
 
 _NUM_GUESSES = 3
@@ -84,26 +83,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe, runtime = _load(options.path, with_data=not options.sentences, trust=options.trust)
+    recipe = _load(options.path, with_data=not options.sentences, trust=options.trust)
     if options.sentences:
         for sentence in options.sentences:
             print(fill(recipe, sentence))
     else:
         _print_report(recipe)
-    runtime.close()
+    recipe.runtime.close()
 
 
-def _load(path: Path, with_data: bool, trust: bool) -> tuple["MaskedLanguageModelling", "trainkit.Runtime"]:
+def _load(path: Path, with_data: bool, trust: bool) -> "MaskedLanguageModelling":
     from recipes.bert.pretrain import MaskedLanguageModelling
     from trainkit import load_recipe
 
-    recipe, runtime = load_recipe(path, with_data=with_data, trust=trust)
+    recipe = load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
-        runtime.close()
+        recipe.runtime.close()
         raise ConfigError(
             f"{path} was trained by {type(recipe).__name__}, which fills in no sentences; give a BERT run"
         )
-    return recipe, runtime
+    return recipe
 
 
 def _print_report(recipe: "MaskedLanguageModelling") -> None:

@@ -26,14 +26,15 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
         raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
-    recipe, runtime = load_recipe(path, with_data=False, trust=trust)
+    recipe = load_recipe(path, with_data=False, trust=trust)
     if not isinstance(recipe, ProgressiveGAN):
+        recipe.runtime.close()
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
     with recipe.G.averaged() as module:
         images = recipe.sample(module, num, offset=start)
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(images, max(cell or CELL, recipe.phase.resolution))).save(output)
-    runtime.close()
+    recipe.runtime.close()
     print(f"{num} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
 
 

@@ -65,6 +65,9 @@ class _NoData:
 class _Measured:
     best_metric = "held_out_loss"
 
+    def __init__(self, runtime):
+        self.runtime = runtime
+
 
 def _begin(config) -> None:
     """What a job does with its numbers, up to its first work."""
@@ -82,7 +85,7 @@ def _begin(config) -> None:
     )
     try:
         names = ("evaluate_every", "save_every", "keep_last", "keep_every", "minutes", "patience")
-        trainkit.Trainer(runtime, _Measured(), **{name: getattr(checked, name) for name in names})
+        trainkit.Trainer(_Measured(runtime), **{name: getattr(checked, name) for name in names})
         make_recipe(runtime, data=_NoData())
     finally:
         runtime.close()
