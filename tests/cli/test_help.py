@@ -48,7 +48,7 @@ def test_list_says_what_keys_mean(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "  batch_size: 32                    # samples of the global batch" in lines
     assert "seed: 0" in lines
-    assert any(line.startswith("hang_timeout_s: auto                    # seconds without progress") for line in lines)
+    assert any(line.startswith("hang_timeout_s: auto                # seconds without progress") for line in lines)
     assert any(line.startswith("  held_out: 0.02                    # share of the documents") for line in lines)
     assert {line.index("# ") for line in lines if "# " in line} == {36}
     assert max(len(line) for line in lines if "# " in line) <= 120
@@ -58,7 +58,7 @@ def test_list_says_what_keys_mean(capsys):
     ("override", "says"),
     [
         ("optimizer._target_=torch.optim.LBFGS", "evaluates the loss several times in a step"),
-        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "allowed are schedule=constant, cosine, linear"),
+        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "must be schedule=constant, cosine, linear"),
     ],
 )
 def test_what_cannot_be_an_optimizer_or_a_schedule(override, says):

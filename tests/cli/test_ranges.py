@@ -72,20 +72,22 @@ class _Measured:
 def _begin(config) -> None:
     """What a job does with its numbers, up to its first work."""
     checked = check(config)
-    for node in (checked.data, checked.strategy, checked.comm, checked.precision, checked.schedule):
+    for node in (checked["data"], checked["strategy"], checked["comm"], checked["precision"], checked["schedule"]):
         build(node)
-    make_recipe = build_partial({**checked.recipe, "data": None})
+    make_recipe = build_partial({**checked["recipe"], "data": None})
     runtime = trainkit.Runtime(
-        strategy="single" if checked.strategy["_target_"] != "trainkit.strategy.HSDP" else build(checked.strategy),
+        strategy="single"
+        if checked["strategy"]["_target_"] != "trainkit.strategy.HSDP"
+        else build(checked["strategy"]),
         device="cpu",
-        num_workers=checked.num_workers,
-        log_every=checked.log_every,
-        hang_timeout_s=checked.hang_timeout_s,
+        num_workers=checked["num_workers"],
+        log_every=checked["log_every"],
+        hang_timeout_s=checked["hang_timeout_s"],
         tracker=trainkit.Tracker(),
     )
     try:
         names = ("evaluate_every", "save_every", "keep_last", "keep_every", "minutes", "patience")
-        trainkit.Trainer(_Measured(runtime), **{name: getattr(checked, name) for name in names})
+        trainkit.Trainer(_Measured(runtime), **{name: checked[name] for name in names})
         make_recipe(runtime, data=_NoData())
     finally:
         runtime.close()

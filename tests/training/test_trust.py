@@ -14,7 +14,7 @@ from trainkit.config import compose, compose_unresolved, groups
 from trainkit.errors import ConfigError, UntrustedError
 from trainkit.training.trust import require_ours
 
-USER = Path(__file__).parent / "user" / "conf"
+USER = Path(__file__).parent.parent / "user" / "conf"
 FOREIGN = "from pathlib import Path\nPath('marker').touch()\ndef touch(*args, **kwargs): Path('marker').touch()\n"
 
 
@@ -50,7 +50,7 @@ NODES = [
     ("data", {"_target_": "trainkit.data.Datasets", "train": TOUCH, "held_out": TOUCH}),
     ("data", {"_target_": "hydra.utils.get_method", "path": "foreign.touch"}),
     ("data", {"_target_": "hydra.utils.get_object", "path": "foreign.touch"}),
-    ("data", {"_target_": "trainkit.config.compose.get_object", "path": "foreign.touch"}),  # imported there
+    ("data", {"_target_": "trainkit.config.targets.get_object", "path": "foreign.touch"}),  # imported there
     (
         "data",
         {"_target_": "trainkit.config.compose.yaml.unsafe_load", "stream": "!!python/object/apply:foreign.touch []"},

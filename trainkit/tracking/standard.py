@@ -37,4 +37,7 @@ def trackers(
     taken = sorted(chosen.keys() & (others or {}).keys())
     if taken:
         raise ConfigError(f"tracking.others.{taken[0]} takes the name of a tracker that exists: choose another name")
+    for name, tracker in (others or {}).items():
+        if not isinstance(tracker, Tracker):
+            raise ConfigError(f"tracking.others.{name}={tracker!r}: must be a trainkit.Tracker, or of a class below it")
     return Trackers(**chosen, **(others or {}))

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from trainkit.config.overrides import texts_of
+from trainkit.config.tree import texts_of
 from trainkit.data import Datasets, Images, Text
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
