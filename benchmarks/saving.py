@@ -57,7 +57,7 @@ def write_plainly(path: Path, tensors: list[torch.Tensor]) -> None:
 def measure(num_parameters: int, num_turns: int, directory: Path) -> dict[str, Any]:
     runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
     engine = engine_of(runtime, num_parameters)
-    shards = [shard.local.flatten() for part in engine.shards().values() for shard in part.values()]
+    shards = [shard.local.flatten() for part in engine.state.shards().values() for shard in part.values()]
     buffers = [torch.zeros_like(tensor) for tensor in shards]
     times: dict[str, list[float]] = {"held up": [], "in all": [], "write and fsync": [], "copy": []}
 

@@ -148,7 +148,7 @@ def _fit(run_dir, losses, data="a", data_changed="refuse", num_steps=6, **cadenc
     return {int(p.name[5:]): checkpoint.read_manifest(p)["values"]["metrics"].get("loss") for p in paths}
 
 
-def test_what_was_measured_as_best_is_kept_whatever_the_cadences(tmp_path):
+def test_the_best_is_kept_whatever_the_cadences(tmp_path):
     losses = [9.0, math.nan, 3.0, 1.0, 2.0, math.nan, 4.0]
     for name, cadence in {
         "apart": {"evaluate_every": 1, "save_every": 2},
@@ -168,13 +168,13 @@ def test_metrics_that_are_scalars_of_libraries_are_saved(tmp_path, value):
 
 
 @pytest.mark.parametrize("value", ["0.25", torch.ones(2), None])
-def test_a_metric_that_is_no_number_is_named_at_the_first_evaluation(tmp_path, value):
+def test_a_metric_that_is_no_number_is_named_at_once(tmp_path, value):
     said = _fit(tmp_path / "run", [value] * 7, evaluate_every=2, save_every=2)
     assert said.startswith("metric loss=")
     assert "allowed is a number" in said
 
 
-def test_other_data_under_the_same_run_directory_are_refused_or_accepted(tmp_path):
+def test_other_data_under_a_run_are_refused_or_accepted(tmp_path):
     assert _fit(tmp_path / "run", [1.0] * 7, evaluate_every=3, save_every=3) == {3: 1.0, 6: 1.0}
     refused = _fit(tmp_path / "run", [5.0] * 10, data="b", num_steps=9, evaluate_every=3, save_every=3)
     assert "the held_out data are not those" in refused

@@ -43,7 +43,7 @@ def _build_for_ever(root: Path, name: str) -> None:
     cached(root, name, build)
 
 
-def test_what_a_killed_process_left_half_built_is_removed_and_what_is_being_built_stays(tmp_path, monkeypatch):
+def test_only_what_a_killed_process_left_half_built_is_removed(tmp_path, monkeypatch):
     root, names = tmp_path / "cache", ["text-" + "0" * 31 + digit for digit in "123"]
     root.mkdir()
     bystander = root / ".some-directory-of-the-user"

@@ -100,3 +100,10 @@ def test_users_use_public_names_only(folder):
         for name in _imports(path):
             if name.split(".")[0] == "trainkit":
                 assert name in public or name.startswith(packages), f"{path} imports {name}, which is not public"
+
+
+def test_names_of_tests_are_under_60_letters():
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert names and [name for name in names if len(name) >= 60] == []

@@ -205,7 +205,7 @@ def test_parts_of_compiled_blocks_are_kept_too(fp32_modules):
     ],
 )
 @pytest.mark.parametrize("name", ["fp16", "fp32"])
-def test_a_name_without_a_part_is_an_error_before_the_first_step(name, fp32_modules, says):
+def test_a_name_without_a_part_is_an_error_before_training(name, fp32_modules, says):
     with pytest.raises(ConfigError, match=says):
         _kept("ddp", name, fp32_modules)
 

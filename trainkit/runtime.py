@@ -20,7 +20,8 @@ from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
 from trainkit.distributed.shard import buffer_shards, share_from_first
 from trainkit.engine.backend import Backend
-from trainkit.engine.engine import Engine, ScheduleFunction
+from trainkit.engine.engine import Engine
+from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
@@ -38,38 +39,42 @@ from trainkit.strategy.fitting import convert, require_dense_step, require_shape
 from trainkit.tracking import RunLog, Status, Tracker, trackers
 
 LAST_SAVE_S = 60.0
-"""How long a run that failed waits for the save that it had begun: other ranks may be gone."""
+"""Seconds that a failed run waits for the save that it had begun: other ranks may be gone."""
 
 
 class Runtime:
-    """What a training loop runs on.
+    """The processes, device, seed, strategy, precision and tracker of a training loop.
 
-    strategy: `single`, `ddp`, or a Strategy with arguments of its own.
-    comm: how gradients are summed: `auto`, `flat` and so on, see Comm; or a Comm with arguments of its own.
-    precision: `fp64`, `fp32`, `tf32`, `bf16`, `fp16`, or a Precision.
-    ops: whether the layers of `trainkit.ops` run compiled, `fused`, or as plain PyTorch, `reference`; or an Ops. It
-        holds for the process.
-    seed: with the position in the data, the only source of randomness.
-    deterministic: same bits from the same ranks, strategy and hardware, also after a resume.
-    device: `auto` takes a GPU where there is one.
-    compile: blocks of modules are compiled when they are first called; names in checkpoints stay.
-    activation_checkpointing: classes of which an instance keeps its inputs only, and is computed again in the backward
-        pass: less memory, a third more work.
-    nonfinite: what a loss or gradient over the global batch that is not finite leads to (in fp16: a gradient that is
-        not even with the smallest loss scale). `stop`: NonFiniteError, which names the rank, the parameters and the
-        samples.  `skip`: the step is left out, and told.  `rewind`: a Trainer goes back to the newest checkpoint and
-        leaves that batch out.  On a GPU, `skip` waits for the device in every step; the others find out when values
-        are logged or saved.
-    num_workers: processes that fetch data ahead (0: this one does).
-    log_every: steps from one `log` that is told to the next; it tells means over them. The last step is told too.
-    run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S;
-        without one they only print.
-    tracker: by default the console, and with a run directory metrics.jsonl and curve.png.
-    hang_timeout_s: seconds without progress after which the job ends with a report of which rank did not arrive;
-        `auto`: learnt from the run; None: never, and slow ranks are not looked for. See `Watchdog`.
+    Making one joins the process group that torchrun describes. Collective: every rank must make one.
 
-    Making one joins the process group that torchrun describes. Collective: every rank makes one. Raises ConfigError
-    and ClusterError before anything is started.
+    Args:
+        strategy: `single`, `ddp`, `fsdp`, `hsdp`, `zero1`, `zero2`, `zero3`, or a Strategy with arguments of its own.
+        comm: how gradients are summed: `auto`, `flat` and so on, see Comm; or a Comm with arguments of its own.
+        precision: `fp64`, `fp32`, `tf32`, `bf16`, `fp16`, or a Precision.
+        ops: whether the layers of `trainkit.ops` run compiled, `fused`, or as plain PyTorch, `reference`; or an Ops.
+            It holds for the process.
+        seed: with the position in the data, the only source of randomness.
+        deterministic: the same bits from the same ranks, strategy and hardware, also after a resume.
+        device: `auto` takes a GPU where there is one.
+        compile: compiles the blocks of modules at their first call; names in checkpoints stay.
+        activation_checkpointing: classes whose instances keep only their inputs, and are computed again in the
+            backward pass: less memory, a third more work.
+        nonfinite: what a loss or gradient over the global batch that is not finite leads to (in fp16: a gradient that
+            is not finite even with the smallest loss scale). `stop` raises NonFiniteError, which names the rank, the
+            parameters and the samples. `skip` skips the step and logs it. `rewind` makes a Trainer return to the
+            newest checkpoint and leave that batch out. On a GPU, `skip` waits for the device in every step; the others
+            find out when values are logged or saved.
+        num_workers: processes that fetch data ahead; 0: none.
+        log_every: steps between two logged ones; the last step is logged too.
+        run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S; None: they only
+            print.
+        tracker: None: the console, and with a run directory metrics.jsonl and curve.png.
+        hang_timeout_s: seconds without progress after which the job ends with a report of which rank did not arrive.
+            `auto`: derived from the run's own steps; None: never, and slow ranks are not looked for. See `Watchdog`.
+
+    Raises:
+        ConfigError: for arguments that cannot be used, or differ between ranks; before anything is started.
+        ClusterError: where the environment describes no process group that can be joined.
     """
 
     def __init__(
@@ -138,7 +143,7 @@ class Runtime:
         atexit.register(self.close)
 
     def _require_same_arguments(self, **others: Any) -> None:
-        """Leaves the process group where ranks were given other ones. Collective."""
+        """Leaves the process group where arguments differ between ranks. Collective."""
         from trainkit import __version__  # not set yet while the package imports this module
 
         try:
@@ -175,7 +180,7 @@ class Runtime:
         )
 
     def _rescue(self) -> None:
-        """Finishes a save that was begun and tells trackers what is outstanding, where the run hangs elsewhere."""
+        """Finishes a save that was begun and flushes trackers, while the run hangs elsewhere."""
         try:
             self.checkpoints.finish(timeout_s=LAST_SAVE_S)
         finally:
@@ -196,7 +201,7 @@ class Runtime:
         return reducer
 
     def _make_run_dir(self, run_dir: str | Path) -> Path:
-        """Makes the directory, and holds it as long as this runtime lives. Collective."""
+        """Makes the directory, and locks it until this runtime is closed. Collective."""
         made = (
             self.ranks.same_as_before("run_dir", lambda: str(run_directory.make(run_dir)))
             if "%" in str(run_dir)
@@ -216,15 +221,15 @@ class Runtime:
             raise
         return path
 
-    # -- where we are ------------------------------------------------------------------------------------------------
+    # -- description -----------------------------------------------------------------------------------------------
 
     @property
     def device_name(self) -> str:
-        """What the device calls itself."""
+        """The name that the device reports."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def summary(self) -> tuple[str, ...]:
-        """Lines that say what this runtime is, for the start of a run."""
+        """Lines that describe this runtime, logged at the start of a run."""
         ranks = f"{self.ranks.world_size} rank{'s' if self.ranks.world_size > 1 else ''}"
         exact = ", deterministic" if self.deterministic else ""
         return (
@@ -338,16 +343,26 @@ class Runtime:
         inherit: Engine | None = None,
         inherit_optimizer: bool = True,
     ) -> Engine:
-        """An Engine of `module`, moved to the run's device and dtype. May be called at any time. Collective.
+        """Makes an Engine of `module`, moved to the run's device and dtype. Can be called at any time.
 
-        optimizer: an instance without state, or a function of parameter groups that makes one.
-        name: keys the engine's dropout masks; by default `engine0`, `engine1` ... in the order of the calls.
-        blocks: classes of the repeated parts that the module is made of, such as a transformer's layer: FSDP gathers
-            one at a time, and `compile` compiles each by itself.
-        max_grad_norm: largest global gradient norm.  schedule: (position, batch size) -> factor on the learning rates.
-        ema_decay: decay of averaged weights.  grad_accumulation_steps: micro-batches a step.
-        inherit: an engine whose place this one takes, with its weights, averaged weights and optimizer state (unless
-            `inherit_optimizer` is false) of the parameters of the same name and shape. The old engine is retired.
+        Collective: every rank must call.
+
+        Args:
+            module: whose parameters are trained.
+            optimizer: an instance without state, or a function of parameter groups that makes one.
+            name: keys the engine's dropout masks; None: `engine0`, `engine1` ... in the order of the calls.
+            blocks: classes of the repeated parts that the module is made of, such as a transformer's layer: FSDP
+                gathers one at a time, and `compile` compiles each by itself.
+            max_grad_norm: largest norm of all gradients; None: no clipping.
+            schedule: (position, batch size) -> factor on the learning rates, such as a `trainkit.Schedule`.
+            ema_decay: decay of averaged weights, at least 0 and below 1; None: none are kept.
+            grad_accumulation_steps: micro-batches in a step.
+            inherit: an engine that this one replaces: weights, averaged weights and optimizer state of parameters of
+                the same name and shape are copied, and the old engine is retired.
+            inherit_optimizer: False leaves out the optimizer's state.
+
+        Raises:
+            ConfigError: for arguments that cannot be used, or differ between ranks.
         """
         _check_setup(
             max_grad_norm=max_grad_norm,
@@ -369,7 +384,7 @@ class Runtime:
             }
         )
         backend = self._attach(module, optimizer, blocks, name=name)
-        backend.reducer = self.reducer
+        backend.reduction.reducer = self.reducer
         engine = Engine(
             backend,
             name=name,
@@ -382,7 +397,7 @@ class Runtime:
             schedule=schedule,
             # After the strategy: it gives every rank the weights of rank 0.
             average=(
-                ExponentialMovingAverage(backend.weights(), buffer_shards(module), ema_decay)
+                ExponentialMovingAverage(backend.tensors.weights(), buffer_shards(module), ema_decay)
                 if ema_decay is not None
                 else None
             ),
@@ -391,7 +406,7 @@ class Runtime:
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
-        self._buffers += engine.own_buffers()
+        self._buffers += engine.state.buffers()
         return engine
 
     def _attach(
@@ -402,7 +417,7 @@ class Runtime:
         *,
         name: str,
     ) -> Backend:
-        """`module` as it computes in this run, with its optimizer, which is the same on all ranks. Collective."""
+        """Prepares the module and has the strategy make its backend. Collective."""
         if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
             self.run_log.message(converted)
         self._kept.apply(module)
@@ -429,23 +444,23 @@ class Runtime:
         return backend
 
     def reset(self) -> None:
-        """Makes what is set up next equal to what would have been set up first: seeds and names are as at the start."""
+        """Restores seeds and engine names to their first values: what is set up next equals what was set up first."""
         self.stream.seed_at_start()
         self._engine_names.clear()
         self._buffers.clear()
         self.guard.forget()
 
     def share_buffers(self) -> None:
-        """Gives every rank the buffers of rank 0, such as BatchNorm's statistics: those that a checkpoint holds.
+        """Broadcasts the buffers of rank 0, such as BatchNorm's statistics, which checkpoints hold.
 
-        `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do it: what is measured then can be loaded
-        again. Collective: every rank calls.
+        `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do so, so that what is measured can be loaded
+        again. Collective: every rank must call.
         """
         share_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
-        """What each rank will hold of `engine`, by formula."""
-        trained, frozen = engine.parameter_sizes()
+        """The memory that each rank will hold of `engine`, by formula."""
+        trained, frozen = engine.state.parameter_sizes()
         predicted = self.strategy.predict(trained, frozen, state_tensors(engine.optimizer), self.ranks.cluster)
         return predicted if self.dtype == torch.float32 else predicted.twice()
 
@@ -453,9 +468,12 @@ class Runtime:
 
     @contextmanager
     def during(self, activity: str) -> Iterator[None]:
-        """For what is no training step and takes a while, such as `with runtime.during("sampling"):`.
+        """For work between training steps that takes a while, such as `with runtime.during("sampling"):`.
 
-        It does not count in samples/s, and the hang watchdog learns how long it takes by itself.
+        It does not count in samples/s, and the hang watchdog measures its duration separately.
+
+        Args:
+            activity: its name, in reports.
         """
         with self.run_log.throughput.paused(), self._watchdog.during(activity):
             yield
@@ -629,9 +647,9 @@ def _check_setup(
     grad_accumulation_steps: int,
 ) -> None:
     if grad_accumulation_steps < 1:
-        raise ConfigError(f"grad_accumulation_steps={grad_accumulation_steps}: allowed is 1 or more")
+        raise ConfigError(f"grad_accumulation_steps={grad_accumulation_steps}: must be 1 or more")
     if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ConfigError(f"max_grad_norm={max_grad_norm}: allowed is a norm above 0, or null for no clipping")
+        raise ConfigError(f"max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
     if ema_decay is not None:
         check_decay(ema_decay)
     if schedule is not None and not callable(schedule):

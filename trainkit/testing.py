@@ -211,5 +211,5 @@ def _close_runtimes() -> None:
     from trainkit.runtime import Runtime
 
     for thing in gc.get_objects():
-        if issubclass(type(thing), Runtime) and hasattr(thing, "_reducer"):  # not one that was refused half-made
+        if issubclass(type(thing), Runtime) and hasattr(thing, "reducer"):  # not one that was refused half-made
             thing.close()

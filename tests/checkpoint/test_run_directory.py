@@ -42,7 +42,7 @@ def holder(tmp_path):
     process.join()
 
 
-def test_a_directory_in_use_is_refused_and_a_dead_owner_is_not_waited_for(tmp_path, holder):
+def test_a_directory_in_use_is_refused_unless_its_owner_is_dead(tmp_path, holder):
     with pytest.raises(ConfigError, match=rf"is being used by process {holder.pid} on {socket.gethostname()}"):
         RunLock(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_a_directory_in_use_is_refused_and_a_dead_owner_is_not_waited_for(tmp_pa
     assert time.monotonic() - began < run_directory.HEARTBEAT_S
 
 
-def test_a_second_runtime_of_one_process_is_refused_until_the_first_is_closed(tmp_path):
+def test_a_second_runtime_is_refused_until_the_first_is_closed(tmp_path):
     first = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match="close"):
         trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")

@@ -48,7 +48,7 @@ def test_list_says_what_keys_mean(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "  batch_size: 32                    # samples of the global batch" in lines
     assert "seed: 0" in lines
-    assert any(line.startswith("hang_timeout_s: auto                # seconds without progress") for line in lines)
+    assert any(line.startswith(f"{'hang_timeout_s: auto':<36}# seconds without progress") for line in lines)
     assert any(line.startswith("  held_out: 0.02                    # share of the documents") for line in lines)
     assert {line.index("# ") for line in lines if "# " in line} == {36}
     assert max(len(line) for line in lines if "# " in line) <= 120

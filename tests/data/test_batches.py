@@ -150,7 +150,7 @@ def _weighted(start: int):
     return [(batch.positions.tolist(), batch.data.tolist()) for batch in stream]
 
 
-def test_weighted_batches_are_equal_on_any_number_of_ranks_and_after_a_resume():
+def test_weighted_batches_are_equal_on_any_ranks_and_resumed():
     def drawn(world_size: int, start: int) -> dict[int, int]:
         shares = [share for rank in run_ranks(_weighted, world_size, start) for share in rank]
         return {position: value for share in shares for position, value in zip(*share, strict=True)}
@@ -160,3 +160,10 @@ def test_weighted_batches_are_equal_on_any_number_of_ranks_and_after_a_resume():
     assert drawn(2, 0) == drawn(4, 0) == alone
     resumed = drawn(2, 8)
     assert {position: resumed[position] for position in range(8, 24)} == {p: alone[p] for p in range(8, 24)}
+
+
+def test_a_start_that_is_no_position_is_one_error():
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    with pytest.raises(ConfigError, match=r"start='8': must be a number of samples, such as runtime\.load"):
+        runtime.batches(torch.arange(20), batch_size=4, start="8")
+    runtime.close()

@@ -83,7 +83,7 @@ def test_every_format_gives_the_same_pixels(tmp_path, name, settings, tolerance)
     assert min(np.abs(image - expected).max() for image in found) <= tolerance
 
 
-def test_a_folder_is_searched_at_any_depth_and_hidden_files_are_not_images(tmp_path):
+def test_a_folder_is_searched_at_any_depth_but_for_hidden_files(tmp_path):
     fill(tmp_path / "in" / "a" / "b", 3)
     fill(tmp_path / "in" / "c", 2, start=3)
     fill(tmp_path / "in" / ".hidden", 1, start=5)
@@ -118,7 +118,7 @@ def test_the_built_in_letters_are_all_there_and_different(tmp_path):
     assert 0.02 < len(loaded.held_out) / len(loaded.train) < 0.09
 
 
-def test_a_letter_is_as_large_as_its_size_says_and_in_the_middle():
+def test_a_letter_has_the_size_given_and_is_centered():
     glyphs = Glyphs(128)
     names = glyphs.names()
     assert len(names) == len(set(names)) == 62 * 12 * 4
@@ -318,7 +318,7 @@ def test_links_are_followed_and_what_is_not_read_is_counted(tmp_path, capsys):
     assert "held-out images are too few to measure well" in told
 
 
-def test_the_held_out_sample_is_of_the_size_asked_and_nothing_more_is_trained_on(tmp_path):
+def test_the_held_out_sample_has_its_size_and_is_not_trained_on(tmp_path):
     folder = fill(tmp_path / "in", 60)
     whole = small(folder, tmp_path, held_out=0.5, held_out_samples=None).load(progress=False)
     some = small(folder, tmp_path, held_out=0.5, held_out_samples=7).load(progress=False)

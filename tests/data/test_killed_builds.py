@@ -93,7 +93,7 @@ def test_images(tmp_path, monkeypatch):
     assert num_killed and num_decoded.value <= 121 + IN_FLIGHT * num_killed, "what was noted is not decoded again"
 
 
-def test_what_a_killed_build_could_not_read_is_an_error_where_it_is_to_be_one(tmp_path, monkeypatch):
+def test_what_a_killed_build_could_not_read_can_be_an_error(tmp_path, monkeypatch):
     folder = images.fill(tmp_path / "images", 20)
     (folder / "000b.png").write_bytes(b"no image")
     append, taken = PyramidWriter.append, []

@@ -52,7 +52,7 @@ def test_an_empty_data_set_is_refused():
         Order(0, seed=0)
 
 
-def test_samples_come_in_proportion_to_their_weights_and_those_of_weight_0_never():
+def test_samples_come_in_proportion_to_their_weights():
     weights = np.array([0.0, 1.0, 3.0, 0.0, 6.0, 0.0])
     drawn = WeightedOrder(weights, 6, seed=2).indices(np.arange(100_000))
     shares = np.bincount(drawn, minlength=6) / len(drawn)

@@ -275,7 +275,7 @@ def test_an_evaluation_measures_each_sample_once():
         assert sum(lengths[-1] for _, _, lengths in ranks) == 2
 
 
-def test_an_evaluation_of_chosen_samples_says_how_to_choose_them():
+def test_evaluating_chosen_samples_says_how_to_choose_them():
     loader = DataLoader(TensorDataset(X), sampler=SubsetRandomSampler([1, 2]))
     runtime = trainkit.Runtime(device="cpu")
     with pytest.raises(ConfigError, match=r"SubsetRandomSampler chooses among them: give torch\.utils\.data\.Subset"):

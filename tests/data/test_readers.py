@@ -85,7 +85,7 @@ def test_every_column_of_text_is_read_and_nulls_are_left_out(tmp_path, kind):
     assert texts(tmp_path / "a.parquet") == ["é", "b", "é"]
 
 
-def test_a_field_that_is_no_text_and_half_a_character_name_file_and_line(tmp_path):
+def test_what_is_no_text_names_file_and_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": 3}')
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: field 'text' holds int, not text"):
@@ -101,14 +101,14 @@ def test_bytes_that_are_no_utf8_in_a_table_are_one_line(tmp_path):
         texts(tmp_path)
 
 
-def test_another_encoding_is_a_guess_and_the_command_keeps_the_file(tmp_path):
+def test_another_encoding_is_guessed_and_the_file_kept(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"only a guess.*iconv -f WINDOWS-1252 -t UTF-8 \S*a\.txt > \S*a\.utf8\.txt$"):
         texts(tmp_path)
 
 
 @pytest.mark.skipif(not (shutil.which("gzip") and shutil.which("iconv")), reason="gzip and iconv are not installed")
-def test_the_command_for_a_compressed_file_decompresses_it_first(tmp_path):
+def test_the_command_for_a_compressed_file_decompresses_it(tmp_path):
     folder = tmp_path / "it's"
     folder.mkdir()
     (folder / "a.txt.gz").write_bytes(gzip.compress(b"caf\xe9"))

@@ -77,7 +77,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names(tmp_path):
     assert [path.name for path in find_corpus(tmp_path).unread] == ["photo.png"]
 
 
-def test_hugging_face_directories_are_read_as_their_library_reads_them(tmp_path):
+def test_hugging_face_directories_are_read_as_by_their_library(tmp_path):
     datasets = pytest.importorskip("datasets", reason="the datasets library is the oracle")
     train, test = make_documents(50), make_documents(20, seed=1)
     whole = datasets.Dataset.from_dict({"text": train, "label": list(range(50))}).shuffle(seed=3)
@@ -93,13 +93,13 @@ def test_hugging_face_directories_are_read_as_their_library_reads_them(tmp_path)
     assert documents_of(loaded.held_out, loaded.tokenizer) == test
 
 
-def test_paragraphs_of_a_text_file_end_at_blank_lines_whatever_ends_its_lines(tmp_path):
+def test_paragraphs_end_at_blank_lines_whatever_ends_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\nstill one\r\n\r\n \r\ntwo\nstill two\n\n\nthree".encode())
     assert texts(path) == ["one still one", "two still two", "three"]
 
 
-def test_text_without_blank_lines_or_without_any_line_is_cut_and_nothing_is_lost(tmp_path):
+def test_text_without_blank_lines_is_cut_and_nothing_is_lost(tmp_path):
     words = " ".join(make_documents(2000))
     one_line, many_lines = tmp_path / "one.txt", tmp_path / "many.txt"
     one_line.write_text(words)
@@ -131,7 +131,7 @@ def test_the_built_in_corpus_is_prose_of_the_installed_packages():
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_text_that_is_not_utf8_names_the_file_the_offset_and_the_command(tmp_path):
+def test_text_that_is_not_utf8_names_file_offset_and_command(tmp_path):
     path = tmp_path / "latin.txt"
     for before in (b"", b"a" * 5, b"x" * (1 << 20) + b"\n", ("é" * (1 << 19)).encode() + b"abc"):
         path.write_bytes(before + b"caf\xe9 au lait")
@@ -152,7 +152,7 @@ def test_text_that_is_not_utf8_names_the_file_the_offset_and_the_command(tmp_pat
         (lambda path: (path / "a.doc").write_text("x") and path / "a.doc", r"a\.doc is a \.doc file"),
     ],
 )
-def test_a_path_that_cannot_be_is_refused_before_anything_is_read(tmp_path, make, says):
+def test_an_impossible_path_is_refused_before_reading(tmp_path, make, says):
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(DataError, match=says):
@@ -217,7 +217,7 @@ def test_duplicates_are_dropped_and_never_on_both_sides():
     assert (split.side[300:] == DROPPED).all()
 
 
-def test_a_source_with_a_split_of_its_own_keeps_it_and_loses_the_copies_in_training():
+def test_an_own_split_is_kept_without_its_copies_in_training():
     documents = [(True, "a"), (True, "b"), (False, "b"), (False, "c"), (False, "c")]
     assert split_documents(documents, 0.1, 1 << 30).side.tolist() == [HELD_OUT, HELD_OUT, DROPPED, TRAIN, DROPPED]
 
@@ -231,7 +231,7 @@ def test_a_small_corpus_has_a_document_on_either_side():
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_a_vocabulary_gives_the_same_numbers_in_every_process():
+def test_a_trained_vocabulary_is_the_same_in_every_process():
     documents = [text for path in documentation().train[:40] for _, text in find_documents(path)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -246,7 +246,7 @@ def find_documents(path: Path):
     return type(documentation())((path,)).documents()
 
 
-def test_a_given_vocabulary_splits_as_the_transformers_library_does(tmp_path):
+def test_a_given_vocabulary_splits_as_transformers_does(tmp_path):
     transformers = pytest.importorskip("transformers", reason="the transformers library is the oracle")
     vocabulary = [*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
     vocabulary += ["the", "##ing", "re", "##turn", ".", ",", "!", "un", "##able"]
@@ -266,7 +266,7 @@ def test_a_vocabulary_without_the_special_tokens_is_refused(tmp_path):
         small(path, tmp_path, vocab_file=tmp_path / "vocab.txt").load()
 
 
-def test_windows_hold_every_token_once_between_document_boundaries(tmp_path):
+def test_windows_hold_every_token_of_a_document_once(tmp_path):
     documents = make_documents(200)
     loaded = small(write_text(tmp_path / "a.txt", documents), tmp_path).load()
     tokenizer = loaded.tokenizer
@@ -286,7 +286,7 @@ def test_windows_hold_every_token_once_between_document_boundaries(tmp_path):
         loaded.train[len(loaded.train)]
 
 
-def test_the_held_out_sample_is_an_even_choice_of_the_size_asked(tmp_path):
+def test_the_held_out_sample_is_an_even_choice_of_its_size(tmp_path):
     path = write_text(tmp_path / "a.txt", make_documents(600))
     whole, some = (small(path, tmp_path, held_out_samples=most).load() for most in (None, 20))
     assert len(some.held_out) == 20 < len(whole.held_out) // 2

@@ -122,7 +122,7 @@ def test_capital_letters_need_a_word_about_them(tmp_path):
         ({"added_tokens_decoder": {"0": {"content": "[PAD]"}, "30": {"content": "<e1>"}}}, "adds the token '<e1>'"),
     ],
 )
-def test_a_tokenizer_that_does_something_else_is_refused_by_its_key(tmp_path, config, named):
+def test_a_tokenizer_of_another_kind_is_refused_by_its_key(tmp_path, config, named):
     path = write(tmp_path, CASELESS, config)
     with pytest.raises(DataError, match=named):
         read_vocabulary(path)

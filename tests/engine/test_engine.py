@@ -98,7 +98,7 @@ def _error(a, b):
 @pytest.mark.parametrize(
     ("world_size", "grad_accumulation_steps"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 1), (4, 3), (1, 12)]
 )
-def test_weights_metrics_and_averages_equal_a_plain_full_batch_loop(plain, world_size, grad_accumulation_steps):
+def test_weights_metrics_averages_equal_a_full_batch_loop(plain, world_size, grad_accumulation_steps):
     for weights, averaged, told in run_ranks(_train, world_size, grad_accumulation_steps):
         assert _error(weights, plain[0]) < 1e-12
         assert _error(averaged, plain[1]) < 1e-12
@@ -275,7 +275,7 @@ def _grow(inherit_optimizer):
 
 
 @pytest.mark.parametrize("inherit_optimizer", [True, False])
-def test_growth_keeps_optimizer_and_averages_by_name_on_any_number_of_ranks(inherit_optimizer):
+def test_growth_keeps_optimizer_and_averages_on_any_ranks(inherit_optimizer):
     alone = run_ranks(_grow, 1, inherit_optimizer)[0]
     for world_size in (2, 4):
         assert all(_error(weights, alone) < 1e-12 for weights in run_ranks(_grow, world_size, inherit_optimizer))

@@ -36,7 +36,7 @@ def _load(path):
     engine = _engine(runtime)
     before = {name: tensor.clone() for name, tensor in engine.state_dict()["module"].items()}
     try:
-        return int(runtime.load(path, network=engine))
+        return runtime.load(path, network=engine).position
     except CheckpointError as error:
         after = engine.state_dict()
         assert all(torch.equal(after["module"][name], before[name]) for name in before)

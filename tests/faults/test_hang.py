@@ -62,7 +62,7 @@ def test_a_stopped_rank_is_named_with_its_line(tmp_path):
         assert "last collective: gloo:all_reduce of " in stacks[rank] and "MainThread" in stacks[rank]
 
 
-def test_a_rank_in_a_collective_of_its_own_is_named_with_its_line(tmp_path):
+def test_a_rank_in_another_collective_is_named_with_its_line(tmp_path):
     report = _hang(tmp_path / "run", "recipe.fault=other_group", start=torchrun)
     assert re.search(r"Ranks 0, 1 and 3 waited at step 9, in \w+ at tests/user/toy.py:\d+ \(train_step\)", report)
     where = _line("dist.all_reduce(torch.ones(3), group=self.group)")

@@ -245,7 +245,7 @@ SCALES = [2.0**-21, 2.0**-22, 2.0**-23]
 
 
 @pytest.mark.parametrize("strategy", scenes.EVERY)
-def test_an_fp16_gradient_that_stays_nan_is_a_fault_when_the_scale_cannot_fall(strategy):
+def test_nan_in_fp16_is_a_fault_when_the_scale_cannot_fall(strategy):
     for scales, raised, is_unchanged in run_ranks(_without_end, 2, strategy, "stop", 30):
         assert scales == SCALES and is_unchanged
         assert "the gradient of engine 'engine0' (position 24) is not finite, and its loss is " in raised

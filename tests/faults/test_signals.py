@@ -64,7 +64,7 @@ def whole(tmp_path_factory):
     return of
 
 
-def test_ctrl_c_saves_and_leaves_no_word_that_it_is_to_be_started_again(tmp_path):
+def test_ctrl_c_saves_and_asks_for_no_requeue(tmp_path):
     job, run_dir = [*JOB, "num_workers=1", f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
     with subprocess.Popen(
         [sys.executable, str(TRAIN), *job],
@@ -128,7 +128,7 @@ def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, option
     assert not (run_dir / "REQUEUE").exists()
 
 
-def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole, tmp_path):
+def test_a_killed_worker_is_restarted_in_the_same_directory(whole, tmp_path):
     def dated() -> Path:
         return next(tmp_path.iterdir(), tmp_path)
 
@@ -145,7 +145,7 @@ def test_a_killed_worker_is_brought_back_and_goes_on_in_the_same_directory(whole
     _require_equal(whole(2), dated())
 
 
-def test_a_configuration_error_is_told_once_however_often_torchrun_tries(tmp_path):
+def test_a_configuration_error_is_printed_once_by_torchrun(tmp_path):
     result = torchrun([*TOY, "recipe.num_stepps=3", f"run_dir={tmp_path / 'run'}"], 2, max_restarts=3)
     told = [line for line in result.stderr.splitlines() if "trainkit: error" in line]
     assert len(told) == 1 and "Did you mean 'recipe.num_steps'" in told[0], result.stderr
@@ -180,7 +180,7 @@ def test_an_error_is_printed_before_it_is_remembered(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == "trainkit: error (rank 1): no\n"
 
 
-def test_one_process_told_in_a_step_before_an_evaluation_makes_up_for_it(whole, tmp_path):
+def test_a_signal_before_an_evaluation_delays_the_evaluation(whole, tmp_path):
     """It saves first, for an evaluation may take longer than is left."""
     job, run_dir = [*JOB, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
     ended = run([*job, "evaluate_every=100", "recipe.fault=told_at_step_200"])
@@ -284,7 +284,7 @@ def test_a_signal_to_a_forked_child_is_for_it_alone():
         assert not signals.stops_here()
 
 
-def test_ctrl_c_is_for_the_parent_of_a_forked_child_to_decide_about():
+def test_ctrl_c_to_a_forked_child_is_left_to_the_parent():
     with Signals(_runtime()):
         child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 1))
         child.start()
@@ -322,7 +322,7 @@ with Signals(trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_at_once_whatever_the_main_thread_does(number):
+def test_a_second_signal_stops_at_once(number):
     with subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
         cwd=ROOT,

@@ -62,7 +62,7 @@ def test_the_variables_of_a_launcher(told, expected):
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "RANK": "5", "WORLD_SIZE": "8"}, None),  # torchrun's
     ],
 )
-def test_processes_that_were_told_nothing_do_not_each_train_alone(told, expected, monkeypatch):
+def test_processes_without_variables_do_not_train_alone(told, expected, monkeypatch):
     for name in (*told, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():

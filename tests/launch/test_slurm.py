@@ -57,7 +57,7 @@ def test_shellcheck():
     assert result.returncode == 0, result.stdout
 
 
-def test_every_node_runs_one_agent_that_meets_the_others_on_the_first(slurm):
+def test_every_node_runs_one_agent_that_meets_the_others(slurm):
     result = run(slurm, "recipe=bert", "data.path=/texts/with a space")
     assert (result.returncode, result.stderr) == (0, "")
     line = calls(slurm, "srun")
@@ -124,7 +124,7 @@ def test_near_the_time_limit_the_run_is_told_and_then_requeued(slurm, tmp_path, 
     assert calls(slurm, "scontrol") == ["requeue 1234567"]
 
 
-def test_a_run_that_was_preempted_is_requeued_whatever_the_exit_code(slurm, tmp_path):
+def test_a_preempted_run_is_requeued_whatever_the_exit_code(slurm, tmp_path):
     run_dir = tmp_path / "run"
     run({**slurm, "SRUN_DOES": f"mkdir {run_dir}; echo {{}} >{run_dir}/REQUEUE"}, "recipe=bert", f"run_dir={run_dir}")
     assert calls(slurm, "scontrol") == ["requeue 1234567"]

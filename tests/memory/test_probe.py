@@ -126,7 +126,7 @@ def _fails_otherwise():
     raise AssertionError("nothing was raised")
 
 
-def test_another_error_is_raised_where_it_was_and_told_to_the_rest():
+def test_another_error_is_raised_and_known_to_the_rest():
     (first, text), last = run_ranks(_fails_otherwise, 2)
     assert (first, last) == ("PeerError", ("ZeroDivisionError", "planted"))
     assert "another rank failed" in text
@@ -149,7 +149,7 @@ def test_the_cpus_own_error_is_known():
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
-def test_a_job_finds_it_keeps_the_result_and_does_not_search_again(tmp_path):
+def test_a_job_keeps_what_it_found_and_does_not_search_again(tmp_path):
     arguments = [*TOY, "precision=fp64"]
     plain = run([*arguments, f"run_dir={tmp_path / 'plain'}"], 2)
     assert plain.returncode == 0, plain.stderr

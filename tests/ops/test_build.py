@@ -249,7 +249,7 @@ def test_no_compiler_is_one_warning_or_an_error(alone, monkeypatch, recwarn):
         library.load(require=True)
 
 
-def test_source_that_does_not_compile_is_an_error_and_leaves_nothing(alone):
+def test_source_that_does_not_compile_leaves_nothing(alone):
     (alone / "one.cpp").write_text("int one() { return missing; }\n")
     with pytest.raises(ConfigError, match=r"this command failed:\n  .*cxx .*one\.cpp(?s:.*)error: .*missing"):
         library.load()
@@ -257,7 +257,7 @@ def test_source_that_does_not_compile_is_an_error_and_leaves_nothing(alone):
 
 
 @pytest.mark.parametrize(("num_signals", "is_built"), [(build.MOST_SIGNALS, True), (build.MOST_SIGNALS + 1, False)])
-def test_a_signal_to_the_whole_group_of_processes_does_not_end_the_build(tmp_path, num_signals, is_built):
+def test_a_signal_to_the_process_group_leaves_the_build(tmp_path, num_signals, is_built):
     script = f'echo >> log; [ "$(wc -l < log)" -gt {num_signals} ] || kill -TERM $$; touch built'
     compiler = ["sh", "-c", f"cd {tmp_path}; {script}"]
     if is_built:
@@ -293,7 +293,7 @@ def test_nvcc_that_fails_is_loud(alone, tmp_path, monkeypatch):
     assert library.load().archs == []
 
 
-def test_a_cpu_build_of_torch_gets_no_cuda_unless_it_is_asked_for(alone, tmp_path, monkeypatch):
+def test_a_cpu_build_of_torch_gets_cuda_only_when_asked(alone, tmp_path, monkeypatch):
     home = tmp_path / "cuda"
     (home / "bin").mkdir(parents=True)
     _script(home / "bin" / "nvcc", NVCC)

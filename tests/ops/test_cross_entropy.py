@@ -160,7 +160,7 @@ def test_checkpointed_and_under_autocast():
 # -- in place ----------------------------------------------------------------------------------------------------------
 
 
-def test_in_place_uses_the_logits_own_storage_and_not_before_the_backward_pass():
+def test_in_place_uses_the_storage_of_the_logits_in_backward():
     leaf, labels = torch.randn(6, 9, requires_grad=True), torch.arange(6)
     hidden = leaf * 1
     before = hidden.detach().clone()
@@ -186,7 +186,7 @@ def test_logits_used_elsewhere_are_still_right_or_refused():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_a_second_backward_pass_is_refused_where_the_logits_are_gone():
+def test_a_second_backward_is_refused_without_logits():
     leaf, labels = torch.randn(6, 9, requires_grad=True), torch.arange(6)
     loss = cross_entropy(leaf * 1, labels, in_place=True)
     loss.backward(retain_graph=True)

@@ -76,7 +76,7 @@ def test_drop_rate_over_1e8_elements():
     assert _sigmas(dropped, 10**8, threshold) < 4
 
 
-def test_masks_of_other_seeds_layers_calls_and_positions_are_uncorrelated():
+def test_masks_of_other_keys_are_uncorrelated():
     num, p = 2**21, 0.25
     masks = [
         _mask(key_of(seed, "dropout", layer), num, call, position, p)

@@ -112,7 +112,7 @@ def test_what_there_is_no_time_for_is_told():
     assert {r["skipped"] for r in bench.results} == {"no time was left"}
 
 
-def test_an_op_that_this_checkout_does_not_have_is_skipped_and_a_renamed_one_is_not():
+def test_an_op_of_another_checkout_is_skipped_a_renamed_one_not():
     entry = ENTRIES[0]
     fields = {name: getattr(entry, name) for name in ("name", "make", "sizes", "num_bytes")}
     assert Entry(function="nowhere:nothing", **fields).absent == "there is no trainkit.ops.nowhere"

@@ -117,7 +117,7 @@ def test_the_same_bits_on_any_number_of_threads():
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
-def test_low_precision_rows_beside_float32_parameters_under_autocast():
+def test_low_precision_rows_with_float32_parameters_in_autocast():
     operands = _operands((3, 5, 64), torch.bfloat16, torch.float32)
     exact = [x.detach().double().requires_grad_() for x in operands]
     with torch.autocast("cpu", torch.bfloat16):

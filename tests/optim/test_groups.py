@@ -97,7 +97,7 @@ def test_a_rate_that_is_given_anew_stays_and_is_said(tmp_path):
         runtime.close()
 
 
-def test_a_rate_that_is_given_anew_is_the_one_from_which_a_scheduler_goes_on(tmp_path):
+def test_a_scheduler_goes_on_from_a_rate_that_is_set(tmp_path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     for lr in (0.1, 0.3):
         module = _network()
@@ -113,7 +113,7 @@ def test_a_rate_that_is_given_anew_is_the_one_from_which_a_scheduler_goes_on(tmp
 
 
 @pytest.mark.parametrize("schedule", [None, trainkit.Schedule(shape="constant")])
-def test_a_group_that_was_added_is_saved_and_takes_its_rate_from_the_checkpoint(tmp_path, schedule):
+def test_an_added_group_takes_its_rate_from_the_checkpoint(tmp_path, schedule):
     tracker = Noted()
     runtime = trainkit.Runtime(device="cpu", tracker=tracker)
 
@@ -138,7 +138,7 @@ def test_a_group_that_was_added_is_saved_and_takes_its_rate_from_the_checkpoint(
     runtime.close()
 
 
-def test_a_scheduler_of_torch_given_as_schedule_is_refused_with_what_to_do():
+def test_a_scheduler_of_torch_as_schedule_is_refused():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     module = _network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -159,7 +159,7 @@ def test_a_scheduler_of_torch_given_as_schedule_is_refused_with_what_to_do():
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0: Invalid weight_decay"),
     ],
 )
-def test_a_value_that_an_optimizer_refuses_is_named_by_its_key_before_data_are_read(override, said):
+def test_a_refused_optimizer_value_is_named_by_its_key(override, said):
     with pytest.raises(ConfigError, match=said):
         train(compose(["recipe=bert", override, "data.path=/nowhere"]))
 

@@ -12,7 +12,7 @@ from tests.strategy import scenes
 from trainkit.errors import UsageError
 from trainkit.ops.bits import pack_bits
 from trainkit.optim import AdamW, Lamb
-from trainkit.strategy.deepspeed import ZeroBackend
+from trainkit.strategy.deepspeed import _Slices
 from trainkit.testing import RankError, run_ranks
 
 CLIP = 0.75
@@ -119,12 +119,12 @@ def test_norms_of_parts_alone_are_seen(alone, strategy):
 
 
 def _with_a_piece_too_few():
-    pieces = ZeroBackend.pieces
+    pieces = _Slices.pieces
 
-    def fewer(backend):
-        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(backend).items()}
+    def fewer(tensors):
+        return {p: [*held[:-1], replace(held[-1], num=0)] for p, held in pieces(tensors).items()}
 
-    with mock.patch.object(ZeroBackend, "pieces", fewer):
+    with mock.patch.object(_Slices, "pieces", fewer):
         _engine(scenes.make_runtime("zero2"))
 
 
@@ -146,8 +146,8 @@ def _train_masked(strategy, optimizer):
     runtime = scenes.make_runtime(strategy)
     engine = _engine(runtime, optimizer)
     list(_steps(runtime, engine))
-    engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
-    held = {name: shard.local for name, shard in engine._backend.weights().items()}
+    engine.state.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
+    held = {name: shard.local for name, shard in engine.state.weights().items()}
     copies = {name: torch.zeros(local.shape, dtype=torch.bfloat16) for name, local in held.items()}
     engine.optimizer.set_copies(copies)
     for _ in _steps(runtime, engine):
@@ -169,17 +169,17 @@ def test_masks_and_copies_are_those_of_one_process(optimizer):
                 assert all(torch.equal(found[part][name] != 0, mask) for name, mask in _masks().items())
 
 
-def test_an_optimizer_that_knows_no_masks_is_masked_after_its_steps():
+def test_an_optimizer_without_masks_is_masked_after_steps():
     runtime = scenes.make_runtime("single")
     engine = runtime.setup(scenes.network(), lambda groups: torch.optim.Adam(groups, lr=0.02), ema_decay=0.9)
-    engine.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
+    engine.state.set_masks({name: pack_bits(mask) for name, mask in _masks().items()})
     list(_steps(runtime, engine))
     state = scenes.whole_state(engine)
     for name, mask in _masks().items():
         for part in ("module", "average"):
             assert torch.equal(state[part][name] != 0, mask), (part, name)
     with pytest.raises(UsageError, match="there is no parameter 'nowhere'"):
-        engine.set_masks({"nowhere": pack_bits(torch.ones(3, dtype=torch.bool))})
+        engine.state.set_masks({"nowhere": pack_bits(torch.ones(3, dtype=torch.bool))})
 
 
 def test_the_smaller_clip_counts():

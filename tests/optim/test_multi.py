@@ -92,7 +92,9 @@ def test_a_part_that_cannot_be_sharded_is_named(strategy, tmp_path):
         if strategy == "ddp":  # it computes in bfloat16, with gradients that are summed in another order
             assert error(found, _oracle("Muon")) < 1e-2
         else:
-            assert f"strategy={strategy} gives an optimizer parts of parameters, and Muon does not treat each" in found
+            assert (
+                f"strategy={strategy} gives an optimizer shards of parameters, and Muon does not update each" in found
+            )
 
 
 def test_what_it_cannot_take_is_one_line(tmp_path):

@@ -24,7 +24,7 @@ def test_polynomial_jumps_where_warm_up_ends():
     assert schedule(100, 1) == pytest.approx(0.1)
 
 
-def test_a_total_of_none_is_filled_in_and_refused_where_nobody_has():
+def test_a_total_of_none_is_filled_in_or_refused():
     schedule = trainkit.Schedule(warmup=5, shape="cosine")
     assert schedule.until(20, 4) == trainkit.Schedule(warmup=5, shape="cosine", total=20)
     given = trainkit.Schedule(warmup=5, total=9)

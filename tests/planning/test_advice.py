@@ -202,7 +202,7 @@ def test_a_network_much_slower_than_the_gpus():
     assert found.severity == "hint"
 
 
-def test_the_worst_comes_first_and_the_order_is_the_same_every_time():
+def test_the_worst_comes_first_in_the_same_order():
     host = matrix("mig", **environment(NCCL_P2P_DISABLE="1"), unread={"rank 1": "why"})
     found = said(host)
     assert [entry.severity for entry in found] == ["error", "warning", "hint"]

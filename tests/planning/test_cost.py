@@ -66,7 +66,7 @@ def test_no_exact_plan_beats_the_bandwidth_bound_on_any_preset(name, num_nodes):
         assert entry.time_us >= bound_us * 0.999999, entry.plan.describe()
 
 
-def test_chunks_overlap_the_legs_and_never_take_less_than_the_slowest():
+def test_chunks_overlap_phases_and_take_at_least_the_slowest():
     topology = cpu_hosts(2, 2, SLOW, loopback_gb_per_s=0.2)
     model = CostModel(topology)
     whole, chunked = (model.all_reduce_us(by_host(topology, chunk_bytes=c), SIZE) for c in (None, 2 << 20))
@@ -141,7 +141,7 @@ def test_rings_share_a_link_that_they_both_need():
     assert graph.rings_gb_per_s(("gpu0", "gpu1")) == pytest.approx(12)
 
 
-def test_a_message_takes_the_widest_way_and_of_these_the_shortest_and_passes_no_device():
+def test_a_message_takes_the_widest_then_shortest_path():
     cards = tuple(Device(id=f"gpu{i}") for i in range(3))
     links = (
         Link(a="gpu0", b="gpu1", kind="nvlink", bandwidth_gb_per_s=40, latency_us=1),
@@ -154,7 +154,7 @@ def test_a_message_takes_the_widest_way_and_of_these_the_shortest_and_passes_no_
     assert graph.islands(("gpu0", "gpu1", "gpu2")) == (("gpu0", "gpu1", "gpu2"),)
 
 
-def test_all_network_cards_next_to_a_device_are_used_and_no_other():
+def test_all_network_cards_next_to_a_device_are_used():
     host = preset("dgx-h100").hosts[0]
     assert Graph(host).network(["gpu0", "gpu1"]) == (pytest.approx(2 * 48), 2)
     for name, cards in (("dgx-a100", 8), ("dgx-1", 4)):

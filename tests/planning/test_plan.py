@@ -27,7 +27,7 @@ def test_flat_on_one_host(name, size):
 
 
 @pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200"])
-def test_flat_on_two_well_wired_hosts_where_the_sum_is_to_be_exact(name):
+def test_flat_on_two_well_wired_hosts_for_an_exact_sum(name):
     for size in (SIZE, 1 << 30):
         assert plan_all_reduce(preset(name, 2), size).kind == "flat"
 
@@ -91,7 +91,7 @@ def test_pairs_are_groups_where_nvlink_joins_two_cards_only():
     assert groupings(preset("dgx-1", 2)) == [(tuple(range(8)), tuple(range(8, 16)))]
 
 
-def test_pairs_gain_at_most_what_the_link_between_sockets_is_spared():
+def test_pairs_gain_at_most_what_the_socket_link_is_spared():
     """NCCL's ring crosses each pair too, and sends 2*7/8 through the sockets; sums of pairs send 2*3/4: 1.17."""
     topology = preset("pcie-8-nvlink-pairs")
     assert 1 <= gain(topology, 1 << 30) <= 7 / 6 * 1.001

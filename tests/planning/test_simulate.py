@@ -47,13 +47,13 @@ def test_a_step_composed_by_hand():
     assert point.samples_per_s == pytest.approx(8 * 60 / (60_000 + one_us) * 1e6)
 
 
-def test_what_is_not_hidden_is_all_but_the_backward_pass_at_most():
+def test_at_most_all_but_the_backward_pass_is_exposed():
     for point in simulate(preset("workstation-2"), [1, 2, 4], CHATTY):
         assert point.communication_us - 2 / 3 * point.compute_us <= point.exposed_us * 1.000001
         assert point.exposed_us <= point.communication_us
 
 
-def test_more_nodes_are_never_more_efficient_and_the_knee_is_the_first_below_90_percent():
+def test_more_nodes_are_never_more_efficient():
     points = simulate(preset("pcie-8"), [1, 2, 4, 8, 16], workload("bert-large"))
     efficiency = [point.efficiency for point in points]
     assert efficiency == sorted(efficiency, reverse=True)
@@ -64,7 +64,7 @@ def test_more_nodes_are_never_more_efficient_and_the_knee_is_the_first_below_90_
     assert knee(simulate(preset("dgx-h100"), [1], workload("bert-large", samples_per_device=4096))) is None
 
 
-def test_nvlink_buys_much_where_communication_is_exposed_and_nothing_where_it_is_hidden():
+def test_nvlink_pays_where_communication_is_exposed():
     without = {entry.change: entry for entry in what_if(preset("dgx-a100"), CHATTY, 1)}["without NVLink"]
     assert without.gain < -1
     hidden = workload("bert-large", samples_per_device=65_536)

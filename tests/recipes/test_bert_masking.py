@@ -60,7 +60,7 @@ def test_labels_are_the_tokens_and_only_chosen_ones_change():
     assert not changed[tokens < 5].any()
 
 
-def test_a_sample_with_any_token_has_one_masked_and_an_empty_one_none():
+def test_a_sample_has_one_token_masked_and_an_empty_one_none():
     tokens = torch.zeros(3, 64, dtype=torch.int64)
     tokens[:, 0] = 2
     tokens[1, 1] = 7
@@ -81,7 +81,7 @@ def test_a_sample_is_masked_the_same_in_any_batch():
     assert none.labels_BK.shape == (0, masking.num_slots(64))
 
 
-def test_the_loss_counts_used_slots_only_and_is_zero_without_any():
+def test_the_loss_counts_used_slots_only():
     logits = torch.randn(3, 2, VOCAB, requires_grad=True)
     labels = torch.tensor([[7, IGNORED], [8, 9], [IGNORED, IGNORED]])
     loss, count = masked_loss(logits, labels)

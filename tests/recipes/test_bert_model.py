@@ -54,7 +54,7 @@ def make_model(**changes: object) -> MaskedLanguageModel:
 
 
 @torch.no_grad()
-def test_logits_and_pooled_output_equal_transformers_on_the_same_weights():
+def test_logits_and_pooled_output_equal_transformers():
     oracle, model = make_oracle(), make_model(pooler=True)
     load_hugging_face(model, oracle.state_dict())
     tokens, attended = make_tokens()
@@ -122,7 +122,7 @@ def minilm() -> Path:
 
 
 @torch.no_grad()
-def test_hidden_states_of_a_real_encoder_equal_transformers_in_float64():
+def test_hidden_states_equal_transformers_in_float64():
     directory = minilm()
     oracle = transformers.BertModel.from_pretrained(directory, attn_implementation="eager").double().eval()
     model = MaskedLanguageModel(*read_architecture(directory)).eval()
@@ -201,7 +201,7 @@ def use_old_names(state: dict[str, torch.Tensor]) -> None:
         (use_old_names, {}),
     ],
 )
-def test_the_bias_that_transformers_adds_is_the_one_that_is_loaded(tmp_path, change, settings):
+def test_the_bias_of_transformers_is_loaded(tmp_path, change, settings):
     oracle = saved(tmp_path, change_weights=change, **settings)
     model = load(tmp_path)
     tokens, attended = make_tokens()
@@ -246,14 +246,14 @@ def test_a_decoder_of_its_own_is_refused(tmp_path):
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_configuration_of_another_function_is_refused_by_its_key(tmp_path, change):
+def test_another_function_in_the_configuration_is_refused(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **change}))
     (key,) = change
     with pytest.raises(DataError, match=rf"config\.json has {key}=.*can(not)? be loaded"):
         read_architecture(tmp_path)
 
 
-def test_keys_that_a_config_leaves_out_have_the_values_of_transformers(tmp_path):
+def test_missing_config_keys_have_the_values_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "position_embedding_type": "absolute"}')
     theirs = transformers.BertConfig()
     architecture, vocab_size = read_architecture(tmp_path)

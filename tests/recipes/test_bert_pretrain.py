@@ -90,7 +90,7 @@ def test_compiled_ops_train_as_plain_pytorch_does(path, world_size, model):
 
 
 @pytest.mark.parametrize(("ranks", "grad_accumulation_steps"), [(1, 4), (2, 1), (2, 3), (4, 1)])
-def test_weights_and_held_out_numbers_do_not_depend_on_the_split(path, alone, ranks, grad_accumulation_steps):
+def test_weights_and_held_out_numbers_are_split_independent(path, alone, ranks, grad_accumulation_steps):
     for weights, metrics in run_ranks(partial(train, path, grad_accumulation_steps=grad_accumulation_steps), ranks):
         assert distance(weights, alone[0]) < 1e-10
         assert metrics == pytest.approx(alone[1], rel=1e-10)
@@ -129,7 +129,7 @@ def test_masked_counts_are_uneven(path):
     assert len(counts) > 2
 
 
-def test_evaluation_counts_every_masked_token_once_and_never_changes(path):
+def test_evaluation_counts_every_masked_token_once(path):
     recipe = make(path)
     assert len(recipe.datasets.held_out) % 5 != 0  # the last batch is ragged
     whole = recipe.datasets.held_out.__getitems__(list(range(len(recipe.datasets.held_out))))["tokens"]
@@ -148,7 +148,7 @@ def test_evaluation_counts_every_masked_token_once_and_never_changes(path):
     assert recipe.model.module.training
 
 
-def test_the_report_compares_on_the_same_tokens_on_any_number_of_ranks(path):
+def test_the_report_compares_the_same_tokens_on_any_ranks(path):
     recipe = make(path, sentences=("alpha [MASK] gamma [MASK]",))
     report = Report.of(recipe)
     names = ["model", MOST_FREQUENT, LEFT_BIGRAM, TWO_SIDED]
@@ -161,7 +161,7 @@ def test_the_report_compares_on_the_same_tokens_on_any_number_of_ranks(path):
         assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
 
 
-def test_a_model_below_its_baseline_says_which_steps_its_rate_asks_for():
+def test_a_model_below_its_baseline_says_the_steps_it_needs():
     rows = [("model", 0.40), (MOST_FREQUENT, 0.06), (LEFT_BIGRAM, 0.2), (TWO_SIDED, 0.46)]
     evaluations = [(500, 0.1), (1000, 0.3), (1500, 0.37), (2000, 0.40)]
     told = outlook(rows, evaluations, 0.75)
@@ -175,7 +175,7 @@ def test_a_model_below_its_baseline_says_which_steps_its_rate_asks_for():
     assert outlook([("model", 0.47), *rows[1:]], evaluations, 1) is None
 
 
-def test_a_length_in_epochs_is_that_many_passes_over_the_training_data(path):
+def test_a_length_in_epochs_is_that_many_passes(path):
     recipe = make(path, num_steps=None, num_epochs=2.5, schedule=Schedule(warmup=3, shape="linear"))
     num_windows = len(recipe.datasets.train)
     num_steps = -(-5 * num_windows // (2 * 32))

@@ -70,7 +70,7 @@ def _kept(new, old):
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32])
-def test_a_fade_begins_as_the_old_networks_and_ends_as_the_new_ones(resolution):
+def test_a_fade_goes_from_the_old_networks_to_the_new(resolution):
     torch.manual_seed(0)
     G, D = (network(SMALL, resolution, True).double() for network in (Generator, Discriminator))
     z, x = torch.randn(4, 8).double(), torch.randn(4, 3, resolution, resolution).double()
@@ -223,7 +223,7 @@ def test_weights_do_not_depend_on_the_split_in_mid_fade(batch_size, splits):
             assert swd == pytest.approx(distance, rel=1e-9)
 
 
-def test_adam_starts_anew_with_each_phase_and_averages_are_carried():
+def test_each_phase_resets_adam_and_keeps_averages():
     recipe = _recipe(stable_images=32, fade_images=32)
     seen = []
     for batch in recipe.batches():
@@ -264,7 +264,7 @@ def test_every_precision_trains(precision):
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_highest_resolutions_of_the_final_size_compute_in_low_precision(num, final, low, dtype):
+def test_the_highest_resolutions_compute_in_low_precision(num, final, low, dtype):
     rule, found = LowPrecision.highest(num, final, 256.0), {}
     resolution = min(final, 32)  # a network that has not grown to 1024 yet has none of those
     for network, given in ((Generator, (4, 8)), (Discriminator, (4, 3, resolution, resolution))):

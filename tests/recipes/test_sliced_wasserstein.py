@@ -14,7 +14,7 @@ def _distance(a, b, num_channels=1):
     return metrics.sliced_wasserstein(first, second, directions, num_channels)
 
 
-def test_distance_is_zero_for_the_same_images_and_grows_with_noise():
+def test_distance_is_zero_for_equal_images_and_grows_with_noise():
     images = torch.rand(64, 1, 16, 16).round()
     images = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images, (1, 1, 1, 1)), 3, 1)
     distances = [_distance(images, images + s * torch.randn_like(images)) for s in (0.0, 0.1, 0.3, 1.0)]

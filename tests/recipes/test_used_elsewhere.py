@@ -76,7 +76,7 @@ def measured_on(data: Path) -> list[str]:
     return [f"data.path={data}"]
 
 
-def test_sentences_are_filled_in_without_the_text_and_other_text_is_measured(tmp_path, cache, capsys):
+def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     texts = write_texts(tmp_path / "texts")
     assert (
         main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
@@ -116,7 +116,7 @@ def test_the_text_of_the_run_is_not_tokenised_again(tmp_path, cache):
     assert sorted(cache.iterdir()) == built
 
 
-def test_a_run_that_began_with_weights_of_hugging_face_needs_them_no_more(tmp_path, cache, capsys):
+def test_a_run_from_hugging_face_weights_needs_them_once(tmp_path, cache, capsys):
     transformers = pytest.importorskip("transformers", reason="it writes such a directory")
     texts, theirs = write_texts(tmp_path / "texts"), tmp_path / "theirs"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Alpha", "alpha", "beta", "gamma"]
@@ -138,7 +138,7 @@ def test_a_run_that_began_with_weights_of_hugging_face_needs_them_no_more(tmp_pa
     assert main(["evaluate", str(run), *measured_on(other), "data.vocab_file=null"]) == 0
 
 
-def test_images_are_drawn_without_the_pictures_and_other_pictures_are_measured(tmp_path, cache, capsys, monkeypatch):
+def test_images_are_drawn_without_the_pictures(tmp_path, cache, capsys, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures")
     assert main(["train", *SHORT, *GAN, f"data.path={pictures}", f"run_dir={tmp_path / 'run'}"]) == 0
     sample.sample(tmp_path / "run", num=5, output=tmp_path / "before.png")
@@ -174,7 +174,7 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
     recipe.runtime.close()
 
 
-def test_a_resume_takes_the_vocabulary_of_the_checkpoint_whatever_the_text(tmp_path, cache, capsys):
+def test_a_resume_takes_the_vocabulary_of_the_checkpoint(tmp_path, cache, capsys):
     texts, run = write_texts(tmp_path / "texts"), tmp_path / "run"
 
     def train(num_steps: int, *more: str) -> tuple[int, str]:

@@ -148,7 +148,7 @@ def test_a_rate_is_changed_where_a_host_receives_too(hosts):
     assert fast < nominal
 
 
-def test_a_rank_that_raises_is_reported_and_the_next_run_has_new_ranks(hosts):
+def test_a_rank_that_raises_is_reported_and_replaced(hosts):
     with pytest.raises(RankError, match=r"rank 2 of 4:\n(?s:.*)ValueError: a fault of this rank") as caught:
         hosts.run(fail_on, 2)
     assert caught.value.kind == "ValueError"
@@ -174,7 +174,7 @@ def test_a_command_runs_on_each_host(hosts, tmp_path):
     assert outputs == [[f"bed-host{host}", "x", str(tmp_path), hosts.address(1)] for host in range(2)]
 
 
-def test_a_host_that_is_cut_off_is_silent_and_nothing_is_left_at_the_end():
+def test_a_host_that_is_cut_off_is_silent_and_nothing_is_left():
     before = network()
     with Bed(2, MBIT_PER_S) as made:
         (command, _) = made.start(lambda host: ["sh", "-c", "setsid sleep 1000 & wait"])

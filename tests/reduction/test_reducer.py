@@ -97,7 +97,7 @@ def test_auto_is_flat_on_one_host_without_a_word(world_size):
         assert said == []
 
 
-def test_a_plan_that_is_asked_for_is_taken_with_the_chunks_that_are_asked_for(tmp_path):
+def test_the_requested_plan_and_chunks_are_taken(tmp_path):
     comm = Comm(plan="leader", wire_dtype="bf16", chunk_mb=0.25, topology=_two_hosts(tmp_path))
     for choice, said in run_ranks(_choose, 4, comm):
         assert choice.plan.groups == ((0, 1), (2, 3))
@@ -113,7 +113,7 @@ def _choose_with_cache(cache: str, comm: Comm, num_bytes: int, known: dict | Non
         return _choose(comm, num_bytes, known)
 
 
-def test_auto_times_the_best_and_says_what_it_found_and_the_next_run_takes_it_over(tmp_path):
+def test_auto_times_the_best_and_the_next_run_reuses_it(tmp_path):
     comm = Comm(wire_dtype="int8", topology=_two_hosts(tmp_path))
     first = run_ranks(_choose_with_cache, 4, str(tmp_path), comm, 2**22)
     assert len({choice.plan for choice, _ in first}) == 1
@@ -140,7 +140,7 @@ def test_a_damaged_cache_is_measured_anew(tmp_path):
     assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
 
 
-def test_a_checkpoint_decides_on_the_machines_that_it_was_made_on(tmp_path):
+def test_a_checkpoint_decides_on_the_machines_of_its_run(tmp_path):
     topology = _two_hosts(tmp_path)
     asked, _ = run_ranks(_choose, 4, Comm(plan="leader", topology=topology))[0]
     known = asked.to_dict()
@@ -180,7 +180,7 @@ def test_a_topology_that_cannot_be_used_is_refused_on_all_ranks(tmp_path, text, 
         run_ranks(_choose, 2, Comm(topology=str(path)))
 
 
-def test_a_lossy_plan_of_a_checkpoint_is_left_where_exact_gradients_are_asked_for(tmp_path):
+def test_a_lossy_plan_of_a_checkpoint_yields_to_exact(tmp_path):
     topology = _two_hosts(tmp_path)
     lossy, _ = run_ranks(_choose, 4, Comm(plan="hierarchical", wire_dtype="int8", topology=topology))[0]
     exact = run_ranks(_choose_with_cache, 4, str(tmp_path), Comm(topology=topology), 2**20, lossy.to_dict())
@@ -195,7 +195,7 @@ def _chosen_twice(cache: str, comm: Comm) -> list[tuple[str, ...]]:
         return [_choose(comm, 2**22, deterministic=True)[0].why for _ in range(2)]
 
 
-def test_a_deterministic_run_chooses_by_what_is_predicted_of_figures_that_do_not_change(tmp_path):
+def test_a_deterministic_run_chooses_by_fixed_predictions(tmp_path):
     comm = Comm(topology=_two_hosts(tmp_path))
     for first, second in run_ranks(_chosen_twice, 4, str(tmp_path / "cache"), comm):
         assert first == second
@@ -231,7 +231,7 @@ def _trained(comm: Comm, directory: str | None = None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("plan", ["hierarchical", "leader"])
-def test_exact_plans_train_alike_on_all_ranks_and_bit_for_bit_after_a_resume(tmp_path, plan):
+def test_exact_plans_train_alike_and_bit_for_bit_resumed(tmp_path, plan):
     comm = Comm(plan=plan, topology=_two_hosts(tmp_path))
     by_rank = run_ranks(_trained, 4, comm)
     resumed = run_ranks(_trained, 4, comm, str(tmp_path))
@@ -256,7 +256,7 @@ def _searched(comm: Comm) -> tuple[int, str | None]:
     runtime.reset()
     engine = test_probe._engine(runtime, "backward", 3, found)
     test_probe._steps(runtime, engine, 1)
-    choice = engine.scalars()["comm"]
+    choice = engine.state.scalars()["comm"]
     runtime.close()
     return found, choice["plan"]["kind"]
 

@@ -40,7 +40,7 @@ def _saved_within(strategy, path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
-def test_a_save_within_holds_trained_weights_and_averages_as_what_they_are(strategy, tmp_path):
+def test_a_save_within_holds_trained_weights_and_averages(strategy, tmp_path):
     assert run_ranks(_saved_within, 2, strategy, str(tmp_path / "saved")) == [True, True]
 
 

@@ -86,7 +86,7 @@ def _holder(tmp_path: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_share_a_directory_unless_one_of_them_builds_there(tmp_path):
+def test_processes_share_a_directory_unless_one_builds_there(tmp_path):
     processes, directories = [], []
     try:
         for number in range(3):

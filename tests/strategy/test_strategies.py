@@ -130,7 +130,7 @@ def _grow_with_adam(strategy):
     runtime.setup(_Tower(2), lambda groups: torch.optim.Adam(groups), inherit=old)
 
 
-def test_a_step_count_of_its_own_cannot_be_kept_in_a_flat_tensor():
+def test_an_own_step_count_cannot_be_in_a_flat_tensor():
     """Adam counts the steps of each parameter, and ZeRO keeps all parameters in one."""
     with pytest.raises(AssertionError, match=r"'step' differs .* use strategy=fsdp or ddp, or setup") as raised:
         run_ranks(_grow_with_adam, 2, "zero2")
@@ -168,7 +168,7 @@ def _replaced(strategy):
 
 
 @pytest.mark.parametrize("strategy", scenes.SHARDED)
-def test_groups_of_an_optimizer_survive_the_replacement_of_parameters(strategy):
+def test_groups_of_an_optimizer_survive_replaced_parameters(strategy):
     start = dict(scenes.network().named_parameters())
     for tensors in run_ranks(_replaced, 2, strategy):
         for name, tensor in tensors.items():

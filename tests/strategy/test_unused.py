@@ -291,7 +291,7 @@ def _empty_last_micro_batch(heads):
     return None
 
 
-def test_an_empty_last_micro_batch_does_not_hide_what_ddp_was_not_told_of():
+def test_an_empty_last_micro_batch_hides_no_unused_parameter():
     """A gradient of zero in the place of none would decay the head."""
     for said in run_ranks(_empty_last_micro_batch, 2, (0,)):
         assert "holds nothing that counts" in said

@@ -72,8 +72,8 @@ def _ranges(strategy):
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=16, num_steps=1):
         engine.backward((engine(batch.x) ** 2).mean())
         engine.step()
-    weights, averages = engine._backend.weights(), engine.average.shards()
-    state = {name: entry["exp_avg"] for name, entry in engine._backend.optimizer_state().items()}
+    weights, averages = engine.state.weights(), engine.average.shards()
+    state = {name: entry["exp_avg"] for name, entry in engine._backend.tensors.optimizer_state().items()}
     assert weights.keys() == averages.keys() == state.keys()
     described = []
     for shards in (weights, averages, state):
@@ -128,6 +128,6 @@ def _one_after_another():
     return results
 
 
-def test_a_second_runtime_of_a_process_does_not_use_the_groups_of_the_first():
+def test_a_second_runtime_has_groups_of_its_own():
     first, second = run_ranks(_one_after_another, 1)[0]
     assert first == second

@@ -190,7 +190,7 @@ def _what_discovery_says(path):
     "content, words",
     [("{", "ours.json:1:2: no JSON"), (None, "ours.json: it has places for 4 ranks, and this job has 2")],
 )
-def test_a_users_file_that_cannot_be_used_is_an_error_on_all_ranks(tmp_path, content, words):
+def test_an_unusable_file_is_an_error_on_all_ranks(tmp_path, content, words):
     file = tmp_path / "ours.json"
     file.write_text(content or merge([view(nvml_host(paired_host()), i) for i in range(4)]).to_json())
     first, second = run_ranks(_what_discovery_says, 2, str(file))

@@ -148,7 +148,7 @@ def test_all_fixtures_are_of_a_shape():
     assert {path.stem for path in DATA.glob("*.txt")} == SHAPES.keys()
 
 
-def test_no_gpu_has_more_nvlinks_than_its_own_in_the_hybrid_cube_mesh():
+def test_no_gpu_has_more_nvlinks_than_the_hybrid_cube_mesh():
     host = read("dgx1_soc")
     for device in host.devices:
         ways = [link for link in host.links if link.kind == "nvlink" and device.id in (link.a, link.b)]

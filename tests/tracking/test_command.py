@@ -28,7 +28,7 @@ def test_what_is_not_on_the_path_is_named_from_here(installed, monkeypatch):
     assert as_typed(["trainkit", "x"]) == f"{installed}/trainkit x"
 
 
-def test_on_the_path_the_name_is_enough_and_that_of_another_environment_is_not_taken(installed, monkeypatch, tmp_path):
+def test_only_a_command_of_this_environment_goes_by_its_name(installed, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{installed}{os.pathsep}/usr/bin")
     assert as_typed(["trainkit", "x"]) == "trainkit x"
     assert as_typed(["python", "-m", "x"]) == "python -m x"

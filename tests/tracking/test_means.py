@@ -18,7 +18,7 @@ def _means(steps):
     return {name: total / shares for name, (total, shares) in means.take().items() if shares}
 
 
-def test_every_step_counts_by_its_samples_and_every_name_by_the_steps_that_have_it():
+def test_every_step_counts_by_its_samples():
     running = torch.zeros(())
     steps = []
     for loss, share in ((1.0, 3.0), (5.0, 1.0), (math.nan, 0.0)):  # the last one: a rank without a sample

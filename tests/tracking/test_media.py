@@ -24,7 +24,7 @@ def test_pictures_texts_and_tables_read_back(shape, tmp_path):
         assert list(csv.reader(file)) == [["word", "share"], ["a,b", "0.5"]]
 
 
-def test_a_resume_removes_what_will_be_told_again_and_nothing_else(tmp_path):
+def test_a_resume_removes_only_what_will_be_logged_again(tmp_path):
     tracker = Media()
     tracker.start(Run(directory=tmp_path, name="run"))
     for step in (10, 20, 30):

@@ -29,7 +29,7 @@ def test_events_read_back_after_a_resume_hold_no_step_twice(tmp_path):
     assert events.Tags()["images"] == ["grid"]
 
 
-def test_files_of_one_second_are_read_in_the_order_of_their_writing(tmp_path, monkeypatch):
+def test_files_of_one_second_are_read_in_written_order(tmp_path, monkeypatch):
     """TensorBoard numbers the files of a process without zeros in front, so that 10 is read before 9."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

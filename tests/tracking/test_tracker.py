@@ -53,9 +53,10 @@ def tell_everything(tracker, directory):
 
 
 @pytest.mark.parametrize(
-    "method", ["load_state", "start", "log", "evaluation", "image", "text", "table", "message", "state", "finish"]
+    "method",
+    ["load_state_dict", "start", "log", "evaluation", "image", "text", "table", "message", "state_dict", "finish"],
 )
-def test_a_failing_tracker_is_reported_once_and_the_others_go_on(method, tmp_path, capfd):
+def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     broken = Broken(method)
     fan_out = Trackers(broken=broken, jsonl=Jsonl())
     tell_everything(fan_out, tmp_path)
@@ -103,7 +104,7 @@ def test_state_goes_back_to_the_tracker_of_its_name(tmp_path):
     assert second.id == 7
 
 
-def test_a_failed_tracker_keeps_its_last_state_for_the_next_process():
+def test_a_failed_tracker_keeps_its_state_for_a_resume():
     fan_out = Trackers(broken=Broken("log"))
     fan_out.load_state_dict({"broken": {"id": 7}})
     fan_out.log(1, {})
@@ -134,7 +135,7 @@ def full_disk(num_bytes):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
-def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path, capfd, monkeypatch):
+def test_what_a_full_disk_refuses_is_written_later(tmp_path, capfd, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(tensorboard, "RETRY_S", 0.0)
@@ -173,7 +174,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_space_again(tmp_path,
         ]
 
 
-def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tmp_path):
+def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
     said = []
 
     class Listening(Tracker):
@@ -191,7 +192,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line_and_training_goes_on(tm
         runtime.log(10, loss=1.0)
     assert said == [
         "said all the same",
-        "summary.txt could not be written: File too large; training goes on",
+        "summary.txt could not be written: File too large; training continues",
         "REQUEUE could not be written: File too large",
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
@@ -304,7 +305,7 @@ def test_what_is_no_picture_is_named_to_the_caller(given, says):
     assert fan_out.names == ["seen"]
 
 
-def test_what_is_no_number_or_text_or_table_is_named_to_the_caller():
+def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):

@@ -182,7 +182,7 @@ def test_what_no_file_held_when_all_was_killed_is_sent_again(tmp_path):
 
 
 @pytest.mark.parametrize("dies_before", [6, None])
-def test_a_service_that_dies_alone_is_started_again_and_loses_no_row(dies_before, tmp_path):
+def test_a_service_that_dies_is_restarted_and_loses_no_row(dies_before, tmp_path):
     """In the midst of training, or between the last row and the end. In a process of its own: W&B has one service."""
     script = textwrap.dedent(f"""
         import os, signal, sys

@@ -46,7 +46,7 @@ def test_a_run_that_is_cut_off_comes_to_the_end_of_its_schedule():
         )
 
 
-def test_a_budget_that_is_enough_changes_nothing_and_a_slow_first_step_little():
+def test_a_budget_that_is_enough_changes_nothing():
     assert set(_factors(speed=20.0)[0]) == {1.0}
     factors, position = _factors(speed=5.0, first_s=30.0)
     assert position < 160 and all(f == pytest.approx(PLANNED / position, rel=0.05) for f in factors[1:])
@@ -126,7 +126,7 @@ def _fit_thrice(run_dir):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_budget_ends_a_run_on_all_ranks_and_more_of_it_goes_on(tmp_path, world_size):
+def test_the_budget_ends_a_run_and_more_of_it_goes_on(tmp_path, world_size):
     ranks = run_ranks(_fit_thrice, world_size, tmp_path / "run")
     for (metrics, step, lrs, num_finished, seconds), again, more in ranks:
         assert metrics == {"held_out_loss": 1.0} and num_finished == 1

@@ -20,7 +20,7 @@ def fit(run_dir, losses=range(9), *, num_steps=6, commands=(), tracker=None, **o
     return recipe, trainkit.Trainer(recipe, **options).fit()
 
 
-def test_the_end_names_the_result_the_best_checkpoint_and_the_next_command(tmp_path, capsys):
+def test_the_end_names_result_best_checkpoint_and_next_command(tmp_path, capsys):
     run_dir = tmp_path / "a run"
     fit(run_dir, [3, 1, 2], evaluate_every=2, save_every=2, commands=[["echo", str(run_dir), "A [MASK]."]])
     expected = [
@@ -73,7 +73,7 @@ def _start_twice(run_dir, num_steps=6, then=6):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_run_that_has_ended_does_nothing_when_it_is_started_again(tmp_path, world_size):
+def test_a_run_that_has_ended_does_nothing_when_restarted(tmp_path, world_size):
     run_dir = tmp_path / "run"
     results = run_ranks(_start_twice, world_size, run_dir)
     summary = (run_dir / "summary.txt").read_text()
@@ -92,7 +92,7 @@ def test_a_run_that_has_ended_goes_on_when_it_is_made_longer(tmp_path):
     assert (metrics, seen, num_finished) == ({"held_out_loss": 9.0}, [24, 28], 1) and heard.count("start") == 1
 
 
-def test_what_was_killed_before_it_had_shown_its_result_shows_it(tmp_path, capsys):
+def test_a_run_killed_before_its_result_shows_it(tmp_path, capsys):
     run_dir = tmp_path / "run"
     fit(run_dir, [3])
     (run_dir / "result.json").unlink()

@@ -57,7 +57,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks, num_steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
-def test_killed_and_resumed_gives_the_same_bits_where_tensors_are_spread(tmp_path, strategy):
+def test_killed_and_resumed_gives_the_same_bits_in_shards(tmp_path, strategy):
     arguments = [*TOY, f"strategy={strategy}", "recipe.num_steps=160", "log_every=1", "save_every=25"]
     assert_killed_equals_whole(tmp_path, arguments, 2, kill_from_step=60)
 
@@ -185,7 +185,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
     assert (checkpoints / "step_00000010" / "rank_00000.safetensors").exists(), "written anew"
 
 
-def test_a_course_that_was_given_up_does_not_count_as_the_newest(tmp_path):
+def test_an_abandoned_branch_does_not_count_as_the_newest(tmp_path):
     """Going on from an older checkpoint of the same run: what it saves from there on is its newest."""
     checkpoints = tmp_path / "run" / "checkpoints"
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
@@ -209,7 +209,7 @@ def test_never_refuses_a_run_that_has_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["never", "elsewhere"])
-def test_a_job_that_is_started_again_goes_on_from_what_it_has_made_itself(tmp_path, monkeypatch, capsys, resume):
+def test_a_restarted_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch, capsys, resume):
     for name in ("elsewhere", "run"):
         runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / name)
         trainkit.Trainer(Counting(runtime, range(9), num_steps=10), save_every=4).fit()
@@ -228,7 +228,7 @@ def _train(run_dir, num_samples, **options):
     trainkit.Trainer(recipe, **options).fit()
 
 
-def test_what_has_changed_since_the_checkpoint_is_said_and_the_old_configuration_kept(tmp_path, capsys):
+def test_what_has_changed_since_the_checkpoint_is_said(tmp_path, capsys):
     run_dir = tmp_path / "run"
     _train(run_dir, 20, config={"seed": 0, "optimizer": {"lr": 0.1, "betas": {4: 1}}})
     assert "changed since" not in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_what_has_changed_since_the_checkpoint_is_said_and_the_old_configuration
     assert not (run_dir / "config.until_step_00000010.yaml").exists()
 
 
-def test_no_room_for_the_configuration_is_one_line_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_no_room_for_the_configuration_leaves_nothing_half_done(tmp_path, monkeypatch):
     def full(path, text):
         raise OSError(28, "No space left on device")
 

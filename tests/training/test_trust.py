@@ -70,7 +70,7 @@ NODES = [
 
 
 @pytest.mark.parametrize(("key", "node"), NODES)
-def test_what_is_not_ours_or_not_of_its_kind_is_refused_and_not_imported(foreign, key, node):
+def test_what_is_foreign_is_refused_and_not_imported(foreign, key, node):
     with pytest.raises(UntrustedError, match="--trust"):
         require_ours({**compose_unresolved(), key: node})
     assert not foreign.exists() and "foreign" not in sys.modules
@@ -124,7 +124,7 @@ def test_options_of_ones_own_directory_change_a_trained_run(own, capsys):
     assert "Did you mean 'data.held_out'" in capsys.readouterr().err
 
 
-def test_an_untrusted_checkpoint_that_names_foreign_code_runs_none_of_it(own, foreign, monkeypatch, capsys):
+def test_foreign_code_in_an_untrusted_checkpoint_never_runs(own, foreign, monkeypatch, capsys):
     real = checkpoint.read_manifest
 
     def altered(path):

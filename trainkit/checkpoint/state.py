@@ -36,13 +36,13 @@ def save(
     shards = {
         f"{name}.{part}/{key}": shard
         for name, engine in engines.items()
-        for part, by_key in engine.shards().items()
+        for part, by_key in engine.state.shards().items()
         for key, shard in by_key.items()
     }
     facts = {
         "torch": torch.__version__,
         "position": position,
-        "engines": {name: engine.scalars() for name, engine in engines.items()},
+        "engines": {name: engine.state.scalars() for name, engine in engines.items()},
         "values": {item: _as_json(item, value) for item, value in values.items()},
     }
     buffers = {
@@ -116,8 +116,8 @@ def load(
     places: dict[str, dict[str, dict[str, Shard]]] = {}
     try:
         for name, engine in engines.items():
-            engine.prepare(saved[name])
-            places[name] = engine.places({part: shapes.get(f"{name}.{part}", {}) for part in PARTS})
+            engine.state.choose_plan(saved[name])
+            places[name] = engine.state.empty({part: shapes.get(f"{name}.{part}", {}) for part in PARTS})
             for part, by_path in places[name].items():
                 into.update({f"{name}.{part}/{path}": shard for path, shard in by_path.items()})
     except ConfigError as error:
@@ -127,7 +127,7 @@ def load(
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise CheckpointError(f"{directory} could not be read: {sharded.reason_of(error)}") from error
     try:
-        return [f"{name}: {line}" for name, e in engines.items() for line in e.loaded(places[name], saved[name])]
+        return [f"{name}: {line}" for name, e in engines.items() for line in e.state.loaded(places[name], saved[name])]
     except ConfigError as error:
         raise CheckpointError(f"{directory} does not fit this run: {error}") from error
 

@@ -1,6 +1,7 @@
 """DataStream: this rank's share of the data, and the random numbers that go with it."""
 
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import Any
 
 import torch
@@ -69,13 +70,13 @@ class DataStream:
     ) -> Iterator[Batch]:
         """See `Runtime.batches`."""
         require_at_least(1, batch_size=batch_size)
+        start = _as_position(start)
         require_at_least(0, start=start, num_steps=num_steps, num_workers=num_workers)
         if batch_size < self._ranks.world_size:
             raise ConfigError(
                 f"batch_size={batch_size} is the global batch, and {self._ranks.world_size} ranks need a sample each: "
                 f"give batch_size={self._ranks.world_size} or more, or start fewer processes"
             )
-        start = int(start)
         parts = parts_of(source, collate=collate, order=order, num_workers=num_workers)
         fetcher = self._training_fetcher(parts, batch_size, weights, start, num_steps)
         reads, several = isinstance(fetcher, Reading), self._ranks.world_size > 1
@@ -201,6 +202,13 @@ class DataStream:
         seed_everything(key)
         if self._device.type == "cuda":
             torch.cuda.manual_seed(key)
+
+
+def _as_position(start: Any) -> int:
+    try:
+        return index(start)
+    except TypeError:
+        raise ConfigError(f"start={start!r}: must be a number of samples, such as runtime.load(...).position") from None
 
 
 def _looked_at(fetcher: Fetcher | Reading, start: int) -> dict[str, str]:

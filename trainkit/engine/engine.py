@@ -4,12 +4,12 @@
         engine.backward(loss, weight=n)
     result = engine.step()
 
-A turn's gradient is the sum of weight * grad(loss) over ranks and micro-batches, divided by the sum of the weights:
-the gradient of the weighted mean over the global batch, whatever the split.
+A step is what lies between two updates. Its gradient is the sum of weight * grad(loss) over ranks and micro-batches,
+divided by the sum of the weights: the gradient of the weighted mean over the global batch, however it is split.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,30 +20,20 @@ from torch import Tensor, nn
 from trainkit.data.batch import Batch
 from trainkit.data.clock import Clock
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import (
-    Shard,
-    aliases,
-    buffer_shards,
-    gathered,
-    require_fitting,
-    share_from_first,
-    take_fitting,
-)
+from trainkit.distributed.shard import share_from_first
 from trainkit.engine.backend import Backend
+from trainkit.engine.learning_rates import LearningRates, ScheduleFunction
+from trainkit.engine.state import EngineState
 from trainkit.engine.step_result import StepResult
-from trainkit.errors import ConfigError, UsageError
-from trainkit.memory.memory import Memory
+from trainkit.errors import UsageError
 from trainkit.modules.blocks import eagerly
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import ExponentialMovingAverage
-from trainkit.optim.groups import Groups, hyperparameters, restore
 from trainkit.precision import Precision
 from trainkit.random import key_of
 
 if TYPE_CHECKING:
     from trainkit.health.guard import Guard
-
-ScheduleFunction = Callable[[int, int], float]
 
 
 class Engine:
@@ -51,9 +41,23 @@ class Engine:
 
     Calling it runs the module's forward pass under the run's precision and strategy. `module` is the user's own
     object, and parameter names everywhere are its own.
+
+    Args:
+        backend: the module and its optimizer, as the strategy runs them.
+        name: of the engine, for messages and dropout keys.
+        clock: the position in the data.
+        cluster: the rank of this process, and the number of them.
+        device: where the module is.
+        precision: for autocast and the loss scaler.
+        guard: decides what a loss or gradient that is not finite leads to.
+        max_grad_norm: largest norm of all gradients; None: no clipping.
+        schedule: (position, batch size) -> factor on the learning rates.
+        average: the averaged weights.
+        grad_accumulation_steps: micro-batches in a step.
+        is_compiled: whether blocks of the module are compiled.
     """
 
-    own_losses: list[Tensor]  # this rank's alone, one a micro-batch of the turn
+    own_losses: list[Tensor]  # this rank's alone, one for each micro-batch of the step
     _micro: Batch | None
     _loss: Tensor | None
 
@@ -74,15 +78,16 @@ class Engine:
         is_compiled: bool = False,
     ) -> None:
         self.name, self.module, self.optimizer = name, backend.module, backend.optimizer
-        self.schedule, self.average, self.grad_accumulation_steps = schedule, average, grad_accumulation_steps
+        self.average, self.grad_accumulation_steps = average, grad_accumulation_steps
         self.scaler = precision.scaler()
-        self.num_updates = 0
         self.retired = False
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
-        self.max_grad_norm = backend.take_over(max_grad_norm, device)
-        self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._first_groups = hyperparameters(self.optimizer)
+        backend.tensors.give_to_optimizer(backend.trainable, device)
+        own = getattr(self.optimizer, "max_grad_norm", None)
+        self.max_grad_norm = min((norm for norm in (max_grad_norm, own) if norm is not None), default=None)
+        self._rates = LearningRates(self.optimizer, schedule)
+        self.state = EngineState(backend, name=name, average=average, scaler=self.scaler, rates=self._rates)
         self._dropouts = [
             (layer, key_of(clock.seed, "dropout", name, path))
             for path, layer in self.module.named_modules()
@@ -90,32 +95,35 @@ class Engine:
         ]
         # One process with one micro-batch needs no weights: its loss is the mean already.
         self._needs_weights = cluster.world_size > 1 or grad_accumulation_steps > 1
-        self._is_frozen = self._is_averaged = False
+        self._is_frozen = False
         self._is_compiled = is_compiled
-        self._begin_turn()
-
-    def parameter_sizes(self) -> tuple[list[int], list[int]]:
-        """Elements of each parameter: of those that are trained, and of the others."""
-        sizes = {name: shard.shape.numel() for name, shard in self._backend.weights().items()}
-        trained = [size for name, size in sizes.items() if name in self._backend.trainable]
-        return trained, [size for name, size in sizes.items() if name not in self._backend.trainable]
-
-    def weights(self) -> dict[str, Shard]:
-        """What this rank holds of each parameter, in full precision: what the optimizer writes to."""
-        return self._backend.weights()
-
-    def held(self) -> Memory:
-        """The bytes that this rank holds, counted from its tensors; gradients and state once a step has been made."""
-        return self._backend.held()
+        self._begin_step()
 
     def leaves(self) -> dict[str, Tensor]:
-        """By parameter, the tensors that this rank's own gradients come to before any reduction. Collective."""
+        """By parameter, the tensors that this rank's own gradients are accumulated in, before a reduction. Collective.
+
+        Under FSDP these are gathered parameters.
+        """
         return self._backend.leaves()
 
-    # -- a turn ------------------------------------------------------------------------------------------------------
+    @property
+    def num_updates(self) -> int:
+        """Steps that updated the parameters: those that were not skipped."""
+        return self.state.num_updates
+
+    def train(self, mode: bool = True) -> "Engine":
+        """Puts the module into training mode, as `torch.nn.Module.train` does."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> "Engine":
+        """Puts the module into evaluation mode, as `torch.nn.Module.eval` does."""
+        return self.train(False)
+
+    # -- a step ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, under autocast where the precision asks for it."""
+        """The module's output, under autocast where the precision asks for it. Collective under FSDP and ZeRO-3."""
         self._require_active()
         if self._dropouts:
             self._key_dropouts()
@@ -128,9 +136,15 @@ class Engine:
             return forward(*args, **kwargs)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The `grad_accumulation_steps` micro-batches of this rank's share; where that is 1, the batch itself.
+        """Splits this rank's share of a batch into `grad_accumulation_steps` micro-batches; 1 gives the batch itself.
 
-        Each must see exactly one `backward`. Raises UsageError otherwise. One of a share of fewer samples has none.
+        Call `backward` exactly once for each. With fewer samples than micro-batches, some have no sample.
+
+        Args:
+            batch: as `Runtime.batches` gives it.
+
+        Raises:
+            UsageError: where a micro-batch ended without a `backward`.
         """
         self._require_samples(batch)
         for number in range(self.grad_accumulation_steps):
@@ -148,14 +162,20 @@ class Engine:
                 )
 
     def backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
-        """Adds the gradient of `loss`, a mean over `weight` items (default: the samples of the micro-batch).
+        """Adds the gradient of `loss`, a mean over `weight` items.
 
-        Exactly one call a micro-batch: add the terms of a loss first. With weight 0 the rank takes part and adds
-        nothing, a loss of 0/0 included, except where the weight is a tensor on a GPU: there PyTorch's own means over no
-        items are fine, and a division of one's own must be by at least 1. Where nothing counts in a whole turn, on all
-        ranks, its loss is 0 and its gradient zero.
-        Collective in the last micro-batch of a turn: every rank calls. Raises UsageError on a second call,
-        on weights given in some micro-batches of a turn only, and on a loss that is not a scalar or a constant.
+        Call it exactly once for each micro-batch: add the terms of a loss first. With weight 0 the rank takes part and
+        adds nothing, even if the loss is 0/0. (Where the weight is a tensor on a GPU, a division of your own must be by
+        at least 1; PyTorch's means over no items are fine.) Where all weights of a step are 0, on all ranks, its loss
+        is 0 and its gradient zero. Collective in the last micro-batch of a step: every rank must call.
+
+        Args:
+            loss: a scalar.
+            weight: items that the loss is a mean over; None: the samples of the micro-batch.
+
+        Raises:
+            UsageError: on a second call, on weights given in some micro-batches of a step only, and on a loss that is
+                not a scalar or depends on no trained parameter.
         """
         self._check_backward(loss, weight)
         self._backend.follow_requires_grad()
@@ -182,14 +202,22 @@ class Engine:
             raise
 
     def step(self) -> StepResult:
-        """Ends the turn: updates parameters and averages, or skips (on an fp16 overflow, say) and says so.
+        """Updates the parameters and their averages, or skips the update, such as on an fp16 overflow.
 
-        Order: reduce, unscale, finite?, clip, update, average. Raises NonFiniteError, see `Runtime`. Collective.
+        In this order: reduce, unscale, check that gradients are finite, clip, update, average. Collective: every rank
+        must call.
+
+        Returns:
+            Loss and gradient norm over the global batch, learning rate, and whether the update was skipped.
+
+        Raises:
+            NonFiniteError: where the loss or the gradient is not finite; see `Runtime`.
+            UsageError: without a `backward` since the last step.
         """
         self._require_active()
-        self._require_trained("step()")
+        self.state.require_trained("step()")
         if not self._ready:
-            raise UsageError(f"step() of engine {self.name!r} without a backward before it in this turn")
+            raise UsageError(f"step() of engine {self.name!r} without a backward since the last step")
         loss, factor, sums = self._totals()
         scale = None
         if self.scaler is not None:
@@ -200,24 +228,30 @@ class Engine:
         norm, skipped = self._backend.update(factor, self.max_grad_norm, sums=sums, gate=gate)
         if self.scaler is not None and not self._guard.is_examining:
             self.scaler.update(not skipped)
-            if (feedback := self._backend.feedback()) is not None and scale is not None:
+            if (feedback := self._backend.reduction.error_feedback()) is not None and scale is not None:
                 feedback.rescale(self.scaler.scale / scale)
         if not skipped:
-            self.num_updates += 1
+            self.state.num_updates += 1
             if self.average is not None:
                 self.average.update()
         own_losses, norms = self.own_losses, self._backend.norms
-        self._backend.norms = None  # nothing of a turn is held until the next one
-        self._begin_turn()
+        self._backend.norms = None  # nothing of a step is held until the next one
+        self._begin_step()
         self._clock.stepped()
         self._guard.see(self, loss, norm, skipped if gate is not None else None, own_losses, norms)
         return StepResult(loss, norm, lr, skipped, scale)
 
-    # -- other engines' turns ----------------------------------------------------------------------------------------
+    # -- other engines' steps ----------------------------------------------------------------------------------------
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Another engine's turn: gradients flow through this module, none reach its parameters, nothing is reduced."""
+        """Within it gradients flow through this module, its parameters get none, and nothing is reduced.
+
+        For the steps of another engine whose loss goes through this one.
+
+        Raises:
+            UsageError: if the engine is frozen already.
+        """
         if self._is_frozen:
             raise UsageError(f"engine {self.name!r} is frozen already")
         with self._backend.frozen():
@@ -228,10 +262,18 @@ class Engine:
                 self._is_frozen = False
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The module's output for `x`, and the gradient of the output's sum with respect to `x`, same shape as `x`.
+        """The module's output for `x`, and the gradient of the output's sum with respect to `x`.
 
-        Further arguments go to the module. Both can be differentiated again, for gradient penalties. Runs the raw
-        module with autocast off, and as it was written where `compile` is on.
+        Both can be differentiated again, for gradient penalties. Runs the module with autocast off, and uncompiled
+        where `compile` is on.
+
+        Args:
+            x: a floating-point tensor.
+            args: further arguments of the module.
+            kwargs: further arguments of the module.
+
+        Returns:
+            The output, and the gradient, of the shape of `x`.
         """
         self._require_active()
         if self._dropouts:
@@ -247,160 +289,54 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The module with its averaged weights in place, for evaluation; the trained ones come back at the end.
+        """Within it the module has its averaged weights, for evaluation; afterwards the trained ones again.
 
-        A checkpoint that is saved meanwhile holds both as what they are. Every rank has rank 0's buffers afterwards.
-        Raises UsageError where it is in place already, as do `backward`, `step`, `inherit` and loading meanwhile.
-        Collective: every rank calls.
+        A checkpoint that is saved within it holds each under its own name. Buffers of rank 0 are broadcast first.
+        Collective: every rank must call.
+
+        Returns:
+            The module.
+
+        Raises:
+            UsageError: if they are in place already; `backward`, `step`, `inherit` and loading raise it within.
         """
         if self.average is None:
             raise UsageError(
                 f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema_decay=0.999)"
             )
-        self._require_trained("averaged()")
-        share_from_first(self.own_buffers())
+        self.state.require_trained("averaged()")
+        share_from_first(self.state.buffers())
         self._swap_average()
-        self._is_averaged = True
+        self.state.is_averaged = True
         try:
             yield self.module
         finally:
-            self._is_averaged = False
+            self.state.is_averaged = False
             self._swap_average()
 
-    def own_buffers(self) -> list[Tensor]:
-        """The buffers that each rank has for itself and a checkpoint holds of rank 0; of the averages, too."""
-        averaged = self.average.buffers() if self.average is not None else []
-        return [*(shard.local for shard in buffer_shards(self.module).values()), *averaged]
-
-    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Has weights be exactly 0 where a mask is: now, after every step, and in their averages.
-
-        masks: by the module's own names, bits of whole parameters as `trainkit.ops.bits.pack_bits` makes them, equal on
-            every rank; they replace those from before. No checkpoint holds them: set them again after loading one.
-        Raises UsageError when a mask fits no parameter that is trained. Collective: every rank calls.
-        """
-        self._require_trained("set_masks()")
-        self._backend.set_masks(masks, self.average.shards() if self.average is not None else {})
-
-    # -- what a checkpoint holds -------------------------------------------------------------------------------------
-
-    def shards(self) -> dict[str, dict[str, Shard]]:
-        """What this rank holds, by the module's own names: `module`, `optimizer` (as name/key), `average`, `feedback`.
-
-        Collective where a lossy way to sum gradients has left something out.
-        """
-        module, average = self._module_shards(), self.average.shards() if self.average is not None else {}
-        if self._is_averaged:
-            module, average = average, module
-        return {
-            "module": module,
-            "optimizer": {
-                f"{name}/{key}": shard
-                for name, entry in self._backend.optimizer_state().items()
-                for key, shard in entry.items()
-            },
-            "average": average,
-            "feedback": feedback.shards() if (feedback := self._backend.feedback()) is not None else {},
-        }
-
-    def scalars(self) -> dict[str, Any]:
-        """The rest of what a checkpoint holds, JSON-able."""
-        scaler = self.scaler.state_dict() if self.scaler is not None else None
-        return {
-            "num_updates": self.num_updates,
-            "scaler": scaler,
-            "comm": self._backend.choice(),
-            "groups": {"first": self._first_groups, "now": self._groups()},
-            "aliases": aliases(self.module),
-        }
-
-    def _groups(self) -> Groups:
-        groups = hyperparameters(self.optimizer)
-        if self.schedule is not None:  # it gives lr by position, whatever it was before
-            for group, base in zip(groups, self._base_lrs, strict=False):  # a group that was just added has its own
-                group["lr"] = base
-        return groups
+    # -- by name -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors by part and name, as `shards` has them, and `scalars`.
+        """Whole tensors by name, as `module`, `optimizer` (by name/key), `average` and `feedback`, and `scalars`.
 
-        Collective: every rank calls. Where a strategy spreads tensors, rank 0 alone gets them, on the CPU.
+        Where a strategy shards tensors, rank 0 alone gets them, on the CPU. Collective: every rank must call.
         """
-        parts = {part: gathered(shards, self._cluster.rank) for part, shards in self.shards().items()}
-        return {**parts, "scalars": self.scalars()}
-
-    def places(self, saved: Mapping[str, Mapping[str, tuple[torch.Size, torch.dtype]]]) -> dict[str, dict[str, Shard]]:
-        """Where what a checkpoint holds, by part and name, is to be read to; `loaded` ends it.
-
-        Raises ConfigError naming the first tensor that does not fit.
-        """
-        self._require_trained("loading")
-        where = f"engine {self.name!r}"
-        require_fitting(self._module_shards(), saved["module"], where)
-        if self.average is not None:
-            require_fitting(self.average.shards(), saved["average"], f"averaged weights of {where}")
-        weights = self._backend.weights()
-        places = {}
-        for path, (shape, dtype) in saved["optimizer"].items():
-            name = path.rpartition("/")[0]
-            if name not in weights:
-                raise ConfigError(f"optimizer state of {name!r}, which {where} has no parameter for")
-            places[path] = self._backend.state_place(name, shape, dtype)
-        return {
-            "module": self._module_shards(),
-            "optimizer": places,
-            "average": self.average.shards() if self.average is not None else {},
-            "feedback": self._backend.feedback_places(saved["feedback"]),
-        }
-
-    def prepare(self, scalars: Mapping[str, Any]) -> None:
-        """To be called before `places`: sums gradients as the checkpoint did, on the same machines. Collective."""
-        self._backend.reduce_as(scalars.get("comm"))
-
-    def loaded(self, places: Mapping[str, Mapping[str, Shard]], scalars: Mapping[str, Any]) -> list[str]:
-        """Takes over what was read to `places`; lines about hyper-parameters that stay what this run was given.
-
-        Raises ConfigError. Collective: every rank calls.
-        """
-        if (feedback := self._backend.feedback()) is not None:
-            feedback.load(places["feedback"])
-        by_name: dict[str, dict[str, Shard]] = {}
-        for path, shard in places["optimizer"].items():
-            name, _, key = path.rpartition("/")
-            by_name.setdefault(name, {})[key] = shard
-        self._backend.load_optimizer_state(by_name)
-        self._backend.refresh()
-        self.num_updates = int(scalars["num_updates"])
-        if self.scaler is not None and scalars["scaler"] is not None:
-            self.scaler.load_state_dict(scalars["scaler"])
-        groups = scalars.get("groups")  # older checkpoints have none
-        return restore(self.optimizer, self._first_groups, groups) if groups is not None else []
+        return self.state.state_dict(self._cluster.rank)
 
     def inherit(self, old: "Engine", *, optimizer: bool) -> None:
-        """Takes over what `old` holds under the same names and shapes, and retires it. Collective: every rank calls."""
-        old._require_trained("inherit")
-        take_fitting(self._module_shards(), old._module_shards())
-        self._backend.refresh()
-        if optimizer:
-            self._backend.inherit_optimizer_state(old._backend)
-        if self.average is not None:
-            self.average.reset()
-            if old.average is not None:
-                take_fitting(self.average.shards(), old.average.shards())
-        self._backend.inherit_feedback(old._backend)
-        self.num_updates = old.num_updates
-        if self.scaler is not None and old.scaler is not None:
-            self.scaler.load_state_dict(old.scaler.state_dict())
+        """Takes over what `old` holds under the same names and shapes, and retires it. Collective."""
+        old.state.require_trained("inherit")
+        self.state.inherit(old.state, optimizer=optimizer)
         old.retire()
 
     def retire(self) -> None:
-        """Lets go of what the strategy has made around the module; the engine cannot be used any more."""
+        """Removes what the strategy has made around the module; the engine cannot be used afterwards."""
         self.retired = True
         self._backend.retire()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _begin_turn(self) -> None:
+    def _begin_step(self) -> None:
         self._micro = None
         self._is_last = True
         self._num_backwards = self._num_forwards = 0
@@ -417,22 +353,15 @@ class Engine:
         if self.retired:
             raise UsageError(f"engine {self.name!r} was inherited from: use the engine that took its place")
 
-    def _require_trained(self, what: str) -> None:
-        if self._is_averaged:
-            raise UsageError(
-                f"{what} of engine {self.name!r} within averaged(), where its module has the averaged weights: end "
-                f"that block first"
-            )
-
     def _check_backward(self, loss: Tensor, weight: Tensor | float | None) -> None:
         self._require_active()
-        self._require_trained("backward()")
+        self.state.require_trained("backward()")
         if self._is_frozen:
             raise UsageError(f"backward() of engine {self.name!r} while it is frozen: call the other engine's backward")
         if self._num_backwards:
             raise UsageError(
                 f"a second backward() of engine {self.name!r} in one micro-batch: add the loss terms and call it once, "
-                f"or iterate engine.micro_batches(batch), or end the turn with step()"
+                f"or iterate engine.micro_batches(batch), or call step()"
             )
         if loss.ndim != 0:
             raise UsageError(f"backward() takes a scalar loss; engine {self.name!r} was given shape {[*loss.shape]}")
@@ -444,7 +373,7 @@ class Engine:
         given = weight is not None
         if self._weights_given not in (None, given):
             raise UsageError(
-                f"engine {self.name!r} was given a weight in some micro-batches of this turn only: "
+                f"engine {self.name!r} was given a weight in some micro-batches of this step only: "
                 f"give it in all, or in none"
             )
         self._weights_given = given
@@ -522,19 +451,14 @@ class Engine:
         return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2:] if part is not None else None
 
     def _set_learning_rates(self) -> float:
-        groups = self.optimizer.param_groups
-        if self.schedule is None:
-            return float(groups[0]["lr"])
+        if self._rates.schedule is None:
+            return self._rates.current()
         batch = self._clock.batch
         if batch is None:
             raise UsageError(
                 f"engine {self.name!r} has a schedule, which needs positions: iterate runtime.batches(...)"
             )
-        factor = self.schedule(self._clock.scheduled(batch.position), batch.size)
-        self._base_lrs += [float(group["lr"]) for group in groups[len(self._base_lrs) :]]  # added since
-        for group, base in zip(groups, self._base_lrs, strict=True):
-            group["lr"] = base * factor
-        return float(groups[0]["lr"])
+        return self._rates.set(self._clock.scheduled(batch.position), batch.size)
 
     def _key_dropouts(self) -> None:
         current = self._micro if self._micro is not None else self._clock.batch
@@ -544,10 +468,7 @@ class Engine:
             layer.see(key, current.positions, self._num_forwards)
         self._num_forwards += 1
 
-    def _module_shards(self) -> dict[str, Shard]:
-        return {**self._backend.weights(), **buffer_shards(self.module)}
-
     def _swap_average(self) -> None:
         assert self.average is not None
         self.average.swap()
-        self._backend.refresh()
+        self._backend.tensors.refresh()

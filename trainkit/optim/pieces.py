@@ -75,7 +75,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
 
         masks: bits of whole parameters, as `pack_bits` makes them, of some or all. The keys are names where
             `set_pieces` was called, as an Engine does, and otherwise the parameters themselves.
-        An Engine's module may compute with other tensors than the optimizer's: use `Engine.set_masks`.
+        An Engine's module may compute with other tensors than the optimizer's: use `engine.state.set_masks`.
         Raises UsageError for a parameter that the optimizer does not have, and for bits of another number of elements.
         """
 

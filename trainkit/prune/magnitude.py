@@ -167,7 +167,7 @@ class Magnitude:
 
     def _weights(self) -> dict[str, Shard]:
         if self._engine is not None:
-            return self._engine.weights()
+            return self._engine.state.weights()
         return {name: Shard.whole(p) for name, p in self.module.named_parameters()}
 
     def _bits(self, name: str) -> Tensor:
@@ -209,7 +209,7 @@ class Magnitude:
     def _tell(self, bits: dict[str, Tensor]) -> None:
         self._told = {name: (id(tensor), tensor._version) for name, tensor in bits.items()}
         if self._engine is not None:
-            self._engine.set_masks(bits)
+            self._engine.state.set_masks(bits)
         elif isinstance(self.optimizer, PiecewiseOptimizer):
             parameters = dict(self.module.named_parameters())
             self.optimizer.set_masks({parameters[name]: tensor for name, tensor in bits.items()})

@@ -1,4 +1,4 @@
-"""Strategies by name: how modules are spread over the processes of a job."""
+"""Strategies by name: how modules are distributed over the processes of a job."""
 
 import sys
 from typing import TYPE_CHECKING, Literal

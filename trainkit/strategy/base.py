@@ -1,4 +1,4 @@
-"""What a strategy is: the way one engine's module is spread over processes."""
+"""Strategy: how the parameters, gradients and optimizer state of a module are distributed over processes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,19 +14,31 @@ from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
 
 SMALLEST_BUCKET_MB = 1e-4
-"""Of messages; torch counts in whole bytes, and a bucket of none never fills."""
+"""The smallest size of a message; torch counts in whole bytes, and a bucket of 0 bytes never fills."""
 
 
 class Strategy(ABC):
-    """How modules are spread over the processes of a job; its arguments are those of `conf/strategy/<name>.yaml`."""
+    """How modules are distributed over the processes of a job; base class of your own, too.
+
+    The arguments of a strategy are the keys of `conf/strategy/<name>.yaml`.
+    """
 
     name: ClassVar[str]
     needs_group: ClassVar[bool] = False
-    """Whether one process alone needs a process group too."""
+    """Whether a process group is needed even with one process."""
 
     @abstractmethod
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
-        """Raises ConfigError when this strategy cannot run there, before anything is started."""
+        """Checks that this strategy can run, before anything is started.
+
+        Args:
+            cluster: the processes of the job.
+            precision: that was asked for.
+            device: of this process.
+
+        Raises:
+            ConfigError: where it cannot.
+        """
 
     @abstractmethod
     def attach(
@@ -39,22 +51,48 @@ class Strategy(ABC):
         deterministic: bool,
         blocks: Sequence[type[nn.Module]],
     ) -> Backend:
-        """Spreads `module` over the processes, and makes its optimizer. Collective: every rank calls.
+        """Distributes `module` over the processes, and makes its optimizer. Collective: every rank must call.
 
-        blocks: classes of the repeated parts of which the module is made, for strategies that treat each by itself.
+        Args:
+            module: on its device and in its dtype.
+            source: makes the optimizer.
+            cluster: the processes of the job.
+            device: of this process.
+            deterministic: whether repeated runs must give the same bits.
+            blocks: classes of the module's repeated parts, for strategies that shard each by itself.
+
+        Returns:
+            What the Engine drives.
+
+        Raises:
+            ConfigError: for a module or an optimizer that the strategy cannot run.
         """
 
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
     ) -> Memory:
-        """What one rank holds of float32 parameters of these sizes, padding left out; state_tensors: see `memory`."""
+        """The memory that one rank holds, without padding.
+
+        Args:
+            trained: elements of each trained float32 parameter.
+            frozen: elements of the others.
+            state_tensors: tensors of optimizer state for each parameter; None: not known.
+            cluster: the processes of the job.
+        """
         return float32_memory(sum(trained) + sum(frozen), sum(trained), sum(trained), state_tensors)
 
     def layout(self, cluster: Cluster) -> str:
-        """What the processes are to one another, in words, for the start of a run."""
+        """How the processes share the work, such as `4 x replicate`, for the log."""
         return f"{cluster.world_size} x replicate"
 
 
 def float32_memory(parameters: int, gradients: int, optimized: int, state_tensors: int | None) -> Memory:
-    """Of so many elements, `state_tensors` of optimizer state for each that is optimized here."""
+    """The bytes of float32 tensors.
+
+    Args:
+        parameters: elements.
+        gradients: elements.
+        optimized: elements of parameters that this rank's optimizer updates.
+        state_tensors: tensors of optimizer state for each parameter; None: not known.
+    """
     return Memory(4 * parameters, 4 * gradients, None if state_tensors is None else 4 * optimized * state_tensors)

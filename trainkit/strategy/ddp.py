@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import share_from_first
-from trainkit.engine.backend import Backend, num_bytes
+from trainkit.engine.backend import Backend
+from trainkit.engine.gradient_reduction import GradientReduction
+from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.planning.choice import Choice
@@ -31,14 +33,15 @@ _NO_BUFFER_SYNC: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DDP(Strategy):
-    """The module on every process, gradients all-reduced in buckets while the backward pass runs.
-
-    bucket_cap_mb: size of a bucket; null: torch's own, whose first one is small so that reducing begins early.
-    find_unused_parameters: for modules of which a forward does not use every parameter. Always on under
-        `deterministic`, because without it the first step after a start reduces in another order than later ones;
-        torch then warns once that it found none unused, which is as it should be.
+    """The module on every process; gradients are all-reduced in buckets during the backward pass.
 
     Buffers are equal at the start; in training each rank has its own, and rank 0's are evaluated and saved.
+
+    Args:
+        bucket_cap_mb: MiB of a bucket; null: torch's own, whose first bucket is small so that reducing begins early.
+        find_unused_parameters: for modules whose forward pass does not use every parameter. Always on under
+            `deterministic`: without it the first step after a start reduces in another order than later ones. torch
+            then warns once that it found none unused, which can be ignored.
     """
 
     name: ClassVar[str] = "ddp"
@@ -49,7 +52,7 @@ class DDP(Strategy):
         require_at_least(SMALLEST_BUCKET_MB, "strategy.", bucket_cap_mb=self.bucket_cap_mb)
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
-        """Any number of processes will do; with one there is nothing to reduce."""
+        """Accepts any number of processes."""
 
     def attach(
         self,
@@ -62,10 +65,9 @@ class DDP(Strategy):
         blocks: Sequence[type[nn.Module]],
     ) -> Backend:
         if cluster.world_size == 1:
-            return Backend(module, source.make())
+            return Backend(ShardedTensors(module, source.make()))
         return _DDPBackend(
-            module,
-            source.make(),
+            ShardedTensors(module, source.make()),
             cluster,
             bucket_cap_mb=self.bucket_cap_mb,
             find_unused_parameters=self.find_unused_parameters or deterministic,
@@ -78,24 +80,16 @@ _BUCKET_MB = 25  # torch's own
 class _DDPBackend(Backend):
     def __init__(
         self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        tensors: ShardedTensors,
         cluster: Cluster,
         *,
         bucket_cap_mb: float | None,
         find_unused_parameters: bool,
     ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = cluster.world_size
-        self.find_unused_parameters = find_unused_parameters
-        self._choice: Choice | None = None
-        self._hook: Hook | None = None
-        self._is_chosen = False
-        self._bucket_bytes = int((bucket_cap_mb or _BUCKET_MB) * 2**20)
         # By bytes: DDP's own way to do it cannot send every dtype over gloo.
-        share_from_first([*module.parameters(), *module.buffers()])
+        share_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
-            module,
+            tensors.module,
             init_sync=False,
             bucket_cap_mb=bucket_cap_mb,
             find_unused_parameters=find_unused_parameters,
@@ -103,6 +97,10 @@ class _DDPBackend(Backend):
             # Broadcasting buffers in a second forward before the backward would modify what the first one saved.
             **_NO_BUFFER_SYNC,
         )
+        trained: dict[Tensor, str] = {p: name for name, p in tensors.parameters.items() if p.requires_grad}
+        self._buckets = _DDPReduction(self.wrapped, trained, int((bucket_cap_mb or _BUCKET_MB) * 2**20))
+        super().__init__(tensors, self._buckets, gradient_divisor=cluster.world_size)
+        self.find_unused_parameters = find_unused_parameters
         self._forward_was_wrapped = False
         self._is_first = True  # micro-batch of a step
         self._adds_nothing = self._has_counted = False
@@ -117,15 +115,15 @@ class _DDPBackend(Backend):
         return self.wrapped(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        if last and not self._is_chosen:
-            self.reduce_as(None)
+        if last:
+            self._buckets.choose(None)
         before = {name: p.grad for name, p in self.trainable.items()} if last and not self._is_first else {}
         self._has_counted = not self._adds_nothing or (self._has_counted and not self._is_first)
         self._is_first = last
         try:
             loss.backward()
         except RuntimeError:
-            failure = self._hook.failure() if self._hook is not None else None
+            failure = self._buckets.failure()
             if failure is not None:
                 raise failure from failure.__cause__
             raise
@@ -135,8 +133,8 @@ class _DDPBackend(Backend):
         if self._forward_was_wrapped:
             self._require_all_reduced(before)
         else:
-            # DDP reduces only what a forward of its own prepared; a loss made of the raw module alone, such as a
-            # gradient penalty, would silently stay local.
+            # DDP reduces only after a forward pass of its own; the gradient of a loss computed with the raw module
+            # alone, such as a gradient penalty, would silently stay local.
             self._all_reduce_gradients()
         self._forward_was_wrapped = False
 
@@ -153,7 +151,7 @@ class _DDPBackend(Backend):
             self._adds_nothing = False
 
     def _require_used_before(self) -> None:
-        """A gradient of zero would be given to what no micro-batch has used, and an optimizer would act on it."""
+        """Refuses to give a gradient of zero, on which an optimizer would act, to parameters that were not used."""
         unused = [name for name, p in self.trainable.items() if p.grad is None]
         if unused:
             raise UsageError(
@@ -163,7 +161,7 @@ class _DDPBackend(Backend):
             )
 
     def _require_all_reduced(self, before: Mapping[str, Tensor | None]) -> None:
-        """before: gradients of the micro-batches before the last; DDP puts others in the place of what it reduces."""
+        """`before`: gradients of the micro-batches before the last; DDP replaces those that it reduces."""
         if self.find_unused_parameters:
             return
         unused = [name for name, p in self.trainable.items() if p.grad is None or p.grad is before.get(name)]
@@ -194,34 +192,52 @@ class _DDPBackend(Backend):
 
     def _follow(self, changed: list[str]) -> None:
         raise UsageError(
-            f"requires_grad of {changed[0]!r} was switched after setup, and DDP reduces the gradients of what was "
-            f"trained then: make the engine again, engine = runtime.setup(module, optimizer, inherit=engine)"
+            f"requires_grad of {changed[0]!r} was switched after setup, and DDP reduces the gradients of the "
+            f"parameters that were trained then: make the engine again, engine = runtime.setup(module, optimizer, "
+            f"inherit=engine)"
         )
 
-    # -- how gradients are summed ------------------------------------------------------------------------------------
+    def retire(self) -> None:
+        self.wrapped = None
+        self._buckets.retire()
 
-    def reduce_as(self, known: Mapping[str, Any] | None) -> None:
+
+class _DDPReduction(GradientReduction):
+    """The all-reduce of DDP's buckets, by DDP itself or along a plan that the reducer has chosen."""
+
+    def __init__(self, wrapped: DistributedDataParallel, trained: Mapping[Tensor, str], bucket_bytes: int) -> None:
+        self._wrapped: DistributedDataParallel | None = wrapped
+        self._trained, self._bucket_bytes = dict(trained), bucket_bytes
+        self._choice: Choice | None = None
+        self._hook: Hook | None = None
+        self._is_chosen = False
+
+    def choose(self, known: Mapping[str, Any] | None) -> None:
         if self._is_chosen or self.reducer is None:
             return
-        assert self.wrapped is not None
-        total = sum(num_bytes(p) for p in self.trainable.values())
-        names: dict[Tensor, str] = {p: name for name, p in self.trainable.items()}
-        self._choice, self._hook = self.reducer.install(self.wrapped, names, min(total, self._bucket_bytes), known)
+        assert self._wrapped is not None
+        num_largest = min(sum(num_bytes(p) for p in self._trained), self._bucket_bytes)
+        self._choice, self._hook = self.reducer.install(self._wrapped, self._trained, num_largest, known)
         self._is_chosen = True
 
     def choice(self) -> dict[str, Any] | None:
         return None if self._choice is None or self._choice.fingerprint is None else self._choice.to_dict()
 
-    def feedback(self) -> Feedback | None:
+    def error_feedback(self) -> Feedback | None:
         return self._hook.feedback if self._hook is not None else None
 
+    def failure(self) -> BaseException | None:
+        """The error that occurred while a bucket was reduced, if any."""
+        return self._hook.failure() if self._hook is not None else None
+
     def retire(self) -> None:
-        self.wrapped = None
-        self._hook = None
+        """Removes what refers to the module."""
+        self._wrapped = self._hook = None
+        self._trained = {}
 
 
 class _Reach(torch.autograd.Function):
-    """The loss, which depends on `parameters` afterwards; they get no gradient by that, and DDP no longer waits."""
+    """The loss, made to depend on `parameters` without a gradient, so that DDP does not wait for them."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:

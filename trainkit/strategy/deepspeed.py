@@ -1,4 +1,4 @@
-"""DeepSpeed's engine as a Backend, and the map from parameter names to the flat slices that ZeRO keeps."""
+"""DeepSpeed's engine as a Backend, and the map from parameter names to ranges of ZeRO's flat partitions."""
 
 import fcntl
 import importlib
@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.distributed.shard import Shard
-from trainkit.engine.backend import Backend, num_bytes
+from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import ConfigError, UsageError
 from trainkit.optim.pieces import Piece
 from trainkit.optim.source import arguments_of
@@ -32,7 +33,16 @@ def attach(
     device: torch.device,
     local_rank: int,
 ) -> "ZeroBackend":
-    """A DeepSpeed engine around `module` and `optimizer`. Collective: every rank calls."""
+    """Makes a DeepSpeed engine around `module` and `optimizer`. Collective: every rank must call.
+
+    Args:
+        module: on its device.
+        optimizer: without state.
+        stage: of ZeRO, 1 to 3.
+        config: of DeepSpeed.
+        device: of this process.
+        local_rank: of this process.
+    """
     deepspeed = _import_deepspeed(device)
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed asks for it, and one process alone has none
@@ -41,13 +51,13 @@ def attach(
     kind = _Slices3 if stage == 3 else _Slices12
     if engine.optimizer.optimizer is not optimizer:
         _put_back(optimizer, engine.optimizer, stage)
-    return ZeroBackend(module, optimizer, engine, kind(engine.optimizer, optimizer, module, frozen), used)
+    return ZeroBackend(kind(engine.optimizer, optimizer, module, frozen), engine, used)
 
 
 def _put_back(optimizer: torch.optim.Optimizer, zero: Any, stage: int) -> None:
-    """Has DeepSpeed's `zero` use the optimizer that it was given, with first states of its flat partitions.
+    """Makes DeepSpeed's `zero` use the optimizer that it was given, with first states of its flat partitions.
 
-    It puts an Adagrad of its own in the place of one, with one group of all parameters, which no scheduler reaches.
+    It replaces an Adagrad by one of its own, with one group of all parameters, which no scheduler reaches.
     """
     flats = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
     held: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
@@ -65,11 +75,8 @@ class ZeroBackend(Backend):
 
     reads_every_step = needs_samples = True
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Any, slices: "_Slices", used: Used
-    ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = dist.get_world_size()
+    def __init__(self, slices: "_Slices", engine: Any, used: Used) -> None:
+        super().__init__(slices, gradient_divisor=dist.get_world_size())
         self.engine, self.slices = engine, slices
         self.gathers_parameters = isinstance(slices, _Slices3)
         self._used = used
@@ -81,7 +88,7 @@ class ZeroBackend(Backend):
         self.engine.optimizer.clear_backward_seen_flag()
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        # The second differentiation needs what the first one would let go of.
+        # The second differentiation needs the parameters that the first would free.
         self.slices.hold()
         return super().input_gradient(x, *args, **kwargs)
 
@@ -96,12 +103,12 @@ class ZeroBackend(Backend):
     ) -> tuple[Tensor, bool]:
         factor = float(factor)  # waits for the device, as DeepSpeed's own check does in any case
         zero = self.engine.optimizer
-        # Where no rank had an item the gradients are zero, and any scale will do.
+        # Where all weights are 0 the gradients are zero, and any scale will do.
         zero.override_loss_scale(1.0 / factor if factor > 0 else 1.0)
         zero.clip_grad = max_grad_norm if max_grad_norm is not None else 0.0
         if not self.gradient_bytes:
             self.gradient_bytes = self.slices.gradient_bytes()
-        # DeepSpeed looks at the gradients, and leaves a step out where one is not finite; called between the two.
+        # DeepSpeed skips the step where a gradient is not finite; this is called between the check and the step.
         if gate is not None and not math.isfinite(gate.item()):
             zero._update_scale = lambda has_overflow=False: setattr(zero, "overflow", True)
         try:
@@ -113,7 +120,7 @@ class ZeroBackend(Backend):
 
     def _follow(self, changed: list[str]) -> None:
         raise UsageError(
-            f"requires_grad of {changed[0]!r} was switched after setup, and DeepSpeed has spread what was trained "
+            f"requires_grad of {changed[0]!r} was switched after setup, and DeepSpeed has sharded what was trained "
             f"then: set it before setup, on a new module (inherit= takes the weights over by name), or use "
             f"strategy=fsdp"
         )
@@ -121,29 +128,10 @@ class ZeroBackend(Backend):
     def retire(self) -> None:
         self.engine.destroy()
 
-    def weights(self) -> dict[str, Shard]:
-        shards = self.slices.weights()
-        return {name: shards[name] for name in self.parameters}
-
-    def refresh(self) -> None:
-        self.slices.refresh()
-
-    def pieces(self) -> dict[Tensor, list[Piece]]:
-        return self.slices.pieces()
-
-    def _parameter_bytes(self) -> int:
-        return self.slices.parameter_bytes()
-
-    def optimizer_state(self) -> dict[str, dict[str, Shard]]:
-        return self.slices.optimizer_state()
-
-    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Shard]]) -> None:
-        self.slices.load_optimizer_state(state)
-
 
 @dataclass(frozen=True)
 class _Slice:
-    """Where a parameter lies: elements [start, start + num) of it are [offset, offset + num) of a flat partition."""
+    """A range of a flat partition: its [offset, offset + num) are elements [start, start + num) of a parameter."""
 
     flat: Tensor
     offset: int
@@ -155,13 +143,14 @@ class _Slice:
         return Shard(flat.detach()[self.offset : self.offset + self.num], self.start, self.shape, group)
 
 
-class _Slices:
-    """name <-> slice of ZeRO's flat fp32 partitions. All that reads DeepSpeed's private fields is in its subclasses."""
+class _Slices(ShardedTensors):
+    """Parameters and state as ranges of ZeRO's flat fp32 partitions. Subclasses read DeepSpeed's private fields."""
 
     def __init__(
         self, zero: Any, optimizer: torch.optim.Optimizer, module: nn.Module, frozen: Mapping[str, nn.Parameter]
     ) -> None:
-        self.zero, self.optimizer = zero, optimizer
+        super().__init__(module, optimizer)
+        self.zero = zero
         self.names = {p: name for name, p in module.named_parameters()}
         self.frozen = frozen
         self.group = dist.group.WORLD if dist.get_world_size() > 1 else None
@@ -175,11 +164,11 @@ class _Slices:
         raise NotImplementedError
 
     def gradient_bytes(self) -> int:
-        """Of the gradients that are held between the last backward pass and the step."""
+        """The bytes of the gradients that are held between the last backward pass and the step."""
         raise NotImplementedError
 
     def parameter_bytes(self) -> int:
-        """Of what computes, and of the second copy that the optimizer writes to."""
+        """The bytes of the parameters that compute, and of the copy that the optimizer writes to."""
         flats = {id(part.flat): part.flat for part in self.slices.values()}
         return sum(num_bytes(flat) for flat in flats.values()) + sum(self._computing_bytes(p) for p in self.names)
 
@@ -188,7 +177,8 @@ class _Slices:
 
     def weights(self) -> dict[str, Shard]:
         shards = {name: part.of(part.flat, self.group) for name, part in self.slices.items()}
-        return {**shards, **{name: self._frozen_shard(p) for name, p in self.frozen.items()}}
+        shards |= {name: self._frozen_shard(p) for name, p in self.frozen.items()}
+        return {name: shards[name] for name in self.parameters}
 
     def pieces(self) -> dict[Tensor, list[Piece]]:
         found: dict[Tensor, list[Piece]] = {}
@@ -198,10 +188,10 @@ class _Slices:
         return found
 
     def hold(self) -> None:
-        """Keeps whole parameters from here on."""
+        """Keeps parameters gathered until `let_go`."""
 
     def let_go(self) -> None:
-        """The end of `hold`, if there was one."""
+        """Ends `hold`."""
 
     def _frozen_shard(self, p: nn.Parameter) -> Shard:
         return Shard.whole(p)
@@ -211,10 +201,10 @@ class _Slices:
         for name, part in self.slices.items():
             entry = self.optimizer.state.get(part.flat)
             if entry:
-                state[name] = {key: self._state_shard(value, part) for key, value in entry.items()}
+                state[name] = {key: self._shard_of(value, part) for key, value in entry.items()}
         return state
 
-    def _state_shard(self, value: Any, part: _Slice) -> Shard:
+    def _shard_of(self, value: Any, part: _Slice) -> Shard:
         if isinstance(value, Tensor) and value.shape == part.flat.shape:
             return part.of(value, self.group)
         return Shard.whole(torch.as_tensor(value).clone())  # one for all of them, which a checkpoint cannot hold
@@ -239,7 +229,7 @@ class _Slices:
                 if any(value is None or not torch.equal(value.local, example.local) for value in values.values()):
                     raise ConfigError(
                         f"optimizer state {key!r} differs between parameters that ZeRO keeps in one flat tensor, such "
-                        f"as {first!r} and others that are newer; use strategy=fsdp or ddp, or "
+                        f"as {first!r} and parameters that were added later; use strategy=fsdp or ddp, or "
                         f"setup(..., inherit_optimizer=False)"
                     )
                 entry[key] = example.local.clone()
@@ -252,7 +242,7 @@ class _Slices:
 
 
 class _Slices12(_Slices):
-    """ZeRO-1 and 2: a group's parameters lie one after the other in a tensor that is cut into equal partitions."""
+    """ZeRO-1 and 2: a group's parameters are concatenated in a tensor that is cut into equal partitions."""
 
     def _read(self) -> Iterator[tuple[str, _Slice]]:
         for flat, parameters in zip(self.zero.single_partition_of_fp32_groups, self.zero.bit16_groups, strict=True):
@@ -327,7 +317,7 @@ class _Slices3(_Slices):
 
 
 def storage_bytes(tensors: list[Tensor]) -> int:
-    """Bytes of the memory behind `tensors`, each once."""
+    """The bytes of the storages of `tensors`, each counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -342,8 +332,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
     _forget_groups_that_ended(deepspeed)
     if not deepspeed.comm.is_initialized():
-        # Any optimizer of torch's is right here; and the names it calls are still the only ones of torch 2.11.
-        # And it is the engine that tells of steps left out.
+        # It warns about optimizers that work here, and about skipped steps, which the engine reports.
         logging.getLogger("DeepSpeed").addFilter(
             lambda record: not any(text in record.getMessage() for text in ("untested optimizer", "OVERFLOW!"))
         )
@@ -371,11 +360,11 @@ _held: list[Any] = []
 
 
 def use_own_build_directory() -> None:
-    """Gives DeepSpeed a directory of ours for what it compiles, without what a killed build left behind.
+    """Sets a build directory of trainkit's own for DeepSpeed's extensions, without locks of killed builds.
 
-    torch marks a build with a file `lock`, which a killed process leaves behind and every later one waits for. Whoever
-    uses the directory holds a lock of the kernel's on it, which ends with the process: where no other is held, no
-    mark is anybody's.
+    torch marks a build with a file `lock`, which a killed process leaves behind and every later one waits for. A
+    process that uses the directory holds a file lock on it, which ends with the process: where nobody else holds one,
+    marks are stale.
     """
     if _held or "TORCH_EXTENSIONS_DIR" in os.environ:
         return
@@ -389,7 +378,7 @@ def use_own_build_directory() -> None:
         except BlockingIOError:
             fcntl.flock(file, fcntl.LOCK_SH)
             if any(directory.glob("*/lock")):
-                file.close()  # somebody builds, or was killed while others went on: not our business
+                file.close()  # in use by a build, or by processes that continue after one was killed
                 continue
         else:
             for mark in directory.glob("*/lock"):

@@ -1,4 +1,4 @@
-"""What a module and its optimizer must be for a strategy, and what `setup` makes of their dtypes."""
+"""Checks that a module and its optimizer fit a strategy, and converts their dtypes."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,23 @@ _TRIAL_LR = 1e-2
 
 
 def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name: str) -> str | None:
-    """Moves `module` to `device`; its floating-point tensors of 16, 32 and 64 bits become `dtype`, as `module.to` does.
+    """Moves `module` to `device` and converts floating-point tensors of 16, 32 and 64 bits to `dtype`, in place.
 
-    Complex tensors become the complex dtype of the same precision, 8-bit floats and integers stay as they are. What
-    was expanded gets memory of its own, since nothing can be read into elements that share it.
-    Returns a line that names what changed its dtype, None where nothing did. Raises ConfigError, before anything is
-    changed, for a parameter or persistent buffer that no checkpoint can hold, and for sparse gradients.
+    Complex tensors become the complex dtype of the same precision; 8-bit floats and integers stay. Expanded tensors are
+    copied, since nothing can be read into elements that share memory.
+
+    Args:
+        module: of an engine.
+        device: of this process.
+        dtype: float32 or float64.
+        name: of the engine, for messages.
+
+    Returns:
+        A line that names the tensors whose dtype changed; None where none did.
+
+    Raises:
+        ConfigError: before anything is changed, for a parameter or persistent buffer that no checkpoint can hold, and
+            for sparse gradients.
     """
     _require_dense_gradients(module, name)
     before = dict(_named_tensors(module))
@@ -52,7 +63,11 @@ def convert(module: nn.Module, device: torch.device, dtype: torch.dtype, *, name
 
 
 def require_shapes(module: nn.Module, *, name: str) -> None:
-    """Raises ConfigError for a parameter or buffer of a lazy layer that no input has been through."""
+    """Requires that every parameter and buffer of `module` has a shape.
+
+    Raises:
+        ConfigError: for those of a lazy layer that has not been called.
+    """
     for key, tensor in _named_tensors(module):
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
@@ -88,9 +103,15 @@ def _dtype_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def require_shardable(module: nn.Module, strategy: str, units: Sequence[nn.Module] = ()) -> None:
-    """Raises ConfigError naming a parameter of `module` that cannot be sharded; makes the others contiguous.
+    """Makes the parameters of `module` contiguous, as sharding requires.
 
-    units: the parts that are sharded each by itself.
+    Args:
+        module: of an engine.
+        strategy: its name, for messages.
+        units: the parts that are sharded each by itself.
+
+    Raises:
+        ConfigError: naming a parameter that cannot be sharded.
     """
     for name, p in module.named_parameters():
         if p.is_complex():
@@ -126,7 +147,11 @@ def _require_one_unit_each(module: nn.Module, strategy: str, units: Sequence[nn.
 
 
 def require_dense_step(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ConfigError for an optimizer that evaluates the loss itself, such as LBFGS, or takes sparse gradients."""
+    """Requires an optimizer that makes a step from one dense gradient.
+
+    Raises:
+        ConfigError: for one that evaluates the loss itself, such as LBFGS, or takes sparse gradients.
+    """
     for part in _parts_of(optimizer):
         if isinstance(part, torch.optim.SparseAdam):
             raise ConfigError(
@@ -147,12 +172,20 @@ def _parts_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimize
 def require_elementwise(
     source: OptimizerSource, strategy: str, device: torch.device, mesh: "DeviceMesh | None" = None
 ) -> None:
-    """Raises ConfigError where the optimizer of `source`, given parts of parameters, makes other steps than with whole.
+    """Requires an optimizer whose steps on shards of parameters equal those on whole parameters.
 
-    It is tried on `device`, on a matrix of random numbers and on its parts: rows of a DTensor over `mesh`, or else
-    flat ranges. A class that says `acts_elementwise = True` (or False) is taken at its word, and trainkit's own know
-    what their parts are.
-    Collective with a `mesh`.
+    It is run on a matrix of random numbers and on shards of it: rows of a DTensor over `mesh`, or else flat ranges. A
+    class attribute `acts_elementwise` of True or False is believed instead, and trainkit's own optimizers are given
+    what their shards belong to. Collective with a `mesh`.
+
+    Args:
+        source: makes the optimizer.
+        strategy: its name, for messages.
+        device: where it is run.
+        mesh: with a dimension named `shard`.
+
+    Raises:
+        ConfigError: where the steps differ.
     """
     optimizer = source.example()
     require_dense_step(optimizer)
@@ -173,13 +206,13 @@ def _require_elementwise(
     if known is None:
         try:
             reason = _difference(lambda parameters: _another(optimizer, parameters), device, mesh)
-        except Exception as error:  # whatever an optimizer raises for parts, it cannot be used with them
+        except Exception as error:  # whatever an optimizer raises for shards, it cannot be used with them
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
     if reason:
         raise ConfigError(
-            f"strategy={strategy} gives an optimizer parts of parameters, and {kind.__name__} does not treat each "
-            f"element by itself ({reason}): use strategy=ddp, or an optimizer such as torch.optim.AdamW; a class of "
-            f"your own that does says acts_elementwise = True"
+            f"strategy={strategy} gives an optimizer shards of parameters, and {kind.__name__} does not update "
+            f"each element independently ({reason}): use strategy=ddp, or an optimizer such as torch.optim.AdamW; set "
+            f"acts_elementwise = True in a class of your own that does"
         )
 
 

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: parameters, gradients and optimizer state are spread over the processes (FSDP2)."""
+"""Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state are sharded over processes."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import Shard, share_from_first
 from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
@@ -30,11 +31,12 @@ from trainkit.strategy.fsdp_use import Use
 class FSDP(Strategy):
     """Each process holds 1/N of parameters, gradients and optimizer state; a block's are gathered while it computes.
 
-    per_block: the blocks that a recipe names (`setup(..., blocks=...)`) are gathered one at a time; false: the module
-        as a whole, which takes more memory and fewer, larger messages. The rest of a module is always one unit.
-    reshard_after_forward: blocks let go of gathered parameters after their forward pass and gather them again for the
-        backward pass: less memory, more communication.
-    cpu_offload: parameters, gradients and optimizer state rest in host memory. Needs a GPU.
+    Args:
+        per_block: gathers the blocks that `setup(..., blocks=...)` names one at a time; false: the module as a whole,
+            which takes more memory and fewer, larger messages. The rest of a module is always one unit.
+        reshard_after_forward: blocks free gathered parameters after their forward pass and gather them again for the
+            backward pass: less memory, more communication.
+        cpu_offload: keeps parameters, gradients and optimizer state in host memory. Needs a GPU.
     """
 
     name: ClassVar[str] = "fsdp"
@@ -62,7 +64,7 @@ class FSDP(Strategy):
     ) -> Backend:
         if any(isinstance(part, FSDPModule) for part in module.modules()):
             raise UsageError(
-                f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
+                f"setup() was given a module that strategy={self.name} has sharded already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
         parts = []
@@ -79,7 +81,9 @@ class FSDP(Strategy):
         fully_shard(module, reshard_after_forward=False, **settings)
         # The backend copies such a view.
         warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(module).__name__}\) returned a view")
-        return _FSDPBackend(module, source.make(), mesh, reshard_after_forward=self.reshard_after_forward)
+        return _FSDPBackend(
+            _FSDPTensors(module, source.make(), mesh), mesh, reshard_after_forward=self.reshard_after_forward
+        )
 
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
@@ -106,9 +110,10 @@ class FSDP(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class HSDP(FSDP):
-    """Sharded within groups of processes, replicated across them: gathering stays where the links are fast.
+    """Sharded within groups of processes, replicated across groups, so that parameters are gathered over fast links.
 
-    shard_size: processes that share one copy; null: those of one machine.
+    Args:
+        shard_size: processes that share one copy; null: those of one machine.
     """
 
     name: ClassVar[str] = "hsdp"
@@ -139,27 +144,21 @@ class HSDP(FSDP):
 class _FSDPBackend(Backend):
     adds_to_sums = gathers_parameters = True
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh, *, reshard_after_forward: bool
-    ) -> None:
-        super().__init__(module, optimizer)
-        self.gradient_divisor = mesh.size()
+    def __init__(self, tensors: "_FSDPTensors", mesh: DeviceMesh, *, reshard_after_forward: bool) -> None:
+        super().__init__(tensors, gradient_divisor=mesh.size())
         self.reshard_after_forward = reshard_after_forward
         self._is_differentiated_twice = False
-        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
-        shard_mesh = mesh["shard"]
-        self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
-        self.num_replicas = mesh.size() // self.num_shards
-        self.group = shard_mesh.get_group()
-        self._use = Use(self.parameters, module, self.units)
+        self.units = tensors.units
+        self.num_replicas = mesh.size() // mesh["shard"].size()
+        self._use = Use(self.parameters, tensors.module, self.units)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # What FSDP hangs on a view, a caller's in-place operation would take off without a word.
+        # An in-place operation of the caller's on a view would silently remove the hook that FSDP has put on it.
         return tree_map(_not_a_view, self.module(*args, **kwargs))
 
     def input_gradient(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        # The second differentiation needs what the first one would let go of, and adds to gradients that it would
-        # reduce: gathered parameters stay, and nothing is reduced, until the backward pass is over.
+        # The second differentiation needs the parameters that the first would free, and adds to gradients that the
+        # first would reduce: gathered parameters stay, and nothing is reduced, until the backward pass has ended.
         self._is_differentiated_twice = True
         self._set_automatic(False)
         return super().input_gradient(x, *args, **kwargs)
@@ -175,10 +174,10 @@ class _FSDPBackend(Backend):
             self._set_automatic(True)
             with self._use.of_every_unit():
                 end_backward()
-            self.refresh()
+            self.tensors.refresh()
 
     def _set_automatic(self, on: bool) -> None:
-        """Whether FSDP lets go of gathered parameters and reduces gradients by itself."""
+        """Sets whether FSDP frees gathered parameters and reduces gradients by itself."""
         for unit in self.units:
             reshards = on and self.reshard_after_forward and unit is not self.module
             unit.set_reshard_after_forward(reshards, recurse=False)
@@ -208,38 +207,22 @@ class _FSDPBackend(Backend):
     ) -> tuple[Tensor, bool]:
         assert sums is not None
         for name in self._use.end(sums[1:]):
-            # What no rank has used has no gradient, rather than one of zero, which an optimizer would act on.
+            # A parameter that no rank has used has no gradient, not one of zero, on which an optimizer would act.
             self.parameters[name].grad = None
         result = super().update(factor, max_grad_norm, sums=sums, gate=gate)
-        # A forward pass that no backward followed left gathered parameters behind, which are old now.
-        self.refresh()
+        # A forward pass without a backward pass has left gathered parameters, which are outdated now.
+        self.tensors.refresh()
         return result
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        # Gathered parameters are other objects, and take over whether they require a gradient each time that they
-        # are gathered.
-        self.refresh()
+        # Gathered parameters are other objects, which copy requires_grad whenever they are gathered.
+        self.tensors.refresh()
         with super().frozen():
             try:
                 yield
             finally:
-                self.refresh()
-
-    def weights(self) -> dict[str, Shard]:
-        shards = {}
-        for name, p in self.parameters.items():
-            detached = p.detach()
-            assert isinstance(detached, DTensor)
-            num_rows = p.shape[0]
-            first = min(self.shard_rank * -(-num_rows // self.num_shards), num_rows)
-            start = first * (p.numel() // num_rows)
-            shards[name] = Shard(detached.to_local(), start, p.shape, self.group)
-        return shards
-
-    def refresh(self) -> None:
-        for unit in self.units:
-            unit.reshard()
+                self.tensors.refresh()
 
     def follow_requires_grad(self) -> None:
         self._use.show_requires_grad()
@@ -256,6 +239,32 @@ class _FSDPBackend(Backend):
         gradients = super()._local_gradients()
         with torch.no_grad():  # without it, a local part is a node of autograd's: a millisecond a step for BERT-tiny
             return {name: g.to_local() for name, g in gradients.items() if isinstance(g, DTensor)}
+
+
+class _FSDPTensors(ShardedTensors):
+    """Parameters and optimizer state as DTensors, of which each rank holds rows."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> None:
+        super().__init__(module, optimizer)
+        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        shard_mesh = mesh["shard"]
+        self.num_shards, self.shard_rank = shard_mesh.size(), shard_mesh.get_local_rank()
+        self.group = shard_mesh.get_group()
+
+    def weights(self) -> dict[str, Shard]:
+        shards = {}
+        for name, p in self.parameters.items():
+            detached = p.detach()
+            assert isinstance(detached, DTensor)
+            num_rows = p.shape[0]
+            first = min(self.shard_rank * -(-num_rows // self.num_shards), num_rows)
+            start = first * (p.numel() // num_rows)
+            shards[name] = Shard(detached.to_local(), start, p.shape, self.group)
+        return shards
+
+    def refresh(self) -> None:
+        for unit in self.units:
+            unit.reshard()
 
     def _state_shard(self, value: Any, weight: Shard) -> Shard:
         if isinstance(value, DTensor):

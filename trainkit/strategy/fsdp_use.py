@@ -1,4 +1,4 @@
-"""Use: which parameters of a module under FSDP a turn has given a gradient, on this rank and on all."""
+"""Use: the parameters of a module under FSDP that a step has given a gradient, on this rank and on all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,16 @@ _IN_BACKWARD = ("PRE_BACKWARD", "POST_BACKWARD")
 
 
 class Use:
-    """Has every rank reduce the same gradients, and remembers which of them are its own.
+    """Makes every rank reduce the same gradients, and records which parameters this rank has used.
 
-    FSDP reduces the gradients that the parameters of a unit have on this rank, one after the other in one message, and
-    takes it that all ranks have the same ones: else those of one parameter are added to another's. Here every parameter
-    of a unit that took part in a backward pass is in the message, with zeros where this rank has no gradient.
+    FSDP reduces the gradients that a unit's parameters have on this rank one after the other in one message, and
+    assumes that all ranks have the same ones; otherwise gradients of one parameter are added to another's. Here the
+    message holds every parameter of a unit that took part in a backward pass, with zeros where this rank has none.
+
+    Args:
+        parameters: by name.
+        module: that `fully_shard` was applied to.
+        units: its parts that are sharded each by itself.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], module: nn.Module, units: Sequence[FSDPModule]) -> None:
@@ -37,7 +42,7 @@ class Use:
 
     @contextmanager
     def of_every_unit(self) -> Iterator[None]:
-        """Meanwhile the end of a backward pass reduces every unit that was ever gathered."""
+        """Within it the end of a backward pass reduces every unit that was ever gathered."""
         self._is_every_unit = True
         try:
             yield
@@ -45,7 +50,7 @@ class Use:
             self._is_every_unit = False
 
     def counts(self, device: torch.device) -> Tensor:
-        """[n], float64: what `end` takes the sum over ranks of."""
+        """[n], float64, whose sum over ranks `end` takes."""
         counts = [float(name in self._used) for name in self._parameters]
         if len(self._groups) > 1:
             counts += [float(number) for number in self._num_reductions]
@@ -53,10 +58,16 @@ class Use:
         return torch.tensor(counts, dtype=torch.float64, device=device)
 
     def end(self, sums: Tensor) -> list[str]:
-        """Ends a turn; the parameters that no rank has used. sums: of `counts` over ranks.
+        """Ends a step. On a GPU it waits for the device only where this rank has left a parameter unused.
 
-        Raises UsageError on ranks that did not run the same units. On a GPU it waits for the device only where this
-        rank has left a parameter unused.
+        Args:
+            sums: of `counts` over ranks.
+
+        Returns:
+            The parameters that no rank has used.
+
+        Raises:
+            UsageError: on ranks that did not run the same units.
         """
         unused = [name for name, p in self._parameters.items() if p.grad is not None and name not in self._used]
         reductions = self._num_reductions
@@ -70,11 +81,11 @@ class Use:
         return [name for name in unused if by_name[name] == 0]
 
     def gathered(self) -> list[Tensor]:
-        """The whole parameters of units that have been gathered, to which gradients come."""
+        """The gathered parameters of units, which gradients are accumulated in."""
         return [part._unsharded_param for part in self._names if _is_trained(part)]
 
     def show_requires_grad(self) -> None:
-        """Has sharded parameters require a gradient where the gathered ones, which a user sees meanwhile, do."""
+        """Copies requires_grad from gathered parameters, which a user sees and may change, to the sharded ones."""
         for part in self._names:
             if part.sharded_state.name == "UNSHARDED":
                 is_required = part._unsharded_param.requires_grad
@@ -107,7 +118,7 @@ class Use:
 
 
 def _is_trained(part: Any) -> bool:
-    """Whether gradients come to a parameter, once it has been gathered."""
+    """Whether a parameter that was gathered requires a gradient."""
     return hasattr(part, "_unsharded_param") and part._unsharded_param.requires_grad
 
 

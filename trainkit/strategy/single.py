@@ -9,6 +9,7 @@ from torch import nn
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.engine.backend import Backend
+from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
 from trainkit.precision import Precision
@@ -17,7 +18,7 @@ from trainkit.strategy.base import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Single(Strategy):
-    """The module as it is, in the only process of the job."""
+    """The module unchanged, in a job of one process."""
 
     name: ClassVar[str] = "single"
 
@@ -38,4 +39,4 @@ class Single(Strategy):
         deterministic: bool,
         blocks: Sequence[type[nn.Module]],
     ) -> Backend:
-        return Backend(module, source.make())
+        return Backend(ShardedTensors(module, source.make()))

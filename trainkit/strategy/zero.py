@@ -1,4 +1,4 @@
-"""ZeRO: DeepSpeed spreads optimizer state (1), gradients too (2), parameters too (3) over the processes."""
+"""ZeRO: DeepSpeed shards optimizer state (1), gradients too (2), parameters too (3) over the processes."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,14 @@ from trainkit.strategy.fitting import require_elementwise, require_shardable
 
 @dataclass(frozen=True, kw_only=True)
 class Zero1(Strategy):
-    """DeepSpeed with optimizer state spread over the processes: 1/N of it in each.
+    """DeepSpeed with optimizer state sharded over the processes.
 
-    Every micro-batch must have a sample on every rank, and its loss must depend on every parameter that is trained.
+    Every micro-batch must have a sample on every rank, and its loss must depend on every trained parameter.
 
-    offload_optimizer: the optimizer's state and step are on the CPU.
-    bucket_cap_mb: size of a message of gradients or parameters.
-    config: further keys of DeepSpeed's own configuration, as they are; one that is set here already is an error.
+    Args:
+        offload_optimizer: keeps the optimizer's state and step on the CPU.
+        bucket_cap_mb: MiB of a message of gradients or parameters.
+        config: further keys of DeepSpeed's own configuration; one that trainkit sets is an error.
     """
 
     name: ClassVar[str] = "zero1"
@@ -67,7 +68,7 @@ class Zero1(Strategy):
 
         if any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in module.parameters()):
             raise UsageError(
-                f"setup() was given a module that strategy={self.name} has spread over processes already: make a new "
+                f"setup() was given a module that strategy={self.name} has sharded already: make a new "
                 f"module (inherit= takes the weights over by name), or use strategy=ddp, where one can grow in place"
             )
         require_shardable(module, self.name)
@@ -84,7 +85,7 @@ class Zero1(Strategy):
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
     ) -> Memory:
-        """ZeRO keeps a second copy of the parameters that this rank's optimizer writes to."""
+        """As for `Strategy`; ZeRO keeps a second copy of the parameters that this rank's optimizer writes to."""
         mine = -(-sum(trained) // cluster.world_size)
         gradients = sum(trained) if self.stage < 2 else mine
         return float32_memory(mine + self._num_computing([*trained, *frozen], cluster), gradients, mine, state_tensors)
@@ -121,7 +122,7 @@ class Zero1(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class Zero2(Zero1):
-    """As zero1, and gradients are spread too: each process keeps the part that its optimizer needs."""
+    """As zero1, with gradients sharded too."""
 
     name: ClassVar[str] = "zero2"
     stage: ClassVar[int] = 2
@@ -129,10 +130,11 @@ class Zero2(Zero1):
 
 @dataclass(frozen=True, kw_only=True)
 class Zero3(Zero1):
-    """As zero2, and parameters are spread too: a layer's are gathered while it computes.
+    """As zero2, with parameters sharded too: a layer's are gathered while it computes.
 
-    offload_parameters: parameters rest on the CPU.
-    keep_below: parameters of fewer elements stay whole everywhere.
+    Args:
+        offload_parameters: keeps parameters on the CPU.
+        keep_below: parameters of fewer elements stay whole on every rank.
     """
 
     name: ClassVar[str] = "zero3"
@@ -162,7 +164,16 @@ class Zero3(Zero1):
 
 
 def merge(own: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`own` with what is `given` beside it; ConfigError names a key that both have."""
+    """Merges two nested configurations.
+
+    Args:
+        own: the keys that trainkit sets.
+        given: further keys.
+        path: of `given`, for messages.
+
+    Raises:
+        ConfigError: naming a key that both have.
+    """
     merged = dict(own)
     for key, value in given.items():
         if key not in merged:

@@ -1,4 +1,4 @@
-"""Used: which parameters of a module under DeepSpeed a backward pass has given a gradient."""
+"""Used: the parameters of a module under DeepSpeed that a backward pass has given a gradient."""
 
 from functools import partial
 
@@ -9,9 +9,12 @@ from trainkit.errors import UsageError
 
 
 class Used:
-    """The parameters that a backward pass gives a gradient, which must be all: DeepSpeed takes it that they are.
+    """Requires that a backward pass gives every trained parameter a gradient, as DeepSpeed assumes.
 
-    It sums what it gets, one after the other in one message, and updates all of what lies in a partition.
+    DeepSpeed reduces the gradients that it gets one after the other in one message, and updates whole partitions.
+
+    Args:
+        module: whose parameters are watched.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -23,18 +26,22 @@ class Used:
                 p.register_post_accumulate_grad_hook(partial(self._see, name))
 
     def begin(self) -> None:
-        """A backward pass begins."""
+        """Begins a backward pass."""
         self._unused, self._is_watched = set(self._names), False
 
     def require_all(self) -> None:
-        """Raises UsageError where parameters got no gradient in this backward pass."""
+        """Checks the backward pass.
+
+        Raises:
+            UsageError: where parameters got no gradient.
+        """
         if self._unused:
             first = next(name for name in self._names if name in self._unused)
             raise UsageError(
                 f"the loss of a micro-batch does not depend on {len(self._unused)} of {len(self._names)} parameters, "
                 f"the first is {first!r}, and DeepSpeed would give them a wrong gradient: use strategy=fsdp, or "
                 f"strategy=ddp with strategy.find_unused_parameters=true, or set requires_grad=False before setup on "
-                f"what is not to be trained"
+                f"parameters that are not to be trained"
             )
 
     def _see(self, name: str, _: Tensor) -> None:

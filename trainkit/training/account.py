@@ -24,12 +24,12 @@ def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[
 
 def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
     for name, engine in recipe.engines().items():
-        runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.held()}")
+        runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.state.memory()}")
 
 
 def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None) -> Iterator[str]:
     ranks = runtime.ranks.world_size
-    yield f"{name}: {sum(map(sum, engine.parameter_sizes())):,} parameters"
+    yield f"{name}: {sum(map(sum, engine.state.parameter_sizes())):,} parameters"
     yield f"{name}: on each rank, predicted: {runtime.predict(engine)}"
     if first is not None:
         samples = -(-first.size // (ranks * engine.grad_accumulation_steps))
