@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
 import trainkit
-from recipes.bert.model import Architecture, MaskedLanguageModel
+from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
 
 RAW = "raw loop, data indexed in memory"
 LOADER = "raw loop, DataLoader"

@@ -1,4 +1,4 @@
-"""Fills in sentences: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`"""
+"""Fills in sentences: `python -m trainkit_recipes.bert.fill RUN "returns the [MASK] of two tensors."`"""
 
 import argparse
 import sys
@@ -10,13 +10,13 @@ from trainkit.cli.main import add_trust, guarded
 from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from recipes.bert.pretrain import MaskedLanguageModelling
+    from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
 _NUM_GUESSES = 3
 EXAMPLES = """\
 examples:
-  python -m recipes.bert.fill runs/bert_quickstart "Close the [MASK] and release its resources."
-  python -m recipes.bert.fill runs/bert_quickstart      held-out text, and the accuracy beside baselines
+  python -m trainkit_recipes.bert.fill runs/bert_quickstart "Close the [MASK] and release its resources."
+  python -m trainkit_recipes.bert.fill runs/bert_quickstart      held-out text, and the accuracy beside baselines
 """
 
 
@@ -70,7 +70,7 @@ def fill(recipe: "MaskedLanguageModelling", sentence: str) -> Filled:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.bert.fill",
+        prog="python -m trainkit_recipes.bert.fill",
         description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,8 +93,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _load(path: Path, with_data: bool, trust: bool) -> "MaskedLanguageModelling":
-    from recipes.bert.pretrain import MaskedLanguageModelling
     from trainkit import load_recipe
+    from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
     recipe = load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
@@ -109,7 +109,7 @@ def _print_report(recipe: "MaskedLanguageModelling") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recipes.bert.report import Report
+    from trainkit_recipes.bert.report import Report
 
     report = Report.of(recipe)
     table = Table(*report.columns, box=None)

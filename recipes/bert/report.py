@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recipes.bert.baselines import TWO_SIDED, NeighbourCounts
-from recipes.bert.data import IGNORED, Masked
-from recipes.bert.fill import fill
+from trainkit_recipes.bert.baselines import TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.data import IGNORED, Masked
+from trainkit_recipes.bert.fill import fill
 
 if TYPE_CHECKING:
-    from recipes.bert.pretrain import MaskedLanguageModelling
     from trainkit.data import Batch
+    from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
 _NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little

@@ -1,4 +1,4 @@
-"""Draws images from a trained generator: `python -m recipes.progressive_gan.sample RUN --num 64 --output grid.png`."""
+"""Draws images from a trained generator: `python -m trainkit_recipes.progressive_gan.sample RUN --num 64`."""
 
 import argparse
 import sys
@@ -9,8 +9,8 @@ from trainkit.errors import CheckpointError, ConfigError
 
 EXAMPLES = """\
 examples:
-  python -m recipes.progressive_gan.sample runs/glyphs --num 64 --output letters.png
-  python -m recipes.progressive_gan.sample runs/glyphs --start 64 --cell 128
+  python -m trainkit_recipes.progressive_gan.sample runs/glyphs --num 64 --output letters.png
+  python -m trainkit_recipes.progressive_gan.sample runs/glyphs --start 64 --cell 128
 """
 
 
@@ -18,9 +18,9 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
     """Writes a grid of `num` images, of the latents from number `start` on, by the averaged generator at `path`."""
     from PIL import Image
 
-    from recipes.progressive_gan.pictures import grid
-    from recipes.progressive_gan.train import CELL, ProgressiveGAN
     from trainkit import load_recipe
+    from trainkit_recipes.progressive_gan.pictures import grid
+    from trainkit_recipes.progressive_gan.train import CELL, ProgressiveGAN
 
     if num < 1 or start < 0:
         raise ConfigError(f"--num {num} --start {start}: allowed are 1 or more images, from 0 on")
@@ -40,7 +40,7 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.progressive_gan.sample",
+        prog="python -m trainkit_recipes.progressive_gan.sample",
         description="Draw images from a trained progressive GAN.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

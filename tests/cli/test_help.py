@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from recipes.bert import fill
-from recipes.progressive_gan import sample
 from tests.commands import every
 from trainkit.cli.main import main, parse
 from trainkit.config import check, compose
 from trainkit.errors import ConfigError
+from trainkit_recipes.bert import fill
+from trainkit_recipes.progressive_gan import sample
 
 COMMANDS = every()
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import trainkit
-from recipes.bert.pretrain import MaskedLanguageModelling
-from recipes.progressive_gan.train import ProgressiveGAN
 from trainkit.config import build, build_partial, check, compose
 from trainkit.errors import ConfigError, TrainkitError
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
 BERT = (
     "num_steps",

@@ -51,7 +51,7 @@ def test_what_a_recipe_is_given_can_be_built(recipe, precision):
         ("+recipe.colour=red", r"recipe.colour: there is no such key"),
         ("+colour=red", r"colour: there is no such key"),
         ("optimizer.lr=[1,2]", r"optimizer.lr="),
-        ("recipe._target_=recipes.bert.pretrain.Missing", r"recipe._target_=.*cannot be imported"),
+        ("recipe._target_=trainkit_recipes.bert.pretrain.Missing", r"recipe._target_=.*cannot be imported"),
         ("bert", r"not of the form key=value"),
         ("recipe.batch_size=${nothing}", r"nothing"),
     ],

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.bert import fill
-from recipes.progressive_gan import sample
 from trainkit import checkpoint, load_recipe
 from trainkit.cli.main import main
 from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit_recipes.bert import fill
+from trainkit_recipes.progressive_gan import sample
 
 SHORT = ["ops=reference", "tracking=none", "schedule=constant", "evaluate_every=null", "save_every=null"]
 BERT = [
