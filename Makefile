@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # torch comes first, pinned: whatever else is installed then finds it there. The rest builds against it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests that wait run beside tests that compute: with WORKERS=0, one after the other in this process.
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 export OMP_NUM_THREADS ?= 1
 
@@ -17,7 +20,7 @@ ACTIVATE := "the commands of README.md are in $(BIN); once in each shell: source
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  settings: RANKS=2 processes, PYTHON=python3, VENV=.venv"
+	@echo "  settings: RANKS=2 processes, WORKERS=2 tests at a time, PYTHON=python3, VENV=.venv"
 
 train: $(VENV)/.installed ## install, then train BERT on built-in documentation, $(RANKS) processes (about 6 minutes)
 	$(TORCHRUN) launch/train.py experiment=bert_quickstart
@@ -27,14 +30,14 @@ gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS
 	$(TORCHRUN) launch/train.py experiment=glyphs
 	@echo $(ACTIVATE)
 
-test: $(VENV)/.installed-dev ## install, then run all tests
-	$(BIN)/python -m pytest --durations=20
+test: $(VENV)/.installed-dev ## install, then run the tests, $(WORKERS) at a time
+	$(PYTEST) --durations=20 -m "not nightly"
 
-test-all: $(VENV)/.installed-dev ## the same, with 300 in place of 40 runs that are drawn at random; for the night
-	TRAINKIT_DRAWS=300 $(BIN)/python -m pytest --durations=20
+test-all: $(VENV)/.installed-dev ## the same with the cases marked nightly, and 300 in place of 40 randomly drawn runs
+	TRAINKIT_DRAWS=300 $(PYTEST) --durations=20
 
 quick: $(VENV)/.installed-dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,12 @@ ROOT = Path(__file__).parent.parent
 fork_context(*PRELOADED)  # the processes of jobs and those of ranks have one parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: last, one worker would wait for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     yield

@@ -218,14 +218,14 @@ def test_a_name_may_belong_to_another_engines_module():
 
 
 def test_keep_must_be_a_list():
-    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head: allowed is a list of names, such as \[head\]"):
+    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head must be a list of names, such as \[head\]"):
         trainkit.Precision(name="fp16", fp32_modules="head")
 
 
 @pytest.mark.parametrize("key", ["initial_scale", "growth_interval"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_loss_scale_that_cannot_be(key, value):
-    with pytest.raises(ConfigError, match=rf"precision.{key}={value}: allowed is"):
+    with pytest.raises(ConfigError, match=rf"precision.{key}={value} must be"):
         trainkit.Precision(name="fp16", **{key: value})
 
 

@@ -1,4 +1,4 @@
-"""Directories that are built once and then found: keyed by content, and there whole or not at all."""
+"""Cache directories: named by their content, built once, and there whole or not at all."""
 
 import errno
 import fcntl
@@ -16,27 +16,37 @@ from trainkit.errors import DataError
 
 ENVIRONMENT_VARIABLE = "TRAINKIT_CACHE"
 ABANDONED_AFTER_S = 600.0
-"""How long nothing must have been written to a half-built directory of another machine, whose lock may not be seen."""
+"""Time without a write after which another machine's partial build, whose lock may not be visible, is abandoned."""
 REMOVED_AFTER_S = 86_400.0
-"""How long one that nobody builds waits for somebody who goes on with it."""
+"""Time for which an abandoned build that can be continued is kept."""
 _BUILDER = "builder"
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """`cache_dir`, else $TRAINKIT_CACHE, else ~/.cache/trainkit."""
+    """Returns `cache_dir`, else $TRAINKIT_CACHE, else ~/.cache/trainkit."""
     return Path(cache_dir or os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "trainkit").expanduser()
 
 
 def cached(root: Path, name: str, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
-    """The directory `root/name`; when it is not there, `build(directory)` fills one aside, which is then renamed.
+    """Returns the directory `root/name`, which is built if it does not exist.
 
-    Processes may race: each builds its own, one is kept, and all return the same path. `name` must hold everything
-    that the content depends on (a hash of the inputs, the settings and the version of the format). What a process
-    that was killed left half built is removed by the next one that builds. Files and directories get the permissions
-    that the umask gives.
-    resumes: whether `build` goes on from what it finds: what a killed or interrupted process left half built of this
-        `name` is then given to it, and removed only when nobody has asked for it for a day.
-    Raises DataError when the directory cannot be written, or the disk is full.
+    A build fills a temporary directory, which is then renamed. Processes may race: each builds its own, one is kept,
+    and all return the same path. What a killed process left is removed by the next build. Files and directories get the
+    permissions of the umask.
+
+    Args:
+        root: the cache.
+        name: contains everything that the content depends on: a hash of the inputs, the settings and the version of the
+            format.
+        build: called with the directory to fill.
+        resumes: whether `build` continues from what is in the directory: it is then given what a killed or interrupted
+            process left under this `name`, which is removed only after a day.
+
+    Returns:
+        The path of the directory.
+
+    Raises:
+        DataError: where the directory cannot be written, or the disk is full.
     """
     target = root / name
     if target.is_dir():

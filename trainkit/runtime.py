@@ -31,7 +31,7 @@ from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import ExponentialMovingAverage, check_decay
 from trainkit.optim.schedule import Schedule
 from trainkit.optim.source import OptimizerFactory, OptimizerSource
-from trainkit.precision import Kept, Name, Precision
+from trainkit.precision import Fp32Modules, Name, Precision
 from trainkit.reduction.comm import Comm, Plan
 from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
@@ -112,7 +112,7 @@ class Runtime:
         if compile:
             check_compiler(chosen)
         self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
-        self.precision_obtained, self._kept = self.precision.apply(chosen), Kept(self.precision)
+        self.precision_obtained, self._kept = self.precision.apply(chosen), Fp32Modules(self.precision)
         self.dtype = self.precision.dtype
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every

@@ -210,17 +210,17 @@ DATA = TensorDataset(X)
     ("source", "options", "says"),
     [
         (X, {"order": Counting()}, r"order=Counting gives other indices when epoch 0 .*function \(seed, epoch\)"),
-        (X, {"order": Endless()}, r"order=Endless goes on after the 30 of its len"),
-        (X, {"order": (i for i in range(3))}, r"order=generator: allowed is .*__len__"),
-        (X, {"order": lambda seed, epoch: [0, NUM]}, r"gives index 30 in epoch 0: allowed is 0 to 29"),
-        (X, {"order": lambda seed, epoch: [0.5]}, r"of float64 of shape \[1\] for epoch 0: allowed are integers"),
+        (X, {"order": Endless()}, r"order=Endless gives more than the 30 indices of its len"),
+        (X, {"order": (i for i in range(3))}, r"order=generator must be .*__len__"),
+        (X, {"order": lambda seed, epoch: [0, NUM]}, r"gives index 30 in epoch 0: it must be 0 to 29"),
+        (X, {"order": lambda seed, epoch: [0.5]}, r"of float64 of shape \[1\] for epoch 0: it must give integers"),
         (X, {"order": lambda seed, epoch: []}, "gives no index"),
         (X, {"order": lambda seed, epoch: range(3 + epoch)}, r"gives 4 indices in epoch 1 and 3 in epoch 0"),
         (X, {"order": BatchSampler(range(NUM), 4, False)}, r"batch 7 of epoch 0 has 2 .*batch_size=4.*drop_last=True"),
         (X, {"order": ByLength(), "start": 2}, r"start=2 .*batches of 4"),
-        (X, {"order": permuted, "weights": torch.ones(NUM)}, "weights and order .*give one"),
+        (X, {"order": permuted, "weights": torch.ones(NUM)}, "weights and order .*remove one"),
         (Lines(), {"order": permuted}, "weights and order need a data set with samples to index, and Lines has none"),
-        (Once(), {}, r"Once goes on, or gives another sample.*give list\(source\)"),
+        (Once(), {}, r"Once continues, or gives another sample.*give list\(source\)"),
         ((i for i in range(3)), {}, r"generator: give list\(source\)"),
         (Prefetching(DATA), {}, r"cannot be taken over: its class Prefetching may change the batches"),
         (DataLoader(DATA, worker_init_fn=print), {}, "its worker_init_fn is not called"),
@@ -254,8 +254,8 @@ def _disagreeing():
 def test_what_splits_the_data_by_itself_is_refused_on_all_ranks():
     first, second = run_ranks(_disagreeing, 2)
     assert first == second
-    assert "first sample of iterable data, of which every rank must read all" in first[0]
-    assert "order, of which every rank must give all" in first[1]
+    assert "first sample of iterable data, which every rank must read in full" in first[0]
+    assert "order, which every rank must give in full" in first[1]
 
 
 def _evaluated():

@@ -10,7 +10,7 @@ from trainkit.health import straggler
 
 FAULT = sys.argv[1]
 straggler.WINDOW_STEPS, straggler.WINDOW_S = 20, 0.5
-SLEEP_S, SLOW_S = 0.01, 0.04
+SLEEP_S, SLOW_S = 0.02, 0.08  # much longer than a process waits for a core
 
 
 class Points(torch.utils.data.Dataset):
@@ -32,7 +32,7 @@ run_dir = sys.argv[2] if len(sys.argv) > 2 else None
 runtime = trainkit.Runtime(device="cpu", run_dir=run_dir, hang_timeout_s=5.0, log_every=50)
 network = Network(4, 1)
 engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=1e-3))
-for step, batch in enumerate(runtime.batches(Points(), batch_size=4, num_steps=160), 1):
+for step, batch in enumerate(runtime.batches(Points(), batch_size=4, num_steps=120), 1):
     if FAULT == "leaves" and runtime.ranks.rank == 1 and step == 9:
         break
     if FAULT == "sleeps" and step == 9:

@@ -24,7 +24,16 @@ def handovers(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.model}-{cell.wrote}-{cell.reads}")
+def _is_nightly(cell):
+    """Most that read what they wrote themselves; all write and are read from by another."""
+    return cell.wrote == cell.reads and cell.wrote not in (("fsdp", 4), ("zero3", 2))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(cell, marks=[pytest.mark.nightly] * _is_nightly(cell)) for cell in CELLS],
+    ids=lambda cell: f"{cell.model}-{cell.wrote}-{cell.reads}",
+)
 def test_the_same_state_and_the_same_losses(handovers, cell):
     measured = handovers.measured(cell)
     assert measured.num_tensors > 100 and measured.num_different == 0
@@ -35,6 +44,8 @@ def test_the_same_state_and_the_same_losses(handovers, cell):
 def test_every_place_writes_and_reads():
     assert {cell.wrote for cell in CELLS} == {cell.reads for cell in CELLS} == set(handover.WHERE)
     assert len(CELLS) == 16 and {cell.model for cell in CELLS} == {"bert", "gan"}
+    by_day = [cell for cell in CELLS if not _is_nightly(cell)]
+    assert {cell.wrote for cell in by_day} == {cell.reads for cell in by_day} == set(handover.WHERE)
 
 
 def _load_and_change_a_bit(*args):

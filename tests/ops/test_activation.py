@@ -140,12 +140,12 @@ def test_right_derivatives_are_taken(expression, given):
 @pytest.mark.parametrize(
     ("expression", "given", "text"),
     [
-        ("x * x", "2.1 * x", r"at x=-80 the derivative gives -168, the slope is -160; mend derivative="),
-        ("tanh(x)", "1 - tanh(x)", r"at x=-80 the derivative gives 2, the slope is 0; mend"),
+        ("x * x", "2.1 * x", r"at x=-80 the derivative gives -168, the slope is -160; correct derivative="),
+        ("tanh(x)", "1 - tanh(x)", r"at x=-80 the derivative gives 2, the slope is 0; correct"),
         ("x * x", "1 / x", r"at x=0 the derivative gives not a real number, the slope is"),
         ("sign(x) * log1p(abs(x))", None, r"at x=0 the derivative gives 0, the slope is 1; give derivative="),
-        ("sigmoid(x)", "exp(x) / square(1 + exp(x))", r"at x=\S+ the derivative is \S+, but overflows in float32"),
-        ("log(-1 - x * x)", "1 / x", r"is a real number nowhere"),
+        ("sigmoid(x)", "exp(x) / square(1 + exp(x))", r"at x=\S+ the derivative is \S+, but the formula overflows"),
+        ("log(-1 - x * x)", "1 / x", r"has no real value between"),
         ("1 + 2", None, r"does not depend on x"),
     ],
 )
@@ -158,10 +158,10 @@ def test_wrong_derivatives_are_told(expression, given, text):
     ("expression", "text"),
     [
         ("x * sigmoi(x)", r"column 5: unknown name 'sigmoi'\. Did you mean 'sigmoid'\?"),
-        ("y + 1", r"column 1: unknown name 'y'\. Allowed are x, pi, abs"),
+        ("y + 1", r"column 1: unknown name 'y'\. It must be one of x, pi, abs"),
         ("x ^ 2", r"column 3: '\^' cannot be read; powers are pow\(x, 2\)"),
         ("x ** 2", r"column 4: '\*' is not expected here"),
-        ("pow(x)", r"column 5: pow takes 2 argument\(s\) and is given 1"),
+        ("pow(x)", r"column 5: pow takes 2 argument\(s\), not 1"),
         ("(x + 1", r"column 7: '\)' is expected here"),
         ("x +", r"column 4: the expression ends too early"),
         ("x ? 1 : 2", r"column 1: a condition such as x > 0"),

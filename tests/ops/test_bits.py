@@ -23,7 +23,7 @@ def test_a_matrix_is_packed_row_by_row():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UsageError, match=r"bool tensor, and was given one of torch\.float32"):
+    with pytest.raises(UsageError, match=r"mask of torch\.float32 must be torch\.bool"):
         pack_bits(torch.ones(3))
-    with pytest.raises(UsageError, match=r"uint8 \[2\] for 9 elements, and was given torch\.uint8 \[1\]"):
+    with pytest.raises(UsageError, match=r"bits of torch\.uint8 \[1\] must be torch\.uint8 \[2\] for 9 elements"):
         unpack_bits(torch.zeros(1, dtype=torch.uint8), 9)

@@ -126,7 +126,7 @@ def test_a_killed_build_does_not_block_the_next(tiny):
 
 def test_who_waits_says_so_once(tiny, capsys, monkeypatch):
     monkeypatch.setattr(library, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(library, "WORD_EVERY_S", 0.0)
+    monkeypatch.setattr(library, "PROGRESS_EVERY_S", 0.0)
     plan = build.plan(tiny)
     library.directory().mkdir(parents=True)
     path = library.directory() / f"{plan.key}.lock"
@@ -228,10 +228,10 @@ def test_a_library_of_another_user_is_refused(alone, monkeypatch, without_compil
         os.chown(path, 4321, -1)
     else:
         monkeypatch.setattr(library.os, "geteuid", lambda: 4321)
-    with pytest.raises(ConfigError, match=r"are of another user \(uid \d+\).*type: export TRAINKIT_CACHE=DIRECTORY"):
+    with pytest.raises(ConfigError, match=r"belong to another user \(uid \d+\).*type: export TRAINKIT_CACHE=DIRECTORY"):
         library.load()
     if not without_compiler:
-        with pytest.raises(ConfigError, match="are of another user"):
+        with pytest.raises(ConfigError, match="belong to another user"):
             library.ensure(build.plan())
     assert not library.is_available()
 
@@ -257,7 +257,7 @@ def test_source_that_does_not_compile_leaves_nothing(alone):
     assert not [path for path in library.directory().iterdir() if path.suffix != ".lock"]
 
 
-@pytest.mark.parametrize(("num_signals", "is_built"), [(build.MOST_SIGNALS, True), (build.MOST_SIGNALS + 1, False)])
+@pytest.mark.parametrize(("num_signals", "is_built"), [(build.MAX_SIGNALS, True), (build.MAX_SIGNALS + 1, False)])
 def test_a_signal_to_the_process_group_leaves_the_build(tmp_path, num_signals, is_built):
     script = f'echo >> log; [ "$(wc -l < log)" -gt {num_signals} ] || kill -TERM $$; touch built'
     compiler = ["sh", "-c", f"cd {tmp_path}; {script}"]
@@ -416,7 +416,9 @@ def test_architectures(monkeypatch, gpus, asked, expected):
 def test_an_architecture_that_nvcc_does_not_know(monkeypatch):
     monkeypatch.setattr(build, "_known_archs", lambda nvcc: ("8.0", "9.0"))
     monkeypatch.setenv("TRAINKIT_CUDA_ARCHS", "sm_90,9.0")
-    with pytest.raises(build.BuildError, match=r"TRAINKIT_CUDA_ARCHS=sm_90,9\.0: .*for sm_90; allowed are 8\.0, 9\.0"):
+    with pytest.raises(
+        build.BuildError, match=r"TRAINKIT_CUDA_ARCHS=sm_90,9\.0: .*for sm_90; it must be of 8\.0, 9\.0"
+    ):
         build.cuda_archs("nvcc")
 
 

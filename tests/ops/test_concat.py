@@ -112,19 +112,19 @@ def test_minibatch_stddev_of_equal_and_of_far_samples():
 def test_what_cannot_be():
     x = drawn(2, 3, 4)
     for tensors in ([], [x] * 9):
-        with pytest.raises(ConfigError, match="allowed are 1 to 8"):
+        with pytest.raises(ConfigError, match="it must be 1 to 8"):
             concat(tensors)
-    with pytest.raises(ConfigError, match="allowed are floats alike in all other dimensions"):
+    with pytest.raises(ConfigError, match="they must be floats, of equal size in all other dimensions"):
         concat([x, drawn(2, 3, 5)])
-    with pytest.raises(ConfigError, match="along dim=3: there is none"):
+    with pytest.raises(ConfigError, match="along dim=3, which does not exist"):
         concat([x, x], 3)
     with pytest.raises(ConfigError, match="the result has 6 elements in dim=1"):
         concat([x, x], bias=drawn(3))
-    with pytest.raises(ConfigError, match="allowed are linear, relu, leaky_relu"):
+    with pytest.raises(ConfigError, match="it must be one of linear, relu, leaky_relu"):
         concat([x, x], activation="gelu")
     with pytest.raises(ConfigError, match="6 samples do not make groups of 4"):
         append_minibatch_stddev(drawn(6, 3, 4, 4), 4)
-    with pytest.raises(ConfigError, match="group=0: allowed are floats"):
+    with pytest.raises(ConfigError, match="group=0: x must be floats"):
         append_minibatch_stddev(drawn(6, 3, 4, 4), 0)
     wanted = drawn(4, 1, 1, 2).requires_grad_()
     (first,) = torch.autograd.grad(append_minibatch_stddev(wanted, 4).pow(2).sum(), wanted, create_graph=True)

@@ -239,7 +239,7 @@ def test_a_label_out_of_range_is_named(label):
     ],
 )
 def test_what_does_not_fit_is_refused(logits, labels):
-    with pytest.raises(ConfigError, match="allowed are"):
+    with pytest.raises(ConfigError, match="they must be"):
         cross_entropy(logits, labels)
 
 

@@ -83,7 +83,7 @@ def test_from_linear_takes_the_parameters_over():
 
 @pytest.mark.parametrize("mask", [torch.ones(5, 6), torch.ones(6, 5, dtype=torch.bool)])
 def test_a_mask_that_does_not_fit(mask):
-    with pytest.raises(ConfigError, match=r"needed is torch\.bool \[5, 6\]"):
+    with pytest.raises(ConfigError, match=r"must be torch\.bool \[5, 6\]"):
         MaskedLinear(6, 5).mask = mask
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_for_sparse_kernels_is_said():
     for text, layer in (
         (r"weight is \[5, 6\]", MaskedLinear(6, 5)),
         ("more than two of four", MaskedLinear(64, 32, dtype=torch.float16)),
-        ("float32, and needed is float16", _two_of_four(torch.float32)),
+        ("float32, and must be float16", _two_of_four(torch.float32)),
         ("on the cpu", _two_of_four(torch.float16)),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -115,11 +115,11 @@ def test_compiled():
 def test_what_does_not_fit_is_refused(kernels):
     x, attended = _batch(3, 4, (5,))
     packed, indices = unpad(x, attended)
-    with pytest.raises(ConfigError, match=r"allowed are \[B, T, ...\]"):
+    with pytest.raises(ConfigError, match=r"they must be \[B, T, ...\]"):
         unpad(x, attended[:, 1:])
     with pytest.raises(ConfigError, match=r"torch.bool \[B, T\]"):
         unpad(x, attended.long())
-    with pytest.raises(ConfigError, match="one index a row"):
+    with pytest.raises(ConfigError, match="one index per row"):
         pad(packed, indices[1:], 3, 4)
     with pytest.raises(ConfigError, match=r"torch.int64 \[num\]"):
         gather_rows(x, indices.int())

@@ -105,10 +105,10 @@ def test_a_bias_of_another_dtype():
 
 def test_what_cannot_be():
     for x, bias in ((drawn(3), None), (drawn(2, 3, 4), drawn(4)), (torch.ones(2, 3, dtype=torch.int64), None)):
-        with pytest.raises(ConfigError, match=r"allowed are floats \[B, C, \.\.\.\], \[C\]"):
+        with pytest.raises(ConfigError, match=r"they must be floats \[B, C, \.\.\.\] and \[C\]"):
             bias_leaky_relu_pixel_norm(x, bias)
     for options in ({"slope": 1.5}, {"slope": -0.1}, {"clamp": 0.0}, {"clamp": float("nan")}):
-        with pytest.raises(ConfigError, match="allowed are 0 <= slope <= 1 and clamp > 0"):
+        with pytest.raises(ConfigError, match="they must be 0 <= slope <= 1 and clamp > 0"):
             bias_leaky_relu_pixel_norm(drawn(2, 3, 4), **options)
 
 

@@ -81,9 +81,9 @@ def test_strides_empty_inputs_and_threads():
 
 def test_what_cannot_be():
     for fused, _, _ in PAIRS:
-        with pytest.raises(ConfigError, match=r"allowed are floats \[B, C, H, W\]"):
+        with pytest.raises(ConfigError, match=r"it must be floats \[B, C, H, W\]"):
             fused(drawn(2, 3, 4))
-    with pytest.raises(ConfigError, match="allowed are an even height and width"):
+    with pytest.raises(ConfigError, match="height and width must be even"):
         downsample(drawn(1, 2, 4, 5))
     with pytest.raises(ConfigError, match="the second must be twice as high and wide"):
         fade_in(drawn(1, 2, 4, 4), drawn(1, 2, 8, 4), 0.5)

@@ -10,7 +10,7 @@ WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_killed_in_mid_epoch_and_resumed_gives_the_same_bits(tmp_path, ranks):
     draw = random.Random(0)
     paragraphs = [" ".join(draw.choices(WORDS, k=draw.randrange(5, 40))) for _ in range(300)]

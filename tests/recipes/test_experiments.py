@@ -34,6 +34,8 @@ SHORT = {
         "evaluate_every=null", "recipe.num_measured=256", "recipe.num_directions=16",
     ],
 }  # fmt: skip
+# Of those that are made alike here, bert_large_phase2 stands for the others, whose values test_config.py checks.
+NIGHTLY = ("bert_base", "bert_large", "bert_large_phase1")
 ON_TWO_RANKS = ("bert_quickstart", "glyphs")  # as `make train` and `make gan` do
 
 
@@ -56,7 +58,9 @@ def test_every_experiment_is_run_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", SHORT)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY)) for name in SHORT]
+)
 def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_path):
     ranks = 2 if experiment in ON_TWO_RANKS else None
     whole, again = tmp_path / "whole", tmp_path / "again"

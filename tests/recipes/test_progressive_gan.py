@@ -431,7 +431,7 @@ def test_an_animation_is_written_as_it_grows(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
     arguments = [
         *TRAINED_SHORTLY,

@@ -128,7 +128,8 @@ def test_bytes_within_a_host_are_not_counted(hosts):
 def test_a_link_has_its_rate_in_each_direction_at_once(hosts):
     least = NUM_BYTES * 8 / (MBIT_PER_S * 1e6)
     hosts.run(exchange, NUM_BYTES, ranks_per_host=1)
-    seconds = max(hosts.run(exchange, NUM_BYTES, ranks_per_host=1))
+    # The best of some: other processes of the machine only make it longer.
+    seconds = min(max(hosts.run(exchange, NUM_BYTES, ranks_per_host=1)) for _ in range(4))
     assert least / 1.15 <= seconds <= 1.9 * least, "two directions one after the other take twice as long"
 
 
@@ -140,7 +141,7 @@ def test_a_rate_is_changed_where_a_host_receives_too(hosts):
     finally:
         hosts.set_rate(1, None)
         hosts.set_rate(0, None)
-    fast = hosts.run(send, 0, 1, NUM_BYTES, ranks_per_host=1)[0]
+    fast = min(hosts.run(send, 0, 1, NUM_BYTES, ranks_per_host=1)[0] for _ in range(4))
     hosts.set_rate(0, MBIT_PER_S)
     hosts.set_rate(1, MBIT_PER_S)
     nominal = NUM_BYTES * 8 / (MBIT_PER_S * 1e6)

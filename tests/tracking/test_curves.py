@@ -97,8 +97,8 @@ def test_a_frequent_evaluation_is_not_drawn_every_time(tmp_path, monkeypatch):
 
 def test_what_is_measured_at_another_resolution_is_another_line():
     training = {"resolution": (np.array([10, 20, 30, 40]), np.array([4.0, 4.0, 8.0, 8.0]))}
-    steps, values = curves._parted(np.array([10, 20, 30, 40]), np.array([1.0, 2.0, 7.0, 6.0]), training)
+    steps, values = curves._with_gaps(np.array([10, 20, 30, 40]), np.array([1.0, 2.0, 7.0, 6.0]), training)
     assert np.array_equal(steps, [10, 20, np.nan, 30, 40], equal_nan=True)
     assert np.array_equal(values, [1, 2, np.nan, 7, 6], equal_nan=True)
-    same = curves._parted(np.array([10, 20]), np.array([1.0, 2.0]), {})
+    same = curves._with_gaps(np.array([10, 20]), np.array([1.0, 2.0]), {})
     assert [part.tolist() for part in same] == [[10, 20], [1.0, 2.0]]

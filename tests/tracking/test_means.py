@@ -59,7 +59,7 @@ def test_what_a_skipped_step_spoils_does_not_count():
     [("x", "'x'"), (None, "None"), (torch.ones(2), r"Tensor of shape \[2\]"), (1j, "1j"), (np.ones(3), r"ndarray of")],
 )
 def test_what_is_no_number_is_named(value, given):
-    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.*: allowed is a number, or a tensor or array of"):
+    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.* must be a number, or a tensor or array of"):
         Means().add({"accuracy": value}, 1.0)
 
 

@@ -215,14 +215,14 @@ def test_what_was_never_written_is_said_at_the_end(tmp_path, capfd):
     fan_out.finish("finished")
     first, last = capfd.readouterr().err.splitlines()
     assert "tracker 'full' cannot write" in first and "OSError: full" in first
-    assert "tracker 'full' could not write to the end: 4 of its calls are lost" in last
+    assert "tracker 'full' could not write until the end: 4 of its calls are lost" in last
     assert fan_out.names == ["full"]
 
 
 def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
     from trainkit.tracking import fan_out as module
 
-    monkeypatch.setattr(module, "MOST_KEPT_BYTES", 100_000)
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 100_000)
 
     class Heard(Tracker):
         is_full, steps = True, ()
@@ -238,7 +238,7 @@ def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
         heard.is_full = step < 9
         fan_out.image(step, "a", np.zeros((100, 100, 3), np.uint8))
     assert heard.steps == (7, 8, 9) or heard.steps == (6, 7, 8, 9)
-    assert "calls that were too many to keep" in capfd.readouterr().err
+    assert "calls beyond the limit of the queue" in capfd.readouterr().err
 
 
 # -- what trackers are given -------------------------------------------------------------------------------------------
@@ -291,11 +291,11 @@ def test_pictures_of_every_kind_come_as_bytes():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a.png", "picture sample='a.png': allowed is a matplotlib figure"),
-        (np.zeros((2, 3, 4, 4)), r"picture sample is of shape \[2, 3, 4, 4\]"),
-        (torch.randn(3, 8, 8), "picture sample has values of -.* allowed are 0 to 1"),
+        ("a.png", "picture sample='a.png' must be a matplotlib figure"),
+        (np.zeros((2, 3, 4, 4)), r"picture sample of shape \[2, 3, 4, 4\] must be"),
+        (torch.randn(3, 8, 8), "picture sample has values of -.* must be 0 to 1"),
         (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
-        (np.full((4, 4), 256), "allowed are 0 to 255"),
+        (np.full((4, 4), 256), "must be 0 to 255"),
     ],
 )
 def test_what_is_no_picture_is_named_to_the_caller(given, says):
@@ -309,11 +309,11 @@ def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):
-        with pytest.raises(ConfigError, match="metric a='x': allowed is a number"):
+        with pytest.raises(ConfigError, match="metric a='x' must be a number"):
             method(0, {"a": "x"})
-    with pytest.raises(ConfigError, match=r"text words=\[1\]: allowed is a string"):
+    with pytest.raises(ConfigError, match=r"text words=\[1\] must be a string"):
         fan_out.text(0, "words", [1])
-    with pytest.raises(ConfigError, match=r"table words: row \[1\] for the columns a, b"):
+    with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])
     fan_out.log(1, {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3})
     assert seen.values == {"a": 0.5, "b": 2.0, "c": 3} and {type(v) for v in seen.values.values()} == {float, int}

@@ -135,7 +135,7 @@ def test_a_fork_gets_a_run_of_its_own_that_names_its_parent(tmp_path):
     assert list(history(tmp_path / "fork")) == [5, 6]
     (segment,) = (tmp_path / "fork" / "wandb").glob("offline-run-*")
     (run,) = [record["run"] for record in records(segment) if record["type"] == "run"]
-    assert run["notes"] == f"goes on from step 4 of the run {parent}"
+    assert run["notes"] == f"continues from step 4 of the run {parent}"
 
 
 def _killed_with_its_service(script, directory):

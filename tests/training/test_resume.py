@@ -43,7 +43,7 @@ def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int,
     assert steps == sorted(set(steps)) == _steps(whole), "a step was told twice, or not at all"
 
 
-@pytest.mark.parametrize(("ranks", "num_steps"), [(2, 300), (4, 160)])
+@pytest.mark.parametrize(("ranks", "num_steps"), [pytest.param(2, 300, marks=pytest.mark.nightly), (4, 160)])
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, ranks, num_steps):
     arguments = [
         *TOY,

@@ -1,4 +1,4 @@
-"""Data: where samples come from, and in which order."""
+"""Data: sources of samples, and their order."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Datasets", "Images", "Pyramid", "Text", "WordPiece"]
 
-if not TYPE_CHECKING:  # they would be told that any name is there
+if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any name
     __getattr__, __dir__ = exports(
         __name__,
         {

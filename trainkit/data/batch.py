@@ -1,4 +1,4 @@
-"""A batch: one rank's share of a global batch, and where in the run it stands."""
+"""Batch: a rank's local batch, and its position in the run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,19 @@ from trainkit.data.columns import samples
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` of every tensor in a tree of dicts, lists, tuples and named tuples; other leaves stay as they are."""
+    """Applies a function to every tensor in a tree of dicts, lists, tuples and named tuples.
+
+    Args:
+        tree: the tree; leaves that are no tensors stay as they are.
+        function: tensor -> tensor.
+
+    Returns:
+        A tree of the same structure.
+
+    Example:
+        >>> map_tensors({"x": torch.ones(2), "name": "a"}, lambda tensor: tensor + 1)
+        {'x': tensor([2., 2.]), 'name': 'a'}
+    """
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, list | tuple):
@@ -24,15 +36,20 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch.
+    """The local batch of a rank: its samples of a global batch.
 
-    The share is strided: of the global indices 0 .. size-1, rank r of W holds r, r+W, r+2W ... A micro-batch is the
-    same thing again, strided over the share, so groups formed by global index modulo a multiple of W and of the
-    accumulation never leave one share.
+    The samples are strided: of the global indices 0 .. size-1, rank r of W holds r, r+W, r+2W ... A micro-batch is
+    strided over the local batch in the same way, so groups formed by global index modulo a multiple of W and of the
+    number of accumulation steps are never divided.
 
-    data: a tree of tensors, arrays and lists, first dimension the samples of the share.
-    position: samples before the global batch.  size: samples in the global batch.
-    positions, indices: int64 [len] on the CPU: absolute position, and index in the data set, of each sample here.
+    An entry of a dict is also an attribute: `batch.tokens` is `batch.data["tokens"]`.
+
+    Args:
+        data: a tree of tensors, arrays and lists, first dimension the samples of the local batch.
+        position: samples before the global batch.
+        size: samples in the global batch.
+        positions: int64 [len] on the CPU: the absolute position of each local sample.
+        indices: int64 [len] on the CPU: the index in the data set of each local sample.
     """
 
     data: Any
@@ -51,9 +68,14 @@ class Batch:
         raise AttributeError(f"this batch has no {name!r}; its data is {_describe(data)}")
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
-        """The same batch with its data on `device`, and floats as float64 where `dtype` is that.
+        """Moves the data to a device. Copies from pinned memory do not block.
 
-        Copies from pinned memory do not block.
+        Args:
+            device: where the data is needed.
+            dtype: float64 converts floating-point data to float64; any other leaves dtypes as they are.
+
+        Returns:
+            The batch with the moved data.
         """
         data = self.data
         if device.type != "cpu":
@@ -63,11 +85,22 @@ class Batch:
         return self if data is self.data else replace(self, data=data)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        """Returns the same batch in page-locked memory; torch's DataLoader calls this."""
         return replace(self, data=map_tensors(self.data, Tensor.pin_memory))
 
     def micro_batch(self, number: int, count: int) -> "Batch":
-        """Samples number, number + count, ... of this share. Raises ConfigError for data that cannot be cut so."""
+        """Takes a micro-batch: samples number, number + count, ... of this local batch.
+
+        Args:
+            number: of the micro-batch, from 0.
+            count: micro-batches per step.
+
+        Returns:
+            The micro-batch.
+
+        Raises:
+            ConfigError: for data that cannot be divided by samples.
+        """
         return replace(
             self,
             data=samples(self.data, len(self), slice(number, None, count)),

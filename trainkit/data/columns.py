@@ -1,4 +1,4 @@
-"""Columns: tensors, arrays and lists of one length, of which samples are taken by index; and samples of a batch."""
+"""Columns: tensors, arrays and lists of one length, from which samples are taken by index."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +12,19 @@ from trainkit.errors import ConfigError
 
 
 def columns_of(source: Any) -> Any | None:
-    """A tree of columns where `source` is one, checked; None where it is a map-style data set.
+    """Checks a data source, and returns its columns if it consists of columns.
 
-    A tensor or an array, a tuple with one in it, a dict and a TensorDataset are columns; a list is a list of samples,
-    as it is to torch's own DataLoader. Raises ConfigError for what is neither.
+    A tensor or an array, a tuple that contains one, a dict and a TensorDataset are columns; a list is a list of
+    samples, as it is for torch's own DataLoader.
+
+    Args:
+        source: columns or a map-style data set.
+
+    Returns:
+        A tree of columns; None for a map-style data set.
+
+    Raises:
+        ConfigError: for what is neither, and for columns of different lengths.
     """
     if isinstance(source, TensorDataset):
         source = source.tensors
@@ -34,7 +43,7 @@ def columns_of(source: Any) -> Any | None:
 
 
 def num_samples_of(source: Any) -> int:
-    """How many samples `source` holds: columns count their first dimension, data sets say `len`."""
+    """Returns the number of samples in `source`: the first dimension of columns, `len` of a data set."""
     columns = columns_of(source)
     while isinstance(columns, tuple | Mapping):
         columns = next(iter(columns.values() if isinstance(columns, Mapping) else columns))
@@ -42,26 +51,49 @@ def num_samples_of(source: Any) -> int:
 
 
 def take(columns: Any, indices: Tensor) -> Any:
-    """The samples `indices` (int64 [n], on the CPU) of a tree of columns: tensors [n, ...], and lists of strings."""
+    """Takes samples of columns by index.
+
+    Args:
+        columns: a tree of columns.
+        indices: int64 [n], on the CPU.
+
+    Returns:
+        The same tree with tensors [n, ...], and lists of strings.
+
+    Example:
+        >>> take({"x": torch.arange(10), "word": ["a", "b", "c", "d"]}, torch.tensor([3, 1]))
+        {'x': tensor([3, 1]), 'word': ['d', 'b']}
+    """
     if isinstance(columns, Tensor):
         return columns.index_select(0, indices if columns.is_cpu else indices.to(columns.device))
     if isinstance(columns, np.ndarray):
         return _from_array(columns[indices.numpy()])
     if isinstance(columns, list):
-        # A share without samples has the type and shape of one that has some.
+        # An empty local batch has the type and shape of one that is not empty.
         items = [columns[index] for index in indices.tolist() or [0]]
         return default_collate(items) if len(indices) else samples(default_collate(items), 1, slice(0))
-    if type(columns) is tuple:  # the shortest way for what most batches are
+    if type(columns) is tuple:  # the fast path for most batches
         return tuple([take(part, indices) for part in columns])
     return _rebuilt(columns, lambda part: take(part, indices))
 
 
 def samples(tree: Any, num: int, where: slice) -> Any:
-    """The samples `where` of a batch of `num`: a tree of tensors, arrays and lists whose first dimension they are.
+    """Takes a slice of the samples of a batch.
 
-    A list of tensors or of tuples that all have `num` entries is columns, as torch's default_collate makes them; any
-    other list of `num` has a sample in each place. What has no first dimension (numbers, strings, None) belongs to
-    all. Raises ConfigError for what cannot be cut.
+    A list of tensors or tuples that all have `num` entries is columns, as torch's default_collate makes them; any other
+    list of `num` entries contains one per sample. A value without a first dimension (number, string, None) is returned
+    as it is.
+
+    Args:
+        tree: a tree of tensors, arrays and lists whose first dimension is the samples.
+        num: the number of samples in the batch.
+        where: the samples to take.
+
+    Returns:
+        The same tree with those samples.
+
+    Raises:
+        ConfigError: for a tensor or array whose first dimension is not `num`.
     """
     if isinstance(tree, Tensor | np.ndarray):
         if tree.ndim == 0:
@@ -83,14 +115,26 @@ def samples(tree: Any, num: int, where: slice) -> Any:
     else:
         return tree
     raise ConfigError(
-        f"a batch of {num} samples holds a {type(tree).__name__} of shape {[*tree.shape]}, which cannot be cut into "
-        f"micro-batches or empty shares: its first dimension must be the samples; let collate give it that, or a list "
-        f"with one entry a sample"
+        f"a batch of {num} samples holds a {type(tree).__name__} of shape {[*tree.shape]}, which cannot be divided "
+        f"into micro-batches: its first dimension must be the samples; let collate return that, or a list with one "
+        f"entry per sample"
     )
 
 
 def one_by_one(columns: Any, indices: list[int]) -> list[Any]:
-    """The samples `indices` of a tree of columns as a list, for a collate function."""
+    """Takes samples of columns as a list, for a collate function.
+
+    Args:
+        columns: a tree of columns.
+        indices: of the samples.
+
+    Returns:
+        One tree per sample.
+
+    Example:
+        >>> one_by_one({"x": [10, 20, 30]}, [2, 0])
+        [{'x': 30}, {'x': 10}]
+    """
 
     def pick(tree: Any, index: int) -> Any:
         if isinstance(tree, Mapping | tuple):
@@ -114,7 +158,7 @@ def _rebuilt(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _from_array(array: Any) -> Any:
-    if array.dtype.kind in "OUS":  # torch has no such type: texts stay texts, objects become what they hold
+    if array.dtype.kind in "OUS":  # torch has no such type: strings stay strings, objects are converted
         return default_collate(array.tolist()) if len(array) else []
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
@@ -130,13 +174,13 @@ def _measure(tree: Any, name: str, lengths: dict[str, int]) -> None:
     else:
         raise ConfigError(
             f"column {name or 'of a data source'} is a {type(tree).__name__} of {getattr(tree, 'dtype', 'no dtype')}: "
-            f"allowed are tensors, arrays and lists whose first dimension is the samples, of numbers or text; of a "
+            f"it must be a tensor, an array or a list of numbers or text, with the samples as first dimension; of a "
             f"dict of data sets, give one of them"
         )
 
 
 def _is_foreign(column: Any) -> bool:
-    """Of a type that torch has not: times, records."""
+    """Whether torch has no such dtype: times, records."""
     return isinstance(column, np.ndarray) and column.dtype.kind in "MmV"
 
 
@@ -151,6 +195,6 @@ def _require_map_style(source: Any) -> None:
         advice = "give list(source) where it fits into memory, else write it to files that can be read by index"
     if advice is not None:
         raise ConfigError(
-            f"a data source is a tensor, an array, a tuple or dict of them, or a map-style data set with __len__ and "
-            f"__getitem__, so that any sample can be found again after a resume; this is a {kind}: {advice}"
+            f"a data source must be a tensor, an array, a tuple or dict of them, or a map-style data set with __len__ "
+            f"and __getitem__, so that any sample can be found again after a resume; this is a {kind}: {advice}"
         )

@@ -1,4 +1,4 @@
-"""Where text comes from: a set of files, found by a listing and read as a stream of documents."""
+"""Corpus: the text files of a run, found by listing and read as a stream of documents."""
 
 import hashlib
 import importlib.util
@@ -24,9 +24,11 @@ _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-pa
 class Corpus:
     """Files of text, in a fixed order.
 
-    held_out: the files of a held-out split that the source brings itself; empty where one is to be drawn.
-    field: the key or column that holds the text, in formats with several.
-    unread: files beside them that are not text that can be read.
+    Args:
+        train: the files to train on.
+        held_out: the files of the source's own held-out split; empty where one is to be drawn.
+        field: the key or column that contains the text, in formats with several.
+        unread: other files in the folder, which cannot be read as text.
     """
 
     train: tuple[Path, ...]
@@ -35,7 +37,11 @@ class Corpus:
     unread: tuple[Path, ...] = ()
 
     def documents(self) -> Iterator[tuple[bool, str]]:
-        """(is of the source's own held-out split, text) of each document that is not blank; held-out ones first."""
+        """Reads the documents that are not blank, held-out ones first.
+
+        Yields:
+            (whether it belongs to the source's own held-out split, text).
+        """
         for is_held_out, files in ((True, self.held_out), (False, self.train)):
             for path in files:
                 read = reader_of(path)
@@ -45,9 +51,16 @@ class Corpus:
                         yield is_held_out, text
 
     def fingerprint(self, progress: bool = False) -> str:
-        """A hash of what the files hold; neither their names nor where they lie count."""
+        """Hashes the content of the files; their names and paths do not matter.
+
+        Args:
+            progress: whether to show a progress bar.
+
+        Returns:
+            Hexadecimal digits.
+        """
         files = self.held_out + self.train
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             digests = list(track(pool.map(_digest, files), "comparing text", len(files), progress))
         whole = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
         for path, digest in zip(files, digests, strict=True):
@@ -56,12 +69,19 @@ class Corpus:
 
 
 def find_corpus(path: Path | None, field: str = "text") -> Corpus:
-    """The corpus at `path`; None for the built-in one. Lists directories, and reads only the start of nameless files.
+    """Finds the corpus at a path. Lists directories, and reads only the start of files without a suffix.
 
-    path: a file that `readers` knows; a directory written by `save_to_disk` of Hugging Face datasets (of a DatasetDict,
-        `train` is trained on and `validation` or `test`, where there, held out); or a folder with any of these, at any
-        depth, links followed.
-    Raises DataError that names the key data.path.
+    Args:
+        path: a file of a format in `readers`; a directory written by `save_to_disk` of Hugging Face datasets (of a
+            DatasetDict, `train` is trained on, and `validation` or `test` is held out); or a folder with any of these,
+            at any depth, links followed. None: the built-in corpus.
+        field: the key or column that contains the text, in formats with several.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        DataError: where nothing can be read at `path`; the message names the key data.path.
     """
     if path is None:
         return documentation()
@@ -78,9 +98,9 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
 
 
 def documentation() -> Corpus:
-    """The built-in corpus: what the installed Python, NumPy and PyTorch say about themselves; nothing is downloaded.
+    """Returns the built-in corpus: the docstrings of the installed Python, NumPy and PyTorch; nothing is downloaded.
 
-    Some 35,000 paragraphs and 8 MB of technical English. It changes with the versions that are installed.
+    About 35,000 paragraphs and 8 MB of technical English. It changes with the installed versions.
     """
     roots = [Path(sysconfig.get_path("stdlib"))]
     for name in ("numpy", "torch"):
@@ -92,7 +112,7 @@ def documentation() -> Corpus:
 
 def _sources(root: Path) -> Iterator[Path]:
     for directory, folders, files in os.walk(root):
-        folders[:] = sorted(set(folders) - _NOT_DOCUMENTATION)  # what stays here is where the walk goes
+        folders[:] = sorted(set(folders) - _NOT_DOCUMENTATION)  # os.walk enters only the folders that stay in the list
         yield from (Path(directory, name) for name in sorted(files) if name.endswith(".py"))
 
 
@@ -142,7 +162,7 @@ def _add_dataset_dict(path: Path, found: _Found) -> None:
 def _arrow_files(path: Path) -> tuple[Path, ...]:
     state = path / "state.json"
     if not state.is_file():
-        raise DataError(f"data.path: {path} has no state.json, so it is not a whole data set; save it again")
+        raise DataError(f"data.path: {path} has no state.json, so it is not a complete data set; save it again")
     files = tuple(path / entry["filename"] for entry in json.loads(state.read_text())["_data_files"])
     missing = next((file for file in files if not file.is_file()), None)
     if missing:

@@ -1,4 +1,4 @@
-"""A DataLoader that is there already: what of it `runtime.batches` takes over, and what it refuses to lose."""
+"""BatchSource: a data set with its collate function, order and number of workers, also as taken from a DataLoader."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,19 @@ from torch.utils.data import (
 
 from trainkit.errors import ConfigError
 
-_READ_AS_THEY_ARE = ("DataLoader", "StatefulDataLoader")
+_SUPPORTED_CLASSES = ("DataLoader", "StatefulDataLoader")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """order: None for every sample once an epoch, shuffled by the seed.  num_workers: None where nothing says."""
+class BatchSource:
+    """The data set that batches are taken from, and how.
+
+    Args:
+        dataset: columns, a map-style or an iterable data set.
+        collate: makes a batch of a list of samples; None: torch's default_collate.
+        order: the order of each epoch; None: every sample once per epoch, shuffled by the seed.
+        num_workers: processes that fetch data; None: not given.
+    """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] | None = None
@@ -29,7 +36,11 @@ class Parts:
     num_workers: int | None = None
 
     def require_all_in_order(self) -> None:
-        """Raises ConfigError where a sampler chooses among the samples, as for an evaluation."""
+        """Checks that no sampler chooses among the samples, as an evaluation needs.
+
+        Raises:
+            ConfigError: naming the sampler.
+        """
         if self.order is not None and not isinstance(self.order, range | SequentialSampler):
             raise ConfigError(
                 f"an evaluation measures every sample once, and this DataLoader's {type(self.order).__name__} chooses "
@@ -37,20 +48,32 @@ class Parts:
             )
 
 
-def parts_of(source: Any, *, collate: Any = None, order: Any = None, num_workers: int | None = None) -> Parts:
-    """What batches are made of; of a DataLoader its own, where nothing else is given.
+def batch_source(source: Any, *, collate: Any = None, order: Any = None, num_workers: int | None = None) -> BatchSource:
+    """Makes a BatchSource; a DataLoader provides what is not given otherwise.
 
-    A RandomSampler and a DistributedSampler say only that every sample comes once, shuffled or not: that is done here,
-    for all ranks. Raises ConfigError for a DataLoader of which something would be lost.
+    A RandomSampler and a DistributedSampler only determine that every sample comes once, shuffled or not: trainkit does
+    that itself, for all ranks.
+
+    Args:
+        source: columns, a data set or a DataLoader.
+        collate: makes a batch of a list of samples.
+        order: a torch Sampler, a BatchSampler or a function (seed, epoch) -> indices.
+        num_workers: processes that fetch data.
+
+    Returns:
+        The data set and its settings.
+
+    Raises:
+        ConfigError: for a DataLoader with a setting that cannot be taken over.
     """
     if not isinstance(source, DataLoader):
-        return Parts(source, collate, _plain(order, source), num_workers)
+        return BatchSource(source, collate, _plain(order, source), num_workers)
     _require_plain(source)
     dataset = source.dataset
     if order is None and not isinstance(dataset, IterableDataset):
         batches = source.batch_sampler
         order = batches.sampler if type(batches) is BatchSampler else batches
-    return Parts(
+    return BatchSource(
         dataset,
         collate or (source.collate_fn if source.collate_fn is not default_collate else None),
         _plain(order, dataset),
@@ -60,7 +83,7 @@ def parts_of(source: Any, *, collate: Any = None, order: Any = None, num_workers
 
 def _require_plain(loader: "DataLoader[Any]") -> None:
     lost = None
-    if type(loader).__name__ not in _READ_AS_THEY_ARE:
+    if type(loader).__name__ not in _SUPPORTED_CLASSES:
         lost = f"its class {type(loader).__name__} may change the batches"
     elif loader.worker_init_fn is not None:
         lost = "its worker_init_fn is not called: samples are seeded by their positions"
@@ -68,8 +91,8 @@ def _require_plain(loader: "DataLoader[Any]") -> None:
         lost = "with batch_size=None, its data set makes the batches"
     if lost is not None:
         raise ConfigError(
-            f"this DataLoader cannot be taken over: {lost}; give runtime.batches(loader.dataset, batch_size=..., "
-            f"collate=..., order=...) what it should have of it"
+            f"this DataLoader cannot be taken over: {lost}; use runtime.batches(loader.dataset, batch_size=..., "
+            f"collate=..., order=...) with the settings that should be kept"
         )
 
 

@@ -1,4 +1,4 @@
-"""The data of a run: what is trained on, what is held out, and how samples become a batch."""
+"""Datasets: the training and the held-out data of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,16 +7,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Datasets:
-    """Two map-style data sets that share no sample: one to train on and one to measure on.
+    """Two data sets that share no sample: one for training and one for evaluation.
 
-    train, held_out: `__len__` and `__getitem__(index)`; or also `__getitems__(indices)`, which returns a list of
-        samples to collate, or a tree of tensors (first dimension the samples) that is a batch already.
-    collate: makes a batch of a list of samples; None for torch's own.
-    facts: what else a reader of a run should know of them, such as how many documents they were made of.
-    tokenizer: what made the tokens, for text; recipes that print sentences need one.
+    A specification of data (`Text`, `Images`) loads into this. It is also a specification itself, so own data sets can
+    be used in its place: `data: {_target_: trainkit.data.Datasets, train: {...}, held_out: {...}}`.
 
-    A specification of data (`Text`, `Images`) loads into this. It is also a specification itself, so that one's own
-    data sets go wherever those go: `data: {_target_: trainkit.data.Datasets, train: {...}, held_out: {...}}`.
+    Args:
+        train: map-style, with `__len__` and `__getitem__(index)`; optionally also `__getitems__(indices)`, which
+            returns a list of samples to collate, or a tree of tensors (first dimension the samples) that is already a
+            batch.
+        held_out: the same, for evaluation.
+        collate: makes a batch of a list of samples; None: torch's default_collate.
+        tokenizer: the tokenizer of text; needed by recipes that print sentences.
+        facts: other properties to show to a reader of the run, such as the number of documents.
     """
 
     train: Any
@@ -26,16 +29,16 @@ class Datasets:
     facts: Mapping[str, int | str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, int | str]:
-        """Numbers of samples, where a length is known, and the `facts`, by what they are called in a summary."""
+        """Returns the numbers of samples, where a length is known, and the `facts`, by their names in a summary."""
         sets = {"training samples": self.train, "held-out samples": self.held_out}
         return {**{name: len(samples) for name, samples in sets.items() if hasattr(samples, "__len__")}, **self.facts}
 
     def fingerprints(self) -> dict[str, str]:
-        """Of the training data and of the held-out data, by `fingerprint`."""
-        from trainkit.data.fingerprint import fingerprint  # which knows this class
+        """Returns the fingerprints of the training data and the held-out data."""
+        from trainkit.data.fingerprint import fingerprint  # which imports this class
 
         return {"train": fingerprint(self.train), "held_out": fingerprint(self.held_out)}
 
     def load(self, progress: bool = True) -> "Datasets":
-        """Itself: there is nothing to build."""
+        """Returns itself: there is nothing to build."""
         return self

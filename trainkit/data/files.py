@@ -1,4 +1,4 @@
-"""Files below a folder: found through links, each directory once, and those that nobody reads are counted."""
+"""Files below a folder."""
 
 import os
 from collections import Counter
@@ -7,10 +7,16 @@ from pathlib import Path, PurePath
 
 
 def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(directory, folders, files) from `path` down, names sorted, hidden ones aside; links are followed.
+    """Walks a folder like os.walk, in sorted order and without hidden names; links are followed.
 
-    A directory that several links lead to comes once, so that a link to a folder above ends. What is taken out of
-    `folders` is not entered.
+    A directory that several links lead to comes once, so that a link to a parent folder ends. Folders that the caller
+    removes from `folders` are not entered.
+
+    Args:
+        path: the folder.
+
+    Yields:
+        (directory, names of its folders, names of its files).
     """
     seen: set[tuple[int, int]] = set()
     for directory, folders, files in os.walk(path, followlinks=True):
@@ -24,14 +30,37 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def suffix_of(name: str | PurePath) -> str:
-    """In lower case; with the one before it where that is of a compressed file: `.txt.gz`."""
+    """Returns the suffix in lower case, with the one before it for a compressed file.
+
+    Args:
+        name: a file name or path.
+
+    Returns:
+        The suffix with its dot; empty where there is none.
+
+    Example:
+        >>> suffix_of("wiki.TXT.gz"), suffix_of("README")
+        ('.txt.gz', '')
+    """
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     is_compressed = len(suffixes) > 1 and suffixes[-1] in (".gz", ".zst")
     return "".join(suffixes[-2:]) if is_compressed else "".join(suffixes[-1:])
 
 
 def counted(names: Iterable[str | PurePath], most: int = 4) -> str:
-    """`3 .heic, 1 without a suffix`, the commonest first; empty for none."""
+    """Counts files by suffix, for a message.
+
+    Args:
+        names: file names.
+        most: suffixes to list; the rest are counted as others.
+
+    Returns:
+        The counts, largest first; empty for no files.
+
+    Example:
+        >>> counted(["a.heic", "b.heic", "README"])
+        '2 .heic, 1 without a suffix'
+    """
     counts = Counter(suffix_of(name) or "without a suffix" for name in names).most_common()
     shown = [f"{count} {suffix}" for suffix, count in counts[:most]]
     others = sum(count for _, count in counts[most:])

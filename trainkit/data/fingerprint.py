@@ -1,4 +1,4 @@
-"""Fingerprint: a short hash by which two processes, or two starts of a run, find that they read the same data."""
+"""Fingerprint: a short hash that shows whether two processes, or two starts of a run, read the same data."""
 
 import hashlib
 import os
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from trainkit.data.datasets import Datasets
 
-_NUM_LOOKED_AT = 32  # samples of a tensor, elements of a list
+_NUM_HASHED = 32  # samples of a tensor, elements of a list
 _NUM_BYTES = 1 << 16  # of a file, at its start and at its end
 
 
@@ -22,14 +22,22 @@ class _Digest(Protocol):
 
 
 def fingerprint(source: Any) -> str:
-    """32 hexadecimal digits that depend on what `source` holds, and neither on where it lies nor on the process.
-
-    source: what `runtime.batches` takes, a `Datasets`, or the path of a file or a folder. An object that has a
-        `fingerprint`, a string or a method that returns one, says it itself.
+    """Hashes the content of a data source, independent of its location and of the process.
 
     Fast, and so not exhaustive: of tensors, arrays and lists it takes type, shape and 32 evenly spaced samples; of
     files their relative names, sizes, first and last 64 KiB; of other data sets the class and the number of samples,
     since their samples may be random or slow to make.
+
+    Args:
+        source: anything that `runtime.batches` takes, a `Datasets`, or the path of a file or folder. An object with a
+            `fingerprint`, a string or a method that returns one, provides its own.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Example:
+        >>> fingerprint([1, 2, 3]) == fingerprint([1, 2, 3]) != fingerprint([1, 2, 4])
+        True
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, source)
@@ -47,10 +55,19 @@ def _add(digest: _Digest, source: Any) -> None:
     elif isinstance(source, Path):
         _add_path(digest, source)
     elif isinstance(source, Mapping):
-        _add_all(digest, "mapping", *(part for key in source for part in (str(key), source[key])))
+        _add_all(digest, "mapping", *(entry for key in source for entry in (str(key), source[key])))
     elif isinstance(source, list | tuple):
         _add_all(digest, "sequence", len(source), *(source[index] for index in _spread(len(source))))
-    elif isinstance(source, Datasets):
+    elif isinstance(source, Datasets | Dataset):
+        _add_dataset(digest, source)
+    elif source is None or isinstance(source, str | bytes | bool | int | float | complex | np.generic):
+        digest.update(f"{type(source).__name__} {source!r};".encode(errors="surrogatepass"))
+    else:
+        _add_class(digest, source)
+
+
+def _add_dataset(digest: _Digest, source: Any) -> None:
+    if isinstance(source, Datasets):
         _add_all(digest, "data sets", source.train, source.held_out)
     elif isinstance(source, TensorDataset):
         _add_all(digest, "tensors", *source.tensors)
@@ -58,11 +75,13 @@ def _add(digest: _Digest, source: Any) -> None:
         _add_all(digest, "subset", source.dataset, np.asarray(source.indices))
     elif isinstance(source, ConcatDataset):
         _add_all(digest, "concatenation", *source.datasets)
-    elif source is None or isinstance(source, str | bytes | bool | int | float | complex | np.generic):
-        digest.update(f"{type(source).__name__} {source!r};".encode(errors="surrogatepass"))
     else:
-        num = len(source) if hasattr(source, "__len__") else "?"
-        digest.update(f"{type(source).__qualname__} {num};".encode())
+        _add_class(digest, source)
+
+
+def _add_class(digest: _Digest, source: Any) -> None:
+    num = len(source) if hasattr(source, "__len__") else "?"
+    digest.update(f"{type(source).__qualname__} {num};".encode())
 
 
 def _add_all(digest: _Digest, kind: str, *parts: Any) -> None:
@@ -74,24 +93,24 @@ def _add_all(digest: _Digest, kind: str, *parts: Any) -> None:
 def _add_tensor(digest: _Digest, tensor: Tensor) -> None:
     digest.update(f"tensor {tensor.dtype} {[*tensor.shape]}:".encode())
     if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta:
-        looked_at = tensor.detach()[_spread(len(tensor))] if tensor.ndim else tensor.detach()
-        digest.update(looked_at.cpu().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed = tensor.detach()[_spread(len(tensor))] if tensor.ndim else tensor.detach()
+        digest.update(hashed.cpu().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _add_array(digest: _Digest, array: Any) -> None:
     digest.update(f"array {array.dtype} {[*array.shape]}:".encode())
-    looked_at = array[_spread(len(array))] if array.ndim else array
+    hashed = array[_spread(len(array))] if array.ndim else array
     if array.dtype.hasobject:
-        _add(digest, looked_at.tolist())
+        _add(digest, hashed.tolist())
     else:
-        digest.update(looked_at.tobytes())
+        digest.update(hashed.tobytes())
 
 
 def _spread(num: int) -> list[int]:
-    """At most `_NUM_LOOKED_AT` of `num` indices, evenly spaced, the first and the last among them."""
-    if num <= _NUM_LOOKED_AT:
+    """Returns at most `_NUM_HASHED` of `num` indices, evenly spaced, with the first and the last."""
+    if num <= _NUM_HASHED:
         return list(range(num))
-    return [index * (num - 1) // (_NUM_LOOKED_AT - 1) for index in range(_NUM_LOOKED_AT)]
+    return [index * (num - 1) // (_NUM_HASHED - 1) for index in range(_NUM_HASHED)]
 
 
 def _add_path(digest: _Digest, path: Path) -> None:
@@ -106,7 +125,7 @@ def _add_path(digest: _Digest, path: Path) -> None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The files below `path` in an order that depends on their names alone, hidden ones aside."""
+    """Yields the files below `path`, without hidden ones, in an order that depends on their names alone."""
     for directory, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(directory, name) for name in sorted(files) if not name.startswith("."))

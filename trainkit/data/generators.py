@@ -1,4 +1,4 @@
-"""The global random generators of Python, NumPy and PyTorch's CPU: seeded for a sample, and left as they were."""
+"""The global random generators of Python, NumPy and PyTorch's CPU."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def seed_everything(key: int) -> None:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Leaves the global generators as they were: seeding them for data must not touch the training process."""
+    """Context manager that restores the global generators on exit: seeding them for data must not affect training."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

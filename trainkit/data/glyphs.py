@@ -1,4 +1,4 @@
-"""The built-in images: letters and digits of the DejaVu typefaces that matplotlib brings, so nothing is downloaded."""
+"""Glyphs: the built-in images, letters and digits of matplotlib's DejaVu fonts, so nothing is downloaded."""
 
 import hashlib
 import string
@@ -13,45 +13,53 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 _CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
-_SHARES = (0.78, 0.82, 0.86, 0.90)  # of the canvas that the glyph's longer side takes
-_LEAST_CANVAS = 128  # pixels: glyphs are drawn large and averaged down
+_SCALES = (0.78, 0.82, 0.86, 0.90)  # the longer side of a glyph as a fraction of the canvas
+_MIN_CANVAS = 128  # pixels: glyphs are drawn large and averaged down
 _NOT_A_CHARACTER = "\U0010fffe"
 
 
 class Glyphs:
-    """62 letters and digits of 12 faces in 4 sizes, white on black: 2,976 images, from any resolution."""
+    """62 letters and digits of 12 fonts in 4 sizes, white on black: 2,976 images.
+
+    Args:
+        resolution: pixels; the images are drawn at least that large.
+    """
 
     def __init__(self, resolution: int) -> None:
-        self._canvas = max(_LEAST_CANVAS, resolution)
+        self._canvas = max(_MIN_CANVAS, resolution)
 
     def names(self) -> Sequence[str]:
+        """Returns the names of all images, as `open` takes them."""
         return [
-            f"{face}/{character}/{share}"
+            f"{face}/{character}/{scale}"
             for face, font in self._fonts.items()
             for character in _drawable(font)
-            for share in _SHARES
+            for scale in _SCALES
         ]
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """Of the fonts themselves and of how they are drawn."""
-        digest = hashlib.blake2b(repr((_CHARACTERS, _SHARES, self._canvas)).encode(), digest_size=16)
+        """Hashes the fonts and how they are drawn."""
+        digest = hashlib.blake2b(repr((_CHARACTERS, _SCALES, self._canvas)).encode(), digest_size=16)
         for path in _font_files():
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def num_bytes(self, name: str) -> int:
+        """Returns 0: there is no file."""
         return 0
 
     def unread(self) -> Sequence[str]:
+        """Returns nothing: there are no other files."""
         return ()
 
     def open(self, name: str) -> "Image.Image":
+        """Draws the image of that name."""
         from PIL import Image
 
-        face, character, share = name.split("/")
+        face, character, fraction = name.split("/")
         font, canvas = self._fonts[face], self._canvas
         glyph = _ink(font, character)
-        scale = float(share) * canvas / max(glyph.size)
+        scale = float(fraction) * canvas / max(glyph.size)
         glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))))
         image = Image.new("L", (canvas, canvas))
         image.paste(glyph, ((canvas - glyph.width) // 2, (canvas - glyph.height) // 2))
@@ -79,7 +87,7 @@ def _font_files() -> list[Path]:
 
 
 def _drawable(font: "ImageFont.FreeTypeFont") -> list[str]:
-    """The characters that the face draws as something else than the box it draws for what it lacks."""
+    """Returns the characters that the font has, which are not drawn as its box for missing ones."""
     box = _ink(font, _NOT_A_CHARACTER)
     return [character for character in _CHARACTERS if _ink(font, character) != box]
 
@@ -90,4 +98,4 @@ def _ink(font: "ImageFont.FreeTypeFont", character: str) -> "Image.Image":
     left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
     image = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(image).text((-left, -top), character, fill=255, font=font)
-    return image.crop(image.getbbox())  # the font's own box has room for the space between letters
+    return image.crop(image.getbbox())  # the font's own box includes the space between letters

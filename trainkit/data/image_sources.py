@@ -1,4 +1,4 @@
-"""Where images come from: a folder or a zip file of them."""
+"""Sources of images: a folder or a zip file."""
 
 import contextlib
 import hashlib
@@ -19,43 +19,56 @@ from trainkit.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow knows the names of these formats, but reads them only through programs or plug-ins of others.
+# Pillow registers these formats, but reads them only through external programs or plug-ins.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
 class ImageSource(Protocol):
-    """Named images in an order that does not change."""
+    """Named images in a fixed order."""
 
     def names(self) -> Sequence[str]:
-        """What `open` takes, sorted."""
+        """Returns the names that `open` takes, sorted."""
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """A hash of what the images hold. `memory`: a directory to keep in what is slow to find out again."""
+        """Hashes the content of the images.
+
+        Args:
+            memory: a directory to cache slow results in.
+            progress: whether to show a progress bar.
+        """
 
     def num_bytes(self, name: str) -> int:
-        """The size of the file, decompressed."""
+        """Returns the size of the file in bytes, decompressed."""
 
     def unread(self) -> Sequence[str]:
-        """Names of the files beside them that are no images that can be read."""
+        """Returns the names of other files, which cannot be read as images."""
 
     def open(self, name: str) -> "Image.Image":
-        """The image, which may not be decoded yet. Raises whatever Pillow raises for a file that it cannot read."""
+        """Opens an image, which may not be decoded yet. Raises what Pillow raises for a file that it cannot read."""
 
 
 class Folder:
-    """The images below a directory, hidden files and directories aside."""
+    """The images below a directory, without hidden files and directories.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        DataError: where it contains no image.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Enough of the walk to know that it will find something: a large folder is listed when it is loaded.
+        # Only up to the first image: a large folder is listed when it is loaded.
         if next(self._walk(), None) is None:
             raise DataError(_nothing_in(path, list(_files(path))))
 
     def names(self) -> Sequence[str]:
+        """Returns the paths of the images relative to the folder, sorted."""
         return sorted(self._walk())
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """Of every byte; read once for each state of the folder, as a large one takes long to read at every start."""
+        """Hashes every byte, once per state of the folder, because a large one takes long to read."""
         directory = cached(memory, f"listing-{self._listing()}", lambda aside: self._write_digest(aside, progress))
         return (directory / "digest").read_text()
 
@@ -69,11 +82,11 @@ class Folder:
         try:
             with (self.path / name).open("rb") as file:
                 return hashlib.file_digest(file, "blake2b").digest()
-        except OSError as error:  # `open` will say so, where it is known whether that is an error
+        except OSError as error:  # `open` fails too, where it is known whether that is an error
             return (error.strerror or type(error).__name__).encode()
 
     def _listing(self) -> str:
-        """A hash of names, sizes and times; the time of the last change of status (ctime) is not anyone's to set."""
+        """Hashes names, sizes and times, among them that of the last status change (ctime), which cannot be set."""
         whole = hashlib.blake2b(os.fsencode(self.path.resolve()), digest_size=16)
         for name in self.names():
             whole.update(os.fsencode(name) + b"\0")
@@ -83,12 +96,15 @@ class Folder:
         return whole.hexdigest()
 
     def num_bytes(self, name: str) -> int:
+        """Returns the size of the file in bytes."""
         return (self.path / name).stat().st_size
 
     def unread(self) -> Sequence[str]:
+        """Returns the paths of the files that are no images."""
         return [file for file in _files(self.path) if Path(file).suffix.lower() not in extensions()]
 
     def open(self, name: str) -> "Image.Image":
+        """Opens an image; it is decoded when its pixels are read."""
         from PIL import Image
 
         return Image.open(self.path / name)
@@ -98,7 +114,14 @@ class Folder:
 
 
 class Zip:
-    """The images in a zip file, hidden members aside."""
+    """The images in a zip file, without hidden members.
+
+    Args:
+        path: the zip file.
+
+    Raises:
+        DataError: where it cannot be read or contains no image.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,27 +139,41 @@ class Zip:
             raise DataError(_nothing_in(path, self._unread))
 
     def names(self) -> Sequence[str]:
+        """Returns the names of the members that are images, sorted."""
         return sorted(self._members)
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """Of the names, sizes and checksums that the zip file keeps."""
+        """Hashes the names, sizes and checksums in the zip file's directory."""
         kept = [(name, self._members[name].file_size, self._members[name].CRC) for name in self.names()]
         return hashlib.blake2b(repr(kept).encode(), digest_size=16).hexdigest()
 
     def num_bytes(self, name: str) -> int:
+        """Returns the decompressed size of the member in bytes."""
         return self._members[name].file_size
 
     def unread(self) -> Sequence[str]:
+        """Returns the names of the members that are no images."""
         return self._unread
 
     def open(self, name: str) -> "Image.Image":
+        """Opens an image; it is decoded when its pixels are read."""
         from PIL import Image
 
         return Image.open(io.BytesIO(self._file.read(name)))
 
 
 def find_source(path: Path) -> ImageSource:
-    """The images at `path`. Raises DataError naming data.path, what was found there and what to type."""
+    """Finds the images at a path.
+
+    Args:
+        path: a folder or a zip file.
+
+    Returns:
+        The source of the images.
+
+    Raises:
+        DataError: naming data.path, what was found there and what to set.
+    """
     if not path.exists():
         raise DataError(
             f"data.path={path} does not exist; set data.path to a folder or zip file of images, "
@@ -151,7 +188,7 @@ def find_source(path: Path) -> ImageSource:
 
 @cache
 def extensions() -> frozenset[str]:
-    """Suffixes, in lower case and with the dot, of the formats that the installed Pillow decodes by itself."""
+    """Returns the suffixes, in lower case and with the dot, of the formats that Pillow decodes by itself."""
     from PIL import Image
 
     readable = {
@@ -161,13 +198,13 @@ def extensions() -> frozenset[str]:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """Every file below `path` but hidden ones, relative to it."""
+    """Yields the files below `path` that are not hidden, relative to it."""
     for directory, _, files in walk(path):
         yield from (str((directory / name).relative_to(path)) for name in files)
 
 
 def _is_hidden(member: str) -> bool:
-    # __MACOSX holds what a Mac knows about the files, under their own names.
+    # macOS stores metadata of the files in __MACOSX, under their own names.
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
@@ -175,7 +212,7 @@ def _nothing_in(path: Path, names: Sequence[str]) -> str:
     if not names:
         return f"data.path={path} is empty; put images there, or set data.path to another folder or zip file"
     found = counted(names)
-    hint = "; a zip file is given by its own path" if ".zip" in found else ""
+    hint = "; for a zip file, set data.path to the file itself" if ".zip" in found else ""
     return (
         f"data.path={path} holds no image: found {found}{hint}; set data.path to a folder or zip file with .png, .jpg, "
         f".webp or another of the {len(extensions())} suffixes that Pillow reads"

@@ -1,9 +1,10 @@
-"""Images for a generative model: any source of them, decoded once into every resolution from 4x4 up."""
+"""Images: any source of images, decoded once into every resolution from 4x4 up, for a generative model."""
 
 import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +19,25 @@ from trainkit.data.image_sources import ImageSource, find_source
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
-from trainkit.data.split import lowest_share
+from trainkit.data.split import lowest_fraction
 from trainkit.data.square import square
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 
-_FORMAT = 3  # of the cache: raise it whenever the same images and settings would give other files
-_PILLOWS_LIMIT = 178_956_970  # above it, Pillow opens nothing
-_FEWEST_MEASURED = 200  # images: with fewer, a distance says more of the choice than of the generator
+_FORMAT = 3  # of the cache: increase it whenever the same images and settings would give other files
+_PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
+_MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
 _NUM_NAMED = 3  # unreadable files in a message
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that Pillow could not decode, and what it said."""
+    """A file that Pillow could not decode.
+
+    Args:
+        name: of the file.
+        reason: the message of the decoder.
+    """
 
     name: str
     reason: str
@@ -39,20 +45,26 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What images to train on; `load()` turns it into data sets that hold them at every resolution.
+    """A specification of images to train on; `load()` makes data sets of them at every resolution.
 
-    path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; None for the
-        built-in letters and digits, which need no download.
-    resolution: the largest, a power of two from 4 to 1024; images are cut to their central square and scaled to it.
-    channels: 3 for RGB, 1 for grey.
-    held_out: share of the images that is held out, chosen by a hash of their pixels. Images with the same pixels at
-        `resolution` are one image, so none is on both sides.
-    held_out_samples: the most of them to measure on, chosen by a hash of their pixels; None for all.
-    max_pixels, max_file_mb: larger images and files are unreadable ones: a file of 20 kB may hold gigabytes.
-    on_unreadable: an image that cannot be decoded is an `error`, or is left out and counted: `skip`.
-    cache_dir: where pixels are kept; None for $TRAINKIT_CACHE, else ~/.cache/trainkit.
-    num_workers: threads that decode; None for one a core.
-    Raises DataError, at once, for what a listing of the path can tell.
+    Args:
+        path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; None: the
+            built-in letters and digits, which need no download.
+        resolution: the largest, in pixels: a power of two from 4 to 1024. Images are cropped to their central square
+            and scaled to it.
+        channels: 3 for RGB, 1 for grey.
+        held_out: the fraction of the images that is held out, chosen by a hash of their pixels. Images with the same
+            pixels at `resolution` count as one, so none is on both sides.
+        held_out_samples: the maximum number of held-out images to evaluate on, chosen by a hash of their pixels; None:
+            all.
+        max_pixels: images with more pixels count as unreadable: a file of 20 kB may expand to gigabytes.
+        max_file_mb: larger files, in MB, count as unreadable.
+        on_unreadable: whether an image that cannot be decoded is an `error`, or is left out and counted (`skip`).
+        cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
+        num_workers: threads that decode; None: one per core.
+
+    Raises:
+        DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
     """
 
     path: Path | None = None
@@ -74,16 +86,23 @@ class Images:
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
-        _check(0 < self.max_pixels <= _PILLOWS_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOWS_LIMIT}")
+        _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")
         _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.path is not None:
             self._source()
 
     def load(self, progress: bool = True) -> Datasets:
-        """Train and held-out `Pyramid`s; built into the cache if they are not there yet.
+        """Loads the training and held-out `Pyramid`s, and builds them into the cache if they are not there yet.
 
-        Raises DataError for images that cannot be read, and where there are too few to hold one out.
+        Args:
+            progress: whether to show progress bars.
+
+        Returns:
+            The data sets.
+
+        Raises:
+            DataError: for images that cannot be read, and where there are too few to hold one out.
         """
         source = self._source()
         directory = cached(
@@ -99,7 +118,7 @@ class Images:
         if unreadable and progress and Cluster.from_environment().rank == 0:
             print(_skipped(unreadable, summary["images"]), file=sys.stderr, flush=True)
         keys = read_keys(directory)
-        is_held_out = lowest_share(keys, self.held_out)
+        is_held_out = lowest_fraction(keys, self.held_out)
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
         facts = _facts(summary, source, int(is_held_out.sum()))
         if progress:
@@ -119,23 +138,23 @@ class Images:
         settings = (_FORMAT, content, self.resolution, self.channels, self.max_pixels, self.max_file_mb)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
-    def _build(self, source: ImageSource, directory: Path, progress: bool) -> None:
-        def decode(name: str) -> NDArray[np.uint8] | Unreadable:
-            try:
-                num_bytes = source.num_bytes(name)
-                if num_bytes > self.max_file_mb * 1_000_000:
-                    return Unreadable(name, f"{num_bytes:,} bytes, and data.max_file_mb={self.max_file_mb}")
-                with source.open(name) as image:
-                    if image.width * image.height > self.max_pixels:
-                        size = f"{image.width} x {image.height} pixels"
-                        return Unreadable(name, f"{size}, and data.max_pixels={self.max_pixels}")
-                    return square(image, self.resolution, self.channels)
-            except MemoryError:
-                raise
-            except Exception as error:  # what a broken file makes a decoder raise is of any kind
-                return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
+    def _decode(self, source: ImageSource, name: str) -> NDArray[np.uint8] | Unreadable:
+        try:
+            num_bytes = source.num_bytes(name)
+            if num_bytes > self.max_file_mb * 1_000_000:
+                return Unreadable(name, f"{num_bytes:,} bytes, and data.max_file_mb={self.max_file_mb}")
+            with source.open(name) as image:
+                if image.width * image.height > self.max_pixels:
+                    size = f"{image.width} x {image.height} pixels"
+                    return Unreadable(name, f"{size}, and data.max_pixels={self.max_pixels}")
+                return square(image, self.resolution, self.channels)
+        except MemoryError:
+            raise
+        except Exception as error:  # a decoder may raise anything for a broken file
+            return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
 
-        names = source.names()
+    def _build(self, source: ImageSource, directory: Path, progress: bool) -> None:
+        decode, names = partial(self._decode, source), source.names()
         with PyramidWriter(directory, self.resolution, self.channels, names) as pyramid:
             if pyramid.left_out and self.on_unreadable == "error":
                 raise self._cannot_read(Unreadable(**pyramid.left_out[0]))
@@ -165,7 +184,7 @@ class Images:
     def _cannot_read(self, file: Unreadable) -> DataError:
         return DataError(
             f"data.path={self.path}: {file.name} cannot be read as an image ({file.reason}); "
-            f"mend or remove it, or set data.on_unreadable=skip"
+            f"repair or remove it, or set data.on_unreadable=skip"
         )
 
 
@@ -179,14 +198,14 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
         facts["unreadable images"] = len(summary["unreadable"])
     if unread := counted(source.unread()):
         facts["files not read"] = unread
-    if num_held_out < _FEWEST_MEASURED:
+    if num_held_out < _MIN_HELD_OUT:
         images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
         facts["note"] = f"{images} too few to measure well: raise data.held_out"
     return facts
 
 
 def _lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
-    """Which of `keys` have the lowest low bits among those of `among`: at most `most`. The high bits made the split."""
+    """Chooses at most `most` of the `keys` in `among`, the lowest by low bits: the high bits decide the split."""
     low = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     order = np.flatnonzero(among)[np.argsort(low[among], kind="stable")[:most]]
     chosen = np.zeros(len(keys), np.bool_)

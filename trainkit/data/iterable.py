@@ -1,4 +1,4 @@
-"""Data that can only be read from its start: every rank reads all of it and keeps its share."""
+"""Reading: the local batches of iterable data, which every rank reads from its start."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,9 +16,9 @@ from trainkit.random import key_of
 
 
 def is_iterable_only(source: Any) -> bool:
-    """Whether `source` can be read again and again from its start, but has no samples to index.
+    """Whether `source` can be iterated repeatedly, but has no samples to index.
 
-    What is its own iterator, such as a generator, can be read once, and so is not.
+    An iterator, such as a generator, can be read only once, and so does not count.
     """
     if isinstance(source, IterableDataset):
         return True
@@ -27,14 +27,23 @@ def is_iterable_only(source: Any) -> bool:
 
 
 class Reading(IterableDataset[Batch]):
-    """This rank's shares of the global batches of an iterable data set, from position `start` on.
+    """The local batches of an iterable data set, from a position on.
 
-    Sample n of an epoch is the n-th that the source gives. Before each epoch its `set_epoch(epoch)` is called where
-    it has one, and before each sample the global generators are seeded by the sample's position. Every rank reads
-    every sample, so that the batches are the same on any number of them. A start at a later position reads again what
-    lies before it in its epoch, and one whole epoch more, for the length, where it lies behind the first.
+    Sample n of an epoch is the n-th that the source yields. Before each epoch its `set_epoch(epoch)` is called, where
+    it has one, and before each sample the global generators are seeded by the sample's position. Every rank reads every
+    sample, so that the batches do not depend on the number of ranks. A later `start` reads again what lies before it in
+    its epoch, and one more whole epoch, for the length, if it lies behind the first.
 
-    repeat: false: one epoch, whose last batch may be ragged.
+    Args:
+        source: an iterable that starts from the beginning each time.
+        seed: the seed of the run.
+        batch_size: samples in a global batch.
+        rank: of this process.
+        world_size: number of ranks.
+        collate: makes a batch of a list of samples; None: torch's default_collate.
+        start: samples before the first batch.
+        num_steps: batches; None: without end.
+        repeat: False: one epoch, whose last batch may be smaller.
     """
 
     def __init__(
@@ -56,7 +65,14 @@ class Reading(IterableDataset[Batch]):
         self._name = type(source).__name__
 
     def first(self) -> str:
-        """A fingerprint of the first sample. Raises ConfigError where a second reading begins with another one."""
+        """Fingerprints the first sample.
+
+        Returns:
+            The fingerprint.
+
+        Raises:
+            ConfigError: where a second iteration begins with another sample.
+        """
         prints = []
         for _ in range(2):
             with restored():
@@ -64,9 +80,9 @@ class Reading(IterableDataset[Batch]):
             prints.append(fingerprint(item[1] if item is not None else None))
         if prints[0] != prints[1]:
             raise ConfigError(
-                f"the data source {self._name} goes on, or gives another sample, where it is iterated a second time: "
-                f"__iter__ must begin anew each time, with an order that depends on set_epoch(epoch) and the global "
-                f"generators alone; else give list(source), or files that can be read by index"
+                f"the data source {self._name} continues, or gives another sample, when it is iterated a second time: "
+                f"__iter__ must start from the beginning each time, with an order that depends on set_epoch(epoch) and "
+                f"the global generators alone; else give list(source), or files that can be read by index"
             )
         return prints[0]
 
@@ -77,10 +93,10 @@ class Reading(IterableDataset[Batch]):
                 taken = [*islice(numbered, self.batch_size)]
             if not taken:
                 return
-            yield self._share(taken, position)
+            yield self._local_batch(taken, position)
             position, done = position + len(taken), done + 1
 
-    def _share(self, taken: list[tuple[int, Any]], position: int) -> Batch:
+    def _local_batch(self, taken: list[tuple[int, Any]], position: int) -> Batch:
         mine = taken[self.rank :: self.world_size]
         data = self.collate([item for _, item in mine or taken[:1]])
         return Batch(
@@ -92,7 +108,7 @@ class Reading(IterableDataset[Batch]):
         )
 
     def _numbered(self, position: int) -> Iterator[tuple[int, Any]]:
-        """(number in its epoch, sample) from `position` on. Leaves the global generators seeded."""
+        """Yields (number in its epoch, sample) from `position` on. Leaves the global generators seeded."""
         epoch, before, length = 0, 0, 0
         while True:
             count = 0
@@ -104,7 +120,7 @@ class Reading(IterableDataset[Batch]):
                 raise ConfigError(
                     f"the data source {self._name} gives {count} samples in epoch {epoch}"
                     + (f" and {length} in epoch 0" if length else "")
-                    + ": every time it is iterated it must give as many, and at least one"
+                    + ": every iteration must give the same number, and at least one"
                 )
             if not self.repeat:
                 return

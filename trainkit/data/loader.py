@@ -1,4 +1,4 @@
-"""From a position to a batch: fetches a rank's share of each global batch, here or in worker processes."""
+"""Fetcher: a rank's local batch at each position, fetched in this process or in workers."""
 
 import multiprocessing
 import os
@@ -25,16 +25,24 @@ Collate = Callable[[list[Any]], Any]
 AnyOrder = Order | WeightedOrder | SamplerOrder
 
 _PLANNED = 64
-"""Batches of which the positions and indices are tensors at a time: thousands of small ones do not stay in a cache."""
+"""Batches whose positions and indices are computed at a time: more small tensors would not stay in the CPU's cache."""
 
 
 class Fetcher:
-    """Maps the position of a global batch to this rank's share of it; picklable, so that loader workers can hold it.
+    """Maps the position of a global batch to this rank's local batch; picklable, so that loader workers can hold it.
 
-    A data set is asked in the cheapest way it offers: columns are indexed at once; `__getitems__(indices)` is called
-    once, and what it returns is collated if it is a list of samples and taken as collated if it is a tree of tensors;
-    else `__getitem__` is called for each sample, with `random`, `numpy.random` and `torch` seeded by the sample's
-    position, so that random transforms inside a data set do not depend on ranks, workers or resumes.
+    Samples are read in the fastest way that a data set offers: columns are indexed at once; `__getitems__(indices)` is
+    called once, and a list that it returns is collated, while a tree of tensors is already a batch; else `__getitem__`
+    is called for each sample, with `random`, `numpy.random` and `torch` seeded by the sample's position, so that random
+    transforms inside a data set do not depend on ranks, workers or resumes.
+
+    Args:
+        source: columns or a map-style data set.
+        order: position -> index in the data set.
+        batch_size: samples in a global batch.
+        rank: of this process.
+        world_size: number of ranks.
+        collate: makes a batch of a list of samples; None: torch's default_collate.
     """
 
     def __init__(
@@ -51,7 +59,7 @@ class Fetcher:
         self.source = source
         self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
         self.collate = collate
-        # A pass over held-out samples ends with a ragged batch; training never does.
+        # A pass over held-out samples ends with a smaller batch; training never does.
         self.end = None if order.shuffle else order.num_samples
         self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
 
@@ -68,7 +76,7 @@ class Fetcher:
         return self._plans[number]
 
     def _plan(self, position: int, count: int, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Positions and dataset indices of this rank's shares of `count` batches of `size` from `position` on."""
+        """Computes positions and indices of the local batches of `count` global ones of `size` from `position` on."""
         starts = np.arange(position, position + count * size, size, dtype=np.int64)
         positions = starts[:, None] + np.arange(self.rank, size, self.world_size, dtype=np.int64)
         indices = self.order.indices(positions.ravel()).reshape(positions.shape)
@@ -78,7 +86,7 @@ class Fetcher:
         if self.columns is not None and self.collate is None:
             return take(self.columns, indices)
         if len(indices) == 0:
-            # The shape of a share without samples is that of any sample, cut to none.
+            # An empty local batch has the shape of any sample, with 0 samples.
             return samples(self._collated([0], torch.zeros(1, dtype=torch.int64)), 1, slice(0))
         return self._collated(indices.tolist(), positions)
 
@@ -105,9 +113,18 @@ def stream(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Batch]:
-    """Batches at `positions`, on `device`, in order; `num_workers` processes fetch ahead (0: this process does).
+    """Yields batches on a device, in order.
 
-    Of a Reading those that it gives, and one process at most: each would read all.
+    Args:
+        fetcher: of the local batches; a Reading decides its positions itself, and is read by at most one worker, since
+            each would read everything.
+        positions: of the global batches.
+        num_workers: processes that fetch ahead; 0: this process fetches.
+        device: where the data is needed.
+        dtype: of floating-point data, see `Batch.to`.
+
+    Returns:
+        An iterator of batches.
     """
     if num_workers > 0:
         return _fetched_ahead(fetcher, positions, num_workers=num_workers, device=device, dtype=dtype)
@@ -126,52 +143,52 @@ def _fetched_ahead(
     dtype: torch.dtype,
 ) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
-        fetcher,  # type: ignore[arg-type]  # a map from position to batch is all that a sampler's keys need
+        fetcher,  # type: ignore[arg-type]  # a map from position to batch is enough for a sampler's keys
         sampler=None if isinstance(fetcher, Reading) else positions,
         batch_size=None,
         num_workers=1 if isinstance(fetcher, Reading) else num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=device.type == "cuda",
         # Its own generator: the loader must not draw from the global one.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_obey_the_parent_alone,
+        worker_init_fn=_end_with_parent,
     )
-    with _deaf():
+    with _signals_blocked():
         batches = iter(loader)  # makes the workers
     for batch in batches:
         yield batch.to(device, dtype)
 
 
-_FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are made here do not hear the signals by which a run is told to end.
+def _signals_blocked() -> Iterator[None]:
+    """Blocks the signals that end a run in processes that are started inside.
 
-    Terminals, torchrun and Slurm signal whole groups of processes, and the last steps and the save need the workers.
+    Terminals, torchrun and Slurm signal whole process groups, and the last steps and the checkpoint need the workers.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _RUN_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _obey_the_parent_alone(worker: int) -> None:
+def _end_with_parent(worker: int) -> None:
     """Ends this worker on a SIGTERM from the process that it fetches for, as multiprocessing sends at its exit."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)  # also where workers are not forked
+    signal.pthread_sigmask(signal.SIG_BLOCK, _RUN_SIGNALS)  # also where workers are not forked
     process = multiprocessing.parent_process()
     assert process is not None
     parent = process.pid  # not os.getppid(), which is the server's with start method forkserver
 
     def listen() -> None:
-        while signal.sigwaitinfo(_FOR_THE_RUN).si_pid != parent:
+        while signal.sigwaitinfo(_RUN_SIGNALS).si_pid != parent:
             pass
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""Tokens on disk as one long stream, and a data set of its windows."""
+"""PackedTokens: a data set of windows over one long stream of tokens on disk."""
 
 from pathlib import Path
 from typing import Any, overload
@@ -9,16 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.data.order import Order
-from trainkit.data.part import reopen
+from trainkit.data.partial_build import reopen
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """The smallest type that holds every token number."""
+    """Returns the smallest unsigned dtype that holds every token number below `vocab_size`."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class TokenStream:
-    """Appends documents to a file of token numbers, each ended by `end`; after the ones that `done` counts."""
+    """Appends documents to a file of token numbers.
+
+    Args:
+        path: the file.
+        dtype: of a token number.
+        end: the token appended to each document.
+        done: (documents, tokens) already in the file; what follows them is dropped.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], end: int, done: tuple[int, int] = (0, 0)) -> None:
         self._dtype, self._end = dtype, end
@@ -26,25 +33,34 @@ class TokenStream:
         self.file = reopen(path, self.num_tokens * dtype.itemsize)
 
     def append(self, tokens: list[int]) -> None:
-        """One document, at the end of the stream."""
+        """Appends the tokens of one document."""
         self.file.write(np.asarray([*tokens, self._end], self._dtype).tobytes())
         self.num_documents += 1
         self.num_tokens += len(tokens) + 1
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Flushes and closes the file."""
         self.file.close()
 
 
 class PackedTokens:
-    """Windows of `sequence_length` tokens over a stream: `start`, then the next sequence_length - 1 tokens.
+    """Windows over a stream of tokens: `start`, then the next sequence_length - 1 tokens.
 
-    Documents follow one another and end with [SEP], so a window may hold several and no token is lost to padding.
-    Only the last window can be ragged: dropped with `drop_last`, else filled with `pad`. `most`: the most windows, of
-    which a longer stream gives an even choice by a hash of their numbers. `content`: a hash of what decides the tokens.
+    Documents follow one another and end with [SEP], so a window may contain several and no token is lost to padding.
+    Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` returns {"tokens": int64 [n,
+    sequence_length]} at once. The file is memory-mapped when it is first read, so pickling for a loader worker is
+    cheap.
 
-    Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` gives {"tokens": int64 [n, sequence_length]}
-    at once. The file is memory-mapped, opened where it is used: pickling for a loader worker costs nothing.
+    Args:
+        path: the file of token numbers.
+        dtype: of a token number.
+        sequence_length: tokens in a window.
+        start: the first token of each window.
+        pad: fills an incomplete last window.
+        drop_last: drops an incomplete last window instead.
+        most: the maximum number of windows, of which a longer stream gives an even choice by a hash of their numbers;
+            None: all.
+        content: a hash of everything that decides the tokens.
     """
 
     def __init__(
@@ -67,7 +83,7 @@ class PackedTokens:
         self._rows: NDArray[np.int64] | None = None
         last = self._num_windows - 1
         if most is not None and most < self._num_windows:
-            # From all over the stream, and the same ones in every run.
+            # Evenly spread over the stream, and the same ones in every run.
             self._rows = np.sort(Order(self._num_windows, seed=0).indices(np.arange(most)))
             self._num_windows, last = most, int(self._rows[-1])
         self.is_padded = last >= whole
@@ -78,7 +94,7 @@ class PackedTokens:
 
     @property
     def fingerprint(self) -> str:
-        """Of the tokens and of how they are cut, wherever they lie."""
+        """Hash of the tokens and of the windows, independent of where the file is."""
         return f"{self.content}/{self.path.name} {self.sequence_length} {len(self)}"
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A progress bar for work that may be over before anyone wants to see one."""
+"""Progress bars for work that may take long."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ PATIENCE_S = 2.0
 
 @contextmanager
 def announced(description: str, enabled: bool = True) -> Iterator[None]:
-    """Says on stderr what is under way where it has not ended after two seconds; for work that has no parts."""
+    """Context manager that prints `description` on stderr if the block takes longer than two seconds."""
     timer = threading.Timer(PATIENCE_S, lambda: print(f"{description} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     if enabled:
@@ -27,14 +27,24 @@ def announced(description: str, enabled: bool = True) -> Iterator[None]:
 
 
 def remark(facts: Mapping[str, int | str], *names: str) -> None:
-    """Those of `facts` that are there, one a line on rank 0's stderr."""
+    """Prints those of `facts` that exist, one per line, on rank 0's stderr."""
     for name in names:
         if name in facts and Cluster.from_environment().rank == 0:
             print(f"trainkit: {name}: {facts[name]}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, enabled: bool = True) -> Iterator[Item]:
-    """Yields `items`; after two seconds a bar appears on stderr, or one plain line where that is not a terminal."""
+    """Shows the progress of an iteration: after two seconds, a bar on stderr, or one line where that is no terminal.
+
+    Args:
+        items: the items.
+        description: text beside the bar.
+        total: number of items; None: not known.
+        enabled: False: nothing is shown.
+
+    Yields:
+        The items.
+    """
     if not enabled:
         yield from items
         return

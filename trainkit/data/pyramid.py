@@ -1,6 +1,6 @@
-"""Images at every resolution, in files that are mapped into memory.
+"""Pyramid: images at every resolution, in memory-mapped files.
 
-Every level is `avg_pool2d` of the largest one, rounded to bytes once: rounding from level to level would add up.
+Every level is `avg_pool2d` of the largest one, rounded to bytes once: rounding from level to level would accumulate.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.part import Part, reopen
+from trainkit.data.partial_build import PartialBuild, reopen
 from trainkit.errors import ConfigError
 
 SMALLEST, LARGEST = 4, 1024
@@ -24,7 +24,14 @@ _HASHES, _HASH_BYTES = "hashes.bin", 8
 
 
 def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Of uint8 [C, R, R], itself and its averages over boxes of 2x2, 4x4 ... pixels, down to [C, 4, 4]."""
+    """Averages an image over boxes of 2x2, 4x4 ... pixels.
+
+    Args:
+        image: uint8 [C, R, R], R a power of two.
+
+    Yields:
+        The image itself, then uint8 [C, R/2, R/2] and so on, down to [C, 4, 4].
+    """
     yield image
     values = image.astype(np.float32)  # holds sums of up to 256x256 bytes exactly
     while values.shape[-1] > SMALLEST:
@@ -34,22 +41,31 @@ def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 def resolutions(largest: int) -> list[int]:
-    """4, 8, ... `largest`."""
+    """Returns the resolutions from 4 to `largest`.
+
+    Example:
+        >>> resolutions(32)
+        [4, 8, 16, 32]
+    """
     return [1 << power for power in range(SMALLEST.bit_length() - 1, largest.bit_length())]
 
 
 class PyramidWriter:
-    """Fills `directory` with one file a level; images come one by one, so none but the present one is in memory.
+    """Fills a directory with one file per level; images are added one by one, so only one is in memory.
 
-    What a build that was killed has left there is gone on with: `num_taken` images have come already.
+    A build that was killed is continued: `num_taken` images are already there.
 
-    names: of all images to come, in their order; of others, nothing is gone on with.
+    Args:
+        directory: where the files are written.
+        resolution: pixels of the largest level.
+        channels: of an image.
+        names: of all images to be added, in their order; a partial build of other names is dropped.
     """
 
     def __init__(self, directory: Path, resolution: int, channels: int, names: Sequence[str]) -> None:
-        self._directory, self._part = directory, Part(directory)
+        self._directory, self._partial = directory, PartialBuild(directory)
         self._names = hashlib.blake2b(repr([*names]).encode(), digest_size=16).hexdigest()
-        done = self._part.read()
+        done = self._partial.read()
         if done.get("names") != self._names:
             done = {}
         self.num_duplicates: int = done.get("duplicates", 0)
@@ -63,11 +79,11 @@ class PyramidWriter:
 
     @property
     def num_taken(self) -> int:
-        """Images that were appended, were there already, or were left out."""
+        """Images that were appended, were duplicates, or were left out."""
         return len(self._keys) + self.num_duplicates + len(self.left_out)
 
     def append(self, image: NDArray[np.uint8]) -> None:
-        """Adds uint8 [C, R, R], unless the very same pixels are there already."""
+        """Adds uint8 [C, R, R], unless the same pixels are already there."""
         key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
         if key in self._keys:
             self.num_duplicates += 1
@@ -76,10 +92,10 @@ class PyramidWriter:
         self._hashes.write(np.uint64(key).tobytes())
         for level in levels(image):
             self._files[level.shape[-1]].write(level.tobytes())
-        self._part.note([self._hashes, *self._files.values()], self._done)
+        self._partial.note([self._hashes, *self._files.values()], self._done)
 
     def leave_out(self, file: dict[str, str]) -> None:
-        """Notes an image that cannot be read."""
+        """Records an image that cannot be read."""
         self.left_out.append(file)
 
     def __len__(self) -> int:
@@ -93,7 +109,7 @@ class PyramidWriter:
             file.close()
         if kind is None:
             np.save(self._directory / "keys.npy", np.array(list(self._keys), np.uint64))
-            self._part.end(_HASHES)
+            self._partial.end(_HASHES)
 
     def _done(self) -> dict[str, Any]:
         return {
@@ -105,9 +121,16 @@ class PyramidWriter:
 
 
 class Pyramid(Dataset[dict[str, Tensor]]):
-    """A map-style data set of {"images": uint8 [C, R, R]}; `at` gives the same images at another resolution.
+    """A map-style data set of {"images": uint8 [C, R, R]}; `at` returns the same images at another resolution.
 
-    `__getitems__(indices)` gives a whole batch, {"images": [N, C, R, R]}, collated already.
+    `__getitems__(indices)` returns a whole batch, {"images": [N, C, R, R]}, already collated.
+
+    Args:
+        directory: that a PyramidWriter has filled.
+        rows: int64 [len]: which of its images.
+        resolution: pixels, R.
+        channels: C.
+        largest: the largest resolution in the directory.
     """
 
     def __init__(self, directory: Path, rows: NDArray[np.int64], *, resolution: int, channels: int, largest: int):
@@ -116,7 +139,17 @@ class Pyramid(Dataset[dict[str, Tensor]]):
         self._map()
 
     def at(self, resolution: int) -> "Pyramid":
-        """The same images, in the same order, at `resolution`: a power of two from 4 to that of the data."""
+        """Returns the same images, in the same order, at another resolution.
+
+        Args:
+            resolution: pixels: a power of two from 4 to that of the data.
+
+        Returns:
+            The data set at that resolution.
+
+        Raises:
+            ConfigError: for a resolution that the data does not have.
+        """
         if resolution not in resolutions(self.largest):
             raise ConfigError(
                 f"resolution={resolution}: the data has {', '.join(map(str, resolutions(self.largest)))}; "
@@ -129,7 +162,7 @@ class Pyramid(Dataset[dict[str, Tensor]]):
 
     @property
     def fingerprint(self) -> str:
-        """Of the images, equal at every resolution; a cache's directory is named by a hash of its content."""
+        """Hash of the images, equal at every resolution; the name of a cache directory is a hash of its content."""
         rows = hashlib.blake2b(self._rows.tobytes(), digest_size=16).hexdigest()
         return f"{self._directory.name} {rows}"
 
@@ -152,16 +185,18 @@ class Pyramid(Dataset[dict[str, Tensor]]):
 
 
 def read_keys(directory: Path) -> NDArray[np.uint64]:
-    """Hashes of the images' pixels at their largest, in their order, each once."""
+    """Returns the hashes of the images' pixels at the largest resolution, in their order, each once."""
     keys: NDArray[np.uint64] = np.load(directory / "keys.npy")
     return keys
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Writes the summary of a build as JSON."""
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
+    """Reads the summary that `write_summary` wrote."""
     summary: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     return summary
 

@@ -1,7 +1,7 @@
-"""Documents out of files, one format a function; every file is streamed, so its size does not matter.
+"""Readers: documents from files, one format per function; every file is streamed, so its size does not matter.
 
-A document is what the held-out split and the removal of duplicates treat as one: a paragraph of a .txt, .md or .html
-file, a row of a .jsonl, .csv, .tsv, .parquet or .arrow file, a paragraph of the documentation in a .py file.
+A document is the unit of the held-out split and of the removal of duplicates: a paragraph of a .txt, .md or .html file,
+a row of a .jsonl, .csv, .tsv, .parquet or .arrow file, a paragraph of a string in a .py file.
 """
 
 import ast
@@ -25,30 +25,34 @@ from trainkit.errors import DataError, nearest
 Reader = Callable[[Path, str], Iterator[str]]
 
 _BLOCK_BYTES = 1 << 20
-_PARAGRAPH_CHARS = 4096  # a text without blank lines is cut, at a line or a space, into documents of this size
-_START_BYTES = 4096  # of a file without a suffix, by which it is text or not
+_PARAGRAPH_CHARS = 4096  # a text without blank lines is divided, at a line or a space, into documents of this size
+_START_BYTES = 4096  # of a file without a suffix, which show whether it is text
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def read_text(path: Path, field: str) -> Iterator[str]:
-    """Paragraphs: lines between blank ones."""
+    """Yields paragraphs: lines between blank ones."""
     return _paragraphs(_lines(path))
 
 
 def read_json_lines(path: Path, field: str) -> Iterator[str]:
-    """The value of `field` in the object on each line."""
+    """Yields the value of `field` in the object on each line.
+
+    Raises:
+        DataError: naming the file and the line that has no text in `field`.
+    """
     for number, line in enumerate(_lines(path, longest=None), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); mend or remove it") from None
+            raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); correct or remove it") from None
         if not isinstance(row, dict) or field not in row:
             raise _no_field(f"{path}, line {number}", field, list(row) if isinstance(row, dict) else [])
         text = row[field]
-        if text is None:  # as in a column of a table: no document
+        if text is None:  # like an empty cell of a table: no document
             continue
         if not isinstance(text, str):
             raise DataError(
@@ -64,9 +68,13 @@ def read_json_lines(path: Path, field: str) -> Iterator[str]:
 
 
 def read_table(path: Path, field: str) -> Iterator[str]:
-    """The column `field` of a .csv or .tsv file with a line of names; empty ones are left out."""
+    """Yields the column `field` of a .csv or .tsv file with a header, without empty cells.
+
+    Raises:
+        DataError: where the column does not exist, or the file is no table.
+    """
     csv.field_size_limit(1 << 30)
-    # Line ends inside quotes are text, and belong to it.
+    # Line ends inside quotes are part of the text.
     lines = (f"{line}\n" for line in _lines(path, longest=None))
     rows = csv.DictReader(lines, delimiter="\t" if suffix_of(path).startswith(".tsv") else ",")
     try:
@@ -78,18 +86,18 @@ def read_table(path: Path, field: str) -> Iterator[str]:
 
 
 def read_html(path: Path, field: str) -> Iterator[str]:
-    """Paragraphs of the text that a browser would show; neither scripts nor styles."""
+    """Yields paragraphs of the text that a browser would show, without scripts and styles."""
     page = _Page()
     for block in _blocks(path):
         page.feed(block)
-        yield from page.taken()
+        yield from page.take_paragraphs()
     page.close()
     page.end_paragraph()
-    yield from page.taken()
+    yield from page.take_paragraphs()
 
 
 class _Page(HTMLParser):
-    _UNSEEN = frozenset({"script", "style", "template", "noscript"})
+    _HIDDEN = frozenset({"script", "style", "template", "noscript"})
     _ENDS_PARAGRAPH = re.compile(
         "address|article|aside|blockquote|body|caption|center|dd|details|dialog|div|dl|dt|fieldset|figcaption|figure|"
         "footer|form|h[1-6]|head|header|hr|html|legend|li|main|menu|nav|ol|option|p|pre|section|select|summary|table|"
@@ -98,41 +106,49 @@ class _Page(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self._pieces: list[str] = []
+        self._fragments: list[str] = []
         self._done: list[str] = []
-        self._num_unseen = 0
+        self._num_hidden = 0
 
-    def taken(self) -> list[str]:
-        """The paragraphs since the last call."""
+    def take_paragraphs(self) -> list[str]:
+        """Returns the paragraphs since the last call."""
         done, self._done = self._done, []
         return done
 
     def end_paragraph(self) -> None:
-        text = " ".join("".join(self._pieces).split())
-        self._pieces.clear()
+        """Ends the current paragraph."""
+        text = " ".join("".join(self._fragments).split())
+        self._fragments.clear()
         if text:
             self._done.append(text)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self._num_unseen += tag in self._UNSEEN
+        """Ends the paragraph at a tag of block level."""
+        self._num_hidden += tag in self._HIDDEN
         if tag == "br":
-            self._pieces.append(" ")
+            self._fragments.append(" ")
         elif self._ENDS_PARAGRAPH.fullmatch(tag):
             self.end_paragraph()
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._UNSEEN:
-            self._num_unseen = max(0, self._num_unseen - 1)
+        """Ends the paragraph at a tag of block level."""
+        if tag in self._HIDDEN:
+            self._num_hidden = max(0, self._num_hidden - 1)
         if self._ENDS_PARAGRAPH.fullmatch(tag):
             self.end_paragraph()
 
     def handle_data(self, data: str) -> None:
-        if not self._num_unseen:
-            self._pieces.append(data)
+        """Adds text that is not hidden."""
+        if not self._num_hidden:
+            self._fragments.append(data)
 
 
 def read_parquet(path: Path, field: str) -> Iterator[str]:
-    """The column `field`, row group by row group."""
+    """Yields the column `field`, row group by row group.
+
+    Raises:
+        DataError: where the column does not exist or holds no text, or the file is no parquet file.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -146,7 +162,11 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
 
 
 def read_arrow(path: Path, field: str) -> Iterator[str]:
-    """The column `field` of a file in Arrow's streaming format, which Hugging Face datasets writes."""
+    """Yields the column `field` of a file in Arrow's streaming format, which Hugging Face datasets writes.
+
+    Raises:
+        DataError: where the column does not exist or holds no text, or the file is no Arrow stream.
+    """
     import pyarrow
 
     try:
@@ -159,7 +179,7 @@ def read_arrow(path: Path, field: str) -> Iterator[str]:
 
 
 def read_documentation(path: Path, field: str) -> Iterator[str]:
-    """Paragraphs of prose in the string literals of Python source, which is parsed and never run."""
+    """Yields paragraphs of prose in the string literals of Python source, which is parsed and not run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escape sequences
         tree = ast.parse(path.read_bytes())
@@ -192,7 +212,14 @@ READERS: dict[str, Reader] = {
 
 
 def reader_of(path: Path) -> Reader | None:
-    """What reads the file: its suffix says, or, without one, that it begins as text does. None: nothing."""
+    """Chooses the reader of a file by its suffix; a file without one is text if it begins as text.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The reader; None: the file cannot be read.
+    """
     suffix = suffix_of(path)
     if suffix in READERS:
         return READERS[suffix]
@@ -203,7 +230,7 @@ def _begins_as_text(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be incomplete
     except UnicodeDecodeError:
         return False
     return b"\0" not in start
@@ -211,7 +238,7 @@ def _begins_as_text(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file's bytes, decompressed. Raises DataError for what is not compressed as its name says."""
+    """Opens a file for reading, decompressed. Raises DataError where the content does not match the suffix."""
     compression = path.suffix.lower()
     try:
         if compression == ".gz":
@@ -255,16 +282,16 @@ def _not_utf8(path: Path, offset: int) -> DataError:
         rest = (offset - len(start)) % _BLOCK_BYTES
         byte = (file.read(rest + 1) if offset >= len(start) else start[offset:])[-1 if offset >= len(start) else 0]
     encoding = _BYTE_ORDER_MARKS.get(start)
-    known = f"its first bytes say {encoding}" if encoding else "WINDOWS-1252 is only a guess: look at the result"
+    known = f"its first bytes are those of {encoding}" if encoding else "WINDOWS-1252 is only a guess: check the result"
     return DataError(
         f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; data.path takes UTF-8 only. Make a copy, and "
-        f"put it in the file's place once it reads well ({known}): "
+        f"replace the file by it if it is correct ({known}): "
         f"{_conversion(path, encoding or 'WINDOWS-1252')}"
     )
 
 
 def _conversion(path: Path, encoding: str) -> str:
-    """A command for the shell that writes what is in `path` to another file, as UTF-8."""
+    """Returns a shell command that writes the content of `path` to another file, as UTF-8."""
     convert, compression = f"iconv -f {encoding} -t UTF-8", path.suffix.lower()
     if compression not in _COMPRESSED:
         command, plain = f"{convert} {shlex.quote(str(path))}", path

@@ -1,4 +1,4 @@
-"""Which documents are trained on, which are held out and which are dropped: decided by what they say."""
+"""Split: which documents are trained on, held out or dropped, decided by their content."""
 
 import hashlib
 from array import array
@@ -16,36 +16,49 @@ DROPPED, TRAIN, HELD_OUT = 0, 1, 2
 
 @dataclass(frozen=True)
 class Split:
-    """side: uint8 [num_documents], in reading order: DROPPED (a duplicate), TRAIN or HELD_OUT.
-    samples: bool [num_documents], an even choice of the training documents, of about the number of characters asked.
+    """The side of every document.
+
+    Args:
+        side: uint8 [num_documents], in reading order: DROPPED (a duplicate), TRAIN or HELD_OUT.
+        samples: bool [num_documents], an even choice of the training documents, of about the requested number of
+            characters.
     """
 
     side: NDArray[np.uint8]
     samples: NDArray[np.bool_]
 
     def save(self, path: Path) -> None:
-        """Writes it, for `load`."""
+        """Writes the split to a file, for `load`."""
         with path.open("wb") as file:
             np.savez(file, side=self.side, samples=self.samples)
 
     @classmethod
     def load(cls, path: Path) -> "Split":
-        """What `save` wrote."""
+        """Reads the split from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["side"], arrays["samples"])
 
     def count(self, side: int) -> int:
-        """How many documents are on `side`."""
+        """Returns the number of documents on `side`."""
         return int((self.side == side).sum())
 
 
-def split_documents(documents: Iterable[tuple[bool, str]], share: float, sample_chars: int) -> Split:
-    """Splits by a hash of each document's text, spaces aside, so the same text is never on both sides.
+def split_documents(documents: Iterable[tuple[bool, str]], fraction: float, sample_chars: int) -> Split:
+    """Splits documents by a hash of their text without white space, so the same text is never on both sides.
 
-    documents: (is of the source's own held-out split, text). Where none is, a document is held out if its hash is
-        among the lowest `share`; adding documents later moves none from one side to the other.
-    sample_chars: the size of `samples`.
-    Holds 9 bytes a document, and some 30 while it sorts.
+    Takes 9 bytes of memory per document, and about 30 while it sorts.
+
+    Args:
+        documents: (whether it belongs to the source's own held-out split, text). Where none does, a document is held
+            out if its hash is among the lowest; adding documents later moves none from one side to the other.
+        fraction: of the documents to hold out.
+        sample_chars: the number of characters in `Split.samples`, about.
+
+    Returns:
+        The side of every document.
+
+    Raises:
+        DataError: for fewer than two different documents, and where none is left to train on.
     """
     hashes, own, num_chars = array("Q"), array("B"), 0
     for is_own, text in documents:
@@ -58,25 +71,32 @@ def split_documents(documents: Iterable[tuple[bool, str]], share: float, sample_
     if first.sum() < 2:
         raise DataError(
             f"data.path holds {int(first.sum())} different documents, too few to hold one out; add more text "
-            f"(paragraphs of a .txt file are set apart by blank lines)"
+            f"(blank lines separate the paragraphs of a .txt file)"
         )
     has_own = np.frombuffer(own, np.bool_)
-    is_held_out = has_own if has_own.any() else lowest_share(keys, share)
+    is_held_out = has_own if has_own.any() else lowest_fraction(keys, fraction)
     side = np.where(first, np.where(is_held_out, HELD_OUT, TRAIN), DROPPED).astype(np.uint8)
     if not (side == TRAIN).any():
         raise DataError("data.path: every document of its train split is also in its held-out split; remove them there")
-    # The low bits choose the sample: the high ones have chosen the split.
+    # The low bits choose the sample, because the high ones chose the split.
     chosen = (keys & np.uint64(0xFFFFFFFF)) < min(1.0, sample_chars / max(1, num_chars)) * 2.0**32
     return Split(side, (side == TRAIN) & (chosen | (not (chosen & (side == TRAIN)).any())))
 
 
-def lowest_share(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """Which of `keys` (hashes of content, at least two different ones) are held out: the lowest `share` of all hashes.
+def lowest_fraction(keys: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """Chooses what is held out: the keys in the lowest `fraction` of all hashes.
 
-    Equal keys fall on one side, a key's side does not depend on the others, and neither side is empty.
+    Equal keys are on one side, the side of a key does not depend on the others, and neither side is empty.
+
+    Args:
+        keys: uint64 [n], hashes of content, with at least two different ones.
+        fraction: to hold out, above 0 and below 1.
+
+    Returns:
+        bool [n], True for what is held out.
     """
-    lowest = (keys >> np.uint64(32)) < share * 2.0**32
-    # A small data set may have no such key, or no other: at least one must be on either side.
+    lowest = (keys >> np.uint64(32)) < fraction * 2.0**32
+    # A small data set may have no such key, or no other: each side must have at least one.
     if not lowest.any():
         is_nearest: NDArray[np.bool_] = keys == keys.min()
         return is_nearest

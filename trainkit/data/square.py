@@ -1,4 +1,4 @@
-"""From any picture to a square of bytes."""
+"""Converts any picture to a square of bytes."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,21 @@ if TYPE_CHECKING:
 
 
 def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.uint8]:
-    """The centre of `image` as uint8 [channels, resolution, resolution]; channels: 1 (grey) or 3 (RGB).
+    """Crops, scales and converts an image.
 
-    Turned as its EXIF data asks, laid on white where it is transparent, scaled down by averaging areas or up
-    bicubically. Raises whatever Pillow raises for a file that it cannot decode, and ValueError for pixels whose range
-    is not known.
+    It is rotated by its EXIF orientation, blended with white where it is transparent, cropped to the central square,
+    and scaled down by averaging areas or up bicubically.
+
+    Args:
+        image: a Pillow image.
+        resolution: pixels of a side.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 [channels, resolution, resolution].
+
+    Raises:
+        ValueError: for pixels of unknown range. Pillow raises others for a file that it cannot decode.
     """
     from PIL import Image, ImageOps
 
@@ -32,9 +42,9 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
 
 
 def _scale_transparent_colour(image: "Image.Image") -> None:
-    """A PNG's transparent colour as Pillow will decode it: it keeps the number of bits that the file has.
+    """Scales a PNG's transparent colour, which Pillow leaves with the file's number of bits, to decoded values.
 
-    Of 16-bit colours Pillow decodes the high bytes alone, so those decide.
+    Of 16-bit colours Pillow decodes the high bytes alone, so only those are compared.
     """
     tiles = getattr(image, "tile", []) if image.format == "PNG" else []
     colour, rawmode = image.info.get("transparency"), tiles[0][3] if tiles else None
@@ -60,7 +70,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
-    # Pillow would cut 16-bit values off at 255.
+    # Pillow would clip 16-bit values to 255.
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"its pixels are {values.min()} .. {values.max()}, beyond 16 bits; save it with 8 or 16")

@@ -1,4 +1,4 @@
-"""Text for a language model: any source of it, tokenised once and packed into windows of one length."""
+"""Text: any source of text, tokenized once and packed into windows of one length, for a language model."""
 
 import hashlib
 import json
@@ -12,41 +12,47 @@ from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
-from trainkit.data.part import Part
+from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 
-_FORMAT = 2  # of the cache: raise it whenever the same text and settings would give other files
+_FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", "split.npz"
 _VOCABULARY_SAMPLE_CHARS = 1 << 25
-_CHUNK = 1024  # documents tokenised at a time
-_FEWEST_MEASURED = 64  # windows: with fewer, chance moves an accuracy by more than 2 %
+_ENCODED_AT_ONCE = 1024  # documents
+_MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What text to train on; `load()` turns it into data sets.
+    """A specification of text to train on; `load()` makes data sets of it.
 
-    path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging Face
-        datasets saved, or a folder of any of these; None for the built-in documentation of Python, NumPy and PyTorch,
-        which needs no download.
-    field: the key or column that holds the text, in formats with several.
-    vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None to train one of `vocab_size` tokens on the training
-        split.
-    lowercase, strip_accents, tokenize_chinese_chars: how text is normalised before it is split; None: as the
-        tokenizer_config.json beside `vocab_file` or the tokenizer.json says, else as BERT (true, as lowercase, true).
-    sequence_length: tokens in a sample, the leading [CLS] included.
-    tokenizer: one that was made before, such as a checkpoint's, in place of a vocabulary from here; what else is given
-        must agree with it.
-    held_out: share of the documents that is held out, chosen by a hash of their text; a data set saved by Hugging Face
-        datasets with a validation or test split keeps its own.
-    held_out_samples: the most windows of them to measure on, an even choice by a hash; None for all.
-    cache_dir: where tokens are kept; None for $TRAINKIT_CACHE, else ~/.cache/trainkit.
-    num_workers: threads that tokenise; None for one a core.
-    Raises DataError, at once, for what a listing of the path can tell.
+    Args:
+        path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging
+            Face datasets saved, or a folder of any of these; None: the built-in documentation of Python, NumPy and
+            PyTorch, which needs no download.
+        field: the key or column that contains the text, in formats with several.
+        vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None: one of `vocab_size` tokens is trained on the
+            training split.
+        vocab_size: tokens of a vocabulary that is trained here.
+        lowercase: whether text is normalized to lower case; None: as the tokenizer_config.json beside `vocab_file` or
+            the tokenizer.json says, else True.
+        strip_accents: whether accents are removed; None: as those files say, else as `lowercase`.
+        tokenize_chinese_chars: whether each Chinese character is a word; None: as those files say, else True.
+        sequence_length: tokens in a sample, including the leading [CLS].
+        held_out: the fraction of the documents that is held out, chosen by a hash of their text; a data set saved by
+            Hugging Face datasets with a validation or test split keeps its own.
+        held_out_samples: the maximum number of windows to evaluate on, an even choice by a hash; None: all.
+        cache_dir: where tokens are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
+        num_workers: threads that tokenize; None: one per core.
+        tokenizer: an existing one, such as a checkpoint's, in place of a vocabulary from here; the other settings must
+            agree with it.
+
+    Raises:
+        DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
     """
 
     path: Path | None = None
@@ -76,19 +82,26 @@ class Text:
             self._corpus()
 
     def load(self, progress: bool = True) -> Datasets:
-        """Train and held-out windows, and their tokenizer; built into the cache if they are not there yet.
+        """Loads training and held-out windows and their tokenizer, and builds what is not in the cache.
 
-        Raises DataError for text that cannot be read: not UTF-8, without the field, or too little of it.
+        Args:
+            progress: whether to show progress bars.
+
+        Returns:
+            The data sets.
+
+        Raises:
+            DataError: for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
         corpus = self._corpus()
         text = corpus.fingerprint(progress)
         directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
-        # Not the directory's name: the vocabulary may have been learnt here or come with a checkpoint.
+        # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
         content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         held_out = self._windows(directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
-        if len(held_out) < _FEWEST_MEASURED:
+        if len(held_out) < _MIN_HELD_OUT:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
@@ -116,11 +129,11 @@ class Text:
     # -- the cache ---------------------------------------------------------------------------------------------------
 
     def _directory(self, corpus: Corpus, text: str, progress: bool) -> Path:
-        """What was built for these settings, or is now."""
+        """Returns the cache directory of these settings, which is built if it does not exist."""
         root = cache_root(self.cache_dir)
         if self.tokenizer is not None:
             self._require_agreement(self.tokenizer)
-            usual = root / replace(self, tokenizer=None)._name(text)  # by the run that learnt the vocabulary
+            usual = root / replace(self, tokenizer=None)._name(text)  # written by the run that trained the vocabulary
             if usual.is_dir() and WordPiece.load(usual / _TOKENIZER).fingerprint == self.tokenizer.fingerprint:
                 return usual
         return cached(root, self._name(text), lambda aside: self._build(corpus, aside, progress), resumes=True)
@@ -134,7 +147,7 @@ class Text:
         return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out)}"
 
     def _vocabulary(self) -> tuple[Vocabulary | None, Normalizer]:
-        """What `vocab_file` holds, and how text is normalised for it."""
+        """Reads `vocab_file`, and how text is normalized for it."""
         path = Path(self.vocab_file) if self.vocab_file is not None else Path()
         vocabulary = read_vocabulary(path) if self.vocab_file is not None else None
         return vocabulary, (vocabulary or Vocabulary({})).normalizer(path, **self._asked())
@@ -173,25 +186,25 @@ class Text:
         return WordPiece.from_vocabulary(learnt, normalizer)
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
-        part = Part(directory)
+        partial = PartialBuild(directory)
         if self.path is None:
-            corpus = Corpus((part.made(_DOCUMENTATION, lambda path: _write_out(corpus, path, progress)),))
+            corpus = Corpus((partial.made(_DOCUMENTATION, lambda path: _write_out(corpus, path, progress)),))
         documents = track(corpus.documents(), "reading text", enabled=progress)
         split = Split.load(
-            part.made(
+            partial.made(
                 _SPLIT, lambda path: split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS).save(path)
             )
         )
         with rust_threads(self.num_workers):
-            made = part.made(_TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
+            made = partial.made(_TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
             tokenizer = WordPiece.load(made)
-            streams = _write_tokens(corpus, split, tokenizer, directory, part, progress)
+            streams = _write_tokens(corpus, split, tokenizer, directory, partial, progress)
         summary = {
             name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
         }
         summary["duplicates"] = {"documents": split.count(DROPPED)}
         (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        part.end(_SPLIT)
+        partial.end(_SPLIT)
 
 
 def _hash(*settings: object) -> str:
@@ -219,10 +232,10 @@ def _write_out(corpus: Corpus, path: Path, progress: bool) -> None:
 
 
 def _write_tokens(
-    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, part: Part, progress: bool
+    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, partial: PartialBuild, progress: bool
 ) -> dict[str, TokenStream]:
     names = {TRAIN: "train", HELD_OUT: "held_out"}
-    dtype, before = dtype_for(tokenizer.vocab_size), part.read()
+    dtype, before = dtype_for(tokenizer.vocab_size), partial.read()
     streams = {
         side: TokenStream(directory / f"{name}.bin", dtype, tokenizer.end, tuple(before.get(name, (0, 0))))
         for side, name in names.items()
@@ -231,10 +244,10 @@ def _write_tokens(
     texts = compress((text for _, text in corpus.documents()), kept)
     sides = iter(split.side[kept][done:].tolist())
     left = islice(texts, done, None)
-    for chunk in _chunks(track(left, "tokenising", int(kept.sum()) - done, progress)):
-        for tokens in tokenizer.encode_batch(chunk):
+    for group in _grouped(track(left, "tokenizing", int(kept.sum()) - done, progress)):
+        for tokens in tokenizer.encode_batch(group):
             streams[next(sides)].append(tokens)
-        part.note(
+        partial.note(
             [stream.file for stream in streams.values()],
             lambda: {name: (streams[side].num_documents, streams[side].num_tokens) for side, name in names.items()},
         )
@@ -243,10 +256,10 @@ def _write_tokens(
     return {names[side]: stream for side, stream in streams.items()}
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
     texts = iter(texts)
-    while chunk := list(islice(texts, _CHUNK)):
-        yield chunk
+    while group := list(islice(texts, _ENCODED_AT_ONCE)):
+        yield group
 
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:

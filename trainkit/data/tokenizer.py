@@ -1,4 +1,4 @@
-"""WordPiece, as BERT has it: trained on a corpus or read from a vocab.txt."""
+"""WordPiece: BERT's tokenizer, trained on a corpus or read from a vocab.txt."""
 
 import hashlib
 import os
@@ -15,17 +15,23 @@ if TYPE_CHECKING:
 
 _SWITCH = "TOKENIZERS_PARALLELISM"
 _MAX_ALPHABET = 1000
-_RARE = 1e-5  # characters that together are a smaller share of the text than this get no token
+_RARE = 1e-5  # characters that together make up a smaller fraction of the text get no token
 
 
 class WordPiece:
-    """Text to token numbers and back.
+    """Converts text to token numbers and back.
 
-    >>> tokenizer.decode(tokenizer.encode("Returns the sum."))
-    'returns the sum.'
+    Attributes: `vocab_size`, the largest token number plus one, as the size of an embedding; `pad`, `unknown`, `start`,
+    `end`, `mask`, the numbers of [PAD], [UNK], [CLS], [SEP] and [MASK].
 
-    vocab_size: the largest number of a token, and one: what a table of all tokens needs.
-    pad, unknown, start, end, mask: numbers of [PAD], [UNK], [CLS], [SEP] and [MASK].
+    Args:
+        backend: a tokenizer of the tokenizers library.
+
+    Example:
+        >>> numbers = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "re": 5, "##turns": 6}
+        >>> tokenizer = WordPiece.from_vocabulary(numbers, Normalizer())
+        >>> tokenizer.encode("Returns"), tokenizer.decode([5, 6])
+        ([5, 6], 'returns')
     """
 
     def __init__(self, backend: "Tokenizer") -> None:
@@ -36,37 +42,37 @@ class WordPiece:
         self.special_tokens = (self.pad, self.unknown, self.start, self.end, self.mask)
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of `text`, without [CLS] and [SEP]; special tokens written in it, such as [MASK], count."""
+        """Returns the token numbers of a text, without [CLS] and [SEP]; special tokens in it, such as [MASK], count."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of many texts, on all threads that `rust_threads` allows."""
+        """Encodes many texts, with the threads that `rust_threads` allows."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Readable text; special tokens stay in it."""
+        """Returns readable text, including special tokens."""
         return self._backend.decode(list(tokens), skip_special_tokens=False)
 
     def token(self, number: int) -> str:
-        """The piece with that number, `##` before it when it continues a word; `[unused]` where no text has it."""
+        """Returns the token with that number, beginning with `##` if it continues a word; `[unused]` for none."""
         if not 0 <= number < self.vocab_size:
             raise IndexError(f"token {number} of {self.vocab_size}")
         return self._backend.id_to_token(number) or "[unused]"
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that decides how text becomes numbers."""
+        """Hash of everything that decides how text becomes numbers."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     @property
     def meaning(self) -> str:
-        """A hash of what each number stands for; unlike `fingerprint`, it outlives versions of the library."""
+        """Hash of the meaning of each number; unlike `fingerprint`, independent of the version of the library."""
         numbers = sorted(self._backend.get_vocab().items())
         return hashlib.blake2b(repr((numbers, self.normalizer)).encode(), digest_size=16).hexdigest()
 
     @property
     def normalizer(self) -> Normalizer:
-        """How text is normalised before it is split."""
+        """How text is normalized before it is split."""
         own: Any = self._backend.normalizer
         return Normalizer(
             lowercase=own.lowercase,
@@ -75,38 +81,54 @@ class WordPiece:
         )
 
     def to_json(self) -> str:
-        """The tokenizers library's own JSON."""
+        """Returns the tokenizers library's own JSON."""
         return self._backend.to_str()
 
     @classmethod
     def from_json(cls, text: str) -> "WordPiece":
-        """What `to_json` returned."""
+        """Restores a tokenizer from the JSON that `to_json` returned."""
         from tokenizers import Tokenizer
 
         return cls(Tokenizer.from_str(text))
 
     def save(self, path: Path) -> None:
-        """Writes `to_json`."""
+        """Writes the JSON to a file."""
         path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "WordPiece":
-        """What `save` wrote."""
+        """Reads the file that `save` wrote."""
         return cls.from_json(path.read_text(encoding="utf-8"))
 
     @classmethod
     def from_vocabulary(cls, numbers: dict[str, int], normalizer: Normalizer) -> "WordPiece":
-        """BERT's normalisation and splitting around given pieces."""
+        """Makes a tokenizer with BERT's normalization and splitting.
+
+        Args:
+            numbers: token -> number, with the special tokens.
+            normalizer: how text is normalized before it is split.
+
+        Returns:
+            The tokenizer.
+        """
         backend = _untrained(normalizer, numbers)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
 
 
 def train_vocabulary(documents: Iterable[str], vocab_size: int, normalizer: Normalizer) -> dict[str, int]:
-    """Learns WordPiece's pieces; the same documents in the same order give the same numbers on every machine.
+    """Trains a WordPiece vocabulary; the same documents in the same order give the same numbers on every machine.
 
-    The trainer numbers characters in the order of a hash map that differs from process to process, and breaks ties
-    between pairs by those numbers. Given the characters up front, in our order, it has nothing left to choose.
+    The trainer numbers characters in the order of a hash map that differs between processes, and breaks ties between
+    pairs by those numbers. The characters are therefore given to it in a fixed order, which makes it deterministic.
+
+    Args:
+        documents: texts.
+        vocab_size: the maximum number of tokens.
+        normalizer: how text is normalized before it is split.
+
+    Returns:
+        Token -> number.
     """
     from tokenizers import trainers
 
@@ -128,13 +150,16 @@ def train_vocabulary(documents: Iterable[str], vocab_size: int, normalizer: Norm
 
 @contextmanager
 def rust_threads(num_threads: int | None) -> Iterator[None]:
-    """Lets the tokenizers library use threads of its own; off again at the end, unless the environment asks for them.
+    """Context manager that lets the tokenizers library use threads; off on exit, unless the environment enables them.
 
-    They must be off when a process forks, as loader workers do: the child has none of the threads and would wait.
+    They must be off when a process forks, as loader workers do: the child has none of the threads and would hang.
+
+    Args:
+        num_threads: None: one per core.
     """
     asked = os.environ.get(_SWITCH)
     if num_threads is not None:
-        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read once, when the threads are made
+        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read once, when the threads are started
     os.environ[_SWITCH] = asked or "true"
     try:
         yield
@@ -153,7 +178,7 @@ def _untrained(normalizer: Normalizer, numbers: dict[str, int] | None = None) ->
 
 
 def _alphabet(texts: Iterable[str], largest: int) -> list[str]:
-    """The commonest characters; words with any other one become [UNK]."""
+    """Returns the most frequent characters; words with any other become [UNK]."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)

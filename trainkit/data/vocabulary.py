@@ -1,4 +1,4 @@
-"""Vocabulary: WordPiece's pieces and how text is normalised before it is split into them, as files of others say."""
+"""Vocabulary: WordPiece tokens and their normalization, as read from the files of other programs."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# Keys of tokenizer_config.json that change the tokens, and the values that mean what is done here.
-_DONE_HERE: dict[str, tuple[Any, ...]] = {
+# Keys of tokenizer_config.json that change the tokens, and the values that are supported.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "tokenizer_class": _TOKENIZERS,
     "do_basic_tokenize": (True,),
     "never_split": ([],),
@@ -27,9 +27,12 @@ _DONE_HERE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Normalizer:
-    """What BERT does to text before it is split.
+    """BERT's normalization of text before it is split.
 
-    strip_accents: None: as `lowercase`.  tokenize_chinese_chars: each is a word.
+    Args:
+        lowercase: whether text is converted to lower case.
+        strip_accents: whether accents are removed; None: as `lowercase`.
+        tokenize_chinese_chars: whether each Chinese character is a word.
     """
 
     lowercase: bool = True
@@ -37,7 +40,7 @@ class Normalizer:
     tokenize_chinese_chars: bool = True
 
     def backend(self) -> "normalizers.Normalizer":
-        """The tokenizers library's own."""
+        """Returns the normalizer of the tokenizers library."""
         from tokenizers import normalizers
 
         return normalizers.BertNormalizer(
@@ -49,15 +52,28 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """numbers: of each piece.  stored: arguments of Normalizer that the files give."""
+    """A vocabulary as read from files.
+
+    Args:
+        numbers: token -> number.
+        stored: arguments of Normalizer that the files specify.
+    """
 
     numbers: dict[str, int]
     stored: Mapping[str, Any] = field(default_factory=dict)
 
     def normalizer(self, path: Path, **asked: bool | None) -> Normalizer:
-        """`asked` where not None, else what the files say, else BERT's own.
+        """Combines given arguments, those of the files, and BERT's defaults, in this order.
 
-        Raises DataError when nothing says whether a vocabulary with capital letters wants them.
+        Args:
+            path: of the vocabulary, for messages.
+            asked: arguments of Normalizer; None: not given.
+
+        Returns:
+            The normalizer.
+
+        Raises:
+            DataError: where a vocabulary has capital letters and nothing specifies `lowercase`.
         """
         given = {key: value for key, value in asked.items() if value is not None}
         if "lowercase" not in {**self.stored, **given}:
@@ -71,10 +87,18 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A vocab.txt (one token a line, numbered from 0) or a tokenizer.json, and the tokenizer_config.json beside it.
+    """Reads a vocabulary, and the tokenizer_config.json beside it.
 
-    Of a token that stands on two lines the last number counts, as for the tokenizers library. Raises DataError when
-    BERT's special tokens are not in it, and for settings that give other tokens than `WordPiece` does.
+    Args:
+        path: a vocab.txt (one token per line, numbered from 0; of a repeated token the last number counts, as in the
+            tokenizers library) or a tokenizer.json.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        DataError: where BERT's special tokens are missing, and for settings that give other tokens than `WordPiece`
+            does.
     """
     vocabulary = _read_json(path) if path.suffix == ".json" else Vocabulary(_read_lines(path))
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary.numbers]
@@ -97,9 +121,11 @@ def _read_lines(path: Path) -> dict[str, int]:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"data.vocab_file={path} is not UTF-8 text (offset {error.start}); give a vocab.txt") from None
-    # The library's own reading: only \n and \r\n end a line, and spaces at its end do not count.
+    # Read by the library itself: only \n and \r\n end a line, and trailing spaces do not count.
     numbers = models.WordPiece.read_file(str(path))
-    return dict(sorted(numbers.items(), key=lambda item: item[1]))  # out of a hash map
+    return dict(
+        sorted(numbers.items(), key=lambda item: item[1])
+    )  # the library returns them in the order of a hash map
 
 
 def _read_json(path: Path) -> Vocabulary:
@@ -126,9 +152,9 @@ def _read_json(path: Path) -> Vocabulary:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The arguments of Normalizer in a tokenizer_config.json."""
+    """Returns the arguments of Normalizer in a tokenizer_config.json."""
     config = _load(path)
-    for key, allowed in _DONE_HERE.items():
+    for key, allowed in _SUPPORTED.items():
         value = config.get(key)
         if value is not None and _text_of(value) not in allowed:
             only = f"only {', '.join(map(repr, allowed))} can be read" if allowed else "which cannot be read"

@@ -1,4 +1,4 @@
-"""Layers and operations, each with its reference in plain PyTorch."""
+"""Operations and layers, each with a reference in plain PyTorch."""
 
 from trainkit.ops.activation import Activation, activation
 from trainkit.ops.bias_activation import ActivatedLinear, bias_activation_dropout

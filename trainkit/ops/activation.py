@@ -1,4 +1,4 @@
-"""Activation: a function that its user writes down as a C++ expression, compiled and differentiable twice."""
+"""Activation: an activation function given as a C++ expression, compiled and differentiable twice."""
 
 import hashlib
 import tempfile
@@ -15,45 +15,66 @@ from trainkit.ops.expression import Expression, parse
 NAMESPACE = "trainkit_user"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_defined: dict[str, torch.library.Library] = {}  # what is registered ends with its Library
+_defined: dict[str, torch.library.Library] = {}  # registrations end with their Library
 _compiled: set[str] = set()
 
 
 def activation(expression: str, derivative: str | None = None, *, name: str = "activation") -> "Activation":
-    """A layer of f(x) = `expression`, C++ in x: `activation("x * sigmoid(1.702f * x)")`.
+    """Makes an activation layer f(x) = `expression`.
 
-    It may have numbers, pi, + - * /, comparisons, && || !, `? :` and the functions of `trainkit.ops.expression.ARITY`.
-    Numbers are real and as precise as x: 1/2 is 0.5.
-    derivative: f'(x), another such expression; without it, sympy derives it. Either is held against differences of f
-        computed with 60 digits. Where f has a kink, any slope between those of its sides is right.
-    name: for messages and profiles, a C++ name.
-    Raises ConfigError: for what cannot be read, with its column; for a derivative that is another function's or
-    overflows, with the worst x; where sympy finds none; and when the compiler fails.
+    Args:
+        expression: C++ in x, made of numbers, pi, + - * /, comparisons, && || !, `? :` and the functions of
+            `trainkit.ops.expression.ARITY`. Numbers are real and as precise as x: 1/2 is 0.5.
+        derivative: f'(x), another such expression; None: sympy derives it. Either is compared with differences of f
+            computed with 60 digits. At a kink of f, any slope between those of its sides is accepted.
+        name: for messages and profiles, a C++ name.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ConfigError: for an expression that cannot be parsed, with the column; for a derivative that is wrong or
+            overflows, with the worst x; where sympy finds none; and where compilation fails.
+
+    Example:
+        >>> layer = activation("x * sigmoid(1.702f * x)")
+        >>> layer.reference(torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.8458])
     """
     return Activation(expression, derivative, name=name)
 
 
 class Activation(nn.Module):
-    """See `activation`. Takes and gives a tensor of any shape, in float32, bfloat16, float16 or (CPU) float64.
+    """A layer of an activation function given as a C++ expression; see `activation`.
 
-    Narrow types are computed in float32. Differentiable twice: a third time raises, as does a second where sympy
-    cannot derive the derivative that was given. Two of the same expression share what was compiled; a copy or an
-    unpickled one finds it again.
+    Takes a tensor of any shape, in float32, bfloat16, float16 or (CPU) float64, and returns one of the same shape and
+    dtype; narrow types are computed in float32. Differentiable twice: a third derivative raises UsageError, as does a
+    second one where sympy cannot differentiate the given derivative. Layers of the same expression share the compiled
+    code, also after copying and unpickling.
+
+    Args:
+        expression: f(x).
+        derivative: f'(x); None: sympy derives it.
+        name: for messages and profiles, a C++ name.
+
+    Raises:
+        ConfigError: see `activation`.
     """
 
     def __init__(self, expression: str, derivative: str | None = None, *, name: str = "activation") -> None:
         super().__init__()
         if not (name.isascii() and name.isidentifier()):
-            raise ConfigError(f"activation name={name!r}: allowed are letters, digits and _")
+            raise ConfigError(f"activation name={name!r} must consist of letters, digits and _")
         self.name, self.expression, self.derivative = name, expression, derivative
-        self._f, self._df, self._ddf = _understood(expression, derivative, name)
+        self._f, self._df, self._ddf = _parsed(expression, derivative, name)
         self.op = f"{name}_{hashlib.sha256(_functor(self).encode()).hexdigest()[:12]}"
         if mode.is_on():
             _prepare(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes f(x) for `x` of any shape."""
         if x.dtype not in _DTYPES:
-            raise ConfigError(f"{self.name}: allowed are float32, bfloat16, float16 and float64, not {x.dtype}")
+            raise ConfigError(f"{self.name}: x must be float32, bfloat16, float16 or float64, not {x.dtype}")
         if not mode.is_on():
             return self.reference(x)
         if self.op not in _compiled:
@@ -61,10 +82,11 @@ class Activation(nn.Module):
         return getattr(getattr(torch.ops, NAMESPACE), self.op)(x.contiguous())
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same in plain PyTorch, which derives it by itself."""
+        """Computes f(x) in plain PyTorch, differentiable any number of times."""
         return self._f.torch(x)
 
     def extra_repr(self) -> str:
+        """Returns the expression, for `repr`."""
         return self.expression if self.name == "activation" else f"{self.expression}, name={self.name}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,10 +95,10 @@ class Activation(nn.Module):
             _prepare(self)
 
 
-# -- what is written down --------------------------------------------------------------------------------------------
+# -- expressions and derivatives --------------------------------------------------------------------------------------
 
 
-def _understood(expression: str, given: str | None, name: str) -> tuple[Expression, Expression, Expression | None]:
+def _parsed(expression: str, given: str | None, name: str) -> tuple[Expression, Expression, Expression | None]:
     f = parse(expression, name)
     if not f.has_x():
         raise ConfigError(f"{name} {expression!r}: it does not depend on x")
@@ -84,7 +106,7 @@ def _understood(expression: str, given: str | None, name: str) -> tuple[Expressi
     df = parse(given, f"{name}, derivative") if given is not None else derivative.derive(f)
     if df is None:
         raise ConfigError(f"{what}: sympy cannot derive it; give derivative=")
-    derivative.check(f, df, what, "give derivative=" if given is None else "mend derivative=, or leave it out")
+    derivative.check(f, df, what, "give derivative=" if given is None else "correct derivative=, or leave it out")
     return f, df, derivative.derive(df)
 
 
@@ -100,11 +122,11 @@ def _functor(layer: Activation) -> str:
     return f"struct Activation {{\n{''.join(lines)}}};\n"
 
 
-# -- what it becomes -------------------------------------------------------------------------------------------------
+# -- compiled ops ----------------------------------------------------------------------------------------------------
 
 
 def _prepare(layer: Activation) -> None:
-    """Makes the layer's ops run, compiled where there is a compiler. Done once a process."""
+    """Registers the layer's ops, compiled where there is a compiler. Done once per process."""
     if layer.op in _compiled:
         return
     if layer.op not in _defined:
@@ -123,8 +145,8 @@ def _prepare(layer: Activation) -> None:
     _compiled.add(layer.op)
 
 
-# What torch.compiler.assume_constant_result sets, without importing the compiler: a traced `forward` calls it outside
-# of the trace.
+# As torch.compiler.assume_constant_result sets it, without an import of the compiler: a traced `forward` calls it
+# outside of the trace.
 _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -135,7 +157,7 @@ def _write(layer: Activation, directory: Path) -> None:
 
 
 def _define(layer: Activation) -> None:
-    """The three ops f(x), g f'(x) and g h f''(x), what they give for fake tensors, and how they are derived."""
+    """Registers the ops f(x), g f'(x) and g h f''(x), their fake implementations and their derivatives."""
     own = torch.library.Library(NAMESPACE, "FRAGMENT")
     own.define(f"{layer.op}(Tensor x) -> Tensor")
     own.define(f"{layer.op}_df(Tensor g, Tensor x) -> Tensor")
@@ -178,7 +200,7 @@ def _fake(*inputs: Tensor) -> Tensor:
 
 
 def _implement_plainly(layer: Activation, devices: set[str]) -> None:
-    """Kernels in plain PyTorch, for devices that nothing is compiled for."""
+    """Registers kernels in plain PyTorch, for devices without compiled ones."""
     what = f"{layer.name} {layer.expression!r}"
 
     def value(expression: Expression | None, x: Tensor) -> Tensor:

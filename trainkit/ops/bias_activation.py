@@ -34,13 +34,30 @@ def bias_activation_dropout(
     positions: Tensor | None = None,
     call: int = 0,
 ) -> Tensor:
-    """dropout(f(x + bias)), in x's dtype.
+    """Computes dropout(f(x + bias)), in the dtype of x.
 
-    x: [..., D], with dropout [N, ..., D]; bias: [D], of any floating dtype, or None. activation: `gelu` (by erf),
-    `gelu_tanh`, `relu`, `silu` or `leaky_relu` (slope 0.2); `trainkit.ops.activation` makes others. positions: int64
-    [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is dropped.
-    For the backward pass x and the bias are kept, and the mask is drawn again. The bias' gradient is the same bits on
-    any number of threads. Differentiable twice. Raises ConfigError for shapes that do not fit.
+    For the backward pass x and the bias are kept, and the mask is drawn again. The bias' gradient is bit-identical for
+    any number of threads. Differentiable twice.
+
+    Args:
+        x: [..., D]; with dropout [N, ..., D].
+        bias: [D], of any floating dtype; None: no bias.
+        activation: `gelu` (by erf), `gelu_tanh`, `relu`, `silu` or `leaky_relu` (slope 0.2); `trainkit.ops.activation`
+            makes others.
+        p: the probability with which an element is dropped.
+        key: of the mask, see `trainkit.ops.dropout`.
+        positions: int64 [N], the samples' positions; None: nothing is dropped.
+        call: distinguishes further masks with the same key.
+
+    Returns:
+        A tensor of the shape and dtype of x.
+
+    Raises:
+        ConfigError: for shapes that do not match, and an unknown activation.
+
+    Example:
+        >>> bias_activation_dropout(torch.tensor([[-1.0, 1.0]]), torch.tensor([0.0, 1.0]), "relu")
+        tensor([[0., 2.]])
     """
     check_operands("bias_activation_dropout", x, bias, p, positions)
     known_activation(activation)
@@ -66,10 +83,18 @@ def bias_activation_dropout_reference(
 
 
 class ActivatedLinear(nn.Linear):
-    """activation(x @ weight.T + bias), with the bias and the activation in one pass over the product.
+    """Computes activation(x @ weight.T + bias), with the bias and the activation in one pass over the product.
 
-    Parameters as those of `torch.nn.Linear`; activations as those of `bias_activation_dropout`. In code that
-    torch.compile compiles, it is left to the compiler to fuse them.
+    The parameters are those of `torch.nn.Linear`. In code compiled by torch.compile, fusing them is left to the
+    compiler.
+
+    Args:
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        activation: as for `bias_activation_dropout`.
+
+    Raises:
+        ConfigError: for an unknown activation.
     """
 
     def __init__(self, in_features: int, out_features: int, activation: str = "gelu") -> None:
@@ -77,25 +102,27 @@ class ActivatedLinear(nn.Linear):
         self.activation = known_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [..., in_features] to [..., out_features]."""
         if torch.compiler.is_compiling() or not mode.is_fused("bias_activation_dropout", x):
             return ACTIVATIONS[self.activation](super().forward(x))
         return bias_activation_dropout(F.linear(x, self.weight), self.bias, self.activation)
 
     def extra_repr(self) -> str:
+        """Returns the sizes and the activation, for `repr`."""
         return f"{super().extra_repr()}, activation={self.activation}"
 
 
 def known_activation(activation: str) -> str:
-    """`activation`; raises ConfigError unless it is one."""
+    """Returns `activation` itself. Raises ConfigError for an unknown one."""
     if activation not in ACTIVATIONS:
         raise ConfigError(
-            f"activation={activation}: allowed are {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
+            f"activation={activation} must be one of {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
         )
     return activation
 
 
 def check_operands(op: str, x: Tensor, bias: Tensor | None, p: float, positions: Tensor | None) -> None:
-    """Raises ConfigError unless x [..., D], bias [D] and positions [N] fit."""
+    """Raises ConfigError unless the shapes of x [..., D], bias [D] and positions [N] match."""
     if x.dim() == 0 or (bias is not None and bias.shape != x.shape[-1:]):
         raise ConfigError(
             f"trainkit.ops.{op}: x {list(x.shape)}, bias {None if bias is None else list(bias.shape)}; "
@@ -117,7 +144,21 @@ def run(
     positions: Tensor | None,
     call: int,
 ) -> Tensor:
-    """Calls an op of the shape of `trainkit::bias_activation` on operands as its kernels take them."""
+    """Calls an op with the signature of `trainkit::bias_activation`, on operands converted for its kernels.
+
+    Args:
+        op: the op.
+        x: [..., D].
+        bias: [D], or None.
+        number: of the activation, in the order of ACTIVATIONS.
+        p: the probability with which an element is dropped.
+        key: of the mask.
+        positions: int64 [N], or None.
+        call: distinguishes further masks with the same key.
+
+    Returns:
+        The output of the op.
+    """
     wide_bias = None if bias is None else bias.to(sum_dtype(x)).contiguous()
     drawn = None if positions is None or p == 0.0 else positions.to(x.device).contiguous()
     return op(x.contiguous(), wide_bias, number, p, key, drawn, call)
@@ -127,9 +168,10 @@ def run(
 
 
 def register(name: str) -> None:
-    """Gives the ops `name`, `name`_backward and `name`_second their fakes and derivatives.
+    """Registers the fake implementations and derivatives of the ops `name`, `name`_backward and `name`_second.
 
-    name: such as `trainkit::bias_activation`; a user's activation has the same three ops, of the same schemas.
+    Args:
+        name: such as `trainkit::bias_activation`; a user's activation has three ops of the same signatures.
     """
     library_name, _, stem = name.partition("::")
     ops = getattr(torch.ops, library_name)

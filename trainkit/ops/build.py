@@ -1,7 +1,7 @@
-"""What is compiled into a library of ops, by which commands, and under which key it is kept.
+"""Build: the compilation of a library of ops, its commands and the key of its cache entry.
 
 setup.py runs this file by its path, where neither trainkit nor torch may be importable: only the standard library is
-imported, and of torch only its directory is needed.
+imported, and only torch's directory is needed.
 """
 
 import hashlib
@@ -31,20 +31,20 @@ ARCHS_VARIABLE = "TRAINKIT_CUDA_ARCHS"
 NO_ARCHS = "none"
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 ERROR_LINES = 12
-MOST_SIGNALS = 2
-"""By which a compiler may be ended before the build gives up: a scheduler warns, and warns again."""
-ASKING_S = 20.0
+MAX_SIGNALS = 2
+"""Signals that may end a compiler before the build fails: a scheduler may warn twice."""
+QUERY_TIMEOUT_S = 20.0
 
 Progress = Callable[[int, int], None]
-"""Called with the number of objects that are done, and of all."""
+"""Called with the number of finished objects, and of all objects."""
 
 
 class BuildError(RuntimeError):
-    """A build that failed, or cannot start; the message says what to type."""
+    """A build that failed or cannot start; the message says what to do."""
 
 
 class MissingError(BuildError):
-    """What a build needs is not here: torch, or a C++ compiler."""
+    """A requirement of the build is missing: torch, or a C++ compiler."""
 
 
 class NoCompilerError(MissingError):
@@ -53,7 +53,13 @@ class NoCompilerError(MissingError):
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch, which need not be imported; cuda: the version that it was built for, None: of a CPU build."""
+    """An installed torch, which need not be imported.
+
+    Args:
+        directory: of the package.
+        version: its version.
+        cuda: the CUDA version that it was built for; None: a CPU build.
+    """
 
     directory: Path
     version: str
@@ -62,7 +68,19 @@ class Torch:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a library depends on."""
+    """Everything that a library depends on.
+
+    Args:
+        directory: of the sources.
+        sources: the files to compile.
+        headers: the files that they may include.
+        torch: the torch that the library is built for.
+        cxx: the words of the C++ compiler's command.
+        cxx_version: its version.
+        nvcc: the path of nvcc; None: no CUDA kernels are compiled.
+        nvcc_version: its version.
+        archs: compute capabilities to compile for, such as ("9.0",).
+    """
 
     directory: Path
     sources: tuple[Path, ...]
@@ -76,16 +94,17 @@ class Plan:
 
     @property
     def host(self) -> str:
-        """The compiler among the words of $CXX, such as g++ of `ccache g++ -m64`."""
+        """The compiler among the words of $CXX, such as g++ in `ccache g++ -m64`."""
         return [word for word in self.cxx if not word.startswith("-")][-1]
 
     @property
     def key(self) -> str:
+        """The name of the library's directory in the cache."""
         return _digest(self.description)[:32]
 
     @property
     def description(self) -> dict[str, Any]:
-        """JSON that lies beside the library."""
+        """The JSON stored beside the library."""
         names = re.findall(r'\bdef\(\s*"(\w+)\(', "".join(p.read_text() for p in self.sources if p.suffix == ".cpp"))
         return {
             **needs(self.directory, self.torch),
@@ -96,15 +115,23 @@ class Plan:
         }
 
 
-# -- what there is -----------------------------------------------------------------------------------------------------
+# -- compilers and GPUs ------------------------------------------------------------------------------------------------
 
 
 def plan(directory: Path = CSRC) -> Plan:
-    """How all *.cpp under `directory` become a library, and where nvcc is all *.cu; #include starts at CSRC too.
+    """Plans the library of all *.cpp in a directory, and of all *.cu where there is nvcc.
 
-    A CPU build of torch calls no CUDA kernel: they are left out, unless $TRAINKIT_CUDA_ARCHS asks for them.
-    Raises MissingError (NoCompilerError) where it cannot be compiled, and BuildError for an nvcc that cannot compile
-    for what is asked.
+    A CPU build of torch calls no CUDA kernel, so they are left out, unless $TRAINKIT_CUDA_ARCHS names architectures.
+
+    Args:
+        directory: of the sources; `#include` also searches CSRC.
+
+    Returns:
+        The plan.
+
+    Raises:
+        MissingError: where torch is missing; NoCompilerError where there is no C++ compiler.
+        BuildError: for an nvcc that cannot compile for the requested architectures.
     """
     cxx = find_cxx()
     if cxx is None:
@@ -129,7 +156,15 @@ def plan(directory: Path = CSRC) -> Plan:
 
 
 def needs(directory: Path, torch: Torch) -> dict[str, Any]:
-    """What decides whether a library built elsewhere is right here (see `fits`); asks no compiler."""
+    """Describes what a library built elsewhere must match (see `fits`); runs no compiler.
+
+    Args:
+        directory: of the sources.
+        torch: the installed torch.
+
+    Returns:
+        A part of `Plan.description`.
+    """
     content = hashlib.sha256()
     for path in [*sorted([*directory.rglob("*.cpp"), *directory.rglob("*.cu")]), *_headers(directory)]:
         name = path.relative_to(directory if path.is_relative_to(directory) else CSRC)
@@ -144,15 +179,20 @@ def needs(directory: Path, torch: Torch) -> dict[str, Any]:
 
 
 def fits(description: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
-    """Whether a library of this description is what `needed` asks for, and has no instruction that this CPU has not."""
+    """Whether a library can be used here: it matches `needed`, and has no instruction that this CPU lacks.
+
+    Args:
+        description: of the library.
+        needed: as returned by `needs`.
+    """
     same = all(description.get(key) == value for key, value in needed.items() if key != "cpu")
     return same and set(description["cpu"]) <= set(needed["cpu"])
 
 
 def find_torch() -> Torch:
-    """Raises MissingError when torch is not installed."""
+    """Finds the installed torch. Raises MissingError where there is none."""
     spec = importlib.util.find_spec("torch")
-    # An isolated build of pip hides what is installed; it lies where it lay.
+    # An isolated build of pip hides installed packages, but they are in the same place.
     found = Path(spec.origin).parent if spec and spec.origin else Path(sysconfig.get_path("purelib")) / "torch"
     if not (found / "version.py").is_file():
         raise MissingError("torch is not installed; type: pip install torch")
@@ -164,13 +204,13 @@ def find_torch() -> Torch:
 
 
 def wants_cuda(torch: Torch) -> bool:
-    """Whether kernels for CUDA are to be compiled where nvcc is."""
+    """Whether CUDA kernels are compiled where there is nvcc."""
     asked = os.environ.get(ARCHS_VARIABLE)
     return asked != NO_ARCHS if asked else torch.cuda is not None
 
 
 def find_cxx() -> tuple[str, ...] | None:
-    """$CXX, else the first of c++, g++ and clang++."""
+    """Returns the words of $CXX, else the first of c++, g++ and clang++; None where there is none."""
     if os.environ.get("CXX"):
         command = shlex.split(os.environ["CXX"])
         return tuple(command) if shutil.which(command[0]) else None
@@ -178,7 +218,7 @@ def find_cxx() -> tuple[str, ...] | None:
 
 
 def find_nvcc() -> str | None:
-    """Under $CUDA_HOME or $CUDA_PATH, else on PATH, else under /usr/local/cuda."""
+    """Finds nvcc under $CUDA_HOME or $CUDA_PATH, else on PATH, else under /usr/local/cuda."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     return next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or (
         shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -186,32 +226,39 @@ def find_nvcc() -> str | None:
 
 
 def cuda_archs(nvcc: str) -> tuple[str, ...]:
-    """$TRAINKIT_CUDA_ARCHS (8.0,9.0), else those of the GPUs here, else DEFAULT_ARCHS as far as nvcc knows them.
+    """Returns the compute capabilities to compile for.
 
-    All GPUs of the machine, so that ranks that each see one of them agree.
+    $TRAINKIT_CUDA_ARCHS (8.0,9.0), else those of the GPUs here, else those of DEFAULT_ARCHS that nvcc supports. All
+    GPUs of the machine count, so that ranks which each see one of them agree.
+
+    Args:
+        nvcc: its path.
+
+    Raises:
+        BuildError: where $TRAINKIT_CUDA_ARCHS has one that nvcc does not support.
     """
     known = _known_archs(nvcc)
     asked = os.environ.get(ARCHS_VARIABLE)
     if asked:
         archs = tuple(re.findall(r"[^,;\s]+", asked))
         if wrong := [arch for arch in archs if arch not in known]:
-            allowed = f"allowed are {', '.join(known)}, and {NO_ARCHS} for a library without CUDA"
+            allowed = f"it must be of {', '.join(known)}, or {NO_ARCHS} for a library without CUDA"
             raise BuildError(f"{ARCHS_VARIABLE}={asked}: {nvcc} cannot compile for {', '.join(wrong)}; {allowed}")
         return archs
     seen = gpu_archs()
-    # A GPU newer than nvcc runs what its driver makes of the newest PTX.
+    # For a GPU newer than nvcc, its driver compiles the newest PTX.
     usable = [arch for arch in seen if arch in known] or [known[-1]] * bool(seen)
     return tuple(usable) or tuple(arch for arch in DEFAULT_ARCHS if arch in known) or (known[-1],)
 
 
 def gpu_archs() -> tuple[str, ...]:
-    """Compute capabilities of the GPUs of this machine, such as ("9.0",)."""
+    """Returns the compute capabilities of the GPUs of this machine, such as ("9.0",)."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
     asked = [command, "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=ASKING_S)
+        found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=QUERY_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return ()  # a driver that hangs
     values = {line.strip() for line in found.stdout.splitlines()} if found.returncode == 0 else set()
@@ -220,7 +267,7 @@ def gpu_archs() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> tuple[str, ...]:
-    """What the CPU's instructions are, where -march=native can be told from them; else nothing."""
+    """Returns the CPU's instruction sets, where -march=native depends on them and they are known; else nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -248,7 +295,7 @@ def _headers(directory: Path) -> tuple[Path, ...]:
 
 @lru_cache(maxsize=8)
 def ask_version(*command: str) -> str:
-    """What a compiler says of itself: one line. Raises BuildError."""
+    """Returns the version line of a compiler. Raises BuildError where it cannot run."""
     asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise BuildError(_failure([*command, "--version"], asked.stdout + asked.stderr))
@@ -264,7 +311,10 @@ def _digest(value: object) -> str:
 
 
 def cxx_flags() -> list[str]:
-    """Neither errno nor traps, so that loops vectorise; sums keep their order unless `#pragma omp simd` frees one."""
+    """Returns the C++ flags.
+
+    Without errno and traps, so that loops vectorize; sums keep their order unless `#pragma omp simd` permits another.
+    """
     native = ["-march=native"] if cpu_flags() else []
     quick = ["-O3", *native, "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
     stable_abi = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
@@ -272,7 +322,7 @@ def cxx_flags() -> list[str]:
 
 
 def nvcc_flags(archs: Sequence[str]) -> list[str]:
-    """Machine code for each of `archs`, and PTX of the last for what comes after it."""
+    """Returns the nvcc flags: machine code for each of `archs`, and PTX of the last for newer GPUs."""
     codes = [arch.replace(".", "") for arch in archs]
     targets = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
     newest = [f"-gencode=arch=compute_{code},code=compute_{code}" for code in codes[-1:]]
@@ -280,7 +330,7 @@ def nvcc_flags(archs: Sequence[str]) -> list[str]:
 
 
 def compile_command(plan: Plan, source: Path, target: Path) -> list[str]:
-    """Of one object."""
+    """Returns the command that compiles `source` to the object `target`."""
     own = ["-I", str(CSRC), "-I", str(plan.directory), "-c", str(source), "-o", str(target)]
     if source.suffix == ".cu":
         assert plan.nvcc
@@ -290,10 +340,11 @@ def compile_command(plan: Plan, source: Path, target: Path) -> list[str]:
 
 
 def link_command(plan: Plan, objects: Sequence[Path], target: Path) -> list[str]:
-    # Torch is loaded before this library and found by its name; -z defs tells of what is missing now, not at import.
+    """Returns the command that links objects to the library `target`."""
+    # Torch is loaded before this library and found by its name; -z defs reports missing symbols now, not at import.
     ends = ["-Wl,-z,defs", "-ldl"] if platform.system() == "Linux" else []
     linker = [*plan.cxx]
-    if plan.nvcc:  # which knows where its runtime lies
+    if plan.nvcc:  # which knows the path of its runtime
         linker = [plan.nvcc, "-ccbin", plan.host, "-cudart=static"]
         ends = [end.replace("-Wl,", "-Xlinker=") for end in ends]
     torch = [f"-L{plan.torch.directory / 'lib'}", "-ltorch_cpu"]
@@ -301,13 +352,22 @@ def link_command(plan: Plan, objects: Sequence[Path], target: Path) -> list[str]
 
 
 def compile_into(plan: Plan, directory: Path, progress: Progress | None = None) -> Path:
-    """Builds the library into `directory`, as many objects at a time as there are cores; its description beside it.
+    """Builds the library and its description into a directory, with one compiler process per core.
 
-    Raises BuildError with the command that failed and the first lines it said.
+    Args:
+        plan: of the library.
+        directory: where the library is written.
+        progress: called after every object.
+
+    Returns:
+        The path of the library.
+
+    Raises:
+        BuildError: with the command that failed and the first lines of its output.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".objects-", dir=directory) as name:
-        aside = Path(name)
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=directory) as temporary:
+        aside = Path(temporary)
         # The slowest come first.
         order = sorted(plan.sources, key=lambda path: (path.suffix != ".cu", -path.stat().st_size))
         commands = {
@@ -318,16 +378,16 @@ def compile_into(plan: Plan, directory: Path, progress: Progress | None = None) 
         _run(link_command(plan, list(commands), aside / LIBRARY), aside)
         description = {**plan.description, "build_s": round(time.monotonic() - started, 1)}
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-        (aside / DESCRIPTION).chmod(0o644)  # whatever the umask: what others can write is not loaded
+        (aside / DESCRIPTION).chmod(0o644)  # whatever the umask is: a file that others can write is not loaded
         (aside / LIBRARY).chmod(0o755)
-        (directory / DESCRIPTION).unlink(missing_ok=True)  # at no time does it lie beside another library
-        for part in (LIBRARY, DESCRIPTION):
-            (aside / part).replace(directory / part)
+        (directory / DESCRIPTION).unlink(missing_ok=True)  # a description never stands beside another library
+        for name in (LIBRARY, DESCRIPTION):
+            (aside / name).replace(directory / name)
     return directory / LIBRARY
 
 
 def is_built(plan: Plan, directory: Path) -> bool:
-    """Whether `directory` holds what `compile_into` would make."""
+    """Whether `directory` contains what `compile_into` would build."""
     if not (directory / LIBRARY).is_file() or not (directory / DESCRIPTION).is_file():
         return False
     description = json.loads((directory / DESCRIPTION).read_text())
@@ -335,6 +395,7 @@ def is_built(plan: Plan, directory: Path) -> bool:
 
 
 def num_jobs() -> int:
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -352,9 +413,9 @@ def _run_all(commands: Sequence[list[str]], aside: Path, progress: Progress | No
 
 
 def _run(command: list[str], aside: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(aside)}  # what a killed compiler leaves goes with the directory
-    # A scheduler signals the whole group of processes: whether this one goes on, it decides itself.
-    for _ in range(1 + MOST_SIGNALS):
+    environment = {**os.environ, "TMPDIR": str(aside)}  # the files of a killed compiler are removed with the directory
+    # A scheduler signals the whole process group, but the compiler is started again while this process runs.
+    for _ in range(1 + MAX_SIGNALS):
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
         )
@@ -368,5 +429,5 @@ def _run(command: list[str], aside: Path) -> None:
 def _failure(command: Sequence[str], output: str) -> str:
     lines = output.strip().splitlines()
     first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b|undefined|cannot find", line)), 0)
-    told = "\n".join(lines[first : first + ERROR_LINES])
-    return f"this command failed:\n  {shlex.join(command)}\n{told}"
+    shown = "\n".join(lines[first : first + ERROR_LINES])
+    return f"this command failed:\n  {shlex.join(command)}\n{shown}"

@@ -1,4 +1,4 @@
-"""Concatenation with what usually follows it, and the minibatch standard deviation of the progressive GAN."""
+"""Concatenation with bias and activation, and the minibatch standard deviation of the progressive GAN."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -12,7 +12,7 @@ from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import library, mode
 from trainkit.ops.dtypes import widened
 
-MOST_TENSORS = 8
+MAX_TENSORS = 8
 SLOPES = {"linear": 1.0, "relu": 0.0, "leaky_relu": 0.2}
 
 Activation = Literal["linear", "relu", "leaky_relu"]
@@ -21,12 +21,25 @@ Activation = Literal["linear", "relu", "leaky_relu"]
 def concat(
     tensors: Sequence[Tensor], dim: int = 1, *, bias: Tensor | None = None, activation: Activation = "linear"
 ) -> Tensor:
-    """activation(cat(tensors, dim) + bias), each element read and written once.
+    """Computes activation(cat(tensors, dim) + bias), with each element read and written once.
 
-    tensors: 1 to 8, alike but for their size in `dim`; the result has the widest of their dtypes.  bias: one element
-    for each index of the result in `dim`.  activation: leaky_relu's slope is 0.2. Without a bias and an activation it
-    is torch.cat, which has nothing to gain.
-    Differentiable any number of times. Raises ConfigError for tensors, a bias or an activation that do not fit.
+    Without a bias and an activation it is torch.cat. Differentiable any number of times.
+
+    Args:
+        tensors: 1 to 8, of equal shapes except in `dim`.
+        dim: the dimension of concatenation.
+        bias: one element for each index of the result in `dim`; None: no bias.
+        activation: linear, relu or leaky_relu (slope 0.2).
+
+    Returns:
+        The result, in the widest dtype of the tensors.
+
+    Raises:
+        ConfigError: for tensors, a bias or an activation that do not match.
+
+    Example:
+        >>> concat([torch.tensor([[1.0]]), torch.tensor([[-2.0, 3.0]])], activation="relu")
+        tensor([[1., 0., 3.]])
     """
     dim = _check(tensors, dim, bias, activation)
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
@@ -42,7 +55,7 @@ def concat(
 def concat_reference(
     tensors: Sequence[Tensor], dim: int = 1, *, bias: Tensor | None = None, activation: Activation = "linear"
 ) -> Tensor:
-    """The same in plain PyTorch."""
+    """`concat` in plain PyTorch."""
     y = torch.cat(list(tensors), dim)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
@@ -52,17 +65,26 @@ def concat_reference(
 
 
 def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """x [B, C, H, W] to [B, C+1, H, W]: the new channel is the standard deviation within a group of samples.
+    """Appends a channel with the standard deviation within each group of samples.
 
-    One number a group, the mean over C, H, W of sqrt(variance within the group + 1e-8), in fp32 for bf16 and fp16
-    (Karras et al., ICLR 2018, arXiv 1710.10196, section 3).
-    Groups are strided: with B/group groups, sample i is in group i mod (B/group). A rank's share of a global batch is
-    strided too, so its groups are those of the whole batch as long as each lies in one share.
-    Differentiable twice; a third derivative raises UsageError. Raises ConfigError where B is not a multiple of `group`.
+    One number per group: the mean over C, H, W of sqrt(variance within the group + 1e-8), in fp32 for bf16 and fp16
+    (Karras et al., ICLR 2018, arXiv 1710.10196, section 3). Groups are strided: with B/group groups, sample i is in
+    group i mod (B/group). The local batch of a rank is strided too, so its groups are those of the global batch as long
+    as none is divided between ranks. Differentiable twice; a third derivative raises UsageError.
+
+    Args:
+        x: [B, C, H, W].
+        group: samples per group.
+
+    Returns:
+        [B, C+1, H, W].
+
+    Raises:
+        ConfigError: where B is not a multiple of `group`.
     """
     if x.dim() != 4 or not x.is_floating_point() or group < 1:
         raise ConfigError(
-            f"minibatch stddev of {x.dtype} {list(x.shape)}, group={group}: allowed are floats [B, C, H, W]"
+            f"minibatch stddev of {x.dtype} {list(x.shape)}, group={group}: x must be floats [B, C, H, W]"
         )
     if len(x) % group:
         raise ConfigError(f"minibatch stddev: {len(x)} samples do not make groups of {group}")
@@ -72,7 +94,7 @@ def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
 
 
 def append_minibatch_stddev_reference(x: Tensor, group: int) -> Tensor:
-    """The same in plain PyTorch, differentiable any number of times."""
+    """`append_minibatch_stddev` in plain PyTorch, differentiable any number of times."""
     num, channels, height, width = x.shape
     grouped = widened(x).view(group, num // group, channels, height, width)
     deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
@@ -81,19 +103,21 @@ def append_minibatch_stddev_reference(x: Tensor, group: int) -> Tensor:
 
 
 def _check(tensors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str) -> int:
-    """`dim` counted from the front."""
-    if not 1 <= len(tensors) <= MOST_TENSORS:
-        raise ConfigError(f"concat of {len(tensors)} tensors: allowed are 1 to {MOST_TENSORS}")
+    """Returns `dim` counted from the front. Raises ConfigError for operands that do not match."""
+    if not 1 <= len(tensors) <= MAX_TENSORS:
+        raise ConfigError(f"concat of {len(tensors)} tensors: it must be 1 to {MAX_TENSORS}")
     if activation not in SLOPES:
-        raise ConfigError(f"concat with activation={activation}: allowed are {', '.join(SLOPES)}")
+        raise ConfigError(f"concat with activation={activation}: it must be one of {', '.join(SLOPES)}")
     num_dims = tensors[0].dim()
     if not -num_dims <= dim < num_dims:
-        raise ConfigError(f"concat of {list(tensors[0].shape)} along dim={dim}: there is none")
+        raise ConfigError(f"concat of {list(tensors[0].shape)} along dim={dim}, which does not exist")
     dim %= num_dims
     alike = {(*x.shape[:dim], None, *x.shape[dim + 1 :]) for x in tensors}
     if len(alike) > 1 or not all(x.is_floating_point() for x in tensors):
         shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in tensors)
-        raise ConfigError(f"concat along dim={dim} of {shapes}: allowed are floats alike in all other dimensions")
+        raise ConfigError(
+            f"concat along dim={dim} of {shapes}: they must be floats, of equal size in all other dimensions"
+        )
     total = sum(x.shape[dim] for x in tensors)
     if bias is not None and bias.shape != (total,):
         raise ConfigError(f"concat with bias {list(bias.shape)}: the result has {total} elements in dim={dim}")
@@ -110,7 +134,7 @@ def _appended(x: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tensors, ctx.dim, bias, ctx.slope = inputs
     ctx.sizes, ctx.bias_dtype = [x.shape[ctx.dim] for x in tensors], None if bias is None else bias.dtype
-    # The result has the sign of what was activated.
+    # The result has the sign of the activation's input.
     ctx.save_for_backward(*[] if ctx.slope == 1.0 else [output])
 
 

@@ -1,9 +1,9 @@
-"""Softmax cross-entropy over many classes that keeps no probabilities.
+"""Softmax cross-entropy over many classes that does not store probabilities.
 
-The forward pass reads the logits once (maximum and sum of exponentials together) and keeps two numbers a row; the
-backward pass reads them again and writes the gradient. Keeping the gradient of the forward pass instead, as some do,
-would move more bytes, since the factor from above still has to be multiplied into it; and in fp16, where that factor is
-the loss scale, it would round to 0 what the scale is there to save.
+The forward pass reads the logits once (maximum and sum of exponentials together) and keeps two numbers per row; the
+backward pass reads them again and writes the gradient. Storing the gradient in the forward pass instead would move more
+bytes, since it still has to be multiplied by the incoming gradient; and in fp16, where that gradient contains the loss
+scale, it would underflow before it is scaled.
 """
 
 from typing import Any
@@ -17,18 +17,30 @@ from trainkit.ops import library, mode
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = -100, in_place: bool = False) -> Tensor:
-    """The sum of -log softmax(logits)[label] over the rows whose label is not `ignore_index`.
+    """Computes the sum of -log softmax(logits)[label] over the rows whose label is not `ignore_index`.
 
-    logits: [N, V] of any floating dtype.  labels: int64 [N].  A scalar comes back, in fp32 (fp64 for fp64), in which
-    the arithmetic is done too.
-    in_place: the backward pass writes the gradient over the logits' storage, so that no second [N, V] is needed. They
-        keep their values until then; afterwards they and every view of them hold the gradient. Whatever else has saved
-        them for its own backward pass, and a second backward pass, is told so by autograd. No effect without gradient.
+    Differentiable once; a second derivative raises UsageError, but works with ops=reference.
 
-    Differentiable once; raises UsageError for a second derivative, which ops=reference has. Raises ConfigError for
-    shapes or dtypes that do not fit, UsageError for `in_place` on a leaf. A label that is neither a class nor
-    `ignore_index` raises RuntimeError on the CPU; on CUDA, where raising would wait for the device, its loss and its
-    row's gradient are NaN.
+    Args:
+        logits: [N, V] of any floating dtype.
+        labels: int64 [N].
+        ignore_index: the label of rows that do not count.
+        in_place: the backward pass writes the gradient over the logits' storage, so no second [N, V] is needed. They
+            keep their values until then; afterwards they and every view of them contain the gradient. Autograd raises
+            an error for any other function that saved them, and for a second backward pass. No effect without gradient.
+
+    Returns:
+        A scalar, in fp32 (fp64 for fp64), as computed.
+
+    Raises:
+        ConfigError: for shapes or dtypes that do not match.
+        UsageError: for `in_place` on a leaf.
+        RuntimeError: on the CPU, for a label that is neither a class nor `ignore_index`; on CUDA, where an error would
+            wait for the device, its loss and its row's gradient are NaN.
+
+    Example:
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -100]))
+        tensor(1.3863)
     """
     _check(logits, labels, in_place)
     if not mode.is_fused("cross_entropy", logits):
@@ -38,7 +50,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = -100, i
 
 
 def cross_entropy_reference(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """The same in plain PyTorch, differentiable any number of times."""
+    """`cross_entropy` in plain PyTorch, differentiable any number of times."""
     wide = logits.to(_accumulated_in(logits))
     return F.cross_entropy(wide, labels, ignore_index=ignore_index, reduction="sum")
 
@@ -50,13 +62,13 @@ def _accumulated_in(logits: Tensor) -> torch.dtype:
 def _check(logits: Tensor, labels: Tensor, in_place: bool) -> None:
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ConfigError(
-            f"cross_entropy of logits {list(logits.shape)} and labels {list(labels.shape)}: allowed are [N, V] and "
+            f"cross_entropy of logits {list(logits.shape)} and labels {list(labels.shape)}: they must be [N, V] and "
             f"[N]; use flatten(0, 1)"
         )
     if not logits.is_floating_point() or labels.dtype != torch.int64:
         raise ConfigError(
-            f"cross_entropy of {logits.dtype} logits and {labels.dtype} labels: allowed are floating logits and "
-            f"torch.int64 labels"
+            f"cross_entropy of {logits.dtype} logits and {labels.dtype} labels: they must be floating-point and "
+            f"torch.int64"
         )
     if labels.device != logits.device:
         raise ConfigError(f"cross_entropy of logits on {logits.device} and labels on {labels.device}: use one device")
@@ -96,7 +108,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, Non
     if not ctx.in_place or torch.is_grad_enabled():
         gradient = torch.ops.trainkit.cross_entropy_backward(grad, logits, statistics, labels, ctx.ignore_index)
         return gradient, None, None, None
-    # So that autograd tells whoever else saved the logits, and a second backward pass, that they are gone.
+    # So that autograd raises an error where the logits were saved too, and in a second backward pass.
     torch.autograd.graph.increment_version(logits)
     logits = logits.detach()
     torch.ops.trainkit.cross_entropy_backward_(grad, logits, statistics, labels, ctx.ignore_index)

@@ -1,4 +1,4 @@
-"""Derivatives of an Expression: derived with sympy, and held against differences computed with 60 digits."""
+"""Derivatives of an Expression: derived by sympy, and compared with differences computed with 60 digits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -14,15 +14,21 @@ _DIGITS = 60
 _STEP = "1e-20"
 _JUMP = 1e-10
 TOLERANCE = 1e-5
-"""How far a derivative may be from the difference, in absolute and in relative terms: constants have 7 digits."""
+"""Accepted absolute and relative error of a derivative: constants are given with 7 digits."""
 _RANGE = 8.0
 _FAR = (-80.0, -50.0, -30.0, -20.0, -12.0, 12.0, 20.0, 30.0, 50.0, 80.0)
 
 
 def derive(expression: Expression) -> Expression | None:
-    """d expression / dx, or None where sympy's answer is not made of an Expression's functions.
+    """Differentiates an expression with respect to x.
 
-    Where the expression has a kink, it is the derivative of one of the two sides, and that of abs is 0.
+    At a kink it is the derivative of one of the two sides; that of abs is 0.
+
+    Args:
+        expression: f(x).
+
+    Returns:
+        f'(x); None where sympy's result contains other functions than an Expression has.
     """
     import sympy
 
@@ -34,48 +40,55 @@ def derive(expression: Expression) -> Expression | None:
 
 
 def check(value: Expression, derivative: Expression, what: str, advice: str) -> None:
-    """Raises ConfigError that names the worst x where `derivative` is not that of `value`, or overflows in float32.
+    """Checks a derivative against differences of the function, and for overflow in float32.
 
-    advice: what to do about it.
+    Args:
+        value: f(x).
+        derivative: f'(x).
+        what: the name of the function, for messages.
+        advice: what to do about an error.
+
+    Raises:
+        ConfigError: naming the worst x where `derivative` is wrong or overflows.
     """
     points = [_RANGE * (2 * i / 96 - 1) for i in range(97)] + [*_FAR, 1e-3, -1e-3]
-    worst, worst_text, seen = 0.0, "", 0
+    worst, worst_text, num_checked = 0.0, "", 0
     for point in points:
         sides = _differences(value, point)
         given = _precisely(derivative, point)
         if not sides:
             continue
-        seen += 1
-        # At a kink any slope between those of the two sides will do.
+        num_checked += 1
+        # At a kink any slope between those of the two sides is accepted.
         low, high = min(sides), max(sides)
         size = 1 + min(abs(low), abs(high))
         error = float("inf") if given is None else float(max(low - given, given - high, 0) / size)
         if error > max(worst, TOLERANCE):
-            told = "not a real number" if given is None else f"{float(given):.9g}"
+            shown = "not a real number" if given is None else f"{float(given):.9g}"
             worst = error
-            worst_text = f"at x={point:.6g} the derivative gives {told}, the slope is {float(low):.9g}"
-    if not seen:
-        raise ConfigError(f"{what}: is a real number nowhere between -80 and 80")
+            worst_text = f"at x={point:.6g} the derivative gives {shown}, the slope is {float(low):.9g}"
+    if not num_checked:
+        raise ConfigError(f"{what}: it has no real value between -80 and 80")
     if worst_text:
         raise ConfigError(f"{what}: {worst_text}; {advice}")
     _check_in_float32(value, derivative, what, advice)
 
 
 def _check_in_float32(value: Expression, derivative: Expression, what: str, advice: str) -> None:
-    """A formula may be right and still come to 0/0 or inf/inf in few bits: a NaN gradient that training meets late."""
+    """Raises ConfigError where a correct formula gives 0/0 or inf/inf in float32, which would be a NaN gradient."""
     x = torch.linspace(-100.0, 100.0, 801)
     bad = value.torch(x).isfinite() & ~derivative.torch(x).isfinite()
     for point in x[bad].tolist():
         exact = _precisely(derivative, point)
         if exact is not None and abs(exact) < torch.finfo(torch.float32).max:
             raise ConfigError(
-                f"{what}: at x={point:g} the derivative is {float(exact):.6g}, but overflows in float32 as it is "
-                f"written; use sigmoid(x), softplus(x), expm1(x) or log1p(x) where they fit, or {advice}"
+                f"{what}: at x={point:g} the derivative is {float(exact):.6g}, but the formula overflows in "
+                f"float32; use sigmoid(x), softplus(x), expm1(x) or log1p(x) where possible, or {advice}"
             )
 
 
 def _differences(value: Expression, point: float) -> list[Any]:
-    """The slopes to the left and to the right of `point`."""
+    """Returns the slopes to the left and to the right of `point`."""
     import mpmath
 
     with mpmath.workdps(_DIGITS):
@@ -87,7 +100,7 @@ def _differences(value: Expression, point: float) -> list[Any]:
 
 
 def _precisely(expression: Expression, point: Any) -> Any:
-    """The value with 60 digits; None where it is no real number."""
+    """Returns the value with 60 digits; None where it is not real."""
     import mpmath
 
     with mpmath.workdps(_DIGITS):
@@ -102,7 +115,7 @@ def _precisely(expression: Expression, point: Any) -> Any:
 
 @cache
 def _table() -> SimpleNamespace:
-    """sympy takes half a second to import."""
+    """Returns the functions of sympy and mpmath by name; sympy takes half a second to import."""
     import mpmath
     import sympy
 
@@ -127,12 +140,12 @@ def _table() -> SimpleNamespace:
     return SimpleNamespace(
         own=own,
         plain=plain,
-        to_sympy={**{name: getattr(sympy, name) for name in plain}, **own, **_sympy_pieces()},
-        to_mpmath={**{name: getattr(mpmath, name) for name in plain}, **_mpmath_pieces()},
+        to_sympy={**{name: getattr(sympy, name) for name in plain}, **own, **_sympy_functions()},
+        to_mpmath={**{name: getattr(mpmath, name) for name in plain}, **_mpmath_functions()},
     )
 
 
-def _sympy_pieces() -> Mapping[str, Callable[..., Any]]:
+def _sympy_functions() -> Mapping[str, Callable[..., Any]]:
     import sympy
 
     def where(condition: Any, yes: Any, no: Any) -> Any:
@@ -156,7 +169,7 @@ def _sympy_pieces() -> Mapping[str, Callable[..., Any]]:
     }
 
 
-def _mpmath_pieces() -> Mapping[str, Callable[..., Any]]:
+def _mpmath_functions() -> Mapping[str, Callable[..., Any]]:
     import mpmath
 
     return {
@@ -180,7 +193,7 @@ def _mpmath_pieces() -> Mapping[str, Callable[..., Any]]:
 
 
 def _stable(formula: Any) -> Any:
-    """1 / (1 + exp(u)) as sigmoid(-u), and log(1 + exp(u)) as softplus(u): their derivatives do not overflow."""
+    """Rewrites 1 / (1 + exp(u)) and log(1 + exp(u)) as sigmoid and softplus, whose derivatives do not overflow."""
     import sympy
 
     own = _table().own
@@ -201,7 +214,7 @@ def _stable(formula: Any) -> Any:
 
 
 def _from_sympy(node: Any) -> Expression | None:
-    """The Expression of a sympy formula; None where it has something else in it."""
+    """Converts a sympy formula; None where it contains something that an Expression cannot."""
     try:
         return _converted(node)
     except _UnknownError:
@@ -224,8 +237,12 @@ def _converted(node: Any) -> Expression:
         return Expression("<", (number(0), number(int(kind == "BooleanTrue"))))
     if node.is_number and node.is_real:
         return _number(node)
+    return _composed(node, kind)
+
+
+def _composed(node: Any, kind: str) -> Expression:
     if kind == "Piecewise":
-        return _pieces(node.args)
+        return _piecewise(node.args)
     if kind == "Pow":
         return _power(node.base, node.exp)
     if kind == "Mul":
@@ -248,12 +265,12 @@ def _number(node: Any) -> Expression:
     return Expression("-", (found,)) if node < 0 else found
 
 
-def _pieces(pieces: Any) -> Expression:
-    (value, condition), *rest = pieces
-    # What no piece covers, sympy leaves undefined; the last one takes it.
-    if condition == True or not rest:  # noqa: E712 (sympy's own truth)
+def _piecewise(branches: Any) -> Expression:
+    (value, condition), *rest = branches
+    # Where no branch applies, sympy leaves the value undefined; here the last branch applies.
+    if condition == True or not rest:  # noqa: E712 (sympy's own True)
         return _converted(value)
-    return Expression("where", (_converted(condition), _converted(value), _pieces(rest)))
+    return Expression("where", (_converted(condition), _converted(value), _piecewise(rest)))
 
 
 def _power(base: Any, exponent: Any) -> Expression:

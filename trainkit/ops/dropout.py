@@ -11,11 +11,28 @@ from trainkit.random import rand
 
 
 def dropout(x: Tensor, p: float, key: int, positions: Tensor, call: int = 0) -> Tensor:
-    """Zeroes elements of x [N, ...] with probability `p` and scales the rest by 1/(1-p).
+    """Zeroes elements with probability `p` and scales the others by 1/(1-p).
 
-    positions: int64 [N], the samples' positions; the same (key, position, call) always drops the same elements.
-    Nothing is kept for the backward pass but these numbers: the mask is drawn again. Differentiable as often as wanted.
-    Raises ConfigError for shapes or a `p` that cannot be.
+    The same (key, position, call) always zeroes the same elements. Only these numbers are saved for the backward pass,
+    which draws the mask again. Differentiable any number of times.
+
+    Args:
+        x: [N, ...].
+        p: the probability, 0 <= p < 1.
+        key: of the mask, such as a layer's.
+        positions: int64 [N], the samples' positions.
+        call: distinguishes further masks with the same key.
+
+    Returns:
+        A tensor of the shape and dtype of x.
+
+    Raises:
+        ConfigError: for shapes that do not match, or `p` out of range.
+
+    Example:
+        >>> x = torch.ones(2, 4)
+        >>> torch.equal(dropout(x, 0.5, 1, torch.arange(2))[1:], dropout(x[1:], 0.5, 1, torch.tensor([1])))
+        True
     """
     check_draw("dropout", x, p, positions)
     if not mode.is_fused("dropout", x):
@@ -30,9 +47,9 @@ def dropout_reference(x: Tensor, p: float, key: int, positions: Tensor, call: in
 
 
 def check_draw(op: str, x: Tensor, p: float, positions: Tensor) -> None:
-    """Raises ConfigError unless x [N, ...] can be dropped at `positions` [N] with probability `p`."""
+    """Raises ConfigError unless x is [N, ...], positions is int64 [N] and 0 <= p < 1."""
     if not 0.0 <= p < 1.0:
-        raise ConfigError(f"trainkit.ops.{op}: p={p}; allowed is 0 <= p < 1")
+        raise ConfigError(f"trainkit.ops.{op}: p={p} must be 0 <= p < 1")
     if positions.dtype != torch.int64 or x.dim() == 0 or tuple(positions.shape) != (x.shape[0],):
         raise ConfigError(
             f"trainkit.ops.{op}: positions are {positions.dtype} {list(positions.shape)} beside an input of "
@@ -58,16 +75,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def drop(layer: "Dropout", x: Tensor) -> Tensor:
-    """`x` under the mask that `layer` has been told to draw. Not for a compiler: every layer's key is another."""
+    """Drops elements of `x` by the layer's current mask. Not compiled by torch.compile: every layer has another key."""
     return dropout(x, **layer.draw(x))
 
 
 class Dropout(nn.Module):
-    """Like `torch.nn.Dropout`, but the mask of a sample is the same on any split into ranks and after any resume.
+    """Like `torch.nn.Dropout`, but the mask of a sample does not depend on the split into ranks or on resumes.
 
-    The first dimension of the input holds the samples. An Engine names every such layer by its place in the module
-    and tells it which samples it sees; used outside one, call `see` first. Raises UsageError when the first dimension
-    is not the number of samples.
+    The first dimension of the input is the samples. An Engine derives every layer's key from its name in the module,
+    and sets the positions of the samples; without an Engine, call `see` first.
+
+    Args:
+        p: the probability with which an element is dropped.
+
+    Raises:
+        ConfigError: unless 0 <= p < 1.
+        UsageError: by the forward pass, where the first dimension is not the number of samples.
     """
 
     drop = staticmethod(drop)
@@ -75,28 +98,44 @@ class Dropout(nn.Module):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ConfigError(f"dropout={p}: allowed is 0 <= dropout < 1")
+            raise ConfigError(f"dropout={p} must be 0 <= dropout < 1")
         self.p = p
         self.seen: tuple[int, Tensor, int] = (0, torch.empty(0, dtype=torch.int64), 0)
 
     def see(self, key: int, positions: Tensor, call: int = 0) -> None:
-        """Sets what the next masks are drawn from: the layer's key, positions int64 [N], the forward's number."""
+        """Sets the source of the next masks.
+
+        Args:
+            key: of the layer.
+            positions: int64 [N], the samples' positions.
+            call: the number of the forward pass.
+        """
         self.seen = key, positions, call
 
     def draw(self, x: Tensor) -> dict[str, Any]:
-        """What an op that drops elements of `x` by itself is to be told: p, key, positions, call; {}: drop nothing."""
+        """Returns the arguments p, key, positions and call for an op that includes dropout; empty: nothing is dropped.
+
+        Args:
+            x: [N, ...], the input of the op.
+
+        Raises:
+            UsageError: where N is not the number of positions.
+        """
         if not self.training or self.p == 0.0:
             return {}
         key, positions, call = self.seen
         if len(x) != len(positions):
             raise UsageError(
-                f"trainkit.ops.Dropout was told of {len(positions)} samples and sees {len(x)}: its input's first "
-                f"dimension must be the samples of the micro-batch, and the module must be called through its Engine"
+                f"trainkit.ops.Dropout has the positions of {len(positions)} samples and an input of {len(x)}: its "
+                f"first dimension must be the samples of the micro-batch, and the module must be called through its "
+                f"Engine"
             )
         return {"p": self.p, "key": key, "positions": positions, "call": call}
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drops elements of x [N, ...] in training mode."""
         return x if not self.training or self.p == 0.0 else self.drop(self, x)
 
     def extra_repr(self) -> str:
+        """Returns the probability, for `repr`."""
         return f"p={self.p}"

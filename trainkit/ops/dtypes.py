@@ -1,4 +1,4 @@
-"""Floating dtypes of 16 bits, and what is computed in float32 in their place."""
+"""Floating dtypes of 16 bits, which some operations compute in float32."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ LOW = (torch.float16, torch.bfloat16)
 
 
 def widened(value: Any) -> Any:
-    """A bf16 or fp16 tensor as fp32; anything else as it is."""
+    """Converts a bf16 or fp16 tensor to fp32; any other value is returned as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value

@@ -1,4 +1,4 @@
-"""Expression: a formula in x, written in C++, that is checked, printed as C++ again and computed by other means."""
+"""Expression: a formula in x, written in C++, which is checked, printed as C++ and evaluated."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,25 +16,30 @@ ARITY = {
     **dict.fromkeys(("max", "min", "pow"), 2),
     "where": 3,
 }
-"""Functions by the number of their arguments; `expf`, `std::exp`, `fabs`, `fmaxf` and the like mean them too."""
+"""Functions and the numbers of their arguments; `expf`, `std::exp`, `fabs`, `fmaxf` and the like are synonyms."""
 CONSTANTS = {"pi": "3.141592653589793238462643383279502884"}
 _ALIASES = {"fabs": "abs", "fmax": "max", "fmin": "min", "M_PI": "pi"}
-_BINARY = (("||",), ("&&",), ("==", "!="), ("<", "<=", ">", ">="), ("+", "-"), ("*", "/"))  # from the loosest on
+_BINARY = (("||",), ("&&",), ("==", "!="), ("<", "<=", ">", ">="), ("+", "-"), ("*", "/"))  # by rising precedence
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 _LOGIC = ("&&", "||", "!")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[fFlL]?(?![\w.])|(?P<name>(?:std::|::)?[A-Za-z_]\w*)"
     r"|(?P<sign>\|\||&&|[=!<>]=|[-+*/()<>?:,!]))"
 )
-_LONGEST = 4000
-_MOST_MULTIPLIED = 16
+_MAX_CHARS = 4000
+_MAX_MULTIPLIED = 16
 
 
 @dataclass(frozen=True)
 class Expression:
-    """One node: `x`, `number` with its digits, a function or sign with arguments.
+    """A node of a formula: `x`, a number, or a function or operator with arguments.
 
     Every number is real and has x's precision, whatever its suffix: `1/2` is 0.5, and `1.702f` is 1.702 in float64.
+
+    Args:
+        name: `x`, `number`, or a function or operator.
+        args: its arguments.
+        digits: of a number.
     """
 
     name: str
@@ -43,14 +48,15 @@ class Expression:
 
     @property
     def is_condition(self) -> bool:
+        """Whether its value is true or false."""
         return self.name in _COMPARISONS or self.name in _LOGIC
 
     def has_x(self) -> bool:
-        """Whether x is anywhere in it."""
+        """Whether x occurs in it."""
         return self.name == "x" or any(arg.has_x() for arg in self.args)
 
     def cpp(self) -> str:
-        """C++ for a `T x`; functions are those of `csrc/common/functions.h`."""
+        """Returns C++ code for a `T x`; its functions are those of `csrc/common/functions.h`."""
         if self.name == "x":
             return "x"
         if self.name == "number":
@@ -65,7 +71,16 @@ class Expression:
         return f"({self.name}{args[0]})" if len(args) == 1 else f"({args[0]} {self.name} {args[1]})"
 
     def compute(self, x: Any, number: Callable[[str], Any], functions: Mapping[str, Callable[..., Any]]) -> Any:
-        """Its value for `x`, with `number` of digits and with `functions` by name; signs not there are Python's."""
+        """Evaluates it.
+
+        Args:
+            x: the value of x.
+            number: digits -> number.
+            functions: by name; operators that are missing are Python's.
+
+        Returns:
+            The value.
+        """
         if self.name == "x":
             return x
         if self.name == "number":
@@ -74,7 +89,14 @@ class Expression:
         return (functions.get(self.name) or _PYTHON[self.name])(*args)
 
     def torch(self, x: Tensor) -> Tensor:
-        """Its value element by element; in float32 for narrower types. Differentiable by torch as often as wanted."""
+        """Evaluates it by element, in float32 for narrower types; torch can differentiate it any number of times.
+
+        Args:
+            x: a tensor of any shape.
+
+        Returns:
+            A tensor of the same shape and dtype.
+        """
         wide = x if x.dtype == torch.float64 else x.float()
         value = self.compute(
             wide, lambda digits: torch.full((), float(digits), dtype=wide.dtype, device=x.device), _TORCH
@@ -83,23 +105,35 @@ class Expression:
 
 
 def number(digits: str | int | float) -> Expression:
-    """A number that is not negative."""
+    """Makes an Expression of a number that is not negative."""
     return Expression("number", digits=str(digits))
 
 
 def parse(text: str, what: str = "activation") -> Expression:
-    """The expression that `text` means, of x, numbers, pi, + - * /, comparisons, && || !, `? :` and what ARITY has.
+    """Parses an expression.
 
-    Raises ConfigError that names the column and what was expected there.
+    Args:
+        text: made of x, numbers, pi, + - * /, comparisons, && || !, `? :` and the functions of ARITY.
+        what: the name of the function, for messages.
+
+    Returns:
+        The expression.
+
+    Raises:
+        ConfigError: naming the column and what is expected there.
+
+    Example:
+        >>> parse("x > 0 ? x : 0.1 * x").cpp()
+        '((x > T(0.0)) ? x : (T(0.1) * x))'
     """
-    return _Parser(text, what).all()
+    return _Parser(text, what).parse()
 
 
 class _Parser:
     def __init__(self, text: str, what: str) -> None:
         self.text, self.what = text, what
-        if len(text) > _LONGEST:
-            raise ConfigError(f"{what}: {len(text)} characters; allowed are {_LONGEST}")
+        if len(text) > _MAX_CHARS:
+            raise ConfigError(f"{what}: {len(text)} characters; it must have at most {_MAX_CHARS}")
         self.tokens: list[tuple[str, str, int]] = []
         at = 0
         while text[at:].strip():
@@ -112,7 +146,7 @@ class _Parser:
         self.tokens.append(("end", "", len(text)))
         self.next = 0
 
-    def all(self) -> Expression:
+    def parse(self) -> Expression:
         found = self._real(self._choice)
         kind, token, at = self.tokens[self.next]
         if kind != "end":
@@ -184,7 +218,7 @@ class _Parser:
         if known in ARITY:
             return Expression(known, self._arguments(known))
         allowed = ["x", *CONSTANTS, *ARITY]
-        hint = nearest(name, allowed) or f" Allowed are {', '.join(allowed)}."
+        hint = nearest(name, allowed) or f" It must be one of {', '.join(allowed)}."
         raise self._error(at, f"unknown name {name!r}.{hint}")
 
     def _arguments(self, name: str) -> tuple[Expression, ...]:
@@ -194,7 +228,7 @@ class _Parser:
         while self._takes(","):
             args.append(self._real(self._choice))
         if len(args) != ARITY[name]:
-            raise self._error(at, f"{name} takes {ARITY[name]} argument(s) and is given {len(args)}")
+            raise self._error(at, f"{name} takes {ARITY[name]} argument(s), not {len(args)}")
         if name == "where":
             self._require_condition(args[0], at)
         self._expect(")")
@@ -225,15 +259,15 @@ class _Parser:
 
 
 def _as_real(found: Expression) -> Expression:
-    """A condition counts as 1 or 0."""
+    """Converts a condition to 1 or 0."""
     return Expression("where", (found, number(1), number(0))) if found.is_condition else found
 
 
 def _small_integer(exponent: Expression) -> int:
-    """The exponent where a power is better multiplied out, else 0."""
+    """Returns the exponent where a power is faster as a product, else 0."""
     if exponent.name != "number" or float(exponent.digits) != int(float(exponent.digits)):
         return 0
-    return int(float(exponent.digits)) if float(exponent.digits) <= _MOST_MULTIPLIED else 0
+    return int(float(exponent.digits)) if float(exponent.digits) <= _MAX_MULTIPLIED else 0
 
 
 def _minus(*args: Any) -> Any:

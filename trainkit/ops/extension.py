@@ -1,4 +1,4 @@
-"""Ops written by users: compiled with the builder, the cache and the lock of trainkit's own."""
+"""Ops written by users, compiled and cached like trainkit's own."""
 
 from pathlib import Path
 
@@ -9,26 +9,33 @@ from trainkit.ops import build, library
 
 
 def load_extension(directory: str | Path) -> library.Library:
-    """Compiles every .cpp in `directory`, and for a CUDA build of torch every .cu, into one library, and loads it.
+    """Compiles every .cpp in a directory, and for a CUDA build of torch every .cu, into one library, and loads it.
 
-    What its STABLE_TORCH_LIBRARY_FRAGMENT defines is in `torch.ops` then. `#include "common/..."` finds trainkit's own
-    headers; TRAINKIT_CUDA is defined in .cpp files when the .cu files are compiled too. What was compiled before is
-    taken from the cache; of ranks that start at once, one compiles.
-    Returns what was loaded: its `path`, and its `archs`, none where there was no nvcc. Raises ConfigError without a
-    source or a compiler, and with the compiler's first lines when it fails.
+    The ops that its STABLE_TORCH_LIBRARY_FRAGMENT defines are then in `torch.ops`. `#include "common/..."` finds
+    trainkit's own headers; TRAINKIT_CUDA is defined in .cpp files where the .cu files are compiled too. A library that
+    was compiled before is taken from the cache; of ranks that start at the same time, one compiles.
+
+    Args:
+        directory: of the sources.
+
+    Returns:
+        The library: its `path`, and its `archs`, which are empty without nvcc.
+
+    Raises:
+        ConfigError: without a source or a compiler, and where compilation fails, with the first lines of its output.
     """
-    place = Path(directory).expanduser().resolve()
-    if not list(place.rglob("*.cpp")):
-        raise ConfigError(f"load_extension({str(directory)!r}): there is no .cpp in {place}")
+    folder = Path(directory).expanduser().resolve()
+    if not list(folder.rglob("*.cpp")):
+        raise ConfigError(f"load_extension({str(directory)!r}): there is no .cpp in {folder}")
     try:
-        plan = build.plan(place)
+        plan = build.plan(folder)
     except build.BuildError as error:
         raise ConfigError(f"load_extension({str(directory)!r}): {error}") from error
     return load(plan)
 
 
 def load(plan: build.Plan) -> library.Library:
-    """Builds what `plan` says unless the cache has it, and loads it. Raises ConfigError."""
+    """Builds the library of a plan, unless the cache has it, and loads it. Raises ConfigError."""
     built = library.ensure(plan)
     torch.ops.load_library(built)
     return library.Library(built, plan.description)

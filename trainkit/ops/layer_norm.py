@@ -24,14 +24,28 @@ def dropout_residual_layer_norm(
     positions: Tensor | None = None,
     call: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(normed, summed) with summed = residual + dropout(x) and normed = LayerNorm(summed) over the last dimension.
+    """Computes summed = residual + dropout(x) and normed = LayerNorm(summed) over the last dimension, in one pass.
 
-    x, residual: [N, ..., D]; weight, bias: [D], of any floating dtype. Both results have the wider dtype of x and
-    residual. positions: int64 [N], see `trainkit.ops.dropout`; without them, or with p=0, nothing is
-    dropped. Statistics and sums are kept in float32 (float64 for float64).
-    For the backward pass `summed`, one mean and one standard deviation a row are kept; the mask is drawn again. The
-    gradients of weight and bias are the same bits on any number of threads. The second derivative is computed in plain
-    PyTorch, slower. Raises ConfigError for shapes that do not fit.
+    Statistics and sums are computed in float32 (float64 for float64). For the backward pass `summed` and the mean and
+    standard deviation of each row are saved; the mask is drawn again. The gradients of weight and bias are
+    bit-identical for any number of threads. The second derivative is computed in plain PyTorch, which is slower.
+
+    Args:
+        x: [N, ..., D].
+        residual: [N, ..., D].
+        weight: [D], of any floating dtype.
+        bias: [D], of any floating dtype.
+        eps: added to the variance.
+        p: the probability with which an element of x is dropped.
+        key: of the mask, see `trainkit.ops.dropout`.
+        positions: int64 [N], the samples' positions; None: nothing is dropped.
+        call: distinguishes further masks with the same key.
+
+    Returns:
+        (normed, summed), in the wider dtype of x and residual.
+
+    Raises:
+        ConfigError: for shapes that do not match.
     """
     _check(x, residual, weight, bias, p, positions)
     if p == 0.0:
@@ -76,9 +90,13 @@ def dropout_residual_layer_norm_reference(
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm` over the last dimension, into which a dropout and a residual sum before it can be fused.
+    """`torch.nn.LayerNorm` over the last dimension, optionally fused with a dropout and a residual sum before it.
 
-    Its parameters are those of `torch.nn.LayerNorm`, by name and shape.
+    Its parameters have the names and shapes of those of `torch.nn.LayerNorm`.
+
+    Args:
+        size: of the last dimension.
+        eps: added to the variance.
     """
 
     def __init__(self, size: int, eps: float = 1e-5) -> None:
@@ -93,19 +111,25 @@ class LayerNorm(nn.LayerNorm):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, dropout: Dropout | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """LayerNorm(x); or (LayerNorm(summed), summed) with summed = residual + dropout(x)."""
+        """Computes LayerNorm(x), or with a residual (LayerNorm(summed), summed), summed = residual + dropout(x).
+
+        Args:
+            x: [N, ..., D].
+            residual: [N, ..., D]; None: there is no sum.
+            dropout: the layer that drops elements of x; None: none are dropped.
+        """
         if residual is None:
             return super().forward(x)
         draw: dict[str, Any] = {}
         if dropout is not None and torch.compiler.is_compiling():
-            x = dropout(x)  # every layer's key would be compiled for by itself
+            x = dropout(x)  # each layer's key would cause a compilation of its own
         elif dropout is not None:
             draw = dropout.draw(x)
         return dropout_residual_layer_norm(x, residual, self.weight, self.bias, eps=self.eps, **draw)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
-    """What kernels on `x` keep their sums in."""
+    """Returns the dtype in which kernels on `x` compute sums."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -189,7 +213,7 @@ def _keep_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad, grad_summed, summed, rstd, weight, positions = ctx.saved_tensors
     with torch.enable_grad():
-        # Views: `grad` may itself depend on the weight, and what it passes on there is not this op's to count.
+        # Views: `grad` may depend on the weight too, and that dependence must not be differentiated here.
         operands: list[Any] = [None if x is None else x.view_as(x) for x in (grad, grad_summed, summed, weight)]
         outputs = _backward_reference(operands, rstd)
         if positions is not None:
@@ -209,7 +233,7 @@ def _second(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _backward_reference(operands: Sequence[Any], rstd: Tensor) -> list[Tensor]:
-    """What the backward op computes without dropout, as a differentiable function of its floating operands."""
+    """Computes the backward op without dropout, as a differentiable function of its floating operands."""
     grad, grad_summed, summed, weight = operands
     wide = grad.to(weight.dtype).flatten(0, -2)
     rows = summed.to(weight.dtype).flatten(0, -2)

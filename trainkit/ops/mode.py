@@ -1,4 +1,4 @@
-"""Which ops run compiled: process-wide, as torch.backends is."""
+"""Which ops run compiled: a process-wide setting, like those of torch.backends."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from trainkit.ops import library
 from trainkit.ops.build import ARCHS_VARIABLE
 
 OFF_BY_DEFAULT: dict[str, frozenset[str]] = {
-    # Measured slower than their references there (benchmarks/results).
+    # Measured to be slower than their references (benchmarks/results).
     "cpu": frozenset({"bias_leaky_relu", "residual_layer_norm"}),
     "cuda": frozenset(),
 }
@@ -20,20 +20,25 @@ _require = False
 
 
 def use(kernels: Literal["fused", "reference"], require: bool = False) -> None:
-    """Sets whether ops run compiled (fused) or as plain PyTorch (reference).
+    """Sets whether ops run compiled or as plain PyTorch.
 
-    require: an op that cannot run compiled is a ConfigError, not a warning.
+    Args:
+        kernels: fused (compiled) or reference (plain PyTorch).
+        require: whether an op that cannot run compiled is an error; otherwise it is a warning.
+
+    Raises:
+        ConfigError: for other `kernels`, and with `require` where they cannot be compiled.
     """
     global _fused, _require
     if kernels not in ("fused", "reference"):
-        raise ConfigError(f"ops={kernels}: allowed are fused, reference")
+        raise ConfigError(f"ops={kernels} must be fused or reference")
     _fused, _require = kernels == "fused", require
     if require:
-        library.load(require)  # otherwise with the first op: whoever uses none waits for no compiler
+        library.load(require)  # otherwise by the first op: a run without ops waits for no compiler
 
 
 def is_on() -> bool:
-    """Whether ops are to run compiled where they can."""
+    """Whether ops run compiled where they can."""
     return _fused
 
 
@@ -43,7 +48,7 @@ def is_required() -> bool:
 
 
 def is_fused(op: str, x: Tensor) -> bool:
-    """Whether `op` on `x` is to run compiled; builds the library when it is the first to ask."""
+    """Whether `op` on `x` runs compiled; the first call builds or loads the library."""
     if not _fused:
         return False
     device = x.device.type
@@ -72,6 +77,6 @@ def _is_ready(device: str, require: bool) -> bool:
     return False
 
 
-# What torch.compiler.assume_constant_result sets, without importing the compiler: a traced `is_fused` calls
+# As torch.compiler.assume_constant_result sets it, without an import of the compiler: a traced `is_fused` calls
 # `_is_ready` outside of the trace.
 _is_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The compiled passes of LAMB over many tensors at once; `trainkit.optim.Lamb` is their reference and their caller."""
+"""The compiled passes of LAMB over many tensors at once; `trainkit.optim.Lamb` calls them, and is their reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from trainkit.ops import library
 
 @dataclass(frozen=True)
 class LambTensors:
-    """Pieces of parameters on one device: float32, contiguous, lists of the same length and sizes.
+    """Ranges of parameters on one device: float32, contiguous, lists of the same length and sizes.
 
-    bits: uint8 [ceil(numel / 8)] of each as `pack_bits` makes them, copies: bfloat16; tensors without elements where a
-        piece has none.
-    hyper: float64 [number of pieces, 8] on the CPU: 1 - b1, b1, 1 - b2, b2, scale, offset, weight decay, learning rate,
-        for u = m / (scale sqrt(v) + offset) + decay w.
+    Args:
+        weights: the parameters.
+        exp_avg: first moments.
+        exp_avg_sq: second moments.
+        bits: uint8 [ceil(numel / 8)] of each, as made by `pack_bits`; a tensor without elements where there is no mask.
+        copies: bfloat16, of each; a tensor without elements where there is no copy.
+        hyper: float64 [number of ranges, 8] on the CPU: 1 - b1, b1, 1 - b2, b2, scale, offset, weight decay, learning
+            rate, for u = m / (scale sqrt(v) + offset) + decay w.
     """
 
     weights: Sequence[Tensor]
@@ -29,10 +33,19 @@ class LambTensors:
 
 
 def lamb_moments_(tensors: LambTensors, gradients: Sequence[Tensor], factor: Tensor | None) -> Tensor:
-    """Takes the gradients, times the scalar `factor`, into the moments.
+    """Updates the moments with the gradients.
 
-    Returns float64 [number of pieces, 2], on their device: the squared norms of weights and of updates, without what
-    is masked. Raises RuntimeError for what the class does not allow.
+    Args:
+        tensors: the ranges.
+        gradients: of each.
+        factor: a scalar that the gradients are multiplied by; None: 1.
+
+    Returns:
+        float64 [number of ranges, 2], on their device: the squared norms of weights and of updates, without masked
+        elements.
+
+    Raises:
+        RuntimeError: for tensors that `LambTensors` does not permit.
     """
     return torch.ops.trainkit.lamb_moments_(
         tensors.weights, gradients, tensors.exp_avg, tensors.exp_avg_sq, tensors.bits, tensors.hyper, factor
@@ -40,7 +53,12 @@ def lamb_moments_(tensors: LambTensors, gradients: Sequence[Tensor], factor: Ten
 
 
 def lamb_apply_(tensors: LambTensors, squares: Tensor) -> None:
-    """w = w - lr * ratio * u, and 0 where it is masked; then the copies. squares: of the whole parameters."""
+    """Updates the weights, w = w - lr * ratio * u, and 0 where masked; then the copies.
+
+    Args:
+        tensors: the ranges.
+        squares: as returned by `lamb_moments_`, summed over whole parameters.
+    """
     torch.ops.trainkit.lamb_apply_(
         tensors.weights, tensors.exp_avg, tensors.exp_avg_sq, tensors.bits, tensors.copies, tensors.hyper, squares
     )

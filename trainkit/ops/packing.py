@@ -1,4 +1,4 @@
-"""Rows without padding: what is attended to, packed, and put back. Each direction is the other's adjoint."""
+"""Packing: rows without padding, and their restoration. Each direction is the adjoint of the other."""
 
 from typing import Any
 
@@ -10,17 +10,27 @@ from trainkit.ops import library, mode
 
 
 def unpad(x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of x [B, T, ...] where `attended` [B, T] (bool) is true, [num, ...], and their places, int64 [num].
+    """Selects the rows that are attended to.
 
-    Places count through B * T and rise. Differentiable any number of times in x, which may be of any dtype.
-    On CUDA it waits for the device: the number of rows is data. Raises ConfigError for shapes that do not fit.
+    Differentiable any number of times in x. On CUDA it waits for the device, since the number of rows depends on data.
 
-    >>> unpad(torch.tensor([[1, 2, 0], [3, 0, 0]]), torch.tensor([[True, True, False], [True, False, False]]))
-    (tensor([1, 2, 3]), tensor([0, 1, 3]))
+    Args:
+        x: [B, T, ...], of any dtype.
+        attended: bool [B, T].
+
+    Returns:
+        The rows, [num, ...], and their ascending indices into B * T, int64 [num].
+
+    Raises:
+        ConfigError: for shapes that do not match.
+
+    Example:
+        >>> unpad(torch.tensor([[1, 2, 0], [3, 0, 0]]), torch.tensor([[True, True, False], [True, False, False]]))
+        (tensor([1, 2, 3]), tensor([0, 1, 3]))
     """
     if attended.dtype != torch.bool or attended.dim() != 2 or x.shape[:2] != attended.shape:
         raise ConfigError(
-            f"unpad of x {list(x.shape)} by {attended.dtype} {list(attended.shape)}: allowed are [B, T, ...] and "
+            f"unpad of x {list(x.shape)} by {attended.dtype} {list(attended.shape)}: they must be [B, T, ...] and "
             f"torch.bool [B, T]"
         )
     indices = attended.flatten().nonzero().squeeze(1)
@@ -28,17 +38,45 @@ def unpad(x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad(packed: Tensor, indices: Tensor, batch: int, length: int) -> Tensor:
-    """[batch, length, ...] with the rows of packed [num, ...] at `indices` (int64 [num], as `unpad` gave them), else 0.
+    """Restores the padded shape of rows, with zeros elsewhere.
 
-    Differentiable any number of times in `packed`. `indices` differ from one another; on the CPU RuntimeError tells of
-    two that do not, or of one that is not below batch * length; on CUDA, where raising would wait for the device, rows
-    out of range are left out. Raises ConfigError for shapes that do not fit.
+    Differentiable any number of times in `packed`.
+
+    Args:
+        packed: [num, ...].
+        indices: int64 [num], distinct, as returned by `unpad`.
+        batch: B.
+        length: T.
+
+    Returns:
+        [B, T, ...].
+
+    Raises:
+        ConfigError: for shapes that do not match.
+        RuntimeError: on the CPU, for indices that repeat or are out of range; on CUDA, where an error would wait for
+            the device, rows out of range are left out.
+
+    Example:
+        >>> pad(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3]), batch=2, length=3)
+        tensor([[1, 2, 0],
+                [3, 0, 0]])
     """
     return scatter_rows(packed, indices, batch * length).unflatten(0, (batch, length))
 
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
-    """x[indices] for x [M, ...] and indices int64 [num] that differ; the adjoint of `scatter_rows`."""
+    """Selects rows: x[indices], the adjoint of `scatter_rows`.
+
+    Args:
+        x: [M, ...].
+        indices: int64 [num], distinct.
+
+    Returns:
+        [num, ...].
+
+    Raises:
+        ConfigError: for shapes, dtypes or devices that do not match.
+    """
     _check(x, indices, "gather_rows")
     if mode.is_fused("packing", x):
         gathered: Tensor = torch.ops.trainkit.gather_rows(x.contiguous(), indices.contiguous())
@@ -47,10 +85,22 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def scatter_rows(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
-    """[num_rows, ...] with row i of x [num, ...] at indices[i] (int64 [num], which differ), and zeros elsewhere."""
+    """Places row i of x at indices[i], with zeros elsewhere; the adjoint of `gather_rows`.
+
+    Args:
+        x: [num, ...].
+        indices: int64 [num], distinct.
+        num_rows: rows of the result.
+
+    Returns:
+        [num_rows, ...].
+
+    Raises:
+        ConfigError: for shapes, dtypes or devices that do not match.
+    """
     _check(x, indices, "scatter_rows")
     if len(x) != len(indices):
-        raise ConfigError(f"scatter_rows of {len(x)} rows by {len(indices)} indices: allowed is one index a row")
+        raise ConfigError(f"scatter_rows of {len(x)} rows by {len(indices)} indices: there must be one index per row")
     if mode.is_fused("packing", x):
         scattered: Tensor = torch.ops.trainkit.scatter_rows(x.contiguous(), indices.contiguous(), num_rows)
         return scattered
@@ -58,12 +108,12 @@ def scatter_rows(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
 
 
 def gather_rows_reference(x: Tensor, indices: Tensor) -> Tensor:
-    """The same in plain PyTorch."""
+    """`gather_rows` in plain PyTorch."""
     return x.index_select(0, indices)
 
 
 def scatter_rows_reference(x: Tensor, indices: Tensor, num_rows: int) -> Tensor:
-    """The same in plain PyTorch."""
+    """`scatter_rows` in plain PyTorch."""
     return x.new_zeros((num_rows, *x.shape[1:])).index_copy(0, indices, x)
 
 
@@ -71,7 +121,7 @@ def _check(x: Tensor, indices: Tensor, name: str) -> None:
     if x.dim() < 1 or indices.dim() != 1 or indices.dtype != torch.int64 or indices.device != x.device:
         raise ConfigError(
             f"{name} of {list(x.shape)} on {x.device} by {indices.dtype} {list(indices.shape)} on {indices.device}: "
-            f"allowed are [M, ...] and torch.int64 [num], on one device"
+            f"they must be [M, ...] and torch.int64 [num], on one device"
         )
 
 

@@ -20,13 +20,24 @@ def bias_leaky_relu_pixel_norm(
     eps: float = 1e-8,
     norm: bool = True,
 ) -> Tensor:
-    """a / sqrt(mean of a^2 over channels + eps) with a = clamp(leaky_relu(x + bias)); a itself with `norm=False`.
+    """Computes a / sqrt(mean of a^2 over channels + eps) with a = clamp(leaky_relu(x + bias)).
 
-    x: [B, C, ...] of any floating dtype, which the result has too.  bias: [C], of any floating dtype.  slope: of the
-    negative side, in 0 .. 1.  clamp: largest magnitude of a, which keeps what comes after finite in fp16.
-    bf16 and fp16 are computed in fp32 and rounded once. Of the forward pass only x is kept. Differentiable twice (a
-    third derivative raises UsageError; with norm=False any number of times). Raises ConfigError for a bias or numbers
-    that do not fit.
+    bf16 and fp16 are computed in fp32 and rounded once. Only x is saved for the backward pass. Differentiable twice (a
+    third derivative raises UsageError; with norm=False any number of times).
+
+    Args:
+        x: [B, C, ...] of any floating dtype.
+        bias: [C], of any floating dtype; None: no bias.
+        slope: of the negative side, in 0 .. 1.
+        clamp: the largest magnitude of a, which prevents overflow of later layers in fp16; None: not limited.
+        eps: added to the mean square.
+        norm: False: the result is a itself.
+
+    Returns:
+        A tensor of the shape and dtype of x.
+
+    Raises:
+        ConfigError: for a bias or numbers that do not match.
     """
     _check(x, bias, slope, clamp)
     if not _is_fused("pixel_norm" if norm else "bias_leaky_relu", x):
@@ -39,7 +50,19 @@ def bias_leaky_relu_pixel_norm(
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """x / sqrt(mean of x^2 over channels + eps); x is [B, C, ...]. As `bias_leaky_relu_pixel_norm`."""
+    """Computes x / sqrt(mean of x^2 over channels + eps); see `bias_leaky_relu_pixel_norm`.
+
+    Args:
+        x: [B, C, ...] of any floating dtype.
+        eps: added to the mean square.
+
+    Returns:
+        A tensor of the shape and dtype of x.
+
+    Example:
+        >>> pixel_norm(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.8485, 1.1314]])
+    """
     return bias_leaky_relu_pixel_norm(x, slope=1.0, eps=eps)
 
 
@@ -52,7 +75,7 @@ def bias_leaky_relu_pixel_norm_reference(
     eps: float = 1e-8,
     norm: bool = True,
 ) -> Tensor:
-    """The same in plain PyTorch, differentiable any number of times."""
+    """`bias_leaky_relu_pixel_norm` in plain PyTorch, differentiable any number of times."""
     if bias is not None:
         x = x + bias.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
     if slope != 1.0:
@@ -64,14 +87,14 @@ def bias_leaky_relu_pixel_norm_reference(
 
 def _normed(x: Tensor, eps: float) -> Tensor:
     if x.dtype in LOW:
-        # 256^2 is infinite in fp16; and this form keeps x for the backward pass, not an fp32 copy of it.
+        # 256^2 is infinite in fp16; and this form saves x for the backward pass, not an fp32 copy of it.
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         return (x * torch.rsqrt(norm.square() / x.shape[1] + eps)).to(x.dtype)
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
 def _is_fused(op: str, x: Tensor) -> bool:
-    # A pixel a sample leaves the CPU's kernels, which work on many pixels at once, nothing to do.
+    # The CPU's kernels vectorize over pixels, which does not help with one pixel per sample.
     return mode.is_fused(op, x) and (x.dim() > 2 or x.device.type != "cpu")
 
 
@@ -79,10 +102,10 @@ def _check(x: Tensor, bias: Tensor | None, slope: float, clamp: float | None) ->
     if x.dim() < 2 or not x.is_floating_point() or (bias is not None and bias.shape != x.shape[1:2]):
         shape = None if bias is None else list(bias.shape)
         raise ConfigError(
-            f"pixel norm of {x.dtype} {list(x.shape)} with bias {shape}: allowed are floats [B, C, ...], [C]"
+            f"pixel norm of {x.dtype} {list(x.shape)} with bias {shape}: they must be floats [B, C, ...] and [C]"
         )
     if not 0.0 <= slope <= 1.0 or (clamp is not None and not clamp > 0.0):
-        raise ConfigError(f"pixel norm with slope={slope}, clamp={clamp}: allowed are 0 <= slope <= 1 and clamp > 0")
+        raise ConfigError(f"pixel norm with slope={slope}, clamp={clamp}: they must be 0 <= slope <= 1 and clamp > 0")
 
 
 # -- fakes and derivatives ---------------------------------------------------------------------------------------------

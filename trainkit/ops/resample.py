@@ -1,4 +1,4 @@
-"""Images at twice and half their size. All of it is linear and can be differentiated any number of times."""
+"""Images at twice and half their size. Everything is linear and can be differentiated any number of times."""
 
 from typing import Any
 
@@ -11,7 +11,17 @@ from trainkit.ops import library, mode
 
 
 def upsample(x: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, C, 2H, 2W], nearest neighbour. Raises ConfigError for another number of dimensions."""
+    """Doubles height and width by nearest neighbour.
+
+    Args:
+        x: [B, C, H, W].
+
+    Returns:
+        [B, C, 2H, 2W].
+
+    Raises:
+        ConfigError: for another number of dimensions.
+    """
     _check("upsample", x)
     if not mode.is_fused("upsample", x):
         return upsample_reference(x)
@@ -19,29 +29,53 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def upsample_reference(x: Tensor) -> Tensor:
+    """`upsample` in plain PyTorch."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
-    """[B, C, 2H, 2W] to [B, C, H, W], mean of 2x2. Raises ConfigError for an odd height or width."""
+    """Halves height and width by the mean of 2x2 pixels.
+
+    Args:
+        x: [B, C, 2H, 2W].
+
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        ConfigError: for another number of dimensions, and an odd height or width.
+
+    Example:
+        >>> downsample(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+        tensor([[[[2.5000]]]])
+    """
     _check("downsample", x)
     if x.shape[2] % 2 or x.shape[3] % 2:
-        raise ConfigError(f"downsample of {list(x.shape)}: allowed are an even height and width")
+        raise ConfigError(f"downsample of {list(x.shape)}: height and width must be even")
     if not mode.is_fused("downsample", x):
         return downsample_reference(x)
     return torch.ops.trainkit.downsample2(x.contiguous(), 0.25)
 
 
 def downsample_reference(x: Tensor) -> Tensor:
+    """`downsample` in plain PyTorch."""
     return F.avg_pool2d(x, 2)
 
 
 def upsample_blur(x: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, C, 2H, 2W]: nearest neighbour, then [1, 2, 1] / 4 along rows and columns.
+    """Doubles height and width by nearest neighbour, then filters rows and columns with [1, 2, 1] / 4.
 
-    At the border the outermost pixels are repeated, so that a constant image stays one; StyleGAN pads with zeros, which
-    darkens a frame of one pixel. That makes it bilinear interpolation. Raises ConfigError for another number of
-    dimensions.
+    At the border the outermost pixels are repeated, so that a constant image stays constant; StyleGAN pads with zeros,
+    which darkens a frame of one pixel. This makes it bilinear interpolation.
+
+    Args:
+        x: [B, C, H, W].
+
+    Returns:
+        [B, C, 2H, 2W].
+
+    Raises:
+        ConfigError: for another number of dimensions.
     """
     _check("upsample_blur", x)
     if not mode.is_fused("upsample_blur", x):
@@ -50,13 +84,23 @@ def upsample_blur(x: Tensor) -> Tensor:
 
 
 def upsample_blur_reference(x: Tensor) -> Tensor:
+    """`upsample_blur` in plain PyTorch."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def fade_in(below: Tensor, image: Tensor, fade: float) -> Tensor:
-    """lerp(upsample(below), image, fade): [B, C, H, W] and [B, C, 2H, 2W] to [B, C, 2H, 2W], in the wider dtype.
+    """Blends two resolutions: lerp(upsample(below), image, fade).
 
-    At 0 exactly the upsampled image, at 1 exactly `image`. Raises ConfigError for shapes that do not fit.
+    Args:
+        below: [B, C, H, W].
+        image: [B, C, 2H, 2W].
+        fade: 0 gives exactly the upsampled image, 1 exactly `image`.
+
+    Returns:
+        [B, C, 2H, 2W], in the wider dtype.
+
+    Raises:
+        ConfigError: for shapes that do not match.
     """
     _check("fade_in", below)
     if image.shape != (*below.shape[:2], 2 * below.shape[2], 2 * below.shape[3]):
@@ -71,12 +115,13 @@ def fade_in(below: Tensor, image: Tensor, fade: float) -> Tensor:
 
 
 def fade_in_reference(below: Tensor, image: Tensor, fade: float) -> Tensor:
+    """`fade_in` in plain PyTorch."""
     return torch.lerp(upsample_reference(below), image, fade)
 
 
 def _check(name: str, x: Tensor) -> None:
     if x.dim() != 4 or not x.is_floating_point():
-        raise ConfigError(f"{name} of {x.dtype} {list(x.shape)}: allowed are floats [B, C, H, W]")
+        raise ConfigError(f"{name} of {x.dtype} {list(x.shape)}: it must be floats [B, C, H, W]")
 
 
 # -- fakes and derivatives: an op's derivative is its adjoint, whose derivative is the op ------------------------------

@@ -1,4 +1,4 @@
-"""Ops: what a user asks for, of the layers of `trainkit.ops`. Its arguments are those of `conf/ops/`."""
+"""Ops: the implementation of `trainkit.ops` that a user chooses. Its arguments are those of `conf/ops/`."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,10 +11,15 @@ Kernels = Literal["fused", "reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class Ops:
-    """Which implementation the layers of `trainkit.ops` use.
+    """Chooses the implementation of the layers in `trainkit.ops`.
 
-    kernels: `fused`: compiled ones, where they were measured to be faster; `reference`: plain PyTorch.
-    require: where they cannot be compiled, an error before any work; otherwise one warning, and plain PyTorch.
+    Args:
+        kernels: `fused`: compiled, where measured to be faster; `reference`: plain PyTorch.
+        require: whether it is an error, before any work, if they cannot be compiled; otherwise there is one warning,
+            and plain PyTorch is used.
+
+    Raises:
+        ConfigError: for other `kernels`, or both settings that exclude each other.
     """
 
     kernels: Kernels = "fused"
@@ -24,7 +29,8 @@ class Ops:
         allowed = get_args(Kernels)
         if self.kernels not in allowed:
             raise ConfigError(
-                f"ops.kernels={self.kernels!r}: allowed are {', '.join(allowed)}.{nearest(str(self.kernels), allowed)}"
+                f"ops.kernels={self.kernels!r} must be one of {', '.join(allowed)}."
+                f"{nearest(str(self.kernels), allowed)}"
             )
         if self.require and self.kernels == "reference":
             raise ConfigError(
@@ -32,5 +38,5 @@ class Ops:
             )
 
     def apply(self) -> None:
-        """Has this process do so. Raises ConfigError where what is required cannot be."""
+        """Sets the implementation for this process. Raises ConfigError where required kernels cannot be compiled."""
         mode.use(self.kernels, self.require)

@@ -1,4 +1,4 @@
-"""Where a run's numbers, pictures and text go. Trackers live on rank 0 and cannot change training."""
+"""Trackers: the destinations of a run's metrics, pictures and text. They run on rank 0 and cannot change training."""
 
 from trainkit.tracking.console import Console
 from trainkit.tracking.curves import Curve
@@ -11,7 +11,7 @@ from trainkit.tracking.run_log import RunLog
 from trainkit.tracking.standard import trackers
 from trainkit.tracking.tensorboard import TensorBoard
 from trainkit.tracking.throughput import Throughput
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 from trainkit.tracking.wandb import WandB
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Tracker",
     "Trackers",
     "WandB",
+    "WriteDeferredError",
     "picture",
     "trackers",
 ]

@@ -1,4 +1,4 @@
-"""Command: a line to type in a shell, such that it works where the user stands."""
+"""Command: a line that can be typed in a shell from where the user stands."""
 
 import shlex
 import shutil
@@ -8,10 +8,20 @@ from pathlib import Path
 
 
 def as_typed(words: Sequence[str]) -> str:
-    """`words` as one line for a shell; the first one, such as `python` or `trainkit`, becomes what starts it from here.
+    """Joins `words` to one line for a shell, with the first word replaced by a program that starts from here.
 
-    Of programs with that name, the one beside the running interpreter is meant: after `make train` it is in .venv/bin,
-    which is not on the PATH.
+    Of several programs with that name, the one beside the running interpreter is used: after `make train` it is in
+    .venv/bin, which is not on the PATH.
+
+    Args:
+        words: the program, such as `python` or `trainkit`, and its arguments, unquoted.
+
+    Returns:
+        The line, quoted for a POSIX shell.
+
+    Example:
+        >>> as_typed(["ls", "my run"])
+        "ls 'my run'"
     """
     program, *rest = words
     return shlex.join([*_program(program), *rest])

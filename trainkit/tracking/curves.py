@@ -1,4 +1,4 @@
-"""curve.png: losses and evaluations of a run over its steps, drawn from metrics.jsonl."""
+"""Curve: the losses and evaluations of a run over its steps as curve.png, drawn from metrics.jsonl."""
 
 import time
 from collections import defaultdict
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from trainkit.tracking import jsonl
-from trainkit.tracking.tracker import Kept, Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "curve.png"
-DRAWING_SHARE = 0.02  # of the time since the last drawing
+DRAWING_FRACTION = 0.02  # at most this fraction of the time is spent drawing
 MAX_PANELS = 6
 GREYS = ("0.2", "0.45", "0.6")  # of baselines
 DASHES = ("--", (0, (6, 2)), (0, (2, 2)))
-MAX_POINTS = 2000  # more than a picture has columns
+MAX_POINTS = 2000  # of a line: more than the picture has columns of pixels
 OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s"}
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
@@ -25,20 +25,26 @@ Baselines = dict[str, Series]  # metric -> name -> (steps from which a value hol
 
 
 class Curve(Tracker):
-    """Draws at evaluations and at the end. Needs the metrics.jsonl of the same run, told before this tracker."""
+    """Draws curve.png in the run directory at evaluations and at the end of the run.
+
+    It reads the metrics.jsonl of the same run, so it must come after the `Jsonl` tracker in `Trackers`.
+    """
 
     def __init__(self) -> None:
         self._run: Run | None = None
         self._next_s = 0.0
 
     def start(self, run: Run) -> None:
+        """Takes the directory and the name of the run."""
         self._run = run
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Draws the curves, unless drawing has taken more than 2 % of the time."""
         if time.monotonic() >= self._next_s:
             self._draw()
 
     def finish(self, status: Status) -> None:
+        """Draws the curves of the whole run."""
         self._draw()
 
     def _draw(self) -> None:
@@ -47,18 +53,23 @@ class Curve(Tracker):
         try:
             draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
             self.is_behind = False
-        except OSError as error:  # the next drawing holds all that this one would
+        except OSError as error:  # the next drawing contains everything that this one would have shown
             self.is_behind = True
-            raise Kept(*error.args) from error
+            raise WriteDeferredError(*error.args) from error
         now = time.monotonic()
-        self._next_s = now + (now - began) / DRAWING_SHARE
+        self._next_s = now + (now - began) / DRAWING_FRACTION
 
 
 def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
-    """Draw a metrics.jsonl: a panel of the losses, then one for each other family of evaluation numbers.
+    """Draws a metrics.jsonl: one panel for the losses, then one for each other family of evaluation metrics.
 
     A family is the last word of a name: `d_loss` and `held_out_loss` belong to `loss`. Training is a thin line under
-    its running mean, evaluations are markers, baselines are dashed. Nothing is drawn where nothing was measured yet.
+    its running mean, evaluations are markers, baselines are dashed lines. Without any measurement, no file is written.
+
+    Args:
+        metrics: the metrics.jsonl to read.
+        picture: the PNG file to write, replaced in one rename.
+        title: text above the panels.
     """
     training, evaluation, baselines = _series(metrics)
     panels = _panels(training, evaluation)
@@ -74,8 +85,8 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     last_step = max(steps[-1] for steps, _ in [*training.values(), *evaluation.values()])
     for index, family in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
-        held_against = chain(*(lines.items() for metric, lines in baselines.items() if _family(metric) == family))
-        _panel(axes, family, training, evaluation, dict(held_against), last_step)
+        family_baselines = chain(*(lines.items() for metric, lines in baselines.items() if _family(metric) == family))
+        _panel(axes, family, training, evaluation, dict(family_baselines), last_step)
         axes.set_xlim(0, 1.02 * last_step)
     figure.suptitle(title)
     temporary = picture.with_suffix(".tmp.png")
@@ -106,7 +117,7 @@ def _arrays(points: Mapping[str, list[tuple[int, float]]]) -> Series:
 
 
 def _family(name: str) -> str:
-    """The last word of a name that is no number: `swd_32` belongs to `swd`."""
+    """Returns the last word of a name that is no number: `swd_32` belongs to `swd`."""
     return next((word for word in reversed(name.split("_")) if not word.isdecimal()), name)
 
 
@@ -125,7 +136,7 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselin
         axes.plot(steps, smooth, color=f"C{index}", linewidth=1.6, label=name)
         shown += [np.quantile(values, (0.01, 0.99)), smooth[len(smooth) // 50 :]]
     for index, name in enumerate(name for name in evaluation if _family(name) == family):
-        steps, values = _parted(*evaluation[name], training)
+        steps, values = _with_gaps(*evaluation[name], training)
         axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
         shown.append(values)
     for index, (name, (steps, values)) in enumerate(baselines.items()):
@@ -142,7 +153,7 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselin
 
 
 def _dashed(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, last_step: int, index: int) -> None:
-    """The first value from the left edge on, for it held before it was measured."""
+    """Draws a baseline from the left edge on: its first value is valid before it was measured."""
     axes.plot(
         [0, *steps[1:], last_step],
         [*values, values[-1]],
@@ -154,8 +165,8 @@ def _dashed(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, last_st
     )
 
 
-def _parted(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np.ndarray, np.ndarray]:
-    """With a gap where the `resolution` of a growing network changed: what is measured there is something else."""
+def _with_gaps(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a gap where the `resolution` of a growing network changed: evaluations there measure something else."""
     known, resolutions = training.get("resolution", (np.zeros(0), np.zeros(0)))
     if not len(known):
         return steps, values
@@ -165,7 +176,7 @@ def _parted(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points, each the mean of its neighbours."""
+    """Returns at most MAX_POINTS points, each the mean of its neighbours."""
     size = -(-len(steps) // MAX_POINTS)
     starts = np.arange(0, len(steps), size)
     counts = np.diff([*starts, len(steps)])
@@ -173,9 +184,10 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of about a thirtieth of the curve, centred.
+    """Mean over a centred window of about a thirtieth of the curve.
 
-    Narrower at the beginning, which is steep; at the end its later half is missing, for a single value is no mean.
+    The window is narrower at the beginning, which is steep. At the end its later half is missing, because a single
+    value is no mean.
     """
     half = len(values) // 60
     sums = np.concatenate([[0.0], np.cumsum(values)])

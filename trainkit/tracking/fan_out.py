@@ -1,4 +1,4 @@
-"""The fan-out to several trackers, which keeps one that fails away from training."""
+"""Trackers: calls several trackers, and isolates training from one that fails."""
 
 import sys
 from collections import deque
@@ -9,110 +9,140 @@ from typing import Any
 
 from trainkit.tracking.means import number_of
 from trainkit.tracking.pictures import picture, require_rows, require_text
-from trainkit.tracking.tracker import Kept, Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
-MOST_KEPT_BYTES = 1 << 28
-CALL_BYTES = 1000  # of one that holds numbers
+MAX_QUEUED_BYTES = 1 << 28
+CALL_BYTES = 1000  # memory of a queued call with numbers
 
 Call = Callable[[Tracker], None]
 
 
 class Trackers(Tracker):
-    """Tells every one of some named trackers, after a check of what it is given: ConfigError names what cannot be.
+    """Calls each of several trackers, after a check of the values.
 
-    What a tracker cannot write (OSError: a full disk, say) is kept, up to 256 MB, and told to it again, in order, with
-    the next call; both are said once on stderr. One that raises anything else is reported once and told nothing more.
+    A call that a tracker cannot write (OSError, such as a full disk) is queued, up to 256 MB, and repeated in order
+    before the next call; the failure and the recovery are each reported once on stderr. A tracker that raises any other
+    exception is reported once and removed.
 
-    >>> Trackers(console=Console(), wandb=None).names
-    ['console']
+    Args:
+        trackers: the trackers by name, called in this order; None leaves a name out.
+
+    Raises:
+        ConfigError: by every method that is given a value which cannot be logged, naming it.
+
+    Example:
+        >>> from trainkit.tracking import Console
+        >>> Trackers(console=Console(), wandb=None).names
+        ['console']
     """
 
     def __init__(self, **trackers: Tracker | None):
-        self._trackers = {name: _Listener(name, tracker) for name, tracker in trackers.items() if tracker is not None}
+        self._trackers = {
+            name: _QueuedTracker(name, tracker) for name, tracker in trackers.items() if tracker is not None
+        }
         self._states: dict[str, dict[str, Any]] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names of the trackers that still listen."""
+        """Names of the trackers that have not failed."""
         return list(self._trackers)
 
     def start(self, run: Run) -> None:
-        self._tell(lambda tracker: tracker.start(run))
+        """Starts every tracker."""
+        self._call_each(lambda tracker: tracker.start(run))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs training metrics: numbers, or tensors and arrays of one element."""
         numbers = _numbers(values)
-        self._tell(lambda tracker: tracker.log(step, numbers))
+        self._call_each(lambda tracker: tracker.log(step, numbers))
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs evaluation metrics: numbers, or tensors and arrays of one element."""
         numbers = _numbers(values)
-        self._tell(lambda tracker: tracker.evaluation(step, numbers))
+        self._call_each(lambda tracker: tracker.evaluation(step, numbers))
 
     def baselines(self, step: int, baselines: Mapping[str, Mapping[str, Any]]) -> None:
+        """Logs the baselines of evaluation metrics."""
         numbers = {metric: _numbers(values) for metric, values in baselines.items()}
-        self._tell(lambda tracker: tracker.baselines(step, numbers))
+        self._call_each(lambda tracker: tracker.baselines(step, numbers))
 
     def image(self, step: int, name: str, image: Any) -> None:
-        """A picture: whatever `picture` takes, such as a matplotlib figure, a PIL image, an array or a tensor."""
+        """Logs a picture.
+
+        Args:
+            step: the number of steps done.
+            name: the name of the picture.
+            image: whatever `picture` accepts, such as a matplotlib figure, a PIL image, an array or a tensor.
+
+        Raises:
+            ConfigError: naming one that is no picture.
+        """
         pixels = picture(name, image)
-        self._tell(lambda tracker: tracker.image(step, name, pixels), num_bytes=pixels.nbytes)
+        self._call_each(lambda tracker: tracker.image(step, name, pixels), num_bytes=pixels.nbytes)
 
     def text(self, step: int, name: str, text: str) -> None:
+        """Logs a text."""
         require_text(name, text)
-        self._tell(lambda tracker: tracker.text(step, name, text), num_bytes=len(text))
+        self._call_each(lambda tracker: tracker.text(step, name, text), num_bytes=len(text))
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Logs a table, whose rows must have as many cells as there are columns."""
         require_rows(name, columns, rows)
-        self._tell(lambda tracker: tracker.table(step, name, columns, rows), num_bytes=100 * len(rows))
+        self._call_each(lambda tracker: tracker.table(step, name, columns, rows), num_bytes=100 * len(rows))
 
     def message(self, text: str) -> None:
-        self._tell(lambda tracker: tracker.message(text))
+        """Logs a line about the run itself."""
+        self._call_each(lambda tracker: tracker.message(text))
 
     def state_dict(self) -> dict[str, Any]:
-        for name, listener in list(self._trackers.items()):
+        """Returns the states of the trackers by name; a tracker that failed keeps its last state."""
+        for name, queued in list(self._trackers.items()):
             own: dict[str, Any] = {}
 
             def ask(tracker: Tracker, own: dict[str, Any] = own) -> None:
                 own.update(tracker.state_dict())
 
-            self._guarded(listener, ask)
+            self._guarded(queued, ask)
             if own:
                 self._states[name] = own
-        return dict(self._states)  # one that failed keeps its last state: the next process may be luckier
+        return dict(self._states)  # with the last state of one that failed: in the next process it may work
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads the states of those trackers that have one in `state`."""
         self._states = dict(state)
         for name in self.names:
             if name in state:
                 self._guarded(self._trackers[name], partial(_load_state, state=state[name]))
 
     def finish(self, status: Status) -> None:
-        self._tell(lambda tracker: tracker.finish(status))
-        for listener in self._trackers.values():
-            listener.give_up()
+        """Finishes every tracker, and reports the calls that could not be written."""
+        self._call_each(lambda tracker: tracker.finish(status))
+        for queued in self._trackers.values():
+            queued.drop_rest()
 
-    def _tell(self, call: Call, num_bytes: int = 0) -> None:
-        for listener in list(self._trackers.values()):
-            self._guarded(listener, call, CALL_BYTES + num_bytes)
+    def _call_each(self, call: Call, num_bytes: int = 0) -> None:
+        for queued in list(self._trackers.values()):
+            self._guarded(queued, call, CALL_BYTES + num_bytes)
 
-    def _guarded(self, listener: "_Listener", call: Call, num_bytes: int | None = None) -> None:
+    def _guarded(self, queued: "_QueuedTracker", call: Call, num_bytes: int | None = None) -> None:
         try:
             if num_bytes is None:
-                call(listener.tracker)
+                call(queued.tracker)
             else:
-                listener.tell(call, num_bytes)
+                queued.call(call, num_bytes)
         except Exception as error:
             if num_bytes is None and isinstance(error, OSError):
-                return  # a state that cannot be told now is told with the next checkpoint
-            del self._trackers[listener.name]
-            _say(f"tracker {listener.name!r} failed and is told nothing more; training goes on. {_reason(error)}")
+                return  # the next checkpoint asks for the state again
+            del self._trackers[queued.name]
+            _say(f"tracker {queued.name!r} failed and is disabled; training continues. {_reason(error)}")
 
 
 def _load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
     tracker.load_state_dict(state)
 
 
-class _Listener:
-    """A tracker, and what it could not write yet."""
+class _QueuedTracker:
+    """A tracker, and the calls that it could not write yet."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self.name, self.tracker = name, tracker
@@ -120,8 +150,8 @@ class _Listener:
         self._num_bytes = self._num_dropped = 0
         self._is_behind = False
 
-    def tell(self, call: Call, num_bytes: int) -> None:
-        """`call` after all that came before it. Raises what is no OSError."""
+    def call(self, call: Call, num_bytes: int) -> None:
+        """Makes `call` after all earlier ones. Exceptions other than OSError are not caught."""
         self._calls.append((call, num_bytes))
         self._num_bytes += num_bytes
         try:
@@ -129,26 +159,26 @@ class _Listener:
                 self._calls[0][0](self.tracker)
                 self._drop_first()
         except OSError as error:
-            if isinstance(error, Kept):
+            if isinstance(error, WriteDeferredError):
                 self._drop_first()
-            while self._num_bytes > MOST_KEPT_BYTES:
+            while self._num_bytes > MAX_QUEUED_BYTES:
                 self._drop_first()
                 self._num_dropped += 1
             if not self._is_behind:
                 self._is_behind = True
-                told = "keeps what it is told and tries again with the next call; training goes on"
-                _say(f"tracker {self.name!r} cannot write, {told}. {_reason(error)}")
+                retry = "its calls are queued and repeated with the next one; training continues"
+                _say(f"tracker {self.name!r} cannot write: {retry}. {_reason(error)}")
             return
         if self._is_behind and not self.tracker.is_behind:
             self._is_behind = False
-            lost = f", except for {self._num_dropped} calls that were too many to keep" if self._num_dropped else ""
-            _say(f"tracker {self.name!r} writes again, and has written what it had kept{lost}")
+            lost = f", except for {self._num_dropped} calls beyond the limit of the queue" if self._num_dropped else ""
+            _say(f"tracker {self.name!r} writes again, and has written the queued calls{lost}")
 
-    def give_up(self) -> None:
-        """Says what was not written, where nothing more comes."""
+    def drop_rest(self) -> None:
+        """Reports the calls that were not written, and drops them."""
         if self._is_behind:
             lost = len(self._calls) + self._num_dropped
-            _say(f"tracker {self.name!r} could not write to the end: {lost or 'some'} of its calls are lost")
+            _say(f"tracker {self.name!r} could not write until the end: {lost or 'some'} of its calls are lost")
         self._calls.clear()
         self._num_bytes = self._num_dropped = 0
         self._is_behind = False
@@ -158,7 +188,7 @@ class _Listener:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Counts stay integers."""
+    """Converts metrics to floats; ints stay ints."""
     return {name: value if type(value) in (int, float) else number_of(name, value) for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: every number of a run, one JSON object a line."""
+"""Jsonl: the metrics of a run as metrics.jsonl, one JSON object per line."""
 
 import json
 import math
@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.tracking.tracker import Kept, Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "metrics.jsonl"
 
 
 class Jsonl(Tracker):
-    """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines, each flushed as it is told.
+    """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines to metrics.jsonl, each flushed.
 
-    A line of the kind "baseline" has `{name: value}` for a metric. `time` is in seconds since 1970. A value that is
-    not finite becomes null, which every JSON parser reads, and is named in the line's `nonfinite`:
-    `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume the file is first cut back to the resumed step, in one
-    rename, so that it never holds a step twice. Lines that cannot be written (a full disk) are kept, and written whole
-    with the next one.
+    A line of kind "baseline" contains `{name: value}` for each metric. `time` is in seconds since 1970. A value that is
+    not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
+    `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume, the file is first truncated to the resumed step, in one
+    rename, so it never contains a step twice. Lines that cannot be written (a full disk) are kept, and written with the
+    next one.
     """
 
     def __init__(self) -> None:
@@ -28,19 +28,23 @@ class Jsonl(Tracker):
         self._unwritten = b""
 
     def start(self, run: Run) -> None:
+        """Opens metrics.jsonl in the run directory, truncated to the resumed step."""
         path = run.directory / FILE_NAME
         if path.exists():
-            cut_back(path, -1 if run.resumed_step is None else run.resumed_step)
+            truncate_to_step(path, -1 if run.resumed_step is None else run.resumed_step)
         self._unwritten = b""
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of kind "training"."""
         self._write(step, "training", values)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of kind "evaluation"."""
         self._write(step, "evaluation", values)
 
     def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes a line of kind "baseline"; values that are not finite are left out."""
         finite = {
             metric: {name: value for name, value in values.items() if math.isfinite(value)}
             for metric, values in baselines.items()
@@ -48,6 +52,7 @@ class Jsonl(Tracker):
         self._write_line(step, "baseline", finite)
 
     def finish(self, status: Status) -> None:
+        """Writes what is outstanding and closes the file."""
         if self._file >= 0:
             try:
                 self._write_out()
@@ -73,14 +78,24 @@ class Jsonl(Tracker):
             while written < len(self._unwritten):
                 written += os.write(self._file, self._unwritten[written:])
         except OSError as error:
-            os.ftruncate(self._file, size)  # half a line would be damage
+            os.ftruncate(self._file, size)  # no torn line stays in the file
             self.is_behind = True
-            raise Kept(*error.args) from error
+            raise WriteDeferredError(*error.args) from error
         self._unwritten, self.is_behind = b"", False
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file. A torn last line (its writer was killed) is left out; any other damage raises."""
+    """Reads the lines of a metrics.jsonl.
+
+    Args:
+        path: the file.
+
+    Yields:
+        Each line as a dict. An incomplete last line (its writer was killed) is left out.
+
+    Raises:
+        json.JSONDecodeError: where any other line is damaged.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.endswith("\n"):
@@ -88,8 +103,13 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop, in one rename, the lines of steps after `step` and a torn last line."""
+def truncate_to_step(path: Path, step: int) -> None:
+    """Removes, in one rename, the lines of later steps and an incomplete last line.
+
+    Args:
+        path: a metrics.jsonl.
+        step: the last step whose lines stay.
+    """
     temporary = path.with_suffix(".jsonl.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in read(path) if line["step"] <= step)

@@ -1,4 +1,4 @@
-"""Means of a step's metrics over the steps since they were last taken; what is on a GPU stays there."""
+"""Means: weighted means of metrics over steps; values on a GPU stay there."""
 
 import math
 from collections.abc import Mapping
@@ -13,88 +13,117 @@ SKIPPED = "skipped"
 
 
 class Last(float):
-    """A metric of which the last value is logged, and no mean: what a run is at, such as its learning rate.
+    """A metric of which the last value is logged and not the mean, such as a learning rate.
 
-    >>> runtime.log(step, loss=loss, temperature=trainkit.Last(0.7))
+    Example:
+        >>> means = Means()
+        >>> for temperature in (1.0, 0.7):
+        ...     means.add({"loss": 2.0, "temperature": Last(temperature)}, weight=8)
+        >>> means.take()
+        {'loss': (32.0, 16.0), 'temperature': (0.7, 1.0)}
     """
 
 
 class Means:
-    """Sums of `metrics * share` by name, and of the shares: their ratio, summed over ranks first, is the mean.
+    """Sums of `metric * weight` by name, and sums of the weights: their ratio, summed over ranks first, is the mean.
 
-    A value that is not finite does not count where its step was skipped and says so: `d_skipped=1.0` speaks for all
-    names that begin with `d_`, and `skipped` for every name. A rank without a sample counts for nothing. Of a `Last`
-    the newest value is the sum, with a share of 1.
+    A value that is not finite does not count where its step was skipped and a metric says so: `d_skipped=1.0` applies
+    to all names that begin with `d_`, and `skipped` to every name. A weight of 0 (a rank without a sample) counts for
+    nothing. Of a `Last` the newest value is the sum, with weight 1.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}  # name -> [sum, sum of shares]
-        self._on_device: dict[tuple[str, ...], Tensor] = {}  # by names, which come in the same order in most steps
+        self._sums: dict[str, list[float]] = {}  # name -> [sum, sum of weights]
+        self._on_device: dict[tuple[str, ...], Tensor] = {}  # by names, which have the same order in most steps
 
-    def add(self, metrics: Mapping[str, Any], share: float) -> None:
-        """The metrics of one step, numbers or tensors of one element. Never waits for the device.
+    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
+        """Adds the metrics of one step. Never waits for the device.
 
-        Raises ConfigError naming a metric that is no number.
+        Args:
+            metrics: numbers, or tensors of one element, by name.
+            weight: of this step in the means, such as the number of samples in this rank's local batch.
+
+        Raises:
+            ConfigError: naming a metric that is no number.
         """
-        numbers, tensors, levels = {}, {}, {}
+        numbers, tensors = {}, {}
         for name, value in metrics.items():
             if isinstance(value, Last):
-                levels[name] = float(value)
-            elif isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+                self._sums[name] = [float(value), 1.0]
+                continue
+            if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
                 tensors[name] = value
             else:
                 numbers[name] = number_of(name, value)
+            self._sums.setdefault(name, [0.0, 0.0])
         skipped = tuple(name.removesuffix(SKIPPED) for name in numbers if name.endswith(SKIPPED) and numbers[name])
         if skipped:  # the device was waited for already, or it would not be known
             numbers |= {name: float(value) for name, value in tensors.items()}
             tensors = {}
-        for name in metrics:
-            self._sums.setdefault(name, [0.0, 0.0])
-        for name, level in levels.items():
-            self._sums[name] = [level, 1.0]
-        if not share:
-            return
-        for name, number in numbers.items():
-            if math.isfinite(number) or not name.startswith(skipped or ("\0",)):
-                self._count(name, number * share, share)
-        if tensors:
-            values = torch.stack([_as_float(value) for value in tensors.values()])
-            sums = self._on_device.setdefault(
-                tuple(tensors), torch.zeros(len(tensors), dtype=torch.float64).to(values.device)
-            )
-            sums.add_(values, alpha=share)
-            for name in tensors:
-                self._count(name, 0.0, share)
+        if weight:
+            self._add_numbers(numbers, weight, skipped)
+            self._add_tensors(tensors, weight)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was added since they were last taken; the same on all ranks that give the same names."""
+        """Whether nothing was added since the last `take`; the same on all ranks that add the same names."""
         return not self._sums
 
     def take(self) -> dict[str, tuple[Tensor | float, float]]:
-        """name -> (sum of value * share, sum of shares) of every name since the last call, which is then forgotten."""
+        """Returns the sums since the last call, and resets them.
+
+        Returns:
+            name -> (sum of value * weight, sum of weights).
+        """
         taken: dict[str, tuple[Tensor | float, float]] = {
-            name: (total, shares) for name, (total, shares) in self._sums.items()
+            name: (total, weights) for name, (total, weights) in self._sums.items()
         }
         for names, sums in self._on_device.items():
-            for name, part in zip(names, sums, strict=True):
-                total, shares = taken[name]
-                taken[name] = total + part, shares
-        self.forget()
+            for name, on_device in zip(names, sums, strict=True):
+                total, weights = taken[name]
+                taken[name] = total + on_device, weights
+        self.reset()
         return taken
 
-    def forget(self) -> None:
-        """Steps that are not to be told: a run went back to before them."""
+    def reset(self) -> None:
+        """Drops the sums, such as those of steps before a run went back to a checkpoint."""
         self._sums, self._on_device = {}, {}
 
-    def _count(self, name: str, total: float, share: float) -> None:
+    def _add_numbers(self, numbers: Mapping[str, float], weight: float, skipped: tuple[str, ...]) -> None:
+        for name, number in numbers.items():
+            if math.isfinite(number) or not name.startswith(skipped or ("\0",)):
+                self._count(name, number * weight, weight)
+
+    def _add_tensors(self, tensors: Mapping[str, Tensor], weight: float) -> None:
+        if not tensors:
+            return
+        values = torch.stack([_as_float(value) for value in tensors.values()])
+        sums = self._on_device.setdefault(
+            tuple(tensors), torch.zeros(len(tensors), dtype=torch.float64).to(values.device)
+        )
+        sums.add_(values, alpha=weight)
+        for name in tensors:
+            self._count(name, 0.0, weight)
+
+    def _count(self, name: str, total: float, weight: float) -> None:
         sums = self._sums[name]
         sums[0] += total
-        sums[1] += share
+        sums[1] += weight
 
 
 def number_of(name: str, value: Any) -> float:
-    """`value` as a float. Raises ConfigError, naming the metric, for what is no number."""
+    """Converts a metric to a float.
+
+    Args:
+        name: the name of the metric, for messages.
+        value: a number, or a tensor or array of one element.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ConfigError: naming the metric, for anything else.
+    """
     try:
         if isinstance(value, str | bytes):
             raise TypeError
@@ -102,7 +131,7 @@ def number_of(name: str, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         shape = getattr(value, "shape", None)
         given = repr(value) if shape is None else f"{type(value).__name__} of shape {[*shape]}"
-        raise ConfigError(f"metric {name}={given}: allowed is a number, or a tensor or array of one element") from None
+        raise ConfigError(f"metric {name}={given} must be a number, or a tensor or array of one element") from None
 
 
 def _as_float(value: Tensor) -> Tensor:

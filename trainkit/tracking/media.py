@@ -1,4 +1,4 @@
-"""Pictures, texts and tables of a run as plain files."""
+"""Media: the pictures, texts and tables of a run as plain files."""
 
 import csv
 import re
@@ -18,6 +18,7 @@ class Media(Tracker):
         self._directory = Path()
 
     def start(self, run: Run) -> None:
+        """Removes the files of steps after the resumed one."""
         self._directory = run.directory / "media"
         resumed_step = -1 if run.resumed_step is None else run.resumed_step
         for path in self._directory.glob("*/*"):
@@ -25,14 +26,17 @@ class Media(Tracker):
                 path.unlink()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture as PNG."""
         from PIL import Image
 
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(self._path(step, name, "png"))
 
     def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text file in UTF-8."""
         self._path(step, name, "txt").write_text(text.rstrip() + "\n", encoding="utf-8")
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Writes a table as CSV, with a header."""
         with self._path(step, name, "csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
 

@@ -1,4 +1,4 @@
-"""What can be shown as a picture, and the checks of what trackers are given."""
+"""Pictures, texts and tables that trackers accept, and the checks of what they are given."""
 
 import io
 from collections.abc import Sequence
@@ -17,11 +17,23 @@ ALLOWED = (
 
 
 def picture(name: str, given: Any) -> np.ndarray:
-    """uint8 [height, width, 1 or 3] of `given`; what is transparent is laid on white.
+    """Converts anything that can be shown as a picture to an array.
 
-    given: a matplotlib figure or axes, a PIL image, or an array or tensor: uint8, other integers of 0 .. 255, or
-        floats of 0 .. 1; [height, width], [height, width, channels] or [channels, height, width].
-    Raises ConfigError, naming the picture, for anything else.
+    Args:
+        name: the name of the picture, for messages.
+        given: a matplotlib figure or axes, a PIL image, or an array or tensor [height, width],
+            [height, width, channels] or [channels, height, width]: uint8, other integers of 0 .. 255, or floats of
+            0 .. 1.
+
+    Returns:
+        uint8 [height, width, 1 or 3]; transparent pixels are blended with white.
+
+    Raises:
+        ConfigError: naming the picture, for anything else.
+
+    Example:
+        >>> picture("grey", np.zeros((2, 3))).shape
+        (2, 3, 1)
     """
     from PIL import Image
 
@@ -37,21 +49,24 @@ def picture(name: str, given: Any) -> np.ndarray:
         given = given.detach().cpu()
         given = (given.float() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
     elif not isinstance(given, np.ndarray):
-        raise ConfigError(f"picture {name}={_shortly(given)}: allowed is {ALLOWED}")
+        raise ConfigError(f"picture {name}={_shortly(given)} must be {ALLOWED}")
     return _on_white(_as_bytes(name, _channels_last(name, given)))
 
 
 def require_rows(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Raises ConfigError for a table whose rows have not as many cells as it has columns."""
+    """Raises ConfigError for a table in which a row does not have one cell per column."""
     for row in rows:
         if isinstance(row, str) or len(row) != len(columns):
-            raise ConfigError(f"table {name}: row {_shortly(row)} for the columns {', '.join(map(str, columns))}")
+            raise ConfigError(
+                f"table {name}: row {_shortly(row)} must have a cell for each of the columns "
+                f"{', '.join(map(str, columns))}"
+            )
 
 
 def require_text(name: str, text: Any) -> None:
-    """Raises ConfigError for what is no string."""
+    """Raises ConfigError for a text that is no string."""
     if not isinstance(text, str):
-        raise ConfigError(f"text {name}={_shortly(text)}: allowed is a string")
+        raise ConfigError(f"text {name}={_shortly(text)} must be a string")
 
 
 def _channels_last(name: str, values: np.ndarray) -> np.ndarray:
@@ -61,7 +76,7 @@ def _channels_last(name: str, values: np.ndarray) -> np.ndarray:
         return values
     if values.ndim == 3 and values.shape[0] in CHANNELS:
         return np.moveaxis(values, 0, -1)
-    raise ConfigError(f"picture {name} is of shape {[*values.shape]}: allowed is {ALLOWED}")
+    raise ConfigError(f"picture {name} of shape {[*values.shape]} must be {ALLOWED}")
 
 
 def _as_bytes(name: str, values: np.ndarray) -> np.ndarray:
@@ -71,11 +86,11 @@ def _as_bytes(name: str, values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8) * 255
     is_float = np.issubdtype(values.dtype, np.floating)
     if not (is_float or np.issubdtype(values.dtype, np.integer)):
-        raise ConfigError(f"picture {name} is of {values.dtype}: allowed is {ALLOWED}")
+        raise ConfigError(f"picture {name} of {values.dtype} must be {ALLOWED}")
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     largest = 1 if is_float else 255
     if not (low >= 0 and high <= largest):
-        raise ConfigError(f"picture {name} has values of {low:.4g} to {high:.4g}: allowed are 0 to {largest}")
+        raise ConfigError(f"picture {name} has values of {low:.4g} to {high:.4g}, which must be 0 to {largest}")
     return np.round(values * 255).astype(np.uint8) if is_float else values.astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""RunLog: what a run logs, as means over steps and ranks, to its tracker and its summary file."""
+"""RunLog: means over steps and ranks of a run's metrics, for its tracker and its summary file."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ class RunLog:
     """Accumulates the metrics of a run's steps, and sends their means, pictures and lines of text to the tracker.
 
     Args:
-        tracker: where they go; one that does nothing on ranks other than 0.
+        tracker: receives the means; one that does nothing on ranks other than 0.
         ranks: the processes over which means are taken.
         run_dir: where summary.txt is written; None: nowhere.
-        describe: called when tracking starts: the first lines of the summary. What it raises, `start` raises.
+        describe: returns the first lines of the summary; called by `start`, which raises what it raises.
         started: called once the tracker has started.
     """
 
@@ -81,13 +81,17 @@ class RunLog:
         self._started()
 
     def message(self, text: str) -> None:
-        """Logs a line about the run itself to the tracker and the run's summary."""
+        """Logs a line about the run itself to the tracker and to the run's summary."""
         self.tracker.message(text)
         if self.is_started:
             self._summarize([text], "a")
 
     def add(self, metrics: Mapping[str, Tensor | float], num_samples: float) -> None:
-        """Adds a step's metrics to the means; what this rank gives counts by the samples of its share.
+        """Adds a step's metrics to the means, weighted by the size of this rank's local batch.
+
+        Args:
+            metrics: numbers, or tensors of one element.
+            num_samples: samples in this rank's local batch.
 
         Raises:
             ConfigError: naming a metric that is no number.
@@ -117,6 +121,11 @@ class RunLog:
     def images(self, step: int, position: int, images: Mapping[str, Any]) -> None:
         """Logs pictures by name, from rank 0. Not collective.
 
+        Args:
+            step: steps done.
+            position: samples in the steps done.
+            images: whatever `picture` accepts, by name.
+
         Raises:
             ConfigError: naming one that is no picture.
         """
@@ -127,8 +136,12 @@ class RunLog:
                 self.tracker.image(step, name, pixels)
 
     def end(self, status: Status) -> None:
-        """Has the tracker write what is outstanding, and forgets metrics that were not logged. It may start again."""
-        self._means.forget()
+        """Finishes the tracker and drops metrics that were not logged. The log can be started again.
+
+        Args:
+            status: how the run ended.
+        """
+        self._means.reset()
         if self.is_started:
             self.is_started = False
             self.tracker.finish(status)
@@ -136,10 +149,10 @@ class RunLog:
     def _means_over_ranks(self) -> dict[str, float]:
         taken = self._means.take()
         totals = {f"sum {name}": total for name, (total, _) in taken.items()}
-        shares = {f"share {name}": share for name, (_, share) in taken.items()}
-        sums = self._ranks.all_reduce_sum({**totals, **shares}) if taken else {}
-        # A name that no sample counted for has no mean.
-        return {name: sums[f"sum {name}"] / (sums[f"share {name}"] or math.nan) for name in taken}
+        weights = {f"weight {name}": weight for name, (_, weight) in taken.items()}
+        sums = self._ranks.all_reduce_sum({**totals, **weights}) if taken else {}
+        # A metric of total weight 0 has no mean.
+        return {name: sums[f"sum {name}"] / (sums[f"weight {name}"] or math.nan) for name in taken}
 
     def _summarize(self, lines: Sequence[str], mode: Literal["w", "a"]) -> None:
         if self._run_dir is None or not self._ranks.is_main:

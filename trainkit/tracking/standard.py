@@ -1,4 +1,4 @@
-"""The trackers that a configuration asks for."""
+"""The trackers that a configuration names."""
 
 from collections.abc import Mapping
 
@@ -23,11 +23,27 @@ def trackers(
     tensorboard: bool = False,
     others: Mapping[str, Tracker] | None = None,
 ) -> Trackers:
-    """`others` are trackers of one's own by name. Raises ConfigError for what cannot work; opens nothing yet."""
+    """Makes the trackers of a run; nothing is opened before they are started.
+
+    Args:
+        console: whether to show progress on the console.
+        jsonl: whether to write metrics.jsonl.
+        curve: whether to draw curve.png; needs `jsonl`.
+        media: whether to write pictures, texts and tables as files.
+        wandb: the Weights & Biases tracker; None: not used.
+        tensorboard: whether to write TensorBoard event files.
+        others: further trackers by name.
+
+    Returns:
+        One tracker that calls them all.
+
+    Raises:
+        ConfigError: where `curve` is set without `jsonl`, or a name in `others` is used already.
+    """
     if curve and not jsonl:
         raise ConfigError("tracking.curve=true draws metrics.jsonl: type tracking.jsonl=true or tracking.curve=false")
     chosen: dict[str, Tracker | None] = {
-        "console": Console() if console else None,  # first: it takes the bar down before others print their last words
+        "console": Console() if console else None,  # first: it removes the bar before others print at the end
         "jsonl": Jsonl() if jsonl else None,
         "media": Media() if media else None,
         "wandb": wandb,
@@ -36,7 +52,7 @@ def trackers(
     }
     taken = sorted(chosen.keys() & (others or {}).keys())
     if taken:
-        raise ConfigError(f"tracking.others.{taken[0]} takes the name of a tracker that exists: choose another name")
+        raise ConfigError(f"tracking.others.{taken[0]} has the name of a built-in tracker: choose another name")
     for name, tracker in (others or {}).items():
         if not isinstance(tracker, Tracker):
             raise ConfigError(f"tracking.others.{name}={tracker!r}: must be a trainkit.Tracker, or of a class below it")

@@ -1,4 +1,4 @@
-"""TensorBoard event files, on request."""
+"""TensorBoard: event files, on request."""
 
 import errno
 import os
@@ -13,17 +13,21 @@ from typing import Any
 import numpy as np
 
 from trainkit.errors import ConfigError
-from trainkit.tracking.tracker import Kept, Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
-MOST_UNFLUSHED = 1000
+MAX_UNFLUSHED = 1000
 RETRY_S = 10.0
-_FRAME_BYTES = 16  # of a record beside its event: the length and two check sums
+_FRAME_BYTES = 16  # a record's overhead: the length of its event and two checksums
 
 Add = Callable[[Any], None]
 
 
 class TensorBoard(Tracker):
-    """Writes `tensorboard/` in the run directory. After a resume, later steps of earlier processes are purged."""
+    """Writes `tensorboard/` in the run directory. After a resume, later steps of earlier processes are purged.
+
+    Raises:
+        ConfigError: where the package tensorboard is not installed.
+    """
 
     def __init__(self) -> None:
         if find_spec("tensorboard") is None:
@@ -34,29 +38,35 @@ class TensorBoard(Tracker):
         self._retry_s: float | None = None
 
     def start(self, run: Run) -> None:
+        """Opens an event file in the run directory, which purges the steps after the resumed one."""
         self._directory = str(run.directory / "tensorboard")
         self._unflushed, self._retry_s = [], None
         self._open(0 if run.resumed_step is None else run.resumed_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars, flushed every 1000."""
         for name, value in values.items():
             self._unflushed.append((step, partial(_add_scalar, name, value, step)))
-        self._write(len(values), flush=len(self._unflushed) >= MOST_UNFLUSHED)
+        self._write(len(values), flush=len(self._unflushed) >= MAX_UNFLUSHED)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars, and flushes."""
         self._unflushed += [(step, partial(_add_scalar, name, value, step)) for name, value in values.items()]
         self._write(len(values), flush=True)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture, and flushes."""
         self._unflushed.append((step, lambda writer: writer.add_image(name, image, step, dataformats="HWC")))
         self._write(1, flush=True)
 
     def text(self, step: int, name: str, text: str) -> None:
-        verbatim = "\n".join(f"    {line}" for line in text.splitlines())  # indented: Markdown for "as it is"
+        """Writes a text, displayed verbatim."""
+        verbatim = "\n".join(f"    {line}" for line in text.splitlines())  # indented: verbatim in Markdown
         self._unflushed.append((step, lambda writer: writer.add_text(name, verbatim, step)))
         self._write(1)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Writes a table as Markdown."""
         lines = [columns, ["---"] * len(columns), *rows]
         cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
         markdown = "\n".join(f"| {' | '.join(line)} |" for line in cells)
@@ -64,6 +74,7 @@ class TensorBoard(Tracker):
         self._write(1)
 
     def finish(self, status: Status) -> None:
+        """Flushes and closes the event file."""
         self._retry_s = self._retry_s and 0.0
         self._write(0, flush=True)
         self._writer.close()
@@ -89,19 +100,19 @@ class TensorBoard(Tracker):
         self._writer.file_writer.add_event = add_counted
 
     def _cut(self) -> None:
-        """Leaves of the last file what is safe: the rest comes again in the next one."""
+        """Truncates the last file to what was flushed: the rest is written to the next one."""
         if self._safe_bytes > self._first_bytes:
             os.truncate(self._file, self._safe_bytes)
         else:
             self._file.unlink(missing_ok=True)
 
     def _write(self, num_new: int, *, flush: bool = False) -> None:
-        """The last `num_new` of what is unflushed; all of it, to a new file, where the last one could not be written.
+        """Writes the last `num_new` unflushed events, or all of them to a new file if the last write failed.
 
-        TensorBoard writes in a thread that never recovers, and drops what it was given.
+        TensorBoard writes in a thread that never recovers, and drops the events that it was given.
         """
         if self._retry_s is not None and time.monotonic() < self._retry_s:
-            raise Kept("tensorboard/ could not be written a moment ago")
+            raise WriteDeferredError("tensorboard/ could not be written a moment ago")
         try:
             if self._retry_s is not None:
                 with suppress(OSError):
@@ -113,7 +124,7 @@ class TensorBoard(Tracker):
                 add(self._writer)
             if flush:
                 self._writer.flush()
-                # Its thread counts a row as written before it fails to write it: the file alone tells.
+                # Its thread counts an event as written before it fails to write it: only the file shows the failure.
                 if (num_bytes := self._file.stat().st_size) < self._num_bytes:
                     raise OSError(errno.ENOSPC, f"{self._num_bytes - num_bytes} bytes of {self._file.name} are missing")
                 self._unflushed, self._safe_bytes = [], self._num_bytes
@@ -121,13 +132,14 @@ class TensorBoard(Tracker):
         except OSError as error:
             self.is_behind = True
             self._retry_s = time.monotonic() + RETRY_S
-            raise Kept(*error.args) from error
+            raise WriteDeferredError(*error.args) from error
 
 
 def _wait_for_a_later_second(files: Iterable[Path]) -> None:
-    """TensorBoard reads the files in the order of their names, which hold the second, then a counter without zeros.
+    """Waits until a new file sorts after `files`.
 
-    A file that is numbered 10 would be read before number 9 of the same second, and its steps purged.
+    TensorBoard reads the files in the order of their names, which contain the second, then a counter without leading
+    zeros: file 10 would be read before file 9 of the same second, and its steps purged.
     """
     while any(file.name.startswith(f"events.out.tfevents.{int(time.time()):010d}.") for file in files):
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Samples per second of training alone, and the time left."""
+"""Throughput: samples per second of training alone, and the time left."""
 
 import math
 import time
@@ -10,15 +10,23 @@ from trainkit.tracking.time_left import TimeLeft
 
 
 class Throughput:
-    """Speed over the last `window_s` seconds of training; what runs inside `paused()` does not count.
+    """Speed over the last `window_s` seconds of training, without the time inside `paused()`.
 
     The first steps, which are slower, count only until there are others.
 
-    costs: where samples do not all take as long, see `TimeLeft`: the speed is then of samples that cost as much.
+    Args:
+        start: samples before the first step.
+        num_samples: the position at which training ends; None: not known.
+        costs: (position, cost) as for `TimeLeft`, where samples do not all take the same time; the speed is then that
+            of samples of equal cost.
+        window_s: seconds over which the speed is measured.
+        clock: returns seconds, monotonically.
 
-    >>> throughput = Throughput(start=0, num_samples=1000)      # at the first step
-    >>> throughput.rates(position=320)                          # 2 s later
-    {'samples_per_s': 160.0, 'eta_s': 4.25}
+    Example:
+        >>> times = iter([0.0, 2.0, 2.0])
+        >>> throughput = Throughput(num_samples=1000, clock=lambda: next(times))
+        >>> throughput.rates(position=320)  # after 2 s
+        {'samples_per_s': 160.0, 'eta_s': 4.25}
     """
 
     def __init__(
@@ -39,12 +47,16 @@ class Throughput:
         self._is_first = True
 
     def end_within(self, seconds: float) -> None:
-        """Training ends after so many seconds, pauses included, if not before: no more time is left than that."""
+        """Limits the time left, for training that ends after so many seconds if not before.
+
+        Args:
+            seconds: from now, pauses included.
+        """
         self._deadline = self._clock() + seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside (evaluation, saving) is not training."""
+        """Context manager: excludes the time spent inside (evaluation, saving) from the speed."""
         began = self._clock()
         try:
             yield
@@ -52,11 +64,15 @@ class Throughput:
             self._paused_s += self._clock() - began
 
     def rates(self, position: int) -> dict[str, float]:
-        """`samples_per_s`, and `eta_s` where the end is known. Empty before any time or sample has passed.
+        """Measures the speed and predicts the time left. Call it when the device has caught up (after a reduction).
 
-        Where samples to come cost something that was not measured yet, `eta_s` is what is expected, and lies between
-        `eta_low_s` and `eta_high_s`.
-        `position` counts samples of the global batches; call it where the device has caught up (after a reduction).
+        Args:
+            position: samples of the global batches so far.
+
+        Returns:
+            `samples_per_s`, and `eta_s` (seconds) where the end is known. Where the costs of later samples were not
+            measured yet, `eta_s` is an estimate between `eta_low_s` and `eta_high_s`. Empty before any time or sample
+            has passed.
         """
         now = self._clock() - self._paused_s
         self._marks.append((now, position))
@@ -74,7 +90,7 @@ class Throughput:
             return rates
         if self._left.cost(start + 1) == self._left.cost(position):
             self._left.measured(position, 1 / speed)
-        else:  # what was slow here may have been the change itself
+        else:  # the change itself may have been what was slow
             self._marks = deque([(now, position)])
         left = self._left.after(position)
         if left is not None:

@@ -1,4 +1,4 @@
-"""The time left of a run whose steps do not all take as long."""
+"""TimeLeft: the remaining time of a run whose steps do not all take the same time."""
 
 import math
 from bisect import bisect_left
@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 
 class TimeLeft:
-    """From seconds a sample, measured at the costs seen so far, to those of the samples to come.
+    """Predicts the time of the samples to come from the time per sample measured at the costs seen so far.
 
-    costs: (position, cost) in order: each sample before that position, and after the one before, costs so much, in any
-    unit.
+    A cost that was not measured yet is bounded: a sample of twice the cost takes at least as long as the nearest one
+    measured, and at most twice as long. The estimate lies between, on the line through the two nearest costs measured,
+    or, with a single one, at the geometric mean.
 
-    A cost that was not seen yet is bounded: a sample that costs twice as much takes as long as the nearest one seen at
-    the least, and twice as long at the most. What is expected lies between, on the line through the two nearest costs
-    seen, or, of a single one, in the geometric middle.
+    Args:
+        costs: (position, cost) in ascending order: each sample before that position, and after the previous one, has
+            that cost, in any unit.
 
-    >>> left = TimeLeft([(1000, 1.0), (2000, 4.0)])
-    >>> left.measured(position=500, seconds=0.1)    # a sample
-    >>> left.after(500)                             # at the least, expected, at the most
-    (150.0, 250.0, 450.0)
+    Example:
+        >>> left = TimeLeft([(1000, 1.0), (2000, 4.0)])
+        >>> left.measured(position=500, seconds=0.1)  # per sample
+        >>> left.after(500)  # at least, expected, at most
+        (150.0, 250.0, 450.0)
     """
 
     def __init__(self, costs: Sequence[tuple[int, float]]) -> None:
@@ -27,15 +29,27 @@ class TimeLeft:
         self._seconds: dict[float, float] = {}  # by cost, of a sample
 
     def cost(self, position: int) -> float:
-        """Of the sample just before `position`."""
+        """Returns the cost of the sample just before `position`."""
         return self._costs[min(bisect_left(self._ends, position), len(self._costs) - 1)]
 
     def measured(self, position: int, seconds: float) -> None:
-        """A sample just before `position` took so long."""
+        """Records a measurement.
+
+        Args:
+            position: samples so far.
+            seconds: time of one sample just before `position`.
+        """
         self._seconds[self.cost(position)] = seconds
 
     def after(self, position: int) -> tuple[float, float, float] | None:
-        """Seconds from `position` to the end: at the least, expected, at the most. None before any measurement."""
+        """Predicts the time from `position` to the end.
+
+        Args:
+            position: samples so far.
+
+        Returns:
+            Seconds: at least, expected, at most. None before any measurement.
+        """
         if not self._seconds:
             return None
         totals, start = [0.0, 0.0, 0.0], position

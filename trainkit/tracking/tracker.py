@@ -1,4 +1,4 @@
-"""What every tracker hears."""
+"""Tracker: the base class of everything that receives the metrics of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,69 +12,124 @@ Status = Literal["finished", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker is told at the start, once a process.
+    """A run as described to a tracker when it starts, once per process.
 
-    `resumed_step` is None for a fresh run. n means that the checkpoint of step n was loaded: whatever an earlier
-    process told about later steps will be told again.
+    Args:
+        directory: the run directory.
+        name: the name of the run.
+        config: the configuration of the run.
+        num_samples: the position at which training ends; None: not known.
+        resumed_step: None for a new run. n: the checkpoint of step n was loaded, so steps after n that an earlier
+            process logged will be logged again.
+        summary: lines for a reader: model, strategy, precision, ranks.
     """
 
     directory: Path
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    num_samples: int | None = None  # position at which training ends, where it is known
+    num_samples: int | None = None
     resumed_step: int | None = None
-    summary: tuple[str, ...] = ()  # lines for a reader: model, strategy, precision, ranks
+    summary: tuple[str, ...] = ()
 
 
-class Kept(OSError):
-    """What a tracker was told cannot be written now; it keeps it, `is_behind` and tries again by itself."""
+class WriteDeferredError(OSError):
+    """Raised by a tracker that cannot write now, has set `is_behind`, and retries by itself with its next call."""
 
 
 class Tracker:
-    """Receives numbers, pictures and text of a run; hears nothing on ranks other than 0, and has no way to answer.
+    """Receives the metrics, pictures and text of a run. It is called on rank 0 only, and cannot change training.
 
-    Every method does nothing here, so a subclass writes only those it cares about, and a bare `Tracker()` is the
-    tracker of the ranks that do not track. Order of calls: `load_state` (after a resume), `start`, the rest in any
-    order, `finish`.
+    Every method does nothing here, so a subclass implements only those it needs; a bare `Tracker()` is the tracker of
+    the other ranks. Order of calls: `load_state_dict` (after a resume), `start`, the others in any order, `finish`.
+
+    An OSError means that the call could not be written now, and `Trackers` repeats it; see also `WriteDeferredError`.
+    After any other exception the tracker is not called again.
+
+    Example:
+        >>> class LossPrinter(Tracker):
+        ...     def log(self, step, values):
+        ...         print(step, values["loss"])
+        >>> LossPrinter().log(10, {"loss": 0.5})
+        10 0.5
     """
 
     is_behind = False
-    """Whether it keeps something that it could not write yet, see `Kept`."""
+    """Whether it holds something that it could not write yet; see `WriteDeferredError`."""
 
     def start(self, run: Run) -> None:
-        """Open what has to be opened; on a resume, forget what will be told again."""
+        """Opens files and connections; on a resume, removes the steps that will be logged again.
+
+        Args:
+            run: directory, name and configuration of the run.
+        """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of training, means over the steps since the last call.
+        """Logs training metrics.
 
-        Besides the recipe's own: `position` (samples seen), `samples_per_s` and `eta_s`, where that is
-        uncertain also `eta_low_s` and `eta_high_s` (see `Throughput`).
+        Args:
+            step: the number of steps done.
+            values: means over the steps since the last call, by name. Besides the recipe's own: `position` (samples so
+                far), `samples_per_s` and `eta_s` (seconds left); where that is uncertain also `eta_low_s` and
+                `eta_high_s` (see `Throughput`).
         """
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of an evaluation made after `step`."""
+        """Logs the metrics of an evaluation.
+
+        Args:
+            step: the number of steps done before the evaluation.
+            values: the metrics by name.
+        """
 
     def baselines(self, step: int, baselines: Mapping[str, Mapping[str, float]]) -> None:
-        """From `step` on: metric of an evaluation -> name -> the value that it is to be held against."""
+        """Logs reference values that metrics of an evaluation are to be compared with.
+
+        Args:
+            step: the number of steps done; the values are valid from here on.
+            baselines: metric -> name of the baseline -> value.
+        """
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture, uint8 [height, width, 3 channels or 1]."""
+        """Logs a picture.
+
+        Args:
+            step: the number of steps done.
+            name: the name of the picture.
+            image: uint8 [height, width, 1 or 3].
+        """
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Lines of text, such as sentences filled in by the model."""
+        """Logs a text, such as sentences filled in by the model.
+
+        Args:
+            step: the number of steps done.
+            name: the name of the text.
+            text: one or more lines.
+        """
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Rows of numbers and strings under named columns."""
+        """Logs a table.
+
+        Args:
+            step: the number of steps done.
+            name: the name of the table.
+            columns: names of the columns.
+            rows: numbers and strings, one per column.
+        """
 
     def message(self, text: str) -> None:
-        """One line about the run itself: a checkpoint saved, a network grown."""
+        """Logs a line about the run itself, such as "checkpoint saved"."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed process must know (JSON-able); goes into checkpoints."""
+        """Returns the state that a resumed process needs, JSON-serializable; stored in checkpoints."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The `state_dict()` of the process that wrote the checkpoint; comes before `start`."""
+        """Loads the `state_dict()` of the process that wrote the checkpoint; called before `start`."""
 
     def finish(self, status: Status) -> None:
-        """Write what is outstanding. Nothing is told after it."""
+        """Writes what is outstanding. The last call.
+
+        Args:
+            status: how the run ended.
+        """

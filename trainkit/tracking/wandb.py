@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per job, kept across resumes, offline where there is no key."""
+"""WandB: one Weights & Biases run per job, kept across resumes, offline where there is no key."""
 
 import html
 import netrc
@@ -23,19 +23,29 @@ from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, a
 
 Mode = Literal["online", "offline"]
 ID_FILE = "id.txt"
-PICTURES = "unsent"  # of rows that a checkpoint holds
-MOST_RESTARTS = 5  # of W&B's own process
-LOOK_EVERY = 64  # rows, from one look into W&B's file to the next
+PICTURES = "unsent"  # the folder with the pictures of rows in a checkpoint
+MAX_RESTARTS = 5  # of W&B's service process
+CHECK_EVERY = 64  # rows between two reads of W&B's file
 _LAST_ROWS_S = 10.0
 
 
 class WandB(Tracker):
-    """Metrics, evaluations, pictures, texts and tables of a run, a history row a step.
+    """Logs metrics, evaluations, pictures, texts and tables to Weights & Biases, one history row per step.
 
-    `mode` None: what WANDB_MODE or `wandb offline` says, else online where a key is found, else offline. Its files lie
-    in `wandb/` of the run directory. A row is sent whole when the next step's begins, and is safe when the `.wandb`
-    file there holds it: rows in such a file are not sent again after a resume, and those that no file held yet when a
-    checkpoint was made are in its state. A checkpoint of another run directory begins a W&B run of its own.
+    Its files are in `wandb/` of the run directory. A row is sent once the next step's row begins, and is safe once the
+    `.wandb` file there contains it: such rows are not sent again after a resume, and rows that the file did not contain
+    when a checkpoint was made are in the checkpoint. A checkpoint of another run directory starts a new W&B run.
+
+    Args:
+        project: the W&B project.
+        entity: the W&B user or team; None: the default of the account.
+        name: the name of the run; None: the name of the run directory.
+        tags: tags of the run.
+        mode: "online" or "offline"; None: as WANDB_MODE or `wandb offline` sets it, else online where a key is found,
+            else offline.
+
+    Raises:
+        ConfigError: where the package wandb is not installed.
     """
 
     def __init__(
@@ -60,37 +70,42 @@ class WandB(Tracker):
         self._file: HistoryFile | None = None
         self._row: Row = {}
         self._row_step = self._sent_step = self._replayed_to = self._resumed_step = -1
-        self._unheld: list[tuple[int, Row]] = []
+        self._unwritten: list[tuple[int, Row]] = []
         self._of = Run(directory=Path(), name="")
         self._num_restarts = 0
         self._saved_rows: list[Mapping[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the id of the W&B run, and the rows that its file does not contain yet."""
         if self._id is None:
             return {}
-        self._drop_held()
-        rows = [*self._unheld, (self._row_step, self._row)] if self._row else self._unheld
+        self._drop_written()
+        rows = [*self._unwritten, (self._row_step, self._row)] if self._row else self._unwritten
         return {"id": self._id, "rows": [as_json(step, row, self._folder / PICTURES) for step, row in rows]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads the id of the W&B run and the unwritten rows."""
         self._id, self._saved_rows = state["id"], list(state.get("rows", []))
 
     def start(self, run: Run) -> None:
+        """Starts the W&B run, or resumes the one of this run directory."""
         self._folder = run.directory / "wandb"
         self._folder.mkdir(exist_ok=True)
         before = self._id if run.resumed_step is not None else None
-        goes_on = before is not None and _id_of(self._folder) == before
-        self._id = before if goes_on and before is not None else secrets.token_hex(4)
+        continues = before is not None and _id_of(self._folder) == before
+        self._id = before if continues and before is not None else secrets.token_hex(4)
         (self._folder / ID_FILE).write_text(self._id)
-        held = [HistoryFile(path).last_step() for path in self._folder.glob(f"*run-*-{self._id}/run-{self._id}.wandb")]
-        self._sent_step, self._row, self._unheld = max(held, default=-1), {}, []
+        written = [
+            HistoryFile(path).last_step() for path in self._folder.glob(f"*run-*-{self._id}/run-{self._id}.wandb")
+        ]
+        self._sent_step, self._row, self._unwritten = max(written, default=-1), {}, []
         self._resumed_step = -1 if run.resumed_step is None else run.resumed_step
-        notes = None if goes_on or before is None else f"goes on from step {run.resumed_step} of the run {before}"
+        notes = None if continues or before is None else f"continues from step {run.resumed_step} of the run {before}"
         self._of, self._num_restarts = run, 0
         self._begin(run, notes)
-        # What the server already has.
+        # Rows that the server has are not sent again.
         self._sent_step = self._replayed_to = max(self._sent_step, self._run.starting_step - 1)
-        for step, row in (from_json(saved, self._folder / PICTURES) for saved in self._saved_rows if goes_on):
+        for step, row in (from_json(saved, self._folder / PICTURES) for saved in self._saved_rows if continues):
             if step > self._sent_step:
                 self._add(step, row)
         self._saved_rows = []
@@ -98,21 +113,27 @@ class WandB(Tracker):
             print(f"Weights & Biases: {self._run.url}", flush=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds metrics to the row of `step`."""
         self._add(step, values)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the metrics of an evaluation to the row of `step`."""
         self._add(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a picture to the row of `step`."""
         self._add(step, {name: image})
 
     def text(self, step: int, name: str, text: str) -> None:
+        """Adds a text to the row of `step`."""
         self._add(step, {name: Text(text)})
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Adds a table to the row of `step`."""
         self._add(step, {name: Table(list(columns), [list(row) for row in rows])})
 
     def finish(self, status: Status) -> None:
+        """Sends the last row, ends the W&B run and waits up to 10 s for its service to write."""
         self._send()
         try:
             self._end_run(status)
@@ -121,16 +142,16 @@ class WandB(Tracker):
             self._end_run(status)
         if self._run.offline:
             folder = Path(self._run.settings.sync_dir)
-            segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one a process
+            segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one per process
             command = as_typed(["wandb", "sync", *map(str, segments)])
             print(f"Weights & Biases was offline; to upload: {command}", flush=True)
-        self._drop_held()
+        self._drop_written()
         deadline = time.monotonic() + _LAST_ROWS_S
-        while self._unheld and time.monotonic() < deadline:  # its service may still be writing
+        while self._unwritten and time.monotonic() < deadline:  # the service may still be writing
             time.sleep(0.1)
-            self._drop_held()
-        if self._unheld:
-            steps = f"{self._unheld[0][0]} to {self._unheld[-1][0]}"
+            self._drop_written()
+        if self._unwritten:
+            steps = f"{self._unwritten[0][0]} to {self._unwritten[-1][0]}"
             print(f"trainkit: Weights & Biases has not written the rows of steps {steps}", file=sys.stderr, flush=True)
         elif status == "finished":
             shutil.rmtree(self._folder / PICTURES, ignore_errors=True)
@@ -149,7 +170,7 @@ class WandB(Tracker):
     def _init(self, run: Run, run_id: str, notes: str | None) -> Any:
         import wandb
 
-        # The console is not captured: two programs that redirect stdout get in each other's way.
+        # The console is not captured: two programs that redirect stdout interfere with each other.
         # Flushed often, so that a killed process leaves the rows it sent.
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_transaction_log_flush_interval=0.1)
         wandb.setup(settings)
@@ -173,7 +194,7 @@ class WandB(Tracker):
                 raise
             reason = " ".join(str(error).split())
             print(
-                "trainkit: Weights & Biases cannot be reached or refuses the key, so this run is kept offline "
+                "trainkit: Weights & Biases cannot be reached or refuses the key, so this run is logged offline "
                 f"({reason}). To choose that from the start: WANDB_MODE=offline; to do without: tracking.wandb=null",
                 file=sys.stderr,
                 flush=True,
@@ -183,8 +204,8 @@ class WandB(Tracker):
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
         if step <= self._replayed_to and not step == self._replayed_to == self._resumed_step:
-            return  # told again, and held since the first time
-        # A row that is sent is closed: what comes late goes into the next one.
+            return  # repeated after a resume: written the first time
+        # A row that was sent cannot change: late values go into the next one.
         step = max(step, self._sent_step + 1, self._row_step if self._row else -1)
         if step != self._row_step:
             self._send()
@@ -195,42 +216,42 @@ class WandB(Tracker):
         if not self._row:
             return
         step, row = self._row_step, self._row
-        self._unheld.append((step, row))
+        self._unwritten.append((step, row))
         self._sent_step, self._row = step, {}
         try:
             self._log(step, row)
         except OSError as error:  # a broken pipe, say
             self._start_service_again(error)
-        if len(self._unheld) % LOOK_EVERY == 0:
-            self._drop_held()
+        if len(self._unwritten) % CHECK_EVERY == 0:
+            self._drop_written()
 
     def _log(self, step: int, row: Row) -> None:
         self._run.log({name: _for_wandb(value) for name, value in row.items()}, step=step, commit=True)
 
     def _start_service_again(self, error: OSError) -> None:
-        """W&B's own process has ended: another one goes on with the run, from the first row that no file holds."""
+        """Restarts W&B's service process after its end, and continues from the first row that no file contains."""
         import wandb
 
-        if self._num_restarts == MOST_RESTARTS:
+        if self._num_restarts == MAX_RESTARTS:
             raise error
         self._num_restarts += 1
-        self._drop_held()
-        with suppress(OSError):  # it says once more that the service is gone
+        self._drop_written()
+        with suppress(OSError):  # the service is gone, which raises once more
             wandb.teardown()
         self._begin(self._of, None)
         print(
             f"trainkit: the process of Weights & Biases ended ({error}) and was started again; "
-            f"{len(self._unheld)} rows are sent to it again",
+            f"{len(self._unwritten)} rows are sent to it again",
             file=sys.stderr,
             flush=True,
         )
-        for step, row in self._unheld:
+        for step, row in self._unwritten:
             self._log(step, row)
 
-    def _drop_held(self) -> None:
-        """Forgets the rows that W&B's file holds; without such a file, all that were sent."""
-        held = self._file.last_step() if self._file is not None else self._sent_step
-        self._unheld = [(step, row) for step, row in self._unheld if step > held]
+    def _drop_written(self) -> None:
+        """Drops the rows that W&B's file contains; without such a file, all that were sent."""
+        last = self._file.last_step() if self._file is not None else self._sent_step
+        self._unwritten = [(step, row) for step, row in self._unwritten if step > last]
 
 
 def _for_wandb(value: Value) -> Any:
@@ -244,7 +265,7 @@ def _for_wandb(value: Value) -> Any:
 
 
 def _id_of(folder: Path) -> str | None:
-    """Of the run whose files are in `folder`."""
+    """Returns the id of the W&B run whose files are in `folder`."""
     path = folder / ID_FILE
     return path.read_text().strip() if path.is_file() else None
 
@@ -256,7 +277,7 @@ def _mode_is_set() -> bool:
 
 
 def has_key() -> bool:
-    """Whether `wandb login`, WANDB_API_KEY or a netrc has left a key for the server."""
+    """Whether `wandb login`, WANDB_API_KEY or a netrc file provides a key for the server."""
     import wandb
 
     settings = wandb.setup().settings

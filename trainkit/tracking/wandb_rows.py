@@ -1,4 +1,4 @@
-"""Rows of a Weights & Biases history: which ones its file holds, and what is in those that it does not hold yet."""
+"""Rows of a Weights & Biases history: those that its file contains, and those to be stored in a checkpoint."""
 
 import struct
 import zlib
@@ -9,17 +9,30 @@ from typing import Any
 
 import numpy as np
 
-HEADER_BYTES, BLOCK_BYTES = 7, 32768  # of the file, and of a record in it: LevelDB's log format
+HEADER_BYTES, BLOCK_BYTES = 7, 32768  # of the file and its records: LevelDB's log format
 FULL, LAST = 1, 4  # kinds of records that end an entry
 
 
 @dataclass(frozen=True)
 class Text:
+    """A text in a row.
+
+    Args:
+        text: one or more lines.
+    """
+
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table in a row.
+
+    Args:
+        columns: names of the columns.
+        rows: numbers and strings, one per column.
+    """
+
     columns: list[str]
     rows: list[list[Any]]
 
@@ -29,14 +42,22 @@ Row = dict[str, Value]
 
 
 class HistoryFile:
-    """The `run-ID.wandb` that W&B's service writes, read beside it: a row is safe once it is in there."""
+    """The `run-ID.wandb` that W&B's service writes: a row is safe once it is in there.
+
+    Args:
+        path: the file, which may not exist yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._read_to = path, HEADER_BYTES
         self._last_step = -1
 
     def last_step(self) -> int:
-        """Of the rows that the file holds now; -1 for none. Rows are in the order of their steps."""
+        """Reads what was appended since the last call.
+
+        Returns:
+            The largest step of the rows in the file, which are in the order of their steps; -1: it has none.
+        """
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
         for entry in self._entries():
@@ -48,7 +69,7 @@ class HistoryFile:
         return self._last_step
 
     def _entries(self) -> Iterator[bytes]:
-        """Whole ones since the last call. What is torn, or not written yet, is looked at again."""
+        """Yields the complete entries since the last call. One that is incomplete is read again by the next call."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -73,7 +94,16 @@ class HistoryFile:
 
 
 def as_json(step: int, row: Mapping[str, Value], pictures: Path) -> dict[str, Any]:
-    """`row` for a checkpoint; pictures become files in `pictures`."""
+    """Converts a row for a checkpoint; pictures are saved as files.
+
+    Args:
+        step: the step of the row.
+        row: the values by name.
+        pictures: the folder for the pictures.
+
+    Returns:
+        JSON-serializable values, for `from_json`.
+    """
     values: dict[str, Any] = {}
     for number, (name, value) in enumerate(row.items()):
         if isinstance(value, Text):
@@ -91,7 +121,15 @@ def as_json(step: int, row: Mapping[str, Value], pictures: Path) -> dict[str, An
 
 
 def from_json(saved: Mapping[str, Any], pictures: Path) -> tuple[int, Row]:
-    """The inverse of `as_json`; pictures whose files are gone are left out."""
+    """Restores a row; pictures whose files no longer exist are left out.
+
+    Args:
+        saved: what `as_json` returned.
+        pictures: the folder with the pictures.
+
+    Returns:
+        The step and the values by name.
+    """
     row: Row = {}
     for name, value in saved["values"].items():
         if "text" in value:

@@ -1,4 +1,4 @@
-"""The part of a long build that is done: noted beside it, so that one that was killed goes on from there."""
+"""PartialBuild: the progress of a long build, recorded beside it, so that one that was killed is continued."""
 
 import json
 import os
@@ -7,24 +7,33 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-NOTED_EVERY_S = 2.0
+NOTE_INTERVAL_S = 2.0
 _NOTE = "part.json"
 
 
-class Part:
-    """What is done in `directory`. A note says nothing that is not on the disk before it."""
+class PartialBuild:
+    """The finished part of a build in a directory. A note is written only after the data it describes is on the disk.
+
+    Args:
+        directory: where the build writes.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._noted = directory, time.monotonic()
 
     def read(self) -> dict[str, Any]:
-        """The last note; empty where there is none."""
+        """Returns the last note; empty where there is none."""
         path = self._directory / _NOTE
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def note(self, files: Iterable[IO[bytes]], values: Callable[[], dict[str, Any]]) -> None:
-        """Every two seconds: writes out `files`, and then that `values` are done."""
-        if time.monotonic() - self._noted < NOTED_EVERY_S:
+        """Flushes `files`, and then records `values`; at most every two seconds.
+
+        Args:
+            files: the open files of the build.
+            values: returns the JSON-serializable progress.
+        """
+        if time.monotonic() - self._noted < NOTE_INTERVAL_S:
             return
         for file in files:
             file.flush()
@@ -33,7 +42,15 @@ class Part:
         self._noted = time.monotonic()
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
-        """The file `name`, which appears whole or not at all, by `write(path)`."""
+        """Writes a file that appears whole or not at all.
+
+        Args:
+            name: of the file.
+            write: called with the path to write to.
+
+        Returns:
+            The path of the file.
+        """
         path, temporary = self._directory / name, self._directory / f".{name}"
         write(temporary)
         with temporary.open("rb") as file:
@@ -42,7 +59,7 @@ class Part:
         return path
 
     def made(self, name: str, write: Callable[[Path], object]) -> Path:
-        """`write`, unless the file is there."""
+        """Writes a file as `write` does, unless it exists."""
         path = self._directory / name
         return path if path.is_file() else self.write(name, write)
 
@@ -53,7 +70,15 @@ class Part:
 
 
 def reopen(path: Path, num_bytes: int) -> IO[bytes]:
-    """`path`, cut to its first `num_bytes`, for writing at its end."""
+    """Opens a file for writing after its first bytes.
+
+    Args:
+        path: the file, created where it does not exist.
+        num_bytes: to keep; the rest is dropped.
+
+    Returns:
+        The open file, positioned at its end.
+    """
     file = path.open("r+b" if path.is_file() else "wb")
     file.truncate(num_bytes)
     file.seek(num_bytes)
