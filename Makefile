@@ -65,12 +65,12 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) torch numpy setuptools wheel
 	@touch $@
 
-$(VENV)/.installed: setup.py constraints.txt $(VENV)/.torch
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "installing trainkit, and compiling its layers: a minute or two ..."
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: setup.py constraints.txt $(VENV)/.torch
+$(VENV)/.installed-dev: setup.py pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "installing trainkit with what its tests need, and compiling its layers: some minutes ..."
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(VENV)/.installed

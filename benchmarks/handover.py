@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import trainkit
-from recipes.bert.model import TINY, Layer, MaskedLanguageModel
-from recipes.bert.pretrain import masked_loss, parameter_groups
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, Widths
+from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 
 WHERE = (
     ("single", 1),

@@ -22,8 +22,8 @@ PRELOADED = [
     "trainkit.cli.main",
     "trainkit.job",
     "trainkit.tracking.wandb",
-    "recipes.bert.pretrain",
-    "recipes.progressive_gan.train",
+    "trainkit_recipes.bert.pretrain",
+    "trainkit_recipes.progressive_gan.train",
 ]
 KILLED_AFTER_S = 30.0  # as torchrun does, after its SIGTERM
 DUMPING_S = 5.0

@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 import trainkit
 from benchmarks.overhead import machine, write
 from benchmarks.overhead_distributed import on_ranks
-from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 
 NUM_RANKS, SHARD_SIZE = 4, 2
 BUCKET_MB = 25.0

@@ -19,9 +19,9 @@ import torch
 import trainkit
 from benchmarks.overhead import machine, write
 from benchmarks.steps import bert_step, gan_step
-from recipes.bert.model import TINY, Architecture
-from recipes.progressive_gan.networks import Widths
 from trainkit.ops import mode
+from trainkit_recipes.bert.model import TINY, Architecture
+from trainkit_recipes.progressive_gan.networks import Widths
 
 PLAIN = replace(
     TINY,

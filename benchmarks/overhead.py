@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 import trainkit
 from benchmarks import other_libraries
 from benchmarks.case import Case
-from recipes.bert.model import Architecture, MaskedLanguageModel
+from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
 
 RAW = "raw loop, data indexed in memory"
 LOADER = "raw loop, DataLoader"
@@ -218,7 +218,7 @@ def measure(case: Case, directory: Path) -> dict[str, list[Turn]]:
 
     runtime = trainkit.Runtime(strategy="single", device="cpu", run_dir=directory, log_every=case.log_every)
     recipe = Measured(runtime, case, others)
-    trainer = trainkit.Trainer(runtime, recipe, save_every=case.steps_a_turn)
+    trainer = trainkit.Trainer(recipe, save_every=case.steps_a_turn)
     with (directory / "console.log").open("w") as console, contextlib.redirect_stdout(console):
         trainer.fit()
     print(file=sys.stderr)

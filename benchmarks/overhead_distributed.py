@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 import trainkit
 from benchmarks import overhead
 from benchmarks.overhead import Case, Stopwatch, Turn
-from recipes.bert.model import Layer
+from trainkit_recipes.bert.model import Layer
 
 NUM_RANKS = 2
 SMALL = 8  # elements: no gradient of a layer is so small

@@ -42,10 +42,10 @@ import trainkit
 from benchmarks.kinds import KINDS, train
 from benchmarks.overhead import machine, write
 from benchmarks.processes import Pools, RankError
-from recipes.bert.model import TINY, Layer, MaskedLanguageModel
-from recipes.bert.pretrain import masked_loss, parameter_groups
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, Widths
+from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 
 STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
 RANKS, ACCUMULATIONS = (1, 2, 4), (1, 4)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import trainkit
-from recipes.bert.model import BASE, LARGE, TINY, Architecture, Layer, MaskedLanguageModel, padded_vocab_size
-from recipes.bert.pretrain import masked_loss, parameter_groups
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
+from trainkit_recipes.bert.model import BASE, LARGE, TINY, Architecture, Layer, MaskedLanguageModel, padded_vocab_size
+from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 
 ARCHITECTURES = {"bert-tiny": TINY, "bert-base": BASE, "bert-large": LARGE}
 MASK_SHARE = 0.15

@@ -139,7 +139,7 @@ def _fit(run_dir, losses, data="a", data_changed="refuse", num_steps=6, **cadenc
     """The directories of checkpoints that are left, by step."""
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=run_dir, hang_timeout_s=None)
     recipe = Measured(runtime, losses=losses, num_steps=num_steps, data=data)
-    trainer = trainkit.Trainer(runtime, recipe, keep_last=1, data_changed=data_changed, **cadence)
+    trainer = trainkit.Trainer(recipe, keep_last=1, data_changed=data_changed, **cadence)
     try:
         trainer.fit()
     except TrainkitError as error:

@@ -39,7 +39,11 @@ print("trainkit.Runtime", imported({not_for_a_runtime}))
 
 
 def test_what_is_imported_by_then():
-    scripts = [str(ROOT / "launch" / "train.py"), "recipes.bert.fill", "recipes.progressive_gan.sample"]
+    scripts = [
+        str(ROOT / "launch" / "train.py"),
+        "trainkit_recipes.bert.fill",
+        "trainkit_recipes.progressive_gan.sample",
+    ]
     code = HELP.format(slow=SLOW, scripts=scripts, not_for_a_runtime=NOT_FOR_A_RUNTIME)
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ recipe = MaskedLanguageModelling(
     corpus={"tokens": tokens, "labels": labels},
     batch_size=16,
 )
-trainkit.Trainer(runtime, recipe).fit()
+trainkit.Trainer(recipe).fit()
 """
 
 

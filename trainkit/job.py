@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trainkit import checkpoint
-from trainkit.config import Node, build, build_partial, check, compose_onto, flat, resolve
+from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -20,14 +20,19 @@ from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
-_CADENCES = ("log_every", "evaluate_every", "save_every", "keep_last", "keep_best", "keep_every", "minutes", "patience")
-_OF_TRAINING = {"run_dir", "resume", "tracking", *_CADENCES}
 
 
 def train(config: Mapping[str, Any]) -> dict[str, float]:
-    """Runs the whole job that `config` (as `compose` returns it, resolved or not) describes; the last metrics.
+    """Runs the whole job that a configuration describes. Collective: every rank must call.
 
-    Collective: every process of the job calls.
+    Args:
+        config: as `compose` returns it, resolved or not.
+
+    Returns:
+        The metrics of the last evaluation.
+
+    Raises:
+        TrainkitError: what is wrong, by its key where it is one.
     """
     return _prepare(config).fit()
 
@@ -35,13 +40,24 @@ def train(config: Mapping[str, Any]) -> dict[str, float]:
 def evaluate(
     path: str | Path, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, trust: bool = False
 ) -> dict[str, float]:
-    """The metrics of the checkpoint that `path` (a run or a checkpoint) means, measured anew. Collective.
+    """Measures a trained recipe on its held-out data. Collective: every rank must call.
 
-    The rest as for `load_recipe`.
+    Args:
+        path: a run directory, of which the newest checkpoint is taken, or a checkpoint.
+        overrides: as for `load_recipe`.
+        config_dir: as for `load_recipe`.
+        trust: as for `load_recipe`.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        CheckpointError: as for `load_recipe`.
+        ConfigError: as for `load_recipe`.
     """
-    recipe, runtime = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
+    recipe = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
     metrics = recipe.evaluate()
-    runtime.close()
+    recipe.runtime.close()
     return metrics
 
 
@@ -52,15 +68,29 @@ def load_recipe(
     with_data: bool = True,
     config_dir: str | Path | None = None,
     trust: bool = False,
-) -> tuple[Recipe, Runtime]:
-    """The recipe of a run or a checkpoint with its trained engines, and the runtime it stands on. Collective.
+) -> Recipe:
+    """Makes the recipe of a run, with its trained engines. Collective: every rank must call.
 
-    overrides: `key=value` on what the checkpoint was made with; each acts wherever its key was interpolated.
-    with_data: false: no data are read, for a recipe that can do without them (see `Recipe.restored_arguments`); it
-    cannot train or evaluate then.  config_dir: a directory laid out like `conf/`, for options of groups.
-    trust: true: whatever the checkpoint's configuration names is imported and called, such as a recipe of your own;
-    false: only what is of trainkit, its recipes and torch.optim.
-    Raises CheckpointError and ConfigError.
+    Args:
+        path: a run directory, of which the newest checkpoint is taken, or a checkpoint.
+        overrides: `key=value` on what the checkpoint was made with; each acts wherever its key was interpolated.
+        with_data: false: no data are read, for a recipe that can do without them (see `Recipe.restored_arguments`); it
+            cannot train or evaluate then.
+        config_dir: a directory laid out like `conf/`, for options of groups.
+        trust: true: whatever the checkpoint's configuration names is imported and called, such as a recipe of your own;
+            false: only what is of trainkit, its recipes and torch.optim.
+
+    Returns:
+        The recipe. Its `runtime` is open: close it with `recipe.runtime.close()`.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it does not fit.
+        ConfigError: an override is wrong; UntrustedError where `trust` is needed.
+
+    Example:
+        recipe = trainkit.load_recipe("runs/bert", ["device=cpu"])
+        print(recipe.evaluate())
+        recipe.runtime.close()
     """
     directory = checkpoint.find(Path(path).expanduser())
     values = checkpoint.read_manifest(directory)["values"]
@@ -78,12 +108,13 @@ def load_recipe(
     adapt = partial(_as_restored, state=values["recipe"], with_data=with_data)
     trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
-    return trainer.recipe, trainer.runtime
+    return trainer.recipe
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
+    of_training = {"run_dir", "tracking", "log_every", *arguments_of(Trainer)}
     for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] in _OF_TRAINING:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] in of_training:
             raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
 
 
@@ -111,55 +142,25 @@ def _prepare(
     searches = accumulation.configured(config) == "auto"
     checked = check(accumulation.with_steps(config, 1) if searches else config)
     # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
-    _try_optimizer(checked.optimizer)
-    make_recipe = (make or build_partial)(checked.recipe)
-    runtime = Runtime(
-        strategy=build(checked.strategy),
-        comm=build(checked.comm),
-        precision=build(checked.precision),
-        ops=build(checked.ops),
-        seed=checked.seed,
-        deterministic=checked.deterministic,
-        device=checked.device,
-        compile=checked.compile,
-        activation_checkpointing=checked.activation_checkpointing,
-        nonfinite=checked.nonfinite,
-        num_workers=checked.num_workers,
-        log_every=checked.log_every,
-        run_dir=checked.run_dir,
-        hang_timeout_s=checked.hang_timeout_s,
-        tracker=tracker or build(checked.tracking),
-    )
+    _try_optimizer(checked["optimizer"])
+    make_recipe = (make or build_partial)(checked["recipe"])
+    given = {key: build(checked[key]) for key in arguments_of(Runtime)}
+    runtime = Runtime(**given, tracker=tracker or build(checked["tracking"]))
     found: dict[str, Any] = {}
     try:
         runtime.ranks.require_same(flat(config))
         if make is None:
-            make_recipe = _as_resumed(make_recipe, runtime, checked.resume)
+            make_recipe = _as_resumed(make_recipe, runtime, checked["resume"])
         if searches:
-            found = accumulation.find(runtime, make_recipe, checked.resume)
+            found = accumulation.find(runtime, make_recipe, checked["resume"])
             config = accumulation.with_steps(config, found["grad_accumulation_steps"])
             composed = accumulation.with_steps(composed, found["grad_accumulation_steps"])
             make_recipe = partial(make_recipe, grad_accumulation_steps=found["grad_accumulation_steps"])
-        recipe = make_recipe(runtime)
+        cadence = {key: checked[key] for key in arguments_of(Trainer)}
+        return Trainer(make_recipe(runtime), **cadence, config=config, composed=composed, found=found)
     except BaseException:
         runtime.close("failed")
         raise
-    return Trainer(
-        runtime,
-        recipe,
-        evaluate_every=checked.evaluate_every,
-        save_every=checked.save_every,
-        minutes=checked.minutes,
-        patience=checked.patience,
-        keep_last=checked.keep_last,
-        keep_best=checked.keep_best,
-        keep_every=checked.keep_every,
-        resume=checked.resume,
-        data_changed=checked.data_changed,
-        config=config,
-        composed=composed,
-        found=found,
-    )
 
 
 def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: str) -> Callable[..., Recipe]:

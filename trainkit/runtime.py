@@ -106,7 +106,7 @@ class Runtime:
         self.strategy = by_name(strategy) if isinstance(strategy, str) else strategy
         self.precision = Precision(name=precision) if isinstance(precision, str) else precision
         self.comm = Comm(plan=comm) if isinstance(comm, str) else comm
-        self.comm.check(self.strategy.name, deterministic)
+        self.comm.check(self.strategy.name, own_plan=self.strategy.own_plan, deterministic=deterministic)
         self.ops = Ops(kernels=ops) if isinstance(ops, str) else ops
         self.ops.apply()
         self.strategy.check(cluster, self.precision, chosen)
@@ -195,7 +195,7 @@ class Runtime:
             report=self.run_log.message,
             during=self.during,
         )
-        if self.strategy.name == "ddp":
+        if self.strategy.own_plan is None:
             reducer.check()
         return reducer
 

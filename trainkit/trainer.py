@@ -46,7 +46,6 @@ class Trainer:
 
     def __init__(
         self,
-        runtime: Runtime,
         recipe: Recipe,
         *,
         evaluate_every: int | None = None,
@@ -64,9 +63,11 @@ class Trainer:
     ) -> None:
         cadences = {"evaluate_every": evaluate_every, "save_every": save_every, "keep_every": keep_every}
         require_at_least(1, "", **cadences, keep_last=keep_last)
-        self.runtime, self.recipe = runtime, recipe
+        if not isinstance(getattr(recipe, "runtime", None), Runtime):
+            raise ConfigError(f"{type(recipe).__name__} has no runtime: its __init__ must set self.runtime = runtime")
+        self.recipe, self.runtime = recipe, recipe.runtime
         self.checkpoints = Checkpoints(
-            runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None,
+            self.runtime.run_dir / "checkpoints" if self.runtime.run_dir is not None else None,
             metric=recipe.best_metric,
             last=keep_last,
             best=keep_best,

@@ -1,6 +1,6 @@
 """Fills in masked words of sentences.
 
-Usage: `python -m recipes.bert.fill RUN "returns the [MASK] of two tensors."`
+Usage: `python -m trainkit_recipes.bert.fill RUN "returns the [MASK] of two tensors."`
 """
 
 import argparse
@@ -12,20 +12,19 @@ from trainkit.cli import add_trust, guarded
 from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    import trainkit
-    from recipes.bert.pretrain import MaskedLanguageModelling
+    from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
 EXAMPLES = """\
 examples:
-  python -m recipes.bert.fill runs/bert_quickstart "Close the [MASK] and release its resources."
-  python -m recipes.bert.fill runs/bert_quickstart      held-out text, and the accuracy beside baselines
+  python -m trainkit_recipes.bert.fill runs/bert_quickstart "Close the [MASK] and release its resources."
+  python -m trainkit_recipes.bert.fill runs/bert_quickstart      held-out text, and the accuracy beside baselines
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.bert.fill",
+        prog="python -m trainkit_recipes.bert.fill",
         description="Fills in sentences; without any, held-out text, with the accuracy beside baselines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,26 +37,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe, runtime = _load(options.path, with_data=not options.sentences, trust=options.trust)
+    recipe = _load(options.path, with_data=not options.sentences, trust=options.trust)
     if options.sentences:
         for sentence in options.sentences:
             print(recipe.fill(sentence))
     else:
         _print_report(recipe)
-    runtime.close()
+    recipe.runtime.close()
 
 
-def _load(path: Path, with_data: bool, trust: bool) -> tuple["MaskedLanguageModelling", "trainkit.Runtime"]:
-    from recipes.bert.pretrain import MaskedLanguageModelling
+def _load(path: Path, with_data: bool, trust: bool) -> "MaskedLanguageModelling":
     from trainkit import load_recipe
+    from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
-    recipe, runtime = load_recipe(path, with_data=with_data, trust=trust)
+    recipe = load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
-        runtime.close()
+        recipe.runtime.close()
         raise ConfigError(
             f"{path} was trained by {type(recipe).__name__}, which fills in no sentences; give a BERT run"
         )
-    return recipe, runtime
+    return recipe
 
 
 def _print_report(recipe: "MaskedLanguageModelling") -> None:

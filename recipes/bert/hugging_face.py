@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.bert.model import BASE, Architecture, MaskedLanguageModel
 from trainkit.errors import DataError
+from trainkit_recipes.bert.model import BASE, Architecture, MaskedLanguageModel
 
 _VOCAB_SIZE = 30522  # where config.json has no vocab_size
 _CONFIG_NAMES = {

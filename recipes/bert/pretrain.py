@@ -10,15 +10,15 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from recipes.bert.data import IGNORED, Masked, Masking, check_share
-from recipes.bert.filled import Filled, fill
-from recipes.bert.hugging_face import load_hugging_face
-from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from recipes.bert.report import Report, guessed, outlook
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops import cross_entropy
+from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
+from trainkit_recipes.bert.filled import Filled, fill
+from trainkit_recipes.bert.hugging_face import load_hugging_face
+from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.report import Report, guessed, outlook
 
 _NUM_STEPS = 2000
 
@@ -263,7 +263,7 @@ class MaskedLanguageModelling(Recipe):
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that fills in a sentence."""
         sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
-        return [["python", "-m", "recipes.bert.fill", str(run_dir), sentence]]
+        return [["python", "-m", "trainkit_recipes.bert.fill", str(run_dir), sentence]]
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])

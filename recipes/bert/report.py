@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.bert.baselines import TWO_SIDED, NeighbourCounts
-from recipes.bert.data import IGNORED, Masked
-from recipes.bert.filled import Filled
 from trainkit import Runtime
 from trainkit.data import Batch, Datasets
+from trainkit_recipes.bert.baselines import TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.data import IGNORED, Masked
+from trainkit_recipes.bert.filled import Filled
 
 _NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little

@@ -1,4 +1,4 @@
-"""Draws images from a trained generator: `python -m recipes.progressive_gan.sample RUN --num 64 --output grid.png`."""
+"""Draws images from a trained generator: `python -m trainkit_recipes.progressive_gan.sample RUN --num 64`."""
 
 import argparse
 import sys
@@ -9,8 +9,8 @@ from trainkit.errors import CheckpointError, ConfigError
 
 EXAMPLES = """\
 examples:
-  python -m recipes.progressive_gan.sample runs/glyphs --num 64 --output letters.png
-  python -m recipes.progressive_gan.sample runs/glyphs --start 64 --cell 128
+  python -m trainkit_recipes.progressive_gan.sample runs/glyphs --num 64 --output letters.png
+  python -m trainkit_recipes.progressive_gan.sample runs/glyphs --start 64 --cell 128
 """
 
 
@@ -31,29 +31,30 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
     """
     from PIL import Image
 
-    from recipes.progressive_gan.pictures import grid
-    from recipes.progressive_gan.train import CELL, ProgressiveGAN
     from trainkit import load_recipe
+    from trainkit_recipes.progressive_gan.pictures import grid
+    from trainkit_recipes.progressive_gan.train import CELL, ProgressiveGAN
 
     if num < 1 or start < 0:
         raise ConfigError(f"--num {num} --start {start}: there must be 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
-    recipe, runtime = load_recipe(path, with_data=False, trust=trust)
+    recipe = load_recipe(path, with_data=False, trust=trust)
     if not isinstance(recipe, ProgressiveGAN):
+        recipe.runtime.close()
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
     with recipe.G.averaged() as module:
         images = recipe.sample(module, num, offset=start)
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(images, max(cell or CELL, recipe.phase.resolution))).save(output)
-    runtime.close()
+    recipe.runtime.close()
     print(f"{num} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.progressive_gan.sample",
+        prog="python -m trainkit_recipes.progressive_gan.sample",
         description="Draw images from a trained progressive GAN.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

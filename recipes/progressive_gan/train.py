@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset
 
-from recipes.progressive_gan import metrics
-from recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
-from recipes.progressive_gan.pictures import animate, grid
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops import downsample, fade_in
+from trainkit_recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
+from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
+from trainkit_recipes.progressive_gan.pictures import animate, grid
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -342,7 +342,7 @@ class ProgressiveGAN(Recipe):
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that samples images."""
-        return [["python", "-m", "recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
+        return [["python", "-m", "trainkit_recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
 
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
         """Returns the distances of held-out images to those of `module`, or without one to training images."""

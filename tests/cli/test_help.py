@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from recipes.bert import fill
-from recipes.progressive_gan import sample
 from tests.commands import every
 from trainkit.cli.main import main, parse
 from trainkit.config import check, compose
 from trainkit.errors import ConfigError
+from trainkit_recipes.bert import fill
+from trainkit_recipes.progressive_gan import sample
 
 COMMANDS = every()
 
@@ -58,7 +58,7 @@ def test_list_says_what_keys_mean(capsys):
     ("override", "says"),
     [
         ("optimizer._target_=torch.optim.LBFGS", "evaluates the loss several times in a step"),
-        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "allowed are schedule=constant, cosine, linear"),
+        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "must be schedule=constant, cosine, linear"),
     ],
 )
 def test_what_cannot_be_an_optimizer_or_a_schedule(override, says):

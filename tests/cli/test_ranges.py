@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import trainkit
-from recipes.bert.pretrain import MaskedLanguageModelling
-from recipes.progressive_gan.train import ProgressiveGAN
 from trainkit.config import build, build_partial, check, compose
 from trainkit.errors import ConfigError, TrainkitError
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
 BERT = (
     "num_steps",
@@ -65,24 +65,29 @@ class _NoData:
 class _Measured:
     best_metric = "held_out_loss"
 
+    def __init__(self, runtime):
+        self.runtime = runtime
+
 
 def _begin(config) -> None:
     """What a job does with its numbers, up to its first work."""
     checked = check(config)
-    for node in (checked.data, checked.strategy, checked.comm, checked.precision, checked.schedule):
+    for node in (checked["data"], checked["strategy"], checked["comm"], checked["precision"], checked["schedule"]):
         build(node)
-    make_recipe = build_partial({**checked.recipe, "data": None})
+    make_recipe = build_partial({**checked["recipe"], "data": None})
     runtime = trainkit.Runtime(
-        strategy="single" if checked.strategy["_target_"] != "trainkit.strategy.HSDP" else build(checked.strategy),
+        strategy="single"
+        if checked["strategy"]["_target_"] != "trainkit.strategy.HSDP"
+        else build(checked["strategy"]),
         device="cpu",
-        num_workers=checked.num_workers,
-        log_every=checked.log_every,
-        hang_timeout_s=checked.hang_timeout_s,
+        num_workers=checked["num_workers"],
+        log_every=checked["log_every"],
+        hang_timeout_s=checked["hang_timeout_s"],
         tracker=trainkit.Tracker(),
     )
     try:
         names = ("evaluate_every", "save_every", "keep_last", "keep_every", "minutes", "patience")
-        trainkit.Trainer(runtime, _Measured(), **{name: getattr(checked, name) for name in names})
+        trainkit.Trainer(_Measured(runtime), **{name: checked[name] for name in names})
         make_recipe(runtime, data=_NoData())
     finally:
         runtime.close()

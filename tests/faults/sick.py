@@ -127,7 +127,7 @@ def fit(strategy, nonfinite, run_dir, plant, log_every=1, save_every=SAVE_EVERY,
     if waits:
         runtime.guard.reads_every_step = False
     recipe = Sick(runtime, plant, **kwargs)
-    trainer = trainkit.Trainer(runtime, recipe, save_every=save_every, keep_last=9)
+    trainer = trainkit.Trainer(recipe, save_every=save_every, keep_last=9)
     raised = None
     try:
         trainer.fit()

@@ -262,8 +262,8 @@ def test_such_steps_are_skipped_until_they_are_too_many(strategy):
 
 def _rewinding(run_dir):
     precision = trainkit.Precision(name="fp16", initial_scale=2.0**-23)
-    recipe = sick.Sick(runtime := sick.make_runtime("ddp", "rewind", run_dir, precision=precision), "gradient")
-    trainer = trainkit.Trainer(runtime, recipe, save_every=10)
+    recipe = sick.Sick(sick.make_runtime("ddp", "rewind", run_dir, precision=precision), "gradient")
+    trainer = trainkit.Trainer(recipe, save_every=10)
     recipe.sick = range((STEP - 2) * BATCH, STEP * BATCH)
     trainer.fit()
     return trainer.step, trainer.rewinds.left_out, recipe.engine.num_updates, recipe.engine.scaler.scale
@@ -434,8 +434,8 @@ def test_a_job_that_goes_back_ends_as_one_that_leaves_out(tmp_path):
 
 def test_what_was_left_out_stays_so_after_a_resume(tmp_path):
     assert _job(tmp_path, None, "nonfinite=rewind", "recipe.num_steps=20").returncode == 0
-    recipe, runtime = trainkit.load_recipe(tmp_path, ["deterministic=false"], trust=True)
-    trainer = trainkit.Trainer(runtime, recipe, resume=tmp_path)
+    recipe = trainkit.load_recipe(tmp_path, ["deterministic=false"], trust=True)
+    trainer = trainkit.Trainer(recipe, resume=tmp_path)
     trainer.restore()
     assert trainer.rewinds.left_out == [[96, 8]]
 

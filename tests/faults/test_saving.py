@@ -156,7 +156,7 @@ def _train_where_there_is_little_space(run_dir, has_space_again):
     saver.PAUSES_S = (0.1,)
     runtime = trainkit.Runtime(device="cpu", tracker=tracker, run_dir=run_dir)
     recipe = _Recipe(runtime)
-    trainer = trainkit.Trainer(runtime, recipe, save_every=2, keep_last=2)
+    trainer = trainkit.Trainer(recipe, save_every=2, keep_last=2)
     train_step = recipe.train_step
 
     def step(batch):

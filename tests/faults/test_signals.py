@@ -205,7 +205,7 @@ class Told(sick.Sick):
 def test_steps_since_the_last_row_are_told_before_it_ends(tmp_path):
     runtime = sick.make_runtime("single", "stop", tmp_path, log_every=3)
     with pytest.raises(Preempted):
-        trainkit.Trainer(runtime, Told(runtime, "loss", sick=())).fit()
+        trainkit.Trainer(Told(runtime, "loss", sick=())).fit()
     assert sick.saved_steps(tmp_path) == [5]
     assert [(line["step"], line["position"]) for line in sick.metrics(tmp_path)] == [(3, 24), (5, 40)]
 

@@ -200,7 +200,7 @@ def test_a_mistake_is_one_line():
         env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0].startswith("trainkit: error: recipe=brt: allowed are")
+    assert done.stderr.splitlines()[0].startswith("trainkit: error: recipe=brt: must be one of")
     assert len(done.stderr.splitlines()) == 1
 
 

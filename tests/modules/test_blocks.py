@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import trainkit
-from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from tests.strategy import scenes
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
+from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 
 SMALL = Architecture(
     hidden_size=32, num_layers=3, num_heads=2, feed_forward_size=64, max_length=16, dropout=0.1, attention_dropout=0.1

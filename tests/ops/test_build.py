@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,6 +333,46 @@ def test_a_wheel_without_compiled_ops_says_so_in_its_name(tmp_path):
     assert "the ops are not compiled now, but by their first use: no C++ compiler" in done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name.endswith("-0nocompiledops-py3-none-any.whl")
+    _require_whole(wheel, tmp_path / "installed")
+
+
+IN_A_WHEEL = """\
+import trainkit
+from trainkit.config import build_partial, check, compose
+from trainkit.training.trust import require_ours
+
+for name in ("bert", "progressive_gan"):
+    config = compose([f"recipe={name}"])
+    require_ours(config)
+    made = build_partial(check(config)["recipe"]).func
+    print(made.__module__, trainkit.__version__)
+"""
+
+
+def _require_whole(wheel, installed):
+    """A wheel has the recipes under a name that is trainkit's, conf/ and what its metadata say."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    top = {path.name for path in installed.iterdir()}
+    assert top == {"trainkit", "trainkit_recipes", "trainkit-0.1.0.dist-info"}
+    about = (installed / "trainkit-0.1.0.dist-info" / "METADATA").read_text()
+    assert "Requires-Dist: torch>=2.11\n" in about and "Provides-Extra: deepspeed\n" in about
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-P", "-c", IN_A_WHEEL]
+    done = subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [
+        *("trainkit_recipes.bert.pretrain", "0.1.0"),
+        *("trainkit_recipes.progressive_gan.train", "0.1.0"),
+    ], done.stderr
+    command = [sys.executable, "-P", "-m", "trainkit_recipes.bert.fill", "--help"]
+    done = subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, check=False)
+    assert "python -m trainkit_recipes.bert.fill" in done.stdout, done.stderr
+
+
+def test_recipes_have_one_name():
+    command = [sys.executable, "-m", "trainkit_recipes.bert.fill", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "the folder recipes/ is imported as trainkit_recipes: python -m trainkit_recipes.bert.fill" in done.stderr
 
 
 @pytest.mark.parametrize("cause", ["unwritable", "full"])

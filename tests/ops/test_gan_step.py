@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from tests.ops.compared import every_op_fused
 from trainkit.ops import mode
+from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 
 WIDTHS = Widths(latent_dim=8, fmap_base=64, fmap_max=12, channels=3)
 FADE = 0.3

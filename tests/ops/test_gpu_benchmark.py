@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu, op_table, steps
 from benchmarks.op_table import ENTRIES, Entry, Inputs
 from benchmarks.op_timing import check, measure
-from recipes.bert.model import Architecture, MaskedLanguageModel
+from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
-from recipes.bert.data import IGNORED, Masking
-from recipes.bert.pretrain import masked_loss
 from trainkit.errors import ConfigError
+from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.data import IGNORED, Masking
+from trainkit_recipes.bert.pretrain import masked_loss
 
 VOCAB = 1000
 TOKENIZER = SimpleNamespace(vocab_size=VOCAB, pad=0, mask=4, special_tokens=(0, 1, 2, 3, 4))

@@ -9,10 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipes.bert.hugging_face import load_hugging_face, read_architecture
-from recipes.bert.model import TINY, Architecture, Attention, MaskedLanguageModel, RelativeBias, padded_vocab_size
-from recipes.bert.pretrain import masked_loss, parameter_groups
 from trainkit.errors import ConfigError, DataError
+from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architecture
+from trainkit_recipes.bert.model import (
+    TINY,
+    Architecture,
+    Attention,
+    MaskedLanguageModel,
+    RelativeBias,
+    padded_vocab_size,
+)
+from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
 
 VOCAB = 101  # padded to 128
 PADS = torch.tensor([0, 0, 5, 11])  # of each sample, at its end

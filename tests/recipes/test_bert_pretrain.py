@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.bert import fill as fill_module
-from recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
-from recipes.bert.model import TINY
-from recipes.bert.pretrain import MaskedLanguageModelling
-from recipes.bert.report import outlook
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets, Text
 from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit.testing import run_ranks
+from trainkit_recipes.bert import fill as fill_module
+from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
+from trainkit_recipes.bert.model import TINY
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+from trainkit_recipes.bert.report import outlook
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
 PRE_NORM = replace(TINY, norm="pre", positions="relative", num_segments=0, dropout=0.0, attention_dropout=0.0)

@@ -30,7 +30,7 @@ class Fitted(Counting):
 def test_a_checkpoint_of_another_recipe_is_one_line(tmp_path, other, says):
     for chosen in ({"remembers": ("phase",)}, other):
         runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=trainkit.Tracker(), ops="reference")
-        trainer = trainkit.Trainer(runtime, Fitted(runtime, **chosen))
+        trainer = trainkit.Trainer(Fitted(runtime, **chosen))
         if chosen is not other:
             trainer.fit()
     with pytest.raises(CheckpointError, match=says):

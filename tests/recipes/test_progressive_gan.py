@@ -8,17 +8,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from recipes.progressive_gan.growth import phase_at, plan
-from recipes.progressive_gan.networks import (
-    Discriminator,
-    EqualizedConv2d,
-    Generator,
-    LowPrecision,
-    Widths,
-)
-from recipes.progressive_gan.pictures import animate, grid
-from recipes.progressive_gan.sample import sample
-from recipes.progressive_gan.train import ProgressiveGAN
 from tests.jobs import run
 from tests.training.test_resume import assert_killed_equals_whole
 from trainkit import Runtime, Tracker
@@ -28,6 +17,17 @@ from trainkit.ops.concat import append_minibatch_stddev
 from trainkit.ops.pixel_norm import pixel_norm
 from trainkit.ops.resample import downsample, upsample
 from trainkit.testing import run_ranks
+from trainkit_recipes.progressive_gan.growth import phase_at, plan
+from trainkit_recipes.progressive_gan.networks import (
+    Discriminator,
+    EqualizedConv2d,
+    Generator,
+    LowPrecision,
+    Widths,
+)
+from trainkit_recipes.progressive_gan.pictures import animate, grid
+from trainkit_recipes.progressive_gan.sample import sample
+from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
 SMALL = Widths(latent_dim=8, fmap_base=64, fmap_max=16, channels=3)
 TRAINED_SHORTLY = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan import metrics
 
 
 def _distance(a, b, num_channels=1):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.bert import fill
-from recipes.progressive_gan import sample
 from trainkit import checkpoint, load_recipe
 from trainkit.cli.main import main
 from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit_recipes.bert import fill
+from trainkit_recipes.progressive_gan import sample
 
 SHORT = ["ops=reference", "tracking=none", "schedule=constant", "evaluate_every=null", "save_every=null"]
 BERT = [
@@ -95,7 +95,7 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     other = write_texts(tmp_path / "other", extra="another ")
     assert main(["evaluate", str(run), *measured_on(other)]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    recipe, runtime = load_recipe(run, measured_on(other))
+    recipe = load_recipe(run, measured_on(other))
     stored = WordPiece.from_json(checkpoint.read_manifest(bare)["values"]["recipe"]["tokenizer"])
     assert recipe.tokenizer.fingerprint == stored.fingerprint
     held_out = recipe.datasets.held_out.__getitems__([0])["tokens"][0]
@@ -103,7 +103,7 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
         "[CLS] [UNK] "
     )  # its letters are new to this vocabulary
     assert recipe.evaluate()["held_out_loss"] == pytest.approx(float(printed["held_out_loss"]), rel=1e-5)
-    runtime.close()
+    recipe.runtime.close()
 
 
 def test_the_text_of_the_run_is_not_tokenised_again(tmp_path, cache):
@@ -161,7 +161,7 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
     assert (
         main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
     )
-    recipe, runtime = load_recipe(tmp_path / "run", with_data=False)
+    recipe = load_recipe(tmp_path / "run", with_data=False)
     assert len(recipe.datasets.train) == 0
     state = recipe.state_dict()
     old = {"vocabulary": state["vocabulary"]}
@@ -171,7 +171,7 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
         recipe.load_state_dict({"vocabulary": "other"})
     with pytest.raises(ConfigError, match="the data set is empty"):
         recipe.evaluate()
-    runtime.close()
+    recipe.runtime.close()
 
 
 def test_a_resume_takes_the_vocabulary_of_the_checkpoint(tmp_path, cache, capsys):
@@ -196,9 +196,9 @@ def test_a_resume_takes_the_vocabulary_of_the_checkpoint(tmp_path, cache, capsys
     assert train(4, f"data.path={other}", "data_changed=accept")[0] == 0
     assert stored() == first
     assert checkpoint.find(run).name == "step_00000004", "the length is as it is asked for now"
-    recipe, runtime = load_recipe(run)
+    recipe = load_recipe(run)
     tokens = recipe.datasets.train[0]["tokens"].tolist()
-    runtime.close()
+    recipe.runtime.close()
     capsys.readouterr()
     oracle = WordPiece.from_vocabulary(first, recipe.tokenizer.normalizer)
     assert all(piece in first for piece in map(oracle.token, tokens))

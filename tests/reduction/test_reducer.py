@@ -16,6 +16,7 @@ from trainkit.distributed.cluster import current_cluster
 from trainkit.errors import ConfigError
 from trainkit.reduction.comm import Comm
 from trainkit.reduction.reducer import Choice, Reducer
+from trainkit.strategy import by_name
 from trainkit.testing import RankError, run_ranks
 from trainkit.topology.topology import Topology
 from trainkit.training.accumulation import fewest_micro_batches
@@ -71,10 +72,23 @@ def test_what_cannot_be_is_refused(arguments, words):
 @pytest.mark.parametrize("plan", ["auto", "flat", "hierarchical", "leader", "powersgd"])
 def test_strategies_that_shard_reduce_by_themselves(strategy, plan):
     if plan in ("auto", "flat") or (strategy, plan) == ("hsdp", "hierarchical"):
-        Comm(plan=plan).check(strategy, deterministic=False)
+        Comm(plan=plan).check(strategy, own_plan=by_name(strategy).own_plan, deterministic=False)
     else:
         with pytest.raises(ConfigError, match=f"comm={plan}: strategy={strategy} reduces gradients itself"):
-            Comm(plan=plan).check(strategy, deterministic=False)
+            Comm(plan=plan).check(strategy, own_plan=by_name(strategy).own_plan, deterministic=False)
+
+
+def test_a_strategy_of_ones_own_reduces_as_its_class_says():
+    class Renamed(trainkit.DDP):
+        name = "mine"
+
+    class Own(trainkit.Single):
+        name, own_plan = "own", "flat"
+
+    comm = Comm(plan="hierarchical", wire_dtype="int8")
+    assert trainkit.Runtime(strategy=Renamed(), comm=comm, device="cpu").reducer.comm is comm
+    with pytest.raises(ConfigError, match="comm=hierarchical: strategy=own reduces gradients itself"):
+        trainkit.Runtime(strategy=Own(), comm=comm, device="cpu")
 
 
 def test_a_runtime_refuses_before_anything_starts():

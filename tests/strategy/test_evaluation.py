@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from recipes.progressive_gan.networks import Generator, Widths
 from tests.strategy import scenes
 from trainkit.testing import run_ranks
+from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from trainkit_recipes.progressive_gan.networks import Generator, Widths
 
 NUM_HELD_OUT = 33  # in batches of 16: the last has one sample, so that three ranks of four have none
 

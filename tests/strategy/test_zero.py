@@ -114,9 +114,9 @@ def test_one_process_without_a_launcher(tmp_path):
     done = run([*TOY, "strategy=zero3", "strategy.offload_optimizer=true", f"run_dir={tmp_path / 'run'}"])
     assert done.returncode == 0, done.stderr
     for strategy in ("zero2", "ddp"):
-        recipe, runtime = load_recipe(tmp_path / "run", [f"strategy={strategy}"], trust=True)
+        recipe = load_recipe(tmp_path / "run", [f"strategy={strategy}"], trust=True)
         found = recipe.evaluate()
-        runtime.close()
+        recipe.runtime.close()
         assert f"held_out_loss {found['held_out_loss']:.4g}" in done.stdout
 
 

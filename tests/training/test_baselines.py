@@ -15,7 +15,7 @@ class Guessing(Counting):
 def _fit(run_dir, num_steps):
     runtime = trainkit.Runtime(device="cpu", run_dir=run_dir, ops="reference")
     recipe = Guessing(runtime, count(), num_steps=num_steps)
-    trainkit.Trainer(runtime, recipe, evaluate_every=1, save_every=4).fit()
+    trainkit.Trainer(recipe, evaluate_every=1, save_every=4).fit()
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["held_out_loss"]) for line in lines if line["kind"] == "baseline"]
 

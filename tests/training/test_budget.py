@@ -112,7 +112,7 @@ class Slow(trainkit.Recipe):
 def _fit(run_dir, minutes, strategy="ddp"):
     runtime = trainkit.Runtime(device="cpu", run_dir=run_dir, tracker=trainkit.Tracker(), strategy=strategy)
     recipe = Slow(runtime)
-    trainer = trainkit.Trainer(runtime, recipe, save_every=10, minutes=minutes)
+    trainer = trainkit.Trainer(recipe, save_every=10, minutes=minutes)
     if runtime.ranks.rank:
         trainer.length.budget._clock = lambda: time.monotonic() * 3 + 3600
     began = time.monotonic()

@@ -9,6 +9,7 @@ import torch
 import trainkit
 from tests.counting import Counting
 from tests.jobs import ROOT, TOY, environment, run
+from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 
 
@@ -16,7 +17,7 @@ def fit(run_dir, losses=range(9), *, num_steps=6, commands=(), tracker=None, **o
     """The recipe and the metrics of a run on this rank."""
     runtime = trainkit.Runtime(device="cpu", run_dir=run_dir, tracker=tracker)
     recipe = Counting(runtime, losses, num_steps, commands)
-    return recipe, trainkit.Trainer(runtime, recipe, **options).fit()
+    return recipe, trainkit.Trainer(recipe, **options).fit()
 
 
 def test_the_end_names_result_best_checkpoint_and_next_command(tmp_path, capsys):
@@ -109,8 +110,17 @@ def test_the_start_says_what_the_data_are(tmp_path, capsys):
         )
 
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
-    trainkit.Trainer(runtime, OnText(runtime, range(9))).fit()
+    trainkit.Trainer(OnText(runtime, range(9))).fit()
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("data: training samples 8, held-out samples 3, documents 1,234")
     assert lines[start + 1 : start + 3] == ["length: 24 samples, 3 epochs", "data: too few"]
     assert lines[start + 1] in (tmp_path / "run" / "summary.txt").read_text().splitlines()
+
+
+def test_a_recipe_without_a_runtime():
+    class Forgetful(Counting):
+        def __init__(self):
+            self.num_samples = 8
+
+    with pytest.raises(ConfigError, match=r"Forgetful has no runtime: its __init__ must set self\.runtime = runtime"):
+        trainkit.Trainer(Forgetful())

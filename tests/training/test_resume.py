@@ -165,19 +165,17 @@ def test_a_checkpoint_of_another_model_names_the_tensor(saved):
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     recipe = Counting(runtime, [5, 1, 4, 3, 2], num_steps=10)
-    trainkit.Trainer(runtime, recipe, evaluate_every=2, save_every=2, keep_last=2).fit()
+    trainkit.Trainer(recipe, evaluate_every=2, save_every=2, keep_last=2).fit()
     kept = [int(path.name[5:]) for path in store.step_directories(tmp_path / "run" / "checkpoints")]
     assert kept == [4, 8, 10]  # 4 was the best, 8 and 10 are the newest
 
 
 def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
-    trainkit.Trainer(
-        runtime, Counting(runtime, range(9), num_steps=10), evaluate_every=2, save_every=2, keep_last=5
-    ).fit()
+    trainkit.Trainer(Counting(runtime, range(9), num_steps=10), evaluate_every=2, save_every=2, keep_last=5).fit()
     (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "rank_00000.safetensors").unlink()
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
-    trainer = trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10))
+    trainer = trainkit.Trainer(Counting(runtime, range(9), num_steps=10))
     trainer.fit()
     out = capsys.readouterr().out
     assert "passed over" in out and "rank_00000.safetensors is missing" in out
@@ -191,11 +189,11 @@ def test_an_abandoned_branch_does_not_count_as_the_newest(tmp_path):
     """Going on from an older checkpoint of the same run: what it saves from there on is its newest."""
     checkpoints = tmp_path / "run" / "checkpoints"
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
-    trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10), save_every=2, keep_last=9).fit()
+    trainkit.Trainer(Counting(runtime, range(9), num_steps=10), save_every=2, keep_last=9).fit()
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     recipe = Counting(runtime, range(9), num_steps=10)
     recipe.num_samples = 24
-    trainkit.Trainer(runtime, recipe, resume=checkpoints / "step_00000004", save_every=2, keep_last=1).fit()
+    trainkit.Trainer(recipe, resume=checkpoints / "step_00000004", save_every=2, keep_last=1).fit()
     assert [path.name for path in store.step_directories(checkpoints)] == ["step_00000006"]
     assert sorted(path.name for path in checkpoints.glob("*.left")) == [
         "step_00000006.left", "step_00000008.left", "step_00000010.left"
@@ -204,22 +202,22 @@ def test_an_abandoned_branch_does_not_count_as_the_newest(tmp_path):
 
 def test_never_refuses_a_run_that_has_checkpoints(tmp_path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
-    trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10)).fit()
+    trainkit.Trainer(Counting(runtime, range(9), num_steps=10)).fit()
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match="resume=never"):
-        trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10), resume="never").fit()
+        trainkit.Trainer(Counting(runtime, range(9), num_steps=10), resume="never").fit()
 
 
 @pytest.mark.parametrize("resume", ["never", "elsewhere"])
 def test_a_restarted_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch, capsys, resume):
     for name in ("elsewhere", "run"):
         runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / name)
-        trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10), save_every=4).fit()
+        trainkit.Trainer(Counting(runtime, range(9), num_steps=10), save_every=4).fit()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "manifest.json").unlink()
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
     told = resume if resume == "never" else str(tmp_path / resume)
-    trainkit.Trainer(runtime, Counting(runtime, range(9), num_steps=10), resume=told).fit()
+    trainkit.Trainer(Counting(runtime, range(9), num_steps=10), resume=told).fit()
     assert "resumed after step 8" in capsys.readouterr().out  # in `elsewhere`, step 10 is the newest
 
 
@@ -227,7 +225,7 @@ def _train(run_dir, num_samples, **options):
     runtime = trainkit.Runtime(device="cpu", run_dir=run_dir)
     recipe = Counting(runtime, range(9), num_steps=10)
     recipe.num_samples = num_samples
-    trainkit.Trainer(runtime, recipe, **options).fit()
+    trainkit.Trainer(recipe, **options).fit()
 
 
 def test_what_has_changed_since_the_checkpoint_is_said(tmp_path, capsys):

@@ -50,7 +50,7 @@ NODES = [
     ("data", {"_target_": "trainkit.data.Datasets", "train": TOUCH, "held_out": TOUCH}),
     ("data", {"_target_": "hydra.utils.get_method", "path": "foreign.touch"}),
     ("data", {"_target_": "hydra.utils.get_object", "path": "foreign.touch"}),
-    ("data", {"_target_": "trainkit.config.compose.get_object", "path": "foreign.touch"}),  # imported there
+    ("data", {"_target_": "trainkit.config.targets.get_object", "path": "foreign.touch"}),  # imported there
     (
         "data",
         {"_target_": "trainkit.config.compose.yaml.unsafe_load", "stream": "!!python/object/apply:foreign.touch []"},
@@ -77,15 +77,15 @@ def test_what_is_foreign_is_refused_and_not_imported(foreign, key, node):
 
 
 def test_a_package_recipes_of_another_place_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "__init__.py").write_text(FOREIGN)
+    (tmp_path / "trainkit_recipes").mkdir()
+    (tmp_path / "trainkit_recipes" / "__init__.py").write_text(FOREIGN)
     monkeypatch.chdir(tmp_path)
     code = (
         "import sys; from trainkit.config import compose; from trainkit.training.trust import require_ours; "
         f"config = compose(); sys.path.insert(0, {str(tmp_path)!r}); require_ours(config)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment())
-    assert "UntrustedError: recipe._target_=recipes.bert" in done.stderr
+    assert "UntrustedError: recipe._target_=trainkit_recipes.bert" in done.stderr
     assert not (tmp_path / "marker").exists()
 
 

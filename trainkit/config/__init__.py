@@ -1,23 +1,16 @@
 """Configuration: composed by Hydra from conf/ and the command line, checked, and turned into objects."""
 
-from trainkit.config.compose import (
-    CONF_DIR,
-    Node,
-    build,
-    build_partial,
-    check,
-    compose,
-    compose_onto,
-    compose_unresolved,
-    flat,
-    groups,
-    resolve,
-    to_yaml,
-)
+from trainkit.config.build import build, build_partial
+from trainkit.config.check import check
+from trainkit.config.compose import compose, compose_onto, compose_unresolved, resolve, to_yaml
+from trainkit.config.directory import CONF_DIR, groups
+from trainkit.config.schema import arguments_of
+from trainkit.config.tree import Node, flat
 
 __all__ = [
     "CONF_DIR",
     "Node",
+    "arguments_of",
     "build",
     "build_partial",
     "check",

@@ -9,7 +9,6 @@ from trainkit.planning.reduce_plan import KINDS, WIRE_DTYPES, Kind, WireDtype
 
 Plan = Literal["auto", "powersgd"] | Kind
 PLANS = ("auto", *KINDS, "powersgd")
-REDUCED_BY_DDP = ("single", "ddp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +70,16 @@ class Comm:
         """`chunk_mb` in bytes."""
         return None if self.chunk_mb is None else int(self.chunk_mb * 2**20)
 
-    def check(self, strategy: str, deterministic: bool) -> None:
-        """Checks that `strategy` can reduce gradients as these options say.
+    def check(self, strategy: str, *, own_plan: Kind | None, deterministic: bool) -> None:
+        """Checks that a strategy can reduce gradients as these options say.
 
         Args:
-            strategy: the name of the strategy, such as `ddp`.
+            strategy: its name, for the message.
+            own_plan: the plan by which it reduces gradients itself; None: it takes any. See `Strategy.own_plan`.
             deterministic: whether a resumed run must have the same bits.
 
         Raises:
-            ConfigError: where the strategy reduces gradients itself, or PowerSGD is asked for with deterministic=true.
+            ConfigError: where it cannot.
         """
         if self.plan == "powersgd" and deterministic:
             raise ConfigError(
@@ -87,10 +87,8 @@ class Comm:
                 "uninterrupted one, and PyTorch's PowerSGD has no state in checkpoints; use comm=hierarchical "
                 "comm.wire_dtype=int8, which has"
             )
-        if strategy in REDUCED_BY_DDP or (self.plan in ("auto", "flat") and self.wire_dtype == "exact"):
+        if own_plan is None or (self.plan in ("auto", "flat", own_plan) and self.wire_dtype == "exact"):
             return
-        if strategy == "hsdp" and self.plan == "hierarchical" and self.wire_dtype == "exact":
-            return  # HSDP is hierarchical: it shards within a host and replicates across hosts
         asked = f"comm={self.plan}" if self.plan not in ("auto", "flat") else f"comm.wire_dtype={self.wire_dtype}"
         raise ConfigError(
             f"{asked}: strategy={strategy} reduces gradients itself, by reduce-scatter; "

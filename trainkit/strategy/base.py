@@ -11,6 +11,7 @@ from trainkit.distributed.cluster import Cluster
 from trainkit.engine.backend import Backend
 from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 
 SMALLEST_BUCKET_MB = 1e-4
@@ -26,6 +27,8 @@ class Strategy(ABC):
     name: ClassVar[str]
     needs_group: ClassVar[bool] = False
     """Whether a process group is needed even with one process."""
+    own_plan: ClassVar[Kind | None] = "flat"
+    """The plan by which it reduces gradients itself, whatever Comm says; None: it follows Comm."""
 
     @abstractmethod
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:

@@ -46,6 +46,7 @@ class DDP(Strategy):
     """
 
     name: ClassVar[str] = "ddp"
+    own_plan = None
     bucket_cap_mb: float | None = None
     find_unused_parameters: bool = False
 

@@ -117,6 +117,7 @@ class HSDP(FSDP):
     """
 
     name: ClassVar[str] = "hsdp"
+    own_plan = "hierarchical"
     shard_size: int | None = None
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:

@@ -21,6 +21,7 @@ class Single(Strategy):
     """The module unchanged, in a job of one process."""
 
     name: ClassVar[str] = "single"
+    own_plan = None
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if cluster.world_size > 1:

@@ -53,4 +53,7 @@ def trackers(
     taken = sorted(chosen.keys() & (others or {}).keys())
     if taken:
         raise ConfigError(f"tracking.others.{taken[0]} has the name of a built-in tracker: choose another name")
+    for name, tracker in (others or {}).items():
+        if not isinstance(tracker, Tracker):
+            raise ConfigError(f"tracking.others.{name}={tracker!r}: must be a trainkit.Tracker, or of a class below it")
     return Trackers(**chosen, **(others or {}))

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from trainkit.config.overrides import texts_of
+from trainkit.config.tree import texts_of
 from trainkit.data import Datasets, Images, Text
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
@@ -34,8 +34,8 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 """What the `_target_` of each node makes; the nodes of a recipe that are called so, too."""
 
-_OURS = ("trainkit", "recipes")
-_NAME = re.compile(r"(trainkit|recipes|torch\.optim)(\.[A-Za-z]\w*)+")  # no segment begins with _
+_OURS = ("trainkit", "trainkit_recipes")
+_NAME = re.compile(r"(trainkit|trainkit_recipes|torch\.optim)(\.[A-Za-z]\w*)+")  # no segment begins with _
 _INTERPOLATION = re.compile(r"\$\{[^}]*\}?")
 _LINK = re.compile(r"\$\{[A-Za-z][\w.]*\}")  # to another key, and not a resolver such as oc.env
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,8 +77,8 @@ def _of_kind(path: str, name: Any, kinds: tuple[type, ...]) -> Callable[..., Any
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not kinds:
         raise refused
     module, _, attribute = name.rpartition(".")
-    if name.startswith("recipes.") and not _recipes_are_ours():
-        raise UntrustedError(f"{path}._target_={name}, in a package `recipes` that is not trainkit's,")
+    if name.startswith("trainkit_recipes.") and not _recipes_are_ours():
+        raise UntrustedError(f"{path}._target_={name}, in a package `trainkit_recipes` that is not trainkit's,")
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -116,7 +116,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _recipes_are_ours() -> bool:
-    spec = importlib.util.find_spec("recipes")
+    spec = importlib.util.find_spec("trainkit_recipes")
     return spec is not None and [Path(p).resolve() for p in spec.submodule_search_locations or ()] == [
-        _ROOT / "recipes"
+        (_ROOT / "trainkit_recipes").resolve()
     ]
