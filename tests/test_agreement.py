@@ -171,7 +171,7 @@ def test_metrics_that_are_scalars_of_libraries_are_saved(tmp_path, value):
 def test_a_metric_that_is_no_number_is_named_at_once(tmp_path, value):
     said = _fit(tmp_path / "run", [value] * 7, evaluate_every=2, save_every=2)
     assert said.startswith("metric loss=")
-    assert "allowed is a number" in said
+    assert "must be a number" in said
 
 
 def test_other_data_under_a_run_are_refused_or_accepted(tmp_path):

@@ -178,7 +178,7 @@ def test_groups_of_an_optimizer_survive_replaced_parameters(strategy):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: trainkit.HSDP(shard_size=3), r"strategy.shard_size=3 does not divide .* allowed are 1"),
+        (lambda: trainkit.HSDP(shard_size=3), r"strategy.shard_size=3 does not divide .* must be one of 1"),
         (lambda: trainkit.FSDP(cpu_offload=True), r"strategy.cpu_offload=true: there is no GPU"),
         (
             lambda: trainkit.Zero2(config={"gradient_clipping": 1.0}),

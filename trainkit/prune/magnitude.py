@@ -42,12 +42,12 @@ class Cubic:
     def __post_init__(self) -> None:
         if not 0.0 <= self.initial <= self.final < 1.0:
             raise ConfigError(
-                f"schedule.initial={self.initial}, schedule.final={self.final}: allowed is 0 <= initial <= final < 1"
+                f"schedule.initial={self.initial}, schedule.final={self.final}: must be 0 <= initial <= final < 1"
             )
         if not 0 <= self.begin <= self.end:
-            raise ConfigError(f"schedule.begin={self.begin}, schedule.end={self.end}: allowed is 0 <= begin <= end")
+            raise ConfigError(f"schedule.begin={self.begin}, schedule.end={self.end}: must be 0 <= begin <= end")
         if self.every < 1:
-            raise ConfigError(f"schedule.every={self.every}: allowed is 1 or more")
+            raise ConfigError(f"schedule.every={self.every}: must be 1 or more")
 
     def __call__(self, step: int) -> float | None:
         """The sparsity that masks made after update `step` have; None where none are to be made."""
@@ -236,9 +236,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def _check(schedule: Cubic, scope: str, structure: str) -> None:
     for key, value, allowed in (("scope", scope, get_args(Scope)), ("structure", structure, get_args(Structure))):
         if value not in allowed:
-            raise ConfigError(f"{key}={value!r}: allowed are {', '.join(allowed)}.{nearest(value, allowed)}")
+            raise ConfigError(f"{key}={value!r}: must be one of {', '.join(allowed)}.{nearest(value, allowed)}")
     if structure == "2:4" and schedule.final > 0.5:
-        raise ConfigError(f"schedule.final={schedule.final} with structure='2:4', which masks half: allowed is to 0.5")
+        raise ConfigError(f"schedule.final={schedule.final} with structure='2:4', which masks half: must be at most 0.5")
 
 
 def _check_groups(name: str, shape: torch.Size) -> None:

@@ -43,7 +43,7 @@ __all__ = [
 def by_name(name: str) -> Strategy:
     """The strategy called `name`, with its default arguments; ConfigError names the nearest when there is none."""
     if name not in STRATEGIES:
-        raise ConfigError(f"strategy={name!r}: allowed are {', '.join(STRATEGIES)}.{nearest(name, STRATEGIES)}")
+        raise ConfigError(f"strategy={name!r}: must be one of {', '.join(STRATEGIES)}.{nearest(name, STRATEGIES)}")
     strategy: Strategy = getattr(sys.modules[__name__], STRATEGIES[name])()
     return strategy
 

@@ -127,7 +127,7 @@ class HSDP(FSDP):
             divisors = [str(n) for n in range(1, cluster.world_size + 1) if cluster.world_size % n == 0]
             raise ConfigError(
                 f"strategy.shard_size={size} does not divide the job's {cluster.world_size} processes: "
-                f"allowed are {', '.join(divisors)}"
+                f"it must be one of {', '.join(divisors)}"
             )
 
     def layout(self, cluster: Cluster) -> str:

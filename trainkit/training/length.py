@@ -73,7 +73,7 @@ class Length:
 
 def _require_measure(recipe: Recipe, metric: str, patience: int, evaluate_every: int | None) -> None:
     if patience < 1:
-        raise ConfigError(f"patience={patience}: allowed is 1 or more evaluations, or null")
+        raise ConfigError(f"patience={patience}: must be 1 or more evaluations, or null")
     if not metric:
         raise ConfigError(
             f"patience={patience}: {type(recipe).__name__} has no best_metric to improve; leave patience out"
