@@ -238,7 +238,9 @@ def _check(schedule: Cubic, scope: str, structure: str) -> None:
         if value not in allowed:
             raise ConfigError(f"{key}={value!r}: must be one of {', '.join(allowed)}.{nearest(value, allowed)}")
     if structure == "2:4" and schedule.final > 0.5:
-        raise ConfigError(f"schedule.final={schedule.final} with structure='2:4', which masks half: must be at most 0.5")
+        raise ConfigError(
+            f"schedule.final={schedule.final} with structure='2:4', which masks half: must be at most 0.5"
+        )
 
 
 def _check_groups(name: str, shape: torch.Size) -> None:

@@ -1,4 +1,4 @@
-"""Strategies by name: how modules are distributed over the processes of a job."""
+"""Strategies: how modules are distributed over the processes of a job, and the classes that your own needs."""
 
 import sys
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +8,12 @@ from trainkit.lazy import exports
 from trainkit.strategy.base import Strategy
 
 if TYPE_CHECKING:
+    from trainkit.distributed.cluster import Cluster
+    from trainkit.engine.backend import Backend
+    from trainkit.engine.gradient_reduction import GradientReduction
+    from trainkit.engine.sharded_tensors import ShardedTensors
+    from trainkit.memory.memory import Memory
+    from trainkit.optim.source import OptimizerSource
     from trainkit.strategy.ddp import DDP
     from trainkit.strategy.fsdp import FSDP, HSDP
     from trainkit.strategy.single import Single
@@ -22,6 +28,14 @@ _MODULES = {
     "Zero2": "trainkit.strategy.zero",
     "Zero3": "trainkit.strategy.zero",
 }
+_PARTS = {
+    "Backend": "trainkit.engine.backend",
+    "Cluster": "trainkit.distributed.cluster",
+    "GradientReduction": "trainkit.engine.gradient_reduction",
+    "Memory": "trainkit.memory.memory",
+    "OptimizerSource": "trainkit.optim.source",
+    "ShardedTensors": "trainkit.engine.sharded_tensors",
+}
 StrategyName = Literal["single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"]
 STRATEGIES = {name.lower(): name for name in _MODULES}
 
@@ -30,6 +44,12 @@ __all__ = [
     "FSDP",
     "HSDP",
     "STRATEGIES",
+    "Backend",
+    "Cluster",
+    "GradientReduction",
+    "Memory",
+    "OptimizerSource",
+    "ShardedTensors",
     "Single",
     "Strategy",
     "StrategyName",
@@ -41,12 +61,16 @@ __all__ = [
 
 
 def by_name(name: str) -> Strategy:
-    """The strategy called `name`, with its default arguments; ConfigError names the nearest when there is none."""
+    """The strategy called `name`, with its default arguments.
+
+    Raises:
+        ConfigError: where there is none; it names the nearest.
+    """
     if name not in STRATEGIES:
         raise ConfigError(f"strategy={name!r}: must be one of {', '.join(STRATEGIES)}.{nearest(name, STRATEGIES)}")
     strategy: Strategy = getattr(sys.modules[__name__], STRATEGIES[name])()
     return strategy
 
 
-if not TYPE_CHECKING:  # they would be told that any name is there
-    __getattr__, __dir__ = exports(__name__, _MODULES)
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__, __dir__ = exports(__name__, {**_MODULES, **_PARTS})
