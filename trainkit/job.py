@@ -84,7 +84,7 @@ def load_recipe(
         The recipe. Its `runtime` is open: close it with `recipe.runtime.close()`.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, or it does not fit.
+        CheckpointError: there is no complete checkpoint, or it does not fit.
         ConfigError: an override is wrong; UntrustedError where `trust` is needed.
 
     Example:
@@ -137,11 +137,11 @@ def _prepare(
     tracker: Tracker | None = None,
     make: Callable[[Node], Callable[..., Recipe]] | None = None,
 ) -> Trainer:
-    """`make`: of a recipe's node; None: as configured, or as the checkpoint that is resumed wants it."""
+    """Makes the Trainer. `make`: of a recipe's node; None: as configured, or as the resumed checkpoint needs."""
     composed, config = config, resolve(config)
     searches = accumulation.configured(config) == "auto"
     checked = check(accumulation.with_steps(config, 1) if searches else config)
-    # What one process can find wrong by itself comes before the processes meet: paths, names, formats.
+    # Errors that one process can find, such as paths, names and formats, are raised before the processes meet.
     _try_optimizer(checked["optimizer"])
     make_recipe = (make or build_partial)(checked["recipe"])
     given = {key: build(checked[key]) for key in arguments_of(Runtime)}
@@ -164,10 +164,10 @@ def _prepare(
 
 
 def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: str) -> Callable[..., Recipe]:
-    """`make_recipe` with data as the checkpoint that it goes on from needs them. Collective.
+    """`make_recipe` with the data as the checkpoint that is resumed needs them. Collective.
 
-    Other data than before must mean the same by the same numbers: text is split by the checkpoint's tokenizer. All
-    else, such as the length, is as configured now.
+    Other data must be encoded as before: text is split by the checkpoint's tokenizer. All else, such as the length, is
+    as configured.
     """
     path = where_to_resume(runtime, resume)
     recipe, data = getattr(make_recipe, "func", None), getattr(make_recipe, "keywords", {}).get("data")

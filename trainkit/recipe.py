@@ -49,54 +49,70 @@ class Recipe(ABC):
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Measures on held-out data, the same on every rank. Collective: every rank calls."""
+        """Evaluates on held-out data. Collective: every rank must call.
+
+        Returns:
+            Metrics by name, the same on every rank.
+        """
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """metric of `evaluate` -> name -> what it is to be held against, the same on every rank. Collective.
+        """Baselines of the metrics, such as `{"accuracy": {"most frequent class": 0.61}}`. Collective.
 
-        Such as `{"accuracy": {"most frequent class": 0.61}}`: curve.png draws it as a dashed line. Asked for at every
-        evaluation of a Trainer, and told when it has changed.
+        A Trainer calls it at every evaluation, and logs baselines that changed; curve.png draws them as dashed lines.
+
+        Returns:
+            For a metric of `evaluate`, values by name, the same on every rank.
         """
         return {}
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
-        """Arguments in place of the configured ones where a trained recipe is made, to be filled from a checkpoint.
+        """Arguments that replace the configured ones where a recipe is made to be filled from a checkpoint.
 
-        state: of that checkpoint.  data: the specification that is configured; None: only the trained engines are
-        wanted. Returns None where the recipe cannot be made without data: its own are then read.
+        Args:
+            state: of the checkpoint.
+            data: the configured data; None: only the trained engines are needed.
+
+        Returns:
+            The arguments; None where the recipe cannot be made without data, which are then read.
         """
         return None if data is None else {"data": data}
 
     def costs(self) -> list[tuple[int, float]]:
-        """(position, cost) in order, up to `num_samples`: each sample before that position costs so much, in any unit.
+        """The relative cost of samples, for the time left where steps become slower, as a growing network's do.
 
-        For the time left where steps become slower, as a growing network's do. Nothing: all samples cost the same.
+        Returns:
+            (position, cost) in order, up to `num_samples`: each sample before that position costs so much, in any unit.
+            Empty: all samples cost the same.
         """
         return []
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells the data of this run from others, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
+        """The fingerprints of the run's data, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.
 
-        Checkpoints hold them: a run goes on with the data that it began with, and metrics of other held-out data are
-        not compared. By default those of `datasets`; nothing, where a recipe says nothing.
+        Checkpoints hold them: a run is resumed with the data that it started with, and metrics on other held-out data
+        are not compared. By default those of `datasets`; empty without.
         """
         return self.datasets.fingerprints() if isinstance(self.datasets, Datasets) else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: what else to remember, such as a growth phase."""
+        """JSON-able state beside the engines, such as a growth phase; checkpoints hold it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (optional)
-        """Comes before the engines are filled: the place to make engines of the right shape."""
+        """Takes over the state of a checkpoint, before the engines are filled: make engines of the right shape here."""
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
-        """What to type to use the run in `run_dir`, each command as its words; printed when it ends. Rank 0.
+        """Commands that use the run, printed when it ends. Called on rank 0.
 
-        A first word `python` or `trainkit` becomes what starts it where the user stands. `trainkit evaluate` follows by
-        itself.
+        Args:
+            run_dir: of the run.
+
+        Returns:
+            Each command as its words. A first word `python` or `trainkit` is replaced by a path that works in the
+            current directory. `trainkit evaluate` is added.
         """
         return []
 
     def finish(self) -> None:  # noqa: B027  (optional)
-        """The end of a run: show what was learnt. Collective: every rank calls."""
+        """Called at the end of a run, to log what was learnt. Collective: every rank must call."""

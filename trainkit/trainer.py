@@ -20,26 +20,35 @@ from trainkit.tracking.means import number_of
 from trainkit.training import account, result
 from trainkit.training.checkpoints import Checkpoints
 from trainkit.training.config_file import write_config
-from trainkit.training.interruption import leave_word, said_of
+from trainkit.training.interruption import mark_requeue, message_of
 from trainkit.training.length import Length
 from trainkit.training.resume import changes, load_recipe_state, other_data, where_to_resume
 from trainkit.training.rewinds import Rewinds
 
 
 class Trainer:
-    """Runs a recipe from wherever it stands to its end.
+    """Trains a recipe to its end: logs, evaluates, saves and resumes.
 
-    evaluate_every, save_every: in steps; null: only at the end.
-    minutes: of training, evaluations and saves included, after which the run ends if the recipe has not come to its
-        end; of all processes of the run together. Schedules of learning rates go faster then, so that they end too.
-    patience: evaluations in a row without a better `best_metric` of the recipe after which the run ends.
-    keep_last: newest checkpoints kept.  keep_best: also the best by the recipe's `best_metric`.
-    keep_every: also those of every so many steps; null: none.
-    resume: `auto` goes on from the newest whole checkpoint of the run directory, or begins where there is none;
-        `never` begins, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
-    data_changed: where a checkpoint of this run directory was trained on other data: `refuse` or `accept` these.
-    config: what the run was made of; stored with it.  composed: the same with its interpolations, so that a later
-        change acts everywhere.  found: what was found out when it began. Both are stored in checkpoints.
+    Args:
+        recipe: what is trained; its `runtime` is used.
+        evaluate_every: steps; null: only at the end.
+        save_every: steps; null: only at the end.
+        minutes: of training, evaluations and saves included, in all processes of the run together, after which it ends.
+            Learning-rate schedules are compressed to that time.
+        patience: evaluations in a row without a better `best_metric` of the recipe, after which the run ends.
+        keep_last: newest checkpoints that are kept.
+        keep_best: keeps the best checkpoint by the recipe's `best_metric`, too.
+        keep_every: keeps the checkpoints of every so many steps, too; null: none.
+        resume: `auto` resumes the newest complete checkpoint of the run directory, or starts where there is none;
+            `never` starts, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
+        data_changed: `refuse` or `accept` data other than those of the run directory's checkpoints.
+        config: the configuration of the run, stored with it.
+        composed: the same with its interpolations, stored in checkpoints, so that a later override acts wherever its
+            key was interpolated.
+        found: what was determined when the run started, such as `grad_accumulation_steps`; stored in checkpoints.
+
+    Raises:
+        ConfigError: for arguments that cannot be used.
     """
 
     _signals: Signals
@@ -86,7 +95,7 @@ class Trainer:
         self.step = 0
         self.rewinds = Rewinds()
         self._origin: Path | None = None
-        self._has_told_memory = False
+        self._has_logged_memory = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether it holds metrics."""
@@ -97,10 +106,18 @@ class Trainer:
     # -- what a user calls -------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float]:
-        """Trains to the recipe's end; the metrics of the last evaluation. Collective: every rank calls.
+        """Trains to the recipe's end. Collective: every rank must call.
 
-        On SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any rank, all save after the same step and raise Preempted, a
-        SystemExit; a second one ends the process at once.
+        On SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any rank, all ranks save after the same step and raise Preempted, a
+        SystemExit; a second signal ends the process at once.
+
+        Returns:
+            The metrics of the last evaluation.
+
+        Raises:
+            CheckpointError: where a checkpoint cannot be read or written.
+            ConfigError: where ranks disagree, or the data differ from those of the run's checkpoints.
+            NonFiniteError: see `Runtime`.
         """
         with Signals(self.runtime.ranks) as self._signals:
             return self._fit()
@@ -112,11 +129,11 @@ class Trainer:
             self._best_value = self.runtime.ranks.broadcast_object(
                 min(self.checkpoints.values().values(), default=math.inf)
             )
-            leave_word(self.runtime, None, self.step)
+            mark_requeue(self.runtime, None, self.step)
             for path in self.checkpoints.tidy(self.step) if self.runtime.ranks.is_main else ():
-                self._tell(f"the run goes on from step {self.step}: a later checkpoint is now {path}")
+                self._message(f"the run continues from step {self.step}: a later checkpoint was moved to {path}")
             earlier = self._earlier_result(position)
-            metrics = self._run(position) if earlier is None else self._tell_earlier(earlier)
+            metrics = self._run(position) if earlier is None else self._report_earlier(earlier)
         except BaseException as error:
             self.runtime.close("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
             raise
@@ -127,7 +144,7 @@ class Trainer:
         if self.length.reason(position) is None:
             batches = self._begin(position)
             if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
-                self._evaluate()  # the last process was told to end before it came to that
+                self._evaluate()  # the last process was interrupted before it
             self._train(batches)
         else:
             self._start_tracking(None)
@@ -136,7 +153,7 @@ class Trainer:
         self.runtime.finish_saving()
         with self.runtime.during("finishing"):
             self.recipe.finish()
-        self._tell_end(metrics)
+        self._report_end(metrics)
         return metrics
 
     def _require_same_everywhere(self) -> None:
@@ -162,7 +179,7 @@ class Trainer:
         return self._fingerprints
 
     def restore(self) -> int:
-        """Fills the recipe from the checkpoint that `resume` means; the position to go on from. Collective."""
+        """Fills the recipe from the checkpoint that `resume` means; returns its position. Collective."""
         where = where_to_resume(self.runtime, self.resume)
         return self._restore(where) if where is not None else 0
 
@@ -172,8 +189,8 @@ class Trainer:
         load_recipe_state(self.recipe, path, manifest)
         values, is_own = manifest["values"], self.checkpoints.holds(path)
         before, now = values.get("data", {}), self._data()
-        self._tell(other_data(path, before, now, is_own=is_own, data_changed=self.data_changed))
-        self._tell(changes(values.get("config") or {}, self.config))
+        self._message(other_data(path, before, now, is_own=is_own, data_changed=self.data_changed))
+        self._message(changes(values.get("config") or {}, self.config))
         if is_own:
             is_same = before.get("held_out") == now.get("held_out")
             self.length.load_state_dict(values.get("length", {}), same_held_out=is_same)
@@ -189,7 +206,7 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def _begin(self, position: int) -> Iterator[Batch]:
-        """Starts tracking; the batches from `position` on."""
+        """Starts tracking; returns the batches from `position` on."""
         batches = self.recipe.batches(position)
         # The first batch is made before anything is written: what is wrong with the data shows here.
         first = next(batches)
@@ -208,23 +225,23 @@ class Trainer:
                 return self.runtime.guard.read()
             except NonFiniteStepError as error:
                 fault = error.fault
-            batches = self._go_back(fault)
+            batches = self._rewind(fault)
 
     def _train_on(self, batches: Iterable[Batch]) -> None:
         if self._is_over():
             return
         for batch in batches:
-            if self._is_told_to_end():
+            if self._must_end():
                 return
             metrics = self._step(batch)
             self.step += 1
-            if not self._has_told_memory:
-                self._has_told_memory = True
-                account.tell_memory(self.runtime, self.recipe)
+            if not self._has_logged_memory:
+                self._has_logged_memory = True
+                account.log_memory(self.runtime, self.recipe)
             self.runtime.log(self.step, **metrics)
             if self.length.budget.is_limited:
-                self._hurry_schedules()
-            if self._is_told_to_end():
+                self._compress_schedules()
+            if self._must_end():
                 return
             if self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()
@@ -236,7 +253,7 @@ class Trainer:
     def _is_over(self) -> bool:
         return self.length.reason(self.runtime.position) is not None
 
-    def _hurry_schedules(self) -> None:
+    def _compress_schedules(self) -> None:
         factor = self.length.budget.stretch(self.runtime.position, self.recipe.num_samples, self.runtime.ranks)
         self.runtime.stream.stretch_schedules(factor)
 
@@ -262,20 +279,23 @@ class Trainer:
         with runtime.run_log.throughput.paused():
             return runtime.guard.describe(faults, self.recipe.engines().values(), again, runtime.run_dir)
 
-    def _go_back(self, fault: Fault) -> Iterator[Batch]:
-        """To the newest checkpoint: the batches from there on, that of `fault` left out. Collective.
+    def _rewind(self, fault: Fault) -> Iterator[Batch]:
+        """Restores the newest checkpoint; returns the batches from there on, without that of `fault`. Collective.
 
-        Raises NonFiniteError where that was not asked for, or cannot be.
+        Raises:
+            NonFiniteError: where rewinding was not configured, or is not possible.
         """
-        runtime, told = self.runtime, self._report([fault])
+        runtime, report = self.runtime, self._report([fault])
         if runtime.guard.policy != "rewind":
-            raise NonFiniteError(f"{told}. {runtime.guard.stop_reason}")
+            raise NonFiniteError(f"{report}. {runtime.guard.stop_reason}")
         self._report_failed_save()
-        path = runtime.checkpoints.find(self.rewinds.add(fault, where_to_resume(runtime, "auto") or self._origin, told))
-        runtime.tracker.message(f"{told}. Goes back to {path}, and will leave this batch out")
+        path = runtime.checkpoints.find(
+            self.rewinds.add(fault, where_to_resume(runtime, "auto") or self._origin, report)
+        )
+        runtime.tracker.message(f"{report}. Returns to {path}, and will leave this batch out")
         runtime.run_log.end("interrupted")
         runtime.guard.forget()
-        self._has_told_memory = False
+        self._has_logged_memory = False
         return self._begin(self._restore(path))
 
     def _evaluate(self) -> dict[str, float]:
@@ -291,9 +311,7 @@ class Trainer:
             self.runtime.tracker.baselines(self.step, baselines)
         self.runtime.tracker.evaluation(self.step, metrics)
         self._evaluated = self.step, metrics
-        value = self.runtime.ranks.broadcast_object(
-            self.checkpoints.value_of(metrics)
-        )  # all ranks must come to the same
+        value = self.runtime.ranks.broadcast_object(self.checkpoints.value_of(metrics))  # all ranks must agree
         self.length.see(self.step, metrics, value)
         if self.checkpoints.keeps_best and value is not None and value < self._best_value:
             self._best_value = value
@@ -301,7 +319,7 @@ class Trainer:
         return metrics
 
     def _start_tracking(self, first: Batch | None) -> None:
-        self._baselines = {}  # what is told anew may be cut back to before they were told
+        self._baselines = {}  # a rewind may have removed them from what trackers wrote
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             write_config(self.runtime, self.config, self.step)
         self.runtime.run_log.start(
@@ -316,22 +334,22 @@ class Trainer:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _earlier_result(self, position: int) -> dict[str, Any] | None:
-        """How the run ended in an earlier process, where nothing is left to do. Collective."""
+        """The result of the run by an earlier process, where nothing is left to train. Collective."""
         found = result.read(self.runtime, self.step)
-        if found is None or self._saved is None:  # it may have gone on from another run
+        if found is None or self._saved is None:  # it may have resumed another run
             return None
         self.length.load_budget(found["budget"])
         return found if self.length.reason(position) is not None else None
 
-    def _tell_earlier(self, found: Mapping[str, Any]) -> dict[str, float]:
-        """Says how the run has ended; nothing is written, and nothing told to trackers but words."""
-        self._tell(f"the run in {self.runtime.run_dir} is complete; nothing was done")
+    def _report_earlier(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Reports how the run has ended; nothing is written, and trackers get messages only."""
+        self._message(f"the run in {self.runtime.run_dir} is complete; nothing was done")
         for line in self._account_of_end(found["metrics"], found["reason"]):
-            self._tell(line)
-        self._tell(self.length.to_train_on(self.runtime.position))
+            self._message(line)
+        self._message(self.length.to_train_on(self.runtime.position))
         return dict(found["metrics"])
 
-    def _tell_end(self, metrics: Mapping[str, float]) -> None:
+    def _report_end(self, metrics: Mapping[str, float]) -> None:
         reason = self.length.reason(self.runtime.position) or ""
         for line in self._account_of_end(metrics, reason):
             self.runtime.run_log.message(line)
@@ -342,10 +360,10 @@ class Trainer:
         kept = self.checkpoints.describe()
         return account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept)
 
-    # -- being told to end -------------------------------------------------------------------------------------------
+    # -- interruption -------------------------------------------------------------------------------------------
 
-    def _is_told_to_end(self) -> bool:
-        """Whether the time is up; after a signal, the run ends here. Collective."""
+    def _must_end(self) -> bool:
+        """Whether the time is up; after a signal, ends the run. Collective."""
         if not self._signals.stops_here():
             return False
         if self._signals.number != TIME_IS_UP:
@@ -354,14 +372,14 @@ class Trainer:
         return True
 
     def _stop(self, number: int) -> NoReturn:
-        """Saves, leaves word that the run is to go on, and ends it. Collective."""
+        """Saves, marks the run to be requeued, and ends it. Collective."""
         self.runtime.log_rest()
         if self.step:
             self._save()
             self.runtime.finish_saving()
-        # After Ctrl-C nobody but who typed it decides whether the run goes on.
-        leave_word(self.runtime, None if number == signal.SIGINT else number, self.step)
-        self._tell(said_of(number, self.runtime, self.step, self.config, self.resume))
+        # After Ctrl-C the user decides whether the run is resumed.
+        mark_requeue(self.runtime, None if number == signal.SIGINT else number, self.step)
+        self._message(message_of(number, self.runtime, self.step, self.config, self.resume))
         self.runtime.run_log.end("interrupted")
         # A launcher may kill the others when the first has ended.
         self.runtime.ranks.broadcast_object(None)
@@ -394,13 +412,13 @@ class Trainer:
         self._saved = self.step, bool(metrics)
         self.rewinds.saved()
 
-    def _tell(self, text: str | None) -> None:
+    def _message(self, text: str | None) -> None:
         if text is not None:
             self.runtime.tracker.message(text)
 
     def _report_failed_save(self) -> None:
-        """Training goes on without a checkpoint that could not be written; its end does not."""
+        """Training continues without a checkpoint that could not be written; the end of a run raises it."""
         try:
             self.runtime.finish_saving()
         except CheckpointError as error:
-            self._tell(f"{error}; training goes on")
+            self._message(f"{error}; training continues")

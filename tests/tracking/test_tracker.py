@@ -24,7 +24,7 @@ from trainkit.tracking import (
     tensorboard,
     trackers,
 )
-from trainkit.training.interruption import leave_word
+from trainkit.training.interruption import mark_requeue
 
 
 class Broken(Tracker):
@@ -188,7 +188,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
     before, first_word = summary.read_text(), word.read_text()
     with full_disk(0):
         runtime.run_log.message("said all the same")
-        leave_word(runtime, signal.SIGTERM, 2)
+        mark_requeue(runtime, signal.SIGTERM, 2)
         runtime.log(10, loss=1.0)
     assert said == [
         "said all the same",
@@ -198,7 +198,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
     assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
     runtime.run_log.message("there is space again")
-    leave_word(runtime, signal.SIGTERM, 2)
+    mark_requeue(runtime, signal.SIGTERM, 2)
     assert summary.read_text() == before + "there is space again\n"
     assert json.loads(word.read_text())["step"] == 2
     runtime.close()

@@ -39,7 +39,7 @@ def test_the_end_names_result_best_checkpoint_and_next_command(tmp_path, capsys)
 def test_the_end_without_a_directory_or_a_best_metric(tmp_path, capsys, monkeypatch):
     fit(None)
     assert capsys.readouterr().out.endswith(
-        "ended after step 6: held_out_loss 0\nnothing was saved, for there is no run_dir\n"
+        "ended after step 6: held_out_loss 0\nnothing was saved: there is no run_dir\n"
     )
     monkeypatch.setattr(Counting, "best_metric", None)
     fit(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""StepResult: what a turn of an engine came to."""
+"""StepResult: the result of one step of an engine."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,14 @@ from trainkit.tracking.means import Last
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a turn came to, over the global batch. Tensors stay on the device: reading one waits for it.
+    """The result of a step, over the global batch. Tensors stay on the device: reading one waits for it.
 
-    loss: weighted mean; 0 where nothing had a weight.  grad_norm: before clipping.  lr: of the first parameter group.
-    skipped: loss or gradient was not finite, so parameters, optimizer state and averages are as before.
+    Args:
+        loss: [], the weighted mean; 0 where all weights are 0.
+        grad_norm: [], before clipping.
+        lr: of the first parameter group.
+        skipped: whether loss or gradient was not finite: parameters, optimizer state and averages are unchanged.
+        loss_scale: of fp16; None in other precisions.
     """
 
     loss: Tensor
@@ -22,7 +26,7 @@ class StepResult:
     loss_scale: float | None
 
     def metrics(self, prefix: str = "") -> dict[str, Tensor | float]:
-        """loss, grad_norm, lr, skipped (and loss_scale in fp16), each name after `prefix`."""
+        """Returns loss, grad_norm, lr and skipped (and loss_scale in fp16) by name, each after `prefix`."""
         values: dict[str, Tensor | float] = {
             "loss": self.loss,
             "grad_norm": self.grad_norm,

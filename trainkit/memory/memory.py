@@ -1,4 +1,4 @@
-"""Memory: the bytes that one rank holds of a model, as a formula says, and as its tensors count."""
+"""Memory: the bytes that one rank holds of a model, predicted or counted."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,12 @@ import torch
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank. optimizer: its state; None where no formula is known.
+    """Bytes on one rank.
+
+    Args:
+        parameters: of parameters.
+        gradients: of gradients.
+        optimizer: of optimizer state; None: not known.
 
     >>> print(Memory(parameters=4_000_000, gradients=2_000_000, optimizer=None))
     parameters 4.0 MB, gradients 2.0 MB, optimizer ?
@@ -27,7 +32,7 @@ class Memory:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> int | None:
-    """How many tensors of a parameter's size `optimizer` keeps for each; None where we do not know it.
+    """The number of tensors of a parameter's size that `optimizer` keeps for each; None: not known.
 
     >>> state_tensors(torch.optim.AdamW([torch.zeros(1)]))
     2
@@ -43,7 +48,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> int | None:
 
 
 def in_words(num_bytes: int) -> str:
-    """Decimal units, three digits.
+    """A number of bytes in decimal units.
 
     >>> in_words(1_234_567)
     '1.2 MB'

@@ -1,4 +1,4 @@
-"""Probe: finds in how few micro-batches a rank's share of a batch fits into memory, without a rank left waiting."""
+"""Probe: finds the fewest micro-batches with which a step fits into memory on every rank."""
 
 import gc
 from collections.abc import Callable
@@ -22,10 +22,18 @@ def fewest_that_fit(
 ) -> int:
     """The smallest n of 1 .. `largest()` for which `attempt(n)` does not run out of memory on any rank.
 
-    By doubling, then by halving what is between. What `attempt` made must be garbage when it returns or raises; an n
-    that it refuses with a ConfigError counts as too few.
-    group: a gloo group of all ranks; None for one process. Raises ConfigError when none fits.
-    Collective: every rank calls.
+    Doubles n, then bisects. Collective: every rank must call.
+
+    Args:
+        attempt: called with n; must leave nothing behind when it returns or raises. An n that it refuses with a
+            ConfigError counts as too few.
+        largest: the largest n.
+        group: a gloo group of all ranks; None: one process.
+        report: called with a line for each attempt.
+
+    Raises:
+        ConfigError: where none fits.
+        PeerError: where another rank failed for another reason.
     """
     enough, too_few = 1, 0
     while not _fits(attempt, enough, group, report):
@@ -47,7 +55,7 @@ def fewest_that_fit(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's on any device: on the CPU it has no class of its own."""
+    """Whether an error means that memory ran out; on the CPU it has no class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -56,25 +64,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _fits(
     attempt: Callable[[int], None], num: int, group: dist.ProcessGroup | None, report: Callable[[str], None]
 ) -> bool:
-    meetings = _Meetings(group)
+    statuses = _StatusExchange(group)
     outcome = _FINE
     try:
-        with meetings:
+        with statuses:
             attempt(num)
-        meetings.tell(_FINE)
+        statuses.exchange(_FINE)
     except BaseException as error:
-        if meetings.of_a_peer == _FINE:
+        if statuses.of_a_peer == _FINE:
             refused = num > 1 and isinstance(error, ConfigError)
             outcome = _DOES_NOT_FIT if refused or is_out_of_memory(error) else _FAILED
-            meetings.tell(outcome)
+            statuses.exchange(outcome)
             if outcome == _FAILED:
                 raise
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if meetings.of_a_peer == _FAILED:
-        raise PeerError("grad_accumulation_steps=auto: another rank failed while it was tried out")
-    is_enough = max(outcome, meetings.of_a_peer) == _FINE
+    if statuses.of_a_peer == _FAILED:
+        raise PeerError("grad_accumulation_steps=auto: another rank failed in an attempt")
+    is_enough = max(outcome, statuses.of_a_peer) == _FINE
     report(
         f"grad_accumulation_steps=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory"
     )
@@ -82,13 +90,13 @@ def _fits(
 
 
 class _PeerError(Exception):
-    """Another rank is in trouble and will not take part in the collective that was to come."""
+    """Another rank has failed and will not take part in the next collective."""
 
 
-class _Meetings(TorchDispatchMode):
-    """Before each collective within, the ranks tell one another how they are.
+class _StatusExchange(TorchDispatchMode):
+    """Makes the ranks exchange their status before each collective.
 
-    A rank that has run out of memory thus meets the others where they would wait for it for ever.
+    A rank that has run out of memory exchanges its own, so that the others do not wait for it.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -98,11 +106,11 @@ class _Meetings(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
-            self.tell(_FINE)
+            self.exchange(_FINE)
         return func(*args, **(kwargs or {}))
 
-    def tell(self, mine: int) -> None:
-        """One meeting. Raises when this rank is fine and another is not."""
+    def exchange(self, mine: int) -> None:
+        """Exchanges the status of all ranks. Raises _PeerError where this rank's is good and another's is not."""
         if self.group is None or self.of_a_peer != _FINE:
             return
         worst = torch.tensor(mine)

@@ -1,4 +1,4 @@
-"""Blocks: the repeated parts of a module, compiled or computed twice to save memory. Names of parameters stay."""
+"""Blocks: the repeated parts of a module, compiled or checkpointed. Names of parameters stay."""
 
 import importlib.util
 import os
@@ -18,14 +18,18 @@ Forward = Callable[..., Any]
 
 
 class Checkpointed:
-    """The classes of which an instance keeps its inputs only, and computes anew what the backward pass needs."""
+    """Activation checkpointing of the instances of some classes.
+
+    Args:
+        class_names: an instance of these keeps its inputs only, and is computed again in the backward pass.
+    """
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._names = tuple(class_names)
         self._present: set[str] = set()
 
     def apply(self, module: nn.Module) -> None:
-        """Makes those parts of `module` so."""
+        """Checkpoints the parts of `module` of these classes."""
         if not self._names:
             return
         parts = [part for part in module.modules() if type(part).__name__ in self._names]
@@ -33,7 +37,11 @@ class Checkpointed:
         replace_forward(parts, "checkpointed", _checkpointed)
 
     def require_all_found(self) -> None:
-        """Raises ConfigError for a class of which no module that was set up has an instance."""
+        """Checks the names.
+
+        Raises:
+            ConfigError: for a class of which no module that was set up has an instance.
+        """
         for name in set(self._names) - self._present:
             raise ConfigError(
                 f"activation_checkpointing={name}: no module has a part of that class; there are "
@@ -42,21 +50,25 @@ class Checkpointed:
 
 
 def compile_blocks(module: nn.Module, blocks: Sequence[type[nn.Module]]) -> None:
-    """Compiles every part of a class in `blocks`, or, without any, the whole module, when it is first called."""
-    # Compiled, it would be compiled anew for every layer and every forward pass of a step.
+    """Compiles every part of a class in `blocks`, or without any the whole module, at its first call."""
+    # torch.compile would recompile it for every layer and every forward pass of a step.
     Dropout.drop = staticmethod(torch.compiler.disable(drop))
     parts = [part for part in module.modules() if isinstance(part, tuple(blocks))]
     replace_forward(parts or [module], "compiled", torch.compile)
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Compiled parts are run as they were written: what is compiled can be differentiated once only."""
+    """A context in which compiled parts run uncompiled: compiled code can be differentiated only once."""
     stance: AbstractContextManager[Any, bool | None] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ConfigError when torch.compile has no compiler for `device`."""
+    """Checks that torch.compile has a compiler for `device`.
+
+    Raises:
+        ConfigError: where it has none.
+    """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ConfigError("compile=true: this torch has no Triton to compile for the GPU; use compile=false")
     if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
@@ -64,7 +76,13 @@ def check_compiler(device: torch.device) -> None:
 
 
 def replace_forward(parts: Sequence[nn.Module], mark: str, make: Callable[[Forward], Forward]) -> None:
-    """Gives `parts` a subclass of their own class with another forward: names, copies and isinstance stay right."""
+    """Changes the class of modules to a subclass with another forward, so that names, copies and isinstance still work.
+
+    Args:
+        parts: modules.
+        mark: names the change, which is made once for each module.
+        make: of the old forward, the new one.
+    """
     derived: dict[type[nn.Module], type[nn.Module]] = {}
     for part in parts:
         kind = type(part)
@@ -84,7 +102,7 @@ def _checkpointed(forward: Forward) -> Forward:
         seen = list(_seen(self))
 
         def compute(*args: Any, **kwargs: Any) -> Any:
-            # By the second time the layers may have been told of another forward pass.
+            # At the second time the layers may have the positions of another forward pass.
             for layer, value in seen:
                 layer.seen = value
             return forward(self, *args, **kwargs)

@@ -22,11 +22,19 @@ _BUFFER = "mask_bits"
 
 @dataclass(frozen=True, kw_only=True)
 class Cubic:
-    """Share of masked weights by the number of updates made (Zhu & Gupta, arXiv 1710.01878, section 3, equation 1):
+    """The fraction of masked weights by the number of updates (Zhu & Gupta, arXiv 1710.01878, section 3, equation 1).
 
         s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))^3   for t = begin, begin + every, ..., end
 
-    begin = end masks at once. Raises ConfigError for values out of range.
+    Args:
+        final: the last fraction, below 1.
+        begin: updates before the first masks.
+        end: updates before the last masks; the same as `begin` masks at once.
+        every: updates between masks.
+        initial: the first fraction.
+
+    Raises:
+        ConfigError: for values out of range.
 
     >>> schedule = Cubic(final=0.8, begin=100, end=300, every=50)
     >>> [schedule(step) for step in (99, 100, 120, 200, 300, 350)]

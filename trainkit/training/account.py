@@ -1,4 +1,4 @@
-"""Account: what a run says of itself at its start and at its end."""
+"""Account: what a run logs about itself at its start and at its end."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,13 +16,20 @@ from trainkit.training.trust import require_ours
 
 
 def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
-    """What is trained, on what, and how it is split. first: a global batch, or None where nothing is left to train."""
+    """Yields lines on the engines, the data, and how the batch is split.
+
+    Args:
+        runtime: of the run.
+        recipe: of the run.
+        first: the first global batch; None: nothing is left to train.
+    """
     for name, engine in recipe.engines().items():
         yield from _of_engine(runtime, name, engine, first)
     yield from _of_data(recipe)
 
 
-def tell_memory(runtime: Runtime, recipe: Recipe) -> None:
+def log_memory(runtime: Runtime, recipe: Recipe) -> None:
+    """Logs the memory that each engine takes, counted after a step."""
     for name, engine in recipe.engines().items():
         runtime.run_log.message(f"{name}: on each rank, counted after a step: {engine.state.memory()}")
 
@@ -41,17 +48,17 @@ def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None)
 
 
 def _of_data(recipe: Recipe) -> Iterator[str]:
-    """How much there is to train on and to measure on, and how often the run goes over it."""
-    if not isinstance(recipe.datasets, Datasets):  # the attribute may be another thing in a recipe of one's own
+    """The sizes of the training and held-out data, and the number of epochs."""
+    if not isinstance(recipe.datasets, Datasets):  # a recipe of a user's own may use the name for something else
         return
     facts = recipe.datasets.describe()
     note = facts.pop("note", None)
-    told = ", ".join(
+    sizes = ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items()
     )
     num_training = len(recipe.datasets.train) if hasattr(recipe.datasets.train, "__len__") else 0
     epochs = f", {recipe.num_samples / num_training:.3g} epochs" if num_training else ""
-    yield f"data: {told}"
+    yield f"data: {sizes}"
     yield f"length: {recipe.num_samples:,} samples{epochs}"
     if note is not None:
         yield f"data: {note}"
@@ -66,18 +73,25 @@ def of_end(
     reason: str,
     kept: str | None,
 ) -> Iterator[str]:
-    """What was measured last, where what was trained is, and what to type to use it; on rank 0 alone.
+    """Yields lines on the last metrics, the checkpoints, and the commands that use them; none on other ranks than 0.
 
-    config: as checkpoints hold it.  reason: why it ended before it had to.  kept: the checkpoint to use, as a sentence.
+    Args:
+        runtime: of the run.
+        recipe: of the run.
+        config: as checkpoints hold it.
+        step: steps done.
+        metrics: of the last evaluation.
+        reason: why the run ended early; empty: it did not.
+        kept: a line that names the checkpoint to use.
     """
     if not runtime.ranks.is_main:
         return
     run_dir = runtime.run_dir
     measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
     why = f" ({reason})" if reason else ""
-    yield f"ended after step {step}{why}: {measured or 'nothing was measured'}"
+    yield f"ended after step {step}{why}: {measured or 'no metrics'}"
     if run_dir is None:
-        yield "nothing was saved, for there is no run_dir"
+        yield "nothing was saved: there is no run_dir"
         return
     if kept is not None:
         yield kept
@@ -87,10 +101,7 @@ def of_end(
 
 
 def _commands_of(run_dir: Path, config: Mapping[str, Any]) -> list[list[str]]:
-    """What every run can be used for, that of a user's own recipe included.
-
-    config: as checkpoints hold it; empty for a Trainer that was made without.
-    """
+    """The commands that work for every recipe; `config` is empty for a Trainer that was made without."""
     if "recipe" not in config:
         return [["trainkit", "checkpoint", "ls", str(run_dir)]]
     try:

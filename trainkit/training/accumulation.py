@@ -11,16 +11,27 @@ from trainkit.training.resume import where_to_resume
 
 
 def configured(config: Mapping[str, Any]) -> Any:
+    """The value of recipe.grad_accumulation_steps; None where the recipe has no such key."""
     recipe = config.get("recipe")
     return recipe.get("grad_accumulation_steps") if isinstance(recipe, Mapping) else None
 
 
 def with_steps(config: Mapping[str, Any], num: int) -> dict[str, Any]:
+    """A copy of `config` with recipe.grad_accumulation_steps set to `num`."""
     return {**config, "recipe": {**config["recipe"], "grad_accumulation_steps": num}}
 
 
 def find(runtime: Runtime, make_recipe: Callable[..., Recipe], resume: str) -> dict[str, Any]:
-    """How many micro-batches a rank needs, and where that holds: by trying, unless a checkpoint knows. Collective."""
+    """Finds the fewest micro-batches that fit, or takes them from the checkpoint that is resumed. Collective.
+
+    Args:
+        runtime: of the run.
+        make_recipe: makes the recipe of a runtime and `grad_accumulation_steps`.
+        resume: as configured.
+
+    Returns:
+        `grad_accumulation_steps`, and the world size, strategy and device for which it was found.
+    """
     where = {"world_size": runtime.ranks.world_size, "strategy": runtime.strategy.name, "device": runtime.device_name}
     path = where_to_resume(runtime, resume)
     known: dict[str, Any] | None = None

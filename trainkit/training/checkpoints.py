@@ -1,4 +1,4 @@
-"""Checkpoints: those of a run directory, which of them stay, and which is the best."""
+"""Checkpoints: those of a run directory, which of them are kept, and which is the best."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +11,15 @@ from trainkit.tracking.console import number
 
 
 class Checkpoints:
-    """Those of one run. The newest ones stay, the best one, and some on the way.
+    """The checkpoints of one run: the newest ones are kept, the best one, and those of every so many steps.
 
-    directory: where they are; None: the run keeps none.  metric: the recipe's `best_metric`.
-    last, best, every: `keep_last`, `keep_best` and `keep_every` of the Trainer.
-    held_out: gives the fingerprint of the data that the run measures on.
+    Args:
+        directory: where they are; None: the run saves none.
+        metric: the recipe's `best_metric`.
+        last: `keep_last` of the Trainer.
+        best: `keep_best` of the Trainer.
+        every: `keep_every` of the Trainer.
+        held_out: returns the fingerprint of the data that the run is evaluated on.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Checkpoints:
         """The name of the metric; empty where the recipe has none."""
 
     def path(self, step: int) -> Path:
+        """The directory of the checkpoint after `step`."""
         assert self.directory is not None
         return self.directory / f"step_{step:08d}"
 
@@ -44,9 +49,10 @@ class Checkpoints:
         return self.directory is not None and path.parent.resolve() == self.directory.resolve()
 
     def tidy(self, step: int) -> list[Path]:
-        """Clears away what earlier processes of the run have left; the new names of checkpoints after `step`.
+        """Removes what earlier processes have left unfinished, and sets checkpoints after `step` aside.
 
-        They must not stand in the way of what the run does from there on.
+        Returns:
+            The new paths of those that were set aside: the run will write others of their names.
         """
         if self.directory is None:
             return []
@@ -54,22 +60,24 @@ class Checkpoints:
         return checkpoint.set_aside(self.directory, after=step)
 
     def prune(self) -> None:
+        """Deletes the checkpoints that are not to be kept."""
         assert self.directory is not None
         best = self.best() if self.keeps_best else None
         checkpoint.prune(self.directory, keep_last=self.last, keep_every=self.every, best=best)
 
     def best(self) -> Path | None:
+        """The checkpoint with the best metric; None where none has it."""
         values = self.values()
         return min(values, key=values.__getitem__) if values else None
 
     def values(self) -> dict[Path, float]:
-        """How good each checkpoint was on the held-out data of now: lower is better."""
+        """The metric of each checkpoint that was evaluated on the current held-out data: lower is better."""
         values: dict[Path, float] = {}
         if self.directory is None:
             return values
         held_out = self._held_out()
         for path in checkpoint.step_directories(self.directory):
-            with suppress(CheckpointError):  # one that was damaged meanwhile is not the best of anything
+            with suppress(CheckpointError):  # a damaged one cannot be the best
                 saved = checkpoint.read_manifest(path)["values"]
                 value = self.value_of(saved["metrics"])
                 if value is not None and saved.get("data", {}).get("held_out", held_out) == held_out:
@@ -77,12 +85,12 @@ class Checkpoints:
         return values
 
     def value_of(self, metrics: Mapping[str, float]) -> float | None:
-        """The recipe's metric as a number of which lower is better; None where it is missing or not finite."""
+        """The recipe's metric, negated where higher is better; None where it is missing or not finite."""
         value = metrics.get(self.metric, math.nan)
         return self._sign * value if math.isfinite(value) else None
 
     def describe(self) -> str | None:
-        """Says which checkpoint to use; None where there is none."""
+        """A line that names the checkpoint to use; None where there is none."""
         paths = checkpoint.step_directories(self.directory) if self.directory is not None else []
         values = self.values() if self.keeps_best else {}
         if not values:

@@ -1,4 +1,4 @@
-"""Config file: what a run was made of, for a reader of its directory."""
+"""Config file: the configuration of a run, in its directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,15 @@ from trainkit.runtime import Runtime
 
 
 def write_config(runtime: Runtime, config: Mapping[str, Any], step: int) -> None:
-    """Writes config.yaml, and keeps another one that an earlier start has left beside it.
+    """Writes config.yaml; a different one of an earlier start is kept beside it. Collective: every rank must call.
 
-    Raises CheckpointError. Collective: every rank calls.
+    Args:
+        runtime: of the run.
+        config: its configuration.
+        step: steps done so far.
+
+    Raises:
+        CheckpointError: on all ranks, where it cannot be written.
     """
     error = None
     if runtime.ranks.is_main and runtime.run_dir is not None:

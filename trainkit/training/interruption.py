@@ -1,4 +1,4 @@
-"""Interruption: what is left behind, and said, where a signal ends a run that is to go on."""
+"""Interruption: what is written and logged where a signal ends a run that is to be resumed."""
 
 import signal
 from collections.abc import Mapping
@@ -8,20 +8,34 @@ from trainkit.health.signals import REQUEUE_FILE, write_requeue
 from trainkit.runtime import Runtime
 
 
-def said_of(number: int, runtime: Runtime, step: int, config: Mapping[str, Any], resume: str) -> str:
-    """After which step a signal has ended the run, and what goes on with it."""
+def message_of(number: int, runtime: Runtime, step: int, config: Mapping[str, Any], resume: str) -> str:
+    """A line that names the signal, the last step, and the command that resumes the run.
+
+    Args:
+        number: of the signal.
+        runtime: of the run.
+        step: steps done.
+        config: of the run.
+        resume: as configured.
+    """
     run_dir = runtime.run_dir
-    is_dated = "%" in str(config.get("run_dir"))  # the same command would begin another
-    told = f"{signal.Signals(number).name}: stopped after step {step}"
+    is_dated = "%" in str(config.get("run_dir"))  # the same command would start another run
+    stopped = f"{signal.Signals(number).name}: stopped after step {step}"
     if run_dir is None:
-        return f"{told}; nothing was saved, for there is no run_dir"
+        return f"{stopped}; nothing was saved: there is no run_dir"
     command = "the same command" + (f" with run_dir={run_dir}" if is_dated or resume != "auto" else "")
     command += " resume=auto" if resume != "auto" else ""
-    return f"{told}, saved in {run_dir}; {command} goes on from there"
+    return f"{stopped}, saved in {run_dir}; {command} resumes it"
 
 
-def leave_word(runtime: Runtime, number: int | None, step: int) -> None:
-    """The file REQUEUE in the run directory: there after a signal `number`, and at no other time."""
+def mark_requeue(runtime: Runtime, number: int | None, step: int) -> None:
+    """Writes the file REQUEUE in the run directory after a signal, and removes it otherwise.
+
+    Args:
+        runtime: of the run.
+        number: of the signal; None removes the file.
+        step: steps done.
+    """
     run_dir = runtime.run_dir
     if not runtime.ranks.is_main or run_dir is None:
         return
@@ -30,5 +44,5 @@ def leave_word(runtime: Runtime, number: int | None, step: int) -> None:
         return
     try:
         write_requeue(run_dir, number=number, step=step)
-    except OSError as error:  # the checkpoint is there, and counts more
+    except OSError as error:  # the checkpoint was written, which matters more
         runtime.tracker.message(f"{REQUEUE_FILE} could not be written: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""Length: when a run is at its end."""
+"""Length: when a run ends."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,19 @@ from trainkit.training.patience import Patience
 
 
 class Length:
-    """The recipe's `num_samples`, and what may end it before: a budget of time, and evaluations that do not improve.
+    """Ends a run at the recipe's `num_samples`, or before: by a time budget, or when evaluations stop improving.
 
-    minutes, patience, evaluate_every: see `Trainer`.  metric: the name of the recipe's `best_metric`. Raises
-    ConfigError. All ranks come to the same.
+    All ranks decide alike.
+
+    Args:
+        recipe: of the run.
+        metric: the name of the recipe's `best_metric`.
+        minutes: see `Trainer`.
+        patience: see `Trainer`.
+        evaluate_every: see `Trainer`.
+
+    Raises:
+        ConfigError: for a `patience` without a metric or evaluations.
     """
 
     def __init__(
@@ -26,7 +35,7 @@ class Length:
         self.time_is_up = False
 
     def reason(self, position: int) -> str | None:
-        """Why the run ends at `position`, in words, empty where it was trained as long as asked; None: it goes on."""
+        """Why the run ends at `position`; empty: at its configured length; None: it does not end."""
         if position >= self.recipe.num_samples:
             return ""
         if self.patience.is_exhausted:
@@ -39,7 +48,7 @@ class Length:
         return None
 
     def to_train_on(self, position: int) -> str:
-        """What to type so that a run that has ended goes on, or begins again."""
+        """How to continue a run that has ended, or to start over."""
         again = "to train again from the start: the same command with another run_dir"
         more = "a larger patience, or null" if self.patience.is_exhausted else "more minutes, or null"
         if position >= self.recipe.num_samples:
@@ -49,7 +58,16 @@ class Length:
         return f"to train on: the same command with {more}; {again}"
 
     def see(self, step: int, metrics: Mapping[str, float], value: float | None) -> None:
-        """An evaluation. Raises ConfigError where the metric to be patient with is not among its `metrics`."""
+        """Takes an evaluation into account.
+
+        Args:
+            step: steps done.
+            metrics: of the evaluation.
+            value: the recipe's metric, lower is better; None: it is not finite.
+
+        Raises:
+            ConfigError: where `patience` is set and its metric is not among `metrics`.
+        """
         if self.patience.limit is not None and self._metric not in metrics:
             raise ConfigError(
                 f"patience={self.patience.limit}: best_metric of {type(self.recipe).__name__} is {self._metric!r}, and "
@@ -58,15 +76,22 @@ class Length:
         self.patience.see(step, value)
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of the budget and of patience."""
         return {"budget": self.budget.state_dict(), "patience": self.patience.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, same_held_out: bool) -> None:
-        """same_held_out: whether the evaluations of the checkpoint can be compared with those to come."""
+        """Takes over the state of a checkpoint.
+
+        Args:
+            state: of `state_dict`.
+            same_held_out: whether the checkpoint was evaluated on the current held-out data.
+        """
         if same_held_out:
             self.patience.load_state_dict(state.get("patience", {}))
         self.load_budget(state.get("budget", {}))
 
     def load_budget(self, state: Mapping[str, Any]) -> None:
+        """Takes over the state of the budget alone."""
         self.budget.load_state_dict(state)
         self.time_is_up = self.time_is_up or self.budget.was_spent
 

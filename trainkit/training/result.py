@@ -1,4 +1,4 @@
-"""Result: how a run has ended, in its directory. It is there only while nothing is left to do."""
+"""Result: how a run has ended, as a file in its directory, which exists only while nothing is left to train."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ RESULT_FILE = "result.json"
 
 
 def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
-    """result: the `step`, `metrics`, `reason` in words, and the `budget` with which it ended."""
+    """Writes result.json: the `step`, `metrics`, `reason` and `budget` with which the run ended."""
     if not runtime.ranks.is_main or runtime.run_dir is None:
         return
     try:
         checkpoint.write_text(runtime.run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-    except OSError as error:  # all else is there; started again, the run would only show it once more
+    except OSError as error:  # without it a restarted run evaluates and reports again, which does no harm
         runtime.tracker.message(f"{RESULT_FILE} could not be written: {error.strerror or error}")
 
 
 def read(runtime: Runtime, step: int) -> dict[str, Any] | None:
-    """What `write` was given, if that was after `step`. Collective: every rank calls."""
+    """The result that was written after `step`; None where there is none. Collective: every rank must call."""
     found = None
     if runtime.ranks.is_main and runtime.run_dir is not None:
         with suppress(OSError, ValueError):
@@ -32,5 +32,6 @@ def read(runtime: Runtime, step: int) -> dict[str, Any] | None:
 
 
 def forget(runtime: Runtime) -> None:
+    """Removes result.json."""
     if runtime.ranks.is_main and runtime.run_dir is not None:
         (runtime.run_dir / RESULT_FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Resume: from where a run goes on, and what must be as it was then."""
+"""Resume: the checkpoint that a run resumes, and what must agree with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,22 @@ from trainkit.runtime import Runtime
 
 
 def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
-    """The run or checkpoint that `resume` means; None: begin anew. Raises ConfigError. Collective: every rank calls."""
+    """The run or checkpoint that `resume` means; None: start from scratch. Collective: every rank must call.
+
+    Raises:
+        ConfigError: for `never` in a run directory that has checkpoints.
+    """
     own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
     # Rank 0 looks, so that all see the same.
     has_own, again = runtime.ranks.broadcast_object(
         (own is not None and bool(checkpoint.step_directories(own)), is_restart())
     )
     if has_own and again:
-        return own  # what this job itself has made comes before what it was told to begin with
+        return own  # a restarted job resumes its own checkpoints, not those that it started from
     if resume == "never":
         if has_own:
             raise ConfigError(
-                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to go on"
+                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to resume"
             )
         return None
     if resume == "auto":
@@ -33,7 +37,16 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
 
 
 def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -> None:
-    """What the recipe has stored in the checkpoint at `path`. Raises CheckpointError where another one wrote it."""
+    """Gives the recipe the state that it stored in a checkpoint.
+
+    Args:
+        recipe: of the run.
+        path: of the checkpoint.
+        manifest: of the checkpoint.
+
+    Raises:
+        CheckpointError: where another recipe wrote it.
+    """
     if "recipe" not in manifest["values"]:
         raise CheckpointError(f"{path} was not written by a Trainer: load it with runtime.load(...) in its own script")
     name, own, theirs = type(recipe).__name__, recipe.engines().keys(), manifest["engines"].keys()
@@ -49,7 +62,7 @@ def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Says which keys of the configuration differ from those that a checkpoint was made with."""
+    """A line that names the keys that differ between two configurations; None where none do."""
     old, new = flat(before), flat(now)
     changed = [
         f"{key} {old[key]} -> {new[key]}"
@@ -67,9 +80,17 @@ def other_data(
     is_own: bool,
     data_changed: Literal["refuse", "accept"],
 ) -> str | None:
-    """Says where the data are not those of the checkpoint at `path`; raises ConfigError where the run itself wrote it.
+    """A line on data that are not those of a checkpoint; None where they are.
 
-    before, now: fingerprints by name.
+    Args:
+        path: of the checkpoint.
+        before: fingerprints of its data by name.
+        now: fingerprints of the run's data by name.
+        is_own: whether the run itself wrote the checkpoint.
+        data_changed: see `Trainer`.
+
+    Raises:
+        ConfigError: where the data differ, the checkpoint is the run's own, and `data_changed` is `refuse`.
     """
     changed = [name for name, text in before.items() if now.get(name, text) != text]
     if not changed:
@@ -77,6 +98,6 @@ def other_data(
     what = f"the {' and '.join(changed)} data are not those that {path} was trained on"
     if is_own and data_changed == "refuse":
         raise ConfigError(
-            f"{what}: give the data as they were, another run_dir, or data_changed=accept to go on with these"
+            f"{what}: give the data as they were, another run_dir, or data_changed=accept to continue with these"
         )
-    return f"{what}; goes on with the data of now"
+    return f"{what}; continues with the current data"

@@ -42,8 +42,13 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def require_ours(config: Mapping[str, Any]) -> None:
-    """Raises UntrustedError unless every callable that `config` names is of trainkit, of its recipes or a torch
-    optimizer, and makes what its place in the configuration is for. Imports nothing else."""
+    """Requires that every callable in `config` is of trainkit, its recipes or torch.optim, and fits its key.
+
+    Imports nothing else.
+
+    Raises:
+        UntrustedError: naming the callable that is not.
+    """
     for text in texts_of(config):
         for found in _INTERPOLATION.findall(text):
             if not _LINK.fullmatch(found):
