@@ -12,6 +12,7 @@ import torch
 import trainkit
 from benchmarks.handover import NUM_BEFORE, Bert, Place
 from trainkit.errors import CheckpointError
+from trainkit.strategy import by_name
 
 NUM_FLIPS = 50
 WROTE: Place = ("fsdp", 2)
@@ -27,7 +28,7 @@ class _Lines(trainkit.Tracker):
 
 def write_two(strategy: str, run_dir: Path) -> None:
     """Two checkpoints of a run, the newer one with a step more. Collective: every rank calls."""
-    runtime = trainkit.Runtime(strategy=strategy, device="cpu", tracker=trainkit.Tracker())
+    runtime = trainkit.Runtime(strategy=by_name(strategy), device="cpu", tracker=trainkit.Tracker())
     model = Bert(runtime, is_resumed=False)
     for step in (NUM_BEFORE, NUM_BEFORE + 1):
         model.losses(runtime.position, step - runtime.position // Bert.batch_size)

@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,10 +116,10 @@ def ops(bench: Bench, entries: Iterable[Entry]) -> None:
         for entry in present if "checks" in bench.parts else ():
             for dtype in (*exact, torch.float32, *LOW):
                 for size in ("toy", "check"):  # odd shapes, and such as are read 16 bytes at a time
-                    bench.run("check", lambda e=entry, s=size, d=dtype: check(e, s, d, bench.device), op=entry.name)
+                    bench.run("check", partial(check, entry, size, dtype, bench.device), op=entry.name)
         for entry in present if "times" in bench.parts else ():
             for dtype in bench.timed:
-                bench.run("time", lambda e=entry, d=dtype: timed(bench, e, d, copied), op=entry.name)
+                bench.run("time", partial(timed, bench, entry, dtype, copied), op=entry.name)
 
 
 def timed(bench: Bench, entry: Entry, dtype: torch.dtype, copied: float) -> dict[str, Any]:
@@ -133,13 +134,14 @@ def models(bench: Bench) -> None:
     if bench.optimized:
         for name in steps.optimizers(bench.device):
             arguments = (name, bench.optimized, bench.device, bench.num_steps)
-            bench.run("optimizer", lambda a=arguments: steps.optimizer(*a), optimizer=name)
+            bench.run("optimizer", partial(steps.optimizer, *arguments), optimizer=name)
     for precision in bench.precisions:
         for case in bench.berts:
             _bert(bench, case, precision, "fused")
         _gans(bench, precision, "fused")
     for case in bench.berts if bench.compared else ():  # without dropout the references are what one would write
         for kernels in KERNELS:
+            assert bench.compared is not None
             _bert(bench, case, bench.compared, kernels, dropout=0.0)
     for precision in bench.precisions:
         _gans(bench, precision, "reference")
@@ -159,7 +161,7 @@ def _gans(bench: Bench, precision: str, kernels: Kernels) -> None:
     for resolution, batch_size in bench.gans if precision in GAN_PRECISIONS else ():
         given = (resolution, batch_size, precision, bench.device, bench.num_steps)
         bench.run(
-            "step", lambda given=given: _with(kernels, steps.gan, *given),
+            "step", partial(_with, kernels, steps.gan, *given),
             model=f"gan-{resolution}", precision=precision, ops=kernels,
         )  # fmt: skip
 

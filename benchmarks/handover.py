@@ -14,12 +14,14 @@ one and by 5e-4 on another, by 1e-7 before the jump.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 import trainkit
+from trainkit.precision import Name
+from trainkit.strategy import by_name
 from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -188,7 +190,8 @@ def save_and_go_on(model: str, strategy: str, precision: str, path: Path) -> tup
     runtime = _runtime(strategy, precision)
     scene = MODELS[model](runtime, is_resumed=False)
     scene.losses(0, NUM_BEFORE)
-    runtime.save(path, **scene.engines)
+    engines: dict[str, Any] = {**scene.engines}
+    runtime.save(path, **engines)
     state = _state(scene)
     losses = scene.losses(runtime.position, NUM_AFTER)
     runtime.close()
@@ -207,15 +210,15 @@ def load_and_go_on(model: str, strategy: str, precision: str, path: Path) -> tup
 
 
 def _runtime(strategy: str, precision: str) -> trainkit.Runtime:
-    chosen = trainkit.Zero3(keep_below=16) if strategy == "zero3" else strategy
+    chosen = trainkit.Zero3(keep_below=16) if strategy == "zero3" else by_name(strategy)
     return trainkit.Runtime(
-        strategy=chosen, precision=precision, deterministic=True, device="cpu", tracker=trainkit.Tracker()
+        strategy=chosen, precision=cast(Name, precision), deterministic=True, device="cpu", tracker=trainkit.Tracker()
     )
 
 
 def _state(scene: Model) -> Tensors:
     """Everything that an engine is, by name; on other ranks than the first what they hold whole."""
-    found = {}
+    found: Tensors = {}
     for name, engine in scene.engines.items():
         state = engine.state_dict()
         for part in ("module", "optimizer", "average"):

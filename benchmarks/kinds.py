@@ -65,14 +65,18 @@ class Module(nn.Module):
         if kind == "thawed":
             self.body.requires_grad_(False)
         if kind == "channels_last":
-            self.filter = nn.Conv2d(2, 8, 3, padding=1).to(memory_format=torch.channels_last)
+            self.filter = nn.Conv2d(2, 8, 3, padding=1)
+            self.filter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if kind == "complex":
             self.register_buffer("turn", torch.polar(torch.ones(4), torch.linspace(0, 1, 4)), persistent=False)
         if kind == "scalar":
             self.gain = nn.Parameter(torch.tensor(0.7))
         if kind == "BatchNorm":
             self.norm = nn.BatchNorm1d(8).eval()  # by running statistics: those of a share are not those of a batch
+            assert self.norm.running_var is not None
             self.norm.running_var.fill_(0.5)
+
+    turn: Tensor
 
     def forward(self, x: Tensor, step: int, head: Tensor) -> Tensor:
         if self.kind == "channels_last":
@@ -86,11 +90,13 @@ class Module(nn.Module):
         if self.kind == "BatchNorm":
             hidden = self.norm(hidden)
         if self.kind == "heads in turns":
-            return self.heads[step % 2](hidden).squeeze(-1)
+            found: Tensor = self.heads[step % 2](hidden).squeeze(-1)
+            return found
         if self.kind == "heads by share":  # a share uses those of its samples, one where there are several shares
             used = [self.heads[i](hidden).squeeze(-1) * (head == i) for i in head.unique().tolist()]
             return torch.stack(used).sum(0)
-        return (self.heads[0](hidden) + self.heads[1](hidden)).squeeze(-1)
+        both: Tensor = (self.heads[0](hidden) + self.heads[1](hidden)).squeeze(-1)
+        return both
 
 
 def train(

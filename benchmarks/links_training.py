@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 import trainkit
 from benchmarks import overhead
 from benchmarks.bed import Bed, why_not
+from benchmarks.case import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 MBIT_PER_S, NUM_TURNS, STEPS_A_TURN = 200, 7, 4
@@ -61,7 +62,7 @@ RUN = (
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def raw_steps(case: overhead.Case, hook: str | None) -> Iterator[None]:
+def raw_steps(case: Case, hook: str | None) -> Iterator[None]:
     """Turns of a loop that one would write by hand."""
     torch.manual_seed(0)
     module = case.make_module()
@@ -87,7 +88,7 @@ def power_sgd_in_order(state: PowerSGDState, bucket: dist.GradBucket) -> torch.f
     return future
 
 
-def engine_steps(case: overhead.Case, comm: trainkit.Comm) -> Iterator[None]:
+def engine_steps(case: Case, comm: trainkit.Comm) -> Iterator[None]:
     torch.manual_seed(0)
     module = case.make_module()
     runtime = trainkit.Runtime(comm=comm, device="cpu", tracker=trainkit.Tracker())

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds
     for part, num_bytes in of_part.items():
         runs = {name: _run(call, weights if part == "both" else None) for name, call in calls.items()}
         timed, prepare = (_on_gpu, _captured) if device == "cuda" else (_on_cpu, _once)
-        prepared, failed = _prepared(runs, lambda run, prepare=prepare: prepare(run, buffers))
+        prepared, failed = _prepared(runs, partial(prepare, buffers=buffers))
         if failed:
             found["failed"] = failed
         found[part] = {"num_bytes": num_bytes, **_figures(timed(prepared, buffers, num_rounds), num_bytes)}
@@ -186,7 +187,7 @@ def _elapsed_us(run: Callable[[], Any]) -> float:
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) * 1e3
+    return float(start.elapsed_time(end)) * 1e3
 
 
 def copy_gb_per_s(device: str, num_bytes: int, num_rounds: int) -> float:

@@ -37,7 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 import trainkit
 from benchmarks import overhead
-from benchmarks.overhead import Case, Stopwatch, Turn
+from benchmarks.case import Case
+from benchmarks.overhead import Stopwatch, Turn
+from trainkit.strategy import by_name
 from trainkit_recipes.bert.model import Layer
 
 NUM_RANKS = 2
@@ -73,7 +75,7 @@ class Collectives(TorchDispatchMode):
     """Counts calls of collectives, each as `name of elements` of what comes out of it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         self.num_small = self.num_other_elements = 0
 
@@ -103,7 +105,8 @@ def make_raw(strategy: str, case: Case) -> tuple[nn.Module, nn.Module]:
     for part in module.modules():
         if isinstance(part, Layer):
             fully_shard(part)
-    return module, fully_shard(module)
+    fully_shard(module)
+    return module, module
 
 
 def make_engine(runtime: trainkit.Runtime, case: Case) -> trainkit.Engine:
@@ -119,7 +122,9 @@ def measure(strategy: str, num_turns: int | None) -> dict[str, Any]:
     num_turns = case.num_turns if num_turns is None else num_turns
     case = replace(case, num_turns=1 + num_turns)  # one more, in which collectives are counted
     module, called = make_raw(strategy, case)
-    orders, own = (trainkit.Runtime(strategy=strategy, device="cpu", tracker=trainkit.Tracker()) for _ in range(2))
+    orders, own = (
+        trainkit.Runtime(strategy=by_name(strategy), device="cpu", tracker=trainkit.Tracker()) for _ in range(2)
+    )
     engine = make_engine(own, case)
     contenders = {
         RAW[strategy]: overhead.raw_turns(case, called, overhead.from_memory(case, orders)),
@@ -149,7 +154,8 @@ def timed(turns: Iterator[None], num_steps: int) -> Turn:
 
 
 def count(turns: Iterator[None]) -> Collectives:
-    with Collectives() as collectives:
+    collectives = Collectives()
+    with collectives:
         next(turns)
     return collectives
 

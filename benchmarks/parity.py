@@ -31,7 +31,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ import trainkit
 from benchmarks.kinds import KINDS, train
 from benchmarks.overhead import machine, write
 from benchmarks.processes import Pools, RankError
+from trainkit.precision import Name
+from trainkit.strategy import by_name
 from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -92,12 +94,12 @@ class Cell:
 # -- the two models ----------------------------------------------------------------------------------------------------
 
 
-def strategy_of(name: str, world_size: int, model: str) -> trainkit.Strategy | str:
+def strategy_of(name: str, world_size: int, model: str) -> trainkit.Strategy:
     if name == "ddp":
         return trainkit.DDP(find_unused_parameters=model.startswith("heads"))
     if name == "hsdp":
         return trainkit.HSDP(shard_size=min(2, world_size))
-    return trainkit.Zero3(keep_below=16) if name == "zero3" else name
+    return trainkit.Zero3(keep_below=16) if name == "zero3" else by_name(name)
 
 
 def run(model: str, strategy: str, precision: str, grad_accumulation_steps: int) -> tuple[Tensors, Tensors]:
@@ -107,7 +109,10 @@ def run(model: str, strategy: str, precision: str, grad_accumulation_steps: int)
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     runtime = trainkit.Runtime(
-        strategy=strategy_of(strategy, world_size, model), precision=precision, device="cpu", tracker=trainkit.Tracker()
+        strategy=strategy_of(strategy, world_size, model),
+        precision=cast(Name, precision),
+        device="cpu",
+        tracker=trainkit.Tracker(),
     )
     engines, first = (
         train(model, runtime, grad_accumulation_steps)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
@@ -84,7 +85,9 @@ def hosts(
     return Topology(hosts=(host,)).times(num_nodes)
 
 
-def _link(a: str, b: str, kind, gb_per_s: float) -> Link:
+def _link(
+    a: str, b: str, kind: Literal["nvlink", "nvswitch", "pcie", "socket", "loopback", "nic"], gb_per_s: float
+) -> Link:
     return Link(a=a, b=b, kind=kind, bandwidth_gb_per_s=gb_per_s, latency_us=1.0)
 
 
@@ -117,7 +120,13 @@ NCCL = GITHUB + "NVIDIA/nccl/issues/"
 AWS = GITHUB + "aws-samples/awsome-distributed-training: micro-benchmarks/nccl-tests/README.md"
 AZURE = GITHUB + "Azure/AI-benchmarking-guide: "
 ORACLE = GITHUB + "oracle-quickstart/oci-hpc-oke: README.md"
-RTX_5090 = {"capability": "12.0", "slot_gb_per_s": 48.0, "sockets": 2, "socket_gb_per_s": 28.0, "p2p": False}
+RTX_5090: dict[str, Any] = {
+    "capability": "12.0",
+    "slot_gb_per_s": 48.0,
+    "sockets": 2,
+    "socket_gb_per_s": 28.0,
+    "p2p": False,
+}
 
 
 @dataclass(frozen=True, eq=False)

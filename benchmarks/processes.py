@@ -6,7 +6,7 @@ import socket
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Ranks:
                 raise RankError(errors[0] if errors else f"ranks {late} were not done within {LIMIT_S:.0f} s")
             for pipe in ready:
                 try:
+                    assert isinstance(pipe, Connection)
                     answers[pipe], error = pipe.recv()
                 except EOFError:
                     raise RankError(f"rank {self.pipes.index(pipe)} ended without a word") from None

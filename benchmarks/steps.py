@@ -5,13 +5,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 import trainkit
+from trainkit.precision import Name
 from trainkit_recipes.bert.model import BASE, LARGE, TINY, Architecture, Layer, MaskedLanguageModel, padded_vocab_size
 from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -153,11 +155,7 @@ def optimizers(device: str) -> dict[str, Callable[[list[nn.Parameter]], torch.op
     }
     for name in ("AdamW", "Lamb"):
         kind = getattr(ours, name, None)
-        found[f"trainkit.optim.{name}"] = (
-            "trainkit.optim does not have it"
-            if kind is None
-            else lambda parameters, kind=kind: kind(parameters, lr=1e-4)
-        )
+        found[f"trainkit.optim.{name}"] = "trainkit.optim does not have it" if kind is None else partial(kind, lr=1e-4)
     return found
 
 
@@ -192,10 +190,10 @@ class _runtime:
             torch.cuda.reset_peak_memory_stats()
         self.runtime = trainkit.Runtime(
             strategy="single",
-            precision=precision,
-            device=device,
+            precision=cast(Name, precision),
+            device=cast(Literal["cpu", "cuda"], device),
             compile=compiled,
-            tracker=trainkit.Tracker(),  # type: ignore[arg-type]
+            tracker=trainkit.Tracker(),
         )
 
     def __enter__(self) -> trainkit.Runtime:

@@ -63,7 +63,7 @@ class _OneMessageBackend(Backend):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of a micro-batch; after the last one of a step they are summed over ranks."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if not last or self.world_size == 1:
             return
         parameters = list(self.trainable.values())

@@ -55,6 +55,7 @@ def _drawn() -> Tensor:
 class Letters(trainkit.Recipe):
     """Its arguments after `runtime` are the keys of conf/recipe/letters.yaml."""
 
+    datasets: Datasets
     best_metric = "-accuracy"  # the checkpoint with the highest one is kept
 
     def __init__(
