@@ -1,4 +1,4 @@
-"""A GAN on letters in a loop of one's own: two optimizers, averaged weights, a checkpoint.
+"""A GAN on letters in a loop of your own: two optimizers, averaged weights, a checkpoint.
 
     python examples/own_loop.py
     torchrun --standalone --nproc-per-node=2 examples/own_loop.py

@@ -1,4 +1,4 @@
-"""A strategy of one's own: all gradients of a step are summed in one all-reduce, after the backward pass.
+"""A strategy of your own: all gradients of a step are summed in one all-reduce, after the backward pass.
 
     python examples/own_strategy.py            # checks it: 2 processes against one, on the same batches
     trainkit train --processes 2 --config-dir examples/own_recipe/conf recipe=letters strategy=one_message

@@ -1,4 +1,4 @@
-"""A tracker of one's own: the metrics of all runs in one SQLite database.
+"""A tracker of your own: the metrics of all runs in one SQLite database.
 
     python examples/own_tracker.py
     trainkit train --config-dir examples/own_recipe/conf recipe=letters \

@@ -23,7 +23,7 @@ data         sources of samples: Text, Images, Datasets
 errors       what is raised; TrainkitError is the base class
 ops          layers in C++ and CUDA, each with its reference in plain PyTorch
 optim        optimizers, schedules, averages of weights; MultiOptimizer makes one of several
-prune        masks over weights while training goes on
+prune        masks over weights during training
 testing      functions on several ranks of this machine, for tests
 """
 
@@ -76,7 +76,7 @@ __all__ = [
     "testing",
 ]
 
-if not TYPE_CHECKING:  # they would be told that any name is there
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
     __getattr__, __dir__ = exports(
         __name__,
         {

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parent.parent.parent
 PAGES = {
     "index.md": "README.md",
+    "examples.md": "examples/README.md",
     "launching.md": "launch/README.md",
     "recipes/bert.md": "recipes/bert/README.md",
     "recipes/progressive_gan.md": "recipes/progressive_gan/README.md",

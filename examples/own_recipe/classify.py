@@ -1,4 +1,4 @@
-"""A recipe and a data set of one's own: which letter is drawn in a picture with noise?
+"""A recipe and a data set of your own: which letter is drawn in a picture with noise?
 
 trainkit train --config-dir examples/own_recipe/conf recipe=letters
 trainkit train --config-dir examples/own_recipe/conf experiment=letters_short --processes 2

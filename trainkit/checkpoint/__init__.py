@@ -35,7 +35,7 @@ __all__ = [
     "write_text",
 ]
 
-if not TYPE_CHECKING:  # they would be told that any name is there
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
     # torch.distributed.checkpoint takes as long to import as a third of torch.
     __getattr__, __dir__ = exports(
         __name__,

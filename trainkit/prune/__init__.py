@@ -1,4 +1,4 @@
-"""Pruning: masks over weights while training goes on."""
+"""Pruning: masks over weights during training."""
 
 from trainkit.prune.magnitude import Cubic, Magnitude, lowest
 

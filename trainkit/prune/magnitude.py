@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become 0, more and more of them, while training goes on."""
+"""Magnitude pruning: the smallest weights become 0, more of them during training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
