@@ -261,7 +261,7 @@ def test_ranks_stop_after_the_same_step(ranks, told, waits):
 
 def test_one_process_stops_at_once_and_handlers_come_back():
     before = [signal.getsignal(number) for number in module.CAUGHT]
-    with Signals(_runtime()) as signals:
+    with Signals(_runtime().ranks) as signals:
         assert not signals.stops_here()
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)  # an echo
@@ -274,7 +274,7 @@ def test_one_process_stops_at_once_and_handlers_come_back():
 
 
 def test_a_signal_to_a_forked_child_is_for_it_alone():
-    with Signals(_runtime()) as signals:
+    with Signals(_runtime().ranks) as signals:
         child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 60))
         child.start()
         child.terminate()
@@ -285,7 +285,7 @@ def test_a_signal_to_a_forked_child_is_for_it_alone():
 
 
 def test_ctrl_c_to_a_forked_child_is_left_to_the_parent():
-    with Signals(_runtime()):
+    with Signals(_runtime().ranks):
         child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 1))
         child.start()
         time.sleep(0.2)
@@ -297,7 +297,7 @@ def test_ctrl_c_to_a_forked_child_is_left_to_the_parent():
 def test_a_process_that_was_started_to_ignore_ctrl_c_ignores_it():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Signals(_runtime()) as signals:
+        with Signals(_runtime().ranks) as signals:
             signal.raise_signal(signal.SIGINT)
             time.sleep(0.1)
             assert not signals.stops_here()
