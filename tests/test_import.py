@@ -52,6 +52,12 @@ def test_what_is_imported_by_then():
     assert len(lines) > 15 and lines[-1].startswith("trainkit.Runtime")
 
 
+@pytest.mark.parametrize("name", ["data", "ops", "optim", "prune", "strategy", "tracking"])
+def test_dir_of_a_package_is_what_it_exports(name):
+    package = importlib.import_module(f"trainkit.{name}")
+    assert [found for found in dir(package) if not found.startswith("__")] == sorted(package.__all__)
+
+
 def test_public_names_are_there():
     import trainkit
 

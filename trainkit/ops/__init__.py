@@ -41,3 +41,7 @@ __all__ = [
     "upsample_blur",
     "widened",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

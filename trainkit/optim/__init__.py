@@ -7,3 +7,7 @@ from trainkit.optim.multi import MultiOptimizer
 from trainkit.optim.schedule import Schedule
 
 __all__ = ["AdamW", "ExponentialMovingAverage", "Lamb", "MultiOptimizer", "Schedule"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
