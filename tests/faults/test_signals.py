@@ -88,7 +88,7 @@ def test_ctrl_c_saves_and_asks_for_no_requeue(tmp_path):
     assert process.returncode == 128 + signal.SIGINT, err
     assert "trainkit: SIGINT: ends after this step, and saves first; Ctrl-C again ends it at once" in err
     step = _lines(run_dir)[-1][0]
-    assert f"SIGINT: stopped after step {step}, saved in {run_dir}; the same command goes on" in out
+    assert f"SIGINT: stopped after step {step}, saved in {run_dir}; the same command resumes it" in out
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{step:08d}"]
     assert not (run_dir / "REQUEUE").exists()
 

@@ -370,7 +370,7 @@ def _require_whole(wheel, installed):
 
 
 def test_recipes_have_one_name():
-    command = [sys.executable, "-m", "trainkit_recipes.bert.fill", "--help"]
+    command = [sys.executable, "-m", "recipes.bert.fill", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "the folder recipes/ is imported as trainkit_recipes: python -m trainkit_recipes.bert.fill" in done.stderr
 

@@ -81,7 +81,7 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     assert (
         main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
     )
-    before = load_recipe(tmp_path / "run")[0].fill("alpha [MASK] gamma")
+    before = load_recipe(tmp_path / "run").fill("alpha [MASK] gamma")
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     run, bare = move(tmp_path, texts, cache)

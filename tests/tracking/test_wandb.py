@@ -256,7 +256,7 @@ def test_a_refused_key_is_reported_and_the_run_kept_offline(tmp_path, monkeypatc
     tell(WandB(), tmp_path, range(1, 4))
     assert list(history(tmp_path)) == [1, 2, 3]
     error = capfd.readouterr().err
-    assert "kept offline" in error
+    assert "logged offline" in error
     assert "WANDB_MODE=offline" in error
 
 

@@ -181,7 +181,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
     assert "passed over" in out and "rank_00000.safetensors is missing" in out
     assert "resumed after step 8" in out
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert f"the run goes on from step 8: a later checkpoint is now {checkpoints / 'step_00000010.left'}" in out
+    assert f"the run continues from step 8: a later checkpoint was moved to {checkpoints / 'step_00000010.left'}" in out
     assert (checkpoints / "step_00000010" / "rank_00000.safetensors").exists(), "written anew"
 
 
