@@ -124,7 +124,7 @@ def test_ones_own_loop_has_ranges_too():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), ops="reference")
     data = torch.zeros(4, 1)
     for arguments in ({"batch_size": 0}, {"batch_size": 2, "num_steps": -1}, {"batch_size": 2, "start": -1}):
-        with pytest.raises(ConfigError, match="must be [01] or more"):
+        with pytest.raises(ConfigError, match=r"must be [01] or more"):
             runtime.batches(data, **arguments)
     with pytest.raises(ConfigError, match="batch_size=0: must be 1 or more"):
         runtime.evaluation_batches(data, batch_size=0)
