@@ -184,3 +184,23 @@ def test_a_schedule_may_be_left_out():
     checked = check(compose(["schedule=null", "experiment=null"]))
     assert checked["schedule"] is None and checked["recipe"]["schedule"] is None
     assert changed(compose_unresolved(), "schedule=null")["recipe"]["schedule"] is None
+
+
+@pytest.mark.parametrize("keys", ["seed: 5", "defaults:\n  - override /recipe: bert\nrecipe:\n  num_steps: 3"])
+def test_a_package_line_below_a_comment_is_refused(tmp_path, keys):
+    """Hydra ignores it there, and the keys would lie below `experiment`."""
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(f"# My experiment.\n# @package _global_\n{keys}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line 2: '# @package _global_' must be the first line"):
+        compose(["experiment=mine"], tmp_path)
+    file.write_text(f"\n# @package _global_\n# My experiment.\n{keys}\n")
+    assert compose(["experiment=mine"], tmp_path)["recipe"]["_target_"].startswith("trainkit_recipes.bert")
+
+
+def test_a_choice_that_cannot_be_composed_is_one_error(tmp_path):
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ndefaults:\n  - override /recipee: bert\n")
+    with pytest.raises(ConfigError, match="recipee"):
+        compose(["experiment=mine"], tmp_path)

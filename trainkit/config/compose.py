@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config.directory import CONF_DIR, groups
+from trainkit.config.directory import CONF_DIR, groups, require_package_lines_first
 from trainkit.config.overrides import Override, quoted, read
 from trainkit.config.schema import may_be_null, takes_text
 from trainkit.config.tree import Node, adds_key, first_unknown, keys_of, place, source_of
@@ -120,6 +120,7 @@ def _by_hydra(texts: Sequence[str], config_dir: str | Path | None) -> Node:
         path = Path(config_dir).expanduser().resolve()
         if not path.is_dir():
             raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
+        require_package_lines_first(path)
         texts.append(f"hydra.searchpath=[{quoted(f'file://{path}')}]")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
@@ -154,6 +155,8 @@ def _explain(error: Exception, overrides: Sequence[Override], config_dir: str | 
             continue
         if key in options and value not in options[key]:
             return f"{key}={value}: must be one of {', '.join(options[key])}.{nearest(value, options[key])}"
+        if _is_choices(overrides, config_dir):  # a file of the choice is at fault, not a key
+            continue
         tree = _of_choices(overrides, config_dir)
         known = [*keys_of(tree), *options]
         source = source_of(tree, key)
