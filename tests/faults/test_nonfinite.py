@@ -123,7 +123,7 @@ def test_rewind(expected, tmp_path, strategy, world_size, plant):
         assert (result["step"], result["num_updates"]) == (NUM_STEPS, NUM_STEPS - 1)
         assert result["left_out"] == [[POSITION, BATCH]]
         assert result["num_computed"] == STEP + 1 + (NUM_STEPS - 20) - 1
-    told = [line for line in sick.said(tmp_path) if "Goes back to" in line]
+    told = [line for line in sick.said(tmp_path) if "Returns to" in line]
     assert len(told) == 1 and "step_00000020" in told[0]
     _assert_named(_report(tmp_path), told[0], world_size, plant)
     training = [line for line in sick.metrics(tmp_path) if line["kind"] == "training"]
@@ -189,7 +189,7 @@ def test_going_back_again_and_again_stops(tmp_path):
 
 def test_going_back_needs_a_checkpoint(tmp_path):
     for result in run_ranks(_fit_unsaved, 2, tmp_path):
-        assert "no checkpoint to go back to: set save_every lower" in result["raised"]
+        assert "no checkpoint to return to: set save_every lower" in result["raised"]
 
 
 def _fit_many(nonfinite, run_dir, positions):
@@ -422,7 +422,7 @@ def test_a_job_that_goes_back_ends_as_one_that_leaves_out(tmp_path):
         done = _job(tmp_path / policy, 2, f"nonfinite={policy}")
         assert done.returncode == 0, done.stderr
         assert "the loss of engine 'network' at step 13 (position 96) is nan. It comes from rank 0" in done.stdout
-    assert "Goes back to" in done.stdout and "resumed after step 8" in done.stdout
+    assert "Returns to" in done.stdout and "resumed after step 8" in done.stdout
     states = [newest_tensors(tmp_path / policy) for policy in ("skip", "rewind")]
     assert states[0].keys() == states[1].keys()
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
