@@ -48,8 +48,11 @@ def _counter():
 
 
 def _left(cache: Path, built: Path) -> list[Path]:
-    """What killed builds left that no other has taken over, which a build does with what says who builds it."""
-    return [path for path in cache.iterdir() if path != built and (path / "builder").is_file()]
+    """What killed builds of `built` left that no other has taken over, which a build does with what says who builds it.
+
+    What a kill left of a listing, which is made at one go, is removed after ten minutes.
+    """
+    return [path for path in cache.glob(f".{built.name}-*") if (path / "builder").is_file()]
 
 
 def _files(directory: Path) -> dict[str, bytes]:
