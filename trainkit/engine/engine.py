@@ -8,13 +8,11 @@ A step is what lies between two updates. Its gradient is the sum of weight * gra
 divided by the sum of the weights: the gradient of the weighted mean over the global batch, however it is split.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainkit.data.batch import Batch
@@ -23,6 +21,7 @@ from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import share_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.learning_rates import LearningRates, ScheduleFunction
+from trainkit.engine.mean_loss import MeanLoss
 from trainkit.engine.state import EngineState
 from trainkit.engine.step_record import StepGuard, StepRecord
 from trainkit.engine.step_result import StepResult
@@ -55,9 +54,7 @@ class Engine:
         is_compiled: whether blocks of the module are compiled.
     """
 
-    own_losses: list[Tensor]  # this rank's alone, one for each micro-batch of the step
     _micro: Batch | None
-    _loss: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +88,7 @@ class Engine:
             for path, layer in self.module.named_modules()
             if isinstance(layer, Dropout)
         ]
+        self._mean_loss = MeanLoss(backend, clock, cluster)
         # One process with one micro-batch needs no weights: its loss is the mean already.
         self._needs_weights = cluster.world_size > 1 or grad_accumulation_steps > 1
         self._is_frozen = False
@@ -103,6 +101,11 @@ class Engine:
         Under FSDP these are gathered parameters.
         """
         return self._backend.leaves()
+
+    @property
+    def own_losses(self) -> list[Tensor]:
+        """[] each, the losses of this rank's micro-batches in the current step."""
+        return self._mean_loss.own_losses
 
     @property
     def num_updates(self) -> int:
@@ -183,12 +186,11 @@ class Engine:
         counts = self._counts(weight)
         if self._needs_weights:
             weight = self._default_weight() if weight is None else weight
-            loss = self._weigh(loss, weight)
+            loss = self._mean_loss.weigh(loss, weight, is_last=self._is_last)
         else:
             if isinstance(weight, Tensor) and weight.device.type != "cpu":
                 loss = torch.where(weight > 0, loss, 0.0)
-            self._loss = loss.detach() if counts else torch.zeros_like(loss)
-            self.own_losses.append(self._loss)
+            self._mean_loss.take(loss.detach() if counts else torch.zeros_like(loss))
         if self.scaler is not None:
             loss = loss * self.scaler.scale
         backward = self._backend.backward if counts else self._backend.backward_of_nothing
@@ -216,7 +218,7 @@ class Engine:
         self.state.require_trained("step()")
         if not self._ready:
             raise UsageError(f"step() of engine {self.name!r} without a backward since the last step")
-        loss, factor, sums = self._totals()
+        loss, factor, sums = self._mean_loss.totals()
         scale = None
         if self.scaler is not None:
             scale = self.scaler.scale
@@ -340,11 +342,7 @@ class Engine:
         self._num_backwards = self._num_forwards = 0
         self._ready = False
         self._weights_given: bool | None = None
-        self._sums: Tensor | None = None
-        self._work: dist.Work | None = None
-        self._loss = None
-        self.own_losses = []
-        self._loss_divisor = 1.0
+        self._mean_loss.begin()
         self._backend.begin(last=True)
 
     def _require_active(self) -> None:
@@ -411,42 +409,6 @@ class Engine:
                 f"runtime.batches(...), or give backward(loss, weight=n)"
             )
         return len(current)
-
-    def _weigh(self, loss: Tensor, weight: Tensor | float) -> Tensor:
-        """loss * weight, and its place in the sums; the reduction of the sums starts with the last micro-batch."""
-        weights = torch.as_tensor(weight, dtype=torch.float64, device=loss.device).detach()
-        # A mean over no items is 0/0: it must add nothing, not a NaN.
-        loss = torch.where(weights > 0, loss, torch.zeros((), dtype=loss.dtype, device=loss.device))
-        # A fixed power of two keeps the products near the size of a mean's, so that fp16 gradients do not overflow.
-        current = self._clock.batch
-        self._loss_divisor = 2.0 ** round(math.log2(current.size)) if current is not None else 1.0
-        self.own_losses.append(loss.detach())
-        sums = torch.stack((weights, weights * loss.detach().double()))
-        self._sums = sums if self._sums is None else self._sums + sums
-        if self._is_last and self._cluster.world_size > 1 and not self._backend.adds_to_sums:
-            self._work = dist.all_reduce(self._sums, async_op=True)
-        return loss * (weights / self._loss_divisor).to(loss.dtype)
-
-    def _totals(self) -> tuple[Tensor, Tensor | float, Tensor | None]:
-        """The mean loss; the factor that makes the reduced gradients those of that mean; and what the backend adds.
-
-        That is None where the backend knows all by itself; otherwise it travels with the other sums.
-        """
-        part = self._backend.own_sums()
-        if self._sums is None:
-            assert self._loss is not None
-            return self._loss, 1.0, part
-        sums = self._sums
-        if part is not None:
-            sums = torch.cat((sums, part.to(sums)))
-            if self._cluster.world_size > 1:
-                dist.all_reduce(sums)
-        elif self._work is not None:
-            self._work.wait()
-        weight, weighted_loss = sums[:2]
-        some = weight > 0
-        factor = torch.where(some, self._loss_divisor * self._backend.gradient_divisor / weight, 0.0)
-        return torch.where(some, weighted_loss / weight, 0.0), factor, sums[2:] if part is not None else None
 
     def _record(
         self,
