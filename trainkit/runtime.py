@@ -20,23 +20,21 @@ from trainkit.distributed.cluster import current_cluster
 from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
 from trainkit.distributed.shard import buffer_shards, share_from_first
-from trainkit.engine.backend import Backend
 from trainkit.engine.engine import Engine
 from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
 from trainkit.memory.memory import Memory, state_tensors
-from trainkit.modules.blocks import Checkpointed, check_compiler, compile_blocks
+from trainkit.modules.blocks import check_compiler
 from trainkit.ops.switch import Kernels, Ops
-from trainkit.optim.ema import ExponentialMovingAverage, check_decay
-from trainkit.optim.schedule import Schedule
-from trainkit.optim.source import OptimizerFactory, OptimizerSource
-from trainkit.precision import Fp32Modules, Name, Precision
+from trainkit.optim.ema import ExponentialMovingAverage
+from trainkit.optim.source import OptimizerFactory
+from trainkit.precision import Name, Precision
 from trainkit.reduction.comm import Comm, Plan
 from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
-from trainkit.strategy.fitting import convert, require_dense_step, require_shapes
+from trainkit.strategy.preparation import Preparation, check_step
 from trainkit.tracking import RunLog, Status, Tracker, trackers
 
 LAST_SAVE_S = 60.0
@@ -112,8 +110,7 @@ class Runtime:
         self.strategy.check(cluster, self.precision, chosen)
         if compile:
             check_compiler(chosen)
-        self.compile, self._checkpointed = compile, Checkpointed(activation_checkpointing)
-        self.precision_obtained, self._kept = self.precision.apply(chosen), Fp32Modules(self.precision)
+        self.compile, self.precision_obtained = compile, self.precision.apply(chosen)
         self.dtype = self.precision.dtype
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every
@@ -124,7 +121,9 @@ class Runtime:
             compute_deterministically()
         self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.ranks.is_main else Tracker()
         self._run_lock: run_directory.RunLock | None = None
-        self.run_dir = self._make_run_dir(run_dir) if run_dir is not None else None
+        self.run_dir: Path | None = None
+        if run_dir is not None:
+            self.run_dir, self._run_lock = run_directory.claim(run_dir, self.ranks, report=self.tracker.message)
         self.stream = DataStream(
             self.ranks, chosen, seed=seed, dtype=self.dtype, num_workers=num_workers, wrap=self._iterated
         )
@@ -133,7 +132,22 @@ class Runtime:
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
         self.run_log = RunLog(
-            self.tracker, ranks=self.ranks, run_dir=self.run_dir, describe=self._describe, started=self._close_first
+            self.tracker,
+            ranks=self.ranks,
+            run_dir=self.run_dir,
+            progress=lambda: (self.position, self.stream.num_samples),
+            describe=self._describe,
+            started=self._close_first,
+        )
+        self._preparation = Preparation(
+            self.strategy,
+            self.ranks,
+            chosen,
+            precision=self.precision,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+            deterministic=deterministic,
+            report=self.run_log.message,
         )
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message)
         self._engine_names: set[str] = set()
@@ -198,27 +212,6 @@ class Runtime:
         if self.strategy.own_plan is None:
             reducer.check()
         return reducer
-
-    def _make_run_dir(self, run_dir: str | Path) -> Path:
-        """Makes the directory, and locks it until this runtime is closed. Collective."""
-        made = (
-            self.ranks.same_as_before("run_dir", lambda: str(run_directory.make(run_dir)))
-            if "%" in str(run_dir)
-            else None
-        )
-        path, error = Path(made or run_dir).expanduser(), None
-        if self.ranks.is_main:
-            try:
-                path = run_directory.make(path)
-                self._run_lock = run_directory.RunLock(path, report=self.tracker.message)
-            except ConfigError as caught:
-                error = caught
-        try:
-            self.ranks.raise_first(error)
-        except ConfigError:
-            self.ranks.leave()
-            raise
-        return path
 
     # -- description -----------------------------------------------------------------------------------------------
 
@@ -363,27 +356,17 @@ class Runtime:
         Raises:
             ConfigError: for arguments that cannot be used, or differ between ranks.
         """
-        _check_setup(
-            max_grad_norm=max_grad_norm,
-            schedule=schedule,
-            ema_decay=ema_decay,
-            grad_accumulation_steps=grad_accumulation_steps,
-        )
+        given: dict[str, Any] = {"max_grad_norm": max_grad_norm, "grad_accumulation_steps": grad_accumulation_steps}
+        check_step(schedule=schedule, ema_decay=ema_decay, **given)
         if name is None:
             name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
         self._engine_names.add(name)
-        require_shapes(module, name=name)
-        self.ranks.require_same(
-            {
-                "name": name,
-                "max_grad_norm": max_grad_norm,
-                "ema_decay": ema_decay,
-                "grad_accumulation_steps": grad_accumulation_steps,
-                **{f"{name}.{key}": [*p.shape, p.dtype, p.requires_grad] for key, p in module.named_parameters()},
-            }
-        )
-        backend = self._attach(module, optimizer, blocks, name=name)
+        self.ranks.require_same({"name": name, "ema_decay": ema_decay, **given})
+        backend = self._preparation.backend(module, optimizer, blocks, name=name)
         backend.reduction.reducer = self.reducer
+        average = None
+        if ema_decay is not None:  # after the strategy, which gives every rank the weights of rank 0
+            average = ExponentialMovingAverage(backend.tensors.weights(), buffer_shards(module), ema_decay)
         engine = Engine(
             backend,
             name=name,
@@ -392,55 +375,15 @@ class Runtime:
             device=self.device,
             precision=self.precision,
             guard=self.guard,
-            max_grad_norm=max_grad_norm,
             schedule=schedule,
-            # After the strategy: it gives every rank the weights of rank 0.
-            average=(
-                ExponentialMovingAverage(backend.tensors.weights(), buffer_shards(module), ema_decay)
-                if ema_decay is not None
-                else None
-            ),
-            grad_accumulation_steps=grad_accumulation_steps,
+            average=average,
             is_compiled=self.compile,
+            **given,
         )
         if inherit is not None:
             engine.inherit(inherit, optimizer=inherit_optimizer)
         self._buffers += engine.state.buffers()
         return engine
-
-    def _attach(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer | OptimizerFactory,
-        blocks: Sequence[type[nn.Module]],
-        *,
-        name: str,
-    ) -> Backend:
-        """Prepares the module and has the strategy make its backend. Collective."""
-        if (converted := convert(module, self.device, self.dtype, name=name)) is not None:
-            self.run_log.message(converted)
-        self._kept.apply(module)
-        if self.compile:
-            compile_blocks(module, blocks)
-        self._checkpointed.apply(module)
-        backend = self.strategy.attach(
-            module,
-            OptimizerSource(module, optimizer, engine_name=name),
-            cluster=self.ranks.cluster,
-            device=self.device,
-            deterministic=self.deterministic,
-            blocks=blocks,
-        )
-        require_dense_step(backend.optimizer)
-        self.ranks.require_same(
-            {
-                f"optimizer.{key} of group {number} of {name}": value
-                for number, group in enumerate(backend.optimizer.param_groups)
-                for key, value in group.items()
-                if key != "params" and not callable(value)  # a function prints its address
-            }
-        )
-        return backend
 
     def reset(self) -> None:
         """Restores seeds and engine names to their first values: what is set up next equals what was set up first."""
@@ -479,7 +422,7 @@ class Runtime:
 
     def _iterated(self, batches: Iterator[Batch], is_training: bool) -> Iterator[Batch]:
         if is_training:
-            self._kept.require_all_found()
+            self._preparation.require_fp32_modules_found()
         else:
             batches = self._with_shared_buffers(batches)
         return self._watchdog.watched(batches, self.step if is_training else None)
@@ -492,10 +435,7 @@ class Runtime:
 
     def _describe(self) -> tuple[str, ...]:
         """The first lines of the summary. Raises ConfigError for a name of a module that no module has."""
-        self._checkpointed.require_all_found()
-        self._kept.require_all_found()
-        if self.run_log.num_samples is None:
-            self.run_log.num_samples = self.stream.num_samples
+        self._preparation.require_all_found()
         return self.summary()
 
     def _close_first(self) -> None:
@@ -531,7 +471,6 @@ class Runtime:
 
     def _is_last(self, batch: Batch | None) -> bool:
         end = self.stream.num_samples
-        end = self.run_log.num_samples if self.run_log.num_samples is not None else end
         return batch is not None and end is not None and batch.position + batch.size >= end
 
     def log_rest(self) -> dict[str, float] | None:
@@ -543,7 +482,7 @@ class Runtime:
         if self.run_log.is_empty:
             return None
         self.guard.read()
-        return self.run_log.flush(self.step, self.position)
+        return self.run_log.flush(self.step)
 
     def log_image(self, step: int, **images: Any) -> None:
         """Logs pictures by name, such as `runtime.log_image(step, samples=figure)`.
@@ -558,7 +497,7 @@ class Runtime:
         Raises:
             ConfigError: naming one that is none of these.
         """
-        self.run_log.images(step, self.position, images)
+        self.run_log.images(step, images)
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -636,29 +575,3 @@ class Runtime:
 
 def _default_tracker(has_directory: bool) -> Tracker:
     return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
-
-
-def _check_setup(
-    *,
-    max_grad_norm: float | None,
-    schedule: ScheduleFunction | None,
-    ema_decay: float | None,
-    grad_accumulation_steps: int,
-) -> None:
-    if grad_accumulation_steps < 1:
-        raise ConfigError(f"grad_accumulation_steps={grad_accumulation_steps}: must be 1 or more")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ConfigError(f"max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
-    if ema_decay is not None:
-        check_decay(ema_decay)
-    if schedule is not None and not callable(schedule):
-        raise ConfigError(
-            f"schedule={type(schedule).__name__}: must be a function (position, batch size) -> factor, such as "
-            f"trainkit.Schedule; make a scheduler of torch of engine.optimizer instead, after setup, and step it "
-            f"yourself: checkpoints keep the rates that it sets"
-        )
-    if isinstance(schedule, Schedule) and not schedule.has_end:
-        raise ConfigError(
-            f"schedule.total=null is the length of the run, which is not known here: give schedule.total in "
-            f"{schedule.unit}, or schedule.until(num_steps, batch_size)"
-        )

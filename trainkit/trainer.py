@@ -322,10 +322,9 @@ class Trainer:
         self._baselines = {}  # a rewind may have removed them from what trackers wrote
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             write_config(self.runtime, self.config, self.step)
+        self.runtime.stream.num_samples = self.recipe.num_samples
         self.runtime.run_log.start(
-            position=self.runtime.position,
             config=self.config,
-            num_samples=self.recipe.num_samples,
             summary=tuple(account.of_start(self.runtime, self.recipe, first)),
             costs=self.recipe.costs(),
         )

@@ -154,7 +154,7 @@ def test_a_class_that_no_module_has_is_named():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), activation_checkpointing=["Laier"])
     runtime.setup(MaskedLanguageModel(SMALL, 64), torch.optim.SGD)
     with pytest.raises(ConfigError, match=r"activation_checkpointing=Laier: no module .* Did you mean 'Layer'"):
-        runtime.run_log.start(position=0)
+        runtime.run_log.start()
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):

@@ -104,6 +104,22 @@ def test_no_step_is_left_untold(ranks, tmp_path):
     assert rows == [(3, 2.0), (6, 5.0), (7, 7.0), (9, 8.5), (11, 10.5)]
 
 
+def _continued(strategy, run_dir):
+    """The steps that were logged by a loop of seven steps and by one of five that continues its data."""
+    runtime, steps = sick.make_runtime(strategy, "stop", run_dir, log_every=3), []
+    for start, num_steps in ((0, 7), (35, 5)):
+        for _ in runtime.batches(torch.arange(11.0), batch_size=5, start=start, num_steps=num_steps):
+            step = runtime.step + 1
+            if runtime.log(step, number=step) is not None:
+                steps.append(step)
+    return steps
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_loop_logs_at_the_same_cadence(ranks, tmp_path):
+    assert run_ranks(_continued, ranks, "ddp", tmp_path) == [[3, 6, 7, 9, 12]] * ranks
+
+
 def test_a_skipped_step_between_two_logs_is_seen(tmp_path):
     """Rows of every sixth step against those of every step."""
     for log_every in (1, 6):

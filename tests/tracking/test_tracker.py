@@ -184,7 +184,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=Listening())
     summary, word = runtime.run_dir / "summary.txt", runtime.run_dir / REQUEUE_FILE
     write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
-    runtime.run_log.start(position=0)
+    runtime.run_log.start()
     before, first_word = summary.read_text(), word.read_text()
     with full_disk(0):
         runtime.run_log.message("said all the same")

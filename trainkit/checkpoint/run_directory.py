@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError
 
 LOCK_FILE = ".lock"
@@ -61,6 +62,36 @@ def _made_for_one(path: Path) -> Path:
             candidate.mkdir()
             return candidate
     raise AssertionError
+
+
+def claim(run_dir: str | Path, ranks: Ranks, *, report: Callable[[str], None]) -> tuple[Path, "RunLock | None"]:
+    """Makes a run directory and locks it for this job. Collective: every rank must call.
+
+    Args:
+        run_dir: as for `make`; a path with a date is that of the job's first start where torchrun starts it again.
+        ranks: the processes of the job. They leave the process group where the directory cannot be used.
+        report: as for `RunLock`.
+
+    Returns:
+        The path, the same on all ranks, and on rank 0 the lock.
+
+    Raises:
+        ConfigError: on all ranks, where it cannot be written to, or another job uses it.
+    """
+    made = ranks.same_as_before("run_dir", lambda: str(make(run_dir))) if "%" in str(run_dir) else None
+    path, lock, error = Path(made or run_dir).expanduser(), None, None
+    if ranks.is_main:
+        try:
+            path = make(path)
+            lock = RunLock(path, report=report)
+        except ConfigError as caught:
+            error = caught
+    try:
+        ranks.raise_first(error)
+    except ConfigError:
+        ranks.leave()
+        raise
+    return path, lock
 
 
 class RunLock:

@@ -51,7 +51,7 @@ class DataStream:
     ) -> None:
         self.clock = Clock(seed)
         self.num_samples: int | None = None
-        """The position at which the batches of the last call of `batches` end."""
+        """The position at which training ends: of the last call of `batches`, or of the recipe; None: not known."""
         self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
         self._num_workers, self._wrap = num_workers, wrap
         self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch

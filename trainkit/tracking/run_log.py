@@ -23,6 +23,7 @@ class RunLog:
         tracker: receives the means; one that does nothing on ranks other than 0.
         ranks: the processes over which means are taken.
         run_dir: where summary.txt is written; None: nowhere.
+        progress: returns the samples in the steps done, and the position at which training ends (None: not known).
         describe: returns the first lines of the summary; called by `start`, which raises what it raises.
         started: called once the tracker has started.
     """
@@ -33,32 +34,28 @@ class RunLog:
         *,
         ranks: Ranks,
         run_dir: Path | None,
+        progress: Callable[[], tuple[int, int | None]] = lambda: (0, None),
         describe: Callable[[], tuple[str, ...]] = tuple,
         started: Callable[[], None] = lambda: None,
     ) -> None:
         self.tracker, self.is_started = tracker, False
-        self.num_samples: int | None = None
-        """The position at which training ends, where it is known."""
         self.resumed_step: int | None = None
         self.throughput = Throughput()
-        self._ranks, self._run_dir, self._describe, self._started = ranks, run_dir, describe, started
+        self._ranks, self._run_dir, self._progress = ranks, run_dir, progress
+        self._describe, self._started = describe, started
         self._means = Means()
 
     def start(
         self,
         *,
-        position: int,
         config: Mapping[str, Any] | None = None,
-        num_samples: int | None = None,
         summary: tuple[str, ...] = (),
         costs: Sequence[tuple[int, float]] = (),
     ) -> None:
         """Starts the tracker, unless it has been started.
 
         Args:
-            position: samples in the steps done so far.
             config: what the run was made of.
-            num_samples: the position at which training ends.
             summary: further lines of the summary.
             costs: of samples, for the time left; see `Recipe.costs`.
         """
@@ -66,14 +63,14 @@ class RunLog:
             return
         lines = self._describe() + summary
         self.is_started = True
-        self.num_samples = num_samples or self.num_samples
-        self.throughput = Throughput(start=position, num_samples=self.num_samples, costs=costs)
+        position, num_samples = self._progress()
+        self.throughput = Throughput(start=position, num_samples=num_samples, costs=costs)
         self._summarize(lines, "w")
         run = Run(
             directory=self._run_dir or Path(),
             name=self._run_dir.name if self._run_dir else "run",
             config=config or {},
-            num_samples=self.num_samples,
+            num_samples=num_samples,
             resumed_step=self.resumed_step,
             summary=lines,
         )
@@ -103,27 +100,25 @@ class RunLog:
         """Whether no metrics were added since the last `flush`."""
         return self._means.is_empty
 
-    def flush(self, step: int, position: int) -> dict[str, float]:
+    def flush(self, step: int) -> dict[str, float]:
         """Logs the means of what was added since the last call. Collective: every rank must call.
 
         Args:
             step: steps done.
-            position: samples in the steps done.
 
         Returns:
             The means over the global batches of those steps, by name.
         """
-        self.start(position=position)
-        means = self._means_over_ranks()
+        self.start()
+        means, (position, _) = self._means_over_ranks(), self._progress()
         self.tracker.log(step, {**means, "position": position, **self.throughput.rates(position)})
         return means
 
-    def images(self, step: int, position: int, images: Mapping[str, Any]) -> None:
+    def images(self, step: int, images: Mapping[str, Any]) -> None:
         """Logs pictures by name, from rank 0. Not collective.
 
         Args:
             step: steps done.
-            position: samples in the steps done.
             images: whatever `picture` accepts, by name.
 
         Raises:
@@ -131,7 +126,7 @@ class RunLog:
         """
         if self._ranks.is_main:
             pictures = {name: picture(name, image) for name, image in images.items()}
-            self.start(position=position)
+            self.start()
             for name, pixels in pictures.items():
                 self.tracker.image(step, name, pixels)
 
