@@ -25,6 +25,8 @@ class Recipe(ABC):
     """What it trains and measures on, where it uses one of these: a Trainer says what is in it."""
     length_key: str | None = "recipe.num_steps"
     """The key that makes a run longer, named where one that has ended is started again; None: there is none."""
+    restarts_schedules: bool = False
+    """Whether learning-rate schedules restart within a run: `minutes` could not compress them."""
     best_metric: str | None = None
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
 
@@ -86,6 +88,12 @@ class Recipe(ABC):
             Empty: all samples cost the same.
         """
         return []
+
+    def epochs_at(self, position: int) -> float | None:
+        """Passes over the training data of `datasets` before a position; None: not known."""
+        train: Any = self.datasets.train if isinstance(self.datasets, Datasets) else None
+        num_training = len(train) if hasattr(train, "__len__") else 0
+        return position / num_training if num_training else None
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the run's data, such as {"train": ..., "held_out": ...}; see `data.fingerprint`.

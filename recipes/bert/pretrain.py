@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
-from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.ops import cross_entropy
 from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import load_hugging_face
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
 from trainkit_recipes.bert.report import Report, guessed, outlook
 
 _NUM_STEPS = 2000
@@ -44,13 +46,16 @@ class MaskedLanguageModelling(Recipe):
         weights: a Hugging Face directory (config.json, model.safetensors) to start from; needs its vocab.txt as
             `data.vocab_file`, and a `model` of its shape.
         sentences: with [MASK] in them, filled in at the end of a run.
+        phases: parts of the run by name, in order, such as one of short and one of long sequences; they replace
+            `num_steps` and `num_epochs`. An evaluation measures on windows of the current phase's length.
+        batch_size_warmup: smaller batches at the start; None: none.
 
     Raises:
         ConfigError: for values out of range or that do not match.
         DataError: for data without a tokenizer, and weights that do not match.
     """
 
-    best_metric = "held_out_loss"
+    best_metric: str | None = "held_out_loss"
     _EVALUATION_MASK_SHARE = 0.15
 
     def __init__(
@@ -70,18 +75,15 @@ class MaskedLanguageModelling(Recipe):
         evaluation_batch_size: int = 64,
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
+        phases: dict[str, Phase] | None = None,
+        batch_size_warmup: BatchSizeWarmup | None = None,
     ) -> None:
         counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
         require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
-        if num_steps is not None and num_epochs is not None:
-            raise ConfigError(
-                f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
-                f"recipe.num_steps=null recipe.num_epochs={num_epochs:g}"
-            )
-        require_above_zero("recipe.", num_epochs=num_epochs)
+        require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=phases)
+        plan = partial(Plan, phases, batch_size=batch_size, warmup=batch_size_warmup, schedule=schedule)
         if num_epochs is None:
-            num_steps = num_steps or _NUM_STEPS
-            schedule = _until(schedule, num_steps, batch_size)  # an error is raised before data are read
+            self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
         check_share(mask_share)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping")
@@ -89,33 +91,40 @@ class MaskedLanguageModelling(Recipe):
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size = runtime, batch_size
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
-        self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
+        lengths = [None] if num_epochs is not None else self.plan.lengths
+        self._datasets: dict[int | None, Datasets] = runtime.ranks.first_on_host(partial(load_lengths, data, lengths))
+        self.datasets: Datasets = self._datasets[lengths[0]]
         if num_epochs is not None:
             self.length_key = "recipe.num_epochs"
-            num_steps = max(1, math.ceil(num_epochs * len(self.datasets.train) / batch_size))
-            schedule = _until(schedule, num_steps, batch_size)
-        assert num_steps is not None
-        self.num_samples = batch_size * num_steps
+            self.plan = plan(num_steps=max(1, math.ceil(num_epochs * len(self.datasets.train) / batch_size)))
+        self.plan.require_enough_samples(runtime, grad_accumulation_steps)
+        self.num_samples, self.restarts_schedules = self.plan.num_samples, len(self.plan.phases) > 1
+        if phases is not None:
+            self.length_key = f"recipe.phases.{[*phases][-1]}.num_steps"
+        if len(lengths) > 1:
+            self.best_metric = None  # losses on sequences of different lengths cannot be compared
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
-        self._guessed: dict[str, float] = {}
+        self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
-        if len(self.datasets.train):
-            _check_length(self.datasets.train[0]["tokens"], model)
+        for datasets in self._datasets.values():
+            if len(datasets.train):
+                _check_length(datasets.train[0]["tokens"], model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
         module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
         if weights is not None:
             load_hugging_face(module, weights)
+        made = optimizer(parameter_groups(module))
         self.model = runtime.setup(
             module,
-            optimizer(parameter_groups(module)),
+            made,
             name="model",
             blocks=(Layer,),
             max_grad_norm=max_grad_norm,
-            schedule=schedule,
+            schedule=self.plan.schedule(float(made.param_groups[0]["lr"])),
             grad_accumulation_steps=grad_accumulation_steps,
         )
 
@@ -124,19 +133,72 @@ class MaskedLanguageModelling(Recipe):
         return {"model": self.model}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Returns batches of the training data."""
-        return self.runtime.batches(
-            self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
-        )
+        """Yields batches of the training data, stage by stage; those of the last stage without end."""
+        position, last = int(start), self.plan.stages[-1]
+        while True:
+            stage = self.plan.at(position)
+            if len(self.plan.stages) > 1:
+                self.runtime.tracker.message(f"training on {stage}")
+            datasets = self._datasets_of(stage)
+            num_steps = None if stage is last else math.ceil((stage.end - position) / stage.batch_size)
+            yield from self.runtime.batches(
+                datasets.train,
+                batch_size=stage.batch_size,
+                start=position,
+                num_steps=num_steps,
+                collate=datasets.collate,
+            )
+            assert num_steps is not None, "batches of the last stage have no end"
+            position += num_steps * stage.batch_size
+
+    def dearest_batches(self) -> Iterator[Batch]:
+        """Returns batches of the stage whose activations take most memory."""
+        dearest = max(self.plan.stages, key=lambda stage: stage.batch_size * self._num_activations(stage))
+        return self.batches(dearest.start)
+
+    def _num_activations(self, stage: Stage) -> int:
+        """Elements that a sample leaves in a layer for the backward pass (Korthikanti et al., arXiv 2205.05198)."""
+        length = stage.sequence_length or 1
+        return length * (34 * self.architecture.hidden_size + 5 * self.architecture.num_heads * length)
+
+    def costs(self) -> list[tuple[int, float]]:
+        """Returns the multiplications per sample of each phase, where sequences get longer."""
+        if len(self._datasets) == 1:
+            return []
+        model = self.architecture
+        per_layer = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.feed_forward_size
+        return [
+            (stage.end, float(stage.sequence_length * (per_layer + 2 * model.hidden_size * stage.sequence_length)))
+            for stage in self.plan.stages
+            if stage.sequence_length is not None
+        ]
 
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
         """Masks the batch and updates the model."""
+        train = self._datasets_of(self.plan.at(batch.position)).train
         for micro in self.model.micro_batches(batch):
             masked = self._masked(micro, self.masking, "mask")
-            logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
+            logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, train))
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK, in_place=True)
             self.model.backward(loss, weight=num_masked)
-        return self.model.step().metrics()
+        return {**self.model.step().metrics(), **self._levels(batch)}
+
+    def _levels(self, batch: Batch) -> dict[str, Last]:
+        """Where a batch is in the plan."""
+        levels = {"phase": Last(self.plan.at(batch.position).phase + 1)} if self.restarts_schedules else {}
+        return {**levels, "batch_size": Last(batch.size)} if len(self.plan.stages) > 1 else levels
+
+    def _datasets_of(self, stage: Stage) -> Datasets:
+        return self._datasets[stage.sequence_length]
+
+    @property
+    def _trained_stage(self) -> Stage:
+        """The stage of the last step; before the first one, that of the first."""
+        return self.plan.at(max(0, self.runtime.position - 1))
+
+    @property
+    def _measured(self) -> Datasets:
+        return self._datasets_of(self._trained_stage)
 
     def evaluate(self) -> dict[str, float]:
         """Returns loss and accuracy on the masked tokens of the held-out data."""
@@ -157,11 +219,12 @@ class MaskedLanguageModelling(Recipe):
 
     def guessed(self) -> dict[str, float]:
         """Returns the accuracies of the baselines by name. Collective: every rank must call."""
-        if not self._guessed:
-            self._guessed = guessed(
-                self.datasets, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
+        length = self._trained_stage.sequence_length
+        if length not in self._guessed:
+            self._guessed[length] = guessed(
+                self._measured, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
             )
-        return self._guessed
+        return self._guessed[length]
 
     def fill(self, sentence: str) -> Filled:
         """Guesses each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
@@ -191,7 +254,7 @@ class MaskedLanguageModelling(Recipe):
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
         return Report.of(
             self.held_out(),
-            -(-len(self.datasets.held_out) // self.evaluation_batch_size),
+            -(-len(self._measured.held_out) // self.evaluation_batch_size),
             tokenizer=self.tokenizer,
             runtime=self.runtime,
             baselines=self.guessed(),
@@ -204,7 +267,7 @@ class MaskedLanguageModelling(Recipe):
         self.model.module.eval()
         try:
             for batch, masked in self.masked_held_out():
-                attended_BT = self._attended(batch, self.datasets.held_out)
+                attended_BT = self._attended(batch, self._measured.held_out)
                 yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
         finally:
             self.model.module.train()
@@ -212,7 +275,7 @@ class MaskedLanguageModelling(Recipe):
     def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
         """Yields (batch, masking) over this rank's held-out windows, the same each time."""
         for batch in self.runtime.evaluation_batches(
-            self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
+            self._measured.held_out, batch_size=self.evaluation_batch_size, collate=self._measured.collate
         ):
             yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
 
@@ -233,8 +296,8 @@ class MaskedLanguageModelling(Recipe):
     def state_dict(self) -> dict[str, Any]:
         """Returns the tokenizer and the length of the run."""
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
-        num_steps = self.num_samples // self.batch_size
-        return {"vocabulary": self.tokenizer.fingerprint, "num_steps": num_steps, **stored}
+        length = {} if self.plan.is_phased else {"num_steps": self.plan.phases[""].num_steps}
+        return {"vocabulary": self.tokenizer.fingerprint, **length, **stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that the checkpoint was trained with the same vocabulary."""
@@ -255,10 +318,23 @@ class MaskedLanguageModelling(Recipe):
         if report.sentences:
             tracker.text(step, "sentences, filled in", report.sentences)
         tracker.table(step, "held-out accuracy", report.columns, report.rows)
-        if self._evaluations:  # empty in a process that started where training had ended
-            num_epochs = self.runtime.position / len(self.datasets.train)
+        if self._evaluations and not self.plan.is_phased:  # none in a process that started where training had ended
+            num_epochs = self.epochs_at(self.runtime.position) or 0.0
             if message := outlook(report.rows, self._evaluations, num_epochs):
                 self.runtime.run_log.message(message)
+
+    def epochs_at(self, position: int) -> float | None:
+        """Returns the passes over the training data before a position, those of all phases together."""
+        parts = [
+            (max(0, min(position, stage.end) - stage.start), len(self._datasets_of(stage).train))
+            for stage in self.plan.stages
+        ]
+        return sum(num / length for num, length in parts) if all(length for _, length in parts) else None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns the fingerprints of the windows of every length."""
+        each = [datasets.fingerprints() for datasets in self._datasets.values()]
+        return {name: " ".join(dict.fromkeys(one[name] for one in each)) for name in each[0]}
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that fills in a sentence."""
@@ -272,10 +348,6 @@ class MaskedLanguageModelling(Recipe):
     def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
         # Without a mask, attention can use its fastest kernels.
         return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
-
-
-def _until(schedule: Callable[[int, int], float] | None, num_steps: int, batch_size: int) -> Any:
-    return schedule.until(num_steps, batch_size) if isinstance(schedule, Schedule) else schedule
 
 
 def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
@@ -93,6 +93,18 @@ class Text:
         Raises:
             DataError: for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
+        return self.load_lengths([self.sequence_length], progress)[0]
+
+    def load_lengths(self, lengths: Sequence[int], progress: bool = True) -> list[Datasets]:
+        """Loads the same text in windows of several lengths; see `load`.
+
+        Args:
+            lengths: in place of `sequence_length`.
+            progress: whether to show progress bars.
+
+        Returns:
+            The data sets of each length.
+        """
         corpus = self._corpus()
         text = corpus.fingerprint(progress)
         directory = self._directory(corpus, text, progress)
@@ -100,12 +112,22 @@ class Text:
         # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
         content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
+        if progress:
+            remark(facts, "files not read")
+        return [
+            replace(self, sequence_length=length)._datasets(directory, tokenizer, content, dict(facts), progress)
+            for length in lengths
+        ]
+
+    def _datasets(
+        self, directory: Path, tokenizer: WordPiece, content: str, facts: dict[str, int | str], progress: bool
+    ) -> Datasets:
         held_out = self._windows(directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
         if len(held_out) < _MIN_HELD_OUT:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
-            remark(facts, "files not read", "note")
+            remark(facts, "note")
         train = self._windows(directory / "train.bin", tokenizer, content, drop_last=True)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
 

@@ -72,6 +72,13 @@ class Schedule:
         """
         return self if self.has_end else replace(self, total=num_steps * (1 if self.unit == "steps" else batch_size))
 
+    def in_samples(self, batch_size: int) -> "Schedule":
+        """Returns the same schedule in samples, one step being `batch_size` of them, for batches of several sizes."""
+        if self.unit == "samples":
+            return self
+        total = None if self.total is None else self.total * batch_size
+        return replace(self, warmup=self.warmup * batch_size, total=total, unit="samples")
+
     def __call__(self, position: int, batch_size: int) -> float:
         """Returns the factor for a global batch.
 

@@ -56,10 +56,9 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
     sizes = ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items()
     )
-    num_training = len(recipe.datasets.train) if hasattr(recipe.datasets.train, "__len__") else 0
-    epochs = f", {recipe.num_samples / num_training:.3g} epochs" if num_training else ""
+    epochs = recipe.epochs_at(recipe.num_samples)
     yield f"data: {sizes}"
-    yield f"length: {recipe.num_samples:,} samples{epochs}"
+    yield f"length: {recipe.num_samples:,} samples" + (f", {epochs:.3g} epochs" if epochs is not None else "")
     if note is not None:
         yield f"data: {note}"
 

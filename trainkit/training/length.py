@@ -22,7 +22,7 @@ class Length:
         evaluate_every: see `Trainer`.
 
     Raises:
-        ConfigError: for a `patience` without a metric or evaluations.
+        ConfigError: for a `patience` without a metric or evaluations, and `minutes` with schedules that restart.
     """
 
     def __init__(
@@ -30,6 +30,11 @@ class Length:
     ) -> None:
         if patience is not None:
             _require_measure(recipe, metric, patience, evaluate_every)
+        if minutes is not None and recipe.restarts_schedules:
+            raise ConfigError(
+                f"minutes={minutes:g} compresses one learning-rate schedule, and each phase of this run has its own: "
+                f"set minutes=null, and the num_steps of the phases to what fits the time"
+            )
         self.recipe, self._metric, self.minutes = recipe, metric, minutes
         self.budget, self.patience = Budget(minutes), Patience(patience)
         self.time_is_up = False
