@@ -1,6 +1,7 @@
 """An optimizer's step without PyTorch's wrapper: the same bits, and hooks, schedulers and the profiler still see it."""
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -59,6 +60,36 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     for _ in range(3):
         step(optimizer)
     assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_a_step_of_ones_own_that_wraps_pytorchs_is_called(monkeypatch):
+    torch.optim.SGD([torch.zeros(1)])  # PyTorch marks the class when its first instance is made
+
+    class Positive(torch.optim.SGD):
+        @functools.wraps(torch.optim.SGD.step)
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.clamp_(min=0)
+
+    assert Positive.step.hooked, "`wraps` copies the marks of PyTorch's wrapper"
+    module = _with_gradients()
+    step(Positive(module.parameters(), lr=1.0))
+    assert all((p >= 0).all() for p in module.parameters())
+
+    calls, original = [], torch.optim.SGD.step
+
+    @functools.wraps(original)
+    def patched(self, closure=None):
+        calls.append(self)
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", patched)
+    optimizer = torch.optim.SGD(module.parameters())
+    step(optimizer)
+    assert calls == [optimizer]
 
 
 def test_hooks_are_called():
