@@ -66,38 +66,49 @@ def _commands(page: Path) -> Iterator[list[str]]:
                 yield words
 
 
-def _require_train(words: list[str]) -> None:
+def _check_train(words: list[str]) -> None:
     arguments = parse(_parser(), ["train", *words])
     if arguments.config_dir is None and "my_trackers.CSV" not in " ".join(words):
         config.check(config.compose(arguments.overrides))
 
 
-def _require(words: list[str]) -> None:
-    """Raises where the command cannot work, without running it."""
+def _fault(words: list[str]) -> str | None:
+    """Why the command cannot work, without running it; None: it can."""
     first, rest = words[0], words[1:]
-    if first == "make":
-        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
-    elif first == "trainkit" and rest[0] == "train":
-        _require_train(rest[1:])
+    if first not in NOT_OURS | {"make", "trainkit"}:
+        return f"{words}: {first} is no program of these pages"
+    if first == "make" and not re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        return f"{words}: the Makefile has no such target"
+    if first == "trainkit" and rest[0] != "train" and rest[0] not in every():
+        return f"{words}: trainkit has no such command"
+    files = [word for word in rest if re.fullmatch(r"(launch|benchmarks|recipes)/\S+\.(py|sbatch)", word)]
+    if first == "python" and rest[0] == "-m" and "trainkit.cli" not in rest:
+        files.append(f"{rest[1].replace('.', '/')}.py")
+    if missing := [file for file in files if not (ROOT / file).is_file()]:
+        return f"{words}: there is no {missing}"
+    try:
+        _parse(first, rest, files)
+    except (trainkit.errors.ConfigError, SystemExit) as error:
+        return f"{words}: {error}"
+    return None
+
+
+def _parse(first: str, rest: list[str], files: list[str]) -> None:
+    """Parses what follows a program of ours. Raises what that raises."""
+    if first == "trainkit" and rest[0] == "train":
+        _check_train(rest[1:])
     elif first == "trainkit":
-        assert rest[0] in every(), words
         parse(_parser(), rest)
-    else:
-        assert first in NOT_OURS, words
-        if "trainkit.cli" in rest:
-            parse(_parser(), rest[rest.index("trainkit.cli") + 1 :])
-        elif first == "python" and rest[0] == "-m":
-            assert (ROOT / f"{rest[1].replace('.', '/')}.py").is_file(), words
-        for file in (word for word in rest if re.fullmatch(r"(launch|benchmarks|recipes)/\S+\.(py|sbatch)", word)):
-            assert (ROOT / file).is_file(), words
-            if file.startswith("launch/"):
-                _require_train(rest[rest.index(file) + 1 :])
+    elif "trainkit.cli" in rest:
+        parse(_parser(), rest[rest.index("trainkit.cli") + 1 :])
+    for file in files:
+        if file.startswith("launch/"):
+            _check_train(rest[rest.index(file) + 1 :])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_parse(page):
-    for words in _commands(page):
-        _require(words)
+    assert [fault for words in _commands(page) if (fault := _fault(words))] == []
 
 
 def test_a_wrong_command_is_found(tmp_path):
@@ -106,10 +117,17 @@ def test_a_wrong_command_is_found(tmp_path):
         "Text:\n\n    trainkit train recipe=bert \\\n        recipe.batch_sice=8  # wrong\n\n```sh\nmake it\n```\n"
     )
     assert list(_commands(page)) == [["trainkit", "train", "recipe=bert", "recipe.batch_sice=8"], ["make", "it"]]
-    with pytest.raises(trainkit.errors.ConfigError, match=r"recipe\.batch_sice"):
-        _require_train(["recipe=bert", "recipe.batch_sice=8"])
-    with pytest.raises(AssertionError):
-        _require(["make", "it"])
+    with pytest.raises(trainkit.errors.ConfigError, match=r"recipe\.batch_sice") as error:
+        _check_train(["recipe=bert", "recipe.batch_sice=8"])
+    assert [_fault(words) for words in _commands(page)] == [
+        "['trainkit', 'train', 'recipe=bert', 'recipe.batch_sice=8']: " + str(error.value),
+        "['make', 'it']: the Makefile has no such target",
+    ]
+    assert "no such command" in _fault(["trainkit", "trian"])
+    assert "no program of these pages" in _fault(["rm", "runs"])
+    assert "there is no ['launch/run.py']" in _fault(["torchrun", "launch/run.py"])
+    assert _fault(["trainkit", "topo", "--no-such-option"]) is not None
+    assert _fault(["trainkit", "train", "recipe=bert"]) is None
 
 
 # -- files of a page run as they stand ---------------------------------------------------------------------------------

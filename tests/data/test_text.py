@@ -326,7 +326,7 @@ def test_work_without_parts_is_announced_once_it_takes_a_while(capsys, monkeypat
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     with progress.announced("silent", enabled=False), progress.announced("long"):
         time.sleep(0.5)
-    assert capsys.readouterr().err == "long ...\n"
+    assert capsys.readouterr().err == "trainkit: long ...\n"
 
 
 def test_a_data_set_pickles_to_its_path(tmp_path):

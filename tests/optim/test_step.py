@@ -120,13 +120,19 @@ def test_hooks_are_called():
     assert calls == ["pre", "post", "global pre", "post", "global post"]
 
 
-def test_a_scheduler_of_pytorch_sees_the_step():
-    optimizer = torch.optim.SGD(_with_gradients().parameters())
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # PyTorch warns of a scheduler's step before the optimizer's
-        step(optimizer)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_scheduler_of_pytorch_sees_the_step(first):
+    """PyTorch warns of a scheduler's step before the optimizer's."""
+    optimizer = torch.optim.SGD(_with_gradients().parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if first:
+            step(optimizer)
         scheduler.step()
+    assert [warning for warning in caught if "optimizer.step()" in str(warning.message)] == caught
+    assert len(caught) == (0 if first else 1)
+    assert scheduler.get_last_lr() == [0.5]
 
 
 def test_the_profiler_sees_the_step():

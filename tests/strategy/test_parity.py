@@ -47,32 +47,35 @@ def _cell(references, model, strategy, precision, ranks, grad_accumulation_steps
     return references[model, precision].measured(cell, held)
 
 
-def _require_within_goals(cell, weights, gradients):
-    assert cell.weights <= weights
-    assert (cell.gradients is None) == (cell.model == "bert")
-    assert cell.gradients is None or cell.gradients <= gradients
-    assert not cell.misses
+def _is_within(cell, weights, gradients):
+    """Whether the worst differences are at most these, and the table's own goals; BERT's gradients are not in it."""
+    if cell.misses or not cell.weights <= weights:
+        return False
+    return cell.gradients is None if cell.model == "bert" else cell.gradients <= gradients
 
 
 @pytest.mark.parametrize(("model", "strategy", "ranks", "grad_accumulation_steps"), _cells("ddp", "fsdp", "hsdp"))
 def test_every_strategy_is_one_process(references, model, strategy, ranks, grad_accumulation_steps):
-    _require_within_goals(_cell(references, model, strategy, "fp64", ranks, grad_accumulation_steps), 1e-10, 1e-10)
+    cell = _cell(references, model, strategy, "fp64", ranks, grad_accumulation_steps)
+    assert _is_within(cell, 1e-10, 1e-10), cell
 
 
 @pytest.mark.parametrize(("model", "strategy", "ranks", "grad_accumulation_steps"), _cells("zero1", "zero2", "zero3"))
 def test_zero_is_one_process(references, model, strategy, ranks, grad_accumulation_steps):
-    _require_within_goals(_cell(references, model, strategy, "fp32", ranks, grad_accumulation_steps), 5e-6, 5e-5)
+    cell = _cell(references, model, strategy, "fp32", ranks, grad_accumulation_steps)
+    assert _is_within(cell, 5e-6, 5e-5), cell
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp"])
 @pytest.mark.parametrize("model", parity.MODELS)
 def test_in_fp32_too(references, model, strategy):
-    _require_within_goals(_cell(references, model, strategy, "fp32", 2, 4), 5e-6, 5e-5)
+    cell = _cell(references, model, strategy, "fp32", 2, 4)
+    assert _is_within(cell, 5e-6, 5e-5), cell
 
 
 @pytest.mark.parametrize("model", parity.MODELS)
 def test_rounding_alone_is_within_the_goals(references, model):
-    """Otherwise a figure would tell nothing. It is not zero in fp32: the split is another order of sums."""
+    """Otherwise a figure would say nothing. It is not zero in fp32: the split is another order of sums."""
     for precision in parity.GOALS:
         assert not references[model, precision].rounding().misses
     assert references[model, "fp32"].rounding().weights > 0

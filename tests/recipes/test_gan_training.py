@@ -1,0 +1,77 @@
+"""The progressive GAN trained: the same on any split, after a kill, and to its last picture."""
+
+import pytest
+from PIL import Image
+
+from tests.jobs import run
+from tests.recipes.gan import make_recipe
+from tests.training.test_resume import assert_killed_equals_whole
+from trainkit.errors import ConfigError
+from trainkit.testing import run_ranks
+from trainkit_recipes.progressive_gan.sample import sample
+
+TRAINED_SHORTLY = [
+    "experiment=glyphs",
+    "recipe.fmap_base=32",
+    "recipe.fmap_max=8",
+    "recipe.latent_dim=8",
+    "recipe.resolution=8",
+    "recipe.num_shown=4",
+    "recipe.num_directions=16",
+    "evaluate_every=1000",
+    "log_every=1",
+]
+
+
+def _train(grad_accumulation_steps=1, batch_size=16):
+    """Ten steps, the last eight of them in the fade to 8x8; all weights, averages and the distance."""
+    recipe = make_recipe(grad_accumulation_steps, batch_size)
+    for step, batch in enumerate(recipe.batches()):
+        metrics = recipe.train_step(batch)
+        if step == 9:
+            break
+    assert recipe.phase.is_fading and 0 < metrics["fade"] < 1
+    tensors = {**recipe.G.state_dict()["module"], **{f"D.{k}": v for k, v in recipe.D.state_dict()["module"].items()}}
+    tensors.update({f"average.{k}": v for k, v in recipe.G.state_dict()["average"].items()})
+    return {k: v.clone() for k, v in tensors.items()}, recipe.evaluate()["swd"]
+
+
+@pytest.mark.parametrize(("batch_size", "splits"), [(16, ((2, 1), (4, 1), (1, 4), (2, 2)))])
+def test_weights_do_not_depend_on_the_split_in_mid_fade(batch_size, splits):
+    alone, distance = _train(1, batch_size)
+    largest = max(float(v.abs().max()) for v in alone.values())
+    for ranks, grad_accumulation_steps in splits:
+        for tensors, swd in run_ranks(_train, ranks, grad_accumulation_steps, batch_size):
+            worst = max(float((tensors[name] - alone[name]).abs().max()) for name in alone)
+            assert worst / largest < 1e-10, (ranks, grad_accumulation_steps)
+            assert swd == pytest.approx(distance, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
+    arguments = [
+        *TRAINED_SHORTLY,
+        "recipe.stable_images={4: 160, 8: 160, 16: 160}",  # numbers for keys, which are strings in a manifest
+        "recipe.fade_images={8: 1600, 16: 1600}",
+        "save_every=20",
+    ]
+    assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=40)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    arguments = [*TRAINED_SHORTLY, "recipe.stable_images=64", "recipe.fade_images=64", "evaluate_every=4"]
+    done = run([*arguments, "tracking.wandb=null", f"run_dir={run_dir}"], 2)
+    assert done.returncode == 0, done.stderr
+    for phase in ("4x4 training", "8x8 fading in", "8x8 training"):
+        assert f"growth: {phase}" in done.stdout
+    for name in ("growth.gif", "growth_one_latent.gif", "curve.png", "metrics.jsonl", "config.yaml"):
+        assert (run_dir / name).stat().st_size > 0
+    sample(run_dir, num=9, output=tmp_path / "grid.png")
+
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (196, 196)
+    with pytest.raises(ConfigError, match="names no picture format"):
+        sample(run_dir, num=9, output=tmp_path / "grid.xyz")
