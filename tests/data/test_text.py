@@ -303,7 +303,7 @@ def test_the_held_out_sample_is_an_even_choice_of_its_size(tmp_path):
     assert some.held_out.is_padded == (last in chosen and whole.held_out.is_padded)
 
 
-def test_what_the_data_are_is_told(tmp_path, capsys):
+def test_what_the_data_are_is_logged(tmp_path, capsys):
     documents = make_documents(100)
     write_text(tmp_path / "in.txt", [*documents, *documents[:7]])
     (tmp_path / "photo.HEIC").write_bytes(b"")

@@ -149,7 +149,7 @@ def test_right_derivatives_are_taken(expression, given):
         ("1 + 2", None, r"does not depend on x"),
     ],
 )
-def test_wrong_derivatives_are_told(expression, given, text):
+def test_wrong_derivatives_are_errors(expression, given, text):
     with pytest.raises(ConfigError, match=text):
         activation(expression, given)
 
@@ -173,7 +173,7 @@ def test_wrong_derivatives_are_told(expression, given, text):
         ("", r"column 1: the expression ends too early"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_column(expression, text):
+def test_what_cannot_be_read_is_named_with_its_column(expression, text):
     with pytest.raises(ConfigError, match=text):
         activation(expression)
 

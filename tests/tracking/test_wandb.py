@@ -73,7 +73,7 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
     assert run["config"]["update"]["seed"] == 3
 
 
-def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):
+def test_a_resume_keeps_the_run_and_logs_no_step_twice(tmp_path, capfd):
     first = WandB()
     tell(first, tmp_path, range(1, 13), status="interrupted")
     state = json.loads(json.dumps(first.state_dict()))
@@ -89,7 +89,7 @@ def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):
     assert capfd.readouterr().err.splitlines()[-1].endswith(f"wandb sync {segments[0]} {segments[1]}")
 
 
-def test_a_kill_and_a_resume_tell_no_step_twice(tmp_path):
+def test_a_kill_and_a_resume_log_no_step_twice(tmp_path):
     script = """
         import os, pathlib, signal, sys, time
         from trainkit.tracking import Run, WandB

@@ -224,4 +224,4 @@ def _listed(unreadable: list[Unreadable]) -> str:
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
-        raise DataError(f"data.{name}={value} must be {allowed}; set data.{name}")
+        raise DataError(f"data.{name}={value}: must be {allowed}; set data.{name}")
