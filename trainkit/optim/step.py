@@ -4,6 +4,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from trainkit.optim import dynamo
+
 # Its code object: `functools.wraps` copies every mark that the wrapper has onto a user's own `step`.
 _WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -16,7 +18,7 @@ def step(optimizer: Optimizer) -> None:
     """
     method = type(optimizer).step
     if getattr(method, "__code__", None) is _WRAPPER and not _is_observed(optimizer):
-        method.__wrapped__(optimizer)  # type: ignore[attr-defined]
+        dynamo.run(method.__wrapped__, optimizer)  # type: ignore[attr-defined]
     else:
         optimizer.step()
 
