@@ -144,7 +144,7 @@ def test_who_did_not_arrive():
     assert "Rank 1 did not arrive: it has published no status" in diagnose(answers, {}, 2, now=9.0)
 
 
-def test_ranks_are_told_in_short():
+def test_ranks_are_listed_in_short():
     answers = {r: _status(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
     assert diagnose(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
 
@@ -191,6 +191,25 @@ def test_the_limit_is_learnt_by_activity():
         assert watchdog.limit_s == pytest.approx(200, abs=5)
     watchdog.end()
     assert _watchdog(7.5).limit_s == 7.5
+
+
+def test_nothing_to_save_takes_no_time_from_the_first_save(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    runtime.finish_saving()
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s == 1800
+    runtime.save(tmp_path / "saved", value=1)
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s < 1800, "now it is known"
+
+
+def test_a_rank_that_waits_for_the_device_waits():
+    """In the calls of `tolist` and `item` by which the guard and the means read what a GPU has computed."""
+    for module in ("health/guard.py", "tracking/means.py"):
+        path = str(Path(trainkit.__file__).parent / module)
+        assert location._waits([location._StackFrame(path, 1, "read")], location._StackFrame("train.py", 1, "main"))
+    path = str(Path(trainkit.__file__).parent / "engine" / "backward.py")
+    assert location._function([location._StackFrame(path, 1, "run_backward")]) == "backward"
 
 
 def test_a_wait_for_data_has_a_limit_of_its_own():
@@ -315,7 +334,7 @@ def test_a_failure_of_its_own_is_said_once(monkeypatch):
 
 @pytest.mark.parametrize("hang_timeout_s", ["soon", 0, -1.0, float("nan")])
 def test_what_is_no_limit_is_refused(hang_timeout_s):
-    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* must be auto, a number of seconds above 0, or null"):
+    with pytest.raises(ConfigError, match=r"hang_timeout_s=.*: must be auto, a number of seconds above 0, or null"):
         trainkit.Runtime(device="cpu", hang_timeout_s=hang_timeout_s)
 
 

@@ -69,6 +69,18 @@ def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_failing_tracker_of_ones_own_loop_does_not_end_it(capfd):
+    class Rude(Tracker):
+        def log(self, step, values):
+            raise ValueError("boom")
+
+    runtime = trainkit.Runtime(device="cpu", tracker=Rude(), log_every=1)
+    assert [runtime.log(step, loss=1.0) for step in (1, 2)] == [{"loss": 1.0}] * 2
+    runtime.close()
+    said = [line for line in capfd.readouterr().err.splitlines() if "boom" in line]
+    assert len(said) == 1 and "Rude" in said[0]
+
+
 def test_an_interrupt_is_not_a_failing_tracker():
     class Interrupted(Tracker):
         def log(self, step, values):
@@ -291,7 +303,7 @@ def test_pictures_of_every_kind_come_as_bytes():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a.png", "picture sample='a.png' must be a matplotlib figure"),
+        ("a.png", "picture sample='a.png': must be a matplotlib figure"),
         (np.zeros((2, 3, 4, 4)), r"picture sample of shape \[2, 3, 4, 4\] must be"),
         (torch.randn(3, 8, 8), "picture sample has values of -.* must be 0 to 1"),
         (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
@@ -309,9 +321,9 @@ def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):
-        with pytest.raises(ConfigError, match="metric a='x' must be a number"):
+        with pytest.raises(ConfigError, match="metric a='x': must be a number"):
             method(0, {"a": "x"})
-    with pytest.raises(ConfigError, match=r"text words=\[1\] must be a string"):
+    with pytest.raises(ConfigError, match=r"text words=\[1\]: must be a string"):
         fan_out.text(0, "words", [1])
     with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])
