@@ -68,8 +68,9 @@ def _commands(page: Path) -> Iterator[list[str]]:
 
 def _check_train(words: list[str]) -> None:
     arguments = parse(_parser(), ["train", *words])
+    given = [word for word in arguments.overrides if word != "weights=DIRECTORY"]  # it would be read
     if arguments.config_dir is None and "my_trackers.CSV" not in " ".join(words):
-        config.check(config.compose(arguments.overrides))
+        config.check(config.compose(given))
 
 
 def _fault(words: list[str]) -> str | None:

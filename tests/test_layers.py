@@ -19,7 +19,7 @@ LAYERS = (
     ("training",),
     ("recipe",),
     ("runtime",),
-    ("strategy", "checkpoint", "health"),
+    ("strategy", "checkpoint", "health", "export"),
     ("prune",),
     ("engine",),
     ("data", "precision"),

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from trainkit import checkpoint
+from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, nearest
+from trainkit.export import Export, Exporter, RunFacts
+from trainkit.export.export import require_free, whole
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -61,6 +64,80 @@ def evaluate(
     metrics = recipe.evaluate()
     recipe.runtime.close()
     return metrics
+
+
+def export(
+    path: str | Path,
+    to: str,
+    target: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    averaged: bool | None = None,
+    config_dir: str | Path | None = None,
+    trust: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes a trained model in the format of another program, completely or not at all. In one process.
+
+    Args:
+        path: a run directory that no process trains in, of which the newest checkpoint is taken; or a checkpoint.
+        to: the format, one of the recipe's `exporters`.
+        target: the file or directory to write.
+        overrides: as for `load_recipe`.
+        averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
+        config_dir: as for `load_recipe`.
+        trust: as for `load_recipe`.
+        report: called with lines for the user.
+
+    Raises:
+        CheckpointError: as for `load_recipe`; for a run that is being trained.
+        ConfigError: for a format that the recipe does not have, a target that exists, and what the format cannot hold.
+    """
+    destination, run = Path(target).expanduser(), Path(path).expanduser()
+    require_free(destination)
+    directory = checkpoint.find(run)
+    if directory != run and (user := user_of(run, report=report)) is not None:
+        raise CheckpointError(
+            f"{run} is being trained by {user}: wait for its end, or export one of its checkpoints, such as {directory}"
+        )
+    # One process on a CPU can read what any strategy wrote.
+    plain = ["strategy=single", "device=cpu", "ops=reference", "compile=false", "num_workers=0"]
+    recipe = load_recipe(directory, [*plain, *overrides], with_data=False, config_dir=config_dir, trust=trust)
+    try:
+        exporter = _exporter(recipe, to)
+        with whole(destination) as temporary:
+            given = Export(
+                target=temporary,
+                destination=destination,
+                run=_facts(run.resolve().name, checkpoint.read_manifest(directory)),
+                averaged=averaged,
+            )
+            lines = list(exporter(given))
+        for line in lines:
+            report(line)
+    finally:
+        recipe.runtime.close()
+
+
+def _exporter(recipe: Recipe, to: str) -> Exporter:
+    exporters, name = recipe.exporters(), type(recipe).__name__
+    if to in exporters:
+        return exporters[to]
+    if not exporters:
+        raise ConfigError(f"--to {to}: {name} has no formats to export to; its `exporters()` would name them")
+    raise ConfigError(f"--to {to}: {name} exports to {', '.join(exporters)}.{nearest(to, exporters)}")
+
+
+def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:
+    values = manifest["values"]
+    return RunFacts(
+        name=name,
+        step=values["step"],
+        position=manifest["position"],
+        metrics=values["metrics"],
+        config=values["config"],
+        **values.get("facts", {}),
+    )
 
 
 @not_imported_by_optimizers()

@@ -12,6 +12,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
 
 if TYPE_CHECKING:
+    from trainkit.export import Exporter
     from trainkit.runtime import Runtime
 
 
@@ -78,6 +79,27 @@ class Recipe(ABC):
 
         Returns:
             For a metric of `evaluate`, values by name, the same on every rank.
+        """
+        return {}
+
+    @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that `weights` imply, such as the shape of a model; called where a configuration has `weights`.
+
+        Args:
+            given: the arguments as configured, nodes as mappings.
+
+        Returns:
+            Values by dotted name, such as `model.hidden_size`. They replace those of files; what is typed stays, and
+            `__init__` refuses what contradicts.
+        """
+        return {}
+
+    def exporters(self) -> "Mapping[str, Exporter]":
+        """The formats that `trainkit export RUN --to FORMAT TARGET` writes, and what writes them.
+
+        Returns:
+            By format, a function that writes to `export.target` and yields lines for the user; see `trainkit.export`.
         """
         return {}
 

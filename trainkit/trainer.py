@@ -402,6 +402,7 @@ class Trainer:
                 tracker=self.runtime.tracker.state_dict(),
                 metrics=metrics,
                 data=self._data(),
+                facts=account.facts_of(self.recipe, self._baselines if metrics else {}),
                 config=self.config,
                 composed=self._composed,
                 found=self.found,

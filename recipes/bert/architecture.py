@@ -27,6 +27,7 @@ class Architecture:
         norm_eps: added to the variance in LayerNorm.
         init_std: standard deviation of initial weights.
         pooler: whether there is one, for models built on a trained encoder; masked language modelling does not use it.
+        tied_decoder: whether the decoder of the head is the token embedding; false: it has weights of its own.
 
     Raises:
         ConfigError: for values out of range or that do not match.
@@ -46,6 +47,7 @@ class Architecture:
     norm_eps: float = 1e-12
     init_std: float = 0.02
     pooler: bool = False
+    tied_decoder: bool = True
 
     def __post_init__(self) -> None:
         counts = ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "max_distance")

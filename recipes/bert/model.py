@@ -32,7 +32,7 @@ class Bert(nn.Module):
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture, self.vocab_size = architecture, vocab_size
         self.embeddings = Embeddings(architecture, vocab_size)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.num_layers))
         self.norm = _norm(architecture) if architecture.norm == "pre" else nn.Identity()
@@ -149,17 +149,21 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Module):
-    """Maps hidden states to logits; the decoder is the token embedding."""
+    """Maps hidden states to logits; the decoder is the token embedding, or its own."""
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
         self.dense = ActivatedLinear(architecture.hidden_size, architecture.hidden_size, "gelu")
         self.norm = _norm(architecture)
-        self.bias = nn.Parameter(torch.zeros(padded_vocab_size(vocab_size)))
+        size = padded_vocab_size(vocab_size)
+        self.bias = nn.Parameter(torch.zeros(size))
+        is_tied = architecture.tied_decoder
+        self.decoder = None if is_tied else nn.Linear(architecture.hidden_size, size, bias=False)
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""
-        return F.linear(self.norm(self.dense(hidden)), embedding_VD, self.bias)
+        weight_VD = embedding_VD if self.decoder is None else self.decoder.weight
+        return F.linear(self.norm(self.dense(hidden)), weight_VD, self.bias)
 
 
 class MaskedLanguageModel(nn.Module):
@@ -237,5 +241,5 @@ def _norm(architecture: Architecture) -> LayerNorm:
 def _initialise(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
 from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
+from trainkit_recipes.bert.export import to_hugging_face
 from trainkit_recipes.bert.filled import Filled, fill
-from trainkit_recipes.bert.hugging_face import load_hugging_face
+from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
 
@@ -42,8 +45,8 @@ class MaskedLanguageModelling(Recipe):
         mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
             time.
         evaluation_batch_size: samples in a global batch of an evaluation.
-        weights: a Hugging Face directory (config.json, model.safetensors) to start from; needs its vocab.txt as
-            `data.vocab_file`, and a `model` of its shape.
+        weights: a Hugging Face directory to start from. A configuration takes `model` and `data.vocab_file` from it; in
+            Python, give those of its shape (`read_architecture`) and vocabulary.
         sentences: with [MASK] in them, filled in at the end of a run.
 
     Raises:
@@ -88,6 +91,8 @@ class MaskedLanguageModelling(Recipe):
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
+        if weights is not None:
+            require_shape(model, weights)  # before data are read
         self.runtime, self.batch_size = runtime, batch_size
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
@@ -110,6 +115,7 @@ class MaskedLanguageModelling(Recipe):
         self.architecture = model
         module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
         if weights is not None:
+            require_vocabulary(self.tokenizer, weights)
             load_hugging_face(module, weights)
         self.model = runtime.setup(
             module,
@@ -232,6 +238,11 @@ class MaskedLanguageModelling(Recipe):
             yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
 
     @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the shape and the vocabulary of the weights."""
+        return implied_by_weights(Path(given["weights"]).expanduser(), given)
+
+    @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
         """Returns data with the checkpoint's tokenizer, and its length; weights come from the checkpoint."""
         if "tokenizer" in state:
@@ -280,6 +291,10 @@ class MaskedLanguageModelling(Recipe):
         """Returns the command that fills in a sentence."""
         sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
         return [["python", "-m", "trainkit_recipes.bert.fill", str(run_dir), sentence]]
+
+    def exporters(self) -> dict[str, Exporter]:
+        """Returns what writes a directory for transformers."""
+        return {"huggingface": partial(to_hugging_face, self)}
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])

@@ -216,13 +216,15 @@ def test_the_bias_of_transformers_is_loaded(tmp_path, change, settings):
     assert (ours - theirs)[attended].abs().max() < 1e-5 * theirs.abs().max()
 
 
-def test_a_decoder_of_its_own_is_refused(tmp_path):
-    own_decoder = r"'cls\.predictions\.decoder\.weight' is not the token embedding \(tie_word_embeddings=false"
+def test_a_decoder_that_is_not_the_models_is_refused(tmp_path):
+    """test_bert_hugging_face.py loads those of a model that is not tied either."""
+    own_decoder = r"the decoder of the weights is not the token embedding.* save model\.bert"
     oracle = saved(tmp_path, tie_word_embeddings=False)
+    tied = MaskedLanguageModel(replace(read_architecture(tmp_path)[0], tied_decoder=True), VOCAB)
+    with pytest.raises(DataError, match=r"has tied_decoder=False: set recipe\.model\.tied_decoder to it"):
+        load_hugging_face(tied, tmp_path)
     with pytest.raises(DataError, match=own_decoder):
-        load(tmp_path)
-    with pytest.raises(DataError, match=own_decoder):
-        load_hugging_face(MaskedLanguageModel(*read_architecture(tmp_path)), oracle.state_dict())
+        load_hugging_face(tied, oracle.state_dict())
     oracle = saved(tmp_path)
     oracle.set_input_embeddings(torch.nn.Embedding(VOCAB, 32))
     oracle.save_pretrained(tmp_path)
@@ -230,9 +232,7 @@ def test_a_decoder_of_its_own_is_refused(tmp_path):
         load(tmp_path)
     for lacking in ("weight", "bias"):
         saved(tmp_path, None, lambda state, name=lacking: state.pop(f"{DECODER}.{name}"), tie_word_embeddings=False)
-        with pytest.raises(
-            DataError, match=rf"tie_word_embeddings=false .* lack 'cls\.predictions\.decoder\.{lacking}'"
-        ):
+        with pytest.raises(DataError, match=rf"tie_word_embeddings=false .* lack 'decoder\.{lacking}' of the head"):
             load(tmp_path)
 
 
@@ -247,7 +247,7 @@ def test_a_decoder_of_its_own_is_refused(tmp_path):
         {"pruned_heads": {"0": [1]}},
         {"auto_map": {"AutoModel": "modeling_bert.JinaBertModel"}},
         {"quantization_config": {"load_in_8bit": True}},
-        {"model_type": "roberta"},
+        {"model_type": "electra"},
         {"model_type": None},
     ],
     ids=lambda change: "-".join(map(str, *change.items())),

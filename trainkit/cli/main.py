@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, topo
+from trainkit.cli import checkpoint, doctor, export, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -29,6 +29,7 @@ HELP = """\
 examples:
   trainkit train recipe=bert data.path=~/texts
   trainkit evaluate runs/bert
+  trainkit export runs/bert --to onnx bert.onnx
   trainkit checkpoint ls runs/bert
   trainkit topo show
   trainkit doctor
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_dir(evaluate)
     add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+    add_trust(add_config_dir(export.add_parser(commands)))
     checkpoint.add_parser(commands)
     topo.add_parser(commands)
     doctor.add_parser(commands)
@@ -180,13 +182,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list groups, options and keys and stop")
 
 
-def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config-dir`."""
+def add_config_dir(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds `--config-dir`; returns the parser."""
     parser.add_argument(
         "--config-dir",
         metavar="DIR",
         help="a directory with the layout of conf/, for your own recipes, data sets and experiments",
     )
+    return parser
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -60,6 +60,11 @@ class WordPiece:
         return self._backend.id_to_token(number) or "[unused]"
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """Token -> number, special tokens included."""
+        return self._backend.get_vocab()
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides how text becomes numbers."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
