@@ -14,7 +14,17 @@ from trainkit_recipes.bert.architecture import BASE, LARGE, TINY, Architecture
 from trainkit_recipes.bert.attention import Attention
 from trainkit_recipes.bert.documents import Documents
 
-__all__ = ["BASE", "LARGE", "TINY", "Architecture", "Bert", "Layer", "MaskedLanguageModel", "padded_vocab_size"]
+__all__ = [
+    "BASE",
+    "LARGE",
+    "TINY",
+    "Architecture",
+    "Bert",
+    "Layer",
+    "MaskedLanguageModel",
+    "initialise",
+    "padded_vocab_size",
+]
 
 _VOCAB_MULTIPLE = 64  # a size that tensor cores compute fastest
 _NEVER = -1e4  # logit of a padding entry of the vocabulary: a probability of zero, and finite in fp16
@@ -181,7 +191,7 @@ class MaskedLanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.encoder = Bert(architecture, vocab_size)
         self.head = Head(architecture, vocab_size)
-        self.apply(lambda module: _initialise(module, architecture.init_std))
+        self.apply(lambda module: initialise(module, architecture.init_std))
         with torch.no_grad():
             self.head.bias[vocab_size:] = _NEVER
 
@@ -238,7 +248,8 @@ def _norm(architecture: Architecture) -> LayerNorm:
     return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps)
 
 
-def _initialise(module: nn.Module, std: float) -> None:
+def initialise(module: nn.Module, std: float) -> None:
+    """Draws the weights of a linear layer or an embedding from N(0, `std`); biases become 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, export, topo
+from trainkit.cli import checkpoint, doctor, export, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -28,6 +28,7 @@ configuration: any number of key=value; the name of a group selects one of its f
 HELP = """\
 examples:
   trainkit train recipe=bert data.path=~/texts
+  trainkit seeds 5 recipe=bert_finetune data.path=reviews.csv
   trainkit evaluate runs/bert
   trainkit export runs/bert --to onnx bert.onnx
   trainkit checkpoint ls runs/bert
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_dir(evaluate)
     add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+    add_config_dir(seeds.add_parser(commands))
     add_trust(add_config_dir(export.add_parser(commands)))
     checkpoint.add_parser(commands)
     topo.add_parser(commands)

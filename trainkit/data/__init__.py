@@ -7,6 +7,7 @@ from trainkit.lazy import exports
 if TYPE_CHECKING:
     from trainkit.data.batch import Batch
     from trainkit.data.datasets import Datasets
+    from trainkit.data.examples import Example, Examples
     from trainkit.data.images import Images
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Datasets",
+    "Example",
+    "Examples",
     "Images",
     "Normalizer",
     "Pyramid",
@@ -31,6 +34,8 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
         {
             "Batch": "trainkit.data.batch",
             "Datasets": "trainkit.data.datasets",
+            "Example": "trainkit.data.examples",
+            "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
             "Normalizer": "trainkit.data.vocabulary",
             "Pyramid": "trainkit.data.pyramid",

@@ -144,7 +144,7 @@ def _folder(path: Path, text_field: str) -> Corpus:
             _add_dataset_dict(directory, found)
             folders.clear()
         elif "state.json" in files:
-            found.train += _arrow_files(directory)
+            found.train += arrow_files(directory)
             folders.clear()
         else:
             for file in (directory / name for name in files):
@@ -166,14 +166,19 @@ def _add_dataset_dict(path: Path, found: _Found) -> None:
     splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
     if "train" not in splits:
         raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
-    found.train += _arrow_files(path / "train")
+    found.train += arrow_files(path / "train")
     for split in _HELD_OUT_SPLITS:
-        if split in splits and (files := _arrow_files(path / split)):
+        if split in splits and (files := arrow_files(path / split)):
             found.held_out += files
             break
 
 
-def _arrow_files(path: Path) -> tuple[Path, ...]:
+def arrow_files(path: Path) -> tuple[Path, ...]:
+    """Returns the files of a directory that `save_to_disk` of Hugging Face datasets wrote for one split.
+
+    Raises:
+        DataError: where it is not complete.
+    """
     state = path / "state.json"
     if not state.is_file():
         raise DataError(f"data.path: {path} has no state.json, so it is not a complete data set; save it again")

@@ -5,9 +5,10 @@ from trainkit_recipes.bert.hugging_face.directory import write_directory
 from trainkit_recipes.bert.hugging_face.implied import implied_by_weights
 from trainkit_recipes.bert.hugging_face.load import load_hugging_face
 from trainkit_recipes.bert.hugging_face.names import head_weights, to_hugging_face, translate
-from trainkit_recipes.bert.hugging_face.vocabulary import require_vocabulary, vocabulary_file
+from trainkit_recipes.bert.hugging_face.vocabulary import has_vocabulary, require_vocabulary, vocabulary_file
 
 __all__ = [
+    "has_vocabulary",
     "head_weights",
     "implied_by_weights",
     "load_hugging_face",
