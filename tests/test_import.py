@@ -45,7 +45,7 @@ def train_step(self, batch):
     return metrics
 
 Toy.train_step = train_step
-options = ["experiment=toy_short", "tracking=none", "device=cpu", "run_dir=null"]
+options = ["experiment=toy_short", "tracking=none", "tracking.jsonl=false", "device=cpu", "run_dir=null"]
 with contextlib.redirect_stdout(sys.stderr):
     assert main(["train", "--config-dir", {user!r}, *options]) == 0
 print("a step of a run", found + imported(["torch._dynamo"]))
