@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,6 @@ def test_a_manifest_of_integer_keys_is_read_back(tmp_path):
         store.read_manifest(tmp_path / "old")
 
 
-def _write_as_before(directory: Path, manifest: dict) -> None:
-
+def _write_as_before(directory: Path, manifest: dict[str, Any]) -> None:
     total = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (directory / store.MANIFEST).write_text(json.dumps({**manifest, "sha256": total}))
