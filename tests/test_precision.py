@@ -222,14 +222,14 @@ def test_a_name_may_belong_to_another_engines_module():
 
 
 def test_keep_must_be_a_list():
-    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head must be a list of names, such as \[head\]"):
+    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head: must be a list of names, such as \[head\]"):
         trainkit.Precision(name="fp16", fp32_modules="head")
 
 
 @pytest.mark.parametrize("key", ["initial_scale", "growth_interval"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_loss_scale_that_cannot_be(key, value):
-    with pytest.raises(ConfigError, match=rf"precision.{key}={value} must be"):
+    with pytest.raises(ConfigError, match=rf"precision.{key}={value}: must be"):
         trainkit.Precision(name="fp16", **{key: value})
 
 
@@ -289,7 +289,7 @@ def test_tf32_is_refused_on_a_cpu():
 
 
 @pytest.mark.parametrize(("name", "mode"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
-def test_what_a_gpu_is_told_is_read_back_from_torch(_switches, monkeypatch, name, mode):
+def test_what_a_gpu_uses_is_read_back_from_torch(_switches, monkeypatch, name, mode):
     """The switches exist without a GPU; only its name and generation are made up here."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")

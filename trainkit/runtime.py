@@ -19,7 +19,7 @@ from trainkit.data.stream import DataStream
 from trainkit.distributed.cluster import current_cluster
 from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
-from trainkit.distributed.shard import buffer_shards, share_from_first
+from trainkit.distributed.shard import broadcast_from_first, buffer_shards
 from trainkit.engine.engine import Engine
 from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
@@ -398,7 +398,7 @@ class Runtime:
         `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do so, so that what is measured can be loaded
         again. Collective: every rank must call.
         """
-        share_from_first(self._buffers)
+        broadcast_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
         """The memory that each rank will hold of `engine`, by formula."""

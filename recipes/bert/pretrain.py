@@ -84,7 +84,7 @@ class MaskedLanguageModelling(Recipe):
             schedule = _until(schedule, num_steps, batch_size)  # an error is raised before data are read
         check_share(mask_share)
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping")
+            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         self.runtime, self.batch_size = runtime, batch_size

@@ -112,7 +112,7 @@ class ProgressiveGAN(Recipe):
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"recipe.ema_decay={ema_decay} must be 0 or more, and below 1")
+            raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()

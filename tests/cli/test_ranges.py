@@ -129,7 +129,7 @@ def test_nothing_to_do_is_refused(name):
 
 @pytest.mark.parametrize("name", ["grad_accumulation_steps", "stddev_group", "batch_size", "latent_dim"])
 def test_a_gan_of_nothing_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.* must be 1 or more"):
+    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.*: must be 1 or more"):
         _begin(compose(["recipe=progressive_gan", f"recipe.{name}=0"]))
 
 

@@ -335,16 +335,16 @@ def test_the_held_out_sample_has_its_size_and_is_not_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 48}, r"data\.resolution=48 must be one of 4, 8, .*1024"),
-        ({"resolution": 2}, r"data\.resolution=2 must"),
-        ({"resolution": 2048}, r"data\.resolution=2048 must"),
-        ({"channels": 4}, r"data\.channels=4 must be 1 \(grey\) or 3"),
-        ({"held_out": 0.0}, r"data\.held_out=0\.0 must be above 0"),
-        ({"held_out_samples": 0}, r"data\.held_out_samples=0 must be at least 1, or null"),
-        ({"max_pixels": 0}, r"data\.max_pixels=0 must be 1 to 178956970"),
-        ({"max_file_mb": 0}, r"data\.max_file_mb=0 must be at least 1"),
-        ({"on_unreadable": "ignore"}, r"data\.on_unreadable=ignore must be error or skip"),
-        ({"num_workers": 0}, r"data\.num_workers=0 must be at least 1"),
+        ({"resolution": 48}, r"data\.resolution=48: must be one of 4, 8, .*1024"),
+        ({"resolution": 2}, r"data\.resolution=2: must"),
+        ({"resolution": 2048}, r"data\.resolution=2048: must"),
+        ({"channels": 4}, r"data\.channels=4: must be 1 \(grey\) or 3"),
+        ({"held_out": 0.0}, r"data\.held_out=0\.0: must be above 0"),
+        ({"held_out_samples": 0}, r"data\.held_out_samples=0: must be at least 1, or null"),
+        ({"max_pixels": 0}, r"data\.max_pixels=0: must be 1 to 178956970"),
+        ({"max_file_mb": 0}, r"data\.max_file_mb=0: must be at least 1"),
+        ({"on_unreadable": "ignore"}, r"data\.on_unreadable=ignore: must be error or skip"),
+        ({"num_workers": 0}, r"data\.num_workers=0: must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named_at_once(settings, message):

@@ -213,7 +213,7 @@ DATA = TensorDataset(X)
     [
         (X, {"order": Counting()}, r"order=Counting gives other indices when epoch 0 .*function \(seed, epoch\)"),
         (X, {"order": Endless()}, r"order=Endless gives more than the 30 indices of its len"),
-        (X, {"order": (i for i in range(3))}, r"order=generator must be .*__len__"),
+        (X, {"order": (i for i in range(3))}, r"order=generator: must be .*__len__"),
         (X, {"order": lambda seed, epoch: [0, NUM]}, r"gives index 30 in epoch 0: it must be 0 to 29"),
         (X, {"order": lambda seed, epoch: [0.5]}, r"of float64 of shape \[1\] for epoch 0: it must give integers"),
         (X, {"order": lambda seed, epoch: []}, "gives no index"),

@@ -303,7 +303,7 @@ def test_the_held_out_sample_is_an_even_choice_of_its_size(tmp_path):
     assert some.held_out.is_padded == (last in chosen and whole.held_out.is_padded)
 
 
-def test_what_the_data_are_is_told(tmp_path, capsys):
+def test_what_the_data_are_is_logged(tmp_path, capsys):
     documents = make_documents(100)
     write_text(tmp_path / "in.txt", [*documents, *documents[:7]])
     (tmp_path / "photo.HEIC").write_bytes(b"")
@@ -326,7 +326,7 @@ def test_work_without_parts_is_announced_once_it_takes_a_while(capsys, monkeypat
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     with progress.announced("silent", enabled=False), progress.announced("long"):
         time.sleep(0.5)
-    assert capsys.readouterr().err == "long ...\n"
+    assert capsys.readouterr().err == "trainkit: long ...\n"
 
 
 def test_a_data_set_pickles_to_its_path(tmp_path):

@@ -148,7 +148,7 @@ def test_who_did_not_arrive():
     assert "Rank 1 did not arrive: it has published no status" in diagnose(answers, {}, 2, now=9.0)
 
 
-def test_ranks_are_told_in_short():
+def test_ranks_are_listed_in_short():
     answers = {r: _status(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
     assert diagnose(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
 
@@ -320,7 +320,7 @@ def test_a_failure_of_its_own_is_said_once(monkeypatch):
 
 @pytest.mark.parametrize("hang_timeout_s", ["soon", 0, -1.0, float("nan")])
 def test_what_is_no_limit_is_refused(hang_timeout_s):
-    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* must be auto, a number of seconds above 0, or null"):
+    with pytest.raises(ConfigError, match=r"hang_timeout_s=.*: must be auto, a number of seconds above 0, or null"):
         trainkit.Runtime(device="cpu", hang_timeout_s=hang_timeout_s)
 
 

@@ -102,7 +102,7 @@ def test_ctrl_c_saves_and_asks_for_no_requeue(tmp_path):
         (2, "one rank", [], 0),
     ],
 )
-def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, options, code, whole, tmp_path):
+def test_a_signal_saves_and_a_resume_has_the_same_bits(ranks, told, options, code, whole, tmp_path):
     job, run_dir = [*JOB, *options, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
 
     target = 100 + random.randrange(20)
@@ -203,7 +203,7 @@ class Told(sick.Sick):
         return super().train_step(batch)
 
 
-def test_steps_since_the_last_row_are_told_before_it_ends(tmp_path):
+def test_steps_since_the_last_row_are_logged_before_it_ends(tmp_path):
     runtime = sick.make_runtime("single", "stop", tmp_path, log_every=3)
     with pytest.raises(Preempted):
         trainkit.Trainer(Told(runtime, "loss", sick=())).fit()

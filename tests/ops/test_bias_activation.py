@@ -149,10 +149,10 @@ def test_any_strides_and_no_elements():
     [
         ((torch.ones(3, 5), torch.ones(4)), r"x \[3, 5\], bias \[4\]; they must be \[..., D\] and \[D\]"),
         ((torch.ones(()), None), r"x \[\], bias None"),
-        ((torch.ones(3, 5), None, "gleu"), "activation=gleu must be one of gelu, .*Did you mean 'gelu'"),
+        ((torch.ones(3, 5), None, "gleu"), "activation=gleu: must be one of gelu, .*Did you mean 'gelu'"),
     ],
 )
-def test_what_cannot_be_is_told(arguments, told):
+def test_what_cannot_be_is_an_error(arguments, told):
     with pytest.raises(ConfigError, match=told):
         bias_activation_dropout(*arguments)
     with pytest.raises(ConfigError, match="positions are"):

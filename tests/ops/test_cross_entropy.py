@@ -226,7 +226,7 @@ def test_no_second_order_and_what_has_it():
 def test_a_label_out_of_range_is_named(label):
     labels = torch.arange(6)
     labels[4] = label
-    with pytest.raises(RuntimeError, match=rf"labels\[4\] is {label}; allowed is 0 to 8 or ignore_index=-100"):
+    with pytest.raises(RuntimeError, match=rf"labels\[4\] is {label}; it must be 0 to 8 or ignore_index=-100"):
         cross_entropy(torch.randn(6, 9), labels)
 
 

@@ -144,10 +144,10 @@ def test_any_strides_and_no_elements():
         (torch.ones(2, 3), 0.5, POSITIONS, r"positions are torch.int64 \[3\] beside an input of \[2, 3\]"),
         (torch.ones(3), 0.5, POSITIONS.float(), "positions are torch.float32"),
         (torch.ones(()), 0.5, POSITIONS, "beside an input of"),
-        (torch.ones(3, 2), 1.0, POSITIONS, "p=1.0 must be 0 <= p < 1"),
+        (torch.ones(3, 2), 1.0, POSITIONS, "p=1.0: must be 0 <= p < 1"),
     ],
 )
-def test_what_cannot_be_is_told(x, p, positions, told):
+def test_what_cannot_be_is_an_error(x, p, positions, told):
     with pytest.raises(ConfigError, match=told):
         dropout(x, p, KEY, positions)
 

@@ -68,7 +68,7 @@ def test_every_op_is_right_on_a_gpu(entry, dtype):
             assert found["holds"], found
 
 
-def test_the_tables_are_told(done):
+def test_the_tables_are_printed(done):
     _, found, tables = done
     assert "that it runs, not how fast" in tables
     for r in found["results"]:
@@ -88,7 +88,7 @@ def test_a_wrong_op_is_found(monkeypatch, tmp_path, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compiled_is_told_and_the_rest_is_timed():
+def test_what_cannot_be_compiled_is_named_the_rest_timed():
     entry = next(entry for entry in ENTRIES if entry.name == "gather_rows")
 
     def broken(graph, inputs):
@@ -106,7 +106,7 @@ def test_what_cannot_be_compiled_is_told_and_the_rest_is_timed():
     )
 
 
-def test_what_there_is_no_time_for_is_told():
+def test_what_there_is_no_time_for_is_named():
     bench = gpu.Bench(**gpu.TOY)
     bench.until = 0.0
     gpu.models(bench)

@@ -149,7 +149,7 @@ def test_any_strides_and_no_elements():
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
-def test_shapes_that_do_not_fit_are_told(wrong):
+def test_shapes_that_do_not_fit_are_errors(wrong):
     operands = _operands((3, 2, 5), torch.float32)
     operands[wrong] = operands[wrong].detach()[..., :4]
     with pytest.raises(ConfigError, match=r"they must be \[N, ..., D\], the same, \[D\] and \[D\]"):

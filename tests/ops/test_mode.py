@@ -31,7 +31,7 @@ def test_reference_is_asked_for(built):
     assert not mode.is_fused("an_op", x)
     mode.use("fused")
     assert mode.is_fused("an_op", x)
-    with pytest.raises(ConfigError, match="ops=quick must be fused or reference"):
+    with pytest.raises(ConfigError, match="ops=quick: must be fused or reference"):
         mode.use("quick")  # type: ignore[arg-type]
 
 
@@ -76,24 +76,24 @@ def test_the_first_to_ask_may_be_traced(monkeypatch):
         ([], (9, 0), r"compiled without nvcc, and this GPU is 9\.0; install the CUDA toolkit, then type: .* --build"),
     ],
 )
-def test_a_gpu_without_kernels_is_one_warning_or_an_error(built, monkeypatch, recwarn, archs, capability, told):
+def test_a_gpu_without_kernels_is_one_warning_or_an_error(built, monkeypatch, capsys, archs, capability, told):
     built.description["archs"] = archs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert mode._is_ready("cuda", False) is (told is None)
     assert mode._is_ready("cuda", False) is (told is None)
-    assert len(recwarn) == (told is not None)
+    assert len(capsys.readouterr().err.splitlines()) == (told is not None)
     if told:
         with pytest.raises(ConfigError, match=rf"^ops\.require=true: the ops were {told}"):
             mode._is_ready("cuda", True)
 
 
-def test_other_devices_run_references(built, recwarn):
+def test_other_devices_run_references(built, capsys):
     assert not mode._is_ready("mps", False)
-    assert "kernels for CPU and CUDA, not for mps; type: ops=reference" in str(recwarn[0].message)
+    assert "kernels for CPU and CUDA, not for mps; type: ops=reference" in capsys.readouterr().err
 
 
 def test_what_cannot_be_asked_for():
-    with pytest.raises(ConfigError, match=r"ops\.kernels='fussed' must be one of fused, reference.*'fused'"):
+    with pytest.raises(ConfigError, match=r"ops\.kernels='fussed': must be one of fused, reference.*'fused'"):
         Ops(kernels="fussed")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"ops\.require=true: ops\.kernels=reference compiles nothing"):
         Ops(kernels="reference", require=True)

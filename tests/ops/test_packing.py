@@ -129,11 +129,11 @@ def test_what_does_not_fit_is_refused(kernels):
 
 def test_wrong_indices_are_named():
     x = torch.randn(3, 2)
-    with pytest.raises(RuntimeError, match=r"indices\[1\] is 4; allowed is 0 to 3"):
+    with pytest.raises(RuntimeError, match=r"indices\[1\] is 4; it must be 0 to 3"):
         scatter_rows(x, torch.tensor([0, 4, 1]), 4)
     with pytest.raises(RuntimeError, match="indices has 1 twice"):
         scatter_rows(x, torch.tensor([0, 1, 1]), 4)
-    with pytest.raises(RuntimeError, match=r"indices\[0\] is -1; allowed is 0 to 2"):
+    with pytest.raises(RuntimeError, match=r"indices\[0\] is -1; it must be 0 to 2"):
         gather_rows(x, torch.tensor([-1]))
 
 

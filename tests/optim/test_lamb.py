@@ -236,10 +236,10 @@ def test_state_comes_back_from_a_checkpoint():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"lr": -1.0}, r"optimizer\.lr=-1\.0 must be 0 or more"),
-        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\) must be two numbers"),
-        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0 must be a norm above 0, or null"),
-        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
+        ({"lr": -1.0}, r"optimizer\.lr=-1\.0: must be 0 or more"),
+        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\): must be two numbers"),
+        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0: must be a norm above 0, or null"),
+        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: must be 0 or more"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, told):

@@ -146,7 +146,7 @@ def test_a_resumed_run_has_the_same_masks(strategy, world_size, optimizer, tmp_p
         assert torch.equal(resumed[0], straight[0]) and torch.equal(resumed[2], straight[2])
 
 
-def test_a_pruned_network_still_tells_classes_apart():
+def test_a_pruned_network_still_classifies():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, 8, generator=generator)
     labels = (x[:, 0] * x[:, 1] > 0).long()
@@ -166,7 +166,7 @@ def test_a_pruned_network_still_tells_classes_apart():
     assert list(module.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_a_masked_layer_is_told():
+def test_a_masked_layer_gets_its_mask():
     layer = trainkit.ops.MaskedLinear(8, 4)
     module = nn.Sequential(layer)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -152,7 +152,7 @@ def _sick_then_well() -> tuple[bool, bool]:
     return bool(sick.isfinite().all()), bool(well.isfinite().all())
 
 
-def test_an_overflow_is_told_to_all_ranks_and_not_kept():
+def test_an_overflow_is_known_to_all_ranks_and_not_kept():
     assert run_ranks(_sick_then_well, 4) == [(False, True)] * 4
 
 

@@ -97,7 +97,7 @@ def test_cpu_ranks_get_a_place_each_whatever_the_launcher_says():
     assert links(topology.hosts[0], "nic") == {("nic0", NETWORK): 0.12}
 
 
-def test_two_hosts_of_one_name_are_told_apart():
+def test_two_hosts_of_one_name_are_two():
     host = discover_host("cpu", 1, sources=sources())
     views = [replace(view(host, "cpu", at), host_name="localhost") for at in "ab"]
     assert [h.name for h in merge(views).hosts] == ["localhost-0", "localhost-1"]

@@ -176,7 +176,7 @@ def test_slices_and_names_from_the_list_of_gpus():
     assert {link.bandwidth_gb_per_s for link in host.links if link.kind == "pcie"} == {24.0}  # an A100's slot
 
 
-def test_the_generation_of_nvlink_is_the_callers_to_tell():
+def test_the_generation_of_nvlink_is_given_by_the_caller():
     def of(**given) -> float:
         return next(way.bandwidth_gb_per_s for way in read("hgx_h100", **given).links if way.kind == "nvswitch")
 

@@ -334,7 +334,7 @@ def test_sysfs(machine):
     assert host.facts == {"sources": ["sysfs"], "iommu": False, "peermem": False}
 
 
-def test_sysfs_of_a_machine_that_does_not_tell_numa_nodes(machine):
+def test_sysfs_of_a_machine_without_numa_nodes(machine):
     root, proc = machine
     for path in (root / "devices").rglob("numa_node"):
         path.write_text("-1\n")

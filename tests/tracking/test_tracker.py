@@ -294,7 +294,7 @@ def test_pictures_of_every_kind_come_as_bytes():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a.png", "picture sample='a.png' must be a matplotlib figure"),
+        ("a.png", "picture sample='a.png': must be a matplotlib figure"),
         (np.zeros((2, 3, 4, 4)), r"picture sample of shape \[2, 3, 4, 4\] must be"),
         (torch.randn(3, 8, 8), "picture sample has values of -.* must be 0 to 1"),
         (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
@@ -312,9 +312,9 @@ def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):
-        with pytest.raises(ConfigError, match="metric a='x' must be a number"):
+        with pytest.raises(ConfigError, match="metric a='x': must be a number"):
             method(0, {"a": "x"})
-    with pytest.raises(ConfigError, match=r"text words=\[1\] must be a string"):
+    with pytest.raises(ConfigError, match=r"text words=\[1\]: must be a string"):
         fan_out.text(0, "words", [1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])

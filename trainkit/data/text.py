@@ -264,4 +264,4 @@ def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
-        raise DataError(f"data.{name}={value} must be {allowed}; set data.{name}")
+        raise DataError(f"data.{name}={value}: must be {allowed}; set data.{name}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainkit.data.batch import Batch
 from trainkit.data.clock import Clock
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import share_from_first
+from trainkit.distributed.shard import broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.learning_rates import LearningRates, ScheduleFunction
 from trainkit.engine.mean_loss import MeanLoss
@@ -305,7 +305,7 @@ class Engine:
                 f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema_decay=0.999)"
             )
         self.state.require_trained("averaged()")
-        share_from_first(self.state.buffers())
+        broadcast_from_first(self.state.buffers())
         self._swap_average()
         self.state.is_averaged = True
         try:
@@ -317,7 +317,7 @@ class Engine:
     # -- by name -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors by name, as `module`, `optimizer` (by name/key), `average` and `feedback`, and `scalars`.
+        """Whole tensors by name, as `module`, `optimizer` (by name/key), `average` and `error_feedback`, and `scalars`.
 
         Where a strategy shards tensors, rank 0 alone gets them, on the CPU. Collective: every rank must call.
         """

@@ -12,7 +12,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import share_from_first
+from trainkit.distributed.shard import broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.backward import run_backward
 from trainkit.engine.gradient_reduction import GradientReduction
@@ -90,7 +90,7 @@ class _DDPBackend(Backend):
         find_unused_parameters: bool,
     ) -> None:
         # By bytes: DDP's own way to do it cannot send every dtype over gloo.
-        share_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
+        broadcast_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
             tensors.module,
             init_sync=False,

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import Shard, share_from_first
+from trainkit.distributed.shard import Shard, broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError, UsageError
@@ -74,7 +74,7 @@ class FSDP(Strategy):
         require_shardable(module, self.name, parts)
         mesh = self._mesh(cluster, device)
         require_elementwise(source, self.name, device, mesh)
-        share_from_first([*module.parameters(), *module.buffers()])
+        broadcast_from_first([*module.parameters(), *module.buffers()])
         policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
         settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
         for part in reversed(parts):  # inner ones first

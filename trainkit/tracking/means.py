@@ -133,7 +133,7 @@ def number_of(name: str, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         shape = getattr(value, "shape", None)
         given = repr(value) if shape is None else f"{type(value).__name__} of shape {[*shape]}"
-        raise ConfigError(f"metric {name}={given} must be a number, or a tensor or array of one element") from None
+        raise ConfigError(f"metric {name}={given}: must be a number, or a tensor or array of one element") from None
 
 
 def _as_float(value: Tensor) -> Tensor:
