@@ -14,6 +14,7 @@ NOT_FOR_A_RUNTIME = (
     *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "hydra", "omegaconf"),
     *("pydantic", "wandb", "tensorboard", "deepspeed", "matplotlib", "pyarrow", "tokenizers", "PIL"),
 )
+NOT_FOR_A_STEP = ("pandas", *(name for name in NOT_FOR_A_RUNTIME if name not in ("hydra", "omegaconf", "pydantic")))
 HELP = """\
 import contextlib, io, runpy, sys
 import trainkit
@@ -35,6 +36,19 @@ for script in {scripts}:
     print(script, imported({slow}))
 trainkit.Runtime
 print("trainkit.Runtime", imported({not_for_a_runtime}))
+from tests.user.toy import Toy
+step, found = Toy.train_step, []
+
+def train_step(self, batch):
+    metrics = step(self, batch)
+    found.extend(imported({not_for_a_step}))
+    return metrics
+
+Toy.train_step = train_step
+options = ["experiment=toy_short", "tracking=none", "device=cpu", "run_dir=null"]
+with contextlib.redirect_stdout(sys.stderr):
+    assert main(["train", "--config-dir", {user!r}, *options]) == 0
+print("a step of a run", found + imported(["torch._dynamo"]))
 """
 
 
@@ -44,12 +58,18 @@ def test_what_is_imported_by_then():
         "trainkit_recipes.bert.fill",
         "trainkit_recipes.progressive_gan.sample",
     ]
-    code = HELP.format(slow=SLOW, scripts=scripts, not_for_a_runtime=NOT_FOR_A_RUNTIME)
+    code = HELP.format(
+        slow=SLOW,
+        scripts=scripts,
+        not_for_a_runtime=NOT_FOR_A_RUNTIME,
+        not_for_a_step=NOT_FOR_A_STEP,
+        user=str(ROOT / "tests" / "user" / "conf"),
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.endswith("[]")] == []
-    assert len(lines) > 15 and lines[-1].startswith("trainkit.Runtime")
+    assert len(lines) > 15 and lines[-1].startswith("a step of a run")
 
 
 @pytest.mark.parametrize("name", ["data", "ops", "optim", "prune", "strategy", "tracking"])

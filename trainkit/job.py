@@ -10,6 +10,7 @@ import torch
 from trainkit import checkpoint
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
@@ -22,6 +23,7 @@ _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
+@not_imported_by_optimizers()
 def train(config: Mapping[str, Any]) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
@@ -61,6 +63,7 @@ def evaluate(
     return metrics
 
 
+@not_imported_by_optimizers()
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),

@@ -1,7 +1,9 @@
 """Text: the split, the cache, the windows, and every source of documents."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import time
@@ -15,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from trainkit.data import Text, progress
+from trainkit.data import Text, corpus, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
 from trainkit.data.tokenizer import WordPiece, train_vocabulary
@@ -142,7 +144,7 @@ def test_text_that_is_not_utf8_names_file_offset_and_command(tmp_path):
     path.write_bytes("two bytes a character".encode("utf-16"))
     with pytest.raises(DataError, match="iconv -f UTF-16 "):
         small(path, tmp_path).load()
-    assert not list((tmp_path / "cache").iterdir())
+    assert not entries(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_a_data_set_pickles_to_its_path(tmp_path):
 
 
 def entries(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").iterdir())
+    return sorted(path.name for path in (tmp_path / "cache").glob("text-*"))
 
 
 def test_the_cache_is_found_by_content(tmp_path):
@@ -360,6 +362,37 @@ def test_the_cache_is_found_by_content(tmp_path):
     small(tmp_path / "b.txt", tmp_path).load()
     small(tmp_path / "b.txt", tmp_path, lowercase=False).load()
     assert len(entries(tmp_path)) == 3
+
+
+def test_text_is_read_again_where_its_files_may_have_changed(tmp_path, monkeypatch):
+    documents = make_documents(100)
+    path = write_text(tmp_path / "a.txt", documents)
+    digest, read = corpus._digest, []
+
+    def noted(file):
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(corpus, "_digest", noted)
+    before = small(path, tmp_path).load().fingerprints()
+    assert small(path, tmp_path).load().fingerprints() == before and read == [path]
+    times = path.stat()
+    write_text(path, [documents[0].swapcase(), *documents[1:]])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size  # ctime alone shows the change
+    assert small(path, tmp_path).load().fingerprints() != before and read == [path, path]
+
+
+def test_a_complete_cache_that_cannot_be_written_is_used(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "a.txt", make_documents(100))
+    before = small(path, tmp_path).load().fingerprints()
+    os.utime(path)  # an unknown state of the files, as on another machine
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("trainkit.cache._claim", refuse)
+    assert small(path, tmp_path).load().fingerprints() == before
 
 
 def _load(path: Path, tmp_path: Path, barrier) -> bytes:

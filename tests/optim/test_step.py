@@ -1,14 +1,21 @@
 """An optimizer's step without PyTorch's wrapper: the same bits, and hooks, schedulers and the profiler still see it."""
 
 import copy
+import inspect
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _use_grad_for_differentiable,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from tests.present import present
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.optim.step import step
 
 
@@ -60,6 +67,44 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     for _ in range(3):
         step(optimizer)
     assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_gradients_are_recorded_where_the_optimizer_asks(differentiable):
+    module, recorded = _with_gradients(), []
+
+    class Notes(torch.optim.SGD):
+        @_use_grad_for_differentiable
+        def step(self, closure=None):
+            recorded.append(torch.is_grad_enabled())
+
+    optimizer = Notes(module.parameters(), differentiable=differentiable)
+    optimizer.step()
+    step(optimizer)
+    assert recorded == [differentiable] * 2 and torch.is_grad_enabled()
+
+
+def test_optimizers_are_made_as_usual_once_dynamo_is_there(monkeypatch):
+    module, usual, made = _with_gradients(), torch.optim.Optimizer.add_param_group, []
+
+    def disable(function, *_, **__):
+        def called(*args):
+            made.append(function)
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr("torch._dynamo.disable", disable)
+    monkeypatch.delattr(inspect.unwrap(usual), "__dynamo_disable", raising=False)
+    with not_imported_by_optimizers():
+        assert torch.optim.Optimizer.add_param_group is not usual
+        torch.optim.SGD(module.parameters())  # torch._dynamo was imported above
+        assert made
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "torch._dynamo")
+            assert len(torch.optim.SGD(module.parameters()).param_groups) == 1
+            assert "torch._dynamo" not in sys.modules
+    assert torch.optim.Optimizer.add_param_group is usual
 
 
 def test_hooks_are_called():

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,22 @@ def test_the_report_compares_the_same_tokens_on_any_ranks(path):
     assert report.sentences.count("|") == 1  # two masks
     for rows in run_ranks(partial(report_rows, path), 2):
         assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
+
+
+def test_the_report_measures_once_what_an_evaluation_measured(path):
+    recipe, forwards = make(path), []
+    recipe.model.module.register_forward_hook(lambda *_: forwards.append(1))
+    whole = recipe.report()
+    num_batches = -(-len(recipe.datasets.held_out) // 5)
+    assert len(forwards) == num_batches + 4 and len(whole.examples.split("\n\n")) == 4
+
+    recipe.evaluate()
+    forwards.clear()
+    assert recipe.report() == whole and len(forwards) == 4
+    for batch in islice(recipe.batches(), 10):
+        recipe.train_step(batch)
+    trained = recipe.report()
+    assert dict(trained.rows)["model"] == recipe.evaluate()["held_out_accuracy"] != dict(whole.rows)["model"]
 
 
 def test_a_model_below_its_baseline_says_the_steps_it_needs():

@@ -100,6 +100,22 @@ def test_a_frequent_evaluation_is_not_drawn_every_time(tmp_path, monkeypatch):
     assert len(drawn) <= 5
 
 
+def test_the_end_draws_only_what_was_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("trainkit.tracking.curves.draw", lambda *args, **kwargs: drawn.append(args))
+    for measured_after in (False, True):
+        drawn.clear()
+        directory = tmp_path / str(measured_after)
+        directory.mkdir()
+        trackers = Trackers(jsonl=Jsonl(), curve=Curve())
+        trackers.start(Run(directory=directory, name="run"))
+        trackers.evaluation(5, {"held_out_loss": 1.0})
+        if measured_after:
+            trackers.log(6, {"loss": 2.0})
+        trackers.finish("finished")
+        assert len(drawn) == 1 + measured_after
+
+
 def test_what_is_measured_at_another_resolution_is_another_line():
     training = {"resolution": (np.array([10, 20, 30, 40]), np.array([4.0, 4.0, 8.0, 8.0]))}
     steps, values = curves._with_gaps(np.array([10, 20, 30, 40]), np.array([1.0, 2.0, 7.0, 6.0]), training)

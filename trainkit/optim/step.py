@@ -4,6 +4,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from trainkit.optim import dynamo
+
 
 def step(optimizer: Optimizer) -> None:
     """Calls `optimizer.step()`, directly where that makes no difference.
@@ -13,7 +15,7 @@ def step(optimizer: Optimizer) -> None:
     """
     method = type(optimizer).step
     if _is_wrapped(method) and "step" not in vars(optimizer) and not _is_observed(optimizer):
-        method.__wrapped__(optimizer)  # type: ignore[attr-defined]
+        dynamo.run(method.__wrapped__, optimizer)  # type: ignore[attr-defined]
     else:
         optimizer.step()
 
