@@ -25,6 +25,21 @@ def test_names_by_the_clock_are_never_shared(tmp_path):
     assert make(tmp_path / "fixed") == make(tmp_path / "fixed")
 
 
+def _claimed(directory):
+    try:
+        trainkit.Runtime(device="cpu", run_dir=directory, tracker=trainkit.Tracker())
+    except ConfigError as error:
+        return str(error)
+    return "used"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_lock_that_cannot_be_written_is_one_line_on_all_ranks(world_size, tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    lines = run_ranks(_claimed, world_size, tmp_path)
+    assert lines == [f"run_dir={tmp_path}: cannot be locked: Is a directory; set another"] * world_size
+
+
 def _hold(directory: Path, connection) -> None:
     RunLock(directory)
     connection.send(os.getpid())

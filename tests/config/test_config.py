@@ -100,6 +100,14 @@ def test_a_stored_configuration_can_be_changed():
         compose_onto(config, ["recipe.batchsize=16"])
 
 
+def test_free_keys_below_a_group_that_is_changed_too():
+    given = ["strategy=zero3", "strategy.config.zero_optimization.overlap_comm=true"]
+    for overrides in (given, given[::-1]):
+        assert changed(compose(), *overrides)["strategy"] == compose(overrides)["strategy"]
+    with pytest.raises(ConfigError, match=r"there is no key 'strategy\.confg'.*Did you mean 'strategy\.config'"):
+        compose_onto(compose(), ["strategy=zero3", "strategy.confg.zero_optimization.overlap_comm=true"])
+
+
 def changed(config, *overrides):
     return resolve(compose_onto(config, overrides))
 

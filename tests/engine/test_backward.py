@@ -53,6 +53,19 @@ def test_a_gradient_is_nobody_elses():
         parameter.grad = None
 
 
+def test_a_patched_backward_is_called(monkeypatch):
+    calls, original = [], Tensor.backward
+
+    def patched(self, *args, **kwargs):
+        calls.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "backward", patched)
+    loss = _loss(_module())
+    run_backward(loss)
+    assert len(calls) == 1 and calls[0] is loss
+
+
 class _Seen(TorchFunctionMode):
     def __init__(self):
         super().__init__()

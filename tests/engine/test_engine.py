@@ -463,6 +463,24 @@ def test_one_loss_for_two_engines_is_one_clear_error(world_size):
     assert run_ranks(_one_loss_for_two_engines, world_size) == [True] * world_size
 
 
+def test_names_that_were_not_given_are_free_ones():
+    runtime, engines = _runtime(), []
+    for name in (None, "engine1", None, "D", None):
+        network = _network()
+        engines.append(runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), name=name))
+    assert [engine.name for engine in engines] == ["engine0", "engine1", "engine2", "D", "engine3"]
+
+
+def test_an_attribute_of_another_optimizer_clips_nothing():
+    class Foreign(torch.optim.SGD):
+        max_grad_norm = 0.0  # "off", perhaps
+
+    network = _network()
+    assert _runtime().setup(network, Foreign(network.parameters(), lr=0.1)).max_grad_norm is None
+    lamb = trainkit.optim.Lamb(network.parameters(), lr=0.1, max_grad_norm=0.5)
+    assert _runtime().setup(network, lamb).max_grad_norm == 0.5
+
+
 def test_setup_refuses_what_cannot_be():
     runtime = _runtime()
     network = _network()

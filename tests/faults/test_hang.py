@@ -197,6 +197,25 @@ def test_the_limit_is_learnt_by_activity():
     assert _watchdog(7.5).limit_s == 7.5
 
 
+def test_nothing_to_save_takes_no_time_from_the_first_save(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    runtime.finish_saving()
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s == 1800
+    runtime.save(tmp_path / "saved", value=1)
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s < 1800, "now it is known"
+
+
+def test_a_rank_that_waits_for_the_device_waits():
+    """In the calls of `tolist` and `item` by which the guard and the means read what a GPU has computed."""
+    for module in ("health/guard.py", "tracking/means.py"):
+        path = str(Path(trainkit.__file__).parent / module)
+        assert location._waits([location._StackFrame(path, 1, "read")], location._StackFrame("train.py", 1, "main"))
+    path = str(Path(trainkit.__file__).parent / "engine" / "backward.py")
+    assert location._function([location._StackFrame(path, 1, "run_backward")]) == "backward"
+
+
 def test_a_wait_for_data_has_a_limit_of_its_own():
     watchdog, limits = _watchdog(), []
 

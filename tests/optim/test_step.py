@@ -1,9 +1,11 @@
 """An optimizer's step without PyTorch's wrapper: the same bits, and hooks, schedulers and the profiler still see it."""
 
 import copy
+import functools
 import inspect
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,37 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     for _ in range(3):
         step(optimizer)
     assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_a_step_of_ones_own_that_wraps_pytorchs_is_called(monkeypatch):
+    torch.optim.SGD([torch.zeros(1)])  # PyTorch marks the class when its first instance is made
+    as_pytorchs: Any = functools.wraps(torch.optim.SGD.step)
+
+    class Positive(torch.optim.SGD):
+        @as_pytorchs
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.clamp_(min=0)
+
+    assert Positive.step.hooked, "`wraps` copies the marks of PyTorch's wrapper"
+    module = _with_gradients()
+    step(Positive(module.parameters(), lr=1.0))
+    assert all((p >= 0).all() for p in module.parameters())
+
+    calls, original = [], torch.optim.SGD.step
+
+    @functools.wraps(original)
+    def patched(self, closure=None):
+        calls.append(self)
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", patched)
+    optimizer = torch.optim.SGD(module.parameters())
+    step(optimizer)
+    assert calls == [optimizer]
 
 
 @pytest.mark.parametrize("differentiable", [False, True])

@@ -70,6 +70,18 @@ def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_failing_tracker_of_ones_own_loop_does_not_end_it(capfd):
+    class Rude(Tracker):
+        def log(self, step, values):
+            raise ValueError("boom")
+
+    runtime = trainkit.Runtime(device="cpu", tracker=Rude(), log_every=1)
+    assert [runtime.log(step, loss=1.0) for step in (1, 2)] == [{"loss": 1.0}] * 2
+    runtime.close()
+    said = [line for line in capfd.readouterr().err.splitlines() if "boom" in line]
+    assert len(said) == 1 and "Rude" in said[0]
+
+
 def test_an_interrupt_is_not_a_failing_tracker():
     class Interrupted(Tracker):
         def log(self, step, values):

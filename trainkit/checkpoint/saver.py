@@ -119,7 +119,8 @@ class Saver:
             sources.append(source)
             targets.append(buffer)
         with torch.no_grad():
-            torch._foreach_copy_(targets, sources, non_blocking=True)
+            if targets:  # values can be saved alone
+                torch._foreach_copy_(targets, sources, non_blocking=True)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
         self._buffers = buffers
