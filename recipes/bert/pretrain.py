@@ -51,7 +51,7 @@ class MaskedLanguageModelling(Recipe):
         DataError: for data without a tokenizer, and weights that do not match.
     """
 
-    best_metric = "held_out_loss"
+    best_metric: str | None = "held_out_loss"
     _EVALUATION_MASK_SHARE = 0.15
 
     def __init__(

@@ -63,7 +63,7 @@ class ProgressiveGAN(Recipe):
         DataError: for images of another shape.
     """
 
-    best_metric = None  # distances at different resolutions cannot be compared
+    best_metric: str | None = None  # distances at different resolutions cannot be compared
 
     def __init__(
         self,
