@@ -64,10 +64,8 @@ def _setup(runtime, module, grad_accumulation_steps, per_block, inherit=None):
 def _train(strategy, use, grad_accumulation_steps=1, thawed=None, per_block=False, set_up_again=False):
     """The state after training, and what was raised."""
     if strategy == "ddp unused":
-        runtime = scenes.make_runtime("ddp")
-        runtime.strategy = trainkit.DDP(find_unused_parameters=True)
-    else:
-        runtime = scenes.make_runtime(strategy)
+        strategy = trainkit.DDP(find_unused_parameters=True)
+    runtime = scenes.make_runtime(strategy)
     module, norms = _Heads(), []
     if thawed is not None:
         _switch(module, thawed, 0)
