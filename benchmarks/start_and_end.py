@@ -59,7 +59,7 @@ with open(os.environ[{MARKS!r}], "a") as file:
 class Timed(MaskedLanguageModelling):
     """The recipe of the quickstart, which notes when its steps end."""
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | trainkit.Last]:
         """Trains, then marks the time."""
         metrics = super().train_step(batch)
         if self.runtime.ranks.is_main:

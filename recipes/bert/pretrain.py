@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.ops import cross_entropy
@@ -131,7 +131,7 @@ class MaskedLanguageModelling(Recipe):
             self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
         )
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Masks the batch and updates the model."""
         self._measured = None
         for micro in self.model.micro_batches(batch):

@@ -237,7 +237,7 @@ class ProgressiveGAN(Recipe):
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):
