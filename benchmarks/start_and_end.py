@@ -25,6 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
+from trainkit import Last
 from trainkit.data import Batch
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
@@ -59,7 +60,7 @@ with open(os.environ[{MARKS!r}], "a") as file:
 class Timed(MaskedLanguageModelling):
     """The recipe of the quickstart, which notes when its steps end."""
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | trainkit.Last]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Trains, then marks the time."""
         metrics = super().train_step(batch)
         if self.runtime.ranks.is_main:
