@@ -62,8 +62,7 @@ def test_basic_config(capsys: pytest.CaptureFixture[str], level: int | None, sho
     _say()  # the application may configure logging after the first line
     capsys.readouterr()
     stream = io.StringIO()
-    options = {} if level is None else {"level": level}
-    logging.basicConfig(stream=stream, format="%(levelname)s: %(message)s", **options)
+    logging.basicConfig(stream=stream, format="%(levelname)s: %(message)s", level=level)
     _say()
     assert stream.getvalue().splitlines() == shown
     assert capsys.readouterr() == ("", "")

@@ -19,7 +19,8 @@ from trainkit.random import key_of, philox, rand, randn, words
     ],
 )
 def test_philox_gives_the_published_words(counter, key, expected):
-    drawn = philox(tuple(torch.tensor(word) for word in counter), key)
+    first, second, third, fourth = map(torch.tensor, counter)
+    drawn = philox((first, second, third, fourth), key)
     assert tuple(int(word) for word in drawn) == expected
 
 

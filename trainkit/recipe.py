@@ -10,6 +10,7 @@ from torch import Tensor
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
+from trainkit.tracking.means import Last
 
 if TYPE_CHECKING:
     from trainkit.export import Exporter
@@ -52,7 +53,7 @@ class Recipe(ABC):
         return self.batches(0)
 
     @abstractmethod
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates every engine that is due. Collective: every rank must call.
 
         Called once more, with nothing being updated, for a batch whose loss or gradient is not finite.

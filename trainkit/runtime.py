@@ -36,7 +36,7 @@ from trainkit.reduction.comm import Comm, Plan
 from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.preparation import Preparation, check_step
-from trainkit.tracking import RunLog, Status, Tracker, Trackers, trackers
+from trainkit.tracking import Last, RunLog, Status, Tracker, Trackers, trackers
 
 LAST_SAVE_S = 60.0
 """Seconds that a failed run waits for the save that it had begun: other ranks may be gone."""
@@ -445,7 +445,7 @@ class Runtime:
         atexit.unregister(self.close)
         atexit.register(self.close)
 
-    def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
+    def log(self, step: int, **metrics: Tensor | float | Last) -> dict[str, float] | None:
         """Logs the means of `metrics` since the last logged step, every `log_every` steps and after the last one.
 
         Call it in every step: between logged steps it never waits for the device. Means are over the global batches

@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.export import Exporter
@@ -54,7 +54,7 @@ class MaskedLanguageModelling(Recipe):
         DataError: for data without a tokenizer, and weights that do not match.
     """
 
-    best_metric = "held_out_loss"
+    best_metric: str | None = "held_out_loss"
     _EVALUATION_MASK_SHARE = 0.15
 
     def __init__(
@@ -137,7 +137,7 @@ class MaskedLanguageModelling(Recipe):
             self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
         )
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Masks the batch and updates the model."""
         self._measured = None
         for micro in self.model.micro_batches(batch):

@@ -63,7 +63,7 @@ class ProgressiveGAN(Recipe):
         DataError: for images of another shape.
     """
 
-    best_metric = None  # distances at different resolutions cannot be compared
+    best_metric: str | None = None  # distances at different resolutions cannot be compared
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class ProgressiveGAN(Recipe):
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_a_second_runtime_is_refused_until_the_first_is_closed(tmp_path):
     trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run").close()
 
 
-def _written_by(path: Path, **changed) -> dict:
+def _written_by(path: Path, **changed) -> dict[str, Any]:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "job": None, "beat": 1, **changed}
     path.write_text(json.dumps(owner))
     return owner

@@ -139,8 +139,8 @@ def test_a_run_and_its_evaluation_read_values_alike():
         compose_onto(compose(), ["seeed=1"])
 
 
-NAMES = ("Photos (2024)", "a&b", "it's", "c#d", "[x]", "{y}", "Zoë", "k=v", "a,b", "a, b", "{x: 1}", "2024", "1e3")
-NAMES += ("0x10", "true", "choice(1,2)", "a;b", "!x", "x\\", "a\\'b", "'", '"', "%d", "a'b'c", "my folder")
+NAMES = ["Photos (2024)", "a&b", "it's", "c#d", "[x]", "{y}", "Zoë", "k=v", "a,b", "a, b", "{x: 1}", "2024", "1e3"]
+NAMES += ["0x10", "true", "choice(1,2)", "a;b", "!x", "x\\", "a\\'b", "'", '"', "%d", "a'b'c", "my folder"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,9 @@ import os
 import pickle
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -35,7 +37,7 @@ def write_text(path: Path, documents: list[str]) -> Path:
     return path
 
 
-def small(path: Path, tmp_path: Path, **settings: object) -> Text:
+def small(path: Path, tmp_path: Path, **settings: Any) -> Text:
     return Text(path=path, vocab_size=200, sequence_length=16, held_out=0.1, cache_dir=tmp_path / "cache", **settings)
 
 
@@ -308,7 +310,7 @@ def test_what_the_data_are_is_logged(tmp_path, capsys):
     write_text(tmp_path / "in.txt", [*documents, *documents[:7]])
     (tmp_path / "photo.HEIC").write_bytes(b"")
     loaded = small(tmp_path, tmp_path).load()
-    facts = loaded.describe()
+    facts: Mapping[str, Any] = loaded.describe()
     assert facts["documents"] + facts["held-out documents"] == 100
     assert facts["duplicates dropped"] == 7
     assert facts["tokens"] == len(stream_of(loaded.train)) and facts["held-out tokens"] == len(
@@ -366,7 +368,12 @@ def test_text_is_read_again_where_its_files_may_have_changed(tmp_path, monkeypat
     documents = make_documents(100)
     path = write_text(tmp_path / "a.txt", documents)
     digest, read = corpus._digest, []
-    monkeypatch.setattr(corpus, "_digest", lambda file: read.append(file) or digest(file))
+
+    def noted(file):
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(corpus, "_digest", noted)
     before = small(path, tmp_path).load().fingerprints()
     assert small(path, tmp_path).load().fingerprints() == before and read == [path]
     times = path.stat()

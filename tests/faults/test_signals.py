@@ -18,6 +18,7 @@ import torch.distributed as dist
 import trainkit
 from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
+from tests.present import present
 from trainkit.cli.main import guarded
 from trainkit.distributed import agent
 from trainkit.errors import ClusterError, ConfigError
@@ -289,7 +290,7 @@ def test_ctrl_c_to_a_forked_child_is_left_to_the_parent():
         child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 1))
         child.start()
         time.sleep(0.2)
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(present(child.pid), signal.SIGINT)
         child.join(10)
         assert child.exitcode == 0
 

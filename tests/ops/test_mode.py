@@ -1,5 +1,7 @@
 """Which ops run compiled: asked for, off by default, missing; and inside of torch.compile."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def _as_it_was(monkeypatch):
 @pytest.fixture
 def built(monkeypatch):
     """A library with CUDA kernels for 9.0 alone."""
-    found = library.Library(None, {"archs": ["9.0"]})
+    found = library.Library(Path("x"), {"archs": ["9.0"]})
     monkeypatch.setattr(library, "load", lambda require=False: found)
     monkeypatch.setattr(library, "_state", library._State())
     return found
@@ -30,7 +32,7 @@ def test_reference_is_asked_for(built):
     mode.use("fused")
     assert mode.is_fused("an_op", x)
     with pytest.raises(ConfigError, match="ops=quick: must be fused or reference"):
-        mode.use("quick")
+        mode.use("quick")  # type: ignore[arg-type]
 
 
 def test_what_was_measured_slower_is_off(built, monkeypatch):
@@ -92,6 +94,6 @@ def test_other_devices_run_references(built, capsys):
 
 def test_what_cannot_be_asked_for():
     with pytest.raises(ConfigError, match=r"ops\.kernels='fussed': must be one of fused, reference.*'fused'"):
-        Ops(kernels="fussed")
+        Ops(kernels="fussed")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"ops\.require=true: ops\.kernels=reference compiles nothing"):
         Ops(kernels="reference", require=True)

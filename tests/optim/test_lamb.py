@@ -1,6 +1,7 @@
 """LAMB against a transcription of the paper's formulas in float64."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def _groups(params, **decay):
 
 def _run(dtype, max_grad_norm, corrects, device="cpu"):
     weights, gradients = _start()
-    hyper = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
+    hyper: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
     oracle = Transcription(weights, **hyper, decay=0.05, max_grad_norm=max_grad_norm, corrects=corrects)
     params = {
         name: torch.nn.Parameter(torch.tensor(weight, dtype=dtype, device=device)) for name, weight in weights.items()

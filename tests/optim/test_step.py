@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import inspect
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from tests.present import present
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.optim.step import step
 
@@ -57,7 +60,7 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     module = _with_gradients()
     other = copy.deepcopy(module)
     for p, q in zip(module.parameters(), other.parameters(), strict=True):
-        q.grad = p.grad.clone()
+        q.grad = present(p.grad).clone()
     optimizer, reference = make(module.parameters()), make(other.parameters())
     for _ in range(3):
         reference.step()
@@ -70,9 +73,10 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
 
 def test_a_step_of_ones_own_that_wraps_pytorchs_is_called(monkeypatch):
     torch.optim.SGD([torch.zeros(1)])  # PyTorch marks the class when its first instance is made
+    as_pytorchs: Any = functools.wraps(torch.optim.SGD.step)
 
     class Positive(torch.optim.SGD):
-        @functools.wraps(torch.optim.SGD.step)
+        @as_pytorchs
         def step(self, closure=None):
             super().step(closure)
             with torch.no_grad():
@@ -115,8 +119,16 @@ def test_gradients_are_recorded_where_the_optimizer_asks(differentiable):
 
 def test_optimizers_are_made_as_usual_once_dynamo_is_there(monkeypatch):
     module, usual, made = _with_gradients(), torch.optim.Optimizer.add_param_group, []
-    monkeypatch.setattr("torch._dynamo.disable", lambda f, *_, **__: lambda *a: made.append(f) or f(*a))
-    monkeypatch.delattr(usual.__wrapped__, "__dynamo_disable", raising=False)
+
+    def disable(function, *_, **__):
+        def called(*args):
+            made.append(function)
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr("torch._dynamo.disable", disable)
+    monkeypatch.delattr(inspect.unwrap(usual), "__dynamo_disable", raising=False)
     with not_imported_by_optimizers():
         assert torch.optim.Optimizer.add_param_group is not usual
         torch.optim.SGD(module.parameters())  # torch._dynamo was imported above

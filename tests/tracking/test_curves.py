@@ -53,7 +53,12 @@ def test_the_loss_is_drawn_the_right_way_up(slope, tmp_path):
 
 def test_baselines_are_drawn_from_where_they_hold(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "_dashed", lambda _, *given: drawn.append(given) or _dashed(_, *given))
+
+    def dashed(axes, *given):
+        drawn.append(given)
+        _dashed(axes, *given)
+
+    monkeypatch.setattr(curves, "_dashed", dashed)
     tracker = Trackers(jsonl=Jsonl(), curve=Curve())
     tracker.start(Run(directory=tmp_path, name="run"))
     for step, floor in ((10, 5.0), (20, float("inf")), (30, 3.0)):

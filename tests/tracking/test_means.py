@@ -32,6 +32,9 @@ def test_of_a_last_the_newest_value_is_logged():
     steps = [({"loss": 1.0, "resolution": trainkit.Last(4)}, 4.0), ({"loss": 3.0, "resolution": trainkit.Last(8)}, 4.0)]
     assert _means(steps) == {"loss": 2.0, "resolution": 8.0}
     assert _means([*steps, ({"skipped": 1.0}, 4.0)])["resolution"] == 8.0, "a step that was left out gives none"
+    assert not isinstance(trainkit.Last(4), float) and _means([({"at": trainkit.Last(torch.tensor([2]))}, 4.0)]) == {
+        "at": 2
+    }
     empty_share = ({"loss": 0.0, "resolution": trainkit.Last(16)}, 0.0)
     assert _means([*steps, empty_share]) == {"loss": 2.0, "resolution": 16.0}
 
@@ -61,6 +64,8 @@ def test_what_a_skipped_step_spoils_does_not_count():
 def test_what_is_no_number_is_named(value, given):
     with pytest.raises(ConfigError, match=rf"metric accuracy={given}.*: must be a number, or a tensor or array of"):
         Means().add({"accuracy": value}, 1.0)
+    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.*: must be a number, or a tensor or array of"):
+        Means().add({"accuracy": trainkit.Last(value)}, 1.0)
 
 
 def _logged(strategy, run_dir, log_every):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import trainkit
+from tests.present import present
 from trainkit.errors import ConfigError
 from trainkit.health.signals import REQUEUE_FILE, write_requeue
 from trainkit.tracking import (
@@ -194,8 +195,9 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
             said.append(text)
 
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=Listening())
-    summary, word = runtime.run_dir / "summary.txt", runtime.run_dir / REQUEUE_FILE
-    write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
+    run_dir = present(runtime.run_dir)
+    summary, word = run_dir / "summary.txt", run_dir / REQUEUE_FILE
+    write_requeue(run_dir, number=signal.SIGTERM, step=1)
     runtime.run_log.start()
     before, first_word = summary.read_text(), word.read_text()
     with full_disk(0):
@@ -208,7 +210,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
         "REQUEUE could not be written: File too large",
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
-    assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
+    assert {path.name for path in run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
     runtime.run_log.message("there is space again")
     mark_requeue(runtime, signal.SIGTERM, 2)
     assert summary.read_text() == before + "there is space again\n"
@@ -237,7 +239,8 @@ def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
     monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 100_000)
 
     class Heard(Tracker):
-        is_full, steps = True, ()
+        is_full = True
+        steps: tuple[int, ...] = ()
 
         def image(self, step, name, image):
             if self.is_full:
@@ -324,7 +327,7 @@ def test_what_cannot_be_logged_is_named_to_the_caller():
         with pytest.raises(ConfigError, match="metric a='x': must be a number"):
             method(0, {"a": "x"})
     with pytest.raises(ConfigError, match=r"text words=\[1\]: must be a string"):
-        fan_out.text(0, "words", [1])
+        fan_out.text(0, "words", [1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])
     fan_out.log(1, {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3})

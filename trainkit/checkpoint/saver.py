@@ -16,7 +16,7 @@ from trainkit.checkpoint import sharded, store
 from trainkit.distributed.shard import Shard
 from trainkit.errors import CheckpointError
 
-PAUSES_S = (1.0, 5.0)
+PAUSES_S: tuple[float, ...] = (1.0, 5.0)
 """Seconds between the attempts at a save that fails."""
 
 

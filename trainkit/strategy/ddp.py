@@ -20,6 +20,7 @@ from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.planning.choice import Choice
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.reduction.hook import Hook
@@ -46,7 +47,7 @@ class DDP(Strategy):
     """
 
     name: ClassVar[str] = "ddp"
-    own_plan = None
+    own_plan: ClassVar[Kind | None] = None
     bucket_cap_mb: float | None = None
     find_unused_parameters: bool = False
 

@@ -21,6 +21,7 @@ from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 from trainkit.strategy.base import Strategy, float32_memory
 from trainkit.strategy.fitting import require_elementwise, require_shardable
@@ -117,7 +118,7 @@ class HSDP(FSDP):
     """
 
     name: ClassVar[str] = "hsdp"
-    own_plan = "hierarchical"
+    own_plan: ClassVar[Kind | None] = "hierarchical"
     shard_size: int | None = None
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
