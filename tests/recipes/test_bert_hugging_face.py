@@ -174,7 +174,7 @@ def test_what_cannot_be_expressed_is_one_line(change):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--to", "hugingface", "new"], "exports to huggingface.*Did you mean 'huggingface'"),
+        (["--to", "hugingface", "new"], "exports to huggingface, onnx.*Did you mean 'huggingface'"),
         (["--to", "huggingface", "theirs"], "exists already"),
         (["--to", "huggingface", "new", "--averaged"], "keeps no averaged weights"),
         (["--to", "huggingface", "new", "recipe.batch_sice=2"], "no key 'recipe.batch_sice'"),
