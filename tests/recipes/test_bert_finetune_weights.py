@@ -15,6 +15,7 @@ from trainkit import Runtime, Tracker, Trainer, load_recipe
 from trainkit.cli.main import main
 from trainkit.data import Text
 from trainkit.errors import TrainkitError
+from trainkit.export import Export, RunFacts
 from trainkit_recipes.bert.finetuning import predict
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
@@ -171,6 +172,53 @@ def test_low_rank_updates_alone_are_trained(folder, run):
     assert {name for name in changed if "lora" not in name} == {
         f"{part}.{kind}" for part in ("encoder.pooler", "head") for kind in ("weight", "bias")
     }
+
+
+EXPORTED = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+    "sentence_embeddings": "AutoModel",
+}
+
+
+@pytest.mark.parametrize(("task", "kind"), EXPORTED.items())
+@torch.no_grad()
+def test_transformers_computes_what_was_exported(folder, tmp_path, task, kind):
+    transformers = pytest.importorskip("transformers")
+    settings = {"pooling": "mean" if task == "sentence_embeddings" else "first"}
+    recipe = make(folder, task, lora_rank=2 if task == "classification" else None, **settings)
+    module = recipe.model.module.eval()
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:  # peft's are zero at first
+            parameter.normal_(std=0.3)
+    run = RunFacts(name="a", step=1, position=8)
+    list(recipe.exporters()["huggingface"](Export(target=tmp_path / "theirs", destination=tmp_path / "x", run=run)))
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path / "theirs").double().eval()
+    batch = next(recipe.runtime.evaluation_batches(recipe.datasets.held_out, batch_size=4))
+    ours = module(batch.tokens, batch.lengths, batch.positions, batch.data.get("firsts"))
+    attended = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    segments = torch.arange(batch.tokens.shape[1]) >= batch.data.get("firsts", batch.lengths)[:, None]
+    output = theirs(batch.tokens, attention_mask=attended.long(), token_type_ids=(segments & attended).long())
+    if task == "question_answering":
+        expected = torch.stack((output.start_logits, output.end_logits), dim=-1)
+    elif task == "sentence_embeddings":
+        expected = (output.last_hidden_state * attended[..., None]).sum(1) / attended.sum(1, keepdim=True)
+    else:
+        expected = output.logits
+    counts = attended if expected.ndim == 3 else slice(None)
+    assert torch.allclose(ours[counts], expected[counts], atol=1e-9)
+    names = [theirs.config.id2label[number] for number in range(recipe.task.num_outputs)]
+    if hasattr(recipe.task, "classes"):
+        assert names == list(recipe.task.classes)
+
+
+def test_a_mean_of_tokens_cannot_be_exported(folder, tmp_path):
+    recipe = make(folder, "classification", pooling="mean")
+    export = Export(target=tmp_path / "a", destination=tmp_path / "a", run=RunFacts(name="a", step=1, position=8))
+    with pytest.raises(TrainkitError, match=r"recipe\.pooling=mean cannot be expressed .* train with recipe\.pooling"):
+        list(recipe.exporters()["huggingface"](export))
 
 
 def test_another_recipe_cannot_predict(run):

@@ -14,11 +14,14 @@ from torch import Tensor
 from trainkit import Engine, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Example, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, require_above_zero, require_at_least
+from trainkit.export import Exporter
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
 from trainkit_recipes.bert.finetuning.classification import Classification
 from trainkit_recipes.bert.finetuning.embeddings import Embedding
+from trainkit_recipes.bert.finetuning.export import to_hugging_face
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
+from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
 from trainkit_recipes.bert.finetuning.regression import Regression
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
@@ -274,6 +277,10 @@ class FineTuning(Recipe):
         pair = [] if example.pair is None else [" ".join(text_of(example.pair).split()[:12])]
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
 
+    def exporters(self) -> dict[str, Exporter]:
+        """Returns what writes a directory for transformers."""
+        return {"huggingface": partial(to_hugging_face, self)}
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _tokenizer(self, loaded: Datasets, data: Any) -> WordPiece:
@@ -327,8 +334,6 @@ class FineTuning(Recipe):
             scale=getattr(self.task, "scale", 1.0),
         )
         if self._lora_rank is not None:
-            from trainkit_recipes.bert.finetuning.lora import add_lora
-
             add_lora(module, self._lora_rank)
         freeze(module, self.architecture.num_layers, self.num_frozen)
         return module
