@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def inputs_of(tokens_BT: Tensor, attended_BT: Tensor, has_segments: bool) -> dic
     return {**inputs, "token_type_ids": torch.zeros_like(tokens_BT)} if has_segments else inputs
 
 
-def text_inputs(architecture: Architecture, tokenizer: WordPiece) -> dict[str, object]:
+def text_inputs(architecture: Architecture, tokenizer: WordPiece) -> dict[str, Any]:
     """Returns `inputs`, `dynamic` and `checks` of an OnnxModel that takes text."""
     longest, has_segments = architecture.max_length, architecture.num_segments > 0
     batch, length = Dynamic("batch", _MOST_BATCH), Dynamic("length", longest, is_limit=True)

@@ -299,7 +299,8 @@ def _reference_ops() -> Iterator[None]:
 @contextmanager
 def _one_tf32_setting() -> Iterator[None]:
     """Within it cuDNN has its default setting: the exporter reads the older flag, which raises beside another one."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    cudnn: Any = torch.backends.cudnn
+    switches = (cudnn.conv, cudnn.rnn)
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
