@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -73,6 +73,8 @@ def export(
     overrides: Sequence[str] = (),
     *,
     averaged: bool | None = None,
+    int8: Literal["dynamic", "static"] | None = None,
+    max_loss: float = 0.01,
     config_dir: str | Path | None = None,
     trust: bool = False,
     report: Callable[[str], None] = print,
@@ -85,6 +87,8 @@ def export(
         target: the file or directory to write.
         overrides: as for `load_recipe`.
         averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
+        int8: quantization, `dynamic` or `static`; needs the held-out data.
+        max_loss: the largest drop of the accuracy by `int8` that is accepted.
         config_dir: as for `load_recipe`.
         trust: as for `load_recipe`.
         report: called with lines for the user.
@@ -95,6 +99,8 @@ def export(
     """
     destination, run = Path(target).expanduser(), Path(path).expanduser()
     require_free(destination)
+    if max_loss < 0:
+        raise ConfigError(f"--max-loss={max_loss}: must be 0 or more")
     directory = checkpoint.find(run)
     if directory != run and (user := user_of(run, report=report)) is not None:
         raise CheckpointError(
@@ -102,7 +108,9 @@ def export(
         )
     # One process on a CPU can read what any strategy wrote.
     plain = ["strategy=single", "device=cpu", "ops=reference", "compile=false", "num_workers=0"]
-    recipe = load_recipe(directory, [*plain, *overrides], with_data=False, config_dir=config_dir, trust=trust)
+    recipe = load_recipe(
+        directory, [*plain, *overrides], with_data=int8 is not None, config_dir=config_dir, trust=trust
+    )
     try:
         exporter = _exporter(recipe, to)
         with whole(destination) as temporary:
@@ -111,6 +119,8 @@ def export(
                 destination=destination,
                 run=_facts(run.resolve().name, checkpoint.read_manifest(directory)),
                 averaged=averaged,
+                int8=int8,
+                max_loss=max_loss,
             )
             lines = list(exporter(given))
         for line in lines:

@@ -18,7 +18,7 @@ from trainkit.errors import CheckpointError, ConfigError, DataError, require_abo
 from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
 from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
-from trainkit_recipes.bert.export import to_hugging_face
+from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
@@ -293,8 +293,8 @@ class MaskedLanguageModelling(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.fill", str(run_dir), sentence]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers."""
-        return {"huggingface": partial(to_hugging_face, self)}
+        """Returns what writes a directory for transformers, and an ONNX file."""
+        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])

@@ -13,8 +13,10 @@ from torch.utils.data import Subset
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
@@ -343,6 +345,10 @@ class ProgressiveGAN(Recipe):
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that samples images."""
         return [["python", "-m", "trainkit_recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
+
+    def exporters(self) -> dict[str, Exporter]:
+        """Returns what writes an ONNX file of the generator."""
+        return {"onnx": partial(to_onnx, self)}
 
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
         """Returns the distances of held-out images to those of `module`, or without one to training images."""
