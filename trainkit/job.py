@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from trainkit.config import Node, arguments_of, build, build_partial, check, com
 from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.export import Export, Exporter, RunFacts
 from trainkit.export.export import require_free, whole
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
@@ -25,6 +26,7 @@ _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
+@not_imported_by_optimizers()
 def train(config: Mapping[str, Any]) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
@@ -71,6 +73,8 @@ def export(
     overrides: Sequence[str] = (),
     *,
     averaged: bool | None = None,
+    int8: Literal["dynamic", "static"] | None = None,
+    max_loss: float = 0.01,
     config_dir: str | Path | None = None,
     trust: bool = False,
     report: Callable[[str], None] = print,
@@ -83,6 +87,8 @@ def export(
         target: the file or directory to write.
         overrides: as for `load_recipe`.
         averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
+        int8: quantization, `dynamic` or `static`; needs the held-out data.
+        max_loss: the largest drop of the accuracy by `int8` that is accepted.
         config_dir: as for `load_recipe`.
         trust: as for `load_recipe`.
         report: called with lines for the user.
@@ -93,6 +99,8 @@ def export(
     """
     destination, run = Path(target).expanduser(), Path(path).expanduser()
     require_free(destination)
+    if max_loss < 0:
+        raise ConfigError(f"--max-loss={max_loss}: must be 0 or more")
     directory = checkpoint.find(run)
     if directory != run and (user := user_of(run, report=report)) is not None:
         raise CheckpointError(
@@ -100,7 +108,9 @@ def export(
         )
     # One process on a CPU can read what any strategy wrote.
     plain = ["strategy=single", "device=cpu", "ops=reference", "compile=false", "num_workers=0"]
-    recipe = load_recipe(directory, [*plain, *overrides], with_data=False, config_dir=config_dir, trust=trust)
+    recipe = load_recipe(
+        directory, [*plain, *overrides], with_data=int8 is not None, config_dir=config_dir, trust=trust
+    )
     try:
         exporter = _exporter(recipe, to)
         with whole(destination) as temporary:
@@ -109,6 +119,8 @@ def export(
                 destination=destination,
                 run=_facts(run.resolve().name, checkpoint.read_manifest(directory)),
                 averaged=averaged,
+                int8=int8,
+                max_loss=max_loss,
             )
             lines = list(exporter(given))
         for line in lines:
@@ -138,6 +150,7 @@ def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:
     )
 
 
+@not_imported_by_optimizers()
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),

@@ -8,9 +8,10 @@ from torch import nn
 
 from trainkit import Engine
 from trainkit.errors import ConfigError
-from trainkit.export import Export, model_card
+from trainkit.export import Export, model_card, write_onnx
 from trainkit_recipes.bert.hugging_face import head_weights, write_directory
 from trainkit_recipes.bert.model import MaskedLanguageModel
+from trainkit_recipes.bert.onnx_model import onnx_model
 
 if TYPE_CHECKING:
     from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
@@ -62,6 +63,21 @@ def to_hugging_face(recipe: "MaskedLanguageModelling", export: Export) -> Iterat
     num = sum(parameter.numel() for parameter in module.parameters())
     yield f"step {export.run.step:,}, {num:,} parameters, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"
     yield f'in Python: transformers.AutoModelForMaskedLM.from_pretrained("{export.destination}")'
+
+
+def to_onnx(recipe: "MaskedLanguageModelling", export: Export) -> Iterator[str]:
+    """Writes an ONNX file with the logits of all tokens, compared with PyTorch; see `write_onnx`.
+
+    Args:
+        recipe: with the trained model, and with data where int8 is wanted.
+        export: where to, of which run, and whether as int8.
+
+    Yields:
+        Lines for the user.
+    """
+    with weights_of(recipe.model, export.averaged) as module:
+        assert isinstance(module, MaskedLanguageModel)
+        yield from write_onnx(onnx_model(recipe, module), export)
 
 
 def weights_of(engine: Engine, averaged: bool | None, usual: bool = False) -> AbstractContextManager[nn.Module]:

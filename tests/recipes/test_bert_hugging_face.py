@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ CLASSIC = ["recipe.model.positions=learned", "recipe.model.norm=post", "recipe.m
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     """With `texts`, a `run` on them, and what was exported of it, `theirs`."""
     folder = tmp_path_factory.mktemp("exported")
     before = os.environ.get("TRAINKIT_CACHE")
@@ -67,7 +69,7 @@ def farthest(model: MaskedLanguageModel, oracle: torch.nn.Module) -> float:
 
 
 def test_transformers_computes_what_the_run_does(folder):
-    recipe = load_recipe(folder / "run", ["ops=reference"], with_data=False)
+    recipe: Any = load_recipe(folder / "run", ["ops=reference"], with_data=False)
     module, tokenizer = recipe.model.module, recipe.tokenizer
     oracle = transformers.AutoModelForMaskedLM.from_pretrained(folder / "theirs")
     assert type(oracle) is transformers.BertForMaskedLM and oracle.dtype == torch.float32
@@ -174,7 +176,7 @@ def test_what_cannot_be_expressed_is_one_line(change):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--to", "hugingface", "new"], "exports to huggingface.*Did you mean 'huggingface'"),
+        (["--to", "hugingface", "new"], "exports to huggingface, onnx.*Did you mean 'huggingface'"),
         (["--to", "huggingface", "theirs"], "exists already"),
         (["--to", "huggingface", "new", "--averaged"], "keeps no averaged weights"),
         (["--to", "huggingface", "new", "recipe.batch_sice=2"], "no key 'recipe.batch_sice'"),
@@ -203,7 +205,7 @@ def test_a_run_that_is_still_training_is_not_exported(folder, tmp_path, capsys):
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def fresh(**settings: object) -> MaskedLanguageModel:
+def fresh(**settings: Any) -> MaskedLanguageModel:
     torch.manual_seed(0)
     model = MaskedLanguageModel(replace(TINY, dropout=0.0, attention_dropout=0.0, **settings), VOCAB)
     with torch.no_grad():
@@ -213,7 +215,7 @@ def fresh(**settings: object) -> MaskedLanguageModel:
     return model
 
 
-def saved(directory: Path, kind: str = "Bert", **settings: object) -> torch.nn.Module:
+def saved(directory: Path, kind: str = "Bert", **settings: Any) -> Any:
     """A model for masked words of transformers, saved."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainkit.errors import ConfigError
 
@@ -46,12 +46,16 @@ class Export:
         destination: its path then, for messages.
         run: facts about the checkpoint.
         averaged: whether the averaged weights are asked for; None: as the recipe evaluates.
+        int8: whether weights, and activations either `dynamic` or `static`, are quantized to 8 bits.
+        max_loss: the largest drop of the accuracy by `int8` that is accepted.
     """
 
     target: Path
     destination: Path
     run: RunFacts
     averaged: bool | None = None
+    int8: Literal["dynamic", "static"] | None = None
+    max_loss: float = 0.01
 
 
 Exporter = Callable[[Export], Iterable[str]]
