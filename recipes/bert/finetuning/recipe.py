@@ -290,7 +290,9 @@ class FineTuning(Recipe):
     ) -> Architecture:
         own = self.pretrained.architecture
         if num_layers_frozen > own.num_layers:
-            raise ConfigError(f"recipe.num_layers_frozen={num_layers_frozen} must be 0 to {own.num_layers}, the layers")
+            raise ConfigError(
+                f"recipe.num_layers_frozen={num_layers_frozen}: must be 0 to {own.num_layers}, the layers"
+            )
         return replace(
             own,
             pooler=pooling == "first" and task in ("classification", "regression"),
@@ -351,5 +353,5 @@ def _require_one_length(num_steps: int | None, num_epochs: float | None) -> None
 
 def _length(max_length: int | None, longest: int) -> int:
     if max_length is not None and not 8 <= max_length <= longest:
-        raise ConfigError(f"recipe.max_length={max_length} must be 8 to {longest}, the length that the model takes")
+        raise ConfigError(f"recipe.max_length={max_length}: must be 8 to {longest}, the length that the model takes")
     return max_length or longest

@@ -67,6 +67,6 @@ def _require_groups(batch_size: int, group_size: int, num_parts: int) -> None:
     """A group may not be divided, so that the loss does not depend on ranks and micro-batches."""
     if group_size < 2 or batch_size % group_size or (batch_size // group_size) % num_parts:
         raise ConfigError(
-            f"recipe.group_size={group_size} must be 2 or more, and recipe.batch_size={batch_size} a multiple of "
+            f"recipe.group_size={group_size}: must be 2 or more, and recipe.batch_size={batch_size} a multiple of "
             f"group_size x {num_parts} (ranks times micro-batches), such as {max(group_size, 2) * num_parts}"
         )
