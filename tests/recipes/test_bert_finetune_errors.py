@@ -114,7 +114,7 @@ def test_settings_that_do_not_match(tmp_path, settings, says):
 
 
 def test_groups_that_would_be_divided(tmp_path):
-    with pytest.raises(ConfigError, match=r"group_size=2 .*batch_size=8 a multiple of group_size x 3 .* as 6"):
+    with pytest.raises(ConfigError, match=r"group_size=2: .*batch_size=8 a multiple of group_size x 3 .* as 6"):
         make(tmp_path, "sentence_embeddings", grad_accumulation_steps=3)
 
 
