@@ -19,7 +19,7 @@ from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
 from trainkit_recipes.bert.finetuning.classification import Classification
 from trainkit_recipes.bert.finetuning.embeddings import Embedding
-from trainkit_recipes.bert.finetuning.export import to_hugging_face
+from trainkit_recipes.bert.finetuning.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
@@ -278,8 +278,8 @@ class FineTuning(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers."""
-        return {"huggingface": partial(to_hugging_face, self)}
+        """Returns what writes a directory for transformers, and an ONNX file."""
+        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
