@@ -13,6 +13,7 @@ from trainkit.config import Node, arguments_of, build, build_partial, check, com
 from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.export import Export, Exporter, RunFacts
 from trainkit.export.export import require_free, whole
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
@@ -25,6 +26,7 @@ _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
+@not_imported_by_optimizers()
 def train(config: Mapping[str, Any]) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
@@ -148,6 +150,7 @@ def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:
     )
 
 
+@not_imported_by_optimizers()
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
+from trainkit.tracking.means import Last
 
 if TYPE_CHECKING:
     from trainkit.export import Exporter
@@ -35,17 +36,33 @@ class Recipe(ABC):
 
     @abstractmethod
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Global batches from position `start` on."""
+        """Global batches from position `start` on. Collective: every rank must call.
+
+        Args:
+            start: samples before the first batch.
+
+        Returns:
+            This rank's share of each, as `Runtime.batches` gives it.
+        """
 
     def dearest_batches(self) -> Iterator[Batch]:
-        """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones."""
+        """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones.
+
+        Collective: every rank must call.
+        """
         return self.batches(0)
 
     @abstractmethod
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
-        """One step of every engine that is due, and what to log of it. Collective: every rank calls.
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
+        """Updates every engine that is due. Collective: every rank must call.
 
         Called once more, with nothing being updated, for a batch whose loss or gradient is not finite.
+
+        Args:
+            batch: this rank's share of a global batch.
+
+        Returns:
+            What to log of the step, by name.
         """
 
     @abstractmethod

@@ -56,7 +56,7 @@ class Architecture:
         require_at_least(0, "recipe.model.", **{name: getattr(self, name) for name in amounts})
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"recipe.model.{name}={getattr(self, name)} must be 0 or more, and below 1")
+                raise ConfigError(f"recipe.model.{name}={getattr(self, name)}: must be 0 or more, and below 1")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"recipe.model.num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "

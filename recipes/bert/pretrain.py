@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_above_zero, require_at_least
 from trainkit.export import Exporter
@@ -21,7 +22,7 @@ from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from trainkit_recipes.bert.report import Report, guessed, outlook
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
 
 _NUM_STEPS = 2000
 
@@ -53,7 +54,7 @@ class MaskedLanguageModelling(Recipe):
         DataError: for data without a tokenizer, and weights that do not match.
     """
 
-    best_metric = "held_out_loss"
+    best_metric: str | None = "held_out_loss"
     _EVALUATION_MASK_SHARE = 0.15
 
     def __init__(
@@ -87,7 +88,7 @@ class MaskedLanguageModelling(Recipe):
             schedule = _until(schedule, num_steps, batch_size)  # an error is raised before data are read
         check_share(mask_share)
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping")
+            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
         if weights is not None:
@@ -103,6 +104,7 @@ class MaskedLanguageModelling(Recipe):
         self.num_samples = batch_size * num_steps
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
+        self._measured: dict[str, float] | None = None  # of the weights as they are
         self._guessed: dict[str, float] = {}
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
@@ -135,8 +137,9 @@ class MaskedLanguageModelling(Recipe):
             self.datasets.train, batch_size=self.batch_size, start=start, collate=self.datasets.collate
         )
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Masks the batch and updates the model."""
+        self._measured = None
         for micro in self.model.micro_batches(batch):
             masked = self._masked(micro, self.masking, "mask")
             logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
@@ -146,6 +149,11 @@ class MaskedLanguageModelling(Recipe):
 
     def evaluate(self) -> dict[str, float]:
         """Returns loss and accuracy on the masked tokens of the held-out data."""
+        totals = self._measured = self._measure()
+        self._evaluations.append((self.runtime.step, totals["accuracy"]))
+        return {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
+
+    def _measure(self) -> dict[str, float]:
         sums: dict[str, Tensor | float] = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
         for _, masked, logits_BKV in self.held_out():
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
@@ -153,9 +161,8 @@ class MaskedLanguageModelling(Recipe):
             sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
             sums["masked"] += num_masked
         totals = self.runtime.ranks.all_reduce_sum(sums)
-        accuracy = totals["correct"] / totals["masked"]
-        self._evaluations.append((self.runtime.step, accuracy))
-        return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
+        num = totals["masked"]
+        return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the accuracy of the counts of neighbours."""
@@ -195,31 +202,39 @@ class MaskedLanguageModelling(Recipe):
 
     def report(self) -> Report:
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
+        measured = self._measured or self._measure()
+        num_batches = -(-len(self.datasets.held_out) // self.evaluation_batch_size)
+        every = max(1, num_batches // NUM_EXAMPLES)  # examples from all over the split
         return Report.of(
-            self.held_out(),
-            -(-len(self.datasets.held_out) // self.evaluation_batch_size),
+            islice(self.held_out(every), NUM_EXAMPLES),
+            accuracy=measured["accuracy"],
+            num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            runtime=self.runtime,
             baselines=self.guessed(),
             sentences=map(self.fill, self.sentences),
         )
 
     @torch.no_grad()
-    def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
-        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call."""
+    def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
+        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.
+
+        Args:
+            every: yields each so many-th global batch, from the first one on.
+        """
         self.model.module.eval()
         try:
-            for batch, masked in self.masked_held_out():
+            for batch, masked in self.masked_held_out(every):
                 attended_BT = self._attended(batch, self.datasets.held_out)
                 yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
         finally:
             self.model.module.train()
 
-    def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
+    def masked_held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked]]:
         """Yields (batch, masking) over this rank's held-out windows, the same each time."""
-        for batch in self.runtime.evaluation_batches(
+        batches = self.runtime.evaluation_batches(
             self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
-        ):
+        )
+        for batch in islice(batches, 0, None, every):
             yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
 
     @classmethod
@@ -249,6 +264,7 @@ class MaskedLanguageModelling(Recipe):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that the checkpoint was trained with the same vocabulary."""
+        self._measured = None
         known = state["vocabulary"]
         if "tokenizer" in state:  # other versions of the tokenizers library may write the same one differently
             known = WordPiece.from_json(state["tokenizer"]).fingerprint

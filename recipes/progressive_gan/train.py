@@ -65,7 +65,7 @@ class ProgressiveGAN(Recipe):
         DataError: for images of another shape.
     """
 
-    best_metric = None  # distances at different resolutions cannot be compared
+    best_metric: str | None = None  # distances at different resolutions cannot be compared
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ProgressiveGAN(Recipe):
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"recipe.ema_decay={ema_decay} must be 0 or more, and below 1")
+            raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()
@@ -239,7 +239,7 @@ class ProgressiveGAN(Recipe):
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):

@@ -4,13 +4,16 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.present import present
 from tests.recipes.finetuning import make
 from tests.recipes.test_used_elsewhere import BERT, GAN, SHORT, write_pictures, write_texts
 from trainkit import load_recipe
@@ -28,7 +31,7 @@ FACTS = RunFacts(name="run", step=3, position=24)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     """With two runs, `bert` (relative positions) and `faces` (a GAN in a fade), and `bert.onnx` of the first."""
     folder = tmp_path_factory.mktemp("onnx")
     before = os.environ.get("TRAINKIT_CACHE")
@@ -63,7 +66,7 @@ def ragged(num_samples: int, length: int, vocab_size: int) -> dict[str, torch.Te
 @torch.no_grad()
 def test_a_file_equals_pytorch_at_every_size(folder):
     predict = predictor(folder / "bert.onnx")
-    recipe = load_recipe(folder / "bert", with_data=False)
+    recipe: Any = load_recipe(folder / "bert", with_data=False)
     model, num_tokens = recipe.model.module.eval(), recipe.tokenizer.vocab_size
     recipe.runtime.close()
     for num_samples, length in [(1, 1), (64, 1), (1, 2), (64, 7), (5, 31), (64, 32), (3, 100), (2, 511), (1, 512)]:
@@ -92,11 +95,14 @@ def test_the_accuracy_of_int8_is_true(folder, kind, capsys):
     capsys.readouterr()
     given = ["export", str(folder / "bert"), "--to", "onnx", str(path), "--int8", kind, "--max-loss", "0.2"]
     assert main(given) == 0
-    said = re.search(
-        r"accuracy (\S+) in fp32 and (\S+) in int8 \((\w+)\); ([\d,]+) and ([\d,]+) bytes", capsys.readouterr().out
+    said = present(
+        re.search(
+            r"accuracy (\S+) in fp32 and (\S+) in int8 \((\w+)\); ([\d,]+) and ([\d,]+) bytes",
+            capsys.readouterr().out,
+        )
     )
     assert said[3] == kind and int(said[5].replace(",", "")) < 0.7 * int(said[4].replace(",", ""))
-    recipe = load_recipe(folder / "bert")
+    recipe: Any = load_recipe(folder / "bert")
     assert "vocabulary" in onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     evaluated, predict = recipe.evaluate()["held_out_accuracy"], predictor(path)
     assert evaluated > 0.05 and float(said[1]) == pytest.approx(evaluated, abs=1e-4)
@@ -117,7 +123,7 @@ def test_segments_and_weights_beside_the_file(tmp_path):
     torch.manual_seed(0)
     model = MaskedLanguageModel(replace(TINY, hidden_size=16, feed_forward_size=16, max_length=40), 101).eval()
     with torch.no_grad():
-        model.encoder.embeddings.segment.weight.mul_(50)
+        present(model.encoder.embeddings.segment).weight.mul_(50)
     numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     tokenizer = WordPiece.from_vocabulary({**numbers, "last": 100}, Normalizer())
     parts = text_inputs(model.encoder.architecture, tokenizer)
@@ -165,7 +171,7 @@ def test_a_generator_at_the_fade_of_its_checkpoint(folder):
     step = folder / "faces" / "checkpoints" / "step_00000004"
     assert main(["export", str(step), "--to", "onnx", str(folder / "generator.onnx")]) == 0
     assert main(["export", str(step), "--to", "onnx", str(folder / "trained.onnx"), "--no-averaged"]) == 0
-    recipe = load_recipe(step, with_data=False)
+    recipe: Any = load_recipe(step, with_data=False)
     fade = recipe.phase.fade(recipe.runtime.position)
     assert 0 < fade < 1 and recipe.phase.resolution == 8
     latents = torch.randn(7, 8, generator=torch.Generator().manual_seed(0))

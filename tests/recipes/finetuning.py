@@ -93,13 +93,15 @@ TASKS: Mapping[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def make(folder: Path, task: str, *, strategy: str = "ddp", data: dict[str, Any] | None = None, **settings: Any) -> Any:
+def make(
+    folder: Path, task: Any, *, strategy: Any = "ddp", data: Mapping[str, Any] | None = None, **settings: Any
+) -> Any:
     """Makes the recipe of a task, in float64."""
     write, name, columns, options = TASKS[task]
     path = folder / name
     if not path.exists():
         write(path)
-    precision = "fp32" if strategy.startswith("zero") else "fp64"
+    precision: Any = "fp32" if strategy.startswith("zero") else "fp64"
     runtime = Runtime(strategy=strategy, precision=precision, seed=3, tracker=Tracker(), device="cpu")
     return FineTuning(
         runtime,

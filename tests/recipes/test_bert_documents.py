@@ -1,10 +1,12 @@
 """Documents in rows without padding: equal to the padded form, apart from one another, and masked alike."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from trainkit.ops import Dropout
 from trainkit_recipes.bert.attention import _ByDocument, alibi_slopes
 from trainkit_recipes.bert.documents import Documents, Unpadded
 from trainkit_recipes.bert.model import TINY, MaskedLanguageModel
@@ -19,12 +21,12 @@ VARIANTS = [
 ]
 
 
-def make_model(dropout: float = 0.0, **changes: object) -> MaskedLanguageModel:
+def make_model(dropout: float = 0.0, **changes: Any) -> MaskedLanguageModel:
     torch.manual_seed(0)
     architecture = replace(SMALL, dropout=dropout, attention_dropout=dropout, **changes)
     model = MaskedLanguageModel(architecture, VOCAB).double().train()
     for key, layer in enumerate(part for part in model.modules() if type(part).__name__ == "Dropout"):
-        layer.see(key, torch.arange(5), 0)
+        cast(Dropout, layer).see(key, torch.arange(5), 0)
     return model
 
 
@@ -103,7 +105,7 @@ def test_the_gradient_of_attention_is_its_derivative(padding, has_bias):
     qkv = torch.randn(rows, 3, 2, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     bias = torch.randn(2, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True) if has_bias else None
     draw = {"p": 0.4, "key": 5, "positions": documents.rows_N, "call": 1}
-    inputs = (qkv, bias) if has_bias else (qkv,)
+    inputs = [qkv] if bias is None else [qkv, bias]
     assert torch.autograd.gradcheck(lambda q, b=None: _ByDocument.apply(q, b, documents, draw), inputs)
 
 

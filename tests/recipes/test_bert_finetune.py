@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,13 @@ def test_the_result_does_not_depend_on_the_split(folder, task):
 
 
 DRY = replace(SHAPE, dropout=0.0, attention_dropout=0.0)
-THAW = {"model": DRY, "num_layers_frozen": 2, "unfreeze_every": 2, "layer_decay": 0.7, "max_grad_norm": 0.5}
+THAW: dict[str, Any] = {
+    "model": DRY,
+    "num_layers_frozen": 2,
+    "unfreeze_every": 2,
+    "layer_decay": 0.7,
+    "max_grad_norm": 0.5,
+}
 
 
 def frozen_part(name, num_frozen):
@@ -98,7 +105,8 @@ def test_a_thawed_layer_trains_under_every_strategy(folder):
 def resumed(folder, run_dir, strategy):
     """Whether a run that was saved in the middle ends at the same bits."""
     settings = {**THAW, "model": SHAPE, "strategy": strategy}
-    ends, state = [], {}
+    ends: list[Any] = []
+    state: dict[str, Any] = {}
     for start in (0, 3):
         recipe = make(folder, "classification", **settings)
         if start:

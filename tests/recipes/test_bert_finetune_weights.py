@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ EXPORTED = {
 @torch.no_grad()
 def test_transformers_computes_what_was_exported(folder, tmp_path, task, kind):
     transformers = pytest.importorskip("transformers")
-    settings = {"pooling": "mean" if task == "sentence_embeddings" else "first"}
+    settings: dict[str, Any] = {"pooling": "mean" if task == "sentence_embeddings" else "first"}
     recipe = make(folder, task, lora_rank=2 if task == "classification" else None, **settings)
     module = recipe.model.module.eval()
     for name, parameter in module.named_parameters():

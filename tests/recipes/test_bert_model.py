@@ -4,11 +4,13 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.present import present
 from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.bert.attention import Attention, RelativeBias
 from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architecture
@@ -32,7 +34,7 @@ def make_tokens(length: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens.masked_fill(~attended, 0), attended
 
 
-def make_oracle(**settings: object) -> torch.nn.Module:
+def make_oracle(**settings: object) -> Any:
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=VOCAB,
@@ -50,9 +52,9 @@ def make_oracle(**settings: object) -> torch.nn.Module:
     return oracle
 
 
-def make_model(**changes: object) -> MaskedLanguageModel:
+def make_model(**changes: Any) -> MaskedLanguageModel:
     torch.manual_seed(0)
-    settings = {"dropout": 0.0, "attention_dropout": 0.0, **changes}
+    settings: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, **changes}
     return MaskedLanguageModel(replace(TINY, **settings), VOCAB).eval()
 
 
@@ -86,7 +88,7 @@ def test_gradients_equal_transformers_on_the_same_weights():
     ).backward()
     masked_loss(model(tokens, attended_BT=attended), labels)[0].backward()
     theirs = oracle.bert.embeddings.word_embeddings.weight.grad
-    ours = model.encoder.embeddings.token.weight.grad
+    ours = present(model.encoder.embeddings.token.weight.grad)
     assert (ours[:VOCAB] - theirs).abs().max() < 1e-12 * theirs.abs().max()
     assert (ours[VOCAB:] == 0).all()
 
@@ -98,9 +100,8 @@ def test_a_directory_of_transformers_is_read_with_its_shape(tmp_path):
     assert architecture == replace(TINY, pooler=True)
     model = MaskedLanguageModel(architecture, vocab_size)
     load_hugging_face(model, tmp_path)
-    assert torch.equal(
-        model.encoder.layers[1].feed_forward.up.bias, oracle.bert.encoder.layer[1].intermediate.dense.bias
-    )
+    bias = model.get_parameter("encoder.layers.1.feed_forward.up.bias")
+    assert torch.equal(bias, oracle.bert.encoder.layer[1].intermediate.dense.bias)
 
     with pytest.raises(DataError, match=r"has num_layers=2: set recipe\.model\.num_layers to it \(here it is 3\)"):
         load_hugging_face(make_model(num_layers=3), tmp_path)
@@ -149,7 +150,7 @@ def test_hidden_states_equal_transformers_in_float64():
 DECODER = "cls.predictions.decoder"
 
 
-def saved(directory: Path, change_config=None, change_weights=None, **settings: object) -> torch.nn.Module:
+def saved(directory: Path, change_config=None, change_weights=None, **settings: object) -> Any:
     """A BertForMaskedLM whose saved config and weights were changed, as transformers reads it back."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -338,7 +339,7 @@ def test_relative_positions_depend_on_distance_only(positions):
 
 
 @torch.no_grad()
-def test_attention_written_out_equals_the_fused_one():
+def test_attention_written_out_equals_the_fused_one(monkeypatch):
     for positions in ("learned", "relative"):
         torch.manual_seed(0)
         attention = Attention(replace(TINY, positions=positions, attention_dropout=0.5)).double()
@@ -346,7 +347,8 @@ def test_attention_written_out_equals_the_fused_one():
         _, attended = make_tokens()
         fused = attention.eval()(x, attended, None)
         attention.train()
-        attention.dropout.forward = lambda shares: shares  # takes the written-out path, and drops nothing
+        # Takes the written-out path, and drops nothing.
+        monkeypatch.setattr(attention.dropout, "forward", lambda shares: shares)
         assert torch.allclose(attention(x, attended, None), fused, atol=1e-12)
 
 

@@ -86,6 +86,8 @@ def claim(run_dir: str | Path, ranks: Ranks, *, report: Callable[[str], None]) -
             lock = RunLock(path, report=report)
         except ConfigError as caught:
             error = caught
+        except OSError as caught:
+            error = ConfigError(f"run_dir={path}: cannot be locked: {caught.strerror or caught}; set another")
     try:
         ranks.raise_first(error)
     except ConfigError:

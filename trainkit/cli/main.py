@@ -1,6 +1,8 @@
 """The `trainkit` command."""
 
 import argparse
+import atexit
+import gc
 import os
 import select
 import sys
@@ -84,6 +86,7 @@ def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> i
     if recall(FAILED) is not None:
         return 2  # torchrun restarts a process that has already printed why it cannot run
     _find_modules(from_here)
+    atexit.register(gc.freeze)  # at exit Python searches all objects for cycles, which takes longer than all else there
     try:
         code = function() or 0
         sys.stdout.flush()

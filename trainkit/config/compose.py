@@ -84,14 +84,14 @@ def compose_onto(config: Mapping[str, Any], overrides: Sequence[str], config_dir
     changed = _relinked(config)
     options = groups(config_dir)
     given = read(overrides)
-    new = {override.key for override in given if adds_key(changed, override.key)}
-    for override in given:
-        key, value = override.key, override.value
-        if value in options.get(key, ()):
-            value = compose_unresolved([override.text], config_dir)[key]
-        elif override.is_a_guess and takes_text(changed, key):
-            value = override.raw
-        place(changed, key, value, is_new=key in new)
+    choices = [override for override in given if override.value in options.get(override.key, ())]
+    for override in choices:
+        place(changed, override.key, compose_unresolved([override.text], config_dir)[override.key])
+    rest = [override for override in given if override not in choices]
+    new = {override.key for override in rest if adds_key(changed, override.key)}
+    for override in rest:
+        is_text = override.is_a_guess and takes_text(changed, override.key)
+        place(changed, override.key, override.raw if is_text else override.value, is_new=override.key in new)
     return changed
 
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainkit.data.files import counted, suffix_of, walk
+from trainkit.cache import cached
+from trainkit.data.files import counted, state_of, suffix_of, walk
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
@@ -50,15 +51,28 @@ class Corpus:
                     if text and not text.isspace():
                         yield is_held_out, text
 
-    def fingerprint(self, progress: bool = False) -> str:
-        """Hashes the content of the files; their names and paths do not matter.
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
+        """Hashes the content of the files, once per state of them; their names and paths do not matter.
 
         Args:
+            memory: a directory to cache the result in.
             progress: whether to show a progress bar.
 
         Returns:
             Hexadecimal digits.
         """
+
+        def write(directory: Path) -> None:
+            (directory / "digest").write_text(self._content(progress))
+
+        state = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
+        state.update(state_of(path.absolute() for path in self.held_out + self.train).encode())
+        try:
+            return (cached(memory, f"listing-{state.hexdigest()}", write) / "digest").read_text()
+        except DataError:  # what was built there can be read, though nothing can be added
+            return self._content(progress)
+
+    def _content(self, progress: bool) -> str:
         files = self.held_out + self.train
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             digests = list(track(pool.map(_digest, files), "comparing text", len(files), progress))

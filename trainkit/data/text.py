@@ -94,7 +94,7 @@ class Text:
             DataError: for text that cannot be read: not UTF-8, without the field, or too little of it.
         """
         corpus = self._corpus()
-        text = corpus.fingerprint(progress)
+        text = corpus.fingerprint(cache_root(self.cache_dir), progress)
         directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
         # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
@@ -264,4 +264,4 @@ def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
-        raise DataError(f"data.{name}={value} must be {allowed}; set data.{name}")
+        raise DataError(f"data.{name}={value}: must be {allowed}; set data.{name}")

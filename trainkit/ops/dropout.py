@@ -49,7 +49,7 @@ def dropout_reference(x: Tensor, p: float, key: int, positions: Tensor, call: in
 def check_draw(op: str, x: Tensor, p: float, positions: Tensor) -> None:
     """Raises ConfigError unless x is [N, ...], positions is int64 [N] and 0 <= p < 1."""
     if not 0.0 <= p < 1.0:
-        raise ConfigError(f"trainkit.ops.{op}: p={p} must be 0 <= p < 1")
+        raise ConfigError(f"trainkit.ops.{op}: p={p}: must be 0 <= p < 1")
     if positions.dtype != torch.int64 or x.dim() == 0 or tuple(positions.shape) != (x.shape[0],):
         raise ConfigError(
             f"trainkit.ops.{op}: positions are {positions.dtype} {list(positions.shape)} beside an input of "
@@ -98,7 +98,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ConfigError(f"dropout={p} must be 0 <= dropout < 1")
+            raise ConfigError(f"dropout={p}: must be 0 <= dropout < 1")
         self.p = p
         self.seen: tuple[int, Tensor, int] = (0, torch.empty(0, dtype=torch.int64), 0)
 

@@ -45,11 +45,11 @@ class Schedule:
         for key, value, allowed in (("shape", self.shape, get_args(Shape)), ("unit", self.unit, get_args(Unit))):
             if value not in allowed:
                 raise ConfigError(
-                    f"schedule.{key}={value!r} must be one of {', '.join(allowed)}.{nearest(value, allowed)}"
+                    f"schedule.{key}={value!r}: must be one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 )
         require_at_least(0, "schedule.", warmup=self.warmup, final=self.final)
         if not self.power > 0:
-            raise ConfigError(f"schedule.power={self.power} must be a number above 0")
+            raise ConfigError(f"schedule.power={self.power}: must be a number above 0")
         if self.shape != "constant" and self.total is not None and self.total <= self.warmup:
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from trainkit.config.recipes import require_link
 from trainkit.config.tree import texts_of
 from trainkit.data import Datasets, Examples, Images, Text
 from trainkit.errors import UntrustedError
@@ -122,6 +123,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _recipes_are_ours() -> bool:
     spec = importlib.util.find_spec("trainkit_recipes")
+    if spec is None:
+        require_link()
     return spec is not None and [Path(p).resolve() for p in spec.submodule_search_locations or ()] == [
         (_ROOT / "trainkit_recipes").resolve()
     ]

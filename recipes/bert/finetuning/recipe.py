@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from trainkit import Engine, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Example, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
@@ -178,7 +178,7 @@ class FineTuning(Recipe):
         """Returns batches of the training data."""
         return self.runtime.batches(self.datasets.train, batch_size=self.batch_size, start=start)
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates the model; before it, trains one more layer where it is time."""
         self._thaw(num_frozen_at(self._num_layers_frozen, self._unfreeze_every, batch.position // self.batch_size))
         for micro in self.model.micro_batches(batch):
