@@ -96,8 +96,8 @@ def test_other_examples_that_a_task_cannot_use(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"max_length": 65}, r"recipe\.max_length=65 must be 8 to 64, the length that the model takes"),
-        ({"num_layers_frozen": 3}, r"recipe\.num_layers_frozen=3 must be 0 to 2"),
+        ({"max_length": 65}, r"recipe\.max_length=65: must be 8 to 64, the length that the model takes"),
+        ({"num_layers_frozen": 3}, r"recipe\.num_layers_frozen=3: must be 0 to 2"),
         ({"num_steps": 3, "num_epochs": 2.0}, r"num_steps=3 and recipe\.num_epochs=2 are two lengths"),
         ({"layer_decay": 0.0}, r"recipe\.layer_decay=0\.0: must be a number above 0"),
         ({"model": None}, r"recipe\.weights=null trains from scratch, which needs a recipe\.model"),

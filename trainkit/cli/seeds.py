@@ -54,7 +54,7 @@ def seeds_of(text: str) -> list[int]:
         numbers = []
     seeds = list(range(numbers[0])) if len(numbers) == 1 and "," not in text else numbers
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"SEEDS={text!r} must be a number of seeds, such as 5, or seeds with commas, such as 3,4")
+        raise ConfigError(f"SEEDS={text!r}: must be a number of seeds, such as 5, or seeds with commas, such as 3,4")
     return seeds
 
 

@@ -86,15 +86,15 @@ class Examples:
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out <= 0.5:
-            raise DataError(f"data.held_out={self.held_out} must be above 0 and at most 0.5; set data.held_out")
+            raise DataError(f"data.held_out={self.held_out}: must be above 0 and at most 0.5; set data.held_out")
         if self.vocab_size < 100:
-            raise DataError(f"data.vocab_size={self.vocab_size} must be at least 100; set data.vocab_size")
+            raise DataError(f"data.vocab_size={self.vocab_size}: must be at least 100; set data.vocab_size")
         if self.path is not None:
             find_splits(Path(self.path).expanduser())
         if self.held_out_path is not None and not Path(self.held_out_path).exists():
             raise DataError(f"data.held_out_path={self.held_out_path} does not exist; set it to a file, or null")
         if self.vocab_file is not None and not Path(self.vocab_file).is_file():
-            raise DataError(f"data.vocab_file={self.vocab_file} must be a vocab.txt that exists, or null")
+            raise DataError(f"data.vocab_file={self.vocab_file}: must be a vocab.txt that exists, or null")
 
     def load(self, progress: bool = True) -> Datasets:
         """Reads the examples.

@@ -174,7 +174,7 @@ def _weights(given: ClassWeights | None, classes: Sequence[str], counts: Mapping
         total = sum(counts.values())
         return torch.tensor([total / (len(classes) * counts[name]) for name in classes], dtype=torch.float64)
     if isinstance(given, str):
-        raise ConfigError(f"recipe.class_weights={given!r} must be balanced, null, or a weight for every class")
+        raise ConfigError(f"recipe.class_weights={given!r}: must be balanced, null, or a weight for every class")
     if wrong := sorted(set(map(str, given)) ^ set(classes)):
         raise ConfigError(
             f"recipe.class_weights names {', '.join(map(str, given))}; it must name every class once: "

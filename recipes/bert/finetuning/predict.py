@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if options.output is not None and options.output.suffix not in (".tsv", ".jsonl"):
-        raise ConfigError(f"--output={options.output} must be a .tsv or a .jsonl file")
+        raise ConfigError(f"--output={options.output}: must be a .tsv or a .jsonl file")
     examples = _examples(options)
     recipe = _load(options.path, options.trust)
     rows = recipe.predict(examples)

@@ -17,21 +17,16 @@ from trainkit.errors import CheckpointError, ConfigError, require_above_zero, re
 from trainkit.export import Exporter
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
-from trainkit_recipes.bert.finetuning.classification import Classification
-from trainkit_recipes.bert.finetuning.embeddings import Embedding
 from trainkit_recipes.bert.finetuning.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
-from trainkit_recipes.bert.finetuning.regression import Regression
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
-from trainkit_recipes.bert.finetuning.tags import Tagging
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Task
+from trainkit_recipes.bert.finetuning.task import Baselines, Guess
+from trainkit_recipes.bert.finetuning.tasks import TaskName, make_task
 from trainkit_recipes.bert.finetuning.weights import Pretrained, check_vocabulary
 from trainkit_recipes.bert.finetuning.words import joined
 from trainkit_recipes.bert.model import Bert, Layer
-
-TaskName = Literal["classification", "regression", "token_classification", "question_answering", "sentence_embeddings"]
 
 
 class FineTuning(Recipe):
@@ -125,29 +120,22 @@ class FineTuning(Recipe):
         self.architecture = self._architecture(task, pooling, dropout, attention_dropout, num_layers_frozen)
         limit = self.architecture.max_length
         if max_length is not None and not 8 <= max_length <= limit:
-            raise ConfigError(f"recipe.max_length={max_length} must be 8 to {limit}, the length that the model takes")
+            raise ConfigError(f"recipe.max_length={max_length}: must be 8 to {limit}, the length that the model takes")
         self.encoder = Encoder(self.tokenizer, max_length or limit)
-        parts = runtime.ranks.world_size * grad_accumulation_steps
-        if task == "sentence_embeddings":
-            _require_groups(batch_size, group_size, parts)
-        makers: dict[str, Callable[[], Task]] = {
-            "classification": lambda: Classification(
-                self._train, classes=classes, class_weights=class_weights, pooling=pooling
-            ),
-            "regression": lambda: Regression(self._train, pooling=pooling),
-            "token_classification": lambda: Tagging(self._train, classes=classes),
-            "question_answering": lambda: Answering(self._train, stride=stride, max_answer_length=max_answer_length),
-            "sentence_embeddings": lambda: Embedding(
-                self._train,
-                positive_from=positive_from,
-                group_size=group_size,
-                num_parts=parts,
-                batch_size=batch_size,
-                temperature=temperature,
-                pooling=pooling,
-            ),
-        }
-        self.task = makers[task]()
+        self.task = make_task(
+            task,
+            self._train,
+            batch_size=batch_size,
+            num_parts=runtime.ranks.world_size * grad_accumulation_steps,
+            classes=classes,
+            class_weights=class_weights,
+            pooling=pooling,
+            stride=stride,
+            max_answer_length=max_answer_length,
+            positive_from=positive_from,
+            group_size=group_size,
+            temperature=temperature,
+        )
         self.best_metric = self.task.best_metric
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
         if num_steps is None:
@@ -309,7 +297,9 @@ class FineTuning(Recipe):
     ) -> Architecture:
         own = self.pretrained.architecture
         if num_layers_frozen > own.num_layers:
-            raise ConfigError(f"recipe.num_layers_frozen={num_layers_frozen} must be 0 to {own.num_layers}, the layers")
+            raise ConfigError(
+                f"recipe.num_layers_frozen={num_layers_frozen}: must be 0 to {own.num_layers}, the layers"
+            )
         return replace(
             own,
             pooler=pooling == "first" and task in ("classification", "regression"),
@@ -358,12 +348,3 @@ def _pretrained(weights: Path | None, model: Architecture | None) -> Pretrained:
     if model is None:
         raise ConfigError("recipe.weights=null trains from scratch, which needs a recipe.model; or give recipe.weights")
     return Pretrained(model, 0, None, None)
-
-
-def _require_groups(batch_size: int, group_size: int, parts: int) -> None:
-    """A group may not be divided, so that the loss does not depend on ranks and micro-batches."""
-    if group_size < 2 or batch_size % group_size or (batch_size // group_size) % parts:
-        raise ConfigError(
-            f"recipe.group_size={group_size} must be 2 or more, and recipe.batch_size={batch_size} a multiple of "
-            f"group_size x {parts} (ranks times micro-batches), such as {max(group_size, 2) * parts}"
-        )
