@@ -17,7 +17,7 @@ from trainkit.errors import CheckpointError, ConfigError, require_above_zero, re
 from trainkit.export import Exporter
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
-from trainkit_recipes.bert.finetuning.export import to_hugging_face
+from trainkit_recipes.bert.finetuning.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
@@ -259,8 +259,8 @@ class FineTuning(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers."""
-        return {"huggingface": partial(to_hugging_face, self)}
+        """Returns what writes a directory for transformers, and an ONNX file."""
+        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
