@@ -89,14 +89,14 @@ def inputs_of(tokens_BT: Tensor, attended_BT: Tensor, has_segments: bool) -> dic
 
 def text_inputs(architecture: Architecture, tokenizer: WordPiece) -> dict[str, Any]:
     """Returns `inputs`, `dynamic` and `checks` of an OnnxModel that takes text."""
-    longest, has_segments = architecture.max_length, architecture.num_segments > 0
+    longest, num_segments = architecture.max_length, architecture.num_segments
     batch, length = Dynamic("batch", _MOST_BATCH), Dynamic("length", longest, is_limit=True)
     sizes = [(1, 1), (3, 2), (2, longest), (_MOST_BATCH, min(longest, 17)), (1, min(longest, 128))]
-    inputs = _ragged(2, min(longest, 8), tokenizer, has_segments)
+    inputs = _ragged(2, min(longest, 8), tokenizer, num_segments)
     return {
         "inputs": inputs,
         "dynamic": {name: {0: batch, 1: length} for name in inputs},
-        "checks": [_ragged(*size, tokenizer, has_segments) for size in sizes],
+        "checks": [_ragged(*size, tokenizer, num_segments) for size in sizes],
     }
 
 
@@ -114,10 +114,13 @@ def metadata_of(tokenizer: WordPiece, architecture: Architecture) -> dict[str, s
     }
 
 
-def _ragged(num_samples: int, length: int, tokenizer: WordPiece, has_segments: bool) -> dict[str, Tensor]:
+def _ragged(num_samples: int, length: int, tokenizer: WordPiece, num_segments: int) -> dict[str, Tensor]:
     """Inputs of random tokens, of which each sample has another number."""
     generator = torch.Generator().manual_seed(num_samples * 1000 + length)
     tokens_BT = torch.randint(tokenizer.vocab_size, (num_samples, length), generator=generator)
     lengths_B1 = 1 + torch.arange(num_samples)[:, None] * 7 % length
     attended_BT = torch.arange(length) < lengths_B1
-    return inputs_of(tokens_BT.masked_fill(~attended_BT, tokenizer.pad), attended_BT.long(), has_segments)
+    inputs = inputs_of(tokens_BT.masked_fill(~attended_BT, tokenizer.pad), attended_BT.long(), num_segments > 0)
+    if num_segments > 1:
+        inputs["token_type_ids"] = (torch.arange(length) * 2 >= lengths_B1).long() * attended_BT
+    return inputs

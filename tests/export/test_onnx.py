@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tests.present import present
+from tests.recipes.finetuning import make
 from tests.recipes.test_used_elsewhere import BERT, GAN, SHORT, write_pictures, write_texts
 from trainkit import load_recipe
 from trainkit.cli.main import main
@@ -21,6 +22,7 @@ from trainkit.data import Normalizer, WordPiece
 from trainkit.errors import ConfigError
 from trainkit.export import Dynamic, Export, OnnxModel, RunFacts, predictor, write_onnx
 from trainkit.export.export import whole
+from trainkit_recipes.bert.finetuning.onnx_model import inputs_of
 from trainkit_recipes.bert.model import TINY, MaskedLanguageModel
 from trainkit_recipes.bert.onnx_model import WithLogits, text_inputs
 
@@ -134,6 +136,28 @@ def test_segments_and_weights_beside_the_file(tmp_path):
     with torch.no_grad():
         expected = model(inputs["input_ids"], None, inputs["attention_mask"].bool(), inputs["token_type_ids"])
     assert (found - expected[..., :101]).abs().max() < 1e-5 * expected[..., :101].abs().max()
+
+
+@pytest.mark.parametrize("task", ["classification", pytest.param("sentence_embeddings", marks=pytest.mark.nightly)])
+@torch.no_grad()
+def test_a_fine_tuned_model(tmp_path, task):
+    """Beside what the recipe computes of documents without padding, and its own metric."""
+    recipe = make(tmp_path, task, lora_rank=2 if task == "classification" else None)
+    for name, parameter in recipe.model.module.named_parameters():
+        if "lora_B" in name:  # peft's are zero at first
+            parameter.normal_(std=0.3)
+    evaluated, metric = recipe.evaluate(), recipe.task.best_metric.removeprefix("-")
+    (tmp_path / "out").mkdir()
+    with whole(tmp_path / "out" / "m.onnx") as target:
+        export = Export(target=target, destination=target, run=FACTS, int8="dynamic", max_loss=1.0)
+        lines = list(recipe.exporters()["onnx"](export))
+    assert f"{metric} {evaluated[metric]:.4f} in fp32" in lines[1]
+    predict = predictor(tmp_path / "out" / "m.onnx")
+    batch = next(recipe.runtime.evaluation_batches(recipe.datasets.held_out, batch_size=4))
+    found = predict(inputs_of(batch.tokens, batch.lengths, batch.data.get("firsts"), True))[0]
+    module = recipe.model.module.eval()
+    expected = module(batch.tokens, batch.lengths, batch.positions, batch.data.get("firsts"))
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()  # 8 bits
 
 
 # -- the GAN -----------------------------------------------------------------------------------------------------------

@@ -101,6 +101,10 @@ def test_other_examples_that_a_task_cannot_use(tmp_path):
         ({"num_steps": 3, "num_epochs": 2.0}, r"num_steps=3 and recipe\.num_epochs=2 are two lengths"),
         ({"layer_decay": 0.0}, r"recipe\.layer_decay=0\.0: must be a number above 0"),
         ({"model": None}, r"recipe\.weights=null trains from scratch, which needs a recipe\.model"),
+        (
+            {"positive_from": 3.0},
+            r"positive_from=3\.0 is of recipe\.task=sentence_embeddings, and this is classification",
+        ),
         ({"weights": "/nowhere"}, r"recipe\.weights=/nowhere does not exist: give a run directory"),
     ],
 )

@@ -57,8 +57,9 @@ class OnnxModel:
         dynamic: by input, its dynamic dimensions.
         checks: other inputs, on which onnxruntime must give what PyTorch gives.
         metadata: text by name, which the file holds.
-        measure: the accuracy on held-out data of a function from inputs to outputs; None: there is none, and int8 is
-            refused.
+        measure: the accuracy on held-out data of a function from inputs to outputs, higher being better; None: there is
+            none, and int8 is refused.
+        measured: its name.
         calibration: inputs from held-out data, for static int8.
     """
 
@@ -69,6 +70,7 @@ class OnnxModel:
     checks: Iterable[Mapping[str, Tensor]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     measure: Callable[[Predict], float] | None = None
+    measured: str = "accuracy"
     calibration: Callable[[], Iterable[Mapping[str, Tensor]]] | None = None
 
 
@@ -109,6 +111,7 @@ def write_onnx(model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX
 
 def _require_packages() -> None:
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -227,13 +230,14 @@ def _quantized(model: OnnxModel, export: Export, plain: Path, *, external: bool)
     ready = plain.with_name(f"ready.{plain.name}")
     with _quietly():
         quant_pre_process(plain, ready, skip_symbolic_shape=True, save_as_external_data=external)
+        _forget_shapes(ready, external=external)
         if export.int8 == "dynamic":
             quantize_dynamic(ready, export.target, **settings)
         else:
             reader = _Reader(model.calibration())
             quantize_static(ready, export.target, reader, activation_type=QuantType.QUInt8, **settings)
     before, after = model.measure(predictor(plain)), model.measure(predictor(export.target))
-    measured = f"accuracy {before:.4f} in fp32 and {after:.4f} in int8 ({export.int8})"
+    measured = f"{model.measured} {before:.4f} in fp32 and {after:.4f} in int8 ({export.int8})"
     if not before - after <= export.max_loss:
         raise ConfigError(
             f"{measured}: the loss of {before - after:.4f} is above --max-loss {export.max_loss:g}, and nothing was "
@@ -241,6 +245,15 @@ def _quantized(model: OnnxModel, export: Export, plain: Path, *, external: bool)
         )
     sizes = [sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) for path in (plain, export.target)]
     yield f"{measured}; {sizes[0]:,} and {sizes[1]:,} bytes"
+
+
+def _forget_shapes(path: Path, *, external: bool) -> None:
+    """Removes the shapes that were inferred: onnxruntime transposes weights of Gemm and refuses their old ones."""
+    import onnx
+
+    graph = onnx.load(path)
+    del graph.graph.value_info[:]
+    onnx.save(graph, path, save_as_external_data=external, location=f"{path.name}.data")
 
 
 class _Reader:

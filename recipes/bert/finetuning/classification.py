@@ -140,9 +140,10 @@ def class_of(example: Example) -> str:
 
 def require_known(examples: Sequence[Example], classes: Sequence[str]) -> None:
     """Requires that every class is one of `classes`. Raises DataError naming the first example where it is not."""
+    known = frozenset(classes)
     for example in examples:
         label = class_of(example)
-        if label not in classes:
+        if label not in known:
             shown = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
             raise DataError(
                 f"{example.where}: label {label!r} is not one of the {len(classes)} classes, {shown}; correct the row, "

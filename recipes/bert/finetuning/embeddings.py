@@ -29,7 +29,6 @@ class Embedding(Task):
         train: the training examples, with pairs.
         positive_from: the score from which a training pair is similar; None: all are, and they have no scores.
         group_size: samples of a group.
-        num_parts: ranks times micro-batches.
         batch_size: of the global batch.
         temperature: what cosines are divided by.
         pooling: see `FineTuned`.
@@ -48,13 +47,12 @@ class Embedding(Task):
         *,
         positive_from: float | None,
         group_size: int,
-        num_parts: int,
         batch_size: int,
         temperature: float,
         pooling: Pooling,
     ) -> None:
         self.pooling, self._positive_from, self._temperature = pooling, positive_from, temperature
-        self._group_size, self._num_groups, self._num_parts = group_size, batch_size // group_size, num_parts
+        self._group_size, self._num_groups = group_size, batch_size // group_size
         scored = next((example for example in train if example.label not in (None, "")), None)
         if scored is not None and positive_from is None:
             raise DataError(

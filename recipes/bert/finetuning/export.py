@@ -1,4 +1,4 @@
-"""The exporter of fine-tuned models: a directory for transformers."""
+"""Exporters of fine-tuned models: a directory for transformers, and an ONNX file."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainkit.errors import ConfigError
-from trainkit.export import Export, model_card
+from trainkit.export import Export, model_card, write_onnx
 from trainkit_recipes.bert.finetuning.lora import merged
 from trainkit_recipes.bert.finetuning.model import FineTuned
+from trainkit_recipes.bert.finetuning.onnx_model import onnx_model
 from trainkit_recipes.bert.hugging_face import write_directory
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
     """
     module, task = recipe.model.module, recipe.task
     assert isinstance(module, FineTuned)
-    if export.averaged:
-        raise ConfigError("--averaged: this run keeps no averaged weights; leave it out")
+    _require_trained_weights(export)
     if task.pooling == "mean" and module.head is not None:
         raise ConfigError(
             "recipe.pooling=mean cannot be expressed by BertForSequenceClassification, which pools the first token: "
@@ -89,6 +89,30 @@ def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
     )
     yield f"step {export.run.step:,}, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"
     yield f'in Python: transformers.{auto}.from_pretrained("{export.destination}")'
+
+
+def to_onnx(recipe: "FineTuning", export: Export) -> Iterator[str]:
+    """Writes an ONNX file, compared with PyTorch; see `write_onnx`.
+
+    Args:
+        recipe: with the trained model, and with data where int8 is wanted.
+        export: where to, of which run, and whether as int8.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        ConfigError: for averaged weights, which the recipe does not keep.
+    """
+    module = recipe.model.module
+    assert isinstance(module, FineTuned)
+    _require_trained_weights(export)
+    yield from write_onnx(onnx_model(recipe, module), export)
+
+
+def _require_trained_weights(export: Export) -> None:
+    if export.averaged:
+        raise ConfigError("--averaged: this run keeps no averaged weights; leave it out")
 
 
 def _head(module: FineTuned, name: str) -> dict[str, Tensor]:

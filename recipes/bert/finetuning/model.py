@@ -71,10 +71,9 @@ class FineTuned(nn.Module):
             segments_N = (documents.positions_N >= firsts_B[samples_N]).long()
         hidden_ND = self.encoder(tokens_BT.flatten()[places_N], None, segments_N, documents)
         hidden = self._pooled(pad(hidden_ND, places_N, num_samples, length), lengths_B)
-        if self.head is None:
-            return hidden
-        outputs = self.head(self.dropout(hidden))
-        return outputs.to(torch.promote_types(outputs.dtype, torch.float32)) * self.scale + self.centre
+        outputs = hidden if self.head is None else self.head(self.dropout(hidden))
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return outputs if self.head is None else outputs * self.scale + self.centre
 
     def _pooled(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         if self.pooling is None:

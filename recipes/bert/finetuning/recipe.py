@@ -17,7 +17,7 @@ from trainkit.errors import CheckpointError, ConfigError, require_above_zero, re
 from trainkit.export import Exporter
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
-from trainkit_recipes.bert.finetuning.export import to_hugging_face
+from trainkit_recipes.bert.finetuning.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
@@ -107,34 +107,27 @@ class FineTuning(Recipe):
         require_at_least(0, "recipe.", num_layers_frozen=num_layers_frozen, stride=stride)
         above = {"num_epochs": num_epochs, "temperature": temperature, "layer_decay": layer_decay}
         require_above_zero("recipe.", **above, max_grad_norm=max_grad_norm)
-        if num_steps is not None and num_epochs is not None:
-            raise ConfigError(
-                f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
-                f"recipe.num_epochs=null"
-            )
+        _require_one_length(num_steps, num_epochs)
         self.runtime, self.batch_size, self.evaluation_batch_size = runtime, batch_size, evaluation_batch_size
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
         loaded: Datasets = runtime.ranks.first_on_host(data.load)
         self._train, self._held_out = loaded.train, loaded.held_out
         self.tokenizer = self._tokenizer(loaded, data)
         self.architecture = self._architecture(task, pooling, dropout, attention_dropout, num_layers_frozen)
-        limit = self.architecture.max_length
-        if max_length is not None and not 8 <= max_length <= limit:
-            raise ConfigError(f"recipe.max_length={max_length}: must be 8 to {limit}, the length that the model takes")
-        self.encoder = Encoder(self.tokenizer, max_length or limit)
+        self.encoder = Encoder(self.tokenizer, _length(max_length, self.architecture.max_length))
         self.task = make_task(
             task,
             self._train,
-            batch_size=batch_size,
-            num_parts=runtime.ranks.world_size * grad_accumulation_steps,
+            pooling=pooling,
             classes=classes,
             class_weights=class_weights,
-            pooling=pooling,
             stride=stride,
             max_answer_length=max_answer_length,
             positive_from=positive_from,
             group_size=group_size,
             temperature=temperature,
+            batch_size=batch_size,
+            num_parts=runtime.ranks.world_size * grad_accumulation_steps,
         )
         self.best_metric = self.task.best_metric
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
@@ -247,7 +240,7 @@ class FineTuning(Recipe):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Freezes the layers that were frozen in the checkpoint, and checks that it is of this task."""
         now = {"name": self.task.name, **self.task.state_dict()}
-        if isinstance(self.task, Answering):
+        if isinstance(self.task, Answering):  # other training data may have other questions
             self.task.has_unanswerable = now["has_unanswerable"] = state["task"]["has_unanswerable"]
         if now != state["task"]:
             raise CheckpointError(
@@ -266,8 +259,8 @@ class FineTuning(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers."""
-        return {"huggingface": partial(to_hugging_face, self)}
+        """Returns what writes a directory for transformers, and an ONNX file."""
+        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -348,3 +341,17 @@ def _pretrained(weights: Path | None, model: Architecture | None) -> Pretrained:
     if model is None:
         raise ConfigError("recipe.weights=null trains from scratch, which needs a recipe.model; or give recipe.weights")
     return Pretrained(model, 0, None, None)
+
+
+def _require_one_length(num_steps: int | None, num_epochs: float | None) -> None:
+    if num_steps is not None and num_epochs is not None:
+        raise ConfigError(
+            f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
+            f"recipe.num_epochs=null"
+        )
+
+
+def _length(max_length: int | None, longest: int) -> int:
+    if max_length is not None and not 8 <= max_length <= longest:
+        raise ConfigError(f"recipe.max_length={max_length}: must be 8 to {longest}, the length that the model takes")
+    return max_length or longest
