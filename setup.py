@@ -65,6 +65,9 @@ class BdistWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+if not (ROOT / "trainkit_recipes" / "__init__.py").is_file():  # a wheel without recipes would be built in silence
+    sys.exit(f"{ROOT / 'trainkit_recipes'} must be a link to recipes/; type: ln -sfn recipes '{ROOT}/trainkit_recipes'")
+
 setup(
     # conf/ lies at the top of a checkout, where users look for it, and inside trainkit in a wheel. trainkit_recipes is
     # a link to recipes/ in a checkout, and its files in a wheel.

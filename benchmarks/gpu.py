@@ -91,7 +91,7 @@ GPU = {
     "gans": ((256, 16), (512, 8), (1024, 4)), "precisions": ("bf16", "fp16", "tf32", "fp32"),
     "optimized": "bert-large",
 }  # fmt: skip
-TOY = {
+TOY: dict[str, Any] = {
     "device": "cpu", "size": "toy", "timed": (torch.float32,), "num_rounds": 2, "copy_bytes": 1 << 20,
     "compiler": "aot_eager",  # what inductor takes to compile is not for CI
     "berts": (("bert-tiny", 16, 2),), "gans": ((8, 4),), "precisions": ("bf16", "fp32"), "compared": "fp32",
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not (given.toy or given.cpu or torch.cuda.is_available()):
         parser.error("there is no GPU: use --toy or --cpu")
-    bench = Bench(**(TOY if given.toy else CPU if given.cpu else GPU))  # type: ignore[arg-type]
+    bench = Bench(**(TOY if given.toy else CPU if given.cpu else GPU))
     bench.parts, bench.until = tuple(part for part in PARTS if part in given.parts), time.monotonic() + given.limit
     if given.cpu:
         torch.set_num_threads(1)

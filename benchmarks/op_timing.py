@@ -74,7 +74,9 @@ def _worst(found: list[Tensor], exact: list[Tensor]) -> float:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def measure(entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds: int, compiler: str) -> dict[str, Any]:
+def measure(
+    entry: Entry, size: str, dtype: torch.dtype, device: str, num_rounds: int, compiler: str | Callable[..., Any]
+) -> dict[str, Any]:
     """Median microseconds of fused, reference and compiled: forward alone ("forward") and with backward ("both")."""
     buffers = _buffers(entry, size, dtype, device)
     torch.compiler.reset()

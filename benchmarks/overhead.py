@@ -136,7 +136,7 @@ class Measured(trainkit.Recipe):
             self.others(turn)
         yield next(batches)
 
-    def train_step(self, batch: trainkit.data.Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: trainkit.data.Batch) -> Mapping[str, Tensor | float | trainkit.Last]:
         self.engine.backward(self.case.loss(self.engine, batch.data))
         return self.engine.step().metrics()
 

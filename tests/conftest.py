@@ -1,6 +1,7 @@
 """What all tests share."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: last, one worker would wait for another."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Lines appear on stderr as in a program without logging configuration: pytest's handlers would count as one."""
+    logger = logging.getLogger("trainkit")
+    logger.propagate = False  # not earlier: pytest adds its handlers to loggers that do not propagate
+    try:
+        yield
+    finally:
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

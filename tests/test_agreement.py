@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,17 +145,18 @@ def _fit(run_dir, losses, data="a", data_changed="refuse", num_steps=6, **cadenc
         trainer.fit()
     except TrainkitError as error:
         return str(error)
-    paths = checkpoint.step_directories(runtime.run_dir / "checkpoints")
+    paths = checkpoint.step_directories(run_dir / "checkpoints")
     return {int(p.name[5:]): checkpoint.read_manifest(p)["values"]["metrics"].get("loss") for p in paths}
 
 
 def test_the_best_is_kept_whatever_the_cadences(tmp_path):
     losses = [9.0, math.nan, 3.0, 1.0, 2.0, math.nan, 4.0]
-    for name, cadence in {
+    cadences: dict[str, dict[str, Any]] = {
         "apart": {"evaluate_every": 1, "save_every": 2},
         "one": {"evaluate_every": 1, "save_every": None},
         "both": {"evaluate_every": 1, "save_every": 1},
-    }.items():
+    }
+    for name, cadence in cadences.items():
         assert _fit(tmp_path / name, losses, **cadence) == {3: 1.0, 6: 4.0}
 
 

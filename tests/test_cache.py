@@ -27,7 +27,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 def test_a_cache_has_the_permissions_that_the_umask_gives(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        directory = cached(tmp_path / "cache", "name", lambda aside: (aside / "file").write_text("x") and None)
+        directory = cached(tmp_path / "cache", "name", lambda aside: (aside / "file").write_text("x"))
     finally:
         os.umask(before)
     assert (directory / "file").stat().st_mode & 0o777 == mode

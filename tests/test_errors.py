@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TOY, run, torchrun
+from tests.jobs import ROOT, TOY, run, torchrun
 
 LIMIT_S = 10.0  # asked of every error, on a machine that does nothing else
 
@@ -111,3 +111,11 @@ def test_a_rank_that_fails_alone_is_named(tmp_path):
     assert result.returncode == 1
     assert _errors(result) and "(rank 1)" in _errors(result)[0]
     assert time.monotonic() - began < 10 * LIMIT_S  # loose: a timing is no test, a hang is
+
+
+def test_messages_about_a_value_have_one_form():
+    """`key=value: must be ...`, never `key=value must be ...`."""
+    sources = [path for folder in ("trainkit", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    wrong = re.compile(r"=\{[^{}\s]*\} (must|should|has to) ")
+    assert wrong.search("num={num} must be 1") and not wrong.search("num={num}: must be 1")
+    assert [str(path) for path in sources if wrong.search(path.read_text())] == []

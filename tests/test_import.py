@@ -14,6 +14,7 @@ NOT_FOR_A_RUNTIME = (
     *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "hydra", "omegaconf"),
     *("pydantic", "wandb", "tensorboard", "deepspeed", "matplotlib", "pyarrow", "tokenizers", "PIL"),
 )
+NOT_FOR_A_STEP = ("pandas", *(name for name in NOT_FOR_A_RUNTIME if name not in ("hydra", "omegaconf", "pydantic")))
 HELP = """\
 import contextlib, io, runpy, sys
 import trainkit
@@ -35,6 +36,19 @@ for script in {scripts}:
     print(script, imported({slow}))
 trainkit.Runtime
 print("trainkit.Runtime", imported({not_for_a_runtime}))
+from tests.user.toy import Toy
+step, found = Toy.train_step, []
+
+def train_step(self, batch):
+    metrics = step(self, batch)
+    found.extend(imported({not_for_a_step}))
+    return metrics
+
+Toy.train_step = train_step
+options = ["experiment=toy_short", "tracking=none", "tracking.jsonl=false", "device=cpu", "run_dir=null"]
+with contextlib.redirect_stdout(sys.stderr):
+    assert main(["train", "--config-dir", {user!r}, *options]) == 0
+print("a step of a run", found + imported(["torch._dynamo"]))
 """
 
 
@@ -44,12 +58,18 @@ def test_what_is_imported_by_then():
         "trainkit_recipes.bert.fill",
         "trainkit_recipes.progressive_gan.sample",
     ]
-    code = HELP.format(slow=SLOW, scripts=scripts, not_for_a_runtime=NOT_FOR_A_RUNTIME)
+    code = HELP.format(
+        slow=SLOW,
+        scripts=scripts,
+        not_for_a_runtime=NOT_FOR_A_RUNTIME,
+        not_for_a_step=NOT_FOR_A_STEP,
+        user=str(ROOT / "tests" / "user" / "conf"),
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.endswith("[]")] == []
-    assert len(lines) > 15 and lines[-1].startswith("trainkit.Runtime")
+    assert len(lines) > 15 and lines[-1].startswith("a step of a run")
 
 
 @pytest.mark.parametrize("name", ["data", "ops", "optim", "prune", "strategy", "tracking"])
@@ -65,7 +85,7 @@ def test_public_names_are_there():
     for name in trainkit.__all__:
         assert getattr(trainkit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Runtim'"):
-        trainkit.Runtim  # noqa: B018
+        trainkit.Runtim  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_help_has_a_line_for_every_public_name():
@@ -81,7 +101,8 @@ def test_help_has_a_line_for_every_public_name():
 def test_type_checkers_see_what_is_found_by_its_first_use(package):
     tree = ast.parse(ROOT.joinpath(*package.split("."), "__init__.py").read_text())
     blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    seen = {alias.name for block in blocks for node in block.body for alias in node.names}
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name for node in imports for alias in node.names}
     rest = [node for node in tree.body if node not in blocks]
     defined = {alias.name for node in rest if isinstance(node, ast.ImportFrom) for alias in node.names}
     for node in rest:

@@ -19,7 +19,7 @@ LAYERS = (
     ("training",),
     ("recipe",),
     ("runtime",),
-    ("strategy", "checkpoint", "health"),
+    ("strategy", "checkpoint", "health", "export"),
     ("prune",),
     ("engine",),
     ("data", "precision"),
@@ -29,7 +29,7 @@ LAYERS = (
     ("topology", "memory"),
     ("distributed", "ops"),
     ("random", "config", "cache"),
-    ("errors", "lazy", "version"),
+    ("errors", "lazy", "logger", "version"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 KNOWS_HYDRA = {"config"}

@@ -111,7 +111,7 @@ def test_two_that_take_one_gpu_as_theirs_are_one_line(tmp_path):
     """As two agents on one machine, each of which counts its processes from 0."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     local = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    arguments = [sys.executable, TRAIN, *TOY, "device=cuda", f"run_dir={tmp_path}"]
+    arguments = [sys.executable, str(TRAIN), *TOY, "device=cuda", f"run_dir={tmp_path}"]
     processes = [
         subprocess.Popen(
             arguments,
@@ -135,7 +135,7 @@ def test_two_that_take_one_gpu_as_theirs_are_one_line(tmp_path):
         assert "Traceback" not in text
 
 
-def test_topo_and_doctor_tell_of_the_gpu_that_torch_has(capsys):
+def test_topo_and_doctor_show_the_gpu_that_torch_has(capsys):
     gpu = torch.cuda.get_device_properties(0)
     assert main(["topo", "show", "--json"]) == 0
     host = json.loads(capsys.readouterr().out)["hosts"][0]

@@ -1,15 +1,19 @@
 """Low precision under every strategy: two engines' loss scales, parts that are kept in fp32, and what is told."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import trainkit
+from tests.present import present
 from tests.strategy import scenes
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 
 NUM_STEPS, PLANTED, FIRST_SCALE = 6, 3, 1024.0
+BACKENDS: Any = torch.backends  # conv and matmul are attributes that a type checker does not see
 
 
 def _adam(groups):
@@ -97,7 +101,7 @@ def _kept(strategy, name, fp32_modules, **kwargs):
     module = nn.Sequential()
     for layer_name, layer in layers.items():
         module.add_module(layer_name, layer)
-    seen = {}
+    seen: dict[str, list[Any]] = {}
 
     def see(layer_name):
         return lambda layer, given, out: seen.setdefault(layer_name, []).append((given[0].dtype, out.dtype))
@@ -143,10 +147,10 @@ def _exactness(fp32_modules):
     """A kept layer's output and float32's, for an input that fp16 would round and one that it cannot hold."""
     runtime = scenes.make_runtime("ddp", precision=trainkit.Precision(name="fp16", fp32_modules=fp32_modules))
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(5, 3))
-    engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
+    layer = nn.Linear(5, 3)
+    engine = runtime.setup(nn.Sequential(layer), lambda groups: torch.optim.SGD(groups, lr=0.1))
     x = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5], [1e5, 1e6, 1.0, 2.0, 3.0]])
-    return engine(x).detach(), nn.functional.linear(x, module[0].weight, module[0].bias).detach()
+    return engine(x).detach(), nn.functional.linear(x, layer.weight, layer.bias).detach()
 
 
 def test_a_kept_layer_computes_what_float32_does():
@@ -170,7 +174,7 @@ def _half_input(fp32_modules):
     engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
     out = engine(torch.ones(2, 5))
     out.float().sum().backward()
-    return given[0], out.dtype, module[1].weight.grad.dtype
+    return given[0], out.dtype, present(module.get_parameter("1.weight").grad).dtype
 
 
 def test_a_kept_layer_is_given_float32():
@@ -185,13 +189,13 @@ def test_parts_of_compiled_blocks_are_kept_too(fp32_modules):
         "ddp", precision=trainkit.Precision(name="bf16", fp32_modules=fp32_modules), compile=True
     )
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(5, 7), Head(7, 1))
-    engine = runtime.setup(module, lambda groups: torch.optim.SGD(groups, lr=0.1))
+    layers = [nn.Linear(5, 7), Head(7, 1)]
+    engine = runtime.setup(nn.Sequential(*layers), lambda groups: torch.optim.SGD(groups, lr=0.1))
     x = torch.rand(4, 5)
     out = engine(x).detach()
     assert out.dtype == (torch.float32 if fp32_modules else torch.bfloat16)
     exact = x
-    for layer in module:
+    for layer in layers:
         exact = nn.functional.linear(exact, layer.weight, layer.bias).detach()
     assert (scenes.error(out, exact) < 1e-6) == (fp32_modules == ("Sequential",))
 
@@ -218,19 +222,19 @@ def test_a_name_may_belong_to_another_engines_module():
 
 
 def test_keep_must_be_a_list():
-    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head must be a list of names, such as \[head\]"):
+    with pytest.raises(ConfigError, match=r"precision.fp32_modules=head: must be a list of names, such as \[head\]"):
         trainkit.Precision(name="fp16", fp32_modules="head")
 
 
 @pytest.mark.parametrize("key", ["initial_scale", "growth_interval"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_loss_scale_that_cannot_be(key, value):
-    with pytest.raises(ConfigError, match=rf"precision.{key}={value} must be"):
+    with pytest.raises(ConfigError, match=rf"precision.{key}={value}: must be"):
         trainkit.Precision(name="fp16", **{key: value})
 
 
 def test_a_loss_scale_stays_a_number():
-    scaler = trainkit.Precision(name="fp16", growth_interval=1).scaler()
+    scaler = present(trainkit.Precision(name="fp16", growth_interval=1).scaler())
     for _ in range(1100):  # as where every gradient is zero
         scaler.update(True)
     assert scaler.scale == 2.0**64
@@ -261,9 +265,8 @@ def test_bf16_learns_under_every_strategy(strategy):
 @pytest.fixture
 def _switches():
     """torch's own switches, put back afterwards."""
-    backends = torch.backends
-    places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    places += [backends.mkldnn.matmul, backends.mkldnn.conv]
+    places = [BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn]
+    places += [BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv]
     before = [place.fp32_precision for place in places]
     yield
     for place, value in zip(places, before, strict=True):
@@ -273,10 +276,10 @@ def _switches():
 @pytest.mark.parametrize("name", ["fp64", "fp32", "bf16", "fp16"])
 def test_tf32_is_off_where_it_was_not_asked_for(_switches, name):
     torch.set_float32_matmul_precision("medium")
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    BACKENDS.cudnn.conv.fp32_precision = "tf32"
     told = trainkit.Precision(name=name).apply(torch.device("cpu"))
     assert told == f"{name} on the CPU (torch: float32 products ieee, convolutions ieee)"
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul)
+    places = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul)
     assert {place.fp32_precision for place in places} == {"ieee"}
 
 
@@ -286,14 +289,14 @@ def test_tf32_is_refused_on_a_cpu():
 
 
 @pytest.mark.parametrize(("name", "mode"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
-def test_what_a_gpu_is_told_is_read_back_from_torch(_switches, monkeypatch, name, mode):
+def test_what_a_gpu_uses_is_read_back_from_torch(_switches, monkeypatch, name, mode):
     """The switches exist without a GPU; only its name and generation are made up here."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     told = trainkit.Precision(name=name, fp32_modules=("Head",)).apply(torch.device("cuda"))
     kept = ", kept in fp32: Head" if name == "bf16" else ""
     assert told == f"{name} on a GPU (torch: float32 products {mode}, convolutions {mode}){kept}"
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == mode
+    assert BACKENDS.cuda.matmul.fp32_precision == BACKENDS.cudnn.conv.fp32_precision == mode
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -19,7 +19,8 @@ from trainkit.random import key_of, philox, rand, randn, words
     ],
 )
 def test_philox_gives_the_published_words(counter, key, expected):
-    drawn = philox(tuple(torch.tensor(word) for word in counter), key)
+    first, second, third, fourth = map(torch.tensor, counter)
+    drawn = philox((first, second, third, fourth), key)
     assert tuple(int(word) for word in drawn) == expected
 
 
@@ -31,7 +32,7 @@ def test_a_draw_depends_on_its_own_position_alone():
         assert torch.equal(randn(key, position.view(1), (3, 2))[0], together[i])
 
 
-def test_names_seeds_calls_and_elements_are_told_apart():
+def test_names_seeds_calls_and_elements_differ():
     positions = torch.arange(4)
     drawn = [
         rand(key_of(seed, name), positions, (8,), call=call)

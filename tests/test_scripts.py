@@ -11,7 +11,9 @@ from tests.jobs import run
 from trainkit import checkpoint
 
 ROOT = Path(__file__).parent.parent
-OWN_LOOP = re.search(r"^```python\n(# loop\.py\n.*?)^```$", (ROOT / "docs" / "own_loop.md").read_text(), re.M | re.S)[1]
+(OWN_LOOP,) = re.findall(
+    r"^```python\n(# loop\.py\n.*?)^```$", (ROOT / "docs" / "own_loop.md").read_text(), re.M | re.S
+)
 
 RECIPE = """\
 import torch

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 def train(module: nn.Module, loss: Tensor) -> None:
     runtime = trainkit.Runtime(strategy="{strategy}", precision="{precision}")
-    engine = runtime.setup(module, trainkit.optim.Lamb)
+    engine = runtime.setup(module, lambda groups: trainkit.optim.Lamb(groups, lr=0.1))
     engine.backward(loss, {weight}=3)
     lr: float = engine.step().lr
 """
@@ -39,7 +39,7 @@ def test_a_type_checker_finds_a_wrong_name(tmp_path):
     scripts = {"right": RIGHT, **{name: {**RIGHT, **wrong} for name, (wrong, _) in WRONG.items()}}
     for name, words in scripts.items():
         (tmp_path / f"{name}.py").write_text(SCRIPT.format(**words))
-    command = [sys.executable, "-m", "mypy", *(f"{name}.py" for name in scripts)]
+    command = [sys.executable, "-m", "mypy", "--strict", *(f"{name}.py" for name in scripts)]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300).stdout
     errors = {line.partition(".py:")[0]: line for line in found.splitlines() if ": error:" in line}
     assert f"Found {len(WRONG)} errors in {len(WRONG)} files" in found, found

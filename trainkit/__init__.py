@@ -20,6 +20,7 @@ Last         a metric that is logged as it was last, and not as a mean
 Tracker      where numbers, pictures and text of a run go
 
 data         sources of samples: Text, Images, Datasets
+export       a trained model in the formats of other programs
 errors       what is raised; TrainkitError is the base class
 ops          layers in C++ and CUDA, each with its reference in plain PyTorch
 optim        optimizers, schedules, averages of weights; MultiOptimizer makes one of several
@@ -33,7 +34,7 @@ from trainkit.lazy import exports
 from trainkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from trainkit import data, errors, ops, optim, prune, testing
+    from trainkit import data, errors, export, ops, optim, prune, testing
     from trainkit.distributed.processes import launch
     from trainkit.engine.engine import Engine
     from trainkit.engine.step_result import StepResult
@@ -68,6 +69,7 @@ __all__ = [
     "Zero3",
     "data",
     "errors",
+    "export",
     "launch",
     "load_recipe",
     "ops",
@@ -100,6 +102,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
             "Zero3": "trainkit.strategy.zero",
             "data": "trainkit.data",
             "errors": "trainkit.errors",
+            "export": "trainkit.export",
             "launch": "trainkit.distributed.processes",
             "load_recipe": "trainkit.job",
             "ops": "trainkit.ops",

@@ -27,7 +27,7 @@ def cache_root(cache_dir: Path | None = None) -> Path:
     return Path(cache_dir or os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "trainkit").expanduser()
 
 
-def cached(root: Path, name: str, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
+def cached(root: Path, name: str, build: Callable[[Path], object], *, resumes: bool = False) -> Path:
     """Returns the directory `root/name`, which is built if it does not exist.
 
     A build fills a temporary directory, which is then renamed. Processes may race: each builds its own, one is kept,

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from trainkit import checkpoint
+from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, nearest
+from trainkit.export import Export, Exporter, RunFacts
+from trainkit.export.export import require_free, whole
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
@@ -22,6 +26,7 @@ _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
+@not_imported_by_optimizers()
 def train(config: Mapping[str, Any]) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
@@ -61,6 +66,91 @@ def evaluate(
     return metrics
 
 
+def export(
+    path: str | Path,
+    to: str,
+    target: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    averaged: bool | None = None,
+    int8: Literal["dynamic", "static"] | None = None,
+    max_loss: float = 0.01,
+    config_dir: str | Path | None = None,
+    trust: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes a trained model in the format of another program, completely or not at all. In one process.
+
+    Args:
+        path: a run directory that no process trains in, of which the newest checkpoint is taken; or a checkpoint.
+        to: the format, one of the recipe's `exporters`.
+        target: the file or directory to write.
+        overrides: as for `load_recipe`.
+        averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
+        int8: quantization, `dynamic` or `static`; needs the held-out data.
+        max_loss: the largest drop of the accuracy by `int8` that is accepted.
+        config_dir: as for `load_recipe`.
+        trust: as for `load_recipe`.
+        report: called with lines for the user.
+
+    Raises:
+        CheckpointError: as for `load_recipe`; for a run that is being trained.
+        ConfigError: for a format that the recipe does not have, a target that exists, and what the format cannot hold.
+    """
+    destination, run = Path(target).expanduser(), Path(path).expanduser()
+    require_free(destination)
+    if max_loss < 0:
+        raise ConfigError(f"--max-loss={max_loss}: must be 0 or more")
+    directory = checkpoint.find(run)
+    if directory != run and (user := user_of(run, report=report)) is not None:
+        raise CheckpointError(
+            f"{run} is being trained by {user}: wait for its end, or export one of its checkpoints, such as {directory}"
+        )
+    # One process on a CPU can read what any strategy wrote.
+    plain = ["strategy=single", "device=cpu", "ops=reference", "compile=false", "num_workers=0"]
+    recipe = load_recipe(
+        directory, [*plain, *overrides], with_data=int8 is not None, config_dir=config_dir, trust=trust
+    )
+    try:
+        exporter = _exporter(recipe, to)
+        with whole(destination) as temporary:
+            given = Export(
+                target=temporary,
+                destination=destination,
+                run=_facts(run.resolve().name, checkpoint.read_manifest(directory)),
+                averaged=averaged,
+                int8=int8,
+                max_loss=max_loss,
+            )
+            lines = list(exporter(given))
+        for line in lines:
+            report(line)
+    finally:
+        recipe.runtime.close()
+
+
+def _exporter(recipe: Recipe, to: str) -> Exporter:
+    exporters, name = recipe.exporters(), type(recipe).__name__
+    if to in exporters:
+        return exporters[to]
+    if not exporters:
+        raise ConfigError(f"--to {to}: {name} has no formats to export to; its `exporters()` would name them")
+    raise ConfigError(f"--to {to}: {name} exports to {', '.join(exporters)}.{nearest(to, exporters)}")
+
+
+def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:
+    values = manifest["values"]
+    return RunFacts(
+        name=name,
+        step=values["step"],
+        position=manifest["position"],
+        metrics=values["metrics"],
+        config=values["config"],
+        **values.get("facts", {}),
+    )
+
+
+@not_imported_by_optimizers()
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),

@@ -52,17 +52,17 @@ class Precision:
     def __post_init__(self) -> None:
         if isinstance(self.fp32_modules, str):
             raise ConfigError(
-                f"precision.fp32_modules={self.fp32_modules} must be a list of names, such as [{self.fp32_modules}]"
+                f"precision.fp32_modules={self.fp32_modules}: must be a list of names, such as [{self.fp32_modules}]"
             )
         object.__setattr__(self, "fp32_modules", tuple(self.fp32_modules))
         if self.name not in NAMES:
             raise ConfigError(
-                f"precision={self.name!r} must be one of {', '.join(NAMES)}.{nearest(str(self.name), NAMES)}"
+                f"precision={self.name!r}: must be one of {', '.join(NAMES)}.{nearest(str(self.name), NAMES)}"
             )
         if not SMALLEST_SCALE <= self.initial_scale <= LARGEST_SCALE:
-            raise ConfigError(f"precision.initial_scale={self.initial_scale} must be 2**-24 to 2**64")
+            raise ConfigError(f"precision.initial_scale={self.initial_scale}: must be 2**-24 to 2**64")
         if not self.growth_interval >= 1:
-            raise ConfigError(f"precision.growth_interval={self.growth_interval} must be 1 or more")
+            raise ConfigError(f"precision.growth_interval={self.growth_interval}: must be 1 or more")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,8 +10,10 @@ from torch import Tensor
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
+from trainkit.tracking.means import Last
 
 if TYPE_CHECKING:
+    from trainkit.export import Exporter
     from trainkit.runtime import Runtime
 
 
@@ -36,17 +38,33 @@ class Recipe(ABC):
 
     @abstractmethod
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Global batches from position `start` on."""
+        """Global batches from position `start` on. Collective: every rank must call.
+
+        Args:
+            start: samples before the first batch.
+
+        Returns:
+            This rank's share of each, as `Runtime.batches` gives it.
+        """
 
     def dearest_batches(self) -> Iterator[Batch]:
-        """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones."""
+        """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones.
+
+        Collective: every rank must call.
+        """
         return self.batches(0)
 
     @abstractmethod
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
-        """One step of every engine that is due, and what to log of it. Collective: every rank calls.
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
+        """Updates every engine that is due. Collective: every rank must call.
 
         Called once more, with nothing being updated, for a batch whose loss or gradient is not finite.
+
+        Args:
+            batch: this rank's share of a global batch.
+
+        Returns:
+            What to log of the step, by name.
         """
 
     @abstractmethod
@@ -64,6 +82,27 @@ class Recipe(ABC):
 
         Returns:
             For a metric of `evaluate`, values by name, the same on every rank.
+        """
+        return {}
+
+    @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that `weights` imply, such as the shape of a model; called where a configuration has `weights`.
+
+        Args:
+            given: the arguments as configured, nodes as mappings.
+
+        Returns:
+            Values by dotted name, such as `model.hidden_size`. They replace those of files; what is typed stays, and
+            `__init__` refuses what contradicts.
+        """
+        return {}
+
+    def exporters(self) -> "Mapping[str, Exporter]":
+        """The formats that `trainkit export RUN --to FORMAT TARGET` writes, and what writes them.
+
+        Returns:
+            By format, a function that writes to `export.target` and yields lines for the user; see `trainkit.export`.
         """
         return {}
 

@@ -4,6 +4,7 @@ import atexit
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from trainkit.data.stream import DataStream
 from trainkit.distributed.cluster import current_cluster
 from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
-from trainkit.distributed.shard import buffer_shards, share_from_first
+from trainkit.distributed.shard import broadcast_from_first, buffer_shards
 from trainkit.engine.engine import Engine
 from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
@@ -35,7 +36,7 @@ from trainkit.reduction.comm import Comm, Plan
 from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.preparation import Preparation, check_step
-from trainkit.tracking import RunLog, Status, Tracker, trackers
+from trainkit.tracking import Last, RunLog, Status, Tracker, Trackers, trackers
 
 LAST_SAVE_S = 60.0
 """Seconds that a failed run waits for the save that it had begun: other ranks may be gone."""
@@ -119,7 +120,7 @@ class Runtime:
         self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
         if deterministic:
             compute_deterministically()
-        self.tracker = (tracker or _default_tracker(run_dir is not None)) if self.ranks.is_main else Tracker()
+        self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()
         self._run_lock: run_directory.RunLock | None = None
         self.run_dir: Path | None = None
         if run_dir is not None:
@@ -359,7 +360,8 @@ class Runtime:
         given: dict[str, Any] = {"max_grad_norm": max_grad_norm, "grad_accumulation_steps": grad_accumulation_steps}
         check_step(schedule=schedule, ema_decay=ema_decay, **given)
         if name is None:
-            name = inherit.name if inherit is not None else f"engine{len(self._engine_names)}"
+            free = (number for number in count() if f"engine{number}" not in self._engine_names)
+            name = inherit.name if inherit is not None else f"engine{next(free)}"
         self._engine_names.add(name)
         self.ranks.require_same({"name": name, "ema_decay": ema_decay, **given})
         backend = self._preparation.backend(module, optimizer, blocks, name=name)
@@ -398,7 +400,7 @@ class Runtime:
         `evaluation_batches`, `Engine.averaged` and a Trainer's evaluation do so, so that what is measured can be loaded
         again. Collective: every rank must call.
         """
-        share_from_first(self._buffers)
+        broadcast_from_first(self._buffers)
 
     def predict(self, engine: Engine) -> Memory:
         """The memory that each rank will hold of `engine`, by formula."""
@@ -443,7 +445,7 @@ class Runtime:
         atexit.unregister(self.close)
         atexit.register(self.close)
 
-    def log(self, step: int, **metrics: Tensor | float) -> dict[str, float] | None:
+    def log(self, step: int, **metrics: Tensor | float | Last) -> dict[str, float] | None:
         """Logs the means of `metrics` since the last logged step, every `log_every` steps and after the last one.
 
         Call it in every step: between logged steps it never waits for the device. Means are over the global batches
@@ -461,6 +463,7 @@ class Runtime:
 
         Raises:
             ConfigError: naming a metric that is no number.
+            NonFiniteError: of an earlier step, which on a GPU is checked when it is logged or saved.
         """
         self.step = step
         batch = self.stream.clock.batch
@@ -478,6 +481,9 @@ class Runtime:
 
         Returns:
             The means by name; None where there are none.
+
+        Raises:
+            NonFiniteError: as `log`.
         """
         if self.run_log.is_empty:
             return None
@@ -517,6 +523,8 @@ class Runtime:
 
         Raises:
             CheckpointError: also for an earlier save that has not been waited for.
+            NonFiniteError: as `log`; nothing is saved then.
+            UsageError: for a value that is not JSON-able.
         """
         self.guard.read()
         with self._watchdog.during("saving"):
@@ -530,8 +538,9 @@ class Runtime:
         Raises:
             CheckpointError: if it failed.
         """
-        with self._watchdog.during("saving"):
-            self.checkpoints.finish()
+        if self.checkpoints.has_saved:  # otherwise the duration of nothing would become the limit of the first save
+            with self._watchdog.during("saving"):
+                self.checkpoints.finish()
 
     def load(self, path: str | Path, **engines: Engine) -> Loaded:
         """Fills `engines` from a checkpoint, every byte of which is verified. Collective: every rank must call.
@@ -573,5 +582,8 @@ class Runtime:
         self.ranks.leave()
 
 
-def _default_tracker(has_directory: bool) -> Tracker:
-    return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+def _isolated(tracker: Tracker | None, has_directory: bool) -> Trackers:
+    """The tracker, or the standard ones, such that one that fails does not end training."""
+    if tracker is None:
+        return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+    return tracker if isinstance(tracker, Trackers) else Trackers(**{type(tracker).__name__: tracker})

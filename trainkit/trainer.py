@@ -16,7 +16,7 @@ from trainkit.health.nonfinite import Fault, NonFiniteStepError
 from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
-from trainkit.tracking.means import number_of
+from trainkit.tracking.means import Last, number_of
 from trainkit.training import account, result
 from trainkit.training.checkpoints import Checkpoints
 from trainkit.training.config_file import write_config
@@ -257,7 +257,7 @@ class Trainer:
         factor = self.length.budget.stretch(self.runtime.position, self.recipe.num_samples, self.runtime.ranks)
         self.runtime.stream.stretch_schedules(factor)
 
-    def _step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def _step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         runtime = self.runtime
         if self.rewinds.leaves_out(batch):
             runtime.stream.skip()
@@ -402,6 +402,7 @@ class Trainer:
                 tracker=self.runtime.tracker.state_dict(),
                 metrics=metrics,
                 data=self._data(),
+                facts=account.facts_of(self.recipe, self._baselines if metrics else {}),
                 config=self.config,
                 composed=self._composed,
                 found=self.found,

@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from docs.generators.markdown import table
 from trainkit import Runtime, Trainer
 from trainkit.cli.listing import comments
+from trainkit.config import OF_RECIPES
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 
@@ -26,7 +27,7 @@ def _top_level() -> str:
     text = (CONF / "train.yaml").read_text()
     values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
     owners = (Runtime, Trainer)
-    types = {name: hint for owner in owners for name, hint in hints(owner).items()}
+    types = {**OF_RECIPES, **{name: hint for owner in owners for name, hint in hints(owner).items()}}
     described = {name: text for owner in owners for name, text in documented(owner).items()}
     rows = _rows(values, dict(comments(text)), types, "", described=described)
     return "## Top level\n\n" + _table(rows)

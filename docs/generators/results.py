@@ -64,6 +64,25 @@ def _overhead(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _start_and_end(results: Results) -> str:
+    names = {
+        "start_s": "start, s",
+        "start_cpu_s": "in CPU time",
+        "start_over_plain_in_cpu_time": "times plain, in CPU time",
+        "end_s": "end, s",
+        "end_cpu_s": "in CPU time",
+    }
+    parts = []
+    for result in results:
+        rows = [
+            [name, *(_range(one[key]) if key in one else "" for key in names), result["goals"].get(name, "")]
+            for name, one in result["commands"].items()
+        ]
+        title = f"Median and quartiles of {result['num_rounds']} rounds; CPU time of the first process:"
+        parts.append(f"{title}\n\n{_table(['', *names.values(), 'goal'], rows)}")
+    return "\n\n".join(parts)
+
+
 def _ms(step_us: Mapping[str, float]) -> str:
     return f"{step_us['median'] / 1000:.3g}"
 
@@ -198,6 +217,7 @@ def _number(value: Any) -> str:
 RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "overhead": _overhead,
     "overhead-distributed": _overhead,
+    "start-and-end": _start_and_end,
     "memory": _memory,
     "saving": _saving,
     "ops-steps": _steps_of_ops,

@@ -90,7 +90,7 @@ class Letters(trainkit.Recipe):
     def batches(self, start: int = 0) -> Iterator[Batch]:
         return self.runtime.batches(self.datasets.train, batch_size=self.batch_size, start=start)
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> dict[str, Tensor | float | trainkit.Last]:
         for micro in self.network.micro_batches(batch):
             self.network.backward(cross_entropy(self.network(micro.pixels), micro.letter))
         return self.network.step().metrics()

@@ -32,7 +32,7 @@ class Masked:
 def check_share(share: float) -> None:
     """Raises ConfigError unless 0 < share < 1."""
     if not 0 < share < 1:
-        raise ConfigError(f"recipe.mask_share={share} must be above 0 and below 1; BERT's is 0.15")
+        raise ConfigError(f"recipe.mask_share={share}: must be above 0 and below 1; BERT's is 0.15")
 
 
 class Masking:

@@ -48,9 +48,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _load(path: Path, with_data: bool, trust: bool) -> "MaskedLanguageModelling":
     from trainkit import load_recipe
+
+    recipe = load_recipe(path, with_data=with_data, trust=trust)  # first: it says what to type without trainkit_recipes
     from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
-    recipe = load_recipe(path, with_data=with_data, trust=trust)
     if not isinstance(recipe, MaskedLanguageModelling):
         recipe.runtime.close()
         raise ConfigError(

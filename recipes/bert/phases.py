@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, require_above_zero, require_at_least
 
+T = TypeVar("T")
 ScheduleFunction = Callable[[int, int], float]
 
 
@@ -131,7 +132,8 @@ class Plan:
         schedule: Schedule | ScheduleFunction | None = None,
     ) -> None:
         self.is_phased = phases is not None
-        given = phases or {"": Phase(num_steps=num_steps)}
+        given = {"": Phase(num_steps=num_steps)} if phases is None else {n: _made(Phase, p) for n, p in phases.items()}
+        warmup = None if warmup is None else _made(BatchSizeWarmup, warmup)
         self.phases = {
             name: phase if phase.batch_size is not None else replace(phase, batch_size=batch_size)
             for name, phase in given.items()
@@ -219,6 +221,11 @@ class Plan:
                     f"{stage.key}={stage.batch_size}: {ranks} ranks with strategy={runtime.strategy.name} and "
                     f"recipe.grad_accumulation_steps={grad_accumulation_steps} need {least} samples or more in a batch"
                 )
+
+
+def _made(kind: type[T], given: T | Mapping[str, Any]) -> T:
+    """What is given as it is, or made of its fields: Hydra turns the dataclasses of a configuration into mappings."""
+    return given if isinstance(given, kind) else kind(**given)  # type: ignore[arg-type]
 
 
 def require_one_length(*, num_steps: int | None, num_epochs: float | None, phases: Mapping[str, Phase] | None) -> None:

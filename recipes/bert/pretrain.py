@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
+from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
 from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
+from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
-from trainkit_recipes.bert.hugging_face import load_hugging_face
+from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import Report, guessed, outlook
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
+from trainkit_recipes.bert.samples import Samples, samples_of
 
 _NUM_STEPS = 2000
 
@@ -43,8 +47,8 @@ class MaskedLanguageModelling(Recipe):
         mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
             time.
         evaluation_batch_size: samples in a global batch of an evaluation.
-        weights: a Hugging Face directory (config.json, model.safetensors) to start from; needs its vocab.txt as
-            `data.vocab_file`, and a `model` of its shape.
+        weights: a Hugging Face directory to start from. A configuration takes `model` and `data.vocab_file` from it; in
+            Python, give those of its shape (`read_architecture`) and vocabulary.
         sentences: with [MASK] in them, filled in at the end of a run.
         phases: parts of the run by name, in order, such as one of short and one of long sequences; they replace
             `num_steps` and `num_epochs`. An evaluation measures on windows of the current phase's length.
@@ -86,9 +90,11 @@ class MaskedLanguageModelling(Recipe):
             self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
         check_share(mask_share)
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping")
+            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
         if model.pooler:
             raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
+        if weights is not None:
+            require_shape(model, weights)  # before data are read
         self.runtime, self.batch_size = runtime, batch_size
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
         lengths = [None] if num_epochs is not None else self.plan.lengths
@@ -105,17 +111,19 @@ class MaskedLanguageModelling(Recipe):
             self.best_metric = None  # losses on sequences of different lengths cannot be compared
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
+        self._measured: dict[str, float] | None = None  # of the weights as they are
         self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         for datasets in self._datasets.values():
             if len(datasets.train):
-                _check_length(datasets.train[0]["tokens"], model)
+                _check_length(datasets.train, model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
         module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
         if weights is not None:
+            require_vocabulary(self.tokenizer, weights)
             load_hugging_face(module, weights)
         made = optimizer(parameter_groups(module))
         self.model = runtime.setup(
@@ -173,13 +181,14 @@ class MaskedLanguageModelling(Recipe):
             if stage.sequence_length is not None
         ]
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Masks the batch and updates the model."""
+        self._measured = None
         train = self._datasets_of(self.plan.at(batch.position)).train
         for micro in self.model.micro_batches(batch):
-            masked = self._masked(micro, self.masking, "mask")
-            logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, train))
-            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK, in_place=True)
+            samples = samples_of(micro, train, self.tokenizer.pad)
+            masked = self._masked(samples.batch, self.masking, "mask")
+            loss, num_masked = masked_loss(*samples.predict(self.model, masked), in_place=True)
             self.model.backward(loss, weight=num_masked)
         return {**self.model.step().metrics(), **self._levels(batch)}
 
@@ -197,11 +206,16 @@ class MaskedLanguageModelling(Recipe):
         return self.plan.at(max(0, self.runtime.position - 1))
 
     @property
-    def _measured(self) -> Datasets:
+    def _evaluated(self) -> Datasets:
         return self._datasets_of(self._trained_stage)
 
     def evaluate(self) -> dict[str, float]:
         """Returns loss and accuracy on the masked tokens of the held-out data."""
+        totals = self._measured = self._measure()
+        self._evaluations.append((self.runtime.step, totals["accuracy"]))
+        return {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
+
+    def _measure(self) -> dict[str, float]:
         sums: dict[str, Tensor | float] = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
         for _, masked, logits_BKV in self.held_out():
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
@@ -209,9 +223,8 @@ class MaskedLanguageModelling(Recipe):
             sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
             sums["masked"] += num_masked
         totals = self.runtime.ranks.all_reduce_sum(sums)
-        accuracy = totals["correct"] / totals["masked"]
-        self._evaluations.append((self.runtime.step, accuracy))
-        return {"held_out_loss": totals["loss"] / totals["masked"], "held_out_accuracy": accuracy}
+        num = totals["masked"]
+        return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the accuracy of the counts of neighbours."""
@@ -222,7 +235,7 @@ class MaskedLanguageModelling(Recipe):
         length = self._trained_stage.sequence_length
         if length not in self._guessed:
             self._guessed[length] = guessed(
-                self._measured, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
+                self._evaluated, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
             )
         return self._guessed[length]
 
@@ -252,32 +265,47 @@ class MaskedLanguageModelling(Recipe):
 
     def report(self) -> Report:
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
+        measured = self._measured or self._measure()
+        num_batches = -(-len(self._evaluated.held_out) // self.evaluation_batch_size)
+        every = max(1, num_batches // NUM_EXAMPLES)  # examples from all over the split
         return Report.of(
-            self.held_out(),
-            -(-len(self._measured.held_out) // self.evaluation_batch_size),
+            islice(self.held_out(every), NUM_EXAMPLES),
+            accuracy=measured["accuracy"],
+            num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            runtime=self.runtime,
             baselines=self.guessed(),
             sentences=map(self.fill, self.sentences),
         )
 
     @torch.no_grad()
-    def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
-        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call."""
+    def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
+        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.
+
+        Args:
+            every: yields each so many-th global batch, from the first one on.
+        """
         self.model.module.eval()
         try:
-            for batch, masked in self.masked_held_out():
-                attended_BT = self._attended(batch, self._measured.held_out)
-                yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
+            for samples, masked in self._held_out_samples(every):
+                yield samples.batch, *samples.predict_slots(self.model, masked)
         finally:
             self.model.module.train()
 
     def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
         """Yields (batch, masking) over this rank's held-out windows, the same each time."""
-        for batch in self.runtime.evaluation_batches(
-            self._measured.held_out, batch_size=self.evaluation_batch_size, collate=self._measured.collate
-        ):
-            yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
+        return ((samples.batch, masked) for samples, masked in self._held_out_samples(every=1))
+
+    def _held_out_samples(self, every: int) -> Iterator[tuple[Samples, Masked]]:
+        held_out, collate = self._evaluated.held_out, self._evaluated.collate
+        batches = self.runtime.evaluation_batches(held_out, batch_size=self.evaluation_batch_size, collate=collate)
+        for batch in islice(batches, 0, None, every):
+            samples = samples_of(batch, held_out, self.tokenizer.pad)
+            yield samples, self._masked(samples.batch, self.evaluation_masking, "held-out mask")
+
+    @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the shape and the vocabulary of the weights."""
+        return implied_by_weights(Path(given["weights"]).expanduser(), given)
 
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any] | None:
@@ -301,6 +329,7 @@ class MaskedLanguageModelling(Recipe):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that the checkpoint was trained with the same vocabulary."""
+        self._measured = None
         known = state["vocabulary"]
         if "tokenizer" in state:  # other versions of the tokenizers library may write the same one differently
             known = WordPiece.from_json(state["tokenizer"]).fingerprint
@@ -341,28 +370,28 @@ class MaskedLanguageModelling(Recipe):
         sentence = self.sentences[0] if self.sentences else "A sentence with a [MASK] in it."
         return [["python", "-m", "trainkit_recipes.bert.fill", str(run_dir), sentence]]
 
+    def exporters(self) -> dict[str, Exporter]:
+        """Returns what writes a directory for transformers, and an ONNX file."""
+        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
+
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 
-    def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
-        # Without a mask, attention can use its fastest kernels.
-        return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
 
-
-def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+def masked_loss(logits: Tensor, labels: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Computes the mean cross-entropy over the slots in use.
 
     Args:
-        logits_BKV: predictions.
-        labels_BK: int64, IGNORED for unused slots.
+        logits: predictions [..., V].
+        labels: int64 [...], IGNORED for unused slots.
         in_place: whether the backward pass may overwrite the logits.
 
     Returns:
         The mean, 0 without slots in use, and the number of slots in use.
     """
-    num_masked = (labels_BK != IGNORED).sum()
-    total = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, in_place=in_place)
+    num_masked = (labels != IGNORED).sum()
+    total = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, in_place=in_place)
     return total / num_masked.clamp(min=1), num_masked
 
 
@@ -375,9 +404,10 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _check_length(tokens_T: Tensor, model: Architecture) -> None:
-    if len(tokens_T) > model.max_length:
+def _check_length(dataset: Any, model: Architecture) -> None:
+    length = getattr(dataset, "sequence_length", None) or len(dataset[0]["tokens"])
+    if length > model.max_length:
         raise ConfigError(
-            f"data.sequence_length={len(tokens_T)} is more than recipe.model.max_length={model.max_length}; "
+            f"data.sequence_length={length} is more than recipe.model.max_length={model.max_length}; "
             f"lower the one or raise the other"
         )

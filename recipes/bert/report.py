@@ -15,7 +15,7 @@ from trainkit_recipes.bert.baselines import TWO_SIDED, NeighbourCounts
 from trainkit_recipes.bert.data import IGNORED, Masked
 from trainkit_recipes.bert.filled import Filled
 
-_NUM_EXAMPLES = 4
+NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
 _READ_AT_ONCE = 4096  # windows
 
@@ -40,41 +40,35 @@ class Report:
     def of(
         cls,
         held_out: Iterable[tuple[Batch, Masked, Tensor]],
-        num_batches: int,
         *,
+        accuracy: float,
+        num_masked: int,
         tokenizer: Any,
-        runtime: Runtime,
         baselines: Mapping[str, float],
         sentences: Iterable[Filled],
     ) -> "Report":
-        """Measures on the whole held-out split. Collective: every rank must call.
+        """Describes a measurement on the whole held-out split.
 
         Args:
-            held_out: this rank's share of each global batch, how it was masked, and logits [B, K, V].
-            num_batches: batches of `held_out`.
+            held_out: this rank's shares of some global batches, how they were masked, and logits [B, K, V]; the first
+                window of each is shown.
+            accuracy: of the model, on the masked positions of the split.
+            num_masked: those positions.
             tokenizer: of the model.
-            runtime: of the job.
             baselines: accuracy by name, on the same masked positions.
             sentences: the recipe's own, filled in.
 
         Returns:
-            The report, with the same rows on every rank.
+            The report; its rows are the same on every rank.
         """
-        num_correct, num_masked = torch.zeros(()), torch.zeros(())
         examples: list[str] = []
-        every = max(1, num_batches // _NUM_EXAMPLES)  # examples from all over the split
-        for number, (batch, masked, logits_BKV) in enumerate(held_out):
-            labels_BK, guess_BK = masked.labels_BK.cpu(), logits_BKV.argmax(dim=-1).cpu()
-            num_correct = num_correct + (guess_BK == labels_BK).sum()
-            num_masked = num_masked + (labels_BK != IGNORED).sum()
-            if number % every == 0:
-                examples += islice(_examples(tokenizer, batch, masked, guess_BK), 1)
-        totals = runtime.ranks.all_reduce_sum({"correct": num_correct, "masked": num_masked})
+        for batch, masked, logits_BKV in held_out:
+            examples += islice(_examples(tokenizer, batch, masked, logits_BKV.argmax(dim=-1).cpu()), 1)
         return cls(
-            examples="\n\n".join(examples[:_NUM_EXAMPLES]),
+            examples="\n\n".join(examples),
             sentences="\n".join(map(str, sentences)),
-            columns=("guesser", f"accuracy on {int(totals['masked']):,} tokens"),
-            rows=[("model", totals["correct"] / totals["masked"]), *baselines.items()],
+            columns=("guesser", f"accuracy on {num_masked:,} tokens"),
+            rows=[("model", accuracy), *baselines.items()],
         )
 
 

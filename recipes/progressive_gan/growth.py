@@ -53,7 +53,7 @@ def resolutions_up_to(resolution: int) -> list[int]:
         [4, 8, 16]
     """
     if resolution not in _RESOLUTIONS:
-        raise ConfigError(f"recipe.resolution={resolution} must be one of {_LISTED}")
+        raise ConfigError(f"recipe.resolution={resolution}: must be one of {_LISTED}")
     return _RESOLUTIONS[: _RESOLUTIONS.index(resolution) + 1]
 
 
@@ -119,5 +119,5 @@ def _of(name: str, values: PerResolution, resolution: int) -> int:
     else:
         value = values
     if value < 1:
-        raise ConfigError(f"recipe.{name}={value} at {resolution}x{resolution} must be 1 or more")
+        raise ConfigError(f"recipe.{name}={value} at {resolution}x{resolution}: must be 1 or more")
     return value

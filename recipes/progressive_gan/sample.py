@@ -32,14 +32,15 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
     from PIL import Image
 
     from trainkit import load_recipe
-    from trainkit_recipes.progressive_gan.pictures import grid
-    from trainkit_recipes.progressive_gan.train import CELL, ProgressiveGAN
 
     if num < 1 or start < 0:
         raise ConfigError(f"--num {num} --start {start}: there must be 1 or more images, from 0 on")
     if output.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--output {output}: its suffix names no picture format; try {output.stem}.png")
-    recipe = load_recipe(path, with_data=False, trust=trust)
+    recipe = load_recipe(path, with_data=False, trust=trust)  # first: it says what to type without trainkit_recipes
+    from trainkit_recipes.progressive_gan.pictures import grid
+    from trainkit_recipes.progressive_gan.train import CELL, ProgressiveGAN
+
     if not isinstance(recipe, ProgressiveGAN):
         recipe.runtime.close()
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")

@@ -13,8 +13,10 @@ from torch.utils.data import Subset
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
@@ -63,7 +65,7 @@ class ProgressiveGAN(Recipe):
         DataError: for images of another shape.
     """
 
-    best_metric = None  # distances at different resolutions cannot be compared
+    best_metric: str | None = None  # distances at different resolutions cannot be compared
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class ProgressiveGAN(Recipe):
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"recipe.ema_decay={ema_decay} must be 0 or more, and below 1")
+            raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()
@@ -237,7 +239,7 @@ class ProgressiveGAN(Recipe):
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):
@@ -343,6 +345,10 @@ class ProgressiveGAN(Recipe):
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that samples images."""
         return [["python", "-m", "trainkit_recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
+
+    def exporters(self) -> dict[str, Exporter]:
+        """Returns what writes an ONNX file of the generator."""
+        return {"onnx": partial(to_onnx, self)}
 
     def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
         """Returns the distances of held-out images to those of `module`, or without one to training images."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,21 @@ def test_names_by_the_clock_are_never_shared(tmp_path):
     year = time.strftime("%Y")
     assert [path.name for path in paths] == [year, f"{year}-2", f"{year}-3"]
     assert make(tmp_path / "fixed") == make(tmp_path / "fixed")
+
+
+def _claimed(directory):
+    try:
+        trainkit.Runtime(device="cpu", run_dir=directory, tracker=trainkit.Tracker())
+    except ConfigError as error:
+        return str(error)
+    return "used"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_lock_that_cannot_be_written_is_one_line_on_all_ranks(world_size, tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    lines = run_ranks(_claimed, world_size, tmp_path)
+    assert lines == [f"run_dir={tmp_path}: cannot be locked: Is a directory; set another"] * world_size
 
 
 def _hold(directory: Path, connection) -> None:
@@ -61,7 +77,7 @@ def test_a_second_runtime_is_refused_until_the_first_is_closed(tmp_path):
     trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run").close()
 
 
-def _written_by(path: Path, **changed) -> dict:
+def _written_by(path: Path, **changed) -> dict[str, Any]:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "job": None, "beat": 1, **changed}
     path.write_text(json.dumps(owner))
     return owner

@@ -1,6 +1,7 @@
 """`trainkit checkpoint`: lists, shows, verifies, exports and compares."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ def _save(run_dir):
     torch.manual_seed(0)
     networks = {"G": torch.nn.Linear(3, 4), "D": torch.nn.Linear(4, 1)}
     optimizers = {name: torch.optim.AdamW(network.parameters(), lr=0.1) for name, network in networks.items()}
-    engines = {n: runtime.setup(network, optimizers[n], name=n, ema_decay=0.5) for n, network in networks.items()}
+    engines: dict[str, Any] = {
+        n: runtime.setup(network, optimizers[n], name=n, ema_decay=0.5) for n, network in networks.items()
+    }
     for batch in runtime.batches(torch.randn(40, 3), batch_size=8, num_steps=4):
         engines["D"].backward(engines["D"](engines["G"](batch.data).detach()).mean())
         engines["D"].step()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.jobs import environment
 from trainkit.cli import findings
@@ -109,12 +110,12 @@ def test_apex(monkeypatch, version, parts, state, told):
 
 
 def test_a_gpu_that_torch_cannot_use_is_broken(monkeypatch):
-    monkeypatch.setattr(findings.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(build, "gpu_archs", lambda: ("9.0",))
-    monkeypatch.setattr(findings.torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "cuda", None)
     (found,) = findings._gpus()
     assert (found.state, found.remedy) == ("broken", findings.TORCH_WITH_CUDA)
-    monkeypatch.setattr(findings.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     (found,) = findings._gpus()
     assert found.remedy.startswith("update the driver, or choose a torch for an older CUDA than 13.0")
 

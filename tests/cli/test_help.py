@@ -10,6 +10,7 @@ from trainkit.cli.main import main, parse
 from trainkit.config import check, compose
 from trainkit.errors import ConfigError
 from trainkit_recipes.bert import fill
+from trainkit_recipes.bert.finetuning import predict
 from trainkit_recipes.progressive_gan import sample
 
 COMMANDS = every()
@@ -34,13 +35,13 @@ def test_examples_are_understood(words):
         given = ["train", *given] if "launch/train.py" in example else given
         arguments = parse(COMMANDS[""], given)
         assert words.split() == given[: len(words.split())]
-        if given[0] == "train":
+        if given[0] in ("train", "seeds"):
             check(compose(arguments.overrides))
 
 
-@pytest.mark.parametrize("text", [fill.EXAMPLES, sample.EXAMPLES])
+@pytest.mark.parametrize("text", [fill.EXAMPLES, sample.EXAMPLES, predict.EXAMPLES])
 def test_scripts_of_recipes_have_examples(text):
-    assert len(_examples(text)) == 2
+    assert len(_examples(text)) in (2, 3)
 
 
 def test_list_says_what_keys_mean(capsys):
@@ -58,7 +59,7 @@ def test_list_says_what_keys_mean(capsys):
     ("override", "says"),
     [
         ("optimizer._target_=torch.optim.LBFGS", "evaluates the loss several times in a step"),
-        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "must be schedule=constant, cosine, linear"),
+        ("schedule._target_=torch.optim.lr_scheduler.StepLR", "must be schedule=constant, cosine"),
     ],
 )
 def test_what_cannot_be_an_optimizer_or_a_schedule(override, says):

@@ -1,6 +1,7 @@
 """Every number of the configuration has a range, and one outside it is one line that names its key."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trainkit.errors import ConfigError, TrainkitError
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
-BERT = (
+BERT = [
     "num_steps",
     "num_epochs",
     "batch_size",
@@ -19,12 +20,12 @@ BERT = (
     "evaluation_batch_size",
     "mask_share",
     "max_grad_norm",
-)
-MODEL = ("hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "num_segments")
-MODEL += ("dropout", "attention_dropout", "init_std")
-GAN = ("resolution", "channels", "latent_dim", "fmap_base", "fmap_max", "batch_size", "stable_images", "fade_images")
-GAN += ("num_epochs",)
-GAN += (
+]
+MODEL = ["hidden_size", "num_layers", "num_heads", "feed_forward_size", "max_length", "num_segments"]
+MODEL += ["dropout", "attention_dropout", "init_std"]
+GAN = ["resolution", "channels", "latent_dim", "fmap_base", "fmap_max", "batch_size", "stable_images", "fade_images"]
+GAN += [
+    "num_epochs",
     "grad_accumulation_steps",
     "ema_decay",
     "penalty",
@@ -32,12 +33,12 @@ GAN += (
     "stddev_group",
     "low_precision_resolutions",
     "clamp",
-)
-GAN += ("evaluation_batch_size", "num_measured", "num_patches", "num_directions", "num_shown")
+]
+GAN += ["evaluation_batch_size", "num_measured", "num_patches", "num_directions", "num_shown"]
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
-OF_RUN = ("num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_timeout_s")
-OF_RUN += ("minutes", "patience")
+OF_RUN = ["num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_timeout_s"]
+OF_RUN += ["minutes", "patience"]
 CASES = [
     *[("recipe=bert", f"recipe.{name}") for name in BERT],
     *[("recipe=bert", f"recipe.model.{name}") for name in MODEL],
@@ -62,11 +63,23 @@ class _NoData:
         raise AssertionError("numbers are checked before any data are read")
 
 
-class _Measured:
+class _Measured(trainkit.Recipe):
     best_metric = "held_out_loss"
 
     def __init__(self, runtime):
         self.runtime = runtime
+
+    def engines(self):
+        return {}
+
+    def batches(self, start=0):
+        raise NotImplementedError
+
+    def train_step(self, batch):
+        raise NotImplementedError
+
+    def evaluate(self):
+        return {}
 
 
 def _begin(config) -> None:
@@ -116,14 +129,17 @@ def test_nothing_to_do_is_refused(name):
 
 @pytest.mark.parametrize("name", ["grad_accumulation_steps", "stddev_group", "batch_size", "latent_dim"])
 def test_a_gan_of_nothing_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.* must be 1 or more"):
+    with pytest.raises(ConfigError, match=rf"recipe\.{name}=0.*: must be 1 or more"):
         _begin(compose(["recipe=progressive_gan", f"recipe.{name}=0"]))
 
 
 def test_ones_own_loop_has_ranges_too():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), ops="reference")
     data = torch.zeros(4, 1)
-    for arguments in ({"batch_size": 0}, {"batch_size": 2, "num_steps": -1}, {"batch_size": 2, "start": -1}):
+    refused: list[dict[str, Any]] = [
+        {"batch_size": 0}, {"batch_size": 2, "num_steps": -1}, {"batch_size": 2, "start": -1}
+    ]  # fmt: skip
+    for arguments in refused:
         with pytest.raises(ConfigError, match=r"must be [01] or more"):
             runtime.batches(data, **arguments)
     with pytest.raises(ConfigError, match="batch_size=0: must be 1 or more"):

@@ -100,6 +100,14 @@ def test_a_stored_configuration_can_be_changed():
         compose_onto(config, ["recipe.batchsize=16"])
 
 
+def test_free_keys_below_a_group_that_is_changed_too():
+    given = ["strategy=zero3", "strategy.config.zero_optimization.overlap_comm=true"]
+    for overrides in (given, given[::-1]):
+        assert changed(compose(), *overrides)["strategy"] == compose(overrides)["strategy"]
+    with pytest.raises(ConfigError, match=r"there is no key 'strategy\.confg'.*Did you mean 'strategy\.config'"):
+        compose_onto(compose(), ["strategy=zero3", "strategy.confg.zero_optimization.overlap_comm=true"])
+
+
 def changed(config, *overrides):
     return resolve(compose_onto(config, overrides))
 
@@ -131,8 +139,8 @@ def test_a_run_and_its_evaluation_read_values_alike():
         compose_onto(compose(), ["seeed=1"])
 
 
-NAMES = ("Photos (2024)", "a&b", "it's", "c#d", "[x]", "{y}", "Zoë", "k=v", "a,b", "a, b", "{x: 1}", "2024", "1e3")
-NAMES += ("0x10", "true", "choice(1,2)", "a;b", "!x", "x\\", "a\\'b", "'", '"', "%d", "a'b'c", "my folder")
+NAMES = ["Photos (2024)", "a&b", "it's", "c#d", "[x]", "{y}", "Zoë", "k=v", "a,b", "a, b", "{x: 1}", "2024", "1e3"]
+NAMES += ["0x10", "true", "choice(1,2)", "a;b", "!x", "x\\", "a\\'b", "'", '"', "%d", "a'b'c", "my folder"]
 
 
 @pytest.mark.parametrize("name", NAMES)

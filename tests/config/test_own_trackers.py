@@ -1,6 +1,8 @@
 """Trackers of a user's own are configured as the comment in conf/tracking/default.yaml says."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ FORM = "tests.user.tracker.Format"
 OF_A_DIRECTORY = f"others:\n  mine: {{_target_: {TARGET}, path: lines.txt, title: 2024, form: {{_target_: {FORM}}}}}\n"
 
 
-def built(*overrides, config_dir=None):
+def built(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
     """The trackers of one's own that `overrides` make, by name."""
     node = check(compose(overrides, config_dir))["tracking"]
     assert build(node).names[-len(node["others"]) :] == [*node["others"]]
@@ -28,7 +30,7 @@ def test_on_the_command_line_with_and_without_a_plus(plus):
     keys = [f"{MINE}._target_={TARGET}", f"{MINE}.path=~/a=b.txt", f"{MINE}.title=2024", f"{MINE}.form._target_={FORM}"]
     mine = built(*(f"{plus}{key}" for key in keys), f"{plus}{MINE}.form.digits=2")["mine"]
     assert isinstance(mine, MyTracker) and mine.title == "2024" and mine.form.digits == 2
-    assert mine.path.name == "a=b.txt" and mine.path.is_absolute()
+    assert mine.path is not None and mine.path.name == "a=b.txt" and mine.path.is_absolute()
 
 
 def test_as_one_mapping():

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from trainkit.testing import run_ranks
 NUM_SAMPLES, BATCH = 300, 16
 
 
-class Noisy(Dataset):
+class Noisy(Dataset[dict[str, Any]]):
     """Draws from all three global generators, as random transforms in user code do."""
 
     def __len__(self):
@@ -47,7 +48,7 @@ def _hashes(world_size, num_workers=0, start=0, num_steps=51, batch_size=BATCH):
     ranks = run_ranks(_shares, world_size, num_workers, start, num_steps, batch_size)
     hashes = []
     for step in zip(*ranks, strict=True):
-        rows = {}
+        rows: dict[int, list[float]] = {}
         for _, positions, values in step:
             rows.update(zip(positions, values, strict=True))
         assert sorted(rows) == list(range(step[0][0], step[0][0] + batch_size))
@@ -166,7 +167,7 @@ def test_weighted_batches_are_equal_on_any_ranks_and_resumed():
 def test_a_start_that_is_no_position_is_one_error():
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     with pytest.raises(ConfigError, match=r"start='8': must be a number of samples, such as runtime\.load"):
-        runtime.batches(torch.arange(20), batch_size=4, start="8")
+        runtime.batches(torch.arange(20), batch_size=4, start="8")  # type: ignore[arg-type]
     runtime.close()
 
 

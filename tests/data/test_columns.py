@@ -1,6 +1,7 @@
 """Columns: every way to give arrays and lists hands out the samples that are asked for, on any rank, and cut evenly."""
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def expected(source, indices: list[int]):
     return default_collate([sample(source, index) for index in indices])
 
 
-def flat(tree) -> list:
+def flat(tree) -> list[Any]:
     """Leaves; texts as they are."""
     if isinstance(tree, dict):
         return [leaf for value in tree.values() for leaf in flat(value)]
@@ -71,7 +72,7 @@ def flat(tree) -> list:
 def _shares(names: list[str], num_workers: int):
     """By name, (indices, leaves) of this rank's shares in training and evaluation, whole and in micro-batches."""
     runtime = trainkit.Runtime(device="cpu")
-    found: dict[str, list] = {name: [] for name in names}
+    found: dict[str, list[Any]] = {name: [] for name in names}
     for name, shares in found.items():
         source = sources()[name]
         for batch in [
@@ -114,7 +115,7 @@ def test_a_collate_function_gets_samples(name):
     assert flat(default_collate(seen)) == flat(expected(source, batch.indices.tolist()))
 
 
-def cut(data, num: int = 4) -> list:
+def cut(data, num: int = 4) -> list[Any]:
     positions = torch.arange(num)
     batch = Batch(data, 0, num, positions, positions)
     return [batch.micro_batch(number, 2).data for number in range(2)]

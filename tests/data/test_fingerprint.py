@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ WORDS = [f"word{number}" for number in range(40)]
 ROWS = np.arange(300, dtype=np.float32).reshape(100, 3)
 
 
-class Counted(Dataset):
+class Counted(Dataset[Any]):
     def __init__(self, num: int) -> None:
         self.num = num
 

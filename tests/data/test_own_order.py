@@ -1,6 +1,7 @@
 """Samplers, DataLoaders and iterable data of one's own: the same samples on any ranks, and after any resume."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ X = torch.arange(NUM)
 OF_ONE_PROCESS = ("iterable, a worker",)  # a pool's workers are spawned, each with an import of torch
 
 
-class ByLength(Sampler):
+class ByLength(Sampler[list[int]]):
     """Batches of neighbours in shuffled order, as samplers make that put samples of one length together."""
 
     def __init__(self, size=BATCH):
@@ -48,7 +49,7 @@ class ByLength(Sampler):
         yield from ([*range(start, start + self.size)] for start in starts)
 
 
-class Lines(IterableDataset):
+class Lines(IterableDataset[dict[str, float]]):
     """30 samples in another order each epoch; draws from the global generators, as augmentation does."""
 
     epoch = 0
@@ -89,7 +90,8 @@ def _sources():
 
 def _read(start=0, num_steps=STEPS, names=()):
     """{name: {position: (index, content)}} of this rank."""
-    found, runtime = {}, trainkit.Runtime(seed=SEED, device="cpu")
+    found: dict[str, dict[int, Any]] = {}
+    runtime = trainkit.Runtime(seed=SEED, device="cpu")
     for name, (source, options) in _sources().items():
         if (names and name not in names) or (name in OF_ONE_PROCESS and runtime.ranks.world_size > 1):
             continue
@@ -173,7 +175,7 @@ def test_a_resume_between_batches_of_another_size(alone):
     assert resumed == {name: {p: alone[name][p] for p in range(33, 53)} for name in names}
 
 
-class Counting(Sampler):
+class Counting(Sampler[int]):
     """Its epochs depend on how often it was asked."""
 
     generator = np.random.default_rng(0)
@@ -191,7 +193,7 @@ class Endless(Counting):
             yield 0
 
 
-class Once(IterableDataset):
+class Once(IterableDataset[int]):
     def __init__(self):
         self.samples = iter(range(NUM))
 
@@ -199,7 +201,7 @@ class Once(IterableDataset):
         return self.samples
 
 
-class Prefetching(DataLoader):
+class Prefetching(DataLoader[Any]):
     pass
 
 
@@ -211,7 +213,7 @@ DATA = TensorDataset(X)
     [
         (X, {"order": Counting()}, r"order=Counting gives other indices when epoch 0 .*function \(seed, epoch\)"),
         (X, {"order": Endless()}, r"order=Endless gives more than the 30 indices of its len"),
-        (X, {"order": (i for i in range(3))}, r"order=generator must be .*__len__"),
+        (X, {"order": (i for i in range(3))}, r"order=generator: must be .*__len__"),
         (X, {"order": lambda seed, epoch: [0, NUM]}, r"gives index 30 in epoch 0: it must be 0 to 29"),
         (X, {"order": lambda seed, epoch: [0.5]}, r"of float64 of shape \[1\] for epoch 0: it must give integers"),
         (X, {"order": lambda seed, epoch: []}, "gives no index"),

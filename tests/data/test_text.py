@@ -1,11 +1,15 @@
 """Text: the split, the cache, the windows, and every source of documents."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from trainkit.data import Text, progress
+from trainkit.data import Text, corpus, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
 from trainkit.data.tokenizer import WordPiece, train_vocabulary
@@ -33,7 +37,7 @@ def write_text(path: Path, documents: list[str]) -> Path:
     return path
 
 
-def small(path: Path, tmp_path: Path, **settings: object) -> Text:
+def small(path: Path, tmp_path: Path, **settings: Any) -> Text:
     return Text(path=path, vocab_size=200, sequence_length=16, held_out=0.1, cache_dir=tmp_path / "cache", **settings)
 
 
@@ -140,7 +144,7 @@ def test_text_that_is_not_utf8_names_file_offset_and_command(tmp_path):
     path.write_bytes("two bytes a character".encode("utf-16"))
     with pytest.raises(DataError, match="iconv -f UTF-16 "):
         small(path, tmp_path).load()
-    assert not list((tmp_path / "cache").iterdir())
+    assert not entries(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -301,12 +305,12 @@ def test_the_held_out_sample_is_an_even_choice_of_its_size(tmp_path):
     assert some.held_out.is_padded == (last in chosen and whole.held_out.is_padded)
 
 
-def test_what_the_data_are_is_told(tmp_path, capsys):
+def test_what_the_data_are_is_logged(tmp_path, capsys):
     documents = make_documents(100)
     write_text(tmp_path / "in.txt", [*documents, *documents[:7]])
     (tmp_path / "photo.HEIC").write_bytes(b"")
     loaded = small(tmp_path, tmp_path).load()
-    facts = loaded.describe()
+    facts: Mapping[str, Any] = loaded.describe()
     assert facts["documents"] + facts["held-out documents"] == 100
     assert facts["duplicates dropped"] == 7
     assert facts["tokens"] == len(stream_of(loaded.train)) and facts["held-out tokens"] == len(
@@ -324,7 +328,7 @@ def test_work_without_parts_is_announced_once_it_takes_a_while(capsys, monkeypat
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     with progress.announced("silent", enabled=False), progress.announced("long"):
         time.sleep(0.5)
-    assert capsys.readouterr().err == "long ...\n"
+    assert capsys.readouterr().err == "trainkit: long ...\n"
 
 
 def test_a_data_set_pickles_to_its_path(tmp_path):
@@ -339,7 +343,7 @@ def test_a_data_set_pickles_to_its_path(tmp_path):
 
 
 def entries(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").iterdir())
+    return sorted(path.name for path in (tmp_path / "cache").glob("text-*"))
 
 
 def test_the_cache_is_found_by_content(tmp_path):
@@ -358,6 +362,37 @@ def test_the_cache_is_found_by_content(tmp_path):
     small(tmp_path / "b.txt", tmp_path).load()
     small(tmp_path / "b.txt", tmp_path, lowercase=False).load()
     assert len(entries(tmp_path)) == 3
+
+
+def test_text_is_read_again_where_its_files_may_have_changed(tmp_path, monkeypatch):
+    documents = make_documents(100)
+    path = write_text(tmp_path / "a.txt", documents)
+    digest, read = corpus._digest, []
+
+    def noted(file):
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(corpus, "_digest", noted)
+    before = small(path, tmp_path).load().fingerprints()
+    assert small(path, tmp_path).load().fingerprints() == before and read == [path]
+    times = path.stat()
+    write_text(path, [documents[0].swapcase(), *documents[1:]])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size  # ctime alone shows the change
+    assert small(path, tmp_path).load().fingerprints() != before and read == [path, path]
+
+
+def test_a_complete_cache_that_cannot_be_written_is_used(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "a.txt", make_documents(100))
+    before = small(path, tmp_path).load().fingerprints()
+    os.utime(path)  # an unknown state of the files, as on another machine
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("trainkit.cache._claim", refuse)
+    assert small(path, tmp_path).load().fingerprints() == before
 
 
 def _load(path: Path, tmp_path: Path, barrier) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ CASELESS = [piece for piece in PIECES if piece == piece.lower() or piece in SPEC
 TEXTS = ["Berlin berlin BERLIN.", "Zoë zoe Zoe\u0308 ü", "漢字 a漢字c", "ab\u2028c \u0085a \x1cab", "the [MASK] of", ""]
 
 
-def write(directory: Path, pieces: list[str], config: dict | None = None, end: str = "\n") -> Path:
+def write(directory: Path, pieces: list[str], config: dict[str, Any] | None = None, end: str = "\n") -> Path:
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text('{"model_type": "bert"}')
     (directory / "vocab.txt").write_bytes((end.join(pieces) + end).encode())

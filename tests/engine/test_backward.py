@@ -3,13 +3,14 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.overrides import TorchFunctionMode
 
-from trainkit.engine import backward
+from tests.present import present
 from trainkit.engine.backward import run_backward
 
 
-def _module() -> nn.Module:
+def _module() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
@@ -19,7 +20,7 @@ def _loss(module: nn.Module) -> Tensor:
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:
-    return [p.grad for p in module.parameters()]
+    return [present(p.grad) for p in module.parameters()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -33,9 +34,9 @@ def test_gradients_have_the_same_bits_and_add_up(dtype):
 
 def test_hooks_and_the_clean_up_of_the_graph_stay():
     module, seen = _module(), []
-    module[0].weight.register_hook(lambda gradient: seen.append("tensor"))
+    module.get_parameter("0.weight").register_hook(lambda gradient: seen.append("tensor"))
     module[0].register_full_backward_hook(lambda *args: seen.append("module"))
-    module[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append("accumulated"))
+    module.get_parameter("0.weight").register_post_accumulate_grad_hook(lambda p: seen.append("accumulated"))
     loss = _loss(module)
     run_backward(loss)
     assert sorted(seen) == ["accumulated", "module", "tensor"]
@@ -47,9 +48,22 @@ def test_a_gradient_is_nobody_elses():
     parameter = nn.Parameter(torch.ones(1))
     for _ in range(2):
         run_backward(parameter.view(()))
-        assert parameter.grad.item() == 1
-        parameter.grad.mul_(0.5)  # as clipping does
+        assert present(parameter.grad).item() == 1
+        present(parameter.grad).mul_(0.5)  # as clipping does
         parameter.grad = None
+
+
+def test_a_patched_backward_is_called(monkeypatch):
+    calls, original = [], Tensor.backward
+
+    def patched(self, *args, **kwargs):
+        calls.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "backward", patched)
+    loss = _loss(_module())
+    run_backward(loss)
+    assert len(calls) == 1 and calls[0] is loss
 
 
 class _Seen(TorchFunctionMode):
@@ -70,7 +84,7 @@ def test_what_overrides_backward_is_called(monkeypatch):
     with _Seen() as seen:
         run_backward(_loss(_module()))
     assert "backward" in seen.names
-    monkeypatch.setattr(backward.Variable, "_execution_engine", None)
+    monkeypatch.setattr(Variable, "_execution_engine", None)
     module = _module()
     calls = []
     monkeypatch.setattr(Tensor, "backward", lambda self: calls.append(type(self)))

@@ -159,7 +159,12 @@ def _collectives():
         network, torch.optim.SGD(network.parameters(), lr=0.1), max_grad_norm=1.0, grad_accumulation_steps=3
     )
     real, calls = dist.all_reduce, []
-    dist.all_reduce = lambda tensor, *args, **kwargs: calls.append(tensor.numel()) or real(tensor, *args, **kwargs)
+
+    def counted(tensor, *args, **kwargs):
+        calls.append(tensor.numel())
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = counted
     try:
         for batch in runtime.batches(_data(), batch_size=12, num_steps=4):
             for micro in engine.micro_batches(batch):
@@ -211,7 +216,7 @@ def test_gradient_penalty_equals_one_process(penalty_alone, world_size):
 def _frozen():
     runtime = _runtime()
     generator, critic = nn.Linear(3, 5).double(), _network()
-    critic[0].bias.requires_grad_(False)  # frozen by the user: must stay so
+    critic.get_parameter("0.bias").requires_grad_(False)  # frozen by the user: must stay so
     G = runtime.setup(generator, torch.optim.SGD(generator.parameters(), lr=0.1))
     D = runtime.setup(critic, torch.optim.SGD([p for p in critic.parameters() if p.requires_grad], lr=0.1))
     before = _weights(critic)
@@ -458,6 +463,24 @@ def test_one_loss_for_two_engines_is_one_clear_error(world_size):
     assert run_ranks(_one_loss_for_two_engines, world_size) == [True] * world_size
 
 
+def test_names_that_were_not_given_are_free_ones():
+    runtime, engines = _runtime(), []
+    for name in (None, "engine1", None, "D", None):
+        network = _network()
+        engines.append(runtime.setup(network, torch.optim.SGD(network.parameters(), lr=0.1), name=name))
+    assert [engine.name for engine in engines] == ["engine0", "engine1", "engine2", "D", "engine3"]
+
+
+def test_an_attribute_of_another_optimizer_clips_nothing():
+    class Foreign(torch.optim.SGD):
+        max_grad_norm = 0.0  # "off", perhaps
+
+    network = _network()
+    assert _runtime().setup(network, Foreign(network.parameters(), lr=0.1)).max_grad_norm is None
+    lamb = trainkit.optim.Lamb(network.parameters(), lr=0.1, max_grad_norm=0.5)
+    assert _runtime().setup(network, lamb).max_grad_norm == 0.5
+
+
 def test_setup_refuses_what_cannot_be():
     runtime = _runtime()
     network = _network()
@@ -467,7 +490,7 @@ def test_setup_refuses_what_cannot_be():
     with pytest.raises(UsageError, match="has state"):
         runtime.setup(network, adam)
     with pytest.raises(ConfigError, match=r"lacks 2 parameters, such as '2.weight'"):
-        runtime.setup(network, torch.optim.SGD(network[0].parameters(), lr=1))
+        runtime.setup(network, torch.optim.SGD(network.get_submodule("0").parameters(), lr=1))
     with pytest.raises(ConfigError, match="of another module"):
         runtime.setup(network, torch.optim.SGD([*network.parameters(), *_network().parameters()], lr=1))
     for key, value in (("grad_accumulation_steps", 0), ("max_grad_norm", 0.0), ("ema_decay", 1.0)):

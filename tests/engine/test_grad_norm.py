@@ -81,7 +81,7 @@ def test_what_is_not_finite_is_named_and_updates_nothing(size, value):
     runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
     module = _module(size)
     before = copy.deepcopy(module.state_dict())
-    module[0].bias.register_hook(lambda gradient: torch.full_like(gradient, value))
+    module.get_parameter("0.bias").register_hook(lambda gradient: torch.full_like(gradient, value))
     engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
     batch = next(iter(runtime.batches(_data(size), batch_size=16, num_steps=1)))
     engine.backward(_loss(engine, batch.data))

@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_own_recipe_strategy_and_tracker(tmp_path):
     database = tmp_path / "metrics.db"
     options = [
         "--config-dir",
-        EXAMPLES / "own_recipe" / "conf",
+        str(EXAMPLES / "own_recipe" / "conf"),
         "experiment=letters_short",
         f"run_dir={tmp_path / 'run'}",
     ]
@@ -149,7 +150,7 @@ def test_own_tracker(tmp_path):
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["10", "20", "30", "40", "50"]
 
 
-def _notebook() -> dict:
+def _notebook() -> dict[str, Any]:
     return json.loads((EXAMPLES / "notebook.ipynb").read_text())
 
 

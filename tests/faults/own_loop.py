@@ -13,7 +13,7 @@ straggler.WINDOW_STEPS, straggler.WINDOW_S = 20, 0.5
 SLEEP_S, SLOW_S = 0.02, 0.08  # much longer than a process waits for a core
 
 
-class Points(torch.utils.data.Dataset):
+class Points(torch.utils.data.Dataset[torch.Tensor]):
     def __len__(self):
         return 64
 

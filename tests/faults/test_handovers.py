@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
+import trainkit
 from benchmarks import handover
 from trainkit.testing import run_ranks
 
@@ -59,13 +60,13 @@ def _load_and_change_a_bit(*args):
 
 
 def _load_a_batch_late(model, strategy, precision, path):
-    runtime_of = handover.trainkit.Runtime.load
+    load = trainkit.Runtime.load
 
     def late(runtime, path, **engines):
-        loaded = runtime_of(runtime, path, **engines)
+        loaded = load(runtime, path, **engines)
         return replace(loaded, position=loaded.position + handover.Bert.batch_size)
 
-    with mock.patch.object(handover.trainkit.Runtime, "load", late):
+    with mock.patch.object(trainkit.Runtime, "load", late):
         return handover.load_and_go_on(model, strategy, precision, path)
 
 

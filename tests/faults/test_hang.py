@@ -1,8 +1,10 @@
 """A rank that does not arrive: the job ends with its name and its line, and leaves no process."""
 
+import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import trainkit
 from benchmarks.overhead_distributed import Collectives
 from tests.faults import faulty
 from tests.jobs import ROOT, TOY, run, torchrun
+from tests.present import present
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health import hang, location
 from trainkit.health.diagnosis import diagnose
-from trainkit.health.hang import EXIT_CODE, Watchdog
+from trainkit.health.hang import Watchdog
+from trainkit.health.hang_report import EXIT_CODE
 from trainkit.health.location import location_of
 from trainkit.health.rank_status import RankStatus
 from trainkit.testing import run_ranks
@@ -118,7 +122,7 @@ def _status(rank: int, line: str, *, waits: bool, beats: int = 5, **others) -> R
     return RankStatus(rank=rank, host="h", pid=100 + rank, time=0.0, line=line, waits=waits, beats=beats, **known)
 
 
-def _named(statuses: list[RankStatus], world_size: int, last_seen: list[RankStatus] = ()) -> list[int]:
+def _named(statuses: list[RankStatus], world_size: int, last_seen: Sequence[RankStatus] = ()) -> list[int]:
     answers = {status.rank: status for status in statuses}
     text = diagnose(answers, answers | {status.rank: status for status in last_seen}, world_size, now=9.0)
     return [int(rank) for rank in re.findall(r"Rank (\d+) [^.]*did not arrive", text)]
@@ -144,7 +148,7 @@ def test_who_did_not_arrive():
     assert "Rank 1 did not arrive: it has published no status" in diagnose(answers, {}, 2, now=9.0)
 
 
-def test_ranks_are_told_in_short():
+def test_ranks_are_listed_in_short():
     answers = {r: _status(r, "a.py:1 (f)", waits=True) for r in (0, 1, 2, 3, 5, 7)}
     assert diagnose(answers, {}, 9, now=0.0).startswith("Ranks 0 to 3, 5 and 7 waited at step 5, at a.py:1 (f).")
 
@@ -153,11 +157,11 @@ def test_the_line_is_the_users():
     event = threading.Event()
     waiting = threading.Thread(target=lambda: event.wait(), daemon=True)
     waiting.start()
-    there = location_of(waiting.ident)
+    there = location_of(present(waiting.ident))
     here = str(Path(__file__).relative_to(ROOT))
     assert there.line.startswith(f"{here}:") and there.line.endswith("(<lambda>)")
     assert (there.function, there.waits, there.is_at_prompt) == ("", False, False)
-    assert location_of(waiting.ident).trace == there.trace, "it has not moved"
+    assert location_of(present(waiting.ident)).trace == there.trace, "it has not moved"
     event.set()
 
 
@@ -191,6 +195,25 @@ def test_the_limit_is_learnt_by_activity():
         assert watchdog.limit_s == pytest.approx(200, abs=5)
     watchdog.end()
     assert _watchdog(7.5).limit_s == 7.5
+
+
+def test_nothing_to_save_takes_no_time_from_the_first_save(tmp_path):
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    runtime.finish_saving()
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s == 1800
+    runtime.save(tmp_path / "saved", value=1)
+    with runtime._watchdog.during("saving"):
+        assert runtime._watchdog.limit_s < 1800, "now it is known"
+
+
+def test_a_rank_that_waits_for_the_device_waits():
+    """In the calls of `tolist` and `item` by which the guard and the means read what a GPU has computed."""
+    for module in ("health/guard.py", "tracking/means.py"):
+        path = str(Path(trainkit.__file__).parent / module)
+        assert location._waits([location._StackFrame(path, 1, "read")], location._StackFrame("train.py", 1, "main"))
+    path = str(Path(trainkit.__file__).parent / "engine" / "backward.py")
+    assert location._function([location._StackFrame(path, 1, "run_backward")]) == "backward"
 
 
 def test_a_wait_for_data_has_a_limit_of_its_own():
@@ -259,21 +282,22 @@ def test_who_is_given_more_time(monkeypatch, peer, is_awake, hang_timeout_s, is_
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watchdog = Watchdog(Cluster(world_size=2), torch.device("cpu"), hang_timeout_s=hang_timeout_s)
     watchdog._num_done["step"] = 21
-    watchdog._store = _Peer(_status(1, "a.py:1 (f)", **peer), is_awake)
+    told = _Peer(_status(1, "a.py:1 (f)", **peer), is_awake)
+    monkeypatch.setattr(watchdog, "_store", told)
     for waited_s in range(62, 90, 2):
         watchdog._waited_s = now[0] = float(waited_s)
         watchdog._alarm()
-    assert bool(watchdog._store.alarm) == is_alarmed
+    assert bool(told.alarm) == is_alarmed
     watchdog._waited_s = 1900.0
     watchdog._alarm()
-    assert bool(watchdog._store.alarm) or peer.get("is_at_prompt")
+    assert bool(told.alarm) or peer.get("is_at_prompt")
 
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_what_was_begun_is_finished_before_the_end(monkeypatch, tmp_path, hangs):
     done, never = [], threading.Event()
     monkeypatch.setattr(hang, "RESCUE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(hang.os, "_exit", lambda code: done.append(code))
+    monkeypatch.setattr(os, "_exit", lambda code: done.append(code))
 
     class Told(trainkit.Tracker):
         def finish(self, status):
@@ -304,7 +328,7 @@ def test_nothing_is_watched_between_loops_and_after_the_end():
 
 
 def test_a_failure_of_its_own_is_said_once(monkeypatch):
-    told = []
+    told: list[str] = []
     watchdog = Watchdog(Cluster(), torch.device("cpu"), hang_timeout_s=1.0, report=told.append)
     monkeypatch.setattr(watchdog, "_sample", lambda: 1 / 0)
     for _ in watchdog.watched(iter(range(40)), 0):
@@ -315,7 +339,7 @@ def test_a_failure_of_its_own_is_said_once(monkeypatch):
 
 @pytest.mark.parametrize("hang_timeout_s", ["soon", 0, -1.0, float("nan")])
 def test_what_is_no_limit_is_refused(hang_timeout_s):
-    with pytest.raises(ConfigError, match=r"hang_timeout_s=.* must be auto, a number of seconds above 0, or null"):
+    with pytest.raises(ConfigError, match=r"hang_timeout_s=.*: must be auto, a number of seconds above 0, or null"):
         trainkit.Runtime(device="cpu", hang_timeout_s=hang_timeout_s)
 
 

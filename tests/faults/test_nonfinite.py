@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def _overflowing(run_dir):
     runtime = sick.make_runtime("ddp", "skip", run_dir, precision=precision)
     network = nn.Linear(5, 1)
     engine = runtime.setup(network, torch.optim.SGD(network.parameters(), lr=1e-12))
-    skipped = []
+    skipped: list[bool] = []
     for batch in runtime.batches(torch.ones(8, 5), batch_size=BATCH, num_steps=2 * MAX_SKIPPED + 60):
         loss = engine(batch.data).float().square().mean() * 1e8
         is_sick = len(skipped) >= 60 and runtime.ranks.rank == 1
@@ -361,7 +362,7 @@ def test_a_good_step_reads_nothing_and_reduces_nothing_more(strategy, num_sums, 
 def _own_loop(nonfinite, run_dir):
     runtime = sick.make_runtime("ddp", nonfinite, run_dir)
     recipe = sick.Sick(runtime, "loss")
-    told = []
+    told: list[Any] = []
     for step, batch in enumerate(recipe.batches(), 1):
         before = scenes.whole_state(recipe.engine)
         try:
@@ -444,4 +445,4 @@ def test_a_policy_that_there_is_not():
     with pytest.raises(
         ConfigError, match=r"nonfinite='skipp': must be one of stop, skip, rewind\. Did you mean 'skip'"
     ):
-        trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), nonfinite="skipp")
+        trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), nonfinite="skipp")  # type: ignore[arg-type]

@@ -155,20 +155,18 @@ def _train_where_there_is_little_space(run_dir, has_space_again):
     tracker = _Lines()
     saver.PAUSES_S = (0.1,)
     runtime = trainkit.Runtime(device="cpu", tracker=tracker, run_dir=run_dir)
-    recipe = _Recipe(runtime)
-    trainer = trainkit.Trainer(recipe, save_every=2, keep_last=2)
-    train_step = recipe.train_step
 
-    def step(batch):
-        if trainer.step == 3 and runtime.ranks.is_main:
-            runtime.finish_saving()
-            free = os.statvfs(run_dir).f_bavail * os.statvfs(run_dir).f_frsize
-            (run_dir / "filler").write_bytes(bytes(free - 8192))
-        if trainer.step == 7 and has_space_again and runtime.ranks.is_main:
-            (run_dir / "filler").unlink()
-        return train_step(batch)
+    class Filling(_Recipe):
+        def train_step(self, batch):
+            if trainer.step == 3 and runtime.ranks.is_main:
+                runtime.finish_saving()
+                free = os.statvfs(run_dir).f_bavail * os.statvfs(run_dir).f_frsize
+                (run_dir / "filler").write_bytes(bytes(free - 8192))
+            if trainer.step == 7 and has_space_again and runtime.ranks.is_main:
+                (run_dir / "filler").unlink()
+            return super().train_step(batch)
 
-    recipe.train_step = step
+    trainer = trainkit.Trainer(Filling(runtime), save_every=2, keep_last=2)
     error = None
     try:
         trainer.fit()

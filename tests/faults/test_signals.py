@@ -18,6 +18,7 @@ import torch.distributed as dist
 import trainkit
 from tests.faults import sick
 from tests.jobs import ROOT, TOY, TRAIN, children, command, environment, kill, newest_tensors, run, torchrun
+from tests.present import present
 from trainkit.cli.main import guarded
 from trainkit.distributed import agent
 from trainkit.errors import ClusterError, ConfigError
@@ -101,7 +102,7 @@ def test_ctrl_c_saves_and_asks_for_no_requeue(tmp_path):
         (2, "one rank", [], 0),
     ],
 )
-def test_told_to_end_it_saves_and_goes_on_with_the_same_bits(ranks, told, options, code, whole, tmp_path):
+def test_a_signal_saves_and_a_resume_has_the_same_bits(ranks, told, options, code, whole, tmp_path):
     job, run_dir = [*JOB, *options, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
 
     target = 100 + random.randrange(20)
@@ -202,7 +203,7 @@ class Told(sick.Sick):
         return super().train_step(batch)
 
 
-def test_steps_since_the_last_row_are_told_before_it_ends(tmp_path):
+def test_steps_since_the_last_row_are_logged_before_it_ends(tmp_path):
     runtime = sick.make_runtime("single", "stop", tmp_path, log_every=3)
     with pytest.raises(Preempted):
         trainkit.Trainer(Told(runtime, "loss", sick=())).fit()
@@ -289,7 +290,7 @@ def test_ctrl_c_to_a_forked_child_is_left_to_the_parent():
         child = multiprocessing.get_context("fork").Process(target=partial(time.sleep, 1))
         child.start()
         time.sleep(0.2)
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(present(child.pid), signal.SIGINT)
         child.join(10)
         assert child.exitcode == 0
 

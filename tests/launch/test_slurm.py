@@ -109,7 +109,7 @@ def test_a_failing_step_fails_the_job(slurm):
 
 
 @pytest.mark.parametrize("leaves_word", [True, False])
-def test_near_the_time_limit_the_run_is_told_and_then_requeued(slurm, tmp_path, leaves_word):
+def test_near_the_time_limit_a_run_is_signalled_and_requeued(slurm, tmp_path, leaves_word):
     requested = next(line for line in SCRIPT.read_text().splitlines() if "--signal" in line)
     assert shlex.split(requested)[-1] == "--signal=B:USR1@180"
     run_dir = tmp_path / "run"

@@ -1,5 +1,7 @@
 """Bias + activation + dropout against plain PyTorch in float64, up to the second derivative."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -133,7 +135,7 @@ def test_low_precision_beside_a_float32_bias():
 def test_any_strides_and_no_elements():
     x, _ = _operands((8, 6, 3), torch.float32)
     turned, bias = x.transpose(0, 2)[:, ::2], torch.randn(16)[::2]
-    drawn = {"p": 0.5, "key": KEY, "positions": POSITIONS}
+    drawn: dict[str, Any] = {"p": 0.5, "key": KEY, "positions": POSITIONS}
     expected = bias_activation_dropout(turned.contiguous(), bias.contiguous(), "silu", **drawn)
     assert not turned.is_contiguous() and torch.equal(bias_activation_dropout(turned, bias, "silu", **drawn), expected)
     for shape in ((0, 5), (3, 0), (0,)):
@@ -147,10 +149,10 @@ def test_any_strides_and_no_elements():
     [
         ((torch.ones(3, 5), torch.ones(4)), r"x \[3, 5\], bias \[4\]; they must be \[..., D\] and \[D\]"),
         ((torch.ones(()), None), r"x \[\], bias None"),
-        ((torch.ones(3, 5), None, "gleu"), "activation=gleu must be one of gelu, .*Did you mean 'gelu'"),
+        ((torch.ones(3, 5), None, "gleu"), "activation=gleu: must be one of gelu, .*Did you mean 'gelu'"),
     ],
 )
-def test_what_cannot_be_is_told(arguments, told):
+def test_what_cannot_be_is_an_error(arguments, told):
     with pytest.raises(ConfigError, match=told):
         bias_activation_dropout(*arguments)
     with pytest.raises(ConfigError, match="positions are"):

@@ -1,11 +1,13 @@
 """The library of ops: built once by many, after a killed build, again when stale, and loudly not at all."""
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import zipfile
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.present import present
 from trainkit.errors import ConfigError
 from trainkit.ops import build, library
 from trainkit.testing import run_ranks
@@ -57,7 +60,7 @@ def tiny(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (sources / f"{name}.cpp").write_text(f'#include "tiny.h"\nextern "C" int tk_{name}() {{ return NUMBER; }}\n')
     (sources / "tiny.h").write_text("#define NUMBER 1\n")
-    compiler = _script(tmp_path / "cxx", COMPILER.format(cxx=" ".join(CXX)))
+    compiler = _script(tmp_path / "cxx", COMPILER.format(cxx=" ".join(present(CXX))))
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "cache"))
     return sources
@@ -177,11 +180,11 @@ def test_an_installed_library_is_used_while_it_fits(alone, monkeypatch):
     plan = build.plan()
     installed = build.compile_into(plan, library.HERE)
     assert build.is_built(plan, library.HERE)
-    assert library.find(plan).path == installed
-    assert library.find(None).path == installed  # where there is no compiler
+    assert present(library.find(plan)).path == installed
+    assert present(library.find(None)).path == installed  # where there is no compiler
     flags = build.cpu_flags()
     monkeypatch.setattr(build, "cpu_flags", lambda: (*flags, "an_instruction_more"))
-    assert library.find(None).path == installed
+    assert present(library.find(None)).path == installed
     monkeypatch.setattr(build, "cpu_flags", lambda: flags[1:])
     assert library.find(None) is None
     monkeypatch.setattr(build, "cpu_flags", lambda: flags)
@@ -193,7 +196,7 @@ def test_an_installed_library_is_used_while_it_fits(alone, monkeypatch):
 def test_without_a_compiler_the_cache_is_searched(alone, monkeypatch):
     path = library.ensure(build.plan())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert library.load(require=True).path == path
+    assert present(library.load(require=True)).path == path
     assert library.is_available()
 
 
@@ -207,7 +210,7 @@ def test_a_library_built_under_any_umask_is_loaded_again(alone, umask):
         path = library.ensure(build.plan())
     finally:
         os.umask(before)
-    assert library.find(build.plan()).path == path
+    assert present(library.find(build.plan())).path == path
     assert [part.stat().st_mode & 0o777 for part in (path.parent, path, path.with_name(build.DESCRIPTION))] == [
         0o755,
         0o755,
@@ -227,7 +230,7 @@ def test_a_library_of_another_user_is_refused(alone, monkeypatch, without_compil
     if os.geteuid() == 0:
         os.chown(path, 4321, -1)
     else:
-        monkeypatch.setattr(library.os, "geteuid", lambda: 4321)
+        monkeypatch.setattr(os, "geteuid", lambda: 4321)
     with pytest.raises(ConfigError, match=r"belong to another user \(uid \d+\).*type: export TRAINKIT_CACHE=DIRECTORY"):
         library.load()
     if not without_compiler:
@@ -239,13 +242,13 @@ def test_a_library_of_another_user_is_refused(alone, monkeypatch, without_compil
 # -- what cannot be built ----------------------------------------------------------------------------------------------
 
 
-def test_no_compiler_is_one_warning_or_an_error(alone, monkeypatch, recwarn):
+def test_no_compiler_is_one_warning_or_an_error(alone, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert library.load() is None
     assert library.load() is None
     assert not library.is_available()
-    (warning,) = recwarn
-    assert "no C++ compiler was found (no-such-compiler); type: apt-get install g++" in str(warning.message)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "no C++ compiler was found (no-such-compiler); type: apt-get install g++" in warning
     with pytest.raises(ConfigError, match=r"^ops\.require=true: .*type: apt-get install g\+\+"):
         library.load(require=True)
 
@@ -291,7 +294,7 @@ def test_nvcc_that_fails_is_loud(alone, tmp_path, monkeypatch):
     assert told[2] == "tiny.cu(1): error: no such thing"
     assert told[3] == "to build without CUDA, type: export TRAINKIT_CUDA_ARCHS=none"
     monkeypatch.setenv("TRAINKIT_CUDA_ARCHS", "none")
-    assert library.load().archs == []
+    assert present(library.load()).archs == []
 
 
 def test_a_cpu_build_of_torch_gets_cuda_only_when_asked(alone, tmp_path, monkeypatch):
@@ -305,7 +308,7 @@ def test_a_cpu_build_of_torch_gets_cuda_only_when_asked(alone, tmp_path, monkeyp
     assert found.cuda == torch.version.cuda
     monkeypatch.setattr(build, "find_torch", lambda: replace(found, cuda=None))
     assert build.plan().nvcc is None
-    assert library.load().archs == []
+    assert present(library.load()).archs == []
     monkeypatch.setenv("TRAINKIT_CUDA_ARCHS", "9.0")
     assert build.plan().archs == ("9.0",)
     monkeypatch.delenv("TRAINKIT_CUDA_ARCHS")
@@ -315,8 +318,8 @@ def test_a_cpu_build_of_torch_gets_cuda_only_when_asked(alone, tmp_path, monkeyp
 
 def test_the_version_of_cuda_is_read_without_importing_torch(tmp_path, monkeypatch):
     (tmp_path / "torch").mkdir()
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     version = "__version__ = '2.13.0'\ndebug = False\ncuda: Optional[str] = {}\ngit_version = 'a'\n"
     for stored, expected in (("None", None), ("'13.0'", "13.0")):
         (tmp_path / "torch" / "version.py").write_text(version.format(stored))
@@ -382,7 +385,7 @@ def test_a_cache_that_cannot_take_it_is_named(tiny, monkeypatch, cause):
     else:
         (tiny / "one.cpp").write_text("#error No space left on device\n")
         usage = type("Usage", (), {"free": 1000})
-        monkeypatch.setattr(library.shutil, "disk_usage", lambda path: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"cannot be built into .*; set TRAINKIT_CACHE=DIRECTORY"):
         library.ensure(build.plan(tiny))
 

@@ -121,7 +121,7 @@ def test_what_cannot_be():
     with pytest.raises(ConfigError, match="the result has 6 elements in dim=1"):
         concat([x, x], bias=drawn(3))
     with pytest.raises(ConfigError, match="it must be one of linear, relu, leaky_relu"):
-        concat([x, x], activation="gelu")
+        concat([x, x], activation="gelu")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="6 samples do not make groups of 4"):
         append_minibatch_stddev(drawn(6, 3, 4, 4), 4)
     with pytest.raises(ConfigError, match="group=0: x must be floats"):

@@ -38,7 +38,8 @@ def _in_double(logits, labels):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (5, 1024), (4, 1025), (3, 5003), (2, 30528)], ids=str)
 def test_values_and_gradients(shape, dtype, in_place):
-    logits, labels = _inputs(*shape, dtype)
+    rows, classes = shape
+    logits, labels = _inputs(rows, classes, dtype)
     loss, gradient = _with_gradient(cross_entropy, logits, labels, in_place=in_place)
     expected_loss, expected = _in_double(logits, labels)
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
@@ -225,7 +226,7 @@ def test_no_second_order_and_what_has_it():
 def test_a_label_out_of_range_is_named(label):
     labels = torch.arange(6)
     labels[4] = label
-    with pytest.raises(RuntimeError, match=rf"labels\[4\] is {label}; allowed is 0 to 8 or ignore_index=-100"):
+    with pytest.raises(RuntimeError, match=rf"labels\[4\] is {label}; it must be 0 to 8 or ignore_index=-100"):
         cross_entropy(torch.randn(6, 9), labels)
 
 
@@ -248,7 +249,8 @@ def test_what_does_not_fit_is_refused(logits, labels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(7, 3), (5, 1024), (3, 5003), (640, 30528)], ids=str)
 def test_cuda_equals_float64(shape, dtype):
-    logits, labels = _inputs(*shape, dtype, "cuda")
+    rows, classes = shape
+    logits, labels = _inputs(rows, classes, dtype, "cuda")
     expected_loss, expected = _in_double(logits, labels)
     for in_place in (False, True):
         loss, gradient = _with_gradient(cross_entropy, logits, labels, in_place=in_place)

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu, op_table, steps
 from benchmarks.op_table import ENTRIES, Entry, Inputs
 from benchmarks.op_timing import check, measure
+from trainkit.ops.dropout import Dropout
 from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
 
 
@@ -67,7 +68,7 @@ def test_every_op_is_right_on_a_gpu(entry, dtype):
             assert found["holds"], found
 
 
-def test_the_tables_are_told(done):
+def test_the_tables_are_printed(done):
     _, found, tables = done
     assert "that it runs, not how fast" in tables
     for r in found["results"]:
@@ -87,7 +88,7 @@ def test_a_wrong_op_is_found(monkeypatch, tmp_path, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compiled_is_told_and_the_rest_is_timed():
+def test_what_cannot_be_compiled_is_named_the_rest_timed():
     entry = next(entry for entry in ENTRIES if entry.name == "gather_rows")
 
     def broken(graph, inputs):
@@ -105,7 +106,7 @@ def test_what_cannot_be_compiled_is_told_and_the_rest_is_timed():
     )
 
 
-def test_what_there_is_no_time_for_is_told():
+def test_what_there_is_no_time_for_is_named():
     bench = gpu.Bench(**gpu.TOY)
     bench.until = 0.0
     gpu.models(bench)
@@ -137,7 +138,7 @@ def test_flops_are_those_that_pytorch_counts():
     model = Architecture(hidden_size=32, num_layers=2, num_heads=4, feed_forward_size=80, max_length=length)
     module = MaskedLanguageModel(model, vocab_size)
     for layer in module.modules():
-        if hasattr(layer, "see"):
+        if isinstance(layer, Dropout):
             layer.see(1, torch.arange(batch))
     with FlopCounterMode(display=False) as counted:
         chosen = torch.arange(num_slots).expand(batch, num_slots)

@@ -1,5 +1,7 @@
 """Dropout + residual + LayerNorm against plain PyTorch in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,12 +135,13 @@ def test_low_precision_rows_with_float32_parameters_in_autocast():
 
 def test_any_strides_and_no_elements():
     x, residual, weight, bias = _operands((8, 6, 3), torch.float64)
-    turned = [x.transpose(0, 2)[:, ::2] for x in (x, residual)]
+    x, residual = (part.transpose(0, 2)[:, ::2] for part in (x, residual))
     weight, bias = weight.new_ones(16)[::2], bias.new_zeros(16)[::2]
-    found = dropout_residual_layer_norm(*turned, weight, bias, eps=1e-5, p=0.5, key=KEY, positions=POSITIONS)
-    flat = [x.contiguous() for x in (*turned, weight, bias)]
-    expected = dropout_residual_layer_norm(*flat, eps=1e-5, p=0.5, key=KEY, positions=POSITIONS)
-    assert not turned[0].is_contiguous() and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    drawn: dict[str, Any] = {"eps": 1e-5, "p": 0.5, "key": KEY, "positions": POSITIONS}
+    found = dropout_residual_layer_norm(x, residual, weight, bias, **drawn)
+    flat = [x.contiguous() for x in (x, residual, weight, bias)]
+    expected = dropout_residual_layer_norm(*flat, **drawn)
+    assert not x.is_contiguous() and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     empty = _operands((0, 4, 5), torch.float32)
     normed, summed = dropout_residual_layer_norm(*empty, eps=1e-5, p=0.5, key=KEY, positions=POSITIONS[:0])
     grads = torch.autograd.grad(normed.sum() + summed.sum(), empty)
@@ -146,7 +149,7 @@ def test_any_strides_and_no_elements():
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
-def test_shapes_that_do_not_fit_are_told(wrong):
+def test_shapes_that_do_not_fit_are_errors(wrong):
     operands = _operands((3, 2, 5), torch.float32)
     operands[wrong] = operands[wrong].detach()[..., :4]
     with pytest.raises(ConfigError, match=r"they must be \[N, ..., D\], the same, \[D\] and \[D\]"):

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -28,15 +29,16 @@ def _put_fake_apex(put):
     kernels = types.ModuleType("amp_C")
     kernels.__spec__ = importlib.machinery.ModuleSpec("amp_C", None)
     package, optimizers = types.ModuleType("apex"), types.ModuleType("apex.optimizers")
-    optimizers.FusedLAMB = FakeLamb
-    package.optimizers = optimizers
+    vars(optimizers)["FusedLAMB"], vars(package)["optimizers"] = FakeLamb, optimizers
     for module in (kernels, package, optimizers):
         put(module.__name__, module)
 
 
 def test_it_is_made_with_our_arguments(monkeypatch):
     _put_fake_apex(lambda name, module: monkeypatch.setitem(sys.modules, name, module))
-    made = apex.fused_lamb([torch.zeros(2)], lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2, max_grad_norm=2.0)
+    given: dict[str, Any] = {"lr": 0.1, "betas": [0.8, 0.9], "eps": 1e-5, "weight_decay": 0.2, "max_grad_norm": 2.0}
+    made = apex.fused_lamb([torch.zeros(2)], **given)
+    assert isinstance(made, FakeLamb)
     assert made.given == {
         "lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "max_grad_norm": 2.0,
         "bias_correction": True, "adam_w_mode": True, "use_nvlamb": False,

@@ -143,7 +143,8 @@ def test_a_scheduler_of_torch_as_schedule_is_refused():
     module = _network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=r"schedule=StepLR: must be a function .*of engine.optimizer instead"):
-        runtime.setup(module, optimizer, schedule=torch.optim.lr_scheduler.StepLR(optimizer, 1))
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        runtime.setup(module, optimizer, schedule=schedule)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="LBFGS evaluates the loss several times"):
         runtime.setup(module, torch.optim.LBFGS(module.parameters()))
     with pytest.raises(ConfigError, match=r"engine1.* cannot be made: Invalid learning rate: -1"):

@@ -1,6 +1,7 @@
 """LAMB against a transcription of the paper's formulas in float64."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def _groups(params, **decay):
 
 def _run(dtype, max_grad_norm, corrects, device="cpu"):
     weights, gradients = _start()
-    hyper = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
+    hyper: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
     oracle = Transcription(weights, **hyper, decay=0.05, max_grad_norm=max_grad_norm, corrects=corrects)
     params = {
         name: torch.nn.Parameter(torch.tensor(weight, dtype=dtype, device=device)) for name, weight in weights.items()
@@ -235,10 +236,10 @@ def test_state_comes_back_from_a_checkpoint():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"lr": -1.0}, r"optimizer\.lr=-1\.0 must be 0 or more"),
-        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\) must be two numbers"),
-        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0 must be a norm above 0, or null"),
-        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
+        ({"lr": -1.0}, r"optimizer\.lr=-1\.0: must be 0 or more"),
+        ({"lr": 0.1, "betas": (0.9, 1.0)}, r"optimizer\.betas=\(0\.9, 1\.0\): must be two numbers"),
+        ({"lr": 0.1, "max_grad_norm": 0.0}, r"optimizer\.max_grad_norm=0\.0: must be a norm above 0, or null"),
+        ({"lr": 0.1, "weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: must be 0 or more"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, told):

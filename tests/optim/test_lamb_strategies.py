@@ -1,6 +1,7 @@
 """Trust ratios are of whole parameters under every strategy: what a step does is the same everywhere."""
 
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -185,7 +186,6 @@ def test_an_optimizer_without_masks_is_masked_after_steps():
 def test_the_smaller_clip_counts():
     runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
     for own, engines, both in ((1.0, None, 1.0), (1.0, 0.5, 0.5), (0.25, 0.5, 0.25), (None, 0.5, 0.5)):
-        engine = runtime.setup(
-            scenes.network(), lambda groups, own=own: Lamb(groups, lr=0.1, max_grad_norm=own), max_grad_norm=engines
-        )
+        optimizer = partial(Lamb, lr=0.1, max_grad_norm=own)
+        engine = runtime.setup(scenes.network(), optimizer, max_grad_norm=engines)
         assert engine.max_grad_norm == both

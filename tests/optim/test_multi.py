@@ -1,5 +1,7 @@
 """MultiOptimizer: the weights are those of its parts in plain PyTorch, under every strategy, and after a resume."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,8 @@ def _parts(kind, module):
         "Muon": lambda: torch.optim.Muon(matrices, lr=0.02),
         "LBFGS": lambda: torch.optim.LBFGS(matrices),
     }[kind]()
-    return first, torch.optim.SGD([{"params": others[:1], "lr": 0.05}, {"params": others[1:]}], lr=0.1, momentum=0.9)
+    groups: list[dict[str, Any]] = [{"params": others[:1], "lr": 0.05}, {"params": others[1:]}]
+    return first, torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 def _factor(position, size):

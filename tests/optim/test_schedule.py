@@ -35,7 +35,7 @@ def test_a_total_of_none_is_filled_in_or_refused():
 
 
 def test_a_power_that_does_not_go_down_is_refused():
-    with pytest.raises(ConfigError, match=r"schedule\.power=0 must be a number above 0"):
+    with pytest.raises(ConfigError, match=r"schedule\.power=0: must be a number above 0"):
         trainkit.Schedule(total=5, shape="polynomial", power=0)
-    with pytest.raises(ConfigError, match=r"schedule\.shape='polynomal' must be .* Did you mean 'polynomial'"):
-        trainkit.Schedule(total=5, shape="polynomal")
+    with pytest.raises(ConfigError, match=r"schedule\.shape='polynomal': must be .* Did you mean 'polynomial'"):
+        trainkit.Schedule(total=5, shape="polynomal")  # type: ignore[arg-type]

@@ -1,13 +1,23 @@
 """An optimizer's step without PyTorch's wrapper: the same bits, and hooks, schedulers and the profiler still see it."""
 
 import copy
+import functools
+import inspect
+import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _use_grad_for_differentiable,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
+from tests.present import present
+from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.optim.step import step
 
 
@@ -50,7 +60,7 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     module = _with_gradients()
     other = copy.deepcopy(module)
     for p, q in zip(module.parameters(), other.parameters(), strict=True):
-        q.grad = p.grad.clone()
+        q.grad = present(p.grad).clone()
     optimizer, reference = make(module.parameters()), make(other.parameters())
     for _ in range(3):
         reference.step()
@@ -59,6 +69,75 @@ def test_a_direct_step_has_the_same_bits(make, monkeypatch):
     for _ in range(3):
         step(optimizer)
     assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_a_step_of_ones_own_that_wraps_pytorchs_is_called(monkeypatch):
+    torch.optim.SGD([torch.zeros(1)])  # PyTorch marks the class when its first instance is made
+    as_pytorchs: Any = functools.wraps(torch.optim.SGD.step)
+
+    class Positive(torch.optim.SGD):
+        @as_pytorchs
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.clamp_(min=0)
+
+    assert Positive.step.hooked, "`wraps` copies the marks of PyTorch's wrapper"
+    module = _with_gradients()
+    step(Positive(module.parameters(), lr=1.0))
+    assert all((p >= 0).all() for p in module.parameters())
+
+    calls, original = [], torch.optim.SGD.step
+
+    @functools.wraps(original)
+    def patched(self, closure=None):
+        calls.append(self)
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", patched)
+    optimizer = torch.optim.SGD(module.parameters())
+    step(optimizer)
+    assert calls == [optimizer]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_gradients_are_recorded_where_the_optimizer_asks(differentiable):
+    module, recorded = _with_gradients(), []
+
+    class Notes(torch.optim.SGD):
+        @_use_grad_for_differentiable
+        def step(self, closure=None):
+            recorded.append(torch.is_grad_enabled())
+
+    optimizer = Notes(module.parameters(), differentiable=differentiable)
+    optimizer.step()
+    step(optimizer)
+    assert recorded == [differentiable] * 2 and torch.is_grad_enabled()
+
+
+def test_optimizers_are_made_as_usual_once_dynamo_is_there(monkeypatch):
+    module, usual, made = _with_gradients(), torch.optim.Optimizer.add_param_group, []
+
+    def disable(function, *_, **__):
+        def called(*args):
+            made.append(function)
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr("torch._dynamo.disable", disable)
+    monkeypatch.delattr(inspect.unwrap(usual), "__dynamo_disable", raising=False)
+    with not_imported_by_optimizers():
+        assert torch.optim.Optimizer.add_param_group is not usual
+        torch.optim.SGD(module.parameters())  # torch._dynamo was imported above
+        assert made
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "torch._dynamo")
+            assert len(torch.optim.SGD(module.parameters()).param_groups) == 1
+            assert "torch._dynamo" not in sys.modules
+    assert torch.optim.Optimizer.add_param_group is usual
 
 
 def test_hooks_are_called():

@@ -1,12 +1,13 @@
 """What is said of machines that are not as they should be, and that nothing is said of those that are."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tests.topology.hosts import DATA, FakeNvml, bus, nvswitch_host, paired_host
+from tests.topology.hosts import DATA, FakeNvml, bus, nvml_host, nvswitch_host, paired_host
 from trainkit.planning.advice import Advice, advise
-from trainkit.topology.discover import merge, parse_nccl_xml, parse_topo_matrix, read_nvml
+from trainkit.topology.discover import merge, parse_nccl_xml, parse_topo_matrix
 from trainkit.topology.discover.merge import View, cpu_host
 from trainkit.topology.topology import Host, Nic, RankPlacement, Topology
 
@@ -29,7 +30,7 @@ def twice(host: Host) -> tuple[Host, Host]:
     return replace(host, name="a"), replace(host, name="b")
 
 
-def environment(**variables: str) -> dict:
+def environment(**variables: str) -> dict[str, Any]:
     return {"environment": variables}
 
 
@@ -88,7 +89,7 @@ def test_peer_access_that_the_drivers_of_consumer_cards_lack():
 
 
 def test_peer_access_that_the_iommu_or_the_board_forbids():
-    host = read_nvml(paired_host(p2p={(0, 2): 1, (0, 3): 1, (1, 2): 1, (1, 3): 1}))
+    host = nvml_host(paired_host(p2p={(0, 2): 1, (0, 3): 1, (1, 2): 1, (1, 3): 1}))
     found = only(said(host), "peer access")
     assert "off for 4 of 6 pairs (chipset not supported)" in found.problem
     assert "nvidia-smi topo -p2p r" in found.remedy
@@ -97,7 +98,7 @@ def test_peer_access_that_the_iommu_or_the_board_forbids():
 
 
 def test_peer_access_between_gpus_that_the_job_does_not_use():
-    host = read_nvml(paired_host(p2p={(0, 2): 1}))
+    host = nvml_host(paired_host(p2p={(0, 2): 1}))
     views = [View(host_id="a", device=f"0000:1{i}:00.0", host=host) for i in (0, 1)]
     assert advise(merge(views)) == []
 
@@ -109,7 +110,7 @@ def test_peer_access_that_the_user_has_turned_off():
 
 
 def test_a_link_below_its_rated_width():
-    host = read_nvml(nvswitch_host(pcie={5: (4, 4, 4, 16), 6: (3, 4, 16, 16)}))
+    host = nvml_host(nvswitch_host(pcie={5: (4, 4, 4, 16), 6: (3, 4, 16, 16)}))
     narrow, slow = said(host)
     assert narrow.subject == "PCIe link of gpu5 (NVIDIA A100-SXM4-80GB)"
     assert narrow.problem == "carries 6 GB/s of its rated 24"
@@ -122,12 +123,12 @@ def test_slices():
     assert found.subject == "MIG: gpu2 (2 slices), gpu3 (2 slices)"
     assert found.severity == "error"
     assert "CUDA_VISIBLE_DEVICES=MIG-" in found.remedy
-    alone = merge([View(host_id="a", device="0000:10:00.0", host=read_nvml(FakeNvml([bus(0)], slices={0: 7})))])
+    alone = merge([View(host_id="a", device="0000:10:00.0", host=nvml_host(FakeNvml([bus(0)], slices={0: 7})))])
     assert only(advise(alone), "MIG: gpu0 (7 slices)").severity == "hint"
 
 
 def test_two_ranks_on_one_gpu():
-    host = read_nvml(paired_host(2))
+    host = nvml_host(paired_host(2))
     shared = RankPlacement(host=0, device="gpu0")
     found = only(said(host, places=(shared, shared, RankPlacement(host=0, device="gpu1"))), "gpu0")
     assert found.severity == "error"
@@ -194,8 +195,10 @@ def test_gpudirect():
 
 
 def test_a_network_much_slower_than_the_gpus():
-    host = read_nvml(nvswitch_host())
-    views = [View(host_id=at, device=d.bus_id, host=host, host_name=at) for at in "ab" for d in host.devices]
+    host = nvml_host(nvswitch_host())
+    views = [
+        View(host_id=at, device=d.bus_id, host=host, host_name=at) for at in "ab" for d in host.devices if d.bus_id
+    ]
     (found,) = advise(merge(views))
     assert found.subject == "every host: network"
     assert found.problem.startswith("it carries 0.12 GB/s (assumed) per host, and the links between its GPUs 240")

@@ -26,7 +26,7 @@ def test_every_row_has_a_source():
         assert row.published > 0
 
 
-def test_small_messages_are_told_apart_and_not_hidden():
+def test_small_messages_are_listed_separately():
     found = json.loads(json.dumps(results()))
     kinds = [row["kind"] for row in found["rows"]]
     assert kinds.count("peak") == len(PEAKS)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.topology.machines import cpu_hosts
-from trainkit.planning.reduce_plan import ReducePlan, flat
+from trainkit.planning.reduce_plan import ReducePlan, WireDtype, flat
 from trainkit.planning.traffic import network_bytes
 
 SIZE = 1 << 20
@@ -17,9 +17,10 @@ def _share(topology, plan, orders_rings=False):
 def test_flat_and_hierarchical(hosts, each):
     topology, num_ranks = cpu_hosts(hosts, each, 0.1), hosts * each
     groups = topology.ranks_by_host()
+    parts: dict[WireDtype, float] = {"exact": 1.0, "fp16": 0.5, "int8": 0.25 + 1 / 256}
     assert _share(topology, flat(num_ranks)) == pytest.approx(2 * (num_ranks - 1) / num_ranks)
     for kind in ("hierarchical", "leader"):
-        for wire_dtype, part in (("exact", 1.0), ("fp16", 0.5), ("int8", 0.25 + 1 / 256)):
+        for wire_dtype, part in parts.items():
             plan = ReducePlan(kind=kind, groups=groups, wire_dtype=wire_dtype)
             assert _share(topology, plan) == pytest.approx(2 * (hosts - 1) / hosts * part)
 

@@ -12,7 +12,7 @@ from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 SMALL = Widths(latent_dim=8, fmap_base=64, fmap_max=16, channels=3)
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, images):
         self.images = images
 

@@ -3,14 +3,19 @@
 import random
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.present import present
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets, Text
 from trainkit.errors import CheckpointError, ConfigError, DataError
+from trainkit.ops.switch import Kernels
+from trainkit.precision import Name
 from trainkit.testing import run_ranks
 from trainkit_recipes.bert import fill as fill_module
 from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
@@ -34,7 +39,7 @@ def path(tmp_path_factory) -> Path:
 
 
 def make(
-    path: Path, model=PRE_NORM, precision: str = "fp64", ops: str = "fused", **settings
+    path: Path, model=PRE_NORM, precision: Name = "fp64", ops: Kernels = "fused", **settings: Any
 ) -> MaskedLanguageModelling:
     runtime = Runtime(precision=precision, seed=3, ops=ops)
     return MaskedLanguageModelling(
@@ -160,17 +165,34 @@ def test_the_report_compares_the_same_tokens_on_any_ranks(path):
         assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
 
 
+def test_the_report_measures_once_what_an_evaluation_measured(path):
+    recipe, forwards = make(path), []
+    recipe.model.module.register_forward_hook(lambda *_: forwards.append(1))
+    whole = recipe.report()
+    num_batches = -(-len(recipe.datasets.held_out) // 5)
+    assert len(forwards) == num_batches + 4 and len(whole.examples.split("\n\n")) == 4
+
+    recipe.evaluate()
+    forwards.clear()
+    assert recipe.report() == whole and len(forwards) == 4
+    for batch in islice(recipe.batches(), 10):
+        recipe.train_step(batch)
+    trained = recipe.report()
+    assert dict(trained.rows)["model"] == recipe.evaluate()["held_out_accuracy"] != dict(whole.rows)["model"]
+
+
 def test_a_model_below_its_baseline_says_the_steps_it_needs():
     rows = [("model", 0.40), (MOST_FREQUENT, 0.06), (LEFT_BIGRAM, 0.2), (TWO_SIDED, 0.46)]
     evaluations = [(500, 0.1), (1000, 0.3), (1500, 0.37), (2000, 0.40)]
-    told = outlook(rows, evaluations, 0.75)
+    told = present(outlook(rows, evaluations, 0.75))
     assert told.startswith(
         "after 2,000 steps, 0.75 times the training text, the model guesses 40.0 % of held-out tokens"
     )
     assert told.endswith("it gained 10.0 points in the last 1,000 steps, and at that rate needs 2,600 in all: "
                          "try recipe.num_steps=2600")  # fmt: skip
-    assert outlook(rows, evaluations[-1:], 1).endswith("below two-sided neighbours (46.0 %)")
-    assert outlook(rows, [(1000, 0.41), (2000, 0.40)], 1).endswith("it gained nothing in the last 1,000 steps")
+    assert present(outlook(rows, evaluations[-1:], 1)).endswith("below two-sided neighbours (46.0 %)")
+    declining = [(1000, 0.41), (2000, 0.40)]
+    assert present(outlook(rows, declining, 1)).endswith("it gained nothing in the last 1,000 steps")
     assert outlook([("model", 0.47), *rows[1:]], evaluations, 1) is None
 
 
@@ -180,10 +202,11 @@ def test_a_length_in_epochs_is_that_many_passes(path):
     num_steps = -(-5 * num_windows // (2 * 32))
     assert recipe.num_samples == 32 * num_steps and recipe.num_samples - 32 < 2.5 * num_windows
     assert recipe.model._rates.schedule == Schedule(warmup=3, shape="linear", total=num_steps)
-    known = MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None)
+    known = present(MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None))
     assert (known["num_epochs"], known["num_steps"]) == (None, num_steps), "of an evaluation, whatever its data"
     in_samples = make(path, num_epochs=1, num_steps=None, schedule=Schedule(warmup=3, unit="samples"))
-    assert in_samples.model._rates.schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
+    schedule = in_samples.model._rates.schedule
+    assert isinstance(schedule, Schedule) and schedule.total == in_samples.num_samples == 32 * -(-num_windows // 32)
     assert make(path, num_steps=None).num_samples == 32 * 2000
     with pytest.raises(ConfigError, match=r"num_steps=10 and recipe\.num_epochs=2 are two lengths: give one, as rec"):
         make(path, num_epochs=2)
@@ -219,7 +242,7 @@ def test_what_cannot_be_trained_on_is_refused(path):
         make(path, replace(PRE_NORM, max_length=16))
     for key, value in (("num_steps", 0), ("batch_size", 0), ("batch_size", -4), ("evaluation_batch_size", 0)):
         with pytest.raises(ConfigError, match=rf"recipe\.{key}={value}: must be 1 or more"):
-            make(path, **{key: value})
+            make(path, PRE_NORM, "fp64", "fused", **{key: value})
     with pytest.raises(ConfigError, match=r"recipe\.model\.pooler=true"):
         make(path, replace(PRE_NORM, pooler=True))
     recipe = make(path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.present import present
 from tests.recipes.gan import SMALL, make_recipe
 from trainkit.errors import ConfigError
 from trainkit.ops.pixel_norm import pixel_norm
@@ -22,7 +23,8 @@ from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, 
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_highest_resolutions_compute_in_low_precision(num, final, low, dtype):
-    rule, found = LowPrecision.highest(num, final, 256.0), {}
+    rule = LowPrecision.highest(num, final, 256.0)
+    found: dict[int, set[torch.dtype]] = {}
     resolution = min(final, 32)  # a network that has not grown to 1024 yet has none of those
     for network, given in ((Generator, (4, 8)), (Discriminator, (4, 3, resolution, resolution))):
         module = network(SMALL, resolution, True, rule)
@@ -71,8 +73,10 @@ def _scores(clamp, gain):
     largest = []
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         for module in (G, D):
-            module.blocks["8"].conv1.weight.mul_(gain)
-        D.blocks["8"].conv2.register_forward_pre_hook(lambda layer, given: largest.append(float(given[0].abs().max())))
+            module.get_parameter("blocks.8.conv1.weight").mul_(gain)
+        D.get_submodule("blocks.8.conv2").register_forward_pre_hook(
+            lambda layer, given: largest.append(float(given[0].abs().max()))
+        )
         image = G(torch.randn(8, 8))
         scores = D(torch.randn(8, 3, 8, 8))
     return image, scores, largest[0]
@@ -103,7 +107,8 @@ def test_pixel_norm_of_what_was_clamped(dtype):
     assert outputs[0].dtype == dtype
     rounding = 4 * torch.finfo(dtype).eps
     assert torch.allclose(outputs[0].double(), outputs[1], rtol=rounding)
-    assert torch.allclose(x.grad.double(), exact.grad, rtol=rounding, atol=rounding * float(exact.grad.abs().max()))
+    found, expected = present(x.grad), present(exact.grad)
+    assert torch.allclose(found.double(), expected, rtol=rounding, atol=rounding * float(expected.abs().max()))
 
 
 def test_settings_of_low_precision_that_cannot_be():

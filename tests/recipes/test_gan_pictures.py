@@ -1,8 +1,11 @@
 """Grids of samples and animations of growth."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 
@@ -21,6 +24,7 @@ def test_grid_and_animation(tmp_path):
         Image.fromarray(np.roll(picture, i, axis=0)).save(frames[-1])
     animate(frames, tmp_path / "a.gif", crop=8, scale=4)
     with Image.open(tmp_path / "a.gif") as made:
+        assert isinstance(made, GifImageFile)
         assert made.n_frames == 3 and made.size == (32, 32)
 
 
@@ -28,7 +32,7 @@ def test_an_animation_is_written_as_it_grows(tmp_path):
     """So no more than one picture is in memory; large ones are shrunk, and all are as large as the first."""
     written = []
 
-    class Frames(list):
+    class Frames(list[Path]):
         def __iter__(self):
             for frame in super().__iter__():
                 path = tmp_path / "a.tmp.gif"
@@ -47,8 +51,9 @@ def test_an_animation_is_written_as_it_grows(tmp_path):
         "a frame is in the file before the next is read"
     )
     with Image.open(tmp_path / "a.gif") as made:
+        assert isinstance(made, GifImageFile)
         assert (made.n_frames, made.size, made.info["loop"]) == (3, (700, 700), 0)
         for number in range(3):
             made.seek(number)
             assert made.info["duration"] == (2000 if number == 2 else 120)
-            assert np.abs(np.subtract(made.convert("RGB").getpixel((100, 350)), (200, 40 * number, 0))).max() <= 16
+            assert np.abs(np.subtract(np.asarray(made.convert("RGB"))[350, 100], (200, 40 * number, 0))).max() <= 16

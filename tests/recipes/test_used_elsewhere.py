@@ -14,6 +14,7 @@ from trainkit.cli.main import main
 from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit_recipes.bert import fill
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.progressive_gan import sample
 
 SHORT = ["ops=reference", "tracking=none", "schedule=constant", "evaluate_every=null", "save_every=null"]
@@ -81,7 +82,9 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     assert (
         main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
     )
-    before = load_recipe(tmp_path / "run").fill("alpha [MASK] gamma")
+    trained = load_recipe(tmp_path / "run")
+    assert isinstance(trained, MaskedLanguageModelling)
+    before = trained.fill("alpha [MASK] gamma")
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     run, bare = move(tmp_path, texts, cache)
@@ -96,6 +99,7 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     assert main(["evaluate", str(run), *measured_on(other)]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     recipe = load_recipe(run, measured_on(other))
+    assert isinstance(recipe, MaskedLanguageModelling)
     stored = WordPiece.from_json(checkpoint.read_manifest(bare)["values"]["recipe"]["tokenizer"])
     assert recipe.tokenizer.fingerprint == stored.fingerprint
     held_out = recipe.datasets.held_out.__getitems__([0])["tokens"][0]
@@ -162,6 +166,7 @@ def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):
         main(["train", *SHORT, *BERT, "data.vocab_size=120", f"data.path={texts}", f"run_dir={tmp_path / 'run'}"]) == 0
     )
     recipe = load_recipe(tmp_path / "run", with_data=False)
+    assert isinstance(recipe, MaskedLanguageModelling)
     assert len(recipe.datasets.train) == 0
     state = recipe.state_dict()
     old = {"vocabulary": state["vocabulary"]}
@@ -197,6 +202,7 @@ def test_a_resume_takes_the_vocabulary_of_the_checkpoint(tmp_path, cache, capsys
     assert stored() == first
     assert checkpoint.find(run).name == "step_00000004", "the length is as it is asked for now"
     recipe = load_recipe(run)
+    assert isinstance(recipe, MaskedLanguageModelling)
     tokens = recipe.datasets.train[0]["tokens"].tolist()
     recipe.runtime.close()
     capsys.readouterr()

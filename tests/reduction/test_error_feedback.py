@@ -121,7 +121,9 @@ def _resumed(topology: str, directory: str) -> tuple[bool, float]:
     runtime, engine = _make(topology)
     _train(runtime, engine, 4)
     kept = max(
-        float(shard.local.abs().max()) for shard in engine.state.shards()["feedback"].values() if shard.local.numel()
+        float(shard.local.abs().max())
+        for shard in engine.state.shards()["error_feedback"].values()
+        if shard.local.numel()
     )
     runtime.save(f"{directory}/last", e=engine)
     runtime.close()
@@ -140,10 +142,10 @@ def test_a_resumed_run_has_the_same_bits_with_an_int8_leg(tmp_path):
 def _grown(topology: str) -> list[float]:
     runtime, old = _make(topology, 8)
     _train(runtime, old, 3)
-    before = {name: shard.full() for name, shard in old.state.shards()["feedback"].items()}
+    before = {name: shard.full() for name, shard in old.state.shards()["error_feedback"].items()}
     module = _module(9)  # a wider last layer; the first is the same
     new = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), inherit=old)
-    after = {name: shard.full() for name, shard in new.state.shards()["feedback"].items()}
+    after = {name: shard.full() for name, shard in new.state.shards()["error_feedback"].items()}
     assert set(after) == {"0.weight", "0.bias"}
     return [float((after[name] - before[name]).abs().max()) for name in after]
 
@@ -157,7 +159,7 @@ def _kept_at_scale(topology: str, growth_interval: int) -> torch.Tensor:
     precision = trainkit.Precision(name="fp16", initial_scale=256.0, growth_interval=growth_interval)
     runtime, engine = _make(topology, precision=precision)
     _train(runtime, engine, 1)
-    return engine.state.shards()["feedback"]["0.weight"].full()
+    return engine.state.shards()["error_feedback"]["0.weight"].full()
 
 
 def test_errors_are_scaled_as_the_next_gradients_will_be(tmp_path):

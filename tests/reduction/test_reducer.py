@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from tests.memory import test_probe
 from tests.reduction.test_error_feedback import _train, _two_hosts
 from trainkit.distributed.cluster import current_cluster
 from trainkit.errors import ConfigError
+from trainkit.planning.choice import Choice
 from trainkit.reduction.comm import Comm
-from trainkit.reduction.reducer import Choice, Reducer
+from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import by_name
 from trainkit.testing import RankError, run_ranks
 from trainkit.topology.topology import Topology
@@ -39,7 +41,7 @@ def _reducer(comm: Comm, said: list[str], deterministic: bool) -> Reducer:
 
 
 def _choose(
-    comm: Comm, num_bytes: int = 2**20, known: dict | None = None, deterministic: bool = False
+    comm: Comm, num_bytes: int = 2**20, known: dict[str, Any] | None = None, deterministic: bool = False
 ) -> tuple[Choice, list[str]]:
     said: list[str] = []
     reducer = _reducer(comm, said, deterministic)
@@ -121,7 +123,9 @@ def test_the_requested_plan_and_chunks_are_taken(tmp_path):
         ]
 
 
-def _choose_with_cache(cache: str, comm: Comm, num_bytes: int, known: dict | None = None) -> tuple[Choice, list[str]]:
+def _choose_with_cache(
+    cache: str, comm: Comm, num_bytes: int, known: dict[str, Any] | None = None
+) -> tuple[Choice, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINKIT_CACHE", f"{cache}/{dist.get_rank()}")  # as on hosts with disks of their own
         return _choose(comm, num_bytes, known)

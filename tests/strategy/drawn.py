@@ -1,6 +1,7 @@
 """Small runs that are drawn at random: under a strategy, and the same in plain PyTorch in one process."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 import trainkit
 from trainkit.data.order import Order
+from trainkit.precision import Name
+from trainkit.strategy import Strategy, StrategyName
 
 NUM_SAMPLES, NUM_STEPS = 24, 4
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,8 +33,8 @@ class Drawn:
 
     module: str
     optimizer: str
-    strategy: str
-    precision: str
+    strategy: StrategyName
+    precision: Name
     pattern: str
     ranks: int
     grad_accumulation_steps: int
@@ -52,7 +55,7 @@ class Heads(nn.Module):
         if kind == "scalar":
             self.gain = nn.Parameter(torch.tensor(0.7))
         if kind == "convolution":
-            self.filter = nn.Conv2d(2, 6, 3, padding=1).to(memory_format=torch.channels_last)
+            self.filter = nn.Conv2d(2, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.heads = nn.ModuleList([nn.Linear(6, 1), nn.Linear(6, 1)])
 
     def forward(self, x: Tensor, heads: tuple[int, ...]) -> Tensor:
@@ -97,7 +100,7 @@ def loss_of(output: Tensor, y: Tensor, num: Tensor) -> tuple[Tensor, Tensor]:
 def train(drawn: Drawn) -> tuple[str, object]:
     """("weights", by name in float64 on rank 0) or ("refused", the error's one line). Collective: every rank calls."""
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    strategies = {
+    strategies: dict[str, Callable[[], Strategy | StrategyName]] = {
         "hsdp": lambda: trainkit.HSDP(shard_size=min(2, world_size)),
         "zero3": lambda: trainkit.Zero3(keep_below=4),  # or nothing of so small a network would be sharded
         "ddp": lambda: trainkit.DDP(find_unused_parameters="heads" in drawn.pattern),

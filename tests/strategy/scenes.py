@@ -24,7 +24,7 @@ def tolerance(strategy):
 
 
 def make_runtime(strategy, **kwargs):
-    precision = precision_of(strategy)
+    precision = precision_of(strategy if isinstance(strategy, str) else strategy.name)
     if strategy == "hsdp":
         strategy = trainkit.HSDP(shard_size=min(2, int(os.environ["WORLD_SIZE"])))
     elif strategy == "zero3":

@@ -105,3 +105,15 @@ def test_lamb_goes_on_where_another_strategy_stopped(tmp_path, number):
         for name, tensor in loaded["optimizer"].items():
             assert torch.equal(tensor, state["optimizer"][name].to(tensor.dtype)), name
         assert following == pytest.approx(losses, rel=1e-5)
+
+
+def _values_alone(path):
+    runtime = _runtime("ddp")
+    runtime.save(path, epoch=3, names=["a"])
+    return runtime.load(path).values
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_values_are_saved_without_an_engine(ranks, tmp_path):
+    for values in run_ranks(_values_alone, ranks, tmp_path / "saved"):
+        assert {name: values[name] for name in ("epoch", "names")} == {"epoch": 3, "names": ["a"]}

@@ -2,7 +2,7 @@
 
 import os
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,6 +27,8 @@ NO_DTENSOR = {"Rprop"}
 
 class Rotary(nn.Module):
     """A layer that turns pairs of features by angles, as complex numbers, with buffers of many dtypes."""
+
+    turns: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ def test_what_no_checkpoint_can_hold_is_refused():
                 runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
         else:
             runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
-            assert module.turns.dtype == torch.complex128
+            assert module.get_buffer("turns").dtype == torch.complex128
     runtime.close()
 
 
@@ -120,10 +122,10 @@ def _network(kind):
     torch.manual_seed(0)
     if kind == "channels_last":
         network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 3), nn.Flatten())
-        return network.to(memory_format=torch.channels_last)
-    network = nn.Sequential(nn.Linear(75, 8), nn.Tanh(), nn.Linear(8, 18))
-    network[0].weight = nn.Parameter(network[0].weight.detach().t().contiguous().t())
-    return network
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first = nn.Linear(75, 8)
+    first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(8, 18))
 
 
 def _train_in_another_format(kind, strategy, directory):
@@ -254,7 +256,7 @@ class OnDevice(torch.optim.SGD):
     devices: ClassVar[set[str]] = set()
 
     def step(self, closure=None):
-        self.devices |= {p.device.type for group in self.param_groups for p in group["params"]}
+        OnDevice.devices |= {p.device.type for group in self.param_groups for p in group["params"]}
         return super().step()
 
 
@@ -283,7 +285,7 @@ def _adagrad(strategy, path, is_resumed):
     """Weights after six steps with groups, a schedule and a first accumulator; saved after three, or loaded."""
     runtime = make_runtime(strategy)
     module = network()
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in module.parameters() if p.ndim == 2]},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0, "lr": 0.1},
     ]
@@ -311,6 +313,9 @@ def test_adagrad_keeps_its_groups_its_schedule_and_its_state(tmp_path, strategy)
 
 class Odd(nn.Module):
     """Has an expanded buffer, and frozen parameters of dtypes that cannot be averaged."""
+
+    expanded: torch.Tensor
+    int8: torch.Tensor
 
     def __init__(self):
         super().__init__()

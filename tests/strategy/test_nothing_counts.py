@@ -104,9 +104,9 @@ def test_weight_0_adds_nothing(strategy, world_size, grad_accumulation_steps, is
 
 
 def _train_without_samples(strategy, grad_accumulation_steps, batch_size):
-    runtime = scenes.make_runtime("ddp" if strategy == "ddp unused" else strategy)
     if strategy == "ddp unused":
-        runtime.strategy = trainkit.DDP(find_unused_parameters=True)
+        strategy = trainkit.DDP(find_unused_parameters=True)
+    runtime = scenes.make_runtime(strategy)
     module = _Attention()
     engine = runtime.setup(module, _adamw(module), grad_accumulation_steps=grad_accumulation_steps)
     sizes = []

@@ -13,6 +13,8 @@ import torch
 
 from benchmarks import parity
 from trainkit.testing import run_ranks
+from trainkit_recipes.bert.pretrain import masked_loss
+from trainkit_recipes.progressive_gan.losses import gradient_penalty
 
 ROOT = Path(__file__).parent.parent.parent
 SPLITS = ((2, 4), (4, 1))
@@ -85,16 +87,14 @@ def _mean_of_means(*arguments):
     """BERT as it is when shares count alike, however many masked tokens they have."""
 
     def unweighted(logits, labels):
-        return parity_masked_loss(logits, labels)[0], 1
+        return masked_loss(logits, labels)[0], 1
 
-    parity_masked_loss = parity.masked_loss
-    with mock.patch.object(parity, "masked_loss", unweighted):
+    with mock.patch("benchmarks.parity.masked_loss", unweighted):
         return parity.run(*arguments)
 
 
 def _penalty_that_is_not_learnt(*arguments):
-    parity_penalty = parity.gradient_penalty
-    with mock.patch.object(parity, "gradient_penalty", lambda *given: parity_penalty(*given).detach()):
+    with mock.patch("benchmarks.parity.gradient_penalty", lambda *given: gradient_penalty(*given).detach()):
         return parity.run(*arguments)
 
 

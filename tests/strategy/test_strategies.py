@@ -1,5 +1,7 @@
 """Every strategy gives what one process gives on the whole batch: weights, averages, norms; growth; several engines."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ import trainkit
 from tests.strategy import scenes
 from tests.strategy.scenes import error, tolerance
 from trainkit.errors import ConfigError, UsageError
-from trainkit.testing import run_ranks
+from trainkit.testing import RankError, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def _grow_with_adam(strategy):
 
 def test_an_own_step_count_cannot_be_in_a_flat_tensor():
     """Adam counts the steps of each parameter, and ZeRO keeps all parameters in one."""
-    with pytest.raises(AssertionError, match=r"'step' differs .* use strategy=fsdp or ddp, or setup") as raised:
+    with pytest.raises(RankError, match=r"'step' differs .* use strategy=fsdp or ddp, or setup") as raised:
         run_ranks(_grow_with_adam, 2, "zero2")
     assert raised.value.kind == "ConfigError"
     assert run_ranks(_grow_with_adam, 2, "fsdp") == [None, None]
@@ -158,7 +160,8 @@ def _replaced(strategy):
     module = scenes.network()
     matrices = [p for p in module.parameters() if p.ndim == 2]
     rest = [p for p in module.parameters() if p.ndim == 1]
-    optimizer = torch.optim.SGD([{"params": matrices}, {"params": rest, "lr": 0.0}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
     engine = runtime.setup(module, optimizer)
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=12, num_steps=2):
         engine.backward((engine(batch.x) ** 2).mean())

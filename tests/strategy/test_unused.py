@@ -64,10 +64,8 @@ def _setup(runtime, module, grad_accumulation_steps, per_block, inherit=None):
 def _train(strategy, use, grad_accumulation_steps=1, thawed=None, per_block=False, set_up_again=False):
     """The state after training, and what was raised."""
     if strategy == "ddp unused":
-        runtime = scenes.make_runtime("ddp")
-        runtime.strategy = trainkit.DDP(find_unused_parameters=True)
-    else:
-        runtime = scenes.make_runtime(strategy)
+        strategy = trainkit.DDP(find_unused_parameters=True)
+    runtime = scenes.make_runtime(strategy)
     module, norms = _Heads(), []
     if thawed is not None:
         _switch(module, thawed, 0)
@@ -98,7 +96,7 @@ def _plain(world_size, use, grad_accumulation_steps=1, thawed=None):
         if thawed is not None:
             _switch(module, thawed, step)
         indices = torch.from_numpy(order.indices(torch.arange(step * BATCH, (step + 1) * BATCH).numpy()))
-        x, y, loss = data["x"][indices], data["y"][indices], 0.0
+        x, y, loss = data["x"][indices], data["y"][indices], torch.zeros(())
         for rank in range(world_size):
             for micro in range(grad_accumulation_steps):
                 chosen = slice(rank + micro * world_size, None, world_size * grad_accumulation_steps)
@@ -263,13 +261,14 @@ def test_a_checkpoint_from_after_a_thaw(strategy, tmp_path):
 def _penalty_alone():
     """The last bias has no part in a penalty: it must not decay."""
     runtime = scenes.make_runtime("ddp")
-    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    last = nn.Linear(4, 1)
+    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), last)
     engine = runtime.setup(module, _adamw(module.parameters()))
-    before = module[2].bias.detach().clone()
+    before = last.bias.detach().clone()
     for batch in runtime.batches(scenes.data(runtime.dtype), batch_size=BATCH, num_steps=2):
         engine.backward(engine.input_gradient(batch.x)[1].square().mean())
         engine.step()
-    return torch.equal(before, module[2].bias.detach())
+    return torch.equal(before, last.bias.detach())
 
 
 def test_a_parameter_without_part_in_a_penalty_stays():

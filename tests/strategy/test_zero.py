@@ -8,6 +8,7 @@ from tests.jobs import TOY, run
 from tests.strategy import scenes
 from trainkit import load_recipe
 from trainkit.errors import NonFiniteError
+from trainkit.strategy.deepspeed import ZeroBackend
 from trainkit.testing import run_ranks
 
 KINDS = {"zero1": trainkit.Zero1, "zero2": trainkit.Zero2, "zero3": trainkit.Zero3}
@@ -58,6 +59,7 @@ def _passed_on():
     kind = trainkit.Zero2(config={"zero_optimization": {"overlap_comm": True}})
     runtime = trainkit.Runtime(strategy=kind, device="cpu", tracker=trainkit.Tracker())
     engine = runtime.setup(scenes.network(), torch.optim.SGD)
+    assert isinstance(engine._backend, ZeroBackend)
     return engine._backend.engine.zero_overlap_comm()
 
 

@@ -1,10 +1,11 @@
 """Machines to discover: an object that answers as nvidia-ml-py's module does, and what a host is read from."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainkit.topology.discover import Sources
+from trainkit.topology.discover import Sources, read_nvml
 from trainkit.topology.topology import Host
 
 DATA = Path(__file__).parent / "data"
@@ -168,6 +169,12 @@ def paired_host(num_gpus: int = 4, **given: Any) -> FakeNvml:
     levels = {(a, b): 40 for a in range(num_gpus) for b in range(num_gpus)}
     given = {"name": "NVIDIA RTX A6000", "capability": (8, 6), "numa": [0] * num_gpus} | given
     return FakeNvml(gpus, nvlinks=nvlinks, levels=levels, **given)
+
+
+def nvml_host(module: FakeNvml, **facts: Any) -> Host:
+    host = read_nvml(module)
+    assert host is not None
+    return replace(host, facts={**host.facts, **facts})
 
 
 def links(host: Host, kind: str) -> dict[tuple[str, str], float]:

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.topology.hosts import DATA, NOWHERE, FakeNvml, bus, links, nvswitch_host, paired_host, sources
+from tests.topology.hosts import DATA, NOWHERE, FakeNvml, bus, links, nvml_host, nvswitch_host, paired_host, sources
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
 from trainkit.testing import run_ranks
 from trainkit.topology import discover as discovery
-from trainkit.topology.discover import Sources, View, discover_host, look, merge, parse_topo_matrix, read_nvml
+from trainkit.topology.discover import Sources, View, discover_host, look, merge, parse_topo_matrix
 from trainkit.topology.discover.parts import bus_id
 from trainkit.topology.topology import NETWORK, Host, Topology
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 # -- one topology of all ranks' views --------------------------------------------------------------------------------
@@ -25,11 +25,6 @@ CPU = torch.device("cpu")
 def view(host: Host | None, device: int | str, at: str = "a", problem: str = "") -> View:
     bus_or_cpu = bus_id(bus(device)) if isinstance(device, int) else device
     return View(host_id=at, device=bus_or_cpu, host=host, host_name=f"node-{at}", problem=problem)
-
-
-def nvml_host(module: FakeNvml, **facts) -> Host:
-    host = read_nvml(module)
-    return replace(host, facts={**host.facts, **facts})
 
 
 def test_ranks_sit_where_their_gpus_are():
@@ -80,7 +75,7 @@ def test_gpus_that_one_rank_alone_sees_are_put_together():
     """Slurm shows each task its own GPU only."""
     alone = [nvml_host(FakeNvml([bus(i)], numa=[i // 2])) for i in range(4)]
     topology = merge([view(host, i) for i, host in enumerate(alone)])
-    assert sorted(d.bus_id for d in topology.hosts[0].devices) == [bus_id(bus(i)) for i in range(4)]
+    assert sorted(d.bus_id or "" for d in topology.hosts[0].devices) == [bus_id(bus(i)) for i in range(4)]
     assert len({place.device for place in topology.places}) == 4
     assert [topology.device_of(rank).bus_id for rank in range(4)] == [bus_id(bus(i)) for i in range(4)]
     assert [topology.device_of(rank).numa for rank in range(4)] == [0, 0, 1, 1]
@@ -102,7 +97,7 @@ def test_cpu_ranks_get_a_place_each_whatever_the_launcher_says():
     assert links(topology.hosts[0], "nic") == {("nic0", NETWORK): 0.12}
 
 
-def test_two_hosts_of_one_name_are_told_apart():
+def test_two_hosts_of_one_name_are_two():
     host = discover_host("cpu", 1, sources=sources())
     views = [replace(view(host, "cpu", at), host_name="localhost") for at in "ab"]
     assert [h.name for h in merge(views).hosts] == ["localhost-0", "localhost-1"]
@@ -118,18 +113,12 @@ def test_matrix_of_nvidia_smi_and_nvml_agree():
     by_text = parse_topo_matrix((DATA / "a6000_pairs.txt").read_text(), gpu_name="NVIDIA RTX A6000")
     module = paired_host(8, numa=[i // 4 for i in range(8)])
     module.levels = {(a, b): 40 if a // 4 == b // 4 else 50 for a in range(8) for b in range(8)}
-    by_nvml = read_nvml(module)
+    by_nvml = nvml_host(module)
     assert by_text.links == by_nvml.links
     assert by_text.switches == by_nvml.switches
 
 
 # -- collectively ----------------------------------------------------------------------------------------------------
-
-
-class _Gpu:
-    """A CUDA device to `look`, which asks it for its type only."""
-
-    type = "cuda"
 
 
 def _discover_on_every_rank(path, broken_rank):
@@ -141,7 +130,7 @@ def _discover_on_every_rank(path, broken_rank):
         patch.setattr(discovery, "Sources", lambda: given)
         patch.setattr(discovery.smi, "run", lambda: None)
         patch.setattr(discovery, "_bus_id_of", lambda device: bus_id(bus(rank % 2)))
-        topology = discovery.discover(_Gpu(), Cluster(rank, size, rank % 2, 2), group=dist.group.WORLD, path=path)
+        topology = discovery.discover(GPU, Cluster(rank, size, rank % 2, 2), group=dist.group.WORLD, path=path)
     return topology.fingerprint(), topology.to_json()
 
 
@@ -225,7 +214,7 @@ def test_looking_raises_nothing(monkeypatch):
         def nvmlDeviceGetCount(self):
             raise RuntimeError("not what pynvml raises")
 
-    seen = look(_Gpu(), Cluster(), sources(module=Odd([])))
+    seen = look(GPU, Cluster(), sources(module=Odd([])))
     assert (seen.host, seen.problem, seen.device) == (None, "RuntimeError: not what pynvml raises", "0000:10:00.0")
-    wrong = look(_Gpu(), Cluster(), sources(module=paired_host(2), NCCL_TOPO_FILE="/nowhere/t.xml"))
+    wrong = look(GPU, Cluster(), sources(module=paired_host(2), NCCL_TOPO_FILE="/nowhere/t.xml"))
     assert "cannot be read" in wrong.error

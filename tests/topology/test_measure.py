@@ -89,7 +89,7 @@ def test_without_flows_nothing_changes():
 
 
 def _probe(hosts, ranks_per_host):
-    said = []
+    said: list[str] = []
     measure.MOST_BYTES = 1_000_000  # quick
     found = probe(shapes.cpu_hosts(hosts, ranks_per_host), report=said.append)
     return found.to_json(), said

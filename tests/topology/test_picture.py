@@ -5,6 +5,7 @@ import re
 from io import StringIO
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from tests.topology import shapes
@@ -98,9 +99,11 @@ def test_nothing_is_drawn_over_anything_else_or_clipped(name):
             assert abs(ax - bx) >= (aw + bw) / 2 or abs(ay - by) >= (ah + bh) / 2, (a, b)
     figure = drawing.draw(topology)
     figure.draw_without_rendering()
+    assert isinstance(figure.canvas, FigureCanvasAgg)
     renderer = figure.canvas.get_renderer()
     (axes,) = figure.axes
-    words = [*axes.texts, *axes.get_legend().get_texts()] if axes.get_legend() else axes.texts
+    legend = axes.get_legend()
+    words = [*axes.texts, *legend.get_texts()] if legend else axes.texts
     extents = [(word.get_text(), word.get_window_extent(renderer)) for word in words if word.get_text()]
     width, height = figure.bbox.width, figure.bbox.height
     for word, extent in extents:

@@ -3,17 +3,18 @@
 import random
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from tests.topology.hosts import DATA
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import parse_topo_matrix
-from trainkit.topology.topology import Host, Topology
+from trainkit.topology.topology import Device, Host, Nic, Topology
 
 # NVLinks between pairs as (links each, how many pairs); what hangs on an NVSwitch and by how many links; PCIe switches
 # with what is below each; sockets with the GPUs below each.
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "dgx1_soc": dict(
         gpus=8,
         nics=4,
@@ -118,7 +119,8 @@ def below(host: Host, switch: str) -> str:
             if link.kind == "pcie" and link.b == at and link.a not in found:
                 found.add(link.a)
                 queue.append(link.a)
-    return " ".join(p.id for p in (*host.devices, *host.nics) if p.id in found)
+    parts: list[Device | Nic] = [*host.devices, *host.nics]
+    return " ".join(part.id for part in parts if part.id in found)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
@@ -174,7 +176,7 @@ def test_slices_and_names_from_the_list_of_gpus():
     assert {link.bandwidth_gb_per_s for link in host.links if link.kind == "pcie"} == {24.0}  # an A100's slot
 
 
-def test_the_generation_of_nvlink_is_the_callers_to_tell():
+def test_the_generation_of_nvlink_is_given_by_the_caller():
     def of(**given) -> float:
         return next(way.bandwidth_gb_per_s for way in read("hgx_h100", **given).links if way.kind == "nvswitch")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.topology.hosts import DATA, FakeNvml, bus, links, nvswitch_host, paired_host, sources
+from tests.topology.hosts import DATA, FakeNvml, bus, links, nvml_host, nvswitch_host, paired_host, sources
 from trainkit.errors import TopologyError
 from trainkit.planning.advice import advise
 from trainkit.topology.discover import (
@@ -27,7 +27,7 @@ from trainkit.topology.topology import NETWORK, Device, Topology
 
 def test_nvml_of_a_host_with_nvswitches():
     module = nvswitch_host()
-    host = read_nvml(module)
+    host = nvml_host(module)
     assert links(host, "nvswitch") == {(f"gpu{i}", "nvswitch"): 12 * 20.0 for i in range(8)}
     assert not links(host, "nvlink")
     pairs = {(f"gpu{i}", f"pcie{i // 2}"): 24.0 for i in range(8)}
@@ -41,20 +41,20 @@ def test_nvml_of_a_host_with_nvswitches():
 
 
 def test_nvml_of_nvlink_pairs():
-    host = read_nvml(paired_host(p2p={(0, 2): 1, (1, 3): 1}))
+    host = nvml_host(paired_host(p2p={(0, 2): 1, (1, 3): 1}))
     assert links(host, "nvlink") == {("gpu0", "gpu1"): 4 * 12.0, ("gpu2", "gpu3"): 4 * 12.0}
     assert host.switches == ("socket0",)
     assert host.facts["p2p_off"] == {"gpu0 gpu2": "chipset not supported", "gpu1 gpu3": "chipset not supported"}
 
 
 def test_nvml_numbers_gpus_by_bus_id():
-    host = read_nvml(FakeNvml([bus(3), bus(1), bus(2)]))
+    host = nvml_host(FakeNvml([bus(3), bus(1), bus(2)]))
     assert [device.bus_id for device in host.devices] == [bus_id(bus(i)) for i in (1, 2, 3)]
 
 
 def test_links_to_switches_without_an_address():
     module = nvswitch_host(lacking=("nvmlDeviceGetNvLinkRemotePciInfo",))  # as in a guest
-    assert links(read_nvml(module), "nvswitch") == {(f"gpu{i}", "nvswitch"): 240.0 for i in range(8)}
+    assert links(nvml_host(module), "nvswitch") == {(f"gpu{i}", "nvswitch"): 240.0 for i in range(8)}
 
 
 def test_links_to_gpus_that_this_process_does_not_see():
@@ -62,7 +62,7 @@ def test_links_to_gpus_that_this_process_does_not_see():
         def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle, link):
             return 0
 
-    host = read_nvml(Hidden([bus(0)], nvlinks={0: [bus(1)] * 4}))
+    host = nvml_host(Hidden([bus(0)], nvlinks={0: [bus(1)] * 4}))
     assert not links(host, "nvlink")
     assert "nvswitch" not in host.switches
 
@@ -71,7 +71,7 @@ def test_a_driver_that_knows_little():
     everything = [name for name in dir(FakeNvml) if name.startswith("nvml")]
     needed = {"nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetPciInfo"}
     module = nvswitch_host(lacking=tuple(name for name in everything if name not in needed))
-    host = read_nvml(module)
+    host = nvml_host(module)
     assert len(host.devices) == 8
     assert host.switches == ("socket0",)
     assert {way.bandwidth_gb_per_s for way in host.links} == {12.0}
@@ -89,11 +89,11 @@ def test_hoppers_links_are_asked_for_by_field():
 
     module = Hopper([bus(0), bus(1)], capability=(9, 0), nvlinks={i: ["00000000:C0:00.0"] * 18 for i in (0, 1)})
     module.lacking = ("nvmlDeviceGetNvLinkState",)
-    assert list(links(read_nvml(module), "nvswitch").values()) == pytest.approx([18 * 20.6] * 2)
+    assert list(links(nvml_host(module), "nvswitch").values()) == pytest.approx([18 * 20.6] * 2)
 
 
 def test_lanes_and_generation_that_are_missing():
-    host = read_nvml(FakeNvml([bus(0), bus(1)], pcie={0: (3, 4, 8, 16)}))
+    host = nvml_host(FakeNvml([bus(0), bus(1)], pcie={0: (3, 4, 8, 16)}))
     first, second = (next(way for way in host.links if way.a == f"gpu{i}") for i in (0, 1))
     assert (first.bandwidth_gb_per_s, first.rated_gb_per_s) == (6.0, 24.0)
     assert (second.bandwidth_gb_per_s, second.rated_gb_per_s) == (24.0, None)
@@ -310,6 +310,7 @@ def machine(tmp_path):
 
 def test_sysfs(machine):
     host = read_sysfs(*machine)
+    assert host is not None
     assert [(d.bus_id, d.numa) for d in host.devices] == [
         ("0000:19:00.0", 0),
         ("0000:1a:00.0", 0),
@@ -333,11 +334,12 @@ def test_sysfs(machine):
     assert host.facts == {"sources": ["sysfs"], "iommu": False, "peermem": False}
 
 
-def test_sysfs_of_a_machine_that_does_not_tell_numa_nodes(machine):
+def test_sysfs_of_a_machine_without_numa_nodes(machine):
     root, proc = machine
     for path in (root / "devices").rglob("numa_node"):
         path.write_text("-1\n")
     host = read_sysfs(root, proc)
+    assert host is not None
     assert [s for s in host.switches if s.startswith("socket")] == ["socket0"]
     assert ("pcie0", "socket0") in links(host, "pcie")
     assert not [entry for entry in advise(Topology(hosts=(host, host))) if "on another socket" in entry.problem]

@@ -13,7 +13,7 @@ RUN = {"name": "run", "num_samples": 4000, "summary": ("bert: 1.2 M parameters",
 def console(tmp_path, clock, *, terminal=False, width=80, **run):
     out = io.StringIO()
     screen = rich.console.Console(file=out, force_terminal=terminal, width=width, highlight=False)
-    tracker = Console(interval_s=10.0, console=screen, clock=lambda: clock[0])
+    tracker = Console(console=screen, clock=lambda: clock[0])
     tracker.start(Run(directory=tmp_path, **{**RUN, **run}))
     return tracker, out
 

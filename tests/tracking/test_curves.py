@@ -53,7 +53,12 @@ def test_the_loss_is_drawn_the_right_way_up(slope, tmp_path):
 
 def test_baselines_are_drawn_from_where_they_hold(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "_dashed", lambda _, *given: drawn.append(given) or _dashed(_, *given))
+
+    def dashed(axes, *given):
+        drawn.append(given)
+        _dashed(axes, *given)
+
+    monkeypatch.setattr(curves, "_dashed", dashed)
     tracker = Trackers(jsonl=Jsonl(), curve=Curve())
     tracker.start(Run(directory=tmp_path, name="run"))
     for step, floor in ((10, 5.0), (20, float("inf")), (30, 3.0)):
@@ -93,6 +98,22 @@ def test_a_frequent_evaluation_is_not_drawn_every_time(tmp_path, monkeypatch):
     assert 1 < len(drawn) <= 4
     tracker.finish("finished")
     assert len(drawn) <= 5
+
+
+def test_the_end_draws_only_what_was_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("trainkit.tracking.curves.draw", lambda *args, **kwargs: drawn.append(args))
+    for measured_after in (False, True):
+        drawn.clear()
+        directory = tmp_path / str(measured_after)
+        directory.mkdir()
+        trackers = Trackers(jsonl=Jsonl(), curve=Curve())
+        trackers.start(Run(directory=directory, name="run"))
+        trackers.evaluation(5, {"held_out_loss": 1.0})
+        if measured_after:
+            trackers.log(6, {"loss": 2.0})
+        trackers.finish("finished")
+        assert len(drawn) == 1 + measured_after
 
 
 def test_what_is_measured_at_another_resolution_is_another_line():

@@ -25,7 +25,7 @@ def write(directory, steps, resumed_step=None):
     return directory / "metrics.jsonl"
 
 
-def test_a_resume_tells_no_step_twice(tmp_path):
+def test_a_resume_logs_no_step_twice(tmp_path):
     whole = write(tmp_path, range(1, 13))
     expected = told(whole)
     assert (10, "training") in expected

@@ -28,10 +28,13 @@ def test_every_step_counts_by_its_samples():
     assert _means(steps) == {"loss": 2.0, "running": 1.25, "kind": 2.0, "other": 7.0}
 
 
-def test_of_what_a_run_is_at_the_last_value_is_told():
+def test_of_a_last_the_newest_value_is_logged():
     steps = [({"loss": 1.0, "resolution": trainkit.Last(4)}, 4.0), ({"loss": 3.0, "resolution": trainkit.Last(8)}, 4.0)]
     assert _means(steps) == {"loss": 2.0, "resolution": 8.0}
     assert _means([*steps, ({"skipped": 1.0}, 4.0)])["resolution"] == 8.0, "a step that was left out gives none"
+    assert not isinstance(trainkit.Last(4), float) and _means([({"at": trainkit.Last(torch.tensor([2]))}, 4.0)]) == {
+        "at": 2
+    }
     empty_share = ({"loss": 0.0, "resolution": trainkit.Last(16)}, 0.0)
     assert _means([*steps, empty_share]) == {"loss": 2.0, "resolution": 16.0}
 
@@ -59,8 +62,10 @@ def test_what_a_skipped_step_spoils_does_not_count():
     [("x", "'x'"), (None, "None"), (torch.ones(2), r"Tensor of shape \[2\]"), (1j, "1j"), (np.ones(3), r"ndarray of")],
 )
 def test_what_is_no_number_is_named(value, given):
-    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.* must be a number, or a tensor or array of"):
+    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.*: must be a number, or a tensor or array of"):
         Means().add({"accuracy": value}, 1.0)
+    with pytest.raises(ConfigError, match=rf"metric accuracy={given}.*: must be a number, or a tensor or array of"):
+        Means().add({"accuracy": trainkit.Last(value)}, 1.0)
 
 
 def _logged(strategy, run_dir, log_every):
@@ -97,7 +102,7 @@ def _logged_to_its_end(strategy, run_dir):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_no_step_is_left_untold(ranks, tmp_path):
+def test_every_step_is_logged(ranks, tmp_path):
     expected = [None, None, None, 2.0, None, None, 5.0, 7.0, None, 8.5, None, None, 10.5, None]
     assert run_ranks(_logged_to_its_end, ranks, "ddp", tmp_path) == [expected] * ranks
     rows = [(line["step"], line["number"]) for line in sick.metrics(tmp_path)]

@@ -28,11 +28,11 @@ def test_an_evaluation_that_raises_is_still_not_training():
 
 def test_the_window_forgets_a_slow_start():
     clock = [0.0]
-    throughput = Throughput(window_s=10.0, clock=lambda: clock[0])
+    throughput = Throughput(clock=lambda: clock[0])
     position = 0
-    for second in range(1, 41):
+    for second in range(1, 81):
         clock[0] = float(second)
-        position += 1 if second <= 20 else 100
+        position += 1 if second <= 40 else 100
         rates = throughput.rates(position)
     assert rates == {"samples_per_s": 100.0}
 
@@ -52,7 +52,7 @@ def test_the_first_steps_count_only_until_there_are_others():
 
 def test_logs_rarer_than_the_window_use_the_last_two():
     clock = [0.0]
-    throughput = Throughput(window_s=1.0, clock=lambda: clock[0])
+    throughput = Throughput(clock=lambda: clock[0])
     clock[0] = 100.0
     throughput.rates(100)
     clock[0] = 200.0
@@ -70,9 +70,7 @@ def _grown(seconds, costs, *, num=100):
     """What is told every 10 of 3 * `num` samples, of which those of stage i take `seconds[i]` and cost `costs[i]`."""
     clock, told = [0.0], []
     ends = [num, 2 * num, 3 * num]
-    throughput = Throughput(
-        num_samples=ends[-1], costs=list(zip(ends, costs, strict=True)), clock=lambda: clock[0], window_s=1e9
-    )
+    throughput = Throughput(num_samples=ends[-1], costs=list(zip(ends, costs, strict=True)), clock=lambda: clock[0])
     for position in range(10, 3 * num + 1, 10):
         clock[0] += 10 * seconds[(position - 1) // num] + (5.0 if position == num + 10 else 0.0)  # networks are made
         told.append((position, throughput.rates(position)))

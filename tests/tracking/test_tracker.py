@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import trainkit
+from tests.present import present
 from trainkit.errors import ConfigError
 from trainkit.health.signals import REQUEUE_FILE, write_requeue
 from trainkit.tracking import (
@@ -67,6 +68,18 @@ def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     assert "'broken'" in line
     assert "RuntimeError: it has broken" in line
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_failing_tracker_of_ones_own_loop_does_not_end_it(capfd):
+    class Rude(Tracker):
+        def log(self, step, values):
+            raise ValueError("boom")
+
+    runtime = trainkit.Runtime(device="cpu", tracker=Rude(), log_every=1)
+    assert [runtime.log(step, loss=1.0) for step in (1, 2)] == [{"loss": 1.0}] * 2
+    runtime.close()
+    said = [line for line in capfd.readouterr().err.splitlines() if "boom" in line]
+    assert len(said) == 1 and "Rude" in said[0]
 
 
 def test_an_interrupt_is_not_a_failing_tracker():
@@ -182,8 +195,9 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
             said.append(text)
 
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run", tracker=Listening())
-    summary, word = runtime.run_dir / "summary.txt", runtime.run_dir / REQUEUE_FILE
-    write_requeue(runtime.run_dir, number=signal.SIGTERM, step=1)
+    run_dir = present(runtime.run_dir)
+    summary, word = run_dir / "summary.txt", run_dir / REQUEUE_FILE
+    write_requeue(run_dir, number=signal.SIGTERM, step=1)
     runtime.run_log.start()
     before, first_word = summary.read_text(), word.read_text()
     with full_disk(0):
@@ -196,7 +210,7 @@ def test_a_full_disk_for_summary_and_requeue_is_one_line(tmp_path):
         "REQUEUE could not be written: File too large",
     ]
     assert (summary.read_text(), word.read_text()) == (before, first_word), "nothing half written"
-    assert {path.name for path in runtime.run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
+    assert {path.name for path in run_dir.iterdir() if "REQUEUE" in path.name} == {REQUEUE_FILE}
     runtime.run_log.message("there is space again")
     mark_requeue(runtime, signal.SIGTERM, 2)
     assert summary.read_text() == before + "there is space again\n"
@@ -225,7 +239,8 @@ def test_memory_for_what_cannot_be_written_is_bounded(capfd, monkeypatch):
     monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 100_000)
 
     class Heard(Tracker):
-        is_full, steps = True, ()
+        is_full = True
+        steps: tuple[int, ...] = ()
 
         def image(self, step, name, image):
             if self.is_full:
@@ -291,7 +306,7 @@ def test_pictures_of_every_kind_come_as_bytes():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a.png", "picture sample='a.png' must be a matplotlib figure"),
+        ("a.png", "picture sample='a.png': must be a matplotlib figure"),
         (np.zeros((2, 3, 4, 4)), r"picture sample of shape \[2, 3, 4, 4\] must be"),
         (torch.randn(3, 8, 8), "picture sample has values of -.* must be 0 to 1"),
         (np.full((4, 4), np.nan), "picture sample has values of nan to nan"),
@@ -309,10 +324,10 @@ def test_what_cannot_be_logged_is_named_to_the_caller():
     seen = Seen()
     fan_out = Trackers(seen=seen)
     for method in (fan_out.log, fan_out.evaluation):
-        with pytest.raises(ConfigError, match="metric a='x' must be a number"):
+        with pytest.raises(ConfigError, match="metric a='x': must be a number"):
             method(0, {"a": "x"})
-    with pytest.raises(ConfigError, match=r"text words=\[1\] must be a string"):
-        fan_out.text(0, "words", [1])
+    with pytest.raises(ConfigError, match=r"text words=\[1\]: must be a string"):
+        fan_out.text(0, "words", [1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"table words: row \[1\] must have a cell for each of the columns a, b"):
         fan_out.table(0, "words", ["a", "b"], [[1]])
     fan_out.log(1, {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3})

@@ -61,7 +61,7 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
 
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
     command = as_typed(["wandb", "sync", str(segment)])
-    assert capfd.readouterr() == (f"Weights & Biases was offline; to upload: {command}\n", "")
+    assert capfd.readouterr() == ("", f"trainkit: Weights & Biases was offline; to upload: {command}\n")
     rows = history(tmp_path)
     assert list(rows) == list(range(1, 11))
     assert rows[4]["loss"] == 0.25
@@ -73,7 +73,7 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
     assert run["config"]["update"]["seed"] == 3
 
 
-def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):
+def test_a_resume_keeps_the_run_and_logs_no_step_twice(tmp_path, capfd):
     first = WandB()
     tell(first, tmp_path, range(1, 13), status="interrupted")
     state = json.loads(json.dumps(first.state_dict()))
@@ -86,10 +86,10 @@ def test_a_resume_keeps_the_run_and_tells_no_step_twice(tmp_path, capfd):
     assert list(history(tmp_path)) == list(range(1, 21))
     segments = sorted((tmp_path / "wandb").glob(f"offline-run-*-{state['id']}*"))
     assert len(segments) == 2
-    assert capfd.readouterr().out.splitlines()[-1].endswith(f"wandb sync {segments[0]} {segments[1]}")
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"wandb sync {segments[0]} {segments[1]}")
 
 
-def test_a_kill_and_a_resume_tell_no_step_twice(tmp_path):
+def test_a_kill_and_a_resume_log_no_step_twice(tmp_path):
     script = """
         import os, pathlib, signal, sys, time
         from trainkit.tracking import Run, WandB
@@ -248,7 +248,7 @@ def test_a_loop_of_ones_own_that_never_closes_loses_nothing(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     rows = history(tmp_path)
     assert list(rows) == [1, 2, 3, 4, 5] and "grid._type" in rows[5]
-    assert "wandb sync" in process.stdout and "failed" not in process.stderr
+    assert "wandb sync" in process.stderr and "failed" not in process.stderr
 
 
 def test_a_refused_key_is_reported_and_the_run_kept_offline(tmp_path, monkeypatch, capfd):

@@ -20,7 +20,7 @@ def _fit(run_dir, num_steps):
     return [(line["step"], line["held_out_loss"]) for line in lines if line["kind"] == "baseline"]
 
 
-def test_baselines_are_told_when_they_change(tmp_path):
+def test_baselines_are_logged_when_they_change(tmp_path):
     told = [(1, {"most frequent class": 0.25}), (3, {"most frequent class": 0.75})]
     assert _fit(tmp_path, 4) == told
     assert _fit(tmp_path, 6) == [*told, (5, {"most frequent class": 0.75})], "a resumed process tells its own"

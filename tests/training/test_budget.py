@@ -8,16 +8,13 @@ import torch
 
 import trainkit
 from trainkit import checkpoint
+from trainkit.distributed.cluster import Cluster
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 from trainkit.training.budget import Budget
 
 BATCH, PLANNED = 4, 1000
-
-
-class Alone:
-    def broadcast_object(self, value):
-        return value
 
 
 def _factors(speed, *, minutes=1.0, num_samples=PLANNED, first_s=0.0):
@@ -26,11 +23,11 @@ def _factors(speed, *, minutes=1.0, num_samples=PLANNED, first_s=0.0):
     budget = Budget(minutes, clock=lambda: now[0])
     budget.start(0, PLANNED)
     now[0] += first_s
-    factors, position = [], 0
+    factors, position, alone = [], 0, Ranks(Cluster(), torch.device("cpu"))
     while budget.rest_s and position < num_samples:
         now[0] += BATCH / speed
         position += BATCH
-        factors.append(budget.stretch(position, num_samples, Alone()))
+        factors.append(budget.stretch(position, num_samples, alone))
     return factors, position
 
 
@@ -64,11 +61,11 @@ def test_the_speed_may_change():
     now = [0.0]
     budget = Budget(1.0, clock=lambda: now[0])
     budget.start(0, PLANNED)
-    position = 0
+    position, alone = 0, Ranks(Cluster(), torch.device("cpu"))
     while budget.rest_s:
         now[0] += 0.2 if now[0] < 30 else 0.8
         position += BATCH
-        factor = budget.stretch(position, PLANNED, Alone())
+        factor = budget.stretch(position, PLANNED, alone)
     assert position < PLANNED and factor * position == pytest.approx(PLANNED, rel=0.1)
 
 

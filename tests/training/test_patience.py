@@ -3,7 +3,8 @@
 import pytest
 
 import trainkit
-from tests.training.test_end import Counting, fit
+from tests.counting import Counting
+from tests.training.test_end import fit
 from trainkit.checkpoint import store
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks

@@ -22,7 +22,7 @@ def _steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"training"' in line]
 
 
-def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int, kill_from_step: int) -> None:
+def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int | None, kill_from_step: int) -> None:
     """The job of `arguments`, killed at a random moment after a step and resumed, ends with the same bits."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = [*arguments, "deterministic=true", "tracking=none"]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 import trainkit
 
 
-class Points(Dataset):
+class Points(Dataset[dict[str, torch.Tensor]]):
     """Points of a plane with noise, made anew for each item."""
 
     def __init__(self, num_samples: int = 200, noise: float = 0.1, fails_on_rank: int | None = None) -> None:

@@ -54,6 +54,11 @@ class CheckpointIO:
         values = {name: item for name, item in items.items() if name not in engines}
         checkpoint.save(Path(path), engines, position=position, values=values, saver=self._saver, then=then)
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether `save` was called."""
+        return self._saver is not None
+
     def finish(self, timeout_s: float | None = None) -> None:
         """Waits for the save that is being written, if any, for at most `timeout_s`. Collective.
 

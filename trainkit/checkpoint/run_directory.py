@@ -86,6 +86,8 @@ def claim(run_dir: str | Path, ranks: Ranks, *, report: Callable[[str], None]) -
             lock = RunLock(path, report=report)
         except ConfigError as caught:
             error = caught
+        except OSError as caught:
+            error = ConfigError(f"run_dir={path}: cannot be locked: {caught.strerror or caught}; set another")
     try:
         ranks.raise_first(error)
     except ConfigError:
@@ -146,26 +148,11 @@ class RunLock:
                 raise _used(directory, self._read()) from error
             # A file system without locks: only the heartbeat counts.
         owner = self._read()
-        if not owner or _is_of_this_job(owner):
-            return
-        if owner["host"] == socket.gethostname():
-            if (started := _started(owner["pid"])) is not None and started == owner["started"]:
-                raise _used(directory, owner)
-            return
-        report(f"{directory} was last used by {_named(owner)}: waiting up to {MAX_SILENCE_S:.0f} s for its heartbeat")
-        deadline = time.monotonic() + MAX_SILENCE_S
-        while time.monotonic() < deadline:
-            time.sleep(HEARTBEAT_S / 5)
-            if (now := self._read()) and now != owner:
-                raise _used(directory, now)
+        if not _is_of_this_job(owner) and (alive := _alive(directory, self._read, report)):
+            raise _used(directory, alive)
 
     def _read(self) -> dict[str, Any]:
-        """The owner of the lock; empty where there is none."""
-        try:
-            owner = json.loads(os.pread(self._descriptor, 4096, 0) or b"{}")
-        except ValueError:  # cut short by a full disk or a crash
-            return {}
-        return owner if isinstance(owner, dict) and owner.keys() >= {"host", "pid", "started", "job"} else {}
+        return _owner(os.pread(self._descriptor, 4096, 0))
 
     def _write(self) -> None:
         self._beat += 1
@@ -178,6 +165,50 @@ class RunLock:
         while not self._is_released.wait(HEARTBEAT_S):
             with suppress(OSError):  # a disk that is full or unreachable for a while; the file stays as it was
                 self._write()
+
+
+def user_of(directory: Path, *, report: Callable[[str], None] = lambda text: None) -> str | None:
+    """Names the process that holds a run directory; None where there is none.
+
+    Args:
+        directory: of a run.
+        report: called with a message before a lock of another host is watched.
+    """
+
+    def read() -> dict[str, Any]:
+        try:
+            return _owner((directory / LOCK_FILE).read_bytes())
+        except OSError:  # none has been written, or it is not ours to read
+            return {}
+
+    owner = _alive(directory, read, report)
+    return _named(owner) if owner else None
+
+
+def _alive(directory: Path, read: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> dict[str, Any]:
+    """The owner that `read` returns, if its process runs; empty where none does."""
+    owner = read()
+    if not owner:
+        return {}
+    if owner["host"] == socket.gethostname():
+        started = _started(owner["pid"])
+        return owner if started is not None and started == owner["started"] else {}
+    report(f"{directory} was last used by {_named(owner)}: waiting up to {MAX_SILENCE_S:.0f} s for its heartbeat")
+    deadline = time.monotonic() + MAX_SILENCE_S
+    while time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_S / 5)
+        if (now := read()) and now != owner:
+            return now
+    return {}
+
+
+def _owner(content: bytes) -> dict[str, Any]:
+    """The owner that a lock file names; empty where it names none."""
+    try:
+        owner = json.loads(content or b"{}")
+    except ValueError:  # cut short by a full disk or a crash
+        return {}
+    return owner if isinstance(owner, dict) and owner.keys() >= {"host", "pid", "started", "job"} else {}
 
 
 def _named(owner: dict[str, Any]) -> str:
@@ -203,6 +234,8 @@ def _job() -> str | None:
 
 def _is_of_this_job(owner: dict[str, Any]) -> bool:
     """Whether an earlier start of this job holds the directory; its launcher has ended those processes."""
+    if not owner:
+        return False
     restarted = any(int(os.environ.get(n) or 0) > 0 for n in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return restarted and owner["job"] is not None and owner["job"] == _job()
 

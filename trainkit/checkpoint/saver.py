@@ -16,7 +16,7 @@ from trainkit.checkpoint import sharded, store
 from trainkit.distributed.shard import Shard
 from trainkit.errors import CheckpointError
 
-PAUSES_S = (1.0, 5.0)
+PAUSES_S: tuple[float, ...] = (1.0, 5.0)
 """Seconds between the attempts at a save that fails."""
 
 
@@ -119,7 +119,8 @@ class Saver:
             sources.append(source)
             targets.append(buffer)
         with torch.no_grad():
-            torch._foreach_copy_(targets, sources, non_blocking=True)
+            if targets:  # values can be saved alone
+                torch._foreach_copy_(targets, sources, non_blocking=True)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
         self._buffers = buffers

@@ -17,7 +17,7 @@ from trainkit.distributed.shard import DTYPES, Shard
 from trainkit.engine.engine import Engine
 from trainkit.errors import CheckpointError, ConfigError, UsageError
 
-PARTS = ("module", "optimizer", "average", "feedback")
+PARTS = ("module", "optimizer", "average", "error_feedback")
 
 
 def save(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import xxhash
 
 from trainkit.errors import CheckpointError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 _OWN_SUM = "sha256"
 _READ_BYTES = 1 << 20
@@ -96,23 +95,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not of checkpoint format {FORMAT}: it was written by another version or program"
         )
-    if manifest.pop(_OWN_SUM, None) not in (_sum_of(manifest), _sum_of(_with_integer_keys(manifest))):
+    if manifest.pop(_OWN_SUM, None) != _sum_of(manifest):
         raise CheckpointError(f"{path} is damaged: its contents do not match its {_OWN_SUM}; {_ADVICE}")
     return manifest
 
 
 def _sum_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _with_integer_keys(tree: Any) -> Any:
-    """The tree with integer keys in place of JSON's text: early checkpoints of format 3 hold its checksum."""
-    if isinstance(tree, list):
-        return [_with_integer_keys(item) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    are_integers = all(re.fullmatch(r"0|-?[1-9]\d*", key) for key in tree)
-    return {int(key) if are_integers else key: _with_integer_keys(value) for key, value in tree.items()}
 
 
 def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

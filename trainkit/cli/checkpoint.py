@@ -6,9 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from trainkit.errors import CheckpointError, nearest
 
 NUM_SHOWN = 20
@@ -84,6 +81,9 @@ def _examples(lines: Iterable[str]) -> str:
 
 
 def _ls(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
     from trainkit import checkpoint
 
     table = Table("checkpoint", "step", "samples", "written", "size", "metrics")

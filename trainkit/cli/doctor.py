@@ -5,10 +5,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from trainkit.cli.output import console, say
 from trainkit.errors import ConfigError
 
@@ -63,6 +59,10 @@ def _build(force: bool) -> None:
 
 
 def _show(sections: "dict[str, list[Finding]]") -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
     out = console()
     width = max(len(finding.name) for found in sections.values() for finding in found)
     for title, found in sections.items():

@@ -1,6 +1,8 @@
 """The `trainkit` command."""
 
 import argparse
+import atexit
+import gc
 import os
 import select
 import sys
@@ -8,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, topo
+from trainkit.cli import checkpoint, doctor, export, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -26,7 +28,9 @@ configuration: any number of key=value; the name of a group selects one of its f
 HELP = """\
 examples:
   trainkit train recipe=bert data.path=~/texts
+  trainkit seeds 5 recipe=bert_finetune data.path=reviews.csv
   trainkit evaluate runs/bert
+  trainkit export runs/bert --to onnx bert.onnx
   trainkit checkpoint ls runs/bert
   trainkit topo show
   trainkit doctor
@@ -82,6 +86,7 @@ def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> i
     if recall(FAILED) is not None:
         return 2  # torchrun restarts a process that has already printed why it cannot run
     _find_modules(from_here)
+    atexit.register(gc.freeze)  # at exit Python searches all objects for cycles, which takes longer than all else there
     try:
         code = function() or 0
         sys.stdout.flush()
@@ -157,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     add_config_dir(evaluate)
     add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+    add_config_dir(seeds.add_parser(commands))
+    add_trust(add_config_dir(export.add_parser(commands)))
     checkpoint.add_parser(commands)
     topo.add_parser(commands)
     doctor.add_parser(commands)
@@ -177,13 +184,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list groups, options and keys and stop")
 
 
-def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config-dir`."""
+def add_config_dir(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds `--config-dir`; returns the parser."""
     parser.add_argument(
         "--config-dir",
         metavar="DIR",
         help="a directory with the layout of conf/, for your own recipes, data sets and experiments",
     )
+    return parser
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

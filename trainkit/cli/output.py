@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trainkit.topology.topology import Topology
 
 PLAIN_WIDTH = 120
@@ -22,8 +22,10 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def console() -> Console:
+def console() -> "Console":
     """A console on stdout; 120 columns wide where that is no terminal."""
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False)
 

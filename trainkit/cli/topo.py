@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from trainkit.cli import amounts, machine, measured
 from trainkit.cli.output import console, count, rank, say, writing
 from trainkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from trainkit.planning.simulate import Point
 
 PLAIN_WIDTH = 120
@@ -143,6 +141,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from rich.padding import Padding
+    from rich.text import Text
+
     from trainkit.planning.advice import advise
     from trainkit.topology.picture import drawing, text
 
@@ -171,6 +172,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+
     from trainkit.planning.cost import CostModel
     from trainkit.planning.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
     from trainkit.planning.traffic import network_bytes
@@ -270,7 +273,10 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _scaling(points: "Sequence[Point]") -> Table:
+def _scaling(points: "Sequence[Point]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("nodes", "devices", "step", "efficiency", "samples/s"):
         table.add_column(name, justify="right")

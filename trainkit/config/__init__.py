@@ -4,11 +4,12 @@ from trainkit.config.build import build, build_partial
 from trainkit.config.check import check
 from trainkit.config.compose import compose, compose_onto, compose_unresolved, resolve, to_yaml
 from trainkit.config.directory import CONF_DIR, groups
-from trainkit.config.schema import arguments_of
+from trainkit.config.schema import OF_RECIPES, arguments_of
 from trainkit.config.tree import Node, flat
 
 __all__ = [
     "CONF_DIR",
+    "OF_RECIPES",
     "Node",
     "arguments_of",
     "build",

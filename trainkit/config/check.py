@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainkit.config.directory import groups
-from trainkit.config.schema import annotations
+from trainkit.config.schema import OF_RECIPES, annotations
 from trainkit.config.targets import hints, is_node, locate
 from trainkit.config.tree import Node
 from trainkit.config.values import annotation_of_items, convert, holds_node
@@ -28,7 +28,11 @@ def check(config: Mapping[str, Any]) -> Node:
         ConfigError: naming the key, the value, what is allowed, and the nearest valid name.
     """
     schema = annotations()
+    config = {**dict.fromkeys(OF_RECIPES), **config}  # a stored one may be older than these keys
     _require_known("", config, list(schema))
+    for name in OF_RECIPES:
+        if config[name] is not None and name not in (config.get("recipe") or {}):
+            raise ConfigError(f"{name}={config[name]}: this recipe has no {name}; leave it out, or use recipe=bert")
     for name in schema:
         if name not in config:
             raise ConfigError(f"{name} is missing from the configuration")

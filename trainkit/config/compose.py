@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainkit.config.directory import CONF_DIR, groups, require_package_lines_first
 from trainkit.config.overrides import Override, quoted, read
 from trainkit.config.schema import may_be_null, takes_text
+from trainkit.config.targets import locate
 from trainkit.config.tree import Node, adds_key, first_unknown, keys_of, place, source_of
 from trainkit.errors import ConfigError, nearest
 
@@ -49,7 +50,20 @@ def compose_unresolved(overrides: Sequence[str] = (), config_dir: str | Path | N
     for override in given:
         if override.is_a_guess and takes_text(tree, override.key):
             place(tree, override.key, override.raw)
+    _place_implied(tree, [source_of(tree, override.key) for override in given if override.key not in options])
     return tree
+
+
+def _place_implied(tree: Node, typed: Sequence[str]) -> None:
+    """Sets the arguments of the recipe that its `weights` imply, but for the full keys that were `typed`."""
+    if (tree.get("weights"), (tree.get("recipe") or {}).get("weights")) in ((None, None), (None, "${weights}")):
+        return  # what follows imports the recipe, which takes a while
+    recipe = resolve(tree)["recipe"]
+    implied = getattr(locate("recipe", recipe["_target_"]), "implied_arguments", None)
+    for name, value in (implied(recipe) if implied is not None else {}).items():
+        key = source_of(tree, f"recipe.{name}")
+        if not any(key == own or key.startswith(f"{own}.") for own in typed):
+            place(tree, key, value, is_new=True)
 
 
 def compose_onto(config: Mapping[str, Any], overrides: Sequence[str], config_dir: str | Path | None = None) -> Node:
@@ -70,14 +84,14 @@ def compose_onto(config: Mapping[str, Any], overrides: Sequence[str], config_dir
     changed = _relinked(config)
     options = groups(config_dir)
     given = read(overrides)
-    new = {override.key for override in given if adds_key(changed, override.key)}
-    for override in given:
-        key, value = override.key, override.value
-        if value in options.get(key, ()):
-            value = compose_unresolved([override.text], config_dir)[key]
-        elif override.is_a_guess and takes_text(changed, key):
-            value = override.raw
-        place(changed, key, value, is_new=key in new)
+    choices = [override for override in given if override.value in options.get(override.key, ())]
+    for override in choices:
+        place(changed, override.key, compose_unresolved([override.text], config_dir)[override.key])
+    rest = [override for override in given if override not in choices]
+    new = {override.key for override in rest if adds_key(changed, override.key)}
+    for override in rest:
+        is_text = override.is_a_guess and takes_text(changed, override.key)
+        place(changed, override.key, override.raw if is_text else override.value, is_new=override.key in new)
     return changed
 
 

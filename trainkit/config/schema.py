@@ -17,6 +17,8 @@ _TARGETS = ("trainkit.Runtime", "trainkit.Trainer")
 _OF_A_JOB = {"tracker", "config", "composed", "found"}
 """Arguments that a job makes by itself."""
 _OPTIONAL = {"schedule"}
+OF_RECIPES: Mapping[str, Any] = {"weights": Path | None}
+"""Keys that recipes link to, and not every recipe has."""
 _NO_KEYS = {"experiment"}
 """Groups whose options change other keys."""
 
@@ -26,7 +28,7 @@ def annotations() -> Mapping[str, Any]:
     """Returns the annotation of every key of `conf/train.yaml`.
 
     A group's is a node, which is held against the signature of its `_target_`; every other is that of the argument of
-    Runtime or Trainer with this name.
+    Runtime or Trainer with this name, or of `OF_RECIPES`.
     """
     found: dict[str, Any] = {
         name: Node | None if name in _OPTIONAL else Node for name in groups() if name not in _NO_KEYS
@@ -37,7 +39,7 @@ def annotations() -> Mapping[str, Any]:
         for name in inspect.signature(function).parameters:
             if name not in _OF_A_JOB:
                 found.setdefault(name, known[name])
-    return found
+    return {**found, **OF_RECIPES}
 
 
 def arguments_of(target: Callable[..., Any]) -> list[str]:

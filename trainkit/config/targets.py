@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 
+from trainkit.config.recipes import PACKAGE, require_link
 from trainkit.errors import ConfigError
 
 
@@ -15,6 +16,8 @@ def locate(path: str, target: str) -> Callable[..., Any]:
     Raises:
         ConfigError: it cannot be imported, or is not callable.
     """
+    if str(target).startswith(f"{PACKAGE}."):
+        require_link()
     try:
         found: Any = get_object(target)
     except Exception as error:

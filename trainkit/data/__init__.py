@@ -7,12 +7,26 @@ from trainkit.lazy import exports
 if TYPE_CHECKING:
     from trainkit.data.batch import Batch
     from trainkit.data.datasets import Datasets
+    from trainkit.data.examples import Example, Examples
     from trainkit.data.images import Images
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
+    from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 
-__all__ = ["Batch", "Datasets", "Images", "Pyramid", "Text", "WordPiece"]
+__all__ = [
+    "Batch",
+    "Datasets",
+    "Example",
+    "Examples",
+    "Images",
+    "Normalizer",
+    "Pyramid",
+    "Text",
+    "Vocabulary",
+    "WordPiece",
+    "read_vocabulary",
+]
 
 if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any name
     __getattr__, __dir__ = exports(
@@ -20,9 +34,14 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
         {
             "Batch": "trainkit.data.batch",
             "Datasets": "trainkit.data.datasets",
+            "Example": "trainkit.data.examples",
+            "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
+            "Normalizer": "trainkit.data.vocabulary",
             "Pyramid": "trainkit.data.pyramid",
             "Text": "trainkit.data.text",
+            "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
+            "read_vocabulary": "trainkit.data.vocabulary",
         },
     )

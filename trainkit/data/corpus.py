@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainkit.data.files import counted, suffix_of, walk
+from trainkit.cache import cached
+from trainkit.data.files import counted, state_of, suffix_of, walk
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
@@ -50,15 +51,28 @@ class Corpus:
                     if text and not text.isspace():
                         yield is_held_out, text
 
-    def fingerprint(self, progress: bool = False) -> str:
-        """Hashes the content of the files; their names and paths do not matter.
+    def fingerprint(self, memory: Path, progress: bool = False) -> str:
+        """Hashes the content of the files, once per state of them; their names and paths do not matter.
 
         Args:
+            memory: a directory to cache the result in.
             progress: whether to show a progress bar.
 
         Returns:
             Hexadecimal digits.
         """
+
+        def write(directory: Path) -> None:
+            (directory / "digest").write_text(self._content(progress))
+
+        state = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
+        state.update(state_of(path.absolute() for path in self.held_out + self.train).encode())
+        try:
+            return (cached(memory, f"listing-{state.hexdigest()}", write) / "digest").read_text()
+        except DataError:  # what was built there can be read, though nothing can be added
+            return self._content(progress)
+
+    def _content(self, progress: bool) -> str:
         files = self.held_out + self.train
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             digests = list(track(pool.map(_digest, files), "comparing text", len(files), progress))
@@ -130,7 +144,7 @@ def _folder(path: Path, text_field: str) -> Corpus:
             _add_dataset_dict(directory, found)
             folders.clear()
         elif "state.json" in files:
-            found.train += _arrow_files(directory)
+            found.train += arrow_files(directory)
             folders.clear()
         else:
             for file in (directory / name for name in files):
@@ -152,14 +166,19 @@ def _add_dataset_dict(path: Path, found: _Found) -> None:
     splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
     if "train" not in splits:
         raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
-    found.train += _arrow_files(path / "train")
+    found.train += arrow_files(path / "train")
     for split in _HELD_OUT_SPLITS:
-        if split in splits and (files := _arrow_files(path / split)):
+        if split in splits and (files := arrow_files(path / split)):
             found.held_out += files
             break
 
 
-def _arrow_files(path: Path) -> tuple[Path, ...]:
+def arrow_files(path: Path) -> tuple[Path, ...]:
+    """Returns the files of a directory that `save_to_disk` of Hugging Face datasets wrote for one split.
+
+    Raises:
+        DataError: where it is not complete.
+    """
     state = path / "state.json"
     if not state.is_file():
         raise DataError(f"data.path: {path} has no state.json, so it is not a complete data set; save it again")

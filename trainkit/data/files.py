@@ -1,5 +1,7 @@
 """Files below a folder."""
 
+import contextlib
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,24 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(directory), folders, sorted(name for name in files if not name.startswith("."))
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Hashes names, sizes and times of files, among them that of the last status change (ctime), which cannot be set.
+
+    Args:
+        paths: of the files. One that does not exist, such as a link to nothing, counts by its name.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        whole.update(os.fsencode(path) + b"\0")
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            whole.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0".encode())
+    return whole.hexdigest()
 
 
 def suffix_of(name: str | PurePath) -> str:

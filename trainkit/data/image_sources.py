@@ -1,9 +1,7 @@
 """Sources of images: a folder or a zip file."""
 
-import contextlib
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from trainkit.cache import cached
-from trainkit.data.files import counted, walk
+from trainkit.data.files import counted, state_of, walk
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError
@@ -69,7 +67,9 @@ class Folder:
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Hashes every byte, once per state of the folder, because a large one takes long to read."""
-        directory = cached(memory, f"listing-{self._listing()}", lambda aside: self._write_digest(aside, progress))
+        root = self.path.resolve()
+        name = f"listing-{state_of(root / name for name in self.names())}"
+        directory = cached(memory, name, lambda aside: self._write_digest(aside, progress))
         return (directory / "digest").read_text()
 
     def _write_digest(self, directory: Path, progress: bool) -> None:
@@ -84,16 +84,6 @@ class Folder:
                 return hashlib.file_digest(file, "blake2b").digest()
         except OSError as error:  # `open` fails too, where it is known whether that is an error
             return (error.strerror or type(error).__name__).encode()
-
-    def _listing(self) -> str:
-        """Hashes names, sizes and times, among them that of the last status change (ctime), which cannot be set."""
-        whole = hashlib.blake2b(os.fsencode(self.path.resolve()), digest_size=16)
-        for name in self.names():
-            whole.update(os.fsencode(name) + b"\0")
-            with contextlib.suppress(FileNotFoundError):  # a link to nothing
-                status = (self.path / name).stat()
-                whole.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0".encode())
-        return whole.hexdigest()
 
     def num_bytes(self, name: str) -> int:
         """Returns the size of the file in bytes."""

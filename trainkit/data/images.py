@@ -1,7 +1,6 @@
 """Images: any source of images, decoded once into every resolution from 4x4 up, for a generative model."""
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from trainkit.data.split import lowest_fraction
 from trainkit.data.square import square
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
+from trainkit.logger import logger
 
 _FORMAT = 3  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
@@ -116,7 +116,7 @@ class Images:
         if unreadable and self.on_unreadable == "error":
             raise self._cannot_read(unreadable[0])
         if unreadable and progress and Cluster.from_environment().rank == 0:
-            print(_skipped(unreadable, summary["images"]), file=sys.stderr, flush=True)
+            logger(__name__).warning(_skipped(unreadable, summary["images"]))
         keys = read_keys(directory)
         is_held_out = lowest_fraction(keys, self.held_out)
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
@@ -214,7 +214,7 @@ def _lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None
 
 
 def _skipped(unreadable: list[Unreadable], num_read: int) -> str:
-    return f"trainkit: {len(unreadable)} unreadable images skipped, {num_read} read; skipped: {_listed(unreadable)}"
+    return f"{len(unreadable)} unreadable images skipped, {num_read} read; skipped: {_listed(unreadable)}"
 
 
 def _listed(unreadable: list[Unreadable]) -> str:
@@ -224,4 +224,4 @@ def _listed(unreadable: list[Unreadable]) -> str:
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
-        raise DataError(f"data.{name}={value} must be {allowed}; set data.{name}")
+        raise DataError(f"data.{name}={value}: must be {allowed}; set data.{name}")

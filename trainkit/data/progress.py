@@ -1,6 +1,5 @@
-"""Progress bars for work that may take long."""
+"""Progress bars and lines for work that may take long."""
 
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from trainkit.distributed.cluster import Cluster
+from trainkit.logger import logger
 
 Item = TypeVar("Item")
 PATIENCE_S = 2.0
@@ -15,8 +15,8 @@ PATIENCE_S = 2.0
 
 @contextmanager
 def announced(description: str, enabled: bool = True) -> Iterator[None]:
-    """Context manager that prints `description` on stderr if the block takes longer than two seconds."""
-    timer = threading.Timer(PATIENCE_S, lambda: print(f"{description} ...", file=sys.stderr, flush=True))
+    """Context manager that logs `description` if the block takes longer than two seconds."""
+    timer = threading.Timer(PATIENCE_S, lambda: logger(__name__).info(f"{description} ..."))
     timer.daemon = True
     if enabled:
         timer.start()
@@ -27,14 +27,14 @@ def announced(description: str, enabled: bool = True) -> Iterator[None]:
 
 
 def remark(facts: Mapping[str, int | str], *names: str) -> None:
-    """Prints those of `facts` that exist, one per line, on rank 0's stderr."""
+    """Logs those of `facts` that exist, one per line, on rank 0."""
     for name in names:
         if name in facts and Cluster.from_environment().rank == 0:
-            print(f"trainkit: {name}: {facts[name]}", file=sys.stderr, flush=True)
+            logger(__name__).warning(f"{name}: {facts[name]}")
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, enabled: bool = True) -> Iterator[Item]:
-    """Shows the progress of an iteration: after two seconds, a bar on stderr, or one line where that is no terminal.
+    """Shows the progress of an iteration: after two seconds, a bar on a terminal, or one logged line.
 
     Args:
         items: the items.
@@ -63,6 +63,6 @@ def track(items: Iterable[Item], description: str, total: int | None = None, ena
                 shown = True
                 bar.start()
                 if not console.is_terminal:
-                    console.print(f"{description} ...", highlight=False)
+                    logger(__name__).info(f"{description} ...")
     finally:
         bar.stop()

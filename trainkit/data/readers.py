@@ -42,13 +42,7 @@ def read_json_lines(path: Path, field: str) -> Iterator[str]:
     Raises:
         DataError: naming the file and the line that has no text in `field`.
     """
-    for number, line in enumerate(_lines(path, longest=None), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); correct or remove it") from None
+    for number, row in json_objects(path):
         if not isinstance(row, dict) or field not in row:
             raise _no_field(f"{path}, line {number}", field, list(row) if isinstance(row, dict) else [])
         text = row[field]
@@ -67,20 +61,63 @@ def read_json_lines(path: Path, field: str) -> Iterator[str]:
         yield text
 
 
+def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the number, from 1, and the value of each line that is not blank.
+
+    Raises:
+        DataError: naming the line that is not JSON.
+    """
+    for number, line in enumerate(lines_of(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); correct or remove it") from None
+
+
 def read_table(path: Path, field: str) -> Iterator[str]:
     """Yields the column `field` of a .csv or .tsv file with a header, without empty cells.
 
     Raises:
         DataError: where the column does not exist, or the file is no table.
     """
+    for number, row in table_rows(path):
+        if number == 0:
+            if field not in row:
+                raise _no_field(str(path), field, list(row))
+        elif row[field]:
+            yield row[field]
+
+
+def table_rows(path: Path, *, quotes: bool = True, strict: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the header of a .csv or .tsv file, as row 0 with the names as values, and the rows.
+
+    Args:
+        path: the file.
+        quotes: whether a cell may be in double quotes.
+        strict: whether misplaced quotes are an error.
+
+    Yields:
+        (number of the line on which the row ends, cells by column).
+
+    Raises:
+        DataError: naming the line that is no row of a table.
+    """
     csv.field_size_limit(1 << 30)
     # Line ends inside quotes are part of the text.
-    lines = (f"{line}\n" for line in _lines(path, longest=None))
-    rows = csv.DictReader(lines, delimiter="\t" if suffix_of(path).startswith(".tsv") else ",")
+    lines = (f"{line}\n" for line in lines_of(path))
+    rows = csv.DictReader(
+        lines,
+        delimiter="\t" if suffix_of(path).startswith(".tsv") else ",",
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=strict,
+    )
     try:
-        if field not in (rows.fieldnames or []):
-            raise _no_field(str(path), field, list(rows.fieldnames or []))
-        yield from (row[field] for row in rows if row[field])
+        names = list(rows.fieldnames or [])
+        yield 0, dict(zip(names, names, strict=True))
+        for row in rows:
+            yield rows.line_num, row
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); correct or remove it") from None
 
@@ -299,6 +336,11 @@ def _conversion(path: Path, encoding: str) -> str:
         program = {".gz": "gzip", ".zst": "zstd"}[compression]
         command, plain = f"{program} -dc {shlex.quote(str(path))} | {convert}", path.with_suffix("")
     return f"{command} > {shlex.quote(str(plain.with_name(f'{plain.stem}.utf8{plain.suffix}')))}"
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file, decompressed, without their ends; an empty one after the last end."""
+    return _lines(path, longest=None)
 
 
 def _lines(path: Path, longest: int | None = _PARAGRAPH_CHARS) -> Iterator[str]:

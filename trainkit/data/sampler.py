@@ -120,8 +120,8 @@ class SamplerOrder:
             return sampler
         if not (isinstance(sampler, Iterable) and isinstance(sampler, Sized)):
             raise ConfigError(
-                f"order={self.name} must be a function (seed, epoch) -> indices, or an iterable with a length that can "
-                f"be iterated in every epoch, such as a torch Sampler: give it a __len__"
+                f"order={self.name}: must be a function (seed, epoch) -> indices, or an iterable with a length that "
+                f"can be iterated in every epoch, such as a torch Sampler: give it a __len__"
             )
         most = len(sampler)
         indices = [*islice(sampler, most + 1)]

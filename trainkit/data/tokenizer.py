@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.data.vocabulary import SPECIAL_TOKENS, Normalizer
+from trainkit.data.vocabulary import SPECIAL_TOKENS, Normalizer, read_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,6 +49,11 @@ class WordPiece:
         """Encodes many texts, with the threads that `rust_threads` allows."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_with_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Encodes many texts; with the tokens of each, the characters [start, end) that they stand for."""
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns readable text, including special tokens."""
         return self._backend.decode(list(tokens), skip_special_tokens=False)
@@ -58,6 +63,11 @@ class WordPiece:
         if not 0 <= number < self.vocab_size:
             raise IndexError(f"token {number} of {self.vocab_size}")
         return self._backend.id_to_token(number) or "[unused]"
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Token -> number, special tokens included."""
+        return self._backend.get_vocab()
 
     @property
     def fingerprint(self) -> str:
@@ -114,6 +124,38 @@ class WordPiece:
         backend = _untrained(normalizer, numbers)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
+
+    @classmethod
+    def read(cls, path: Path, *, lowercase: bool | None = None) -> "WordPiece":
+        """Reads a vocab.txt or tokenizer.json of another program, and the tokenizer_config.json beside it.
+
+        Args:
+            path: the file.
+            lowercase: whether text is normalized to lower case; None: as the files say, else True.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            DataError: for a vocabulary that this class cannot represent.
+        """
+        vocabulary = read_vocabulary(path)
+        return cls.from_vocabulary(vocabulary.numbers, vocabulary.normalizer(path, lowercase=lowercase))
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], vocab_size: int, *, lowercase: bool | None = None) -> "WordPiece":
+        """Learns a vocabulary from texts; the same texts in the same order give the same one.
+
+        Args:
+            texts: to learn from.
+            vocab_size: the maximum number of tokens.
+            lowercase: whether text is normalized to lower case; None: True.
+
+        Returns:
+            The tokenizer.
+        """
+        normalizer = Normalizer(lowercase=lowercase is not False)
+        return cls.from_vocabulary(train_vocabulary(texts, vocab_size, normalizer), normalizer)
 
 
 def train_vocabulary(documents: Iterable[str], vocab_size: int, normalizer: Normalizer) -> dict[str, int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainkit.errors import ClusterError, ConfigError, UsageError
+from trainkit.logger import logger
 
 _OF_A_JOB = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # not LOCAL_RANK, which DeepSpeed leaves behind
 _CALL, _LOOKING_S = "call", 1.0
@@ -92,7 +93,7 @@ def run(arguments: Sequence[str], num: int) -> int:
     rank, code = next(iter(failed.codes.items()), (0, 0))
     if code >= 0:
         return code
-    print(f"trainkit: error: rank {rank} {_ended(code)}", file=sys.stderr, flush=True)
+    logger(__name__).error(f"rank {rank} {_ended(code)}")
     return 128 - code
 
 

@@ -125,8 +125,8 @@ def aliases(module: nn.Module) -> dict[str, str]:
     }
 
 
-def share_from_first(tensors: Sequence[Tensor]) -> None:
-    """Replaces `tensors` by those of rank 0, several small ones in one message. Collective: every rank must call.
+def broadcast_from_first(tensors: Sequence[Tensor]) -> None:
+    """Broadcasts `tensors` from rank 0, several small ones in one message. Collective: every rank must call.
 
     Args:
         tensors: of the same shapes and dtypes on all ranks; changed in place.

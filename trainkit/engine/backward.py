@@ -1,7 +1,7 @@
 """Backward: the gradients of a loss, without the layers of Python around PyTorch's engine where they do nothing."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, _tensor
 from torch.autograd import Variable
 from torch.overrides import has_torch_function_unary
 
@@ -12,7 +12,8 @@ def run_backward(loss: Tensor) -> None:
     For a small model those layers take as long as the optimizer's update. A GPU's backward pass runs in other threads,
     which they prepare.
     """
-    if not loss.is_cpu or not loss.is_floating_point() or has_torch_function_unary(loss):
+    is_patched = Tensor.backward.__globals__ is not vars(_tensor)
+    if is_patched or not loss.is_cpu or not loss.is_floating_point() or has_torch_function_unary(loss):
         loss.backward()
         return
     Variable._execution_engine.run_backward(

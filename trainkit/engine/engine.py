@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainkit.data.batch import Batch
 from trainkit.data.clock import Clock
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import share_from_first
+from trainkit.distributed.shard import broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.learning_rates import LearningRates, ScheduleFunction
 from trainkit.engine.mean_loss import MeanLoss
@@ -29,6 +29,7 @@ from trainkit.errors import UsageError
 from trainkit.modules.blocks import eagerly
 from trainkit.ops.dropout import Dropout
 from trainkit.optim.ema import ExponentialMovingAverage
+from trainkit.optim.sharded import ShardedOptimizer
 from trainkit.precision import Precision
 from trainkit.random import key_of
 
@@ -79,7 +80,8 @@ class Engine:
         self._backend, self._clock, self._cluster, self._device = backend, clock, cluster, device
         self._precision, self._autocasts, self._guard = precision, precision.autocast_dtype is not None, guard
         backend.tensors.give_to_optimizer(backend.trainable, device)
-        own = getattr(self.optimizer, "max_grad_norm", None)
+        # Lamb clips to a norm of its own; what another optimizer means by such an attribute is not known.
+        own = getattr(self.optimizer, "max_grad_norm", None) if isinstance(self.optimizer, ShardedOptimizer) else None
         self.max_grad_norm = min((norm for norm in (max_grad_norm, own) if norm is not None), default=None)
         self._rates = LearningRates(self.optimizer, schedule)
         self.state = EngineState(backend, name=name, average=average, scaler=self.scaler, rates=self._rates)
@@ -139,7 +141,8 @@ class Engine:
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """Splits this rank's share of a batch into `grad_accumulation_steps` micro-batches; 1 gives the batch itself.
 
-        Call `backward` exactly once for each. With fewer samples than micro-batches, some have no sample.
+        Call `backward` exactly once for each, on every rank: do not leave the loop early. With fewer samples than
+        micro-batches, some have no sample.
 
         Args:
             batch: as `Runtime.batches` gives it.
@@ -168,7 +171,8 @@ class Engine:
         Call it exactly once for each micro-batch: add the terms of a loss first. With weight 0 the rank takes part and
         adds nothing, even if the loss is 0/0. (Where the weight is a tensor on a GPU, a division of your own must be by
         at least 1; PyTorch's means over no items are fine.) Where all weights of a step are 0, on all ranks, its loss
-        is 0 and its gradient zero. Collective in the last micro-batch of a step: every rank must call.
+        is 0 and its gradient zero. Collective in the last micro-batch of a step, and under FSDP and ZeRO in every one:
+        every rank must call.
 
         Args:
             loss: a scalar.
@@ -265,7 +269,7 @@ class Engine:
         """The module's output for `x`, and the gradient of the output's sum with respect to `x`.
 
         Both can be differentiated again, for gradient penalties. Runs the module with autocast off, and uncompiled
-        where `compile` is on.
+        where `compile` is on. Collective under FSDP and ZeRO-3.
 
         Args:
             x: a floating-point tensor.
@@ -305,7 +309,7 @@ class Engine:
                 f"engine {self.name!r} keeps no averaged weights: give runtime.setup(..., ema_decay=0.999)"
             )
         self.state.require_trained("averaged()")
-        share_from_first(self.state.buffers())
+        broadcast_from_first(self.state.buffers())
         self._swap_average()
         self.state.is_averaged = True
         try:
@@ -317,7 +321,7 @@ class Engine:
     # -- by name -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors by name, as `module`, `optimizer` (by name/key), `average` and `feedback`, and `scalars`.
+        """Whole tensors by name, as `module`, `optimizer` (by name/key), `average` and `error_feedback`, and `scalars`.
 
         Where a strategy shards tensors, rank 0 alone gets them, on the CPU. Collective: every rank must call.
         """

@@ -95,7 +95,7 @@ class EngineState:
         return [*(shard.local for shard in buffer_shards(self._module).values()), *averaged]
 
     def shards(self) -> Shards:
-        """The shards that this rank holds, as `module`, `optimizer` (by name/key), `average` and `feedback`.
+        """The shards that this rank holds, as `module`, `optimizer` (by name/key), `average` and `error_feedback`.
 
         Collective where a lossy plan has errors to carry over.
         """
@@ -111,7 +111,7 @@ class EngineState:
                 for key, shard in entry.items()
             },
             "average": average,
-            "feedback": feedback.shards() if feedback is not None else {},
+            "error_feedback": feedback.shards() if feedback is not None else {},
         }
 
     def scalars(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class EngineState:
             "module": self._module_shards(),
             "optimizer": optimizer,
             "average": self._average_shards(),
-            "feedback": self._backend.reduction.empty_errors(saved["feedback"]),
+            "error_feedback": self._backend.reduction.empty_errors(saved["error_feedback"]),
         }
 
     def loaded(self, shards: Mapping[str, Mapping[str, Shard]], scalars: Mapping[str, Any]) -> list[str]:
@@ -175,7 +175,7 @@ class EngineState:
             ConfigError: for optimizer state that does not fit.
         """
         if (feedback := self._backend.reduction.error_feedback()) is not None:
-            feedback.load(shards["feedback"])
+            feedback.load(shards["error_feedback"])
         by_name: dict[str, dict[str, Shard]] = {}
         for path, shard in shards["optimizer"].items():
             name, _, key = path.rpartition("/")

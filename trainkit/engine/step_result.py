@@ -25,9 +25,9 @@ class StepResult:
     skipped: bool
     loss_scale: float | None
 
-    def metrics(self, prefix: str = "") -> dict[str, Tensor | float]:
+    def metrics(self, prefix: str = "") -> dict[str, Tensor | float | Last]:
         """Returns loss, grad_norm, lr and skipped (and loss_scale in fp16) by name, each after `prefix`."""
-        values: dict[str, Tensor | float] = {
+        values: dict[str, Tensor | float | Last] = {
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "lr": Last(self.lr),

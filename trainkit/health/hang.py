@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainkit.data.batch import Batch
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError
 from trainkit.health.hang_report import EXIT_CODE, HangReport, call_within, flush, write_stderr
@@ -25,6 +24,7 @@ from trainkit.health.rank_status import RankStatus
 from trainkit.health.stack_dump import StackDump
 from trainkit.health.straggler import StepTimes, Stragglers
 
+Item = TypeVar("Item")
 MAX_LIMIT_S = 1800.0
 """Under `auto`, for an activity that is new to the run, and for a thread that moves."""
 MIN_LIMIT_S = 60.0
@@ -116,7 +116,7 @@ class Watchdog:
 
     # -- called by the watched thread --------------------------------------------------------------------------------
 
-    def watched(self, batches: Iterable[Batch], step: int | None = None) -> Iterator[Batch]:
+    def watched(self, batches: Iterable[Item], step: int | None = None) -> Iterator[Item]:
         """Yields `batches`, and watches this thread from the first one until the iteration ends or is closed.
 
         Args:
@@ -141,7 +141,7 @@ class Watchdog:
             self._num_loops -= 1
             self._beat_at = math.inf  # between two loops nothing is measured
 
-    def _fetched(self, batches: Iterator[Batch], *, is_training: bool) -> Iterator[Batch]:
+    def _fetched(self, batches: Iterator[Item], *, is_training: bool) -> Iterator[Item]:
         """Yields `batches`; the wait for each is an activity of its own, for which no other rank is the cause."""
         while True:
             # The same as `during`, which costs a small step three times as much.

@@ -19,13 +19,24 @@ from trainkit.distributed.ranks import BESIDE
 
 _TRAINKIT = f"{Path(__file__).parents[1]}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
-_DISTRIBUTED, _AUTOGRAD = f"{_TORCH}distributed/", (f"{_TORCH}autograd/", f"{_TORCH}_tensor.py")
+_DISTRIBUTED = f"{_TORCH}distributed/"
+_AUTOGRAD = (f"{_TORCH}autograd/", f"{_TORCH}_tensor.py", f"{_TRAINKIT}engine/backward.py")
 _STANDARD = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
 _PACKAGES = tuple(f"{sysconfig.get_path(name)}/" for name in ("purelib", "platlib"))
 # Frames outside of these started the run, and are no part of a step.
 _OUTER = tuple(_TRAINKIT + name for name in ("trainer.py", "job.py", "cli/"))
 # Modules of trainkit that call a collective or wait for the device.
-_WAITING = tuple(_TRAINKIT + name for name in ("engine/", "distributed/ranks.py", "distributed/shard.py", "strategy/"))
+_WAITING = tuple(
+    _TRAINKIT + name
+    for name in (
+        "engine/",
+        "distributed/ranks.py",
+        "distributed/shard.py",
+        "strategy/",
+        "health/guard.py",
+        "tracking/means.py",
+    )
+)
 _TYPED = ("<stdin>", "<python-input", "<ipython-input")
 _PROMPTS = {"bdb", "pdb", "cmd", "code", "_pyrepl", "IPython", "ipykernel", "debugpy", "pydevd", "_pydevd_bundle"}
 _BLOCKING_CALL = re.compile(r"\.(wait|item|tolist|cpu|numpy|synchronize)\(")

@@ -64,7 +64,7 @@ class Activation(nn.Module):
     def __init__(self, expression: str, derivative: str | None = None, *, name: str = "activation") -> None:
         super().__init__()
         if not (name.isascii() and name.isidentifier()):
-            raise ConfigError(f"activation name={name!r} must consist of letters, digits and _")
+            raise ConfigError(f"activation name={name!r}: must consist of letters, digits and _")
         self.name, self.expression, self.derivative = name, expression, derivative
         self._f, self._df, self._ddf = _parsed(expression, derivative, name)
         self.op = f"{name}_{hashlib.sha256(_functor(self).encode()).hexdigest()[:12]}"

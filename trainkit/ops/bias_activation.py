@@ -116,7 +116,7 @@ def known_activation(activation: str) -> str:
     """Returns `activation` itself. Raises ConfigError for an unknown one."""
     if activation not in ACTIVATIONS:
         raise ConfigError(
-            f"activation={activation} must be one of {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
+            f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}.{nearest(activation, ACTIVATIONS)}"
         )
     return activation
 

@@ -13,9 +13,8 @@ from trainkit.ops import library, mode
 from trainkit.ops.dtypes import widened
 
 MAX_TENSORS = 8
-SLOPES = {"linear": 1.0, "relu": 0.0, "leaky_relu": 0.2}
-
 Activation = Literal["linear", "relu", "leaky_relu"]
+SLOPES: dict[Activation, float] = {"linear": 1.0, "relu": 0.0, "leaky_relu": 0.2}
 
 
 def concat(

@@ -49,7 +49,7 @@ def dropout_reference(x: Tensor, p: float, key: int, positions: Tensor, call: in
 def check_draw(op: str, x: Tensor, p: float, positions: Tensor) -> None:
     """Raises ConfigError unless x is [N, ...], positions is int64 [N] and 0 <= p < 1."""
     if not 0.0 <= p < 1.0:
-        raise ConfigError(f"trainkit.ops.{op}: p={p} must be 0 <= p < 1")
+        raise ConfigError(f"trainkit.ops.{op}: p={p}: must be 0 <= p < 1")
     if positions.dtype != torch.int64 or x.dim() == 0 or tuple(positions.shape) != (x.shape[0],):
         raise ConfigError(
             f"trainkit.ops.{op}: positions are {positions.dtype} {list(positions.shape)} beside an input of "
@@ -74,9 +74,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, None, None, None, None
 
 
-def drop(layer: "Dropout", x: Tensor) -> Tensor:
+def drop(layer: "Dropout", x: Tensor, positions: Tensor | None = None) -> Tensor:
     """Drops elements of `x` by the layer's current mask. Not compiled by torch.compile: every layer has another key."""
-    return dropout(x, **layer.draw(x))
+    return dropout(x, **layer.draw(x, positions))
 
 
 class Dropout(nn.Module):
@@ -98,7 +98,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ConfigError(f"dropout={p} must be 0 <= dropout < 1")
+            raise ConfigError(f"dropout={p}: must be 0 <= dropout < 1")
         self.p = p
         self.seen: tuple[int, Tensor, int] = (0, torch.empty(0, dtype=torch.int64), 0)
 
@@ -112,18 +112,21 @@ class Dropout(nn.Module):
         """
         self.seen = key, positions, call
 
-    def draw(self, x: Tensor) -> dict[str, Any]:
+    def draw(self, x: Tensor, positions: Tensor | None = None) -> dict[str, Any]:
         """Returns the arguments p, key, positions and call for an op that includes dropout; empty: nothing is dropped.
 
         Args:
             x: [N, ...], the input of the op.
+            positions: int64 [N], where the first dimension is not the samples, such as numbers of the tokens of rows
+                without padding: the mask of a row depends on its number alone. None: those of the samples.
 
         Raises:
             UsageError: where N is not the number of positions.
         """
         if not self.training or self.p == 0.0:
             return {}
-        key, positions, call = self.seen
+        key, of_samples, call = self.seen
+        positions = of_samples if positions is None else positions
         if len(x) != len(positions):
             raise UsageError(
                 f"trainkit.ops.Dropout has the positions of {len(positions)} samples and an input of {len(x)}: its "
@@ -132,9 +135,9 @@ class Dropout(nn.Module):
             )
         return {"p": self.p, "key": key, "positions": positions, "call": call}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drops elements of x [N, ...] in training mode."""
-        return x if not self.training or self.p == 0.0 else self.drop(self, x)
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Drops elements of x [N, ...] in training mode; `positions` are those of `draw`."""
+        return x if not self.training or self.p == 0.0 else self.drop(self, x, positions)
 
     def extra_repr(self) -> str:
         """Returns the probability, for `repr`."""

@@ -106,10 +106,16 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor: ...
 
     @overload
-    def forward(self, x: Tensor, residual: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, x: Tensor, residual: Tensor, dropout: Dropout, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, dropout: Dropout | None = None
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        dropout: Dropout | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Computes LayerNorm(x), or with a residual (LayerNorm(summed), summed), summed = residual + dropout(x).
 
@@ -117,14 +123,15 @@ class LayerNorm(nn.LayerNorm):
             x: [N, ..., D].
             residual: [N, ..., D]; None: there is no sum.
             dropout: the layer that drops elements of x; None: none are dropped.
+            positions: int64 [N], of the mask, where the first dimension is not the samples, see `Dropout.draw`.
         """
         if residual is None:
             return super().forward(x)
         draw: dict[str, Any] = {}
         if dropout is not None and torch.compiler.is_compiling():
-            x = dropout(x)  # each layer's key would cause a compilation of its own
+            x = dropout(x, positions)  # each layer's key would cause a compilation of its own
         elif dropout is not None:
-            draw = dropout.draw(x)
+            draw = dropout.draw(x, positions)
         return dropout_residual_layer_norm(x, residual, self.weight, self.bias, eps=self.eps, **draw)
 
 

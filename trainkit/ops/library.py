@@ -5,10 +5,8 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root, cached
 from trainkit.errors import ConfigError
+from trainkit.logger import logger
 from trainkit.ops import build
 
 HERE = Path(__file__).parent
@@ -105,7 +104,7 @@ def without(reason: str, require: bool) -> None:
         raise ConfigError(f"ops.require=true: {reason}")
     if reason not in _state.warned:
         _state.warned.add(reason)
-        warnings.warn(f"trainkit: {reason}. Plain PyTorch is used instead", stacklevel=3)
+        logger(__name__).warning(f"{reason}. Plain PyTorch is used instead")
 
 
 def is_available() -> bool:
@@ -271,7 +270,7 @@ def _progress_shown(what: str) -> Iterator[build.Progress]:
 
     console = Console(stderr=True, highlight=False)
     status = console.status(f"trainkit: {what} ...")
-    show = status.start if console.is_terminal else lambda: _print(f"{what} ...")
+    show = status.start if console.is_terminal else lambda: logger(__name__).info(f"{what} ...")
     timer = threading.Timer(PATIENCE_S, show)
     timer.daemon = True
     started = last_line = time.monotonic()
@@ -281,7 +280,7 @@ def _progress_shown(what: str) -> Iterator[build.Progress]:
         status.update(f"trainkit: {what}: {num_done} of {num_all} ...")
         if not console.is_terminal and time.monotonic() - last_line > PROGRESS_EVERY_S:
             last_line = time.monotonic()
-            _print(f"compiled {num_done} of {num_all} files of ops")
+            logger(__name__).info(f"compiled {num_done} of {num_all} files of ops")
 
     timer.start()
     try:
@@ -291,14 +290,16 @@ def _progress_shown(what: str) -> Iterator[build.Progress]:
         timer.join()
         status.stop()
     if time.monotonic() - started > PATIENCE_S:
-        _print(f"compiled the ops in {time.monotonic() - started:.0f} s")
+        logger(__name__).info(f"compiled the ops in {time.monotonic() - started:.0f} s")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Holds the kernel's lock on `path`, which ends with the process in any case; yields whether it is held."""
     with path.open("a+") as file:
-        timer = threading.Timer(PATIENCE_S, lambda: _print(f"another process compiles the ops; waiting ({path})"))
+        timer = threading.Timer(
+            PATIENCE_S, lambda: logger(__name__).info(f"another process compiles the ops; waiting ({path})")
+        )
         timer.daemon = True
         timer.start()
         try:
@@ -309,7 +310,3 @@ def _locked(path: Path) -> Iterator[bool]:
         finally:
             timer.cancel()
         yield is_locked
-
-
-def _print(text: str) -> None:
-    print(f"trainkit: {text}", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ def use(kernels: Literal["fused", "reference"], require: bool = False) -> None:
     """
     global _fused, _require
     if kernels not in ("fused", "reference"):
-        raise ConfigError(f"ops={kernels} must be fused or reference")
+        raise ConfigError(f"ops={kernels}: must be fused or reference")
     _fused, _require = kernels == "fused", require
     if require:
         library.load(require)  # otherwise by the first op: a run without ops waits for no compiler

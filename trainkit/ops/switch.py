@@ -29,7 +29,7 @@ class Ops:
         allowed = get_args(Kernels)
         if self.kernels not in allowed:
             raise ConfigError(
-                f"ops.kernels={self.kernels!r} must be one of {', '.join(allowed)}."
+                f"ops.kernels={self.kernels!r}: must be one of {', '.join(allowed)}."
                 f"{nearest(str(self.kernels), allowed)}"
             )
         if self.require and self.kernels == "reference":

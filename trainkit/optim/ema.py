@@ -73,4 +73,4 @@ def _can_be_averaged(tensor: Tensor) -> bool:
 def check_decay(decay: float) -> None:
     """Raises ConfigError unless 0 <= decay < 1."""
     if not 0.0 <= decay < 1.0:
-        raise ConfigError(f"ema_decay={decay} must be 0 <= ema_decay < 1 (0.999 is usual)")
+        raise ConfigError(f"ema_decay={decay}: must be 0 <= ema_decay < 1 (0.999 is usual)")

@@ -59,7 +59,7 @@ class Lamb(ShardedOptimizer):
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(
-                f"optimizer.max_grad_norm={max_grad_norm} must be a norm above 0, or null for no clipping"
+                f"optimizer.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping"
             )
         self.max_grad_norm = max_grad_norm
         own = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
@@ -70,9 +70,9 @@ class Lamb(ShardedOptimizer):
         given = {**self.defaults, **param_group}
         for key in ("lr", "eps", "weight_decay"):
             if not given[key] >= 0:
-                raise ConfigError(f"optimizer.{key}={given[key]} must be 0 or more")
+                raise ConfigError(f"optimizer.{key}={given[key]}: must be 0 or more")
         if len(given["betas"]) != 2 or not all(0 <= beta < 1 for beta in given["betas"]):
-            raise ConfigError(f"optimizer.betas={given['betas']} must be two numbers, 0 <= beta < 1")
+            raise ConfigError(f"optimizer.betas={given['betas']}: must be two numbers, 0 <= beta < 1")
         super().add_param_group(param_group)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from trainkit.errors import ConfigError, nearest, require_at_least
 
-Unit = Literal["steps", "samples"]
+Unit = Literal["steps", "samples", "run"]
 Shape = Literal["constant", "linear", "cosine", "polynomial"]
 
 
@@ -17,7 +17,8 @@ class Schedule:
     Args:
         warmup: length of the rise, in `unit`.
         total: end of the fall, in `unit`; None: the length of the run, set by `until`.
-        unit: `steps` (global batches of the current size) or `samples`.
+        unit: `steps` (global batches of the current size), `samples`, or `run`: fractions of the run, which `until`
+            converts to steps.
         shape: of the fall; `constant` stays at 1 and needs no total. `polynomial` is that of BERT-large with LAMB, (1 -
             position / total) ** power, counted from the start of the run: at the end of the warm-up it drops from 1 to
             (1 - warmup / total) ** power.
@@ -44,11 +45,11 @@ class Schedule:
         for key, value, allowed in (("shape", self.shape, get_args(Shape)), ("unit", self.unit, get_args(Unit))):
             if value not in allowed:
                 raise ConfigError(
-                    f"schedule.{key}={value!r} must be one of {', '.join(allowed)}.{nearest(value, allowed)}"
+                    f"schedule.{key}={value!r}: must be one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 )
         require_at_least(0, "schedule.", warmup=self.warmup, final=self.final)
         if not self.power > 0:
-            raise ConfigError(f"schedule.power={self.power} must be a number above 0")
+            raise ConfigError(f"schedule.power={self.power}: must be a number above 0")
         if self.shape != "constant" and self.total is not None and self.total <= self.warmup:
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
@@ -58,7 +59,7 @@ class Schedule:
     @property
     def has_end(self) -> bool:
         """Whether it can be evaluated: it has a total, or needs none."""
-        return self.total is not None or self.shape == "constant"
+        return self.unit != "run" and (self.total is not None or self.shape == "constant")
 
     def until(self, num_steps: int, batch_size: int) -> "Schedule":
         """Returns the schedule with a total, which is the length of the run where none was given.
@@ -70,7 +71,12 @@ class Schedule:
         Raises:
             ConfigError: where the warm-up is longer than the run.
         """
-        return self if self.has_end else replace(self, total=num_steps * (1 if self.unit == "steps" else batch_size))
+        if self.has_end:
+            return self
+        if self.unit == "run":
+            total = num_steps if self.total is None else self.total * num_steps
+            return replace(self, unit="steps", warmup=self.warmup * num_steps, total=total)
+        return replace(self, total=num_steps * (1 if self.unit == "steps" else batch_size))
 
     def in_samples(self, batch_size: int) -> "Schedule":
         """Returns the same schedule in samples, one step being `batch_size` of them, for batches of several sizes."""

@@ -87,7 +87,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def set_masks(self, masks: Mapping[Any, Tensor]) -> None:
         """Sets weights to exactly 0 by masks, now and after every step. Earlier masks are dropped.
 
-        An Engine's module may compute with other tensors than its optimizer: use `Engine.set_masks` there.
+        An Engine's module may compute with other tensors than its optimizer: use `engine.state.set_masks` there.
 
         Args:
             masks: bits of whole parameters, as made by `pack_bits`, of some or all. The keys are names where

@@ -4,6 +4,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from trainkit.optim import dynamo
+
+# Its code object: `functools.wraps` copies every mark that the wrapper has onto a user's own `step`.
+_WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
+
 
 def step(optimizer: Optimizer) -> None:
     """Calls `optimizer.step()`, directly where that makes no difference.
@@ -12,19 +17,16 @@ def step(optimizer: Optimizer) -> None:
     For a small model it takes as long as the update itself.
     """
     method = type(optimizer).step
-    if _is_wrapped(method) and "step" not in vars(optimizer) and not _is_observed(optimizer):
-        method.__wrapped__(optimizer)  # type: ignore[attr-defined]
+    if getattr(method, "__code__", None) is _WRAPPER and not _is_observed(optimizer):
+        dynamo.run(method.__wrapped__, optimizer)  # type: ignore[attr-defined]
     else:
         optimizer.step()
 
 
-def _is_wrapped(method: object) -> bool:
-    return getattr(method, "hooked", False) and hasattr(method, "__wrapped__")
-
-
 def _is_observed(optimizer: Optimizer) -> bool:
     return bool(
-        optimizer._optimizer_step_pre_hooks
+        "step" in vars(optimizer)
+        or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks

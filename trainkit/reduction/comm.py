@@ -91,6 +91,6 @@ class Comm:
             return
         asked = f"comm={self.plan}" if self.plan not in ("auto", "flat") else f"comm.wire_dtype={self.wire_dtype}"
         raise ConfigError(
-            f"{asked}: strategy={strategy} reduces gradients itself, by reduce-scatter; "
-            f"use comm=auto or comm=flat with it, or strategy=ddp. strategy=hsdp is hierarchical already"
+            f"{asked}: strategy={strategy} reduces gradients itself, by the plan {own_plan}; use comm=auto with it, or "
+            f"strategy=ddp"
         )

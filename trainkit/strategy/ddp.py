@@ -12,7 +12,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import share_from_first
+from trainkit.distributed.shard import broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.backward import run_backward
 from trainkit.engine.gradient_reduction import GradientReduction
@@ -20,6 +20,7 @@ from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
 from trainkit.optim.source import OptimizerSource
 from trainkit.planning.choice import Choice
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 from trainkit.reduction.error_feedback import ErrorFeedback
 from trainkit.reduction.hook import Hook
@@ -46,7 +47,7 @@ class DDP(Strategy):
     """
 
     name: ClassVar[str] = "ddp"
-    own_plan = None
+    own_plan: ClassVar[Kind | None] = None
     bucket_cap_mb: float | None = None
     find_unused_parameters: bool = False
 
@@ -89,7 +90,7 @@ class _DDPBackend(Backend):
         find_unused_parameters: bool,
     ) -> None:
         # By bytes: DDP's own way to do it cannot send every dtype over gloo.
-        share_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
+        broadcast_from_first([*tensors.module.parameters(), *tensors.module.buffers()])
         self.wrapped: DistributedDataParallel | None = DistributedDataParallel(
             tensors.module,
             init_sync=False,

@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from trainkit.distributed.cluster import Cluster
-from trainkit.distributed.shard import Shard, share_from_first
+from trainkit.distributed.shard import Shard, broadcast_from_first
 from trainkit.engine.backend import Backend
 from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.memory import Memory
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 from trainkit.strategy.base import Strategy, float32_memory
 from trainkit.strategy.fitting import require_elementwise, require_shardable
@@ -73,7 +74,7 @@ class FSDP(Strategy):
         require_shardable(module, self.name, parts)
         mesh = self._mesh(cluster, device)
         require_elementwise(source, self.name, device, mesh)
-        share_from_first([*module.parameters(), *module.buffers()])
+        broadcast_from_first([*module.parameters(), *module.buffers()])
         policy = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
         settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
         for part in reversed(parts):  # inner ones first
@@ -117,7 +118,7 @@ class HSDP(FSDP):
     """
 
     name: ClassVar[str] = "hsdp"
-    own_plan = "hierarchical"
+    own_plan: ClassVar[Kind | None] = "hierarchical"
     shard_size: int | None = None
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from trainkit.engine.backend import Backend
 from trainkit.engine.sharded_tensors import ShardedTensors
 from trainkit.errors import ConfigError
 from trainkit.optim.source import OptimizerSource
+from trainkit.planning.reduce_plan import Kind
 from trainkit.precision import Precision
 from trainkit.strategy.base import Strategy
 
@@ -21,7 +22,7 @@ class Single(Strategy):
     """The module unchanged, in a job of one process."""
 
     name: ClassVar[str] = "single"
-    own_plan = None
+    own_plan: ClassVar[Kind | None] = None
 
     def check(self, cluster: Cluster, precision: Precision, device: torch.device) -> None:
         if cluster.world_size > 1:

@@ -18,6 +18,7 @@ ETA_WIDTH = 7
 UNITS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0))
 CERTAIN = 1.1  # a range of times with a smaller ratio is shown as one time
 OWN_COLUMNS = ("position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s")  # shown in columns of their own
+LINE_INTERVAL_S = 10.0  # where the output is no terminal
 ONLY_IF_ANY = ("skipped",)  # shown only where it is not zero
 
 
@@ -25,11 +26,10 @@ class Console(Tracker):
     """Shows the step, the fraction done, every metric, samples/s and the time left.
 
     On a terminal, the progress bar is drawn when metrics are logged, not by a thread that would compete with training;
-    other output appears above it. Elsewhere a line is printed at most every `interval_s` seconds. Evaluations, texts,
+    other output appears above it. Elsewhere a line is printed at most every ten seconds. Evaluations, texts,
     tables and messages are always printed on lines of their own.
 
     Args:
-        interval_s: seconds between lines where the output is no terminal.
         console: the rich console to print to; None: standard output.
         clock: returns seconds, monotonically.
     """
@@ -37,11 +37,9 @@ class Console(Tracker):
     def __init__(
         self,
         *,
-        interval_s: float = 10.0,
         console: "rich.console.Console | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._interval_s = interval_s
         self._given_console = console
         self._clock = clock
         self._num_samples: int | None = None
@@ -63,7 +61,7 @@ class Console(Tracker):
             self._start_bar()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Updates the progress bar, or prints a line if `interval_s` has passed since the last one."""
+        """Updates the progress bar, or prints a line if ten seconds have passed since the last one."""
         line = self._line(step, values)
         now = self._clock()
         if self._bar is not None and self._task is not None:
@@ -74,7 +72,7 @@ class Console(Tracker):
         elif now >= self._next_s:
             self._print(line)
             self._unprinted = ""
-            self._next_s = now + self._interval_s
+            self._next_s = now + LINE_INTERVAL_S
         else:
             self._unprinted = line
 

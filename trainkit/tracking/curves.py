@@ -33,10 +33,11 @@ class Curve(Tracker):
     def __init__(self) -> None:
         self._run: Run | None = None
         self._next_s = 0.0
+        self._drawn: tuple[int, int] | None = None
 
     def start(self, run: Run) -> None:
         """Takes the directory and the name of the run."""
-        self._run = run
+        self._run, self._drawn = run, None
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Draws the curves, unless drawing has taken more than 2 % of the time."""
@@ -44,20 +45,30 @@ class Curve(Tracker):
             self._draw()
 
     def finish(self, status: Status) -> None:
-        """Draws the curves of the whole run."""
+        """Draws the curves of the whole run, unless the last drawing shows them."""
         self._draw()
 
     def _draw(self) -> None:
         assert self._run is not None, "start() comes first"
-        began = time.monotonic()
+        began, metrics = time.monotonic(), self._run.directory / jsonl.FILE_NAME
         try:
-            draw(self._run.directory / jsonl.FILE_NAME, self._run.directory / FILE_NAME, title=self._run.name)
-            self.is_behind = False
+            state = _state(metrics)
+            if state is None or state != self._drawn:
+                draw(metrics, self._run.directory / FILE_NAME, title=self._run.name)
+            self._drawn, self.is_behind = state, False
         except OSError as error:  # the next drawing contains everything that this one would have shown
             self.is_behind = True
             raise WriteDeferredError(*error.args) from error
         now = time.monotonic()
         self._next_s = now + (now - began) / DRAWING_FRACTION
+
+
+def _state(metrics: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None for a file that does not exist."""
+    if not metrics.is_file():
+        return None
+    status = metrics.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def draw(metrics: Path, picture: Path, *, title: str = "") -> None:

@@ -1,12 +1,11 @@
 """Trackers: calls several trackers, and isolates training from one that fails."""
 
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from trainkit.logger import logger
 from trainkit.tracking.means import number_of
 from trainkit.tracking.pictures import picture, require_rows, require_text
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
@@ -21,8 +20,8 @@ class Trackers(Tracker):
     """Calls each of several trackers, after a check of the values.
 
     A call that a tracker cannot write (OSError, such as a full disk) is queued, up to 256 MB, and repeated in order
-    before the next call; the failure and the recovery are each reported once on stderr. A tracker that raises any other
-    exception is reported once and removed.
+    before the next call; the failure and the recovery are each logged once. A tracker that raises any other
+    exception is logged once and removed.
 
     Args:
         trackers: the trackers by name, called in this order; None leaves a name out.
@@ -134,7 +133,9 @@ class Trackers(Tracker):
             if num_bytes is None and isinstance(error, OSError):
                 return  # the next checkpoint asks for the state again
             del self._trackers[queued.name]
-            _say(f"tracker {queued.name!r} failed and is disabled; training continues. {_reason(error)}")
+            logger(__name__).warning(
+                f"tracker {queued.name!r} failed and is disabled; training continues. {_reason(error)}"
+            )
 
 
 def _load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
@@ -167,18 +168,20 @@ class _QueuedTracker:
             if not self._is_behind:
                 self._is_behind = True
                 retry = "its calls are queued and repeated with the next one; training continues"
-                _say(f"tracker {self.name!r} cannot write: {retry}. {_reason(error)}")
+                logger(__name__).warning(f"tracker {self.name!r} cannot write: {retry}. {_reason(error)}")
             return
         if self._is_behind and not self.tracker.is_behind:
             self._is_behind = False
             lost = f", except for {self._num_dropped} calls beyond the limit of the queue" if self._num_dropped else ""
-            _say(f"tracker {self.name!r} writes again, and has written the queued calls{lost}")
+            logger(__name__).info(f"tracker {self.name!r} writes again, and has written the queued calls{lost}")
 
     def drop_rest(self) -> None:
         """Reports the calls that were not written, and drops them."""
         if self._is_behind:
             lost = len(self._calls) + self._num_dropped
-            _say(f"tracker {self.name!r} could not write until the end: {lost or 'some'} of its calls are lost")
+            logger(__name__).warning(
+                f"tracker {self.name!r} could not write until the end: {lost or 'some'} of its calls are lost"
+            )
         self._calls.clear()
         self._num_bytes = self._num_dropped = 0
         self._is_behind = False
@@ -194,8 +197,3 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # stderr may be on the full disk
-        print(f"trainkit: {text}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from trainkit.errors import ConfigError
 SKIPPED = "skipped"
 
 
-class Last(float):
+@dataclass(frozen=True)
+class Last:
     """A metric of which the last value is logged and not the mean, such as a learning rate.
+
+    Args:
+        value: a number, or a tensor of one element, which is read at once: that waits for its device.
 
     Example:
         >>> means = Means()
@@ -22,6 +27,11 @@ class Last(float):
         >>> means.take()
         {'loss': (32.0, 16.0), 'temperature': (0.7, 1.0)}
     """
+
+    value: Tensor | float
+
+    def __float__(self) -> float:
+        return float(self.value)
 
 
 class Means:
@@ -37,10 +47,10 @@ class Means:
         self._on_device: dict[tuple[str, ...], Tensor] = {}  # by names, which have the same order in most steps
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
-        """Adds the metrics of one step. Never waits for the device.
+        """Adds the metrics of one step. Waits for the device only to read the tensor of a `Last`.
 
         Args:
-            metrics: numbers, or tensors of one element, by name.
+            metrics: numbers, tensors of one element, or a `Last` of either, by name.
             weight: of this step in the means, such as the number of samples in this rank's local batch.
 
         Raises:
@@ -49,7 +59,7 @@ class Means:
         numbers, tensors = {}, {}
         for name, value in metrics.items():
             if isinstance(value, Last):
-                self._sums[name] = [float(value), 1.0]
+                self._sums[name] = [number_of(name, value.value), 1.0]
                 continue
             if isinstance(value, Tensor) and not value.is_cpu and value.numel() == 1:
                 tensors[name] = value
@@ -133,7 +143,7 @@ def number_of(name: str, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         shape = getattr(value, "shape", None)
         given = repr(value) if shape is None else f"{type(value).__name__} of shape {[*shape]}"
-        raise ConfigError(f"metric {name}={given} must be a number, or a tensor or array of one element") from None
+        raise ConfigError(f"metric {name}={given}: must be a number, or a tensor or array of one element") from None
 
 
 def _as_float(value: Tensor) -> Tensor:

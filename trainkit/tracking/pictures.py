@@ -49,7 +49,7 @@ def picture(name: str, given: Any) -> np.ndarray:
         given = given.detach().cpu()
         given = (given.float() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
     elif not isinstance(given, np.ndarray):
-        raise ConfigError(f"picture {name}={_shortly(given)} must be {ALLOWED}")
+        raise ConfigError(f"picture {name}={_shortly(given)}: must be {ALLOWED}")
     return _on_white(_as_bytes(name, _channels_last(name, given)))
 
 
@@ -66,7 +66,7 @@ def require_rows(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 def require_text(name: str, text: Any) -> None:
     """Raises ConfigError for a text that is no string."""
     if not isinstance(text, str):
-        raise ConfigError(f"text {name}={_shortly(text)} must be a string")
+        raise ConfigError(f"text {name}={_shortly(text)}: must be a string")
 
 
 def _channels_last(name: str, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from trainkit.distributed.ranks import Ranks
-from trainkit.tracking.means import Means
+from trainkit.tracking.means import Last, Means
 from trainkit.tracking.pictures import picture
 from trainkit.tracking.throughput import Throughput
 from trainkit.tracking.tracker import Run, Status, Tracker
@@ -83,11 +83,11 @@ class RunLog:
         if self.is_started:
             self._summarize([text], "a")
 
-    def add(self, metrics: Mapping[str, Tensor | float], num_samples: float) -> None:
+    def add(self, metrics: Mapping[str, Tensor | float | Last], num_samples: float) -> None:
         """Adds a step's metrics to the means, weighted by the size of this rank's local batch.
 
         Args:
-            metrics: numbers, or tensors of one element.
+            metrics: numbers, tensors of one element, or a `Last` of either.
             num_samples: samples in this rank's local batch.
 
         Raises:

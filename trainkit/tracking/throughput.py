@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 from trainkit.tracking.time_left import TimeLeft
 
+WINDOW_S = 30.0
+
 
 class Throughput:
-    """Speed over the last `window_s` seconds of training, without the time inside `paused()`.
+    """Speed over the last 30 seconds of training, without the time inside `paused()`.
 
     The first steps, which are slower, count only until there are others.
 
@@ -19,7 +21,6 @@ class Throughput:
         num_samples: the position at which training ends; None: not known.
         costs: (position, cost) as for `TimeLeft`, where samples do not all take the same time; the speed is then that
             of samples of equal cost.
-        window_s: seconds over which the speed is measured.
         clock: returns seconds, monotonically.
 
     Example:
@@ -35,11 +36,9 @@ class Throughput:
         start: int = 0,
         num_samples: int | None = None,
         costs: Sequence[tuple[int, float]] = (),
-        window_s: float = 30.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._left = TimeLeft(costs or [(num_samples, 1.0)]) if num_samples is not None else None
-        self._window_s = window_s
         self._clock = clock
         self._paused_s = 0.0
         self._deadline = math.inf
@@ -79,7 +78,7 @@ class Throughput:
         if len(self._marks) == 3 and self._is_first:
             self._is_first = False
             self._marks.popleft()
-        while len(self._marks) > 2 and now - self._marks[1][0] >= self._window_s:
+        while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW_S:
             self._marks.popleft()
         then, start = self._marks[0]
         if now <= then or position <= start:

@@ -5,7 +5,6 @@ import netrc
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from trainkit.errors import ConfigError
+from trainkit.logger import logger
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.tracker import Run, Status, Tracker
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
@@ -110,7 +110,7 @@ class WandB(Tracker):
                 self._add(step, row)
         self._saved_rows = []
         if not self._run.offline and self._run.url:
-            print(f"Weights & Biases: {self._run.url}", flush=True)
+            logger(__name__).info(f"Weights & Biases: {self._run.url}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds metrics to the row of `step`."""
@@ -144,7 +144,7 @@ class WandB(Tracker):
             folder = Path(self._run.settings.sync_dir)
             segments = sorted(folder.parent.glob(f"offline-run-*-{self._id}*"))  # one per process
             command = as_typed(["wandb", "sync", *map(str, segments)])
-            print(f"Weights & Biases was offline; to upload: {command}", flush=True)
+            logger(__name__).info(f"Weights & Biases was offline; to upload: {command}")
         self._drop_written()
         deadline = time.monotonic() + _LAST_ROWS_S
         while self._unwritten and time.monotonic() < deadline:  # the service may still be writing
@@ -152,7 +152,7 @@ class WandB(Tracker):
             self._drop_written()
         if self._unwritten:
             steps = f"{self._unwritten[0][0]} to {self._unwritten[-1][0]}"
-            print(f"trainkit: Weights & Biases has not written the rows of steps {steps}", file=sys.stderr, flush=True)
+            logger(__name__).warning(f"Weights & Biases has not written the rows of steps {steps}")
         elif status == "finished":
             shutil.rmtree(self._folder / PICTURES, ignore_errors=True)
 
@@ -193,11 +193,9 @@ class WandB(Tracker):
             if mode == "offline":
                 raise
             reason = " ".join(str(error).split())
-            print(
-                "trainkit: Weights & Biases cannot be reached or refuses the key, so this run is logged offline "
-                f"({reason}). To choose that from the start: WANDB_MODE=offline; to do without: tracking.wandb=null",
-                file=sys.stderr,
-                flush=True,
+            logger(__name__).warning(
+                "Weights & Biases cannot be reached or refuses the key, so this run is logged offline "
+                f"({reason}). To choose that from the start: WANDB_MODE=offline; to do without: tracking.wandb=null"
             )
             wandb.teardown()  # forgets the failed attempt, which holds on to the run's id
             return wandb.init(mode="offline", **options)
@@ -239,11 +237,9 @@ class WandB(Tracker):
         with suppress(OSError):  # the service is gone, which raises once more
             wandb.teardown()
         self._begin(self._of, None)
-        print(
-            f"trainkit: the process of Weights & Biases ended ({error}) and was started again; "
-            f"{len(self._unwritten)} rows are sent to it again",
-            file=sys.stderr,
-            flush=True,
+        logger(__name__).warning(
+            f"the process of Weights & Biases ended ({error}) and was started again; "
+            f"{len(self._unwritten)} rows are sent to it again"
         )
         for step, row in self._unwritten:
             self._log(step, row)

@@ -1,8 +1,11 @@
 """Account: what a run logs about itself at its start and at its end."""
 
+import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
@@ -13,6 +16,7 @@ from trainkit.runtime import Runtime
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.console import number
 from trainkit.training.trust import require_ours
+from trainkit.version import __version__
 
 
 def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
@@ -61,6 +65,14 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
     yield f"length: {recipe.num_samples:,} samples" + (f", {epochs:.3g} epochs" if epochs is not None else "")
     if note is not None:
         yield f"data: {note}"
+
+
+def facts_of(recipe: Recipe, baselines: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Returns what an exported model says about its run: data, versions and the baselines of its metrics."""
+    data = recipe.datasets.describe() if isinstance(recipe.datasets, Datasets) else {}
+    data.pop("note", None)
+    versions = {"trainkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"data": data, "versions": versions, "baselines": baselines}
 
 
 def of_end(

@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from trainkit.config.recipes import require_link
 from trainkit.config.tree import texts_of
-from trainkit.data import Datasets, Images, Text
+from trainkit.data import Datasets, Examples, Images, Text
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
 from trainkit.optim import Schedule
@@ -23,7 +24,7 @@ from trainkit.tracking import Tracker
 
 KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (Recipe,),
-    "data": (Text, Images, Datasets),
+    "data": (Text, Images, Examples, Datasets),
     "optimizer": (torch.optim.Optimizer,),
     "schedule": (Schedule,),
     "strategy": (Strategy,),
@@ -121,6 +122,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _recipes_are_ours() -> bool:
+    require_link()
     spec = importlib.util.find_spec("trainkit_recipes")
     return spec is not None and [Path(p).resolve() for p in spec.submodule_search_locations or ()] == [
         (_ROOT / "trainkit_recipes").resolve()

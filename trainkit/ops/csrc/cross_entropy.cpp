@@ -79,7 +79,7 @@ int64_t rows_a_thread(int64_t classes) { return 1 + (1 << 15) / std::max<int64_t
 void check_labels(const int64_t* labels, int64_t rows, int64_t classes, int64_t ignore_index) {
   for (int64_t r = 0; r < rows; ++r) {
     STD_TORCH_CHECK(labels[r] == ignore_index || (labels[r] >= 0 && labels[r] < classes),
-                    "trainkit.ops.cross_entropy: labels[", r, "] is ", labels[r], "; allowed is 0 to ", classes - 1,
+                    "trainkit.ops.cross_entropy: labels[", r, "] is ", labels[r], "; it must be 0 to ", classes - 1,
                     " or ignore_index=", ignore_index);
   }
 }

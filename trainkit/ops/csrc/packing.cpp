@@ -28,7 +28,7 @@ Tensor rows_like(const Tensor& x, const Tensor& indices, int64_t num) {
 
 void check_index(int64_t place, int64_t index, int64_t num_rows) {
   STD_TORCH_CHECK(index >= 0 && index < num_rows, "trainkit.ops: indices[", place, "] is ", index,
-                  "; allowed is 0 to ", num_rows - 1);
+                  "; it must be 0 to ", num_rows - 1);
 }
 
 // to[i] = from[source[i]]; zeros where that is negative.

@@ -31,7 +31,7 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Double:
       return DType::float64;
     default:
-      STD_TORCH_CHECK(false, "trainkit: allowed dtypes are float32, bfloat16, float16 and float64");
+      STD_TORCH_CHECK(false, "trainkit: dtypes must be float32, bfloat16, float16 or float64");
   }
   return DType::float32;
 }

@@ -1,0 +1,1 @@
+"""Fine-tuning of a BERT: classification, regression, token classification, question answering, embeddings."""

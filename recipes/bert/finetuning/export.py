@@ -1,0 +1,134 @@
+"""Exporters of fine-tuned models: a directory for transformers, and an ONNX file."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainkit.errors import ConfigError
+from trainkit.export import Export, model_card, write_onnx
+from trainkit_recipes.bert.finetuning.lora import merged
+from trainkit_recipes.bert.finetuning.model import FineTuned
+from trainkit_recipes.bert.finetuning.onnx_model import onnx_model
+from trainkit_recipes.bert.hugging_face import write_directory
+
+if TYPE_CHECKING:
+    from trainkit_recipes.bert.finetuning.recipe import FineTuning
+
+# By task: the class of transformers, that for any model, the name of its head, and what a site calls the task.
+_CLASSES = {
+    "classification": (
+        "BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier", "text-classification",
+    ),
+    "regression": (
+        "BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier", "text-classification",
+    ),
+    "token_classification": (
+        "BertForTokenClassification", "AutoModelForTokenClassification", "classifier", "token-classification",
+    ),
+    "question_answering": (
+        "BertForQuestionAnswering", "AutoModelForQuestionAnswering", "qa_outputs", "question-answering",
+    ),
+    "sentence_embeddings": ("BertModel", "AutoModel", "", "feature-extraction"),
+}  # fmt: skip
+_USE = """\
+A BERT fine-tuned with trainkit for {task} (see Configuration).
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{directory}")
+model = {auto}.from_pretrained("{directory}")
+```
+
+{note}"""
+
+
+def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
+    """Writes a directory with which transformers computes what the recipe's model does.
+
+    Args:
+        recipe: with the trained model.
+        export: where to, and of which run.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        ConfigError: for a model that transformers cannot express.
+    """
+    module, task = recipe.model.module, recipe.task
+    assert isinstance(module, FineTuned)
+    _require_trained_weights(export)
+    if task.pooling == "mean" and module.head is not None:
+        raise ConfigError(
+            "recipe.pooling=mean cannot be expressed by BertForSequenceClassification, which pools the first token: "
+            "train with recipe.pooling=first"
+        )
+    model_class, auto, head, pipeline = _CLASSES[task.name]
+    note = "It computes in transformers what it computes in trainkit."
+    if module.head is None:
+        pooled = "the mean of the tokens of" if task.pooling == "mean" else "the first token of"
+        note = f"The embedding of a text is {pooled} `last_hidden_state`."
+    export.target.mkdir()
+    write_directory(
+        export.target,
+        merged(module.encoder, recipe.tokenizer.vocab_size),
+        recipe.tokenizer,
+        model_class=model_class,
+        head=_head(module, head),
+        card=model_card(
+            export.run,
+            title=export.destination.name,
+            text=_USE.format(task=task.name.replace("_", " "), auto=auto, directory=export.destination.name, note=note),
+            tags=["trainkit", "bert"],
+            library_name="transformers",
+            pipeline_tag=pipeline,
+        ),
+        settings=_settings(recipe),
+    )
+    yield f"step {export.run.step:,}, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"
+    yield f'in Python: transformers.{auto}.from_pretrained("{export.destination}")'
+
+
+def to_onnx(recipe: "FineTuning", export: Export) -> Iterator[str]:
+    """Writes an ONNX file, compared with PyTorch; see `write_onnx`.
+
+    Args:
+        recipe: with the trained model, and with data where int8 is wanted.
+        export: where to, of which run, and whether as int8.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        ConfigError: for averaged weights, which the recipe does not keep.
+    """
+    module = recipe.model.module
+    assert isinstance(module, FineTuned)
+    _require_trained_weights(export)
+    yield from write_onnx(onnx_model(recipe, module), export)
+
+
+def _require_trained_weights(export: Export) -> None:
+    if export.averaged:
+        raise ConfigError("--averaged: this run keeps no averaged weights; leave it out")
+
+
+def _head(module: FineTuned, name: str) -> dict[str, Tensor]:
+    if module.head is None:
+        return {}
+    weight, bias = module.head.weight * module.scale, module.head.bias * module.scale + module.centre
+    return {f"{name}.weight": weight, f"{name}.bias": bias}
+
+
+def _settings(recipe: "FineTuning") -> dict[str, Any]:
+    if recipe.task.name == "regression":
+        return {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+    classes = recipe.task.state_dict().get("classes")
+    if classes is None:
+        return {}
+    return {
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }

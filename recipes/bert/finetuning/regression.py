@@ -1,0 +1,111 @@
+"""Regression: a number of a text or of a pair."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainkit import Engine
+from trainkit.data import Batch, Example
+from trainkit.errors import DataError
+from trainkit_recipes.bert.finetuning import metrics
+from trainkit_recipes.bert.finetuning.model import Pooling
+from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, is_paired
+from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.words import TextModel
+
+
+class Regression(Task):
+    """One number per text. The loss is the squared error in units of the training targets' standard deviation.
+
+    Args:
+        train: the training examples; empty: `centre` and `scale` come with the weights of a checkpoint.
+        pooling: see `FineTuned`.
+
+    Raises:
+        DataError: for a target that is no number, and for targets that are all equal.
+    """
+
+    name = "regression"
+    best_metric = "held_out_mse"
+    num_outputs = 1
+
+    def __init__(self, train: Sequence[Example], *, pooling: Pooling) -> None:
+        self.pooling = pooling
+        targets = [number_of(example) for example in train] or [0.0, 2.0]
+        self.centre, self.scale = float(np.mean(targets)), float(np.std(targets))
+        if self.scale == 0:
+            raise DataError(f"data.label: all training targets are {targets[0]:g}, so there is nothing to learn")
+
+    def samples(self, examples: Sequence[Example], encoder: Encoder, purpose: Purpose) -> Samples:
+        """Encodes examples; see `Task`."""
+        targets: dict[str, Any] = {}
+        if purpose != "predict":
+            targets["labels"] = torch.tensor([number_of(example) for example in examples], dtype=torch.float64)
+        return Samples(encoder(examples), encoder.tokenizer.pad, targets, is_paired=is_paired(examples))
+
+    def loss(self, engine: Engine, batch: Batch) -> tuple[Tensor, Tensor | float | None]:
+        """Computes the mean squared error; see `Task`."""
+        return self._errors(engine, self._outputs(engine, batch), batch).mean(), None
+
+    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+        """Predicts numbers; see `Task`."""
+        outputs_B = self._outputs(engine, batch)
+        losses = self._errors(engine, outputs_B, batch).tolist() if "labels" in batch.data else [0.0] * len(batch)
+        rows = zip(batch.indices.tolist(), outputs_B.tolist(), losses, strict=True)
+        return [Guess(*row, 1.0) for row in rows]
+
+    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+        """Measures the numbers; see `Task`."""
+        return _measured(samples.targets["labels"], [guess.value for guess in guesses])
+
+    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
+        """Measures the mean, and TF-IDF with a ridge regression; see `Task`."""
+        truth, targets = [number_of(example) for example in held_out], [number_of(example) for example in train]
+        linear = _measured(truth, TextModel.regressor(train, targets).guesses(held_out))
+        found = {metric: {"TF-IDF + ridge regression": value} for metric, value in linear.items()}
+        found["held_out_mse"]["mean"] = _measured(truth, [float(np.mean(targets))] * len(truth))["held_out_mse"]
+        return found
+
+    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+        """Returns the numbers."""
+        return [{"prediction": guess.value} for guess in guesses]
+
+    @staticmethod
+    def _outputs(engine: Engine, batch: Batch) -> Tensor:
+        outputs_B1: Tensor = outputs_of(engine, batch)
+        return outputs_B1.squeeze(-1)
+
+    @staticmethod
+    def _errors(engine: Engine, outputs_B: Tensor, batch: Batch) -> Tensor:
+        return ((outputs_B - batch.labels.to(outputs_B.dtype)) / engine.module.scale).square()
+
+
+def number_of(example: Example) -> float:
+    """Returns the target of an example.
+
+    Raises:
+        DataError: for one that is not a finite number.
+    """
+    try:
+        value = float(example.label)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(
+            f"{example.where}: the target is {example.label!r}, not a finite number; correct or remove the row, or set "
+            f"data.label=COLUMN"
+        )
+    return value
+
+
+def _measured(truth: Any, guesses: Any) -> dict[str, float]:
+    truth, guesses = np.asarray(truth, np.float64), np.asarray(guesses, np.float64)
+    return {
+        "held_out_mse": float(np.square(truth - guesses).mean()),
+        "held_out_pearson": metrics.pearson(truth, guesses),
+        "held_out_spearman": metrics.spearman(truth, guesses),
+    }

