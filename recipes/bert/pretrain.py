@@ -23,6 +23,7 @@ from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
+from trainkit_recipes.bert.samples import Samples, samples_of
 
 _NUM_STEPS = 2000
 
@@ -109,7 +110,7 @@ class MaskedLanguageModelling(Recipe):
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         if len(self.datasets.train):
-            _check_length(self.datasets.train[0]["tokens"], model)
+            _check_length(self.datasets.train, model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
@@ -141,9 +142,9 @@ class MaskedLanguageModelling(Recipe):
         """Masks the batch and updates the model."""
         self._measured = None
         for micro in self.model.micro_batches(batch):
-            masked = self._masked(micro, self.masking, "mask")
-            logits_BKV = self.model(masked.tokens_BT, masked.chosen_BK, self._attended(micro, self.datasets.train))
-            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK, in_place=True)
+            samples = samples_of(micro, self.datasets.train, self.tokenizer.pad)
+            masked = self._masked(samples.batch, self.masking, "mask")
+            loss, num_masked = masked_loss(*samples.predict(self.model, masked), in_place=True)
             self.model.backward(loss, weight=num_masked)
         return self.model.step().metrics()
 
@@ -223,19 +224,22 @@ class MaskedLanguageModelling(Recipe):
         """
         self.model.module.eval()
         try:
-            for batch, masked in self.masked_held_out(every):
-                attended_BT = self._attended(batch, self.datasets.held_out)
-                yield batch, masked, self.model(masked.tokens_BT, masked.chosen_BK, attended_BT)
+            for samples, masked in self._held_out_samples(every):
+                yield samples.batch, *samples.predict_slots(self.model, masked)
         finally:
             self.model.module.train()
 
-    def masked_held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked]]:
+    def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
         """Yields (batch, masking) over this rank's held-out windows, the same each time."""
+        return ((samples.batch, masked) for samples, masked in self._held_out_samples(every=1))
+
+    def _held_out_samples(self, every: int) -> Iterator[tuple[Samples, Masked]]:
         batches = self.runtime.evaluation_batches(
             self.datasets.held_out, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
         )
         for batch in islice(batches, 0, None, every):
-            yield batch, self._masked(batch, self.evaluation_masking, "held-out mask")
+            samples = samples_of(batch, self.datasets.held_out, self.tokenizer.pad)
+            yield samples, self._masked(samples.batch, self.evaluation_masking, "held-out mask")
 
     @classmethod
     def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,28 +304,24 @@ class MaskedLanguageModelling(Recipe):
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 
-    def _attended(self, batch: Batch, dataset: Any) -> Tensor | None:
-        # Without a mask, attention can use its fastest kernels.
-        return batch.tokens != self.tokenizer.pad if getattr(dataset, "is_padded", True) else None
-
 
 def _until(schedule: Callable[[int, int], float] | None, num_steps: int, batch_size: int) -> Any:
     return schedule.until(num_steps, batch_size) if isinstance(schedule, Schedule) else schedule
 
 
-def masked_loss(logits_BKV: Tensor, labels_BK: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
+def masked_loss(logits: Tensor, labels: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Computes the mean cross-entropy over the slots in use.
 
     Args:
-        logits_BKV: predictions.
-        labels_BK: int64, IGNORED for unused slots.
+        logits: predictions [..., V].
+        labels: int64 [...], IGNORED for unused slots.
         in_place: whether the backward pass may overwrite the logits.
 
     Returns:
         The mean, 0 without slots in use, and the number of slots in use.
     """
-    num_masked = (labels_BK != IGNORED).sum()
-    total = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, in_place=in_place)
+    num_masked = (labels != IGNORED).sum()
+    total = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, in_place=in_place)
     return total / num_masked.clamp(min=1), num_masked
 
 
@@ -334,9 +334,10 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _check_length(tokens_T: Tensor, model: Architecture) -> None:
-    if len(tokens_T) > model.max_length:
+def _check_length(dataset: Any, model: Architecture) -> None:
+    length = getattr(dataset, "sequence_length", None) or len(dataset[0]["tokens"])
+    if length > model.max_length:
         raise ConfigError(
-            f"data.sequence_length={len(tokens_T)} is more than recipe.model.max_length={model.max_length}; "
+            f"data.sequence_length={length} is more than recipe.model.max_length={model.max_length}; "
             f"lower the one or raise the other"
         )

@@ -30,7 +30,7 @@ def _train(grad_accumulation_steps=1, batch_size=16):
         metrics = recipe.train_step(batch)
         if step == 9:
             break
-    assert recipe.phase.is_fading and 0 < metrics["fade"] < 1
+    assert recipe.phase.is_fading and 0 < float(metrics["fade"]) < 1
     tensors = {**recipe.G.state_dict()["module"], **{f"D.{k}": v for k, v in recipe.D.state_dict()["module"].items()}}
     tensors.update({f"average.{k}": v for k, v in recipe.G.state_dict()["average"].items()})
     return {k: v.clone() for k, v in tensors.items()}, recipe.evaluate()["swd"]

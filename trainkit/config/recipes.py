@@ -1,7 +1,6 @@
 """The link trainkit_recipes of a checkout, which a copy or a version control without links loses."""
 
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 
 from trainkit.errors import ConfigError
@@ -11,13 +10,13 @@ PACKAGE = "trainkit_recipes"
 
 
 def require_link() -> None:
-    """Requires the link in a checkout, unless the recipes of a wheel are installed.
+    """Requires the link in a checkout: without it, another checkout's or a wheel's recipes might be imported.
 
     Raises:
         ConfigError: with the command that makes the link.
     """
     link = _ROOT / PACKAGE
-    if find_spec(PACKAGE) is None and (_ROOT / "recipes" / "__init__.py").is_file():
+    if (_ROOT / "recipes" / "__init__.py").is_file() and not (link / "__init__.py").is_file():
         state = "is a file" if link.is_file() else "is missing"
         at, folder = shlex.quote(str(link)), shlex.quote(str(_ROOT / "recipes"))
         raise ConfigError(

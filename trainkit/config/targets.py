@@ -16,7 +16,7 @@ def locate(path: str, target: str) -> Callable[..., Any]:
     Raises:
         ConfigError: it cannot be imported, or is not callable.
     """
-    if target.startswith(f"{PACKAGE}."):
+    if str(target).startswith(f"{PACKAGE}."):
         require_link()
     try:
         found: Any = get_object(target)

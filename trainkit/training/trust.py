@@ -122,9 +122,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _recipes_are_ours() -> bool:
+    require_link()
     spec = importlib.util.find_spec("trainkit_recipes")
-    if spec is None:
-        require_link()
     return spec is not None and [Path(p).resolve() for p in spec.submodule_search_locations or ()] == [
         (_ROOT / "trainkit_recipes").resolve()
     ]

@@ -1,0 +1,192 @@
+"""PackedDocuments: a data set of windows that contain whole documents, each with its number."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainkit.cache import cached
+from trainkit.data.order import Order
+
+NO_DOCUMENT = -1
+"""The number of a document in the entries of a window that are padding."""
+
+_FORMAT = 1  # of the index: increase it whenever the same tokens and settings would give another one
+_SCANNED_AT_ONCE = 1 << 24  # tokens
+_SHORTEST = 3  # [CLS], a token, [SEP]
+_STARTS, _LENGTHS, _PIECES, _BOUNDS = "starts.npy", "lengths.npy", "pieces.npy", "bounds.npy"
+
+
+class PackedDocuments:
+    """Windows of documents that a model keeps apart.
+
+    A document that does not fit into a window is divided into pieces, which are documents of their own from there on:
+    each begins with `start` and ends with `end`, and its number is its place in the text. Short ones share a window.
+    Items are {"tokens": int64 [T], "documents": int64 [T], the number of each token's document, -1 for padding}, and
+    `__getitems__(indices)` returns [n, T] of both. Windows and numbers are a function of the tokens and of
+    `sequence_length` alone; they are computed once, in `cache`.
+
+    Args:
+        path: the file of token numbers; a document ends at `end`.
+        dtype: of a token number.
+        sequence_length: tokens in a window, and at most in a document.
+        start: the first token of each document.
+        end: the last token of each document.
+        pad: fills what the documents of a window leave.
+        form: `apart`: as many documents in a window as fit, T = sequence_length; `padded`: one document in each, T is
+            the longest of those that are asked for.
+        most: the maximum number of windows, an even choice by a hash of their numbers; None: all.
+        content: a hash of everything that decides the tokens.
+        cache: the directory that the index is kept in.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        dtype: np.dtype[Any],
+        sequence_length: int,
+        *,
+        start: int,
+        end: int,
+        pad: int,
+        form: Literal["apart", "padded"],
+        most: int | None = None,
+        content: str,
+        cache: Path,
+    ) -> None:
+        self.path, self.dtype, self.sequence_length, self.form = path, dtype, sequence_length, form
+        self.start, self.end, self.pad, self.content = start, end, pad, content
+        self._open: dict[str, NDArray[Any]] = {}
+        name = f"documents-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
+        self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
+        self.num_documents = len(self._array(_STARTS))
+        self._num_windows = self.num_documents if form == "padded" else len(self._array(_BOUNDS)) - 1
+        self._rows: NDArray[np.int64] | None = None
+        if most is not None and most < self._num_windows:
+            # Evenly spread over the windows, and the same ones in every run.
+            self._rows = np.sort(Order(self._num_windows, seed=0).indices(np.arange(most)))
+            self._num_windows = most
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens and of the windows, independent of where the file is."""
+        return f"{self.content}/{self.path.name} {self.form} {self.sequence_length} {len(self)}"
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        rows = np.asarray(indices, np.int64)
+        windows = rows if self._rows is None else self._rows[rows]
+        tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
+        documents = np.full_like(tokens, NO_DOCUMENT)
+        stream, starts, lengths = (self._array(name) for name in (self.path.name, _STARTS, _LENGTHS))
+        longest = 0
+        for row, window in enumerate(windows.tolist()):
+            first = 0
+            for number in self._documents(window):
+                last = first + int(lengths[number]) - 1
+                begin = int(starts[number])
+                tokens[row, first] = self.start
+                tokens[row, first + 1 : last] = stream[begin : begin + last - first - 1]
+                tokens[row, last] = self.end
+                documents[row, first : last + 1] = number
+                first = last + 1
+            longest = max(longest, first)
+        width = longest if self.form == "padded" else self.sequence_length
+        return {"tokens": torch.from_numpy(tokens[:, :width]), "documents": torch.from_numpy(documents[:, :width])}
+
+    def _documents(self, window: int) -> list[int]:
+        if self.form == "padded":
+            return [window]
+        bounds = self._array(_BOUNDS)
+        numbers: list[int] = self._array(_PIECES)[bounds[window] : bounds[window + 1]].tolist()
+        return numbers
+
+    def _array(self, name: str) -> NDArray[Any]:
+        if name not in self._open:
+            is_stream = name == self.path.name
+            self._open[name] = (
+                np.memmap(self.path, self.dtype, mode="r") if is_stream else np.load(self._index / name, mmap_mode="r")
+            )
+        return self._open[name]
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return {name: values[0] for name, values in self.__getitems__([index % len(self)]).items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+
+def pack(lengths: NDArray[Any], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divides documents into windows: the longest first, each into the window that it fills best.
+
+    Args:
+        lengths: of the documents, each at most `capacity`.
+        capacity: of a window.
+
+    Returns:
+        The documents by window, and where in that list each window begins; its end is the next one's beginning.
+
+    Example:
+        >>> documents, bounds = pack(np.array([2, 6, 5, 3]), 8)
+        >>> [documents[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:])]
+        [[0, 1], [2, 3]]
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    window_of = np.empty(len(lengths), np.int64)
+    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # windows by the space that is left in them
+    spaces, num_windows = 0, 0  # a bit for each space that some window has: finding the smallest is one operation
+    for document, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            window = with_space[space].pop()
+            spaces ^= 0 if with_space[space] else 1 << space
+        else:
+            space, window, num_windows = capacity, num_windows, num_windows + 1
+        window_of[document] = window
+        with_space[space - length].append(window)
+        spaces |= 1 << (space - length)
+    documents = np.argsort(window_of, kind="stable")  # in the order of the text within a window
+    return documents, np.searchsorted(window_of[documents], np.arange(num_windows + 1))
+
+
+def _write_index(path: Path, dtype: np.dtype[Any], sequence_length: int, end: int, directory: Path) -> None:
+    starts, lengths = _pieces(path, dtype, sequence_length, end)
+    documents, bounds = pack(lengths, sequence_length)
+    for name, values in ((_STARTS, starts), (_LENGTHS, lengths), (_PIECES, documents), (_BOUNDS, bounds)):
+        np.save(directory / name, values)
+
+
+def _pieces(
+    path: Path, dtype: np.dtype[Any], sequence_length: int, end: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Where each piece begins in the stream, and its length with the two special tokens."""
+    ends = np.concatenate([np.empty(0, np.int64), *_ends(path, dtype, end)])
+    begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    room = sequence_length - _SHORTEST + 1
+    counts = -(-(ends - begins) // room)  # pieces of each document; an empty one has none
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
+    starts = np.repeat(begins, counts) + number * room
+    lengths = np.minimum(np.repeat(ends, counts) - starts, room) + _SHORTEST - 1
+    return starts.astype(np.int64), lengths.astype(np.int32)
+
+
+def _ends(path: Path, dtype: np.dtype[Any], end: int) -> Iterator[NDArray[np.int64]]:
+    num_tokens = path.stat().st_size // dtype.itemsize
+    stream = np.memmap(path, dtype, mode="r") if num_tokens else np.empty(0, dtype)
+    for first in range(0, num_tokens, _SCANNED_AT_ONCE):
+        yield np.flatnonzero(stream[first : first + _SCANNED_AT_ONCE] == end) + first
