@@ -163,7 +163,7 @@ class Plan:
         assert phase.batch_size is not None
         if warmup.first >= phase.batch_size:
             raise ConfigError(
-                f"recipe.batch_size_warmup.first={warmup.first} must be below the full batch size, {phase.batch_size}"
+                f"recipe.batch_size_warmup.first={warmup.first}: must be below the full batch size, {phase.batch_size}"
             )
         for size in warmup.sizes(phase.batch_size):
             start = self.num_samples
@@ -194,7 +194,11 @@ class Plan:
                 )
             return schedule
         own = schedule if phase.warmup is None else replace(schedule, warmup=phase.warmup)
-        own = own.until(phase.num_steps, phase.batch_size)
+        try:
+            own = own.until(phase.num_steps, phase.batch_size)
+        except ConfigError as error:
+            where = f"recipe.phases.{name}: " if self.is_phased else ""
+            raise ConfigError(f"{where}{error}") from error
         return own.in_samples(phase.batch_size) if self._in_samples else own
 
     def schedule(self, lr: float) -> ScheduleFunction | None:

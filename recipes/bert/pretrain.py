@@ -24,7 +24,7 @@ from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
 from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
-from trainkit_recipes.bert.samples import Samples, samples_of
+from trainkit_recipes.bert.samples import Samples, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
 
@@ -113,11 +113,7 @@ class MaskedLanguageModelling(Recipe):
         self._evaluations: list[tuple[int, float]] = []
         self._measured: dict[str, float] | None = None  # of the weights as they are
         self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
-        if self.tokenizer is None:
-            raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
-        for datasets in self._datasets.values():
-            if len(datasets.train):
-                _check_length(datasets.train, model)
+        self._check_data(data, model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
@@ -135,6 +131,15 @@ class MaskedLanguageModelling(Recipe):
             schedule=self.plan.schedule(float(made.param_groups[0]["lr"])),
             grad_accumulation_steps=grad_accumulation_steps,
         )
+
+    def _check_data(self, data: Any, model: Architecture) -> None:
+        if self.tokenizer is None:
+            raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
+        for datasets in self._datasets.values():
+            if len(datasets.train):
+                _check_length(datasets.train, model)
+            if getattr(datasets.train, "num_documents", None) is not None:
+                require_uncompiled(self.runtime, f"data.documents={getattr(data, 'documents', 'apart')}")
 
     def engines(self) -> dict[str, Engine]:
         """Returns the engine of the model."""

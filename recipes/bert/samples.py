@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainkit import Runtime
 from trainkit.data import Batch
-from trainkit.errors import DataError
+from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.bert.data import IGNORED, Masked
 from trainkit_recipes.bert.documents import Documents, Unpadded
 
@@ -31,6 +32,23 @@ class Samples(Protocol):
     def predict_slots(self, model: Model, masked: Masked) -> tuple[Masked, Tensor]:
         """Returns the masking, perhaps with fewer unused slots, and logits_BKV of its slots."""
         ...
+
+
+def require_uncompiled(runtime: Runtime, key: str) -> None:
+    """Requires that blocks are not compiled, where documents of other lengths come with every batch.
+
+    Args:
+        runtime: of the run.
+        key: and value, which has the model compute documents.
+
+    Raises:
+        ConfigError: where they are.
+    """
+    if runtime.compile:
+        raise ConfigError(
+            f"compile=true with {key}: every batch has documents of other lengths, for which the layers would be "
+            f"compiled again; set compile=false"
+        )
 
 
 def samples_of(batch: Batch, dataset: Any, pad: int) -> Samples:

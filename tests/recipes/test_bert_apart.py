@@ -32,11 +32,13 @@ def path(tmp_path_factory) -> Path:
     return path
 
 
-def make(path: Path, form: Any, model=MODEL, batch_size: int = EVERYTHING, **settings) -> MaskedLanguageModelling:
+def make(
+    path: Path, form: Any, model=MODEL, batch_size: int = EVERYTHING, compile: bool = False, **settings: Any
+) -> MaskedLanguageModelling:
     data = Text(path=path, vocab_size=120, sequence_length=24, held_out=0.1, documents=form)
     size = batch_size or len(data.load(progress=False).train)
     return MaskedLanguageModelling(
-        Runtime(precision="fp64", seed=3),
+        Runtime(precision="fp64", seed=3, compile=compile),
         data=data,
         model=model,
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
@@ -116,9 +118,12 @@ def test_the_report_shows_documents(path):
     assert "[" in report.examples and report.rows[0][0] == "model"
 
 
-def test_what_cannot_be_is_one_line(path):
+def test_what_cannot_be_is_one_line(path, monkeypatch):
     with pytest.raises(ConfigError, match=r"sequence_length=24 is more than recipe\.model\.max_length=16"):
         make(path, "padded", replace(MODEL, max_length=16))
     batch: Any = SimpleNamespace(data={"tokens": torch.zeros(1, 4), "documents": torch.zeros(1, 4)})
     with pytest.raises(DataError, match=r"needs the attribute num_documents"):
         samples_of(batch, [], 0)
+    monkeypatch.setattr("trainkit.runtime.check_compiler", lambda device: None)
+    with pytest.raises(ConfigError, match=r"compile=true with data\.documents=apart: every batch .*set compile=false"):
+        make(path, "apart", compile=True)

@@ -27,6 +27,7 @@ from trainkit_recipes.bert.finetuning.tasks import TaskName, make_task
 from trainkit_recipes.bert.finetuning.weights import Pretrained, check_vocabulary
 from trainkit_recipes.bert.finetuning.words import joined
 from trainkit_recipes.bert.model import Bert, Layer
+from trainkit_recipes.bert.samples import require_uncompiled
 
 
 class FineTuning(Recipe):
@@ -109,6 +110,7 @@ class FineTuning(Recipe):
         require_above_zero("recipe.", **above, max_grad_norm=max_grad_norm)
         _require_one_length(num_steps, num_epochs)
         self.runtime, self.batch_size, self.evaluation_batch_size = runtime, batch_size, evaluation_batch_size
+        require_uncompiled(runtime, "recipe=bert_finetune")
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
         loaded: Datasets = runtime.ranks.first_on_host(data.load)
         self._train, self._held_out = loaded.train, loaded.held_out
