@@ -187,6 +187,12 @@ def _handovers(results: Results) -> str:
     )
 
 
+def _fine_tuning(results: Results) -> str:
+    columns = list(dict.fromkeys(name for row in results for values in row.values() for name in values))
+    rows = [[what, *(values.get(name, "") for name in columns)] for row in results for what, values in row.items()]
+    return _table(["", *columns], rows)
+
+
 def _predictions(written: Mapping[str, Any]) -> str:
     rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
     return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
@@ -227,4 +233,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "parity-kinds": _parity,
     "faults-handovers": _handovers,
     "predictions": _predictions,
+    "finetuning": _fine_tuning,
 }
