@@ -15,6 +15,8 @@ class Architecture:
         num_layers: of the encoder.
         num_heads: of attention; must divide `hidden_size`.
         feed_forward_size: elements between the two matrices of a feed-forward network.
+        feed_forward: the activation between them: `gelu`, or `geglu`, a product with a gate (arXiv 2002.05202), whose
+            first matrix has twice the rows: two thirds of the size have the same number of parameters.
         max_length: the longest sequence, in tokens.
         num_segments: kinds of sentences with an embedding each; 0: none.
         positions: `learned` embeddings; `rotary` (arXiv 2104.09864); `relative`, a learned bias on the attention
@@ -37,6 +39,7 @@ class Architecture:
     num_layers: int = 12
     num_heads: int = 12
     feed_forward_size: int = 3072
+    feed_forward: Literal["gelu", "geglu"] = "gelu"
     max_length: int = 512
     num_segments: int = 2
     positions: Literal["learned", "rotary", "relative", "alibi"] = "learned"

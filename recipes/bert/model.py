@@ -146,15 +146,23 @@ class Layer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between them, or a GELU times a gate."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.up = ActivatedLinear(architecture.hidden_size, architecture.feed_forward_size, "gelu")
+        size, self.is_gated = architecture.feed_forward_size, architecture.feed_forward == "geglu"
+        self.up = (
+            nn.Linear(architecture.hidden_size, 2 * size)
+            if self.is_gated
+            else ActivatedLinear(architecture.hidden_size, size, "gelu")
+        )
         self.down = nn.Linear(architecture.feed_forward_size, architecture.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps hidden states [B, T, D] to [B, T, D]."""
+        if self.is_gated:
+            activated, gate = self.up(x_BTD).chunk(2, dim=-1)
+            return self.down(F.gelu(activated) * gate)
         return self.down(self.up(x_BTD))
 
 

@@ -179,7 +179,8 @@ class MaskedLanguageModelling(Recipe):
         if len(self._datasets) == 1:
             return []
         model = self.architecture
-        per_layer = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.feed_forward_size
+        num_matrices = 3 if model.feed_forward == "geglu" else 2
+        per_layer = 4 * model.hidden_size**2 + num_matrices * model.hidden_size * model.feed_forward_size
         return [
             (stage.end, float(stage.sequence_length * (per_layer + 2 * model.hidden_size * stage.sequence_length)))
             for stage in self.plan.stages

@@ -47,6 +47,7 @@ CASES = [
     *[("recipe=progressive_gan", f"data.{name}") for name in IMAGES],
     *[("recipe=bert", key) for key in OF_RUN],
     *[("schedule=polynomial", f"schedule.{name}") for name in ("warmup", "final", "power", "total")],
+    ("schedule=trapezoidal", "schedule.decay"),
     *[(f"strategy={name}", "strategy.bucket_cap_mb") for name in ("ddp", "zero1", "zero2", "zero3")],
     ("strategy=zero3", "strategy.keep_below"),
     ("strategy=hsdp", "strategy.shard_size"),

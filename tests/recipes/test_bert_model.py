@@ -17,6 +17,7 @@ from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architect
 from trainkit_recipes.bert.model import (
     TINY,
     Architecture,
+    FeedForward,
     MaskedLanguageModel,
     padded_vocab_size,
 )
@@ -362,6 +363,24 @@ def test_dropout_sits_where_bert_has_it():
     model = MaskedLanguageModel(TINY, VOCAB)
     found = [path for path, layer in model.named_modules() if type(layer).__name__ == "Dropout" and layer.p == 0.1]
     assert len(found) == 1 + 3 * TINY.num_layers
+
+
+@torch.no_grad()
+def test_a_gated_feed_forward_is_gelu_times_gate():
+    layer = FeedForward(replace(TINY, feed_forward="geglu", feed_forward_size=40)).double()
+    x = torch.randn(3, 5, 128, dtype=torch.float64)
+    activated, gate = (x @ layer.up.weight.T + layer.up.bias).split(40, dim=-1)
+    gelu = 0.5 * activated * (1 + torch.erf(activated / 2**0.5))
+    expected = (gelu * gate) @ layer.down.weight.T + layer.down.bias
+    assert torch.allclose(layer(x), expected, rtol=1e-12, atol=1e-14)
+    gated, plain = (
+        sum(p.numel() for p in FeedForward(architecture).parameters())
+        for architecture in (
+            replace(TINY, feed_forward="geglu", feed_forward_size=240),
+            replace(TINY, feed_forward_size=360),
+        )
+    )
+    assert gated == pytest.approx(plain, rel=2e-3)
 
 
 def test_biases_and_norms_do_not_decay():

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from trainkit.errors import ConfigError, nearest, require_at_least
 
 Unit = Literal["steps", "samples", "run"]
-Shape = Literal["constant", "linear", "cosine", "polynomial"]
+Shape = Literal["constant", "linear", "cosine", "polynomial", "trapezoidal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,11 @@ class Schedule:
             converts to steps.
         shape: of the fall; `constant` stays at 1 and needs no total. `polynomial` is that of BERT-large with LAMB, (1 -
             position / total) ** power, counted from the start of the run: at the end of the warm-up it drops from 1 to
-            (1 - warmup / total) ** power.
+            (1 - warmup / total) ** power. `trapezoidal` stays at 1, and falls linearly over the last `decay`
+            (arXiv 2405.18392).
         final: the factor at `total` and after it.
         power: of `polynomial`.
+        decay: of `trapezoidal`, length of the fall, in `unit`.
 
     Raises:
         ConfigError: for values out of range.
@@ -40,6 +42,7 @@ class Schedule:
     shape: Shape = "linear"
     final: float = 0.0
     power: float = 0.5
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         for key, value, allowed in (("shape", self.shape, get_args(Shape)), ("unit", self.unit, get_args(Unit))):
@@ -47,13 +50,21 @@ class Schedule:
                 raise ConfigError(
                     f"schedule.{key}={value!r}: must be one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 )
-        require_at_least(0, "schedule.", warmup=self.warmup, final=self.final)
+        require_at_least(0, "schedule.", warmup=self.warmup, final=self.final, decay=self.decay)
         if not self.power > 0:
             raise ConfigError(f"schedule.power={self.power}: must be a number above 0")
         if self.shape != "constant" and self.total is not None and self.total <= self.warmup:
             raise ConfigError(
                 f"schedule.total={self.total}: a {self.shape} schedule needs a total above "
                 f"schedule.warmup={self.warmup}: train longer or set a smaller schedule.warmup"
+            )
+
+        if (self.shape == "trapezoidal") != (self.decay > 0):
+            raise ConfigError(f"schedule.decay={self.decay}: must be above 0 with shape=trapezoidal, and 0 with others")
+        if self.total is not None and self.total - self.decay < self.warmup:
+            raise ConfigError(
+                f"schedule.decay={self.decay}: begins before schedule.warmup={self.warmup} ends, for "
+                f"schedule.total={self.total}: train longer or set a smaller one"
             )
 
     @property
@@ -75,7 +86,9 @@ class Schedule:
             return self
         if self.unit == "run":
             total = num_steps if self.total is None else self.total * num_steps
-            return replace(self, unit="steps", warmup=self.warmup * num_steps, total=total)
+            return replace(
+                self, unit="steps", warmup=self.warmup * num_steps, decay=self.decay * num_steps, total=total
+            )
         return replace(self, total=num_steps * (1 if self.unit == "steps" else batch_size))
 
     def in_samples(self, batch_size: int) -> "Schedule":
@@ -83,7 +96,9 @@ class Schedule:
         if self.unit == "samples":
             return self
         total = None if self.total is None else self.total * batch_size
-        return replace(self, warmup=self.warmup * batch_size, total=total, unit="samples")
+        return replace(
+            self, unit="samples", warmup=self.warmup * batch_size, decay=self.decay * batch_size, total=total
+        )
 
     def __call__(self, position: int, batch_size: int) -> float:
         """Returns the factor for a global batch.
@@ -101,9 +116,10 @@ class Schedule:
         if self.shape == "constant":
             return 1.0
         assert self.total is not None, "an engine rejects a schedule that has no end"
-        fraction = min(1.0, max(0.0, (done - self.warmup) / (self.total - self.warmup)))
+        begin = self.total - self.decay if self.shape == "trapezoidal" else self.warmup
+        fraction = min(1.0, max(0.0, (done - begin) / (self.total - begin)))
         if self.shape == "polynomial":
             down = max(0.0, 1.0 - done / self.total) ** self.power
         else:
-            down = 1.0 - fraction if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * fraction))
+            down = 0.5 * (1.0 + math.cos(math.pi * fraction)) if self.shape == "cosine" else 1.0 - fraction
         return float(self.final + (1.0 - self.final) * down)
