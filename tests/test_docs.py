@@ -184,8 +184,8 @@ def test_the_page_of_a_tracker(tmp_path):
 def test_the_page_of_ones_own_loop(tmp_path):
     """Its first file, `loop.py`, runs on 1, 2 and 4 processes in test_scripts."""
     page = ROOT / "docs" / "own_loop.md"
-    assert _write_files(page, tmp_path) == ["loop.py", "engine.py", "resume.py", "notebook.py"]
-    out = _shell("python engine.py; python resume.py; python resume.py; python notebook.py", tmp_path)
+    assert _write_files(page, tmp_path) == ["loop.py", "engine.py", "quiet.py", "resume.py", "notebook.py"]
+    out = _shell("python engine.py; python quiet.py; python resume.py; python resume.py; python notebook.py", tmp_path)
     (measured,) = re.findall(r"averaged weights: (\S+)", out)
     assert float(measured) < 0.5
     assert (tmp_path / "checkpoints" / "mine").is_dir()
