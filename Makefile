@@ -33,8 +33,8 @@ gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS
 test: $(VENV)/.installed-dev ## install, then run the tests, $(WORKERS) at a time
 	$(PYTEST) --durations=20 -m "not nightly"
 
-test-all: $(VENV)/.installed-dev ## the same with the cases marked nightly, and 300 in place of 40 randomly drawn runs
-	TRAINKIT_DRAWS=300 $(PYTEST) --durations=20
+test-all: $(VENV)/.installed-dev ## the same with nightly cases, 300 randomly drawn runs in place of 40, and coverage
+	TRAINKIT_DRAWS=300 $(PYTEST) --durations=20 --cov --cov-report=term --cov-report=html:build/coverage
 
 quick: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not nightly"

