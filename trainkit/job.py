@@ -117,7 +117,7 @@ def export(
             given = Export(
                 target=temporary,
                 destination=destination,
-                run=_facts(run.resolve().name, checkpoint.read_manifest(directory)),
+                run=_facts(_run_name(run), checkpoint.read_manifest(directory)),
                 averaged=averaged,
                 int8=int8,
                 max_loss=max_loss,
@@ -136,6 +136,12 @@ def _exporter(recipe: Recipe, to: str) -> Exporter:
     if not exporters:
         raise ConfigError(f"--to {to}: {name} has no formats to export to; its `exporters()` would name them")
     raise ConfigError(f"--to {to}: {name} exports to {', '.join(exporters)}.{nearest(to, exporters)}")
+
+
+def _run_name(path: Path) -> str:
+    """The name of the run directory that `path` is, or a checkpoint of."""
+    path = path.resolve()
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
 
 
 def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from trainkit.data import Examples, WordPiece
+from trainkit.errors import DataError
 
 ROWS = [{"text": f"text, {n}", "other": f"pair {n}", "label": "ab"[n % 2]} for n in range(20)]
 
@@ -74,6 +75,18 @@ def test_a_folder_and_a_column_say_what_is_held_out(tmp_path):
     rows = [{**row, "part": "train" if n < 15 else "Test"} for n, row in enumerate(ROWS)]
     loaded = Examples(path=write(tmp_path, ".jsonl", rows, "parts"), split="part").load()
     assert (len(loaded.train), len(loaded.held_out)) == (15, 5)
+
+
+def test_names_of_the_held_out_file(tmp_path):
+    for name in ("valid", "val", "held_out"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder, ".csv", ROWS[:12], "train")
+        write(folder, ".csv", ROWS[12:], name)
+        assert len(Examples(path=folder).load().held_out) == 8
+    write(folder, ".jsonl", ROWS[:12], "train")
+    with pytest.raises(DataError, match=r"2 files named train, train\.csv and train\.jsonl: set data\.path"):
+        Examples(path=folder).load()
 
 
 def test_more_examples_move_none_to_the_other_side(tmp_path):

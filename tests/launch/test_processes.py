@@ -31,7 +31,7 @@ def train(steps):
     for batch in runtime.batches(data, batch_size=16 * factor, num_steps=steps):
         engine.backward(engine(batch.data).square().mean())
         engine.step()
-    print("trained by", runtime.ranks.rank, flush=True)
+    print(f"trained by {runtime.ranks.rank}\\n", end="", flush=True)  # one write: ranks print at the same time
     return engine.module.weight.detach()
 
 """

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from tests.recipes.finetuning import SHAPE, make, questions, reviews
-from trainkit.data import Examples
+from trainkit.data import Example, Examples
 from trainkit.errors import ConfigError, DataError, TrainkitError
+from trainkit_recipes.bert.finetuning.answers import answers_of
 
 HEADER = "text,label\n"
 BODY = "a fine film,good\na dull film,bad\n" * 4
@@ -128,3 +129,26 @@ def test_long_texts_are_cut_and_counted(tmp_path):
     facts = make(tmp_path, "classification", max_length=16).datasets.facts
     assert re.fullmatch(r"\d\d of 70", facts["texts cut to recipe.max_length=16"])
     assert make(tmp_path, "classification", model=SHAPE).datasets.facts == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ([{"text": "b", "answer_start": 2}], [("b", 2)]),
+        ({"text": ["b"], "answer_start": [2]}, [("b", 2)]),
+        ([["b", 2]], [("b", 2)]),
+        ([], []),
+        ({"text": ["b"], "answer_start": []}, None),
+        ({"text": "b", "answer_start": 2}, None),
+        (["b"], None),
+        ([("b", None)], None),
+        ("b", None),
+    ],
+)
+def test_answers_in_every_form(label, found):
+    example = Example.given("which?", "a b c", label)
+    if found is not None:
+        assert answers_of(example) == found
+    else:
+        with pytest.raises(DataError, match=r"line 1: the answers must be a list of texts with their answer_start"):
+            answers_of(example)

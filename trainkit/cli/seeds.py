@@ -79,7 +79,11 @@ def summarise(
             "values": values,
             "mean": statistics.fmean(values),
             "spread": statistics.stdev(values) if len(values) > 1 else None,
-            "baselines": {name: statistics.fmean(run[name] for run in beside) for name in beside[0]},
+            "baselines": {
+                name: statistics.fmean(run[name] for run in beside)
+                for name in beside[0]
+                if all(name in run for run in beside)
+            },
         }
     return found
 
@@ -112,7 +116,9 @@ def _measured(run_dir: Path) -> tuple[dict[str, float], dict[str, dict[str, floa
     from trainkit.checkpoint import find, read_manifest
 
     values = read_manifest(find(run_dir))["values"]
-    return values["metrics"], values["facts"]["baselines"]
+    if not values.get("metrics"):
+        raise ConfigError(f"{run_dir} has no evaluation at its last step: set evaluate_every")
+    return values["metrics"], values.get("facts", {}).get("baselines", {})
 
 
 def _print(seeds: Iterable[int], summary: Mapping[str, Mapping[str, Any]]) -> None:

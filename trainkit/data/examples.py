@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from trainkit.data.datasets import Datasets
-from trainkit.data.rows import CONLL, SQUAD, SUPPORTED, Row, find_splits, format_of, read_rows
+from trainkit.data.rows import CONLL, HELD_OUT_NAMES, SQUAD, SUPPORTED, Row, find_splits, format_of, read_rows
 from trainkit.data.split import lowest_fraction
 from trainkit.data.tokenizer import WordPiece
 from trainkit.errors import DataError, nearest
 
-_TRAIN_NAMES, _HELD_OUT_NAMES = ("train", "training"), ("validation", "valid", "dev", "test", "held_out")
+_TRAIN_NAMES = ("train", "training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +173,12 @@ class Examples:
             value = str(example.row.values[self.split]).strip().lower()
             if value in _TRAIN_NAMES:
                 train.append(example)
-            elif value in _HELD_OUT_NAMES:
+            elif value in HELD_OUT_NAMES:
                 held_out.append(example)
             else:
                 raise DataError(
                     f"{example.where}: data.split={self.split} is {value!r}; it must be {', '.join(_TRAIN_NAMES)}, "
-                    f"{', '.join(_HELD_OUT_NAMES)}"
+                    f"{', '.join(HELD_OUT_NAMES)}"
                 )
         return train, held_out
 

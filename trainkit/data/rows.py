@@ -28,7 +28,7 @@ SUPPORTED = (
     ".csv, .tsv, .jsonl (also .gz and .zst of them), .parquet, .conll, the .json of SQuAD, a folder with files "
     "train.* and validation.*, and a directory that Hugging Face datasets saved"
 )
-_HELD_OUT_NAMES = ("validation", "dev", "test")
+HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test", "held_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +114,24 @@ def find_splits(path: Path) -> dict[str, tuple[Path, ...]]:
         return {"train": (path,)}
     if (path / "dataset_dict.json").is_file():
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        found = {name: arrow_files(path / name) for name in ("train", *_HELD_OUT_NAMES) if name in names}
+        found = {name: arrow_files(path / name) for name in ("train", *HELD_OUT_NAMES) if name in names}
     elif (path / "state.json").is_file():
         found = {"train": arrow_files(path)}
     else:
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        stems = {file.name.partition(".")[0]: file for file in files}
-        found = {name: (stems[name],) for name in ("train", *_HELD_OUT_NAMES) if name in stems}
+        found = {}
+        for name in ("train", *HELD_OUT_NAMES):
+            named = [file for file in files if file.name.partition(".")[0] == name]
+            if len(named) > 1:
+                raise DataError(
+                    f"data.path={path} has {len(named)} files named {name}, {named[0].name} and {named[1].name}: set "
+                    f"data.path and data.held_out_path to files"
+                )
+            if named:
+                found[name] = (named[0],)
     if "train" not in found:
         raise DataError(f"data.path={path} has no train split; set data.path to {SUPPORTED}")
-    held_out = next((found[name] for name in _HELD_OUT_NAMES if name in found), None)
+    held_out = next((found[name] for name in HELD_OUT_NAMES if name in found), None)
     return {"train": found["train"], **({"held_out": held_out} if held_out else {})}
 
 

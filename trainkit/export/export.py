@@ -101,8 +101,11 @@ def require_free(destination: Path) -> None:
 def _move(aside: Path, destination: Path) -> None:
     main = aside / destination.name
     assert main.exists(), f"the exporter wrote no {destination.name}"
-    for path in sorted(aside.iterdir()):
-        if path != main:
-            require_free(destination.parent / path.name)
-            path.rename(destination.parent / path.name)
+    if main.is_file() and destination.is_dir():
+        raise ConfigError(f"{destination} is a directory, and the export is a file: give another path")
+    others = [path for path in sorted(aside.iterdir()) if path != main]
+    for path in others:
+        require_free(destination.parent / path.name)
+    for path in others:
+        path.rename(destination.parent / path.name)
     main.rename(destination)  # last: what it refers to is in place

@@ -187,17 +187,22 @@ def answers_of(example: Example) -> list[tuple[str, int]]:
     """Returns (text, first character) of the answers; none: there is no answer in the context.
 
     Args:
-        example: its label is a list of these, or a mapping of the lists `text` and `answer_start`.
+        example: its label is a list of these or of mappings with `text` and `answer_start`, or a mapping of two lists.
 
     Raises:
         DataError: for another label, and for an answer that is not at its place in the context.
     """
     label, context = example.label, context_of(example)
-    if isinstance(label, dict) and {"text", "answer_start"} <= label.keys():
-        label = list(zip(label["text"], label["answer_start"], strict=True))
-    if not isinstance(label, list):
+    if isinstance(label, dict):
+        texts, starts = label.get("text"), label.get("answer_start")
+        label = None
+        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+            label = [*zip(texts, starts, strict=True)]
+    elif isinstance(label, list):
+        label = [(one.get("text"), one.get("answer_start")) if isinstance(one, dict) else one for one in label]
+    if not isinstance(label, list) or not all(map(_is_answer, label)):
         raise DataError(
-            f"{example.where}: the answers are {type(label).__name__}; they must be a list, or a mapping of the lists "
+            f"{example.where}: the answers must be a list of texts with their answer_start, or a mapping of the lists "
             f"text and answer_start, as SQuAD has them: set data.label=COLUMN"
         )
     for text, start in label:
@@ -207,6 +212,16 @@ def answers_of(example: Example) -> list[tuple[str, int]]:
                 f"{context[start : start + len(text)]!r} there; correct answer_start"
             )
     return [(text, start) for text, start in label]
+
+
+def _is_answer(given: Any) -> bool:
+    return (
+        isinstance(given, tuple | list)
+        and len(given) == 2
+        and isinstance(given[0], str)
+        and isinstance(given[1], int)
+        and given[1] >= 0
+    )
 
 
 def _place(inside: NDArray[np.int64], answer: list[tuple[str, int]]) -> tuple[int, int]:

@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.output is not None and options.output.suffix not in (".tsv", ".jsonl"):
         raise ConfigError(f"--output={options.output}: must be a .tsv or a .jsonl file")
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        raise ConfigError(f"--output={options.output}: there is no directory {options.output.parent}; make it first")
     examples = _examples(options)
     recipe = _load(options.path, options.trust)
     rows = recipe.predict(examples)
@@ -84,13 +86,15 @@ def _write(rows: list[dict[str, Any]], output: Path | None) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return
-    with output.open("w", encoding="utf-8", newline="") as file:
+    aside = output.with_name(f".{output.name}")
+    with aside.open("w", encoding="utf-8", newline="") as file:
         if output.suffix == ".tsv":
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [], delimiter="\t", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    aside.replace(output)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,11 @@ def check_vocabulary(tokenizer: WordPiece, pretrained: Pretrained, vocab_file: P
 def _load_checkpoint(encoder: Bert, directory: Path) -> None:
     names = read_manifest(directory)["tensors"]
     stored = read_whole(directory, {name for name in names if name.startswith(_PREFIX)})
+    if any(".lora_" in name for name in stored):
+        raise CheckpointError(
+            f"{directory} was trained with recipe.lora_rank: write it with trainkit export --to huggingface, and give "
+            f"that directory"
+        )
     own: dict[str, Tensor] = encoder.state_dict()
     for name, target in own.items():
         value = stored.get(_PREFIX + name)
