@@ -115,12 +115,17 @@ def test_a_null_handler_silences(capsys: pytest.CaptureFixture[str]) -> None:
 
 @_unconfigured()
 def test_stderr_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines are lost, and neither an error nor a line about an error is in their place."""
+    tried: list[str] = []
+
     class Full(io.StringIO):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise OSError("File too large")
 
     monkeypatch.setattr(sys, "stderr", Full())
     _say()
+    assert tried == ["trainkit: some information", "trainkit: a warning", "trainkit: error: a failure"]
 
 
 @_unconfigured()

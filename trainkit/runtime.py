@@ -121,10 +121,7 @@ class Runtime:
         if deterministic:
             compute_deterministically()
         self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()
-        self._run_lock: run_directory.RunLock | None = None
-        self.run_dir: Path | None = None
-        if run_dir is not None:
-            self.run_dir, self._run_lock = run_directory.claim(run_dir, self.ranks, report=self.tracker.message)
+        self.run_dir, self._run_lock = run_directory.claim(run_dir, self.ranks, report=self.tracker.message)
         self.stream = DataStream(
             self.ranks, chosen, seed=seed, dtype=self.dtype, num_workers=num_workers, wrap=self._iterated
         )
@@ -140,16 +137,7 @@ class Runtime:
             describe=self._describe,
             started=self._close_first,
         )
-        self._preparation = Preparation(
-            self.strategy,
-            self.ranks,
-            chosen,
-            precision=self.precision,
-            compile=compile,
-            activation_checkpointing=activation_checkpointing,
-            deterministic=deterministic,
-            report=self.run_log.message,
-        )
+        self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message)
         self._engine_names: set[str] = set()
         self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
@@ -157,6 +145,18 @@ class Runtime:
         self.stream.clock.meet = self._watchdog.times.meet
         self.reducer = self._make_reducer()
         atexit.register(self.close)
+
+    def _make_preparation(self, activation_checkpointing: Sequence[str]) -> Preparation:
+        return Preparation(
+            self.strategy,
+            self.ranks,
+            self.device,
+            precision=self.precision,
+            compile=self.compile,
+            activation_checkpointing=activation_checkpointing,
+            deterministic=self.deterministic,
+            report=self.run_log.message,
+        )
 
     def _require_same_arguments(self, **others: Any) -> None:
         """Leaves the process group where arguments differ between ranks. Collective."""

@@ -141,7 +141,9 @@ class _ByDocument(torch.autograd.Function):
         qkv_N3HE, bias_HLL = ctx.saved_tensors
         documents, draw = ctx.documents, ctx.draw
         dqkv_N3HE = torch.empty_like(qkv_N3HE)
-        dbias_HLL = torch.zeros_like(bias_HLL) if bias_HLL is not None and ctx.needs_input_grad[1] else None
+        dbias_HLL = None
+        if bias_HLL is not None and ctx.needs_input_grad[1]:
+            dbias_HLL = torch.zeros_like(bias_HLL, dtype=torch.promote_types(bias_HLL.dtype, torch.float32))
         scale = qkv_N3HE.shape[-1] ** -0.5
         for first, count, length in documents.groups:
             rows = slice(first, first + count * length)
@@ -155,8 +157,8 @@ class _ByDocument(torch.autograd.Function):
             dq.copy_((dscores_BHLL @ k).mul_(scale))
             dk.copy_((dscores_BHLL.transpose(-1, -2) @ q).mul_(scale))
             if dbias_HLL is not None:
-                dbias_HLL[:, :length, :length] += dscores_BHLL.sum(0)
-        return dqkv_N3HE, dbias_HLL, None, None
+                dbias_HLL[:, :length, :length] += dscores_BHLL.sum(0, dtype=dbias_HLL.dtype)
+        return dqkv_N3HE, None if dbias_HLL is None else dbias_HLL.to(bias_HLL.dtype), None, None
 
 
 def _explicitly_by_document(

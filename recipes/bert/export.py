@@ -8,7 +8,7 @@ from torch import nn
 
 from trainkit import Engine
 from trainkit.errors import ConfigError
-from trainkit.export import Export, model_card, write_onnx
+from trainkit.export import Export, write_onnx
 from trainkit_recipes.bert.hugging_face import head_weights, write_directory
 from trainkit_recipes.bert.model import MaskedLanguageModel
 from trainkit_recipes.bert.onnx_model import onnx_model
@@ -44,21 +44,14 @@ def to_hugging_face(recipe: "MaskedLanguageModelling", export: Export) -> Iterat
     """
     with weights_of(recipe.model, export.averaged) as module:
         assert isinstance(module, MaskedLanguageModel)
-        export.target.mkdir()
         write_directory(
-            export.target,
+            export,
             module.encoder,
             recipe.tokenizer,
             model_class="BertForMaskedLM",
             head=head_weights(module.head.state_dict(), recipe.tokenizer.vocab_size),
-            card=model_card(
-                export.run,
-                title=export.destination.name,
-                text=_USE.format(directory=export.destination.name),
-                tags=["trainkit", "bert"],
-                library_name="transformers",
-                pipeline_tag="fill-mask",
-            ),
+            text=_USE.format(directory=export.destination.name),
+            pipeline_tag="fill-mask",
         )
     num = sum(parameter.numel() for parameter in module.parameters())
     yield f"step {export.run.step:,}, {num:,} parameters, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"

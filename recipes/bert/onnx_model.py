@@ -47,7 +47,7 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
     Returns:
         The description. Inputs as of transformers: input_ids, attention_mask and, with segments, token_type_ids.
     """
-    has_segments = module.encoder.architecture.num_segments > 0
+    has_segments = module.encoder.architecture.num_segments > 1
 
     def measure(predict: Predict) -> float:
         correct, total = 0, 0
@@ -120,7 +120,7 @@ def _ragged(num_samples: int, length: int, tokenizer: WordPiece, num_segments: i
     tokens_BT = torch.randint(tokenizer.vocab_size, (num_samples, length), generator=generator)
     lengths_B1 = 1 + torch.arange(num_samples)[:, None] * 7 % length
     attended_BT = torch.arange(length) < lengths_B1
-    inputs = inputs_of(tokens_BT.masked_fill(~attended_BT, tokenizer.pad), attended_BT.long(), num_segments > 0)
+    inputs = inputs_of(tokens_BT.masked_fill(~attended_BT, tokenizer.pad), attended_BT.long(), num_segments > 1)
     if num_segments > 1:
         inputs["token_type_ids"] = (torch.arange(length) * 2 >= lengths_B1).long() * attended_BT
     return inputs

@@ -89,6 +89,12 @@ def test_names_of_the_held_out_file(tmp_path):
         Examples(path=folder).load()
 
 
+def test_two_ways_to_say_what_is_held_out_are_refused(tmp_path):
+    path = write(tmp_path, ".csv")
+    with pytest.raises(DataError, match=r"data\.held_out_path=.* and data\.split=other both say what is held out"):
+        Examples(path=path, held_out_path=path, split="other")
+
+
 def test_more_examples_move_none_to_the_other_side(tmp_path):
     few = Examples(path=write(tmp_path, ".jsonl", ROWS[:12]), held_out=0.3).load()
     more = Examples(path=write(tmp_path, ".jsonl", ROWS + ROWS[:3], "more"), held_out=0.3).load()

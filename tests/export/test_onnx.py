@@ -256,3 +256,11 @@ def test_missing_packages_are_one_line(folder, monkeypatch, capsys):
     assert main(["export", str(folder / "bert"), "--to", "onnx", str(folder / "new.onnx"), "--max-loss", "-1"]) == 2
     assert "--max-loss=-1.0: must be 0 or more" in capsys.readouterr().err
     assert not list(folder.glob("new*"))
+
+
+def test_a_file_that_is_lost_while_it_is_read_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), whole(tmp_path / "out"):
+        Path("/nowhere/data.bin").read_bytes()
+    with pytest.raises(ConfigError, match=r"out cannot be written: No such file"), whole(tmp_path / "out") as path:
+        (path / "without its folder").write_text("")
+    assert [*tmp_path.iterdir()] == []

@@ -21,6 +21,7 @@ from trainkit.checkpoint.run_directory import RunLock
 from trainkit.cli.main import main
 from trainkit.data import Normalizer, WordPiece
 from trainkit.errors import ConfigError, DataError
+from trainkit.export import Export, RunFacts
 from trainkit_recipes.bert.hugging_face import (
     head_weights,
     load_hugging_face,
@@ -146,25 +147,45 @@ def test_there_and_back_again(folder, tmp_path):
         assert (tmp_path / "again" / name).read_text() == (folder / "theirs" / name).read_text()
 
 
+def write(model: MaskedLanguageModel, directory: Path) -> None:
+    """Exports a model whose tokenizer has the special tokens and a last one: its other numbers are no token."""
+    numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    write_directory(
+        Export(target=directory, destination=directory, run=RunFacts(name="run", step=3, position=24)),
+        model.encoder,
+        WordPiece.from_vocabulary({**numbers, "last": VOCAB - 1}, Normalizer()),
+        model_class="BertForMaskedLM",
+        head=head_weights(model.head.state_dict(), VOCAB),
+        text="",
+        pipeline_tag="fill-mask",
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_segments", [0, 1])
+def test_a_pair_is_computed_without_segments_of_its_own(tmp_path, num_segments):
+    model = fresh(num_segments=num_segments).eval()
+    write(model, tmp_path / "written")
+    oracle = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "written").eval()
+    tokens, _ = ragged(VOCAB)
+    theirs = oracle(tokens, token_type_ids=torch.ones_like(tokens)).logits
+    assert (model(tokens)[..., :VOCAB] - theirs).abs().max() < 1e-6 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("settings", [{}, {"tied_decoder": False, "num_segments": 3, "pooler": True}])
 def test_every_shape_is_written_as_it_is_read(tmp_path, settings):
-    model = fresh(**settings)
-    numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-    tokenizer = WordPiece.from_vocabulary(
-        {**numbers, "last": VOCAB - 1}, Normalizer()
-    )  # its other numbers are no token
-    head = head_weights(model.head.state_dict(), VOCAB)
-    write_directory(tmp_path, model.encoder, tokenizer, model_class="BertForMaskedLM", head=head, card="")
-    architecture, vocab_size = read_architecture(tmp_path)
+    model, written = fresh(**settings), tmp_path / "written"
+    write(model, written)
+    architecture, vocab_size = read_architecture(written)
     assert vocab_size == VOCAB
     assert architecture == replace(model.encoder.architecture, pooler=True)
-    oracle = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    oracle = transformers.AutoModelForMaskedLM.from_pretrained(written)
     assert farthest(model, oracle) < 1e-6
     again = MaskedLanguageModel(replace(architecture, pooler=settings.get("pooler", False)), VOCAB)
-    load_hugging_face(again, tmp_path)
+    load_hugging_face(again, written)
     before, after = model.state_dict(), again.state_dict()
     assert all(torch.equal(before[name][:VOCAB], after[name][:VOCAB]) for name in before)
-    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) <= VOCAB
+    assert len(transformers.AutoTokenizer.from_pretrained(written)) <= VOCAB
 
 
 @pytest.mark.parametrize("change", [{"positions": "relative"}, {"positions": "rotary"}, {"norm": "pre"}])

@@ -64,11 +64,14 @@ def _made_for_one(path: Path) -> Path:
     raise AssertionError
 
 
-def claim(run_dir: str | Path, ranks: Ranks, *, report: Callable[[str], None]) -> tuple[Path, "RunLock | None"]:
+def claim(
+    run_dir: str | Path | None, ranks: Ranks, *, report: Callable[[str], None]
+) -> tuple[Path | None, "RunLock | None"]:
     """Makes a run directory and locks it for this job. Collective: every rank must call.
 
     Args:
-        run_dir: as for `make`; a path with a date is that of the job's first start where torchrun starts it again.
+        run_dir: as for `make`; a path with a date is that of the job's first start where torchrun starts it again;
+            None: the run has none.
         ranks: the processes of the job. They leave the process group where the directory cannot be used.
         report: as for `RunLock`.
 
@@ -78,6 +81,8 @@ def claim(run_dir: str | Path, ranks: Ranks, *, report: Callable[[str], None]) -
     Raises:
         ConfigError: on all ranks, where it cannot be written to, or another job uses it.
     """
+    if run_dir is None:
+        return None, None
     made = ranks.same_as_before("run_dir", lambda: str(make(run_dir))) if "%" in str(run_dir) else None
     path, lock, error = Path(made or run_dir).expanduser(), None, None
     if ranks.is_main:

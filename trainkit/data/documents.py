@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.cache import cached
-from trainkit.data.order import Order
+from trainkit.data.windows import Windows
 
 NO_DOCUMENT = -1
 """The number of a document in the entries of a window that are padding."""
@@ -21,7 +21,7 @@ _SHORTEST = 3  # [CLS], a token, [SEP]
 _STARTS, _LENGTHS, _PIECES, _BOUNDS = "starts.npy", "lengths.npy", "pieces.npy", "bounds.npy"
 
 
-class PackedDocuments:
+class PackedDocuments(Windows):
     """Windows of documents that a model keeps apart.
 
     A document that does not fit into a window is divided into pieces, which are documents of their own from there on:
@@ -64,15 +64,7 @@ class PackedDocuments:
         name = f"documents-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
         self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
         self.num_documents = len(self._array(_STARTS))
-        self._num_windows = self.num_documents if form == "padded" else len(self._array(_BOUNDS)) - 1
-        self._rows: NDArray[np.int64] | None = None
-        if most is not None and most < self._num_windows:
-            # Evenly spread over the windows, and the same ones in every run.
-            self._rows = np.sort(Order(self._num_windows, seed=0).indices(np.arange(most)))
-            self._num_windows = most
-
-    def __len__(self) -> int:
-        return self._num_windows
+        super().__init__(self.num_documents if form == "padded" else len(self._array(_BOUNDS)) - 1, most)
 
     @property
     def fingerprint(self) -> str:
@@ -80,13 +72,11 @@ class PackedDocuments:
         return f"{self.content}/{self.path.name} {self.form} {self.sequence_length} {len(self)}"
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = np.asarray(indices, np.int64)
-        windows = rows if self._rows is None else self._rows[rows]
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
         documents = np.full_like(tokens, NO_DOCUMENT)
         stream, starts, lengths = (self._array(name) for name in (self.path.name, _STARTS, _LENGTHS))
         longest = 0
-        for row, window in enumerate(windows.tolist()):
+        for row, window in enumerate(self.numbers(indices).tolist()):
             first = 0
             for number in self._documents(window):
                 last = first + int(lengths[number]) - 1
@@ -114,17 +104,6 @@ class PackedDocuments:
                 np.memmap(self.path, self.dtype, mode="r") if is_stream else np.load(self._index / name, mmap_mode="r")
             )
         return self._open[name]
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        return {name: values[0] for name, values in self.__getitems__([index % len(self)]).items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

@@ -93,6 +93,11 @@ class Examples:
             find_splits(Path(self.path).expanduser())
         if self.held_out_path is not None and not Path(self.held_out_path).exists():
             raise DataError(f"data.held_out_path={self.held_out_path} does not exist; set it to a file, or null")
+        if self.held_out_path is not None and self.split is not None:
+            raise DataError(
+                f"data.held_out_path={self.held_out_path} and data.split={self.split} both say what is held out: "
+                f"give one"
+            )
         if self.vocab_file is not None and not Path(self.vocab_file).is_file():
             raise DataError(f"data.vocab_file={self.vocab_file}: must be a vocab.txt that exists, or null")
 

@@ -1,15 +1,15 @@
 """PackedTokens: a data set of windows over one long stream of tokens on disk."""
 
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainkit.data.order import Order
 from trainkit.data.partial_build import reopen
+from trainkit.data.windows import Windows
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -43,7 +43,7 @@ class TokenStream:
         self.file.close()
 
 
-class PackedTokens:
+class PackedTokens(Windows):
     """Windows over a stream of tokens: `start`, then the next sequence_length - 1 tokens.
 
     Documents follow one another and end with [SEP], so a window may contain several and no token is lost to padding.
@@ -79,18 +79,9 @@ class PackedTokens:
         self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
         self.num_tokens = path.stat().st_size // dtype.itemsize
         whole, rest = divmod(self.num_tokens, sequence_length - 1)
-        self._num_windows = whole if drop_last and whole else whole + (rest > 0)
-        self._rows: NDArray[np.int64] | None = None
-        last = self._num_windows - 1
-        if most is not None and most < self._num_windows:
-            # Evenly spread over the stream, and the same ones in every run.
-            self._rows = np.sort(Order(self._num_windows, seed=0).indices(np.arange(most)))
-            self._num_windows, last = most, int(self._rows[-1])
-        self.is_padded = last >= whole
+        super().__init__(whole if drop_last and whole else whole + (rest > 0), most)
+        self.is_padded = len(self) > 0 and int(self.numbers([len(self) - 1])[0]) >= whole
         self._stream: NDArray[Any] | None = None
-
-    def __len__(self) -> int:
-        return self._num_windows
 
     @property
     def fingerprint(self) -> str:
@@ -101,23 +92,11 @@ class PackedTokens:
         if self._stream is None:
             self._stream = np.memmap(self.path, self.dtype, mode="r")
         length = self.sequence_length - 1
-        rows = np.asarray(indices, np.int64)
-        offsets = (rows if self._rows is None else self._rows[rows])[:, None] * length + np.arange(length)
+        offsets = self.numbers(indices)[:, None] * length + np.arange(length)
         tokens = np.full((len(indices), length + 1), self.start, np.int64)
         tokens[:, 1:] = self._stream[np.minimum(offsets, self.num_tokens - 1)]
         tokens[:, 1:][offsets >= self.num_tokens] = self.pad
         return {"tokens": torch.from_numpy(tokens)}
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        return {name: values[0] for name, values in self.__getitems__([index % len(self)]).items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None}

@@ -85,6 +85,8 @@ def whole(destination: Path) -> Iterator[Path]:
         yield aside / destination.name
         _move(aside, destination)
     except OSError as error:
+        if error.filename is not None and not Path(error.filename).is_relative_to(destination.parent):
+            raise  # what the exporter reads, such as data
         raise ConfigError(f"{destination} cannot be written: {error.strerror or error}; give another path") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainkit.errors import ConfigError
-from trainkit.export import Export, model_card, write_onnx
+from trainkit.export import Export, write_onnx
 from trainkit_recipes.bert.finetuning.lora import merged
 from trainkit_recipes.bert.finetuning.model import FineTuned
 from trainkit_recipes.bert.finetuning.onnx_model import onnx_model
@@ -70,21 +70,14 @@ def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
     if module.head is None:
         pooled = "the mean of the tokens of" if task.pooling == "mean" else "the first token of"
         note = f"The embedding of a text is {pooled} `last_hidden_state`."
-    export.target.mkdir()
     write_directory(
-        export.target,
+        export,
         merged(module.encoder, recipe.tokenizer.vocab_size),
         recipe.tokenizer,
         model_class=model_class,
         head=_head(module, head),
-        card=model_card(
-            export.run,
-            title=export.destination.name,
-            text=_USE.format(task=task.name.replace("_", " "), auto=auto, directory=export.destination.name, note=note),
-            tags=["trainkit", "bert"],
-            library_name="transformers",
-            pipeline_tag=pipeline,
-        ),
+        text=_USE.format(task=task.name.replace("_", " "), auto=auto, directory=export.destination.name, note=note),
+        pipeline_tag=pipeline,
         settings=_settings(recipe),
     )
     yield f"step {export.run.step:,}, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"

@@ -80,7 +80,7 @@ def onnx_model(recipe: "FineTuning", module: FineTuned) -> OnnxModel:
         The description; the accuracy is the task's best metric, negated where lower is better.
     """
     task, architecture, runtime = recipe.task, module.encoder.architecture, recipe.runtime
-    has_segments = architecture.num_segments > 0
+    has_segments = architecture.num_segments > 1
     metric, sign = task.best_metric.removeprefix("-"), 1.0 if task.best_metric.startswith("-") else -1.0
 
     def measure(predict: Predict) -> float:

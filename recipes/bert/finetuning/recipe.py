@@ -27,6 +27,7 @@ from trainkit_recipes.bert.finetuning.tasks import TaskName, make_task
 from trainkit_recipes.bert.finetuning.weights import Pretrained, check_vocabulary
 from trainkit_recipes.bert.finetuning.words import joined
 from trainkit_recipes.bert.model import Bert, Layer
+from trainkit_recipes.bert.phases import require_one_length
 from trainkit_recipes.bert.samples import require_uncompiled
 
 
@@ -106,9 +107,8 @@ class FineTuning(Recipe):
         more = {"grad_accumulation_steps": grad_accumulation_steps, "max_answer_length": max_answer_length}
         require_at_least(1, "recipe.", **sizes, **more)
         require_at_least(0, "recipe.", num_layers_frozen=num_layers_frozen, stride=stride)
-        above = {"num_epochs": num_epochs, "temperature": temperature, "layer_decay": layer_decay}
-        require_above_zero("recipe.", **above, max_grad_norm=max_grad_norm)
-        _require_one_length(num_steps, num_epochs)
+        require_above_zero("recipe.", temperature=temperature, layer_decay=layer_decay, max_grad_norm=max_grad_norm)
+        require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=None)
         self.runtime, self.batch_size, self.evaluation_batch_size = runtime, batch_size, evaluation_batch_size
         require_uncompiled(runtime, "recipe=bert_finetune")
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
@@ -133,9 +133,7 @@ class FineTuning(Recipe):
         )
         self.best_metric = self.task.best_metric
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
-        if num_steps is None:
-            self.length_key = "recipe.num_epochs"
-            num_steps = max(1, math.ceil((num_epochs or 3) * len(self.datasets.train) / batch_size))
+        num_steps = self._num_steps(num_steps, num_epochs)
         self.num_samples = batch_size * num_steps
         self._num_layers_frozen, self._unfreeze_every, self._lora_rank = num_layers_frozen, unfreeze_every, lora_rank
         self._setup = partial(
@@ -150,6 +148,12 @@ class FineTuning(Recipe):
         self._baselines: Baselines = {}
         self.num_frozen = num_layers_frozen
         self.model = self._engine(self.pretrained.encoder(self.architecture))
+
+    def _num_steps(self, num_steps: int | None, num_epochs: float | None) -> int:
+        if num_steps is not None:
+            return num_steps
+        self.length_key = "recipe.num_epochs"
+        return max(1, math.ceil((num_epochs or 3) * len(self.datasets.train) / self.batch_size))
 
     # -- what a run is made of ---------------------------------------------------------------------------------------
 
@@ -343,14 +347,6 @@ def _pretrained(weights: Path | None, model: Architecture | None) -> Pretrained:
     if model is None:
         raise ConfigError("recipe.weights=null trains from scratch, which needs a recipe.model; or give recipe.weights")
     return Pretrained(model, 0, None, None)
-
-
-def _require_one_length(num_steps: int | None, num_epochs: float | None) -> None:
-    if num_steps is not None and num_epochs is not None:
-        raise ConfigError(
-            f"recipe.num_steps={num_steps} and recipe.num_epochs={num_epochs:g} are two lengths: give one, as "
-            f"recipe.num_epochs=null"
-        )
 
 
 def _length(max_length: int | None, longest: int) -> int:

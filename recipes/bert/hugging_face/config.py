@@ -137,7 +137,7 @@ def config_of(architecture: Architecture, vocab_size: int, **others: Any) -> dic
     """
     require_expressible(architecture)
     values = {theirs: getattr(architecture, ours) for ours, theirs in _NAMES.items()}
-    # Without segments their embedding is zero: two, as a tokenizer numbers the sentences of a pair.
-    values["type_vocab_size"] = architecture.num_segments or 2
+    # As many as a tokenizer numbers in a pair: without segments their embedding is zero, and a single one stands twice.
+    values["type_vocab_size"] = max(architecture.num_segments, 2)
     plain = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
     return {**plain, **values, "vocab_size": vocab_size, **others}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainkit.checkpoint import write_one_file
 from trainkit.data import WordPiece
+from trainkit.export import Export, model_card
 from trainkit_recipes.bert.hugging_face.config import config_of
 from trainkit_recipes.bert.hugging_face.names import to_hugging_face
 from trainkit_recipes.bert.model import Bert
@@ -23,13 +24,14 @@ _SPECIAL = {
 
 
 def write_directory(
-    directory: Path,
+    export: Export,
     encoder: Bert,
     tokenizer: WordPiece,
     *,
     model_class: str,
     head: Mapping[str, Tensor],
-    card: str,
+    text: str,
+    pipeline_tag: str,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a directory for `from_pretrained` of transformers.
@@ -38,12 +40,13 @@ def write_directory(
     have one size for whoever adds tokens to both.
 
     Args:
-        directory: exists, and is empty.
+        export: where to, and of which run.
         encoder: of the model.
         tokenizer: of the model.
         model_class: of transformers, such as `BertForMaskedLM`.
         head: weights of the rest, by the names of transformers.
-        card: the text of README.md.
+        text: of the model card: what it is, and how it is used.
+        pipeline_tag: what a site calls the task.
         settings: further keys of config.json, such as `id2label`.
 
     Raises:
@@ -60,6 +63,16 @@ def write_directory(
         pad_token_id=tokenizer.pad,
         **(settings or {}),
     )
+    card = model_card(
+        export.run,
+        title=export.destination.name,
+        text=text,
+        tags=["trainkit", "bert"],
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+    )
+    directory = export.target
+    directory.mkdir()
     write_one_file(directory / "model.safetensors", whole)
     _write_json(directory / "config.json", config)
     _write_tokenizer(directory, tokenizer, encoder.architecture.max_length)

@@ -86,7 +86,7 @@ def to_hugging_face(encoder: Mapping[str, Tensor], vocab_size: int) -> dict[str,
         vocab_size: the number of tokens; rows beyond it, which pad the vocabulary, are cut off.
 
     Returns:
-        Weights by name. Without segments, two whose embedding is zero, which computes the same.
+        Weights by name, with two segments at least, which compute the same: without any, their embedding is zero.
     """
     theirs_of = {own: name for name, own in _EMBEDDINGS.items()}
     layer_of = {own: name for name, own in _IN_LAYER.items()}
@@ -107,7 +107,8 @@ def to_hugging_face(encoder: Mapping[str, Tensor], vocab_size: int) -> dict[str,
             else:
                 named[f"{layer}.{layer_of[part]}.{kind}"] = value
     tokens = named["bert.embeddings.word_embeddings.weight"]
-    named.setdefault("bert.embeddings.token_type_embeddings.weight", tokens.new_zeros(2, tokens.shape[1]))
+    segments = named.get("bert.embeddings.token_type_embeddings.weight", tokens.new_zeros(1, tokens.shape[1]))
+    named["bert.embeddings.token_type_embeddings.weight"] = segments.repeat(2, 1) if len(segments) == 1 else segments
     return named
 
 
