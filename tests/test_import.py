@@ -14,9 +14,14 @@ NOT_FOR_A_RUNTIME = (
     *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "hydra", "omegaconf"),
     *("pydantic", "wandb", "tensorboard", "deepspeed", "matplotlib", "pyarrow", "tokenizers", "PIL"),
 )
+NOT_FOR_A_RECIPE = (
+    *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "sklearn", "peft"),
+    *("onnx", "onnxruntime", "transformers", "wandb", "matplotlib", "tokenizers", "pandas"),
+)
+RECIPES = ("bert.pretrain", "bert.finetuning.recipe", "progressive_gan.train")
 NOT_FOR_A_STEP = ("pandas", *(name for name in NOT_FOR_A_RUNTIME if name not in ("hydra", "omegaconf", "pydantic")))
 HELP = """\
-import contextlib, io, runpy, sys
+import contextlib, importlib, io, runpy, sys
 import trainkit
 
 def imported(names):
@@ -49,6 +54,9 @@ options = ["experiment=toy_short", "tracking=none", "tracking.jsonl=false", "dev
 with contextlib.redirect_stdout(sys.stderr):
     assert main(["train", "--config-dir", {user!r}, *options]) == 0
 print("a step of a run", found + imported(["torch._dynamo"]))
+for module in {recipes}:
+    importlib.import_module(module)
+print("recipes", imported({not_for_a_recipe}))
 """
 
 
@@ -62,6 +70,8 @@ def test_what_is_imported_by_then():
         slow=SLOW,
         scripts=scripts,
         not_for_a_runtime=NOT_FOR_A_RUNTIME,
+        recipes=[f"trainkit_recipes.{name}" for name in RECIPES],
+        not_for_a_recipe=NOT_FOR_A_RECIPE,
         not_for_a_step=NOT_FOR_A_STEP,
         user=str(ROOT / "tests" / "user" / "conf"),
     )
@@ -69,7 +79,7 @@ def test_what_is_imported_by_then():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.endswith("[]")] == []
-    assert len(lines) > 15 and lines[-1].startswith("a step of a run")
+    assert len(lines) > 15 and [line.rpartition(" ")[0] for line in lines[-2:]] == ["a step of a run", "recipes"]
 
 
 @pytest.mark.parametrize("name", ["data", "ops", "optim", "prune", "strategy", "tracking"])

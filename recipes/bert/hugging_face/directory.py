@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainkit.checkpoint import write_one_file
+from trainkit import checkpoint
 from trainkit.data import WordPiece
 from trainkit.export import Export, model_card
 from trainkit_recipes.bert.hugging_face.config import config_of
@@ -73,7 +73,7 @@ def write_directory(
     )
     directory = export.target
     directory.mkdir()
-    write_one_file(directory / "model.safetensors", whole)
+    checkpoint.write_one_file(directory / "model.safetensors", whole)
     _write_json(directory / "config.json", config)
     _write_tokenizer(directory, tokenizer, encoder.architecture.max_length)
     (directory / "README.md").write_text(card, encoding="utf-8")
