@@ -15,8 +15,8 @@ from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
 if TYPE_CHECKING:
     from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
-_NUM_CALIBRATED = 64  # windows
-_AT_ONCE = 8  # windows: the logits of all tokens are large
+NUM_CALIBRATED = 64  # windows
+AT_ONCE = 8  # windows: the logits of all tokens are large
 _MOST_BATCH = 64  # of the checks, and of the engine of TensorRT
 
 
@@ -53,7 +53,7 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
         correct, total = 0, 0
         for batch, masked in recipe.masked_held_out():
             attended_BT = (batch.tokens != recipe.tokenizer.pad).long()
-            for part in torch.arange(len(attended_BT)).split(_AT_ONCE):
+            for part in torch.arange(len(attended_BT)).split(AT_ONCE):
                 (logits_BTV,) = predict(inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments))
                 guess_BT = logits_BTV.argmax(-1)
                 labels_BK = masked.labels_BK[part]
@@ -62,10 +62,10 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
         return correct / total
 
     def calibration() -> Iterator[Mapping[str, Tensor]]:
-        left = _NUM_CALIBRATED
+        left = NUM_CALIBRATED
         for batch, masked in recipe.masked_held_out():
             attended_BT = (batch.tokens != recipe.tokenizer.pad).long()
-            for part in torch.arange(min(left, len(attended_BT))).split(_AT_ONCE):
+            for part in torch.arange(min(left, len(attended_BT))).split(AT_ONCE):
                 yield inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments)
             left -= len(attended_BT)
             if left <= 0:
@@ -102,11 +102,9 @@ def text_inputs(architecture: Architecture, tokenizer: WordPiece) -> dict[str, A
 
 def metadata_of(tokenizer: WordPiece, architecture: Architecture) -> dict[str, str]:
     """Returns what turns text into the inputs: the lines of a vocab.txt, casing, and the longest text."""
-    token_of = {number: token for token, number in tokenizer.numbers.items()}
-    lines = [token_of.get(number, f"[unused_{number}]") for number in range(tokenizer.vocab_size)]
     normalizer = tokenizer.normalizer
     return {
-        "vocabulary": "\n".join(lines),
+        "vocabulary": "\n".join(tokenizer.lines()),
         "do_lower_case": json.dumps(normalizer.lowercase),
         "strip_accents": json.dumps(normalizer.strip_accents),
         "tokenize_chinese_chars": json.dumps(normalizer.tokenize_chinese_chars),

@@ -29,6 +29,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]))
     reviews(folder / "a.csv")
     return folder
 
@@ -63,8 +64,6 @@ def test_a_run_gives_weights_shape_and_vocabulary(folder, run, task):
 
 
 def test_a_vocabulary_that_does_not_fit(folder, run):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
-    (folder / "vocab.txt").write_text("\n".join(tokens))
     with pytest.raises(TrainkitError, match=r"vocab\.txt \(11 tokens\) is not the vocabulary of the weights"):
         make(folder, "classification", weights=run[0], data={"vocab_file": folder / "vocab.txt"})
     with pytest.raises(TrainkitError, match=r"holds neither a checkpoint nor a config\.json"):

@@ -171,12 +171,14 @@ def test_the_schedule_and_the_rate_restart(path):
 
 def test_an_evaluation_is_on_windows_of_the_phase(path):
     recipe = make(path)
-    lengths = []
+    lengths, baselines = [], []
     for position in (0, 48, 49):  # at 48 only the first phase was trained
         recipe.runtime.stream.clock.position = position
         lengths.append(next(recipe.masked_held_out())[0].tokens.shape[1])
-        assert set(recipe.baselines()["held_out_accuracy"])
+        baselines.append(recipe.baselines()["held_out_accuracy"])
     assert lengths == [16, 16, 40] and recipe.best_metric is None
+    assert baselines[0] == baselines[1] != baselines[2]
+    assert baselines[0].keys() == baselines[2].keys()
     known = present(MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None))
     assert "num_steps" not in known
     loaded = make(path, **{**known, "evaluation_batch_size": 2})

@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "seeds",
         help="train with several seeds, and print mean and spread",
         description="Train a configuration once for each seed, one after the other, in run_dir/seed_N. Print the mean "
-        "and the standard deviation of each metric beside its baselines, and write them to run_dir/seeds.json. Typed "
-        "again, it resumes.",
+        "and the standard deviation of each metric beside its baselines, and write them to run_dir/seeds.json. With "
+        "the same run_dir, typed again, it resumes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     keys = {override.partition("=")[0]: override.partition("=")[2] for override in arguments.overrides}
     if "seed" in keys:
         raise ConfigError(f"seed={keys['seed']} is one seed: leave it out, and give SEEDS")
-    directory = Path(keys.get("run_dir") or time.strftime("runs/seeds_%Y-%m-%d_%H-%M-%S")).expanduser()
+    directory = Path(time.strftime(keys.get("run_dir") or "runs/seeds_%Y-%m-%d_%H-%M-%S")).expanduser()
     given = [override for override in arguments.overrides if not override.startswith("run_dir=")]
     config_dir = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
     command = [sys.executable, "-m", "trainkit.cli", "train", "--processes", arguments.processes, *config_dir, *given]

@@ -61,16 +61,18 @@ class Corpus:
         Returns:
             Hexadecimal digits.
         """
+        found: list[str] = []
 
         def write(directory: Path) -> None:
-            (directory / "digest").write_text(self._content(progress))
+            found.append(self._content(progress))
+            (directory / "digest").write_text(found[0])
 
         state = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
         state.update(state_of(path.absolute() for path in self.held_out + self.train).encode())
         try:
             return (cached(memory, f"listing-{state.hexdigest()}", write) / "digest").read_text()
         except DataError:  # what was built there can be read, though nothing can be added
-            return self._content(progress)
+            return found[0] if found else self._content(progress)
 
     def _content(self, progress: bool) -> str:
         files = self.held_out + self.train

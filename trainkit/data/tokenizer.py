@@ -64,6 +64,11 @@ class WordPiece:
             raise IndexError(f"token {number} of {self.vocab_size}")
         return self._backend.id_to_token(number) or "[unused]"
 
+    def lines(self) -> list[str]:
+        """Returns the lines of a vocab.txt; of a number without a token, such as the first of two equal lines, one."""
+        token_of = {number: token for token, number in self.numbers.items()}
+        return [token_of.get(number, f"[unused_{number}]") for number in range(self.vocab_size)]
+
     @property
     def numbers(self) -> dict[str, int]:
         """Token -> number, special tokens included."""

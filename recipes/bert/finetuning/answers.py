@@ -52,7 +52,6 @@ class Answering(Task):
         train: the training examples.
         stride: tokens that two windows share.
         max_answer_length: tokens of a predicted answer at most.
-        has_unanswerable: whether "no answer" may be predicted; None: whether `train` has an example without one.
 
     Raises:
         DataError: for an example without a context, or an answer that is not in it.
@@ -62,13 +61,9 @@ class Answering(Task):
     best_metric = "-held_out_f1"
     num_outputs, pooling = 2, None
 
-    def __init__(
-        self, train: Sequence[Example], *, stride: int, max_answer_length: int, has_unanswerable: bool | None = None
-    ) -> None:
+    def __init__(self, train: Sequence[Example], *, stride: int, max_answer_length: int) -> None:
         self._stride, self._max_answer_length = stride, max_answer_length
-        if has_unanswerable is None:
-            has_unanswerable = any(not answers_of(example) for example in train)
-        self.has_unanswerable = has_unanswerable
+        self.has_unanswerable = any(not answers_of(example) for example in train)
 
     def samples(self, examples: Sequence[Example], encoder: Encoder, purpose: Purpose) -> Samples:
         """Encodes examples as windows; see `Task`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainkit.errors import ConfigError
 from trainkit.export import Export, write_onnx
+from trainkit_recipes.bert.export import weights_of
 from trainkit_recipes.bert.finetuning.lora import merged
 from trainkit_recipes.bert.finetuning.model import FineTuned
 from trainkit_recipes.bert.finetuning.onnx_model import onnx_model
@@ -57,9 +58,13 @@ def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
     Raises:
         ConfigError: for a model that transformers cannot express.
     """
-    module, task = recipe.model.module, recipe.task
-    assert isinstance(module, FineTuned)
-    _require_trained_weights(export)
+    with weights_of(recipe.model, export.averaged) as module:
+        assert isinstance(module, FineTuned)
+        yield from _write(recipe, module, export)
+
+
+def _write(recipe: "FineTuning", module: FineTuned, export: Export) -> Iterator[str]:
+    task = recipe.task
     if task.pooling == "mean" and module.head is not None:
         raise ConfigError(
             "recipe.pooling=mean cannot be expressed by BertForSequenceClassification, which pools the first token: "
@@ -97,15 +102,9 @@ def to_onnx(recipe: "FineTuning", export: Export) -> Iterator[str]:
     Raises:
         ConfigError: for averaged weights, which the recipe does not keep.
     """
-    module = recipe.model.module
-    assert isinstance(module, FineTuned)
-    _require_trained_weights(export)
-    yield from write_onnx(onnx_model(recipe, module), export)
-
-
-def _require_trained_weights(export: Export) -> None:
-    if export.averaged:
-        raise ConfigError("--averaged: this run keeps no averaged weights; leave it out")
+    with weights_of(recipe.model, export.averaged) as module:
+        assert isinstance(module, FineTuned)
+        yield from write_onnx(onnx_model(recipe, module), export)
 
 
 def _head(module: FineTuned, name: str) -> dict[str, Tensor]:

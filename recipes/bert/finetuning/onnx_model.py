@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from trainkit.export import OnnxModel, Predict
 from trainkit_recipes.bert.finetuning.lora import merged
 from trainkit_recipes.bert.finetuning.model import FineTuned
-from trainkit_recipes.bert.onnx_model import metadata_of, text_inputs
+from trainkit_recipes.bert.onnx_model import AT_ONCE, NUM_CALIBRATED, metadata_of, text_inputs
 
 if TYPE_CHECKING:
     from trainkit_recipes.bert.finetuning.recipe import FineTuning
-
-_NUM_CALIBRATED = 64  # samples
-_AT_ONCE = 8
 
 
 class WithOutputs(nn.Module):
@@ -87,13 +84,13 @@ def onnx_model(recipe: "FineTuning", module: FineTuned) -> OnnxModel:
         samples = recipe.datasets.held_out
         engine: Any = _Computed(predict, module, has_segments)
         guesses = []
-        for batch in runtime.evaluation_batches(samples, batch_size=_AT_ONCE):
+        for batch in runtime.evaluation_batches(samples, batch_size=AT_ONCE):
             guesses += task.guesses(engine, batch, samples)
         return sign * task.metrics(sorted(guesses, key=lambda guess: guess.index), samples)[metric]
 
     def calibration() -> Iterator[Mapping[str, Tensor]]:
-        batches = runtime.evaluation_batches(recipe.datasets.held_out, batch_size=_AT_ONCE)
-        for _, batch in zip(range(_NUM_CALIBRATED // _AT_ONCE), batches, strict=False):
+        batches = runtime.evaluation_batches(recipe.datasets.held_out, batch_size=AT_ONCE)
+        for _, batch in zip(range(NUM_CALIBRATED // AT_ONCE), batches, strict=False):
             yield inputs_of(batch.tokens, batch.lengths, batch.data.get("firsts"), has_segments)
 
     return OnnxModel(

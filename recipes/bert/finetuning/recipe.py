@@ -319,8 +319,8 @@ class FineTuning(Recipe):
             encoder,
             self.task.num_outputs,
             self.task.pooling,
-            centre=getattr(self.task, "centre", 0.0),
-            scale=getattr(self.task, "scale", 1.0),
+            centre=self.task.centre,
+            scale=self.task.scale,
         )
         if self._lora_rank is not None:
             add_lora(module, self._lora_rank)

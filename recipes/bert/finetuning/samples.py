@@ -89,7 +89,7 @@ def is_paired(examples: Sequence[Example]) -> bool:
 
 
 class Samples:
-    """Encoded examples; a batch of them has the columns of `columns`, padded to its longest.
+    """Encoded examples; a batch of them is padded to its longest, and has these columns.
 
     `tokens` is int64 [B, T], with `lengths` [B] and, of pairs, `firsts` [B], how many tokens are of segment 0;
     `other_tokens`, `other_lengths` of a second text that is encoded by itself; and the targets.

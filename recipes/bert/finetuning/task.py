@@ -43,6 +43,10 @@ class Task(ABC):
     """Of the head; 0: none."""
     pooling: Pooling | None
     """None: the head runs on every token."""
+    centre: float = 0.0
+    """Added to the outputs of the head, after `scale`."""
+    scale: float = 1.0
+    """Which the outputs of the head are multiplied by."""
 
     @abstractmethod
     def samples(self, examples: Sequence[Example], encoder: Encoder, purpose: Purpose) -> Samples:

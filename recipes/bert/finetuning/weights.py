@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit import checkpoint
+from trainkit.checkpoint import find, read_manifest
 from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit_recipes.bert.architecture import Architecture
@@ -53,7 +53,7 @@ class Pretrained:
         if not path.is_dir():
             raise DataError(f"recipe.weights={path} does not exist: give a run directory, or a Hugging Face directory")
         try:
-            directory = checkpoint.find(path)
+            directory = find(path)
         except CheckpointError as error:
             raise DataError(
                 f"recipe.weights={path} holds neither a checkpoint nor a config.json of Hugging Face ({error})"
@@ -62,7 +62,7 @@ class Pretrained:
 
     @classmethod
     def _of_checkpoint(cls, directory: Path) -> "Pretrained":
-        values = checkpoint.read_manifest(directory)["values"]
+        values = read_manifest(directory)["values"]
         state = values.get("recipe") or {}
         stored = state.get("architecture") or ((values.get("config") or {}).get("recipe") or {}).get("model")
         if "tokenizer" not in state or not isinstance(stored, dict):
@@ -119,8 +119,10 @@ def check_vocabulary(tokenizer: WordPiece, pretrained: Pretrained, vocab_file: P
 
 @torch.no_grad()
 def _load_checkpoint(encoder: Bert, directory: Path) -> None:
-    names = checkpoint.read_manifest(directory)["tensors"]
-    stored = checkpoint.read_whole(directory, {name for name in names if name.startswith(_PREFIX)})
+    from trainkit.checkpoint import read_whole  # imports torch.distributed.checkpoint
+
+    names = read_manifest(directory)["tensors"]
+    stored = read_whole(directory, {name for name in names if name.startswith(_PREFIX)})
     if any(".lora_" in name for name in stored):
         raise CheckpointError(
             f"{directory} was trained with recipe.lora_rank: write it with trainkit export --to huggingface, and give "

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from trainkit import checkpoint
 from trainkit.data import WordPiece
 from trainkit.export import Export, model_card
 from trainkit_recipes.bert.hugging_face.config import config_of
@@ -52,6 +51,8 @@ def write_directory(
     Raises:
         ConfigError: for an architecture that Hugging Face's BERT cannot express.
     """
+    from trainkit.checkpoint import write_one_file  # imports torch.distributed.checkpoint
+
     weights = {**to_hugging_face(encoder.state_dict(), tokenizer.vocab_size), **head}
     whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     dtype = str(next(iter(whole.values())).dtype).removeprefix("torch.")
@@ -73,7 +74,7 @@ def write_directory(
     )
     directory = export.target
     directory.mkdir()
-    checkpoint.write_one_file(directory / "model.safetensors", whole)
+    write_one_file(directory / "model.safetensors", whole)
     _write_json(directory / "config.json", config)
     _write_tokenizer(directory, tokenizer, encoder.architecture.max_length)
     (directory / "README.md").write_text(card, encoding="utf-8")
@@ -88,10 +89,7 @@ def _write_tokenizer(directory: Path, tokenizer: WordPiece, max_length: int) -> 
         single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[start, end]
     )
     (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-    token_of = {number: token for token, number in tokenizer.numbers.items()}
-    # A number without a token, such as that of the first of two equal lines, keeps its line.
-    lines = [token_of.get(number, f"[unused_{number}]") for number in range(tokenizer.vocab_size)]
-    (directory / "vocab.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (directory / "vocab.txt").write_text("".join(f"{line}\n" for line in tokenizer.lines()), encoding="utf-8")
     normalizer = tokenizer.normalizer
     settings = {
         "tokenizer_class": "BertTokenizer",
