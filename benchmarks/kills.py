@@ -40,7 +40,7 @@ class Attempt:
 class Victim:
     """A BERT of two layers with dropout, on a text whose epochs are no whole number of batches, saving all the time."""
 
-    def __init__(self, directory: Path, text: Path, world_size: int) -> None:
+    def __init__(self, directory: Path, text: Path, world_size: int, num_steps: int) -> None:
         self.directory, self.world_size = directory, world_size
         self.arguments = [
             "recipe=bert",
@@ -51,7 +51,7 @@ class Victim:
             "recipe.model.feed_forward_size=64",
             "recipe.model.num_layers=2",
             "recipe.batch_size=24",
-            f"recipe.num_steps={NUM_STEPS}",
+            f"recipe.num_steps={num_steps}",
             "schedule.warmup=10",
             "evaluate_every=null",
             f"save_every={SAVE_EVERY}",
@@ -113,7 +113,13 @@ class Victim:
 
 
 def measure(
-    num_kills: int, world_size: int, directory: Path, *, seed: int = 0, report: Callable[[int], None] = lambda n: None
+    num_kills: int,
+    world_size: int,
+    directory: Path,
+    *,
+    seed: int = 0,
+    num_steps: int = NUM_STEPS,
+    report: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Any]:
     """Kills runs until there were `num_kills` kills and the last run has ended; how they compare with one left alone.
 
@@ -123,10 +129,10 @@ def measure(
     text = directory / "text.txt"
     draw = random.Random(seed)
     text.write_text("\n\n".join(" ".join(draw.choices(WORDS, k=draw.randrange(5, 40))) for _ in range(300)))
-    whole = Victim(directory / "whole", text, world_size)
+    whole = Victim(directory / "whole", text, world_size, num_steps)
     whole.attempt(None, None)  # the first one also fills the caches
     began = time.monotonic()
-    again = Victim(directory / "again", text, world_size)
+    again = Victim(directory / "again", text, world_size, num_steps)
     again.attempt(None, None)
     longest_s = time.monotonic() - began
     kills, moments = Counter[str](), Counter[str]()
@@ -135,7 +141,7 @@ def measure(
         raise RuntimeError("two runs that were left alone differ: there is nothing to compare with")
     while kills.total() < num_kills:
         num_runs += 1
-        victim = Victim(directory / f"run_{num_runs:03d}", text, world_size)
+        victim = Victim(directory / f"run_{num_runs:03d}", text, world_size, num_steps)
         newest: int | None = None
         while True:
             is_last = kills.total() >= num_kills
@@ -144,7 +150,7 @@ def measure(
             num_restarts += newest is not None
             lost += attempt.passed_over or (attempt.resumed is not None and attempt.resumed != (newest or 0))
             if attempt.killed is None:
-                lost += newest is not None and attempt.resumed is None and newest < NUM_STEPS
+                lost += newest is not None and attempt.resumed is None and newest < num_steps
                 break
             kills[attempt.killed] += 1
             moments[attempt.moment] += 1

@@ -5,13 +5,18 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.jobs import PRELOADED
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
 from trainkit.testing import end_pools, fork_context
 
 ROOT = Path(__file__).parent.parent
-fork_context(*PRELOADED)  # the processes of jobs and those of ranks have one parent
+# What DeepSpeed imports when its first engine is made takes a process 1.5 s of CPU: its Muon imports all of Inductor.
+# Not where there is a GPU, for its import asks for the accelerator, and a process that did cannot be forked.
+DEEPSPEED = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"]
+# The processes of jobs and those of ranks have one parent.
+fork_context(*PRELOADED, *([] if torch.cuda.is_available() else DEEPSPEED))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,10 +20,18 @@ from torch.utils.cpp_extension import load
 module = load(name="slow", sources=[SOURCE], verbose=False)
 print("built", module.answer(), flush=True)
 """
+# Headers that take g++ a second or two: a build to be killed in, and a twentieth of the time of torch/extension.h.
 SOURCE = """
-#include <torch/extension.h>
-int answer() { return 42; }
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("answer", &answer); }
+#include <Python.h>
+#include <functional>
+#include <iostream>
+#include <regex>
+static PyObject* answer(PyObject*, PyObject*) {
+    return PyLong_FromLong(std::regex_match("built", std::regex("b.*t")) ? 42 : 0);
+}
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "slow", nullptr, -1, methods};
+PyMODINIT_FUNC PyInit_slow() { return PyModule_Create(&module); }
 """
 
 
