@@ -23,7 +23,7 @@ from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, baseline_accuracies, outlook
 from trainkit_recipes.bert.samples import Samples, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
@@ -112,7 +112,7 @@ class MaskedLanguageModelling(Recipe):
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
         self._measured: dict[str, float] | None = None  # of the weights as they are
-        self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
+        self._baseline_accuracies: dict[int | None, dict[str, float]] = {}  # by sequence length
         self._check_data(data, model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
@@ -234,25 +234,25 @@ class MaskedLanguageModelling(Recipe):
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the accuracy of the counts of neighbours."""
-        return {"held_out_accuracy": self.guessed()}
+        return {"held_out_accuracy": self.baseline_accuracies()}
 
-    def guessed(self) -> dict[str, float]:
+    def baseline_accuracies(self) -> dict[str, float]:
         """Returns the accuracies of the baselines by name. Collective: every rank must call."""
         length = self._trained_stage.sequence_length
-        if length not in self._guessed:
-            self._guessed[length] = guessed(
+        if length not in self._baseline_accuracies:
+            self._baseline_accuracies[length] = baseline_accuracies(
                 self._evaluated, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
             )
-        return self._guessed[length]
+        return self._baseline_accuracies[length]
 
     def fill(self, sentence: str) -> Filled:
-        """Guesses each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
+        """Predicts each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
 
         Args:
             sentence: text with at least one [MASK].
 
         Returns:
-            The sentence and the guesses.
+            The sentence and the predictions.
 
         Raises:
             DataError: for a sentence without [MASK], or one that is too long.
@@ -279,7 +279,7 @@ class MaskedLanguageModelling(Recipe):
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            baselines=self.guessed(),
+            baselines=self.baseline_accuracies(),
             sentences=map(self.fill, self.sentences),
         )
 
