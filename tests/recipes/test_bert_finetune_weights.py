@@ -152,6 +152,18 @@ def test_a_trained_run_predicts_texts_and_files(folder, trained, capsys):
     assert re.search(r"the text has no token of the vocabulary", capsys.readouterr().err)
 
 
+def test_a_run_that_transformers_cannot_express(folder, trained, run, tmp_path, capsys):
+    """Both recipes' defaults have relative positions."""
+    said = (
+        r"recipe\.model\.positions=relative cannot be expressed .* export with --to onnx, or train .*positions=learned"
+    )
+    assert main(["export", str(trained), "--to", "huggingface", str(tmp_path / "a")]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    export = Export(target=tmp_path / "a", destination=tmp_path / "a", run=RunFacts(name="a", step=1, position=8))
+    with pytest.raises(TrainkitError, match=said):
+        list(run[1].exporters()["huggingface"](export))
+
+
 def test_a_trained_run_evaluates_as_it_ended(trained, capsys):
     ended = json.loads((trained / "result.json").read_text())["metrics"]
     capsys.readouterr()
