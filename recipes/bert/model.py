@@ -229,7 +229,10 @@ class MaskedLanguageModel(nn.Module):
         Returns:
             Logits [..., V] at `chosen`, or at every token.
         """
-        hidden = self.encoder(tokens, attended_BT, segments, documents)
+        return self.logits(self.encoder(tokens, attended_BT, segments, documents), chosen, documents)
+
+    def logits(self, hidden: Tensor, chosen: Tensor | None, documents: Documents | None) -> Tensor:
+        """Returns logits [..., V] of hidden states, see `forward`."""
         if chosen is not None and documents is not None:
             hidden = hidden[chosen]
         elif chosen is not None:
