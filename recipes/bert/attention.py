@@ -23,8 +23,8 @@ class Attention(nn.Module):
         super().__init__()
         size = architecture.hidden_size
         self.num_heads, self.head_size = architecture.num_heads, architecture.head_size
-        self.qkv = nn.Linear(size, 3 * size)
-        self.output = nn.Linear(size, size)
+        self.qkv = nn.Linear(size, 3 * size, bias=architecture.bias)
+        self.output = nn.Linear(size, size, bias=architecture.bias)
         self.relative = _bias_of_positions(architecture)
         self.dropout = Dropout(architecture.attention_dropout)
 

@@ -46,7 +46,8 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(architecture, vocab_size)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.num_layers))
         self.norm = _norm(architecture) if architecture.norm == "pre" else nn.Identity()
-        self.pooler = nn.Linear(architecture.hidden_size, architecture.hidden_size) if architecture.pooler else None
+        size = architecture.hidden_size
+        self.pooler = nn.Linear(size, size, bias=architecture.bias) if architecture.pooler else None
         angles_TE = _angles(architecture) if architecture.positions == "rotary" else None
         self.register_buffer("angles_TE", angles_TE, persistent=False)
 
@@ -172,13 +173,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        size, self.is_gated = architecture.feed_forward_size, architecture.feed_forward == "geglu"
+        hidden_size, size, bias = architecture.hidden_size, architecture.feed_forward_size, architecture.bias
+        self.is_gated = architecture.feed_forward == "geglu"
         self.up = (
-            nn.Linear(architecture.hidden_size, 2 * size)
+            nn.Linear(hidden_size, 2 * size, bias=bias)
             if self.is_gated
-            else ActivatedLinear(architecture.hidden_size, size, "gelu")
+            else ActivatedLinear(hidden_size, size, "gelu", bias=bias)
         )
-        self.down = nn.Linear(architecture.feed_forward_size, architecture.hidden_size)
+        self.down = nn.Linear(size, hidden_size, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps hidden states [B, T, D] to [B, T, D]."""
@@ -193,12 +195,13 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
-        self.dense = ActivatedLinear(architecture.hidden_size, architecture.hidden_size, "gelu")
+        hidden_size = architecture.hidden_size
+        self.dense = ActivatedLinear(hidden_size, hidden_size, "gelu", bias=architecture.bias)
         self.norm = _norm(architecture)
         size = padded_vocab_size(vocab_size)
         self.bias = nn.Parameter(torch.zeros(size))
         is_tied = architecture.tied_decoder
-        self.decoder = None if is_tied else nn.Linear(architecture.hidden_size, size, bias=False)
+        self.decoder = None if is_tied else nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""
@@ -271,7 +274,7 @@ def _angles(architecture: Architecture) -> Tensor:
 
 
 def _norm(architecture: Architecture) -> LayerNorm:
-    return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps)
+    return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps, bias=architecture.bias)
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -17,7 +17,7 @@ from trainkit.data import Batch, Datasets, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
-from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
+from trainkit_recipes.bert.data import IGNORED, Kind, Masked, Masking, check_masking
 from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
@@ -46,6 +46,8 @@ class MaskedLanguageModelling(Recipe):
         max_grad_norm: the largest norm of the gradient; None: no clipping.
         mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
             time.
+        masking: what is masked in training: `tokens`; whole `words`; or `spans` of words, as SpanBERT does. An
+            evaluation masks tokens.
         evaluation_batch_size: samples in a global batch of an evaluation.
         weights: a Hugging Face directory to start from. A configuration takes `model` and `data.vocab_file` from it; in
             Python, give those of its shape (`read_architecture`) and vocabulary.
@@ -76,6 +78,7 @@ class MaskedLanguageModelling(Recipe):
         grad_accumulation_steps: int = 1,
         max_grad_norm: float | None = 1.0,
         mask_share: float = 0.15,
+        masking: Kind = "tokens",
         evaluation_batch_size: int = 64,
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
@@ -88,7 +91,7 @@ class MaskedLanguageModelling(Recipe):
         plan = partial(Plan, phases, batch_size=batch_size, warmup=batch_size_warmup, schedule=schedule)
         if num_epochs is None:
             self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
-        check_share(mask_share)
+        check_masking(mask_share, masking)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
         if model.pooler:
@@ -114,7 +117,7 @@ class MaskedLanguageModelling(Recipe):
         self._measured: dict[str, float] | None = None  # of the weights as they are
         self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
         self._check_data(data, model)
-        self.masking = Masking(self.tokenizer, mask_share, runtime.device)
+        self.masking = Masking(self.tokenizer, mask_share, runtime.device, masking)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
         module = MaskedLanguageModel(model, self.tokenizer.vocab_size)

@@ -121,7 +121,8 @@ def test_the_accuracy_of_int8_is_true(folder, kind, capsys):
 
 def test_segments_and_weights_beside_the_file(tmp_path):
     torch.manual_seed(0)
-    model = MaskedLanguageModel(replace(TINY, hidden_size=16, feed_forward_size=16, max_length=40), 101).eval()
+    shape = replace(TINY, hidden_size=16, feed_forward_size=16, max_length=40, bias=False)
+    model = MaskedLanguageModel(shape, 101).eval()
     with torch.no_grad():
         present(model.encoder.embeddings.segment).weight.mul_(50)
     numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}

@@ -393,6 +393,24 @@ def test_biases_and_norms_do_not_decay():
     assert all(names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"])
 
 
+@pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
+def test_without_biases_it_is_the_model_with_zeros(feed_forward):
+    settings = {"norm": "pre", "positions": "rotary", "feed_forward": feed_forward, "pooler": True}
+    bare, zeros = make_model(**settings, bias=False).double(), make_model(**settings).double()
+    assert [name for name, _ in bare.named_parameters() if "bias" in name] == ["head.bias"]
+    zeros.load_state_dict(bare.state_dict(), strict=False)  # fresh biases are zero
+    tokens, attended = make_tokens()
+    losses = [masked_loss(model.train()(tokens, attended_BT=attended), tokens)[0] for model in (bare, zeros)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for name, parameter in bare.encoder.named_parameters():
+        if "pooler" not in name:
+            assert torch.equal(present(parameter.grad), present(zeros.encoder.get_parameter(name).grad)), name
+    hidden = torch.randn(2, 3, 128, dtype=torch.float64)
+    assert torch.equal(bare.encoder.pool(hidden), zeros.encoder.pool(hidden))
+
+
 def test_sizes_that_cannot_be_are_refused():
     assert padded_vocab_size(30522) == 30528
     with pytest.raises(ConfigError, match=r"recipe\.model\.num_heads=5 does not divide hidden_size=128"):
