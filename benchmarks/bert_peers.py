@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks.overhead import Stopwatch, in_words, machine, spread, write
 from benchmarks.peer_bed import LENGTH, LONGEST, Bed, own_classifier_loop, own_loop
-from benchmarks.peer_loops import Inputs, Loop, Peer, installed
+from benchmarks.peer_loops import Inputs, Loop, Peer, installed, trainer
 
 OURS, OURS_PADDED = "trainkit", "trainkit, padded"
 PLAIN, HF, GROUPED = "transformers, plain loop", "HF Trainer", "HF Trainer, similar lengths"
@@ -78,8 +78,8 @@ def documents(options: Options) -> Iterator[Result]:
     unpadded, inputs_unpadded = own_loop(options.bed.own(LONGEST, "apart", num_windows, 0.1))
     loops, missing = theirs(peer, options.compiled)
     similar = options.bed.peer(LONGEST, "padded", batch_size, 0.1, **SIMILAR)
-    grouped, _ = theirs(similar, False, (HF,))
-    loops |= {GROUPED: loop for loop in grouped.values()}
+    if HF in loops:
+        loops[GROUPED] = trainer(similar, False)
     require_same_loss({OURS: unpadded, PLAIN: loops[PLAIN]}, inputs_unpadded)
     unpadded.loss = padded.loss  # the two are of different batches
     title = f"documents of {mean:.0f} tokens on average, at most {LONGEST}, {batch_size} a batch, dropout 0.1"
@@ -92,14 +92,14 @@ def finetuning(options: Options) -> Iterator[Result]:
     recipe = options.bed.own_classifier(batch_size)
     own, inputs = own_classifier_loop(recipe)
     loops, missing = theirs(options.bed.peer_classifier(recipe, batch_size), options.compiled)
-    grouped, _ = theirs(options.bed.peer_classifier(recipe, batch_size, **SIMILAR), False, (HF,))
-    loops |= {GROUPED: loop for loop in grouped.values()}
+    if HF in loops:
+        loops[GROUPED] = trainer(options.bed.peer_classifier(recipe, batch_size, **SIMILAR), False)
     title = f"fine-tuning, classes of documents of at most {LONGEST} tokens, {batch_size} a batch, dropout 0.1"
     yield steps(options, title, {OURS: own, **loops}, inputs, missing, {HF: 1.4})
 
 
-def theirs(peer: Peer, compiled: bool, names: tuple[str, ...] | None = None) -> tuple[dict[str, Loop], dict[str, str]]:
-    found, missing = installed() if names is None else installed(names)
+def theirs(peer: Peer, compiled: bool) -> tuple[dict[str, Loop], dict[str, str]]:
+    found, missing = installed()
     loops = {name: make(peer, False) for name, make in found.items()}
     return loops | (
         {f"{name}, compiled": make(peer, True) for name, make in found.items()} if compiled else {}
@@ -196,7 +196,7 @@ def ratios(found: Mapping[str, list[float]]) -> Result:
     }
 
 
-def gpu(options: Options) -> Iterator[Result]:
+def gpu(_: Options) -> Iterator[Result]:
     from benchmarks import bert_gpu
 
     return bert_gpu.results()
@@ -209,6 +209,7 @@ SECTIONS: Mapping[str, Callable[[Options], Iterator[Result]]] = {
     "memory": memory,
     "start": start,
     "tokenizing": tokenizing,
+    "gpu": gpu,
 }
 
 
@@ -220,9 +221,10 @@ def show(line: str, is_last: bool) -> None:
 
 
 def table(result: Result) -> str:
-    columns = list(result["contenders"][OURS])
+    if "precisions" in result:
+        return "\n".join([result["title"], *(f"  {name}: {found}" for name, found in result["precisions"].items())])
     lines = [f"{result['title']}{', ' + result['unit'] if 'unit' in result else ''}; median (quartiles)"]
-    lines.append("".join([f"  {'':<34}", *(f"{column:<28}" for column in columns)]).rstrip())
+    lines.append("".join([f"  {'':<34}", *(f"{column:<28}" for column in result["contenders"][OURS])]).rstrip())
     for name, figures in result["contenders"].items():
         goal = f"goal {result['goals'][name]}" if name in result["goals"] else ""
         cells = "".join(f"{in_words(values, 2):<28}" for values in figures.values())
@@ -232,7 +234,7 @@ def table(result: Result) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=[*SECTIONS, "gpu"], default=[*SECTIONS])
+    parser.add_argument("--sections", nargs="+", choices=[*SECTIONS], default=[*SECTIONS][:-1])
     parser.add_argument("--turns", type=int, default=9, help="of every contender, after one that warms up; at least 2")
     parser.add_argument("--steps-a-turn", type=int, default=4)
     parser.add_argument("--no-compiled", action="store_true", help="leaves torch.compile out, which takes minutes")

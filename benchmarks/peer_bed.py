@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from trainkit_recipes.bert.pretrain import MaskedLanguageModelling, masked_loss
 from trainkit_recipes.bert.samples import samples_of
 
 NUM_TEXTS = 20_000
-SHAPE = {"hidden_size": 256, "num_layers": 4, "num_heads": 4}
+SHAPE = Architecture(hidden_size=256, num_layers=4, num_heads=4, feed_forward_size=1024)
 LENGTH, LONGEST = 128, 512
 Form = Literal["joined", "apart", "padded"]
 
@@ -72,10 +72,10 @@ class Bed:
             torch.manual_seed(0)
             config = transformers.BertConfig(
                 vocab_size=self.tokenizer.vocab_size,
-                hidden_size=SHAPE["hidden_size"],
-                num_hidden_layers=SHAPE["num_layers"],
-                num_attention_heads=SHAPE["num_heads"],
-                intermediate_size=4 * SHAPE["hidden_size"],
+                hidden_size=SHAPE.hidden_size,
+                num_hidden_layers=SHAPE.num_layers,
+                num_attention_heads=SHAPE.num_heads,
+                intermediate_size=SHAPE.feed_forward_size,
                 pad_token_id=self.tokenizer.pad,
             )
             model = transformers.BertForPreTraining(config)
@@ -87,14 +87,12 @@ class Bed:
     def their_tokenizer(self) -> Any:
         import transformers
 
-        return transformers.BertTokenizerFast.from_pretrained(self.weights)
+        return transformers.AutoTokenizer.from_pretrained(self.weights)
 
     # -- pre-training --------------------------------------------------------------------------------------------------
 
     def own(self, length: int, form: Form, batch_size: int, dropout: float) -> MaskedLanguageModelling:
-        shape = Architecture(
-            **SHAPE, feed_forward_size=4 * SHAPE["hidden_size"], dropout=dropout, attention_dropout=dropout
-        )
+        shape = replace(SHAPE, dropout=dropout, attention_dropout=dropout)
         return MaskedLanguageModelling(
             runtime(),
             data=self.data(length, form),
@@ -131,10 +129,9 @@ class Bed:
     def _theirs(self, kind: str, dropout: float, **more: Any) -> nn.Module:
         import transformers
 
-        model = getattr(transformers, kind).from_pretrained(
+        model: nn.Module = getattr(transformers, kind).from_pretrained(
             self.weights, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **more
         )
-        assert isinstance(model, nn.Module)
         return model.train()
 
     # -- fine-tuning ---------------------------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ class Bed:
         state = own.model.module.state_dict()
 
         def make() -> nn.Module:
-            model: Any = self._theirs("BertForSequenceClassification", 0.1, num_labels=len(own.task.classes))
+            model = self._theirs("BertForSequenceClassification", 0.1, num_labels=own.task.num_outputs)
             model.load_state_dict(
                 {"classifier.weight": state["head.weight"], "classifier.bias": state["head.bias"]}, strict=False
             )

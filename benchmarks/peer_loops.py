@@ -137,8 +137,9 @@ def trainer(peer: Peer, compiled: bool) -> Loop:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             pauses.give(sizes.popleft())  # batches are made ahead of their steps
 
+    model = peer.make()
     made = Trainer(
-        model=peer.make(),
+        model=model,
         args=arguments,
         data_collator=collate,
         train_dataset=cast(Any, peer.samples),
@@ -146,10 +147,10 @@ def trainer(peer: Peer, compiled: bool) -> Loop:
     )
 
     def loss(inputs: Inputs) -> float:
-        made.model.eval()
+        model.eval()
         with torch.no_grad():
-            value = made.compute_loss(made.model, dict(inputs))
-        made.model.train()
+            value: Any = made.compute_loss(model, dict(inputs))
+        model.train()
         return float(value)
 
     return Loop(pauses.over(made.train), loss)
@@ -163,12 +164,11 @@ LOOPS: Mapping[str, tuple[str, Callable[[Peer, bool], Loop]]] = {
 """By name: the library that it needs besides transformers, and the loop."""
 
 
-def installed(names: Sequence[str] = tuple(LOOPS)) -> tuple[dict[str, Callable[[Peer, bool], Loop]], dict[str, str]]:
+def installed() -> tuple[dict[str, Callable[[Peer, bool], Loop]], dict[str, str]]:
     """The loops that can be measured here, and of the others what to type."""
     found: dict[str, Callable[[Peer, bool], Loop]] = {}
     missing: dict[str, str] = {}
-    for name in names:
-        library, loop = LOOPS[name]
+    for name, (library, loop) in LOOPS.items():
         try:
             importlib.import_module(library)
         except ImportError as error:

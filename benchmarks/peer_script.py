@@ -74,7 +74,7 @@ def mark() -> None:
 
     if "TRAINKIT_BENCHMARK_MARKS" in os.environ:
         used = os.times()
-        with open(os.environ["TRAINKIT_BENCHMARK_MARKS"], "a") as file:
+        with Path(os.environ["TRAINKIT_BENCHMARK_MARKS"]).open("a") as file:
             file.write(json.dumps([time.time(), used.user + used.system]) + "\n")
 
 
