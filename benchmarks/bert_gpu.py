@@ -21,7 +21,7 @@ from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
 VOCAB_SIZE, LONGEST = 30522, 512
 GOALS = {128: 0.55, LONGEST: 0.45}  # of the peak in bf16
 BATCH_SIZES = {"fp32": 64, "tf32": 64, "fp16": 128, "bf16": 128}
-# Samples/s of one A100-80 on 128 tokens (NVIDIA's DeepLearningExamples); it lists one figure for TF32, and none of FP32.
+# Samples/s of one A100-80 on 128 tokens, from NVIDIA's DeepLearningExamples, which have none in FP32.
 PUBLISHED = {"tf32": 317, "fp16": 580}
 
 

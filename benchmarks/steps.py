@@ -31,7 +31,7 @@ PEAKS_TFLOP_PER_S = {
 SMALL_WIDTHS = Widths(latent_dim=8, fmap_base=64, fmap_max=8, channels=3, stddev_group=4)
 
 
-def flops_per_token(model: Architecture, vocab_size: int, length: int, share: float) -> float:
+def flops_per_token(model: Architecture, vocab_size: int, length: float, share: float) -> float:
     """Multiplications and additions of a forward and a backward pass, which is twice the forward's, a token.
 
     Each weight of a matrix takes part in one of both: 6 in all. Attention multiplies every token's query with, and sums
