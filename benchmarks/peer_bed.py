@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 import trainkit
 from benchmarks.peer_loops import LR, MASK_SHARE, MAX_GRAD_NORM, Inputs, Loop, Peer, own_steps
 from trainkit.data import Examples, Text
-from trainkit.data.corpus import find_corpus
 from trainkit_recipes.bert.data import IGNORED, Masking
 from trainkit_recipes.bert.finetuning.recipe import FineTuning
 from trainkit_recipes.bert.model import Architecture
@@ -44,12 +42,16 @@ class Bed:
 
     @cached_property
     def texts(self) -> Path:
-        """A .jsonl file."""
+        """A .jsonl file of documents, of at most LONGEST tokens."""
         path = self.folder / "texts.jsonl"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            documents = islice((text for _, text in find_corpus(self.text, "text").documents()), NUM_TEXTS)
-            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+            source = Text(path=self.text, vocab_size=self.vocab_size, sequence_length=LONGEST, documents="padded")
+            loaded = replace(source, cache_dir=self.folder / "cache").load(progress=False)
+            with path.open("w", encoding="utf-8") as file:
+                for number in range(min(NUM_TEXTS, len(loaded.train))):
+                    text = loaded.tokenizer.decode(loaded.train[number]["tokens"].tolist()[1:-1])
+                    file.write(json.dumps({"text": text}) + "\n")
         return path
 
     def data(self, length: int, form: Form) -> Text:

@@ -333,7 +333,7 @@ def test_the_head_on_chosen_positions_is_the_full_head_gathered(variant):
 
 
 @torch.no_grad()
-def test_what_is_dropped_at_chosen_positions_depends_on_the_sample_alone():
+def test_dropout_at_chosen_positions_is_that_of_the_sample():
     model = make_model(dropout=0.3, attention_dropout=0.3).double().train()
     tokens, chosen = make_tokens()[0], torch.tensor([[0, 5], [1, 2], [9, 3], [12, 11]])
     dropouts = [part for part in model.modules() if isinstance(part, Dropout)]
