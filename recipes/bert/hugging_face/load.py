@@ -12,7 +12,7 @@ from trainkit_recipes.bert.hugging_face.names import is_roberta, translate
 from trainkit_recipes.bert.hugging_face.weights import read_weights
 from trainkit_recipes.bert.model import Bert, MaskedLanguageModel
 
-_OPTIONAL = ("head.", "encoder.pooler.")  # each complete or absent
+_OPTIONAL = ("head.", "encoder.pooler.", "next_sentence.")  # each complete or absent
 _BY_TOKEN = ("encoder.embeddings.token.weight", "head.bias", "head.decoder.weight")
 _POSITIONS = "encoder.embeddings.position.weight"
 _VOCAB_MULTIPLES = (8, 64, 128)
@@ -52,7 +52,7 @@ def _fill(module: MaskedLanguageModel | Bert, translated: Mapping[str, Tensor]) 
     optional = _OPTIONAL[1:] if module is encoder else _OPTIONAL
     with torch.no_grad():
         for name, value in translated.items():
-            if name.startswith("encoder.pooler.") and encoder.pooler is None:
+            if name.startswith(("encoder.pooler.", "next_sentence.")) and name not in own:
                 continue
             if name.startswith("head.") and module is encoder:
                 continue

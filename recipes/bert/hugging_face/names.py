@@ -26,6 +26,7 @@ _HEAD = {
     "cls.predictions.transform.dense": "head.dense",
     "cls.predictions.transform.LayerNorm": "head.norm",
     "cls.predictions.decoder": "head.decoder",
+    "cls.seq_relationship": "next_sentence",
 }
 _HEAD_OF_ROBERTA = {
     "lm_head.bias": "head.bias",
@@ -35,9 +36,7 @@ _HEAD_OF_ROBERTA = {
 }
 _HEADS = {**_HEAD, **_HEAD_OF_ROBERTA}
 # Heads of other tasks; and buffers of old versions.
-_LEFT_OUT = re.compile(
-    r"cls\.seq_relationship\.|classifier\.|qa_outputs\.|(.+\.)?embeddings\.(position_ids|token_type_ids)$"
-)
+_LEFT_OUT = re.compile(r"classifier\.|qa_outputs\.|(.+\.)?embeddings\.(position_ids|token_type_ids)$")
 _QKV = ("query", "key", "value")
 
 
