@@ -210,9 +210,25 @@ def _handovers(results: Results) -> str:
 
 
 def _fine_tuning(results: Results) -> str:
-    columns = list(dict.fromkeys(name for row in results for values in row.values() for name in values))
-    rows = [[what, *(values.get(name, "") for name in columns)] for row in results for what, values in row.items()]
+    rows = [
+        [
+            f"{one['set']}, from {one['start']}",
+            f"{one['num_train']:,} / {one['num_held_out']:,}",
+            len(one["accuracy"]["values"]),
+            _mean(one["accuracy"]),
+            f"{one['beside']['name']}: {_mean(one['beside'])}",
+            f"{one['difference_over_deviation']:.1f}",
+            f"{one['linear']:.3f}",
+        ]
+        for one in results
+    ]
+    columns = ("examples, train / held out", "seeds", "accuracy", "beside", "difference / deviation", "TF-IDF")
     return _table(["", *columns], rows)
+
+
+def _mean(side: Mapping[str, Any]) -> str:
+    deviation = f" ({side['standard_deviation']:.3f})" if len(side["values"]) > 1 else ""
+    return f"{side['mean']:.3f}{deviation}"
 
 
 def _predictions(written: Mapping[str, Any]) -> str:

@@ -56,9 +56,9 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
             for part in torch.arange(len(attended_BT)).split(AT_ONCE):
                 segments = _segments(batch, part)
                 (logits_BTV,) = predict(inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments, segments))
-                guess_BT = logits_BTV.argmax(-1)
+                predicted_BT = logits_BTV.argmax(-1)
                 labels_BK = masked.labels_BK[part]
-                correct += int((guess_BT.gather(1, masked.chosen_BK[part]) == labels_BK).sum())
+                correct += int((predicted_BT.gather(1, masked.chosen_BK[part]) == labels_BK).sum())
                 total += int((labels_BK != IGNORED).sum())
         return correct / total
 

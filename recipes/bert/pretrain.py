@@ -24,7 +24,7 @@ from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, majority, pair_loss, with_pairs
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, baseline_accuracies, outlook
 from trainkit_recipes.bert.samples import Samples, Windows, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
@@ -124,7 +124,7 @@ class MaskedLanguageModelling(Recipe):
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
         self._measured: dict[str, float] | None = None  # of the weights as they are
-        self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
+        self._baseline_accuracies: dict[int | None, dict[str, float]] = {}  # by sequence length
         self._majority: dict[int | None, dict[str, float]] = {}  # likewise, of pairs
         self._check_data(data, model)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device, masking)
@@ -263,32 +263,32 @@ class MaskedLanguageModelling(Recipe):
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the accuracy of the counts of neighbours, and for pairs that of the majority class."""
-        guessed = {"held_out_accuracy": self.guessed()}
+        found = {"held_out_accuracy": self.baseline_accuracies()}
         if not self.next_sentence:
-            return guessed
+            return found
         length = self._trained_stage.sequence_length
         if length not in self._majority:
             batches = (samples.batch for samples, _ in self._held_out_samples(every=1))
             self._majority[length] = majority(batches, self.runtime)
-        return {**guessed, ACCURACY: self._majority[length]}
+        return {**found, ACCURACY: self._majority[length]}
 
-    def guessed(self) -> dict[str, float]:
+    def baseline_accuracies(self) -> dict[str, float]:
         """Returns the accuracies of the baselines by name. Collective: every rank must call."""
         length = self._trained_stage.sequence_length
-        if length not in self._guessed:
-            self._guessed[length] = guessed(
+        if length not in self._baseline_accuracies:
+            self._baseline_accuracies[length] = baseline_accuracies(
                 self._evaluated, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
             )
-        return self._guessed[length]
+        return self._baseline_accuracies[length]
 
     def fill(self, sentence: str) -> Filled:
-        """Guesses each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
+        """Predicts each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
 
         Args:
             sentence: text with at least one [MASK].
 
         Returns:
-            The sentence and the guesses.
+            The sentence and the predictions.
 
         Raises:
             DataError: for a sentence without [MASK], or one that is too long.
@@ -315,7 +315,7 @@ class MaskedLanguageModelling(Recipe):
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            baselines=self.guessed(),
+            baselines=self.baseline_accuracies(),
             sentences=map(self.fill, self.sentences),
         )
 
