@@ -47,9 +47,13 @@ class PreTrainingModel(MaskedLanguageModel):
 
         The first of the two says that the second segment follows the first.
         """
-        hidden = self.encoder(tokens, attended_BT, segments, documents)
-        logits = self.logits(hidden, chosen, documents)
-        return (logits, self.next_sentence(self.encoder.pool(hidden))) if pairs else logits
+        if not pairs:
+            return super().forward(tokens, chosen, attended_BT, segments, documents)
+        wanted = None if chosen is None else F.pad(chosen, (1, 0))  # [CLS], too
+        hidden = self.encoder(tokens, attended_BT, segments, documents, wanted)
+        masked = hidden if chosen is None else hidden[:, 1:]
+        logits = self.head(masked, self.encoder.embeddings.token.weight)
+        return logits, self.next_sentence(self.encoder.pool(hidden))
 
 
 def with_pairs(data: Any, model: Architecture) -> tuple[Any, Architecture]:
