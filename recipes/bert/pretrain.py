@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
-from trainkit.data import Batch, Datasets, Text, WordPiece
+from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
@@ -137,7 +137,7 @@ class MaskedLanguageModelling(Recipe):
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         for datasets in self._datasets.values():
             if len(datasets.train):
-                _check_length(datasets.train, model)
+                _check_sample(datasets.train, model)
             if getattr(datasets.train, "num_documents", None) is not None:
                 require_uncompiled(self.runtime, f"data.documents={getattr(data, 'documents', 'apart')}")
 
@@ -320,7 +320,7 @@ class MaskedLanguageModelling(Recipe):
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
                 data = Datasets(train=(), held_out=(), tokenizer=tokenizer)
-            elif isinstance(data, Text):
+            elif isinstance(data, Text | NvidiaBert):
                 data = replace(data, tokenizer=tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
@@ -381,6 +381,9 @@ class MaskedLanguageModelling(Recipe):
         return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
+        if "masked_positions" in batch.data:  # the data are masked already
+            tokens_BT = batch.tokens.scatter(1, batch.masked_positions, batch.masked_inputs)
+            return Masked(tokens_BT, batch.masked_positions, batch.masked_labels)
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 
@@ -410,10 +413,15 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _check_length(dataset: Any, model: Architecture) -> None:
-    length = getattr(dataset, "sequence_length", None) or len(dataset[0]["tokens"])
+def _check_sample(dataset: Any, model: Architecture) -> None:
+    sample = dataset[0]
+    length = getattr(dataset, "sequence_length", None) or len(sample["tokens"])
     if length > model.max_length:
         raise ConfigError(
             f"data.sequence_length={length} is more than recipe.model.max_length={model.max_length}; "
             f"lower the one or raise the other"
+        )
+    if "segments" in sample and model.num_segments == 1:
+        raise ConfigError(
+            "recipe.model.num_segments=1: samples have two segments; set it to 2, or to 0 for a model without segments"
         )
