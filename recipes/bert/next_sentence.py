@@ -82,18 +82,18 @@ def check_pairs(dataset: Any, model: Architecture, next_sentence: bool) -> None:
 
     Raises:
         DataError: for samples that are no pairs, where the model predicts the next sentence.
-        ConfigError: for samples of two segments and a model without.
+        ConfigError: for samples of two segments and a model with one.
     """
     sample = dataset[0]
     has_segments = isinstance(sample, Mapping) and "segments" in sample
     if next_sentence and not (has_segments and LABEL in sample):
         raise DataError(
             f'recipe.next_sentence=true: samples of {type(dataset).__name__} have no "segments" and "{LABEL}": use '
-            f"data=text"
+            f"data=text or data=nvidia_bert"
         )
-    if has_segments and model.num_segments < 2:
+    if has_segments and model.num_segments == 1:
         raise ConfigError(
-            f"recipe.model.num_segments={model.num_segments}: data of two segments, as data.documents=pairs, need 2"
+            "recipe.model.num_segments=1: samples have two segments; set it to 2, or to 0 for a model without segments"
         )
 
 

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
-from trainkit.data import Batch, Datasets, Text, WordPiece
+from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
@@ -373,7 +373,7 @@ class MaskedLanguageModelling(Recipe):
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
                 data = Datasets(train=(), held_out=(), tokenizer=tokenizer)
-            elif isinstance(data, Text):
+            elif isinstance(data, Text | NvidiaBert):
                 data = replace(data, tokenizer=tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
@@ -436,6 +436,9 @@ class MaskedLanguageModelling(Recipe):
         return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
+        if "masked_positions" in batch.data:  # the data are masked already
+            tokens_BT = batch.tokens.scatter(1, batch.masked_positions, batch.masked_inputs)
+            return Masked(tokens_BT, batch.masked_positions, batch.masked_labels)
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 

@@ -55,7 +55,8 @@ def samples_of(batch: Batch, dataset: Any, pad: int) -> Samples:
     """Returns the samples of a batch: its windows, or the documents in them where they have numbers.
 
     Args:
-        batch: with `tokens` int64 [B, T], and perhaps `documents` int64 [B, T], numbers as in `PackedDocuments`.
+        batch: with `tokens` int64 [B, T], and perhaps `segments` of the same shape, or `documents`, numbers as in
+            `PackedDocuments`.
         dataset: that the batch is from; with documents it has their `num_documents`.
         pad: the token that is padding.
 
@@ -89,7 +90,7 @@ class Windows:
     Args:
         batch: the windows.
         attended_BT: bool, False for padding; None: there is none.
-        segments_BT: int64; None: all are 0.
+        segments_BT: int64, the kind of sentence of each token; None: all are 0.
     """
 
     batch: Batch

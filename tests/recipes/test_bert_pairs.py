@@ -201,8 +201,8 @@ def test_transformers_computes_both_heads(path, tmp_path):
 def test_what_cannot_be_is_one_line(path):
     with pytest.raises(ConfigError, match=r"recipe\.next_sentence=true with data\.documents=apart: .*documents out"):
         make(path, data=text(path, documents="apart"))
-    with pytest.raises(ConfigError, match=r"recipe\.model\.num_segments=0: data of two segments"):
-        make(path, data=text(path, documents="pairs"), next_sentence=False)
+    with pytest.raises(ConfigError, match=r"recipe\.model\.num_segments=1: samples have two segments; set it to 2"):
+        make(path, data=text(path, documents="pairs"), model=replace(MODEL, num_segments=1), next_sentence=False)
     joined = text(path).load(progress=False)
     with pytest.raises(DataError, match=r'recipe\.next_sentence=true: samples of PackedTokens have no "segments"'):
         make(path, data=joined)
