@@ -83,6 +83,28 @@ def _start_and_end(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _peers(results: Results) -> str:
+    parts = []
+    for result in results:
+        about = f"{result['title']}{', ' + result['unit'] if 'unit' in result else ''}"
+        if "precisions" in result:
+            parts.append(f"{about}:\n\n{_values([result['precisions']])}")
+            continue
+        contenders, goals = result["contenders"], result["goals"]
+        names = {
+            "cpu_us_a_token": "CPU us a token",
+            "over_ours_in_cpu_time": "times ours, in CPU time",
+            "over_ours": "by the clock",
+            "value": "median (quartiles)",
+            "ours_over_it": "ours, times this",
+        }
+        shown = {key: name for key, name in names.items() if key in next(iter(contenders.values()))}
+        rows = [[name, *(_range(one[key]) for key in shown), goals.get(name, "")] for name, one in contenders.items()]
+        rows += [[name, why, *[""] * len(shown)] for name, why in result.get("missing", {}).items()]
+        parts.append(f"{about}:\n\n{_table(['', *shown.values(), 'goal'], rows)}")
+    return "\n\n".join(parts)
+
+
 def _ms(step_us: Mapping[str, float]) -> str:
     return f"{step_us['median'] / 1000:.3g}"
 
@@ -250,4 +272,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "faults-handovers": _handovers,
     "predictions": _predictions,
     "finetuning": _fine_tuning,
+    "bert-peers": _peers,
 }

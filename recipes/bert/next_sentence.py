@@ -3,7 +3,7 @@
 Shape suffixes: B samples, T tokens, K masked tokens per sample, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainkit import Runtime
 from trainkit.data import Batch, Text
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.bert.documents import Documents
 from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel, initialise
 
@@ -47,9 +47,13 @@ class PreTrainingModel(MaskedLanguageModel):
 
         The first of the two says that the second segment follows the first.
         """
-        hidden = self.encoder(tokens, attended_BT, segments, documents)
-        logits = self.logits(hidden, chosen, documents)
-        return (logits, self.next_sentence(self.encoder.pool(hidden))) if pairs else logits
+        if not pairs:
+            return super().forward(tokens, chosen, attended_BT, segments, documents)
+        wanted = None if chosen is None else F.pad(chosen, (1, 0))  # [CLS], too
+        hidden = self.encoder(tokens, attended_BT, segments, documents, wanted)
+        masked = hidden if chosen is None else hidden[:, 1:]
+        logits = self.head(masked, self.encoder.embeddings.token.weight)
+        return logits, self.next_sentence(self.encoder.pool(hidden))
 
 
 def with_pairs(data: Any, model: Architecture) -> tuple[Any, Architecture]:
@@ -71,6 +75,26 @@ def with_pairs(data: Any, model: Architecture) -> tuple[Any, Architecture]:
             f"data.documents out, or set recipe.next_sentence=false"
         )
     return replace(data, documents="pairs"), model
+
+
+def check_pairs(dataset: Any, model: Architecture, next_sentence: bool) -> None:
+    """Requires that the samples of a data set and the model have the parts that pairs need.
+
+    Raises:
+        DataError: for samples that are no pairs, where the model predicts the next sentence.
+        ConfigError: for samples of two segments and a model without.
+    """
+    sample = dataset[0]
+    has_segments = isinstance(sample, Mapping) and "segments" in sample
+    if next_sentence and not (has_segments and LABEL in sample):
+        raise DataError(
+            f'recipe.next_sentence=true: samples of {type(dataset).__name__} have no "segments" and "{LABEL}": use '
+            f"data=text"
+        )
+    if has_segments and model.num_segments < 2:
+        raise ConfigError(
+            f"recipe.model.num_segments={model.num_segments}: data of two segments, as data.documents=pairs, need 2"
+        )
 
 
 def pair_loss(

@@ -22,7 +22,15 @@ from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, majority, pair_loss, with_pairs
+from trainkit_recipes.bert.next_sentence import (
+    ACCURACY,
+    LABEL,
+    PreTrainingModel,
+    check_pairs,
+    majority,
+    pair_loss,
+    with_pairs,
+)
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
 from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, baseline_accuracies, outlook
 from trainkit_recipes.bert.samples import Samples, Windows, require_uncompiled, samples_of
@@ -151,7 +159,7 @@ class MaskedLanguageModelling(Recipe):
         for datasets in self._datasets.values():
             if len(datasets.train):
                 _check_length(datasets.train, model)
-                _check_pairs(datasets.train, model, self.next_sentence)
+                check_pairs(datasets.train, model, self.next_sentence)
             if getattr(datasets.train, "num_documents", None) is not None:
                 require_uncompiled(self.runtime, f"data.documents={getattr(data, 'documents', 'apart')}")
 
@@ -463,18 +471,4 @@ def _check_length(dataset: Any, model: Architecture) -> None:
         raise ConfigError(
             f"data.sequence_length={length} is more than recipe.model.max_length={model.max_length}; "
             f"lower the one or raise the other"
-        )
-
-
-def _check_pairs(dataset: Any, model: Architecture, next_sentence: bool) -> None:
-    sample = dataset[0]
-    has_segments = isinstance(sample, Mapping) and "segments" in sample
-    if next_sentence and not (has_segments and LABEL in sample):
-        raise DataError(
-            f'recipe.next_sentence=true: samples of {type(dataset).__name__} have no "segments" and "{LABEL}": use '
-            f"data=text"
-        )
-    if has_segments and model.num_segments < 2:
-        raise ConfigError(
-            f"recipe.model.num_segments={model.num_segments}: data of two segments, as data.documents=pairs, need 2"
         )

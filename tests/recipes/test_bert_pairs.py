@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,18 @@ def text(path: Path, **settings: Any) -> Text:
     return Text(path=path, vocab_size=120, sequence_length=LENGTH, held_out=0.2, **settings)
 
 
-def make(path: Path, batch_size: int = 7, model=MODEL, next_sentence: bool = True, **settings: Any):
+def make(
+    path: Path,
+    batch_size: int = 7,
+    model=MODEL,
+    next_sentence: bool = True,
+    strategy: Any = "ddp",
+    precision: Any = "fp64",
+    **settings: Any,
+):
     data = settings.pop("data", None) or text(path)
     return MaskedLanguageModelling(
-        Runtime(precision="fp64", seed=3),
+        Runtime(precision=precision, seed=3, strategy=strategy),
         data=data,
         model=model,
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
@@ -134,6 +143,22 @@ def test_ranks_and_micro_batches_change_nothing(path):
             assert other_losses == pytest.approx(losses, rel=1e-10)
             assert other_measured[0] == pytest.approx(measured[0], rel=1e-10)
             assert other_measured[1] == measured[1]
+
+
+def measured(path: Path, **settings: Any) -> tuple[list[float], dict[str, float]]:
+    """Losses and held-out metrics of a model without biases, of which spans are masked."""
+    recipe = make(path, model=replace(MODEL, bias=False), masking="spans", **settings)
+    steps = islice(recipe.batches(), NUM_STEPS)
+    return [float(recipe.train_step(batch)["loss"]) for batch in steps], dict(recipe.evaluate())
+
+
+@pytest.mark.parametrize(("strategy", "precision", "rel"), [("fsdp", "fp64", 1e-10), ("zero3", "fp32", 1e-5)])
+def test_sharded_parameters_change_nothing(path, strategy, precision, rel):
+    split = partial(measured, strategy=strategy, precision=precision, grad_accumulation_steps=2)
+    losses, metrics = measured(path)
+    for other_losses, other_metrics in run_ranks(split, 2, path):
+        assert other_losses == pytest.approx(losses, rel=rel)
+        assert other_metrics == pytest.approx(metrics, rel=rel)
 
 
 def test_the_loss_is_that_of_both_tasks(path):
