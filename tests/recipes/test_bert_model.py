@@ -108,7 +108,7 @@ def test_a_directory_of_transformers_is_read_with_its_shape(tmp_path):
     with pytest.raises(DataError, match=r"has num_layers=2: set recipe\.model\.num_layers to it \(here it is 3\)"):
         load_hugging_face(make_model(num_layers=3), tmp_path)
     with pytest.raises(DataError, match=r"token\.weight' has shape \[101, 128\]"):
-        load_hugging_face(MaskedLanguageModel(TINY, 80), tmp_path)
+        load_hugging_face(MaskedLanguageModel(TINY, 200), tmp_path)
     with pytest.raises(DataError, match=r"has no config\.json"):
         load_hugging_face(make_model(), tmp_path / "empty")
 
