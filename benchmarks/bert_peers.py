@@ -1,7 +1,7 @@
 """BERT beside transformers' model in a plain loop, in Hugging Face's Trainer and in Lightning Fabric.
 
-    python benchmarks/bert_peers.py                                # everything; about half an hour of one core
-    python benchmarks/bert_peers.py --sections documents --no-compiled
+    python benchmarks/bert_peers.py                                # everything; about an hour of one core
+    python benchmarks/bert_peers.py --no-compiled --turns 5 --steps-a-turn 2       # a quarter of an hour
     pip install transformers accelerate datasets lightning         # whatever is missing is reported as not measured
 
 One text, one vocabulary, one set of weights (4 layers x 256), and fp32 on one thread. Before anything is timed, all

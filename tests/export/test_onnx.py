@@ -69,7 +69,18 @@ def test_a_file_equals_pytorch_at_every_size(folder):
     recipe: Any = load_recipe(folder / "bert", with_data=False)
     model, num_tokens = recipe.model.module.eval(), recipe.tokenizer.vocab_size
     recipe.runtime.close()
-    for num_samples, length in [(1, 1), (64, 1), (1, 2), (64, 7), (5, 31), (64, 32), (3, 100), (2, 511), (1, 512)]:
+    for num_samples, length in [
+        (1, 1),
+        (64, 1),
+        (1, 2),
+        (64, 7),
+        (5, 31),
+        (64, 32),
+        (3, 100),
+        (2, 511),
+        (1, 512),
+        (64, 512),
+    ]:
         inputs = ragged(num_samples, length, num_tokens)
         (found,) = predict(inputs)
         expected = model(inputs["input_ids"], attended_BT=inputs["attention_mask"].bool())[..., :num_tokens]
