@@ -31,16 +31,17 @@ PEAKS_TFLOP_PER_S = {
 SMALL_WIDTHS = Widths(latent_dim=8, fmap_base=64, fmap_max=8, channels=3, stddev_group=4)
 
 
-def flops_per_token(model: Architecture, vocab_size: int, length: int, share: float) -> float:
+def flops_per_token(model: Architecture, vocab_size: int, length: float, share: float) -> float:
     """Multiplications and additions of a forward and a backward pass, which is twice the forward's, a token.
 
     Each weight of a matrix takes part in one of both: 6 in all. Attention multiplies every token's query with, and sums
-    the values of, `length` others: 12 * length * hidden_size a layer. The head works on `share` of the tokens. What
-    activation checkpointing computes again is not counted.
+    the values of, `length` others: 12 * length * hidden_size a layer. The head works on `share` of the tokens, and so
+    does the last layer but for queries, keys and values. What activation checkpointing computes again is not counted.
     """
     hidden = model.hidden_size
-    layer = 6 * (4 * hidden**2 + 2 * hidden * model.feed_forward_size) + 12 * length * hidden
-    return model.num_layers * layer + 6 * share * (hidden**2 + vocab_size * hidden)
+    by_token = 6 * (hidden**2 + 2 * hidden * model.feed_forward_size) + 12 * length * hidden
+    layers = model.num_layers * 6 * 3 * hidden**2 + (model.num_layers - 1 + share) * by_token
+    return layers + 6 * share * (hidden**2 + vocab_size * hidden)
 
 
 def peak_tflop_per_s(gpu: str, precision: str) -> float | None:

@@ -74,7 +74,7 @@ def export(
     *,
     averaged: bool | None = None,
     int8: Literal["dynamic", "static"] | None = None,
-    max_loss: float = 0.01,
+    max_drop: float = 0.01,
     config_dir: str | Path | None = None,
     trust: bool = False,
     report: Callable[[str], None] = print,
@@ -88,7 +88,7 @@ def export(
         overrides: as for `load_recipe`.
         averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
         int8: quantization, `dynamic` or `static`; needs the held-out data.
-        max_loss: the largest drop of the accuracy by `int8` that is accepted.
+        max_drop: the largest drop by `int8` of the held-out metric that is accepted, in units of the metric.
         config_dir: as for `load_recipe`.
         trust: as for `load_recipe`.
         report: called with lines for the user.
@@ -99,8 +99,8 @@ def export(
     """
     destination, run = Path(target).expanduser(), Path(path).expanduser()
     require_free(destination)
-    if max_loss < 0:
-        raise ConfigError(f"--max-loss={max_loss}: must be 0 or more")
+    if not max_drop >= 0:
+        raise ConfigError(f"--max-drop={max_drop}: must be 0 or more")
     directory = checkpoint.find(run)
     if directory != run and (user := user_of(run, report=report)) is not None:
         raise CheckpointError(
@@ -120,7 +120,7 @@ def export(
                 run=_facts(_run_name(run), checkpoint.read_manifest(directory)),
                 averaged=averaged,
                 int8=int8,
-                max_loss=max_loss,
+                max_drop=max_drop,
             )
             lines = list(exporter(given))
         for line in lines:

@@ -83,6 +83,28 @@ def _start_and_end(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _peers(results: Results) -> str:
+    parts = []
+    for result in results:
+        about = f"{result['title']}{', ' + result['unit'] if 'unit' in result else ''}"
+        if "precisions" in result:
+            parts.append(f"{about}:\n\n{_values([result['precisions']])}")
+            continue
+        contenders, goals = result["contenders"], result["goals"]
+        names = {
+            "cpu_us_a_token": "CPU us a token",
+            "over_ours_in_cpu_time": "times ours, in CPU time",
+            "over_ours": "by the clock",
+            "value": "median (quartiles)",
+            "ours_over_it": "ours, times this",
+        }
+        shown = {key: name for key, name in names.items() if key in next(iter(contenders.values()))}
+        rows = [[name, *(_range(one[key]) for key in shown), goals.get(name, "")] for name, one in contenders.items()]
+        rows += [[name, why, *[""] * len(shown)] for name, why in result.get("missing", {}).items()]
+        parts.append(f"{about}:\n\n{_table(['', *shown.values(), 'goal'], rows)}")
+    return "\n\n".join(parts)
+
+
 def _ms(step_us: Mapping[str, float]) -> str:
     return f"{step_us['median'] / 1000:.3g}"
 
@@ -188,9 +210,25 @@ def _handovers(results: Results) -> str:
 
 
 def _fine_tuning(results: Results) -> str:
-    columns = list(dict.fromkeys(name for row in results for values in row.values() for name in values))
-    rows = [[what, *(values.get(name, "") for name in columns)] for row in results for what, values in row.items()]
+    rows = [
+        [
+            f"{one['set']}, from {one['start']}",
+            f"{one['num_train']:,} / {one['num_held_out']:,}",
+            len(one["accuracy"]["values"]),
+            _mean(one["accuracy"]),
+            f"{one['beside']['name']}: {_mean(one['beside'])}",
+            f"{one['difference_over_deviation']:.1f}",
+            f"{one['linear']:.3f}",
+        ]
+        for one in results
+    ]
+    columns = ("examples, train / held out", "seeds", "accuracy", "beside", "difference / deviation", "TF-IDF")
     return _table(["", *columns], rows)
+
+
+def _mean(side: Mapping[str, Any]) -> str:
+    deviation = f" ({side['standard_deviation']:.3f})" if len(side["values"]) > 1 else ""
+    return f"{side['mean']:.3f}{deviation}"
 
 
 def _predictions(written: Mapping[str, Any]) -> str:
@@ -234,4 +272,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "faults-handovers": _handovers,
     "predictions": _predictions,
     "finetuning": _fine_tuning,
+    "bert-peers": _peers,
 }

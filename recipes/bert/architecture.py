@@ -29,6 +29,7 @@ class Architecture:
         norm_eps: added to the variance in LayerNorm.
         init_std: standard deviation of initial weights.
         pooler: whether there is one, for models built on a trained encoder; masked language modelling does not use it.
+        bias: whether linear layers and norms have biases; false: the decoder alone has one.
         tied_decoder: whether the decoder of the head is the token embedding; false: it has weights of its own.
 
     Raises:
@@ -50,6 +51,7 @@ class Architecture:
     norm_eps: float = 1e-12
     init_std: float = 0.02
     pooler: bool = False
+    bias: bool = True
     tied_decoder: bool = True
 
     def __post_init__(self) -> None:

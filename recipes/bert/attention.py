@@ -23,8 +23,8 @@ class Attention(nn.Module):
         super().__init__()
         size = architecture.hidden_size
         self.num_heads, self.head_size = architecture.num_heads, architecture.head_size
-        self.qkv = nn.Linear(size, 3 * size)
-        self.output = nn.Linear(size, size)
+        self.qkv = nn.Linear(size, 3 * size, bias=architecture.bias)
+        self.output = nn.Linear(size, size, bias=architecture.bias)
         self.relative = _bias_of_positions(architecture)
         self.dropout = Dropout(architecture.attention_dropout)
 
@@ -34,21 +34,28 @@ class Attention(nn.Module):
         attended_BT: Tensor | None,
         angles_TE: Tensor | None,
         documents: Documents | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """Maps hidden states [B, T, D] to [B, T, D], or rows [N, D] of documents to [N, D].
+        """Maps hidden states [B, T, D] to [B, T, D], or rows [N, D] of documents to [N, D]; or to those at `chosen`.
 
         Args:
             x: hidden states.
             attended_BT: bool, False for padding; not with documents.
             angles_TE: of rotary positions, of each row where there are documents.
             documents: how rows are divided.
+            chosen: int64 [B, K], positions of the queries, or with documents [M], rows; None: all. Without documents
+                not where positions are a bias on the scores, whose rows would differ between samples.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_size))
         if documents is not None:
-            return self.output(self._by_document(qkv, angles_TE, documents).flatten(1))
+            out_ND = self._by_document(qkv, angles_TE, documents).flatten(1)
+            return self.output(out_ND if chosen is None else out_ND[chosen])
         q_BHTE, k_BHTE, v_BHTE = qkv.permute(2, 0, 3, 1, 4)
         if angles_TE is not None:
             q_BHTE, k_BHTE = rotate(q_BHTE, angles_TE), rotate(k_BHTE, angles_TE)
+        if chosen is not None:
+            assert self.relative is None
+            q_BHTE = at(q_BHTE.transpose(1, 2), chosen).transpose(1, 2)
         bias = self._bias(x.shape[1], attended_BT, q_BHTE.dtype)
         if self.training and self.dropout.p > 0:
             out_BHTE = self._explicitly(q_BHTE, k_BHTE, v_BHTE, bias)
@@ -274,6 +281,16 @@ class RelativeBias(nn.Module):
         positions_T = torch.arange(length, device=self.table_HR.device)
         distances_TT = positions_T[None, :] - positions_T[:, None]
         return self.table_HR[:, distances_TT.clamp(-self.max_distance, self.max_distance) + self.max_distance]
+
+
+def at(x_BT: Tensor, chosen_BK: Tensor) -> Tensor:
+    """Returns [B, K, ...], what is at positions of each sample.
+
+    Args:
+        x_BT: [B, T, ...].
+        chosen_BK: int64.
+    """
+    return x_BT[torch.arange(len(x_BT), device=x_BT.device)[:, None], chosen_BK]
 
 
 def rotate(x_BHTE: Tensor, angles_TE: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class NeighbourCounts:
         self._after = _MostFrequent(left, middle, self._vocab_size)
         self._between = _MostFrequent(left * self._vocab_size + right, middle, self._vocab_size)
 
-    def guesses(self, tokens_BT: Tensor, chosen_BK: Tensor) -> dict[str, Tensor]:
+    def predictions(self, tokens_BT: Tensor, chosen_BK: Tensor) -> dict[str, Tensor]:
         """Predicts tokens.
 
         Args:

@@ -11,6 +11,7 @@ from trainkit.errors import ConfigError
 from trainkit.export import Export, write_onnx
 from trainkit_recipes.bert.hugging_face import head_weights, write_directory
 from trainkit_recipes.bert.model import MaskedLanguageModel
+from trainkit_recipes.bert.next_sentence import PreTrainingModel
 from trainkit_recipes.bert.onnx_model import onnx_model
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ tokenizer = AutoTokenizer.from_pretrained("{directory}")
 model = AutoModelForMaskedLM.from_pretrained("{directory}")
 ```
 
-It computes in transformers what it computes in trainkit. It has no pooler: `AutoModel` makes a new one."""
+It computes in transformers what it computes in trainkit. {pooler}"""
+_NO_POOLER = "It has no pooler: `AutoModel` makes a new one."
+_PAIRS = "`BertForPreTraining` reads its head for the next sentence, too."
 
 
 def to_hugging_face(recipe: "MaskedLanguageModelling", export: Export) -> Iterator[str]:
@@ -44,13 +47,18 @@ def to_hugging_face(recipe: "MaskedLanguageModelling", export: Export) -> Iterat
     """
     with weights_of(recipe.model, export.averaged) as module:
         assert isinstance(module, MaskedLanguageModel)
+        head = head_weights(module.head.state_dict(), recipe.tokenizer.vocab_size)
+        has_pairs = isinstance(module, PreTrainingModel)
+        if isinstance(module, PreTrainingModel):
+            own = module.next_sentence.state_dict()
+            head |= {f"cls.seq_relationship.{kind}": value for kind, value in own.items()}
         write_directory(
             export,
             module.encoder,
             recipe.tokenizer,
-            model_class="BertForMaskedLM",
-            head=head_weights(module.head.state_dict(), recipe.tokenizer.vocab_size),
-            text=_USE.format(directory=export.destination.name),
+            model_class="BertForPreTraining" if has_pairs else "BertForMaskedLM",
+            head=head,
+            text=_USE.format(directory=export.destination.name, pooler=_PAIRS if has_pairs else _NO_POOLER),
             pipeline_tag="fill-mask",
         )
     num = sum(parameter.numel() for parameter in module.parameters())

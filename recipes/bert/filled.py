@@ -1,4 +1,4 @@
-"""Filled: a sentence whose masked words a model has guessed."""
+"""Filled: a sentence whose masked words a model has predicted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from trainkit.errors import DataError
 
-_NUM_GUESSES = 3
+_NUM_PREDICTIONS = 3
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A sentence with the guesses of a model.
+    """A sentence with the predictions of a model.
 
     Args:
         text: the sentence with the most probable words.
-        guesses: for each [MASK], (token, probability), the most probable first.
+        predictions: for each [MASK], (token, probability), the most probable first.
     """
 
     text: str
-    guesses: list[list[tuple[str, float]]]
+    predictions: list[list[tuple[str, float]]]
 
     def __str__(self) -> str:
-        options = ("  ".join(f"{token} {100 * share:.0f} %" for token, share in mask) for mask in self.guesses)
+        options = ("  ".join(f"{token} {100 * share:.0f} %" for token, share in mask) for mask in self.predictions)
         return f"{self.text}   ({' | '.join(options)})"
 
 
@@ -33,7 +33,7 @@ class Filled:
 def fill(
     model: Callable[[Tensor, Tensor], Tensor], tokenizer: Any, sentence: str, *, max_length: int, device: torch.device
 ) -> Filled:
-    """Guesses each [MASK] in `sentence`, with the others masked. Collective where the model is.
+    """Predicts each [MASK] in `sentence`, with the others masked. Collective where the model is.
 
     Args:
         model: (tokens [1, T], masked positions [1, K]) -> logits [1, K, vocabulary].
@@ -43,7 +43,7 @@ def fill(
         device: of the model.
 
     Returns:
-        The sentence and the guesses.
+        The sentence and the predictions.
 
     Raises:
         DataError: for a sentence without [MASK], or one that is too long.
@@ -51,13 +51,13 @@ def fill(
     tokens = [tokenizer.start, *tokenizer.encode(sentence), tokenizer.end]
     positions = [position for position, token in enumerate(tokens) if token == tokenizer.mask]
     if not positions:
-        raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be guessed")
+        raise DataError(f"there is no [MASK] in {sentence!r}; write [MASK] where a word is to be predicted")
     if len(tokens) > max_length:
         raise DataError(
             f"{len(tokens)} tokens in {sentence[:40]!r} ..., and the model takes at most {max_length}; shorten it"
         )
     logits_1KV = model(torch.tensor([tokens], device=device), torch.tensor([positions], device=device))
-    shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_GUESSES, dim=-1)
+    shares_KN, best_KN = logits_1KV[0].float().softmax(dim=-1).topk(_NUM_PREDICTIONS, dim=-1)
     for position, best_N in zip(positions, best_KN.tolist(), strict=True):
         tokens[position] = best_N[0]
     return Filled(

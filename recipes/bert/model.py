@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainkit.errors import ConfigError
 from trainkit.ops import ActivatedLinear, Dropout, LayerNorm
 from trainkit_recipes.bert.architecture import BASE, LARGE, TINY, Architecture
-from trainkit_recipes.bert.attention import Attention
+from trainkit_recipes.bert.attention import Attention, at
 from trainkit_recipes.bert.documents import Documents
 
 __all__ = [
@@ -46,7 +46,8 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(architecture, vocab_size)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.num_layers))
         self.norm = _norm(architecture) if architecture.norm == "pre" else nn.Identity()
-        self.pooler = nn.Linear(architecture.hidden_size, architecture.hidden_size) if architecture.pooler else None
+        size = architecture.hidden_size
+        self.pooler = nn.Linear(size, size, bias=architecture.bias) if architecture.pooler else None
         angles_TE = _angles(architecture) if architecture.positions == "rotary" else None
         self.register_buffer("angles_TE", angles_TE, persistent=False)
 
@@ -56,17 +57,24 @@ class Bert(nn.Module):
         attended_BT: Tensor | None = None,
         segments: Tensor | None = None,
         documents: Documents | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """Encodes tokens: of samples, or of documents in rows without padding, each of which sees itself only.
+
+        With `chosen` the last layer computes queries, keys and values of all tokens, and for the chosen ones the rest,
+        which is three quarters of its multiplications; except for windows with positions=relative or alibi. What is
+        dropped there depends on the sample and the place in `chosen`, or with documents on the row.
 
         Args:
             tokens: int64 [B, T], or [N] with documents.
             attended_BT: bool, False for padding, which no token attends to; None: there is none. Not with documents.
             segments: int64, of the shape of `tokens`; None: all are 0.
             documents: how rows are divided; None: the tokens are those of samples.
+            chosen: int64 [B, K], positions, or with documents of any shape, rows, whose hidden states are wanted; None:
+                all.
 
         Returns:
-            hidden_BTD, or hidden_ND.
+            hidden_BTD, or hidden_ND; with `chosen`, of its shape and D.
 
         Raises:
             ConfigError: for a sequence or a document longer than `max_length`.
@@ -81,9 +89,16 @@ class Bert(nn.Module):
         angles = self.angles_TE
         if angles is not None:
             angles = angles[:length] if documents is None else angles[documents.positions_N]
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, attended_BT, angles, documents)
-        return self.norm(x)
+        if chosen is None:
+            return self.norm(last(x, attended_BT, angles, documents))
+        if documents is not None:
+            return self.norm(last(x, attended_BT, angles, documents, chosen.flatten())).unflatten(0, chosen.shape)
+        if self.architecture.positions in ("relative", "alibi"):
+            return at(self.norm(last(x, attended_BT, angles)), chosen)
+        return self.norm(last(x, attended_BT, angles, None, chosen))
 
     def pool(self, hidden_BTD: Tensor) -> Tensor:
         """Returns the representation of the whole sequence, [B, D], from its first token; only with `pooler`."""
@@ -131,15 +146,23 @@ class Layer(nn.Module):
         self.feed_forward_dropout = Dropout(architecture.dropout)
 
     def forward(
-        self, x: Tensor, attended_BT: Tensor | None, angles: Tensor | None, documents: Documents | None = None
+        self,
+        x: Tensor,
+        attended_BT: Tensor | None,
+        angles: Tensor | None,
+        documents: Documents | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """Maps hidden states, [B, T, D] or [N, D], to the next ones."""
+        """Maps hidden states, [B, T, D] or [N, D], to the next ones; or to those at `chosen`, see `Attention`."""
+        attended = self.attention(self.attention_norm(x) if self.is_pre else x, attended_BT, angles, documents, chosen)
         rows_N = None if documents is None else documents.rows_N
+        if chosen is not None and rows_N is None:
+            x = at(x, chosen)
+        elif chosen is not None and rows_N is not None:
+            x, rows_N = x[chosen], rows_N[chosen]
         if self.is_pre:
-            attended = self.attention(self.attention_norm(x), attended_BT, angles, documents)
             normed, x = self.feed_forward_norm(attended, x, self.dropout, rows_N)
             return x + self.feed_forward_dropout(self.feed_forward(normed), rows_N)
-        attended = self.attention(x, attended_BT, angles, documents)
         x, _ = self.attention_norm(attended, x, self.dropout, rows_N)
         normed, _ = self.feed_forward_norm(self.feed_forward(x), x, self.feed_forward_dropout, rows_N)
         return normed
@@ -150,13 +173,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        size, self.is_gated = architecture.feed_forward_size, architecture.feed_forward == "geglu"
+        hidden_size, size, bias = architecture.hidden_size, architecture.feed_forward_size, architecture.bias
+        self.is_gated = architecture.feed_forward == "geglu"
         self.up = (
-            nn.Linear(architecture.hidden_size, 2 * size)
+            nn.Linear(hidden_size, 2 * size, bias=bias)
             if self.is_gated
-            else ActivatedLinear(architecture.hidden_size, size, "gelu")
+            else ActivatedLinear(hidden_size, size, "gelu", bias=bias)
         )
-        self.down = nn.Linear(architecture.feed_forward_size, architecture.hidden_size)
+        self.down = nn.Linear(size, hidden_size, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps hidden states [B, T, D] to [B, T, D]."""
@@ -171,12 +195,13 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture, vocab_size: int) -> None:
         super().__init__()
-        self.dense = ActivatedLinear(architecture.hidden_size, architecture.hidden_size, "gelu")
+        hidden_size = architecture.hidden_size
+        self.dense = ActivatedLinear(hidden_size, hidden_size, "gelu", bias=architecture.bias)
         self.norm = _norm(architecture)
         size = padded_vocab_size(vocab_size)
         self.bias = nn.Parameter(torch.zeros(size))
         is_tied = architecture.tied_decoder
-        self.decoder = None if is_tied else nn.Linear(architecture.hidden_size, size, bias=False)
+        self.decoder = None if is_tied else nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""
@@ -213,7 +238,8 @@ class MaskedLanguageModel(nn.Module):
     ) -> Tensor:
         """Computes logits.
 
-        The head takes most of the time of a small model; with `chosen` it runs on those positions only.
+        The head takes most of the time of a small model; with `chosen` it runs on those positions only, and the last
+        layer computes what they need.
 
         Args:
             tokens: int64 [B, T], or [N] with documents.
@@ -226,12 +252,7 @@ class MaskedLanguageModel(nn.Module):
         Returns:
             Logits [..., V] at `chosen`, or at every token.
         """
-        hidden = self.encoder(tokens, attended_BT, segments, documents)
-        if chosen is not None and documents is not None:
-            hidden = hidden[chosen]
-        elif chosen is not None:
-            rows_B1 = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows_B1, chosen]
+        hidden = self.encoder(tokens, attended_BT, segments, documents, chosen)
         return self.head(hidden, self.encoder.embeddings.token.weight)
 
 
@@ -253,7 +274,7 @@ def _angles(architecture: Architecture) -> Tensor:
 
 
 def _norm(architecture: Architecture) -> LayerNorm:
-    return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps)
+    return LayerNorm(architecture.hidden_size, eps=architecture.norm_eps, bias=architecture.bias)
 
 
 def initialise(module: nn.Module, std: float) -> None:

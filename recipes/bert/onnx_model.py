@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.data import WordPiece
+from trainkit.data import Batch, WordPiece
 from trainkit.export import Dynamic, OnnxModel, Predict
 from trainkit_recipes.bert.data import IGNORED
 from trainkit_recipes.bert.model import Architecture, MaskedLanguageModel
@@ -54,10 +54,11 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
         for batch, masked in recipe.masked_held_out():
             attended_BT = (batch.tokens != recipe.tokenizer.pad).long()
             for part in torch.arange(len(attended_BT)).split(AT_ONCE):
-                (logits_BTV,) = predict(inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments))
-                guess_BT = logits_BTV.argmax(-1)
+                segments = _segments(batch, part)
+                (logits_BTV,) = predict(inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments, segments))
+                predicted_BT = logits_BTV.argmax(-1)
                 labels_BK = masked.labels_BK[part]
-                correct += int((guess_BT.gather(1, masked.chosen_BK[part]) == labels_BK).sum())
+                correct += int((predicted_BT.gather(1, masked.chosen_BK[part]) == labels_BK).sum())
                 total += int((labels_BK != IGNORED).sum())
         return correct / total
 
@@ -66,7 +67,7 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
         for batch, masked in recipe.masked_held_out():
             attended_BT = (batch.tokens != recipe.tokenizer.pad).long()
             for part in torch.arange(min(left, len(attended_BT))).split(AT_ONCE):
-                yield inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments)
+                yield inputs_of(masked.tokens_BT[part], attended_BT[part], has_segments, _segments(batch, part))
             left -= len(attended_BT)
             if left <= 0:
                 return
@@ -81,10 +82,17 @@ def onnx_model(recipe: "MaskedLanguageModelling", module: MaskedLanguageModel) -
     )
 
 
-def inputs_of(tokens_BT: Tensor, attended_BT: Tensor, has_segments: bool) -> dict[str, Tensor]:
-    """Returns inputs by name; all segments are 0."""
+def inputs_of(
+    tokens_BT: Tensor, attended_BT: Tensor, has_segments: bool, segments_BT: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Returns inputs by name; without `segments_BT` all segments are 0."""
     inputs = {"input_ids": tokens_BT, "attention_mask": attended_BT}
-    return {**inputs, "token_type_ids": torch.zeros_like(tokens_BT)} if has_segments else inputs
+    segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
+    return {**inputs, "token_type_ids": segments_BT} if has_segments else inputs
+
+
+def _segments(batch: Batch, part: Tensor) -> Tensor | None:
+    return batch.data["segments"][part] if "segments" in batch.data else None
 
 
 def text_inputs(architecture: Architecture, tokenizer: WordPiece) -> dict[str, Any]:

@@ -272,6 +272,6 @@ def load_lengths(data: Any, lengths: Sequence[int | None]) -> dict[int | None, D
     if isinstance(data, Datasets) and not len(data.train):  # of a checkpoint, to be used without data
         return dict.fromkeys(lengths, data)
     raise ConfigError(
-        f"recipe.phases have a sequence_length, and {type(data).__name__} has one length only: use data=text, or leave "
-        f"sequence_length out"
+        f"recipe.phases have a sequence_length, and {type(data).__name__} has one length only: use data=text or "
+        f"data=nvidia_bert, or leave sequence_length out"
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,18 +13,27 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
-from trainkit.data import Batch, Datasets, Text, WordPiece
+from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import cross_entropy
-from trainkit_recipes.bert.data import IGNORED, Masked, Masking, check_share
+from trainkit_recipes.bert.data import IGNORED, Kind, Masked, Masking, check_masking
 from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
+from trainkit_recipes.bert.next_sentence import (
+    ACCURACY,
+    LABEL,
+    PreTrainingModel,
+    check_pairs,
+    majority,
+    pair_loss,
+    with_pairs,
+)
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, guessed, outlook
-from trainkit_recipes.bert.samples import Samples, require_uncompiled, samples_of
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, baseline_accuracies, outlook
+from trainkit_recipes.bert.samples import Samples, Windows, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
 
@@ -46,6 +55,10 @@ class MaskedLanguageModelling(Recipe):
         max_grad_norm: the largest norm of the gradient; None: no clipping.
         mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
             time.
+        masking: what is masked in training: `tokens`; whole `words`; or `spans` of words, as SpanBERT does. An
+            evaluation masks tokens.
+        next_sentence: whether the model also learns which of two segments follow one another, as in the paper: `Text`
+            is then read with `documents="pairs"`, and the model gets a pooler and two segments. See `pair_loss`.
         evaluation_batch_size: samples in a global batch of an evaluation.
         weights: a Hugging Face directory to start from. A configuration takes `model` and `data.vocab_file` from it; in
             Python, give those of its shape (`read_architecture`) and vocabulary.
@@ -76,6 +89,8 @@ class MaskedLanguageModelling(Recipe):
         grad_accumulation_steps: int = 1,
         max_grad_norm: float | None = 1.0,
         mask_share: float = 0.15,
+        masking: Kind = "tokens",
+        next_sentence: bool = False,
         evaluation_batch_size: int = 64,
         weights: Path | None = None,
         sentences: tuple[str, ...] = (),
@@ -88,11 +103,16 @@ class MaskedLanguageModelling(Recipe):
         plan = partial(Plan, phases, batch_size=batch_size, warmup=batch_size_warmup, schedule=schedule)
         if num_epochs is None:
             self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
-        check_share(mask_share)
+        check_masking(mask_share, masking)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
-        if model.pooler:
-            raise ConfigError("recipe.model.pooler=true: masked language modelling does not train one; leave it out")
+        self.next_sentence, self._mask_share = next_sentence, mask_share
+        if next_sentence:
+            data, model = with_pairs(data, model)
+        elif model.pooler:
+            raise ConfigError(
+                "recipe.model.pooler=true: without recipe.next_sentence=true nothing trains it; leave it out"
+            )
         if weights is not None:
             require_shape(model, weights)  # before data are read
         self.runtime, self.batch_size = runtime, batch_size
@@ -112,12 +132,13 @@ class MaskedLanguageModelling(Recipe):
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
         self._measured: dict[str, float] | None = None  # of the weights as they are
-        self._guessed: dict[int | None, dict[str, float]] = {}  # by sequence length
+        self._baseline_accuracies: dict[int | None, dict[str, float]] = {}  # by sequence length
+        self._majority: dict[int | None, dict[str, float]] = {}  # likewise, of pairs
         self._check_data(data, model)
-        self.masking = Masking(self.tokenizer, mask_share, runtime.device)
+        self.masking = Masking(self.tokenizer, mask_share, runtime.device, masking)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
-        module = MaskedLanguageModel(model, self.tokenizer.vocab_size)
+        module = (PreTrainingModel if next_sentence else MaskedLanguageModel)(model, self.tokenizer.vocab_size)
         if weights is not None:
             require_vocabulary(self.tokenizer, weights)
             load_hugging_face(module, weights)
@@ -138,6 +159,7 @@ class MaskedLanguageModelling(Recipe):
         for datasets in self._datasets.values():
             if len(datasets.train):
                 _check_length(datasets.train, model)
+                check_pairs(datasets.train, model, self.next_sentence)
             if getattr(datasets.train, "num_documents", None) is not None:
                 require_uncompiled(self.runtime, f"data.documents={getattr(data, 'documents', 'apart')}")
 
@@ -194,9 +216,19 @@ class MaskedLanguageModelling(Recipe):
         for micro in self.model.micro_batches(batch):
             samples = samples_of(micro, train, self.tokenizer.pad)
             masked = self._masked(samples.batch, self.masking, "mask")
+            if self.next_sentence:
+                self.model.backward(*self._pair_loss(samples, masked))
+                continue
             loss, num_masked = masked_loss(*samples.predict(self.model, masked), in_place=True)
             self.model.backward(loss, weight=num_masked)
         return {**self.model.step().metrics(), **self._levels(batch)}
+
+    def _pair_loss(self, samples: Samples, masked: Masked) -> tuple[Tensor, Tensor]:
+        assert isinstance(samples, Windows)
+        logits, next_B2 = samples.predict_pairs(self.model, masked)
+        per_sample = max(1, round(self._mask_share * masked.tokens_BT.shape[1]))
+        labels_B = samples.batch.data[LABEL]
+        return pair_loss(*masked_loss(logits, masked.labels_BK, in_place=True), next_B2, labels_B, per_sample)
 
     def _levels(self, batch: Batch) -> dict[str, Last]:
         """Where a batch is in the plan."""
@@ -219,40 +251,52 @@ class MaskedLanguageModelling(Recipe):
         """Returns loss and accuracy on the masked tokens of the held-out data."""
         totals = self._measured = self._measure()
         self._evaluations.append((self.runtime.step, totals["accuracy"]))
-        return {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
+        measured = {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
+        return {**measured, ACCURACY: totals["pairs"]} if self.next_sentence else measured
 
     def _measure(self) -> dict[str, float]:
-        sums: dict[str, Tensor | float] = {"loss": 0.0, "correct": 0.0, "masked": 0.0}
-        for _, masked, logits_BKV in self.held_out():
+        sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "masked", "pairs", "samples"), 0.0)
+        for samples, masked, logits_BKV, next_B2 in self._outputs(every=1):
+            if next_B2 is not None:
+                sums["pairs"] += (next_B2.argmax(dim=-1) == samples.batch.data[LABEL]).sum()
+                sums["samples"] += next_B2.new_tensor(len(next_B2))
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
             sums["loss"] += loss.double() * num_masked
             sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
             sums["masked"] += num_masked
         totals = self.runtime.ranks.all_reduce_sum(sums)
         num = totals["masked"]
-        return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num}
+        pairs = {"pairs": totals["pairs"] / totals["samples"]} if self.next_sentence else {}
+        return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num, **pairs}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the accuracy of the counts of neighbours."""
-        return {"held_out_accuracy": self.guessed()}
+        """Returns the accuracy of the counts of neighbours, and for pairs that of the majority class."""
+        found = {"held_out_accuracy": self.baseline_accuracies()}
+        if not self.next_sentence:
+            return found
+        length = self._trained_stage.sequence_length
+        if length not in self._majority:
+            batches = (samples.batch for samples, _ in self._held_out_samples(every=1))
+            self._majority[length] = majority(batches, self.runtime)
+        return {**found, ACCURACY: self._majority[length]}
 
-    def guessed(self) -> dict[str, float]:
+    def baseline_accuracies(self) -> dict[str, float]:
         """Returns the accuracies of the baselines by name. Collective: every rank must call."""
         length = self._trained_stage.sequence_length
-        if length not in self._guessed:
-            self._guessed[length] = guessed(
+        if length not in self._baseline_accuracies:
+            self._baseline_accuracies[length] = baseline_accuracies(
                 self._evaluated, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
             )
-        return self._guessed[length]
+        return self._baseline_accuracies[length]
 
     def fill(self, sentence: str) -> Filled:
-        """Guesses each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
+        """Predicts each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
 
         Args:
             sentence: text with at least one [MASK].
 
         Returns:
-            The sentence and the guesses.
+            The sentence and the predictions.
 
         Raises:
             DataError: for a sentence without [MASK], or one that is too long.
@@ -279,21 +323,30 @@ class MaskedLanguageModelling(Recipe):
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            baselines=self.guessed(),
+            baselines=self.baseline_accuracies(),
             sentences=map(self.fill, self.sentences),
         )
 
-    @torch.no_grad()
     def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
         """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.
 
         Args:
             every: yields each so many-th global batch, from the first one on.
         """
+        for samples, masked, logits_BKV, _ in self._outputs(every):
+            yield samples.batch, masked, logits_BKV
+
+    @torch.no_grad()
+    def _outputs(self, every: int) -> Iterator[tuple[Samples, Masked, Tensor, Tensor | None]]:
+        """Yields held-out samples, masking, logits_BKV, and logits [B, 2] of the next sentence where it is learnt."""
         self.model.module.eval()
         try:
             for samples, masked in self._held_out_samples(every):
-                yield samples.batch, *samples.predict_slots(self.model, masked)
+                if self.next_sentence:
+                    assert isinstance(samples, Windows)
+                    yield samples, masked, *samples.predict_pairs(self.model, masked)
+                else:
+                    yield samples, *samples.predict_slots(self.model, masked), None
         finally:
             self.model.module.train()
 
@@ -320,7 +373,7 @@ class MaskedLanguageModelling(Recipe):
             tokenizer = WordPiece.from_json(state["tokenizer"])
             if data is None:
                 data = Datasets(train=(), held_out=(), tokenizer=tokenizer)
-            elif isinstance(data, Text):
+            elif isinstance(data, Text | NvidiaBert):
                 data = replace(data, tokenizer=tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
@@ -331,7 +384,9 @@ class MaskedLanguageModelling(Recipe):
         """Returns the tokenizer and the length of the run."""
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
         length = {} if self.plan.is_phased else {"num_steps": self.plan.phases[""].num_steps}
-        return {"vocabulary": self.tokenizer.fingerprint, **length, **stored}
+        # A configuration lacks what pairs add to the model.
+        shape = {"architecture": asdict(self.architecture)} if self.next_sentence else {}
+        return {"vocabulary": self.tokenizer.fingerprint, **length, **stored, **shape}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that the checkpoint was trained with the same vocabulary."""
@@ -381,6 +436,9 @@ class MaskedLanguageModelling(Recipe):
         return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
 
     def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
+        if "masked_positions" in batch.data:  # the data are masked already
+            tokens_BT = batch.tokens.scatter(1, batch.masked_positions, batch.masked_inputs)
+            return Masked(tokens_BT, batch.masked_positions, batch.masked_labels)
         num_draws = masking.num_draws(batch.tokens.shape[1])
         return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
 

@@ -67,12 +67,12 @@ class Report:
         return cls(
             examples="\n\n".join(examples),
             sentences="\n".join(map(str, sentences)),
-            columns=("guesser", f"accuracy on {num_masked:,} tokens"),
+            columns=("predicted by", f"accuracy on {num_masked:,} tokens"),
             rows=[("model", accuracy), *baselines.items()],
         )
 
 
-def guessed(
+def baseline_accuracies(
     datasets: Datasets, held_out: Iterable[tuple[Batch, Masked]], *, tokenizer: Any, runtime: Runtime
 ) -> dict[str, float]:
     """Measures baselines on the masked tokens of the held-out split. Collective: every rank must call.
@@ -91,8 +91,8 @@ def guessed(
     num_masked = torch.zeros(())
     for batch, masked in held_out:
         labels_BK = masked.labels_BK.cpu()
-        for name, guess_BK in counts.guesses(batch.tokens, masked.chosen_BK).items():
-            correct[name] = correct.get(name, torch.zeros(())) + (guess_BK == labels_BK).sum()
+        for name, predicted_BK in counts.predictions(batch.tokens, masked.chosen_BK).items():
+            correct[name] = correct.get(name, torch.zeros(())) + (predicted_BK == labels_BK).sum()
         num_masked = num_masked + (labels_BK != IGNORED).sum()
     totals = runtime.ranks.all_reduce_sum({**correct, "masked": num_masked})
     masked_tokens = totals.pop("masked")
@@ -118,7 +118,7 @@ def outlook(
         return None
     step = evaluations[-1][0]
     message = (
-        f"after {step:,} steps, {num_epochs:.2g} times the training text, the model guesses {100 * model:.1f} % of "
+        f"after {step:,} steps, {num_epochs:.2g} times the training text, the model predicts {100 * model:.1f} % of "
         f"held-out tokens, below {TWO_SIDED} ({100 * baseline:.1f} %)"
     )
     before = [(number, accuracy) for number, accuracy in evaluations if number <= step * 2 / 3]
@@ -147,32 +147,32 @@ def _windows(dataset: Any) -> Iterator[Tensor]:
             yield torch.stack([dataset[index]["tokens"] for index in selected])
 
 
-def _examples(tokenizer: Any, batch: Batch, masked: Masked, guesses_BK: Tensor) -> Iterator[str]:
-    for tokens_T, chosen_K, labels_K, guesses_K in zip(
+def _examples(tokenizer: Any, batch: Batch, masked: Masked, predicted_BK: Tensor) -> Iterator[str]:
+    for tokens_T, chosen_K, labels_K, predicted_K in zip(
         batch.tokens.tolist(),
         masked.chosen_BK.tolist(),
         masked.labels_BK.tolist(),
-        guesses_BK.tolist(),
+        predicted_BK.tolist(),
         strict=True,
     ):
-        guesses = {
-            position: guess
-            for position, label, guess in zip(chosen_K, labels_K, guesses_K, strict=True)
+        predictions = {
+            position: prediction
+            for position, label, prediction in zip(chosen_K, labels_K, predicted_K, strict=True)
             if label != IGNORED
         }
-        yield _text(tokenizer, tokens_T, guesses)
+        yield _text(tokenizer, tokens_T, predictions)
 
 
-def _text(tokenizer: Any, tokens: list[int], guesses: dict[int, int]) -> str:
+def _text(tokenizer: Any, tokens: list[int], predictions: dict[int, int]) -> str:
     words: list[str] = []
     for position, token in enumerate(tokens):
         if token in tokenizer.special_tokens and token != tokenizer.unknown:
             words += ["¶"] if token == tokenizer.end else []
             continue
         piece = tokenizer.token(token)
-        if position in guesses:
-            guess = tokenizer.token(guesses[position])
-            words.append(f"[{piece}]" if guess == piece else f"[{guess} / {piece}]")
+        if position in predictions:
+            prediction = tokenizer.token(predictions[position])
+            words.append(f"[{piece}]" if prediction == piece else f"[{prediction} / {piece}]")
         elif piece.startswith("##") and words:
             words[-1] += piece.removeprefix("##")
         else:

@@ -55,7 +55,8 @@ def samples_of(batch: Batch, dataset: Any, pad: int) -> Samples:
     """Returns the samples of a batch: its windows, or the documents in them where they have numbers.
 
     Args:
-        batch: with `tokens` int64 [B, T], and perhaps `documents` int64 [B, T], numbers as in `PackedDocuments`.
+        batch: with `tokens` int64 [B, T], and perhaps `segments` of the same shape, or `documents`, numbers as in
+            `PackedDocuments`.
         dataset: that the batch is from; with documents it has their `num_documents`.
         pad: the token that is padding.
 
@@ -68,7 +69,8 @@ def samples_of(batch: Batch, dataset: Any, pad: int) -> Samples:
     if not isinstance(batch.data, dict) or "documents" not in batch.data:
         # Without a mask, attention can use its fastest kernels.
         is_padded = getattr(dataset, "is_padded", True)
-        return Windows(batch, batch.tokens != pad if is_padded else None)
+        segments_BT = batch.data.get("segments") if isinstance(batch.data, dict) else None
+        return Windows(batch, batch.tokens != pad if is_padded else None, segments_BT)
     num_documents = getattr(dataset, "num_documents", None)
     if num_documents is None:
         raise DataError(
@@ -88,18 +90,28 @@ class Windows:
     Args:
         batch: the windows.
         attended_BT: bool, False for padding; None: there is none.
+        segments_BT: int64, the kind of sentence of each token; None: all are 0.
     """
 
     batch: Batch
     attended_BT: Tensor | None
+    segments_BT: Tensor | None = None
 
     def predict(self, model: Model, masked: Masked) -> tuple[Tensor, Tensor]:
         """Returns logits_BKV and labels_BK."""
-        return model(masked.tokens_BT, masked.chosen_BK, self.attended_BT), masked.labels_BK
+        return self._logits(model, masked), masked.labels_BK
 
     def predict_slots(self, model: Model, masked: Masked) -> tuple[Masked, Tensor]:
         """Returns the masking and logits_BKV."""
-        return masked, model(masked.tokens_BT, masked.chosen_BK, self.attended_BT)
+        return masked, self._logits(model, masked)
+
+    def predict_pairs(self, model: Callable[..., Any], masked: Masked) -> tuple[Tensor, Tensor]:
+        """Returns logits_BKV, and those of the next sentence, [B, 2], of a `PreTrainingModel`."""
+        logits, next_B2 = model(masked.tokens_BT, masked.chosen_BK, self.attended_BT, self.segments_BT, pairs=True)
+        return logits, next_B2
+
+    def _logits(self, model: Model, masked: Masked) -> Tensor:
+        return model(masked.tokens_BT, masked.chosen_BK, self.attended_BT, self.segments_BT)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from trainkit.data.corpus import find_corpus
+from trainkit.data.readers import read_record_batches
+from trainkit.data.rows import read_rows
 from trainkit.errors import DataError
 
 DOCUMENTS = ["The first, with a comma.", 'The second "quoted" one, é.', "The third\tone."]
@@ -99,6 +101,24 @@ def test_bytes_that_are_no_utf8_in_a_table_are_one_line(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"caf\xe9"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: a text is not UTF-8"):
         texts(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("num_bytes", [0, 40, 900])
+def test_a_part_of_a_file_of_record_batches_is_refused(tmp_path, suffix, num_bytes):
+    """By the readers of texts and of examples alike."""
+    table, path = pyarrow.table({"text": [f"text {number}" for number in range(100)]}), tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    for read in (lambda path: [*read_record_batches(path, "text")], lambda path: [*read_rows(path)]):
+        with pytest.raises(
+            DataError, match=rf"a\{suffix} is not an? \w+ \w+, or not a complete one .*; write it again"
+        ):
+            read(path)
 
 
 def test_another_encoding_is_guessed_and_the_file_kept(tmp_path):

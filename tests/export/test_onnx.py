@@ -22,7 +22,7 @@ from trainkit.data import Normalizer, WordPiece
 from trainkit.errors import ConfigError
 from trainkit.export import Dynamic, Export, OnnxModel, RunFacts, predictor, write_onnx
 from trainkit.export.export import whole
-from trainkit_recipes.bert.finetuning.onnx_model import inputs_of
+from trainkit_recipes.bert.finetuning.onnx_model import inputs_of, onnx_model
 from trainkit_recipes.bert.model import TINY, MaskedLanguageModel
 from trainkit_recipes.bert.onnx_model import WithLogits, text_inputs
 
@@ -69,7 +69,18 @@ def test_a_file_equals_pytorch_at_every_size(folder):
     recipe: Any = load_recipe(folder / "bert", with_data=False)
     model, num_tokens = recipe.model.module.eval(), recipe.tokenizer.vocab_size
     recipe.runtime.close()
-    for num_samples, length in [(1, 1), (64, 1), (1, 2), (64, 7), (5, 31), (64, 32), (3, 100), (2, 511), (1, 512)]:
+    for num_samples, length in [
+        (1, 1),
+        (64, 1),
+        (1, 2),
+        (64, 7),
+        (5, 31),
+        (64, 32),
+        (3, 100),
+        (2, 511),
+        (1, 512),
+        (64, 512),
+    ]:
         inputs = ragged(num_samples, length, num_tokens)
         (found,) = predict(inputs)
         expected = model(inputs["input_ids"], attended_BT=inputs["attention_mask"].bool())[..., :num_tokens]
@@ -93,7 +104,7 @@ def test_a_file_says_what_it_is(folder):
 def test_the_accuracy_of_int8_is_true(folder, kind, capsys):
     path = folder / f"{kind}.onnx"
     capsys.readouterr()
-    given = ["export", str(folder / "bert"), "--to", "onnx", str(path), "--int8", kind, "--max-loss", "0.2"]
+    given = ["export", str(folder / "bert"), "--to", "onnx", str(path), "--int8", kind, "--max-drop", "0.2"]
     assert main(given) == 0
     said = present(
         re.search(
@@ -111,8 +122,8 @@ def test_the_accuracy_of_int8_is_true(folder, kind, capsys):
         for row in range(len(batch)):
             tokens = masked.tokens_BT[row : row + 1]
             inputs = {"input_ids": tokens, "attention_mask": (tokens != recipe.tokenizer.pad).long()}
-            guess = predict(inputs)[0].argmax(-1)[0, masked.chosen_BK[row]]
-            correct += int((guess == masked.labels_BK[row]).sum())
+            predicted = predict(inputs)[0].argmax(-1)[0, masked.chosen_BK[row]]
+            correct += int((predicted == masked.labels_BK[row]).sum())
             total += int((masked.labels_BK[row] >= 0).sum())
     recipe.runtime.close()
     # Activations of int8 have one scale in a batch, so that other batches round differently.
@@ -121,7 +132,8 @@ def test_the_accuracy_of_int8_is_true(folder, kind, capsys):
 
 def test_segments_and_weights_beside_the_file(tmp_path):
     torch.manual_seed(0)
-    model = MaskedLanguageModel(replace(TINY, hidden_size=16, feed_forward_size=16, max_length=40), 101).eval()
+    shape = replace(TINY, hidden_size=16, feed_forward_size=16, max_length=40, bias=False)
+    model = MaskedLanguageModel(shape, 101).eval()
     with torch.no_grad():
         present(model.encoder.embeddings.segment).weight.mul_(50)
     numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
@@ -138,6 +150,19 @@ def test_segments_and_weights_beside_the_file(tmp_path):
     assert (found - expected[..., :101]).abs().max() < 1e-5 * expected[..., :101].abs().max()
 
 
+@torch.no_grad()
+def test_a_drop_of_a_regression_is_of_the_variance_it_predicts(tmp_path):
+    """And so the same for targets of any unit."""
+    recipe = make(tmp_path, "regression")
+    model = onnx_model(recipe, recipe.model.module)
+    module = model.module.eval()
+    measured = present(model.measure)(lambda inputs: [module(*inputs.values())])
+    evaluated = recipe.evaluate()
+    truth = recipe.datasets.held_out.targets["labels"]
+    assert model.measured == "held_out_r2"
+    assert measured == pytest.approx(1 - evaluated["held_out_mse"] / float(truth.var(correction=0)), abs=1e-9)
+
+
 @pytest.mark.parametrize("task", ["classification", pytest.param("sentence_embeddings", marks=pytest.mark.nightly)])
 @torch.no_grad()
 def test_a_fine_tuned_model(tmp_path, task):
@@ -146,10 +171,10 @@ def test_a_fine_tuned_model(tmp_path, task):
     for name, parameter in recipe.model.module.named_parameters():
         if "lora_B" in name:  # peft's are zero at first
             parameter.normal_(std=0.3)
-    evaluated, metric = recipe.evaluate(), recipe.task.best_metric.removeprefix("-")
+    evaluated, metric = recipe.evaluate(), recipe.task.score
     (tmp_path / "out").mkdir()
     with whole(tmp_path / "out" / "m.onnx") as target:
-        export = Export(target=target, destination=target, run=FACTS, int8="dynamic", max_loss=1.0)
+        export = Export(target=target, destination=target, run=FACTS, int8="dynamic", max_drop=1.0)
         lines = list(recipe.exporters()["onnx"](export))
     assert f"{metric} {evaluated[metric]:.4f} in fp32" in lines[1]
     predict = predictor(tmp_path / "out" / "m.onnx")
@@ -218,13 +243,13 @@ def test_int8_that_loses_too_much_is_not_there(tmp_path):
     measured = iter([0.5, 0.4, 0.5, 0.4])
     model = line(measure=lambda predict: next(measured), calibration=lambda: [{"x": torch.randn(2, 4)}])
     with pytest.raises(
-        ConfigError, match=r"0\.5000 in fp32 and 0\.4000 in int8 .* above --max-loss 0\.05, and nothing"
+        ConfigError, match=r"0\.5000 in fp32 and 0\.4000 in int8 .* above --max-drop 0\.05, and nothing"
     ):
-        written(tmp_path, model, int8="static", max_loss=0.05)
+        written(tmp_path, model, int8="static", max_drop=0.05)
     assert [*tmp_path.iterdir()] == []
     assert (
         "accuracy 0.5000 in fp32 and 0.4000 in int8 (dynamic)"
-        in written(tmp_path, model, int8="dynamic", max_loss=0.11)[1]
+        in written(tmp_path, model, int8="dynamic", max_drop=0.11)[1]
     )
     with pytest.raises(ConfigError, match="--int8 static: this model has no accuracy"):
         written(tmp_path / "other", line(), int8="static")
@@ -253,8 +278,11 @@ def test_missing_packages_are_one_line(folder, monkeypatch, capsys):
     assert "--to onnx needs onnxruntime: pip install 'trainkit[onnx]'" in capsys.readouterr().err
     assert main(["export", str(folder / "bert"), "--to", "huggingface", str(folder / "new"), "--int8", "static"]) == 2
     assert "--int8 static is for --to onnx" in capsys.readouterr().err
-    assert main(["export", str(folder / "bert"), "--to", "onnx", str(folder / "new.onnx"), "--max-loss", "-1"]) == 2
-    assert "--max-loss=-1.0: must be 0 or more" in capsys.readouterr().err
+    given = ["export", str(folder / "bert"), "--to", "onnx", str(folder / "new.onnx"), "--max-drop"]
+    assert main([*given, "-1", "--int8", "static"]) == 2
+    assert "--max-drop=-1.0: must be 0 or more" in capsys.readouterr().err
+    assert main([*given, "0.1"]) == 2
+    assert "--max-drop 0.1 is for --int8, which is not given: leave it out" in capsys.readouterr().err
     assert not list(folder.glob("new*"))
 
 

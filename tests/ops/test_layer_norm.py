@@ -72,6 +72,16 @@ def test_without_dropout_it_is_torchs_layer_norm():
     torch.testing.assert_close(normed, F.layer_norm(x + residual, (32,), weight, bias, 1e-12), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("function", [dropout_residual_layer_norm, dropout_residual_layer_norm_reference])
+def test_no_bias_is_a_bias_of_zero(function):
+    x, residual, weight, _ = _operands((3, 6, 32), torch.float32)
+    settings = {"eps": 1e-5, "p": 0.3, "key": KEY, "positions": POSITIONS}
+    outputs = [function(x, residual, weight, bias, **settings) for bias in (None, torch.zeros(32))]
+    assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+    grads = [torch.autograd.grad(normed.square().sum(), (x, residual, weight)) for normed, _ in outputs]
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_derivatives(p):
     operands = _operands((3, 2, 5), torch.float64)

@@ -68,30 +68,30 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "masking"),
     [
-        {"positions": "learned", "norm": "post", "dropout": 0.2, "attention_dropout": 0.2},
-        {"positions": "rotary", "norm": "pre", "dropout": 0.0, "attention_dropout": 0.2},
-        {"positions": "relative", "norm": "pre", "dropout": 0.0, "attention_dropout": 0.0},
-        {"positions": "alibi", "norm": "post", "dropout": 0.2, "attention_dropout": 0.0},
+        ({"positions": "learned", "norm": "post", "dropout": 0.2, "attention_dropout": 0.2}, "tokens"),
+        ({"positions": "rotary", "norm": "pre", "dropout": 0.0, "attention_dropout": 0.2}, "tokens"),
+        ({"positions": "relative", "norm": "pre", "dropout": 0.0, "attention_dropout": 0.0}, "words"),
+        ({"positions": "alibi", "norm": "post", "dropout": 0.2, "attention_dropout": 0.0}, "spans"),
     ],
-    ids=lambda changes: changes["positions"],
+    ids=lambda value: value["positions"] if isinstance(value, dict) else value,
 )
-def test_padding_changes_neither_masks_nor_losses_nor_weights(path, changes):
+def test_padding_changes_neither_masks_nor_losses_nor_weights(path, changes, masking):
     model = replace(MODEL, **changes)
-    weights, losses, metrics = train(path, "apart", model)
-    padded_weights, padded_losses, padded_metrics = train(path, "padded", model)
+    weights, losses, metrics = train(path, "apart", model, masking=masking)
+    padded_weights, padded_losses, padded_metrics = train(path, "padded", model, masking=masking)
     assert losses == pytest.approx(padded_losses, rel=1e-10)
     assert distance(weights, padded_weights) < 1e-10
     assert metrics == pytest.approx(padded_metrics, rel=1e-10)
 
 
-@pytest.mark.parametrize("form", ["apart", "padded"])
-def test_ranks_and_micro_batches_change_nothing(path, form):
+@pytest.mark.parametrize(("form", "masking"), [("apart", "spans"), ("padded", "tokens"), ("joined", "words")])
+def test_ranks_and_micro_batches_change_nothing(path, form, masking):
     model = replace(MODEL, dropout=0.2)
-    weights, losses, metrics = train(path, form, model, batch_size=7)
+    weights, losses, metrics = train(path, form, model, batch_size=7, masking=masking)
     for num_micro_batches in (1, 4):  # ranks with empty micro-batches, too
-        split = partial(train, batch_size=7, grad_accumulation_steps=num_micro_batches)
+        split = partial(train, batch_size=7, grad_accumulation_steps=num_micro_batches, masking=masking)
         for other, other_losses, other_metrics in run_ranks(split, 2, path, form, model):
             assert distance(other, weights) < 1e-10
             assert other_losses == pytest.approx(losses, rel=1e-10)

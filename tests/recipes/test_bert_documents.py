@@ -78,6 +78,22 @@ def test_rows_without_padding_compute_what_padded_ones_do(positions, norm, p):
     assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) < 1e-10 * largest
 
 
+@pytest.mark.parametrize(("positions", "norm", "p"), VARIANTS)
+def test_chosen_rows_are_those_of_all_rows(positions, norm, p):
+    model = make_model(p, positions=positions, norm=norm)
+    unpadded = Unpadded.of(*windows())
+    chosen = torch.tensor([[0, 7, 45], [11, 3, 3]])
+    ours = model(unpadded.tokens_N, chosen, documents=unpadded.documents)
+    theirs = model(unpadded.tokens_N, documents=unpadded.documents)[chosen]
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    direction = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    parameters = [*model.parameters()]
+    found, expected = (torch.autograd.grad((x * direction).mean(), parameters) for x in (ours, theirs))
+    largest = max(float(g.abs().max()) for g in expected)
+    assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) < 1e-12 * largest
+    assert model(unpadded.tokens_N, chosen[:0], documents=unpadded.documents).shape == (0, 3, 128)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("positions", ["learned", "rotary", "relative", "alibi"])

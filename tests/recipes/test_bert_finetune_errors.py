@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -106,12 +107,26 @@ def test_other_examples_that_a_task_cannot_use(tmp_path):
             {"positive_from": 3.0},
             r"positive_from=3\.0 is of recipe\.task=sentence_embeddings, and this is classification",
         ),
+        ({"stride": 8}, r"recipe\.stride=8 is of recipe\.task=question_answering, and this is classification"),
+        ({"temperature": 0.1}, r"recipe\.temperature=0\.1 is of recipe\.task=sentence_embeddings"),
+        (
+            {"unfreeze_every": 2},
+            r"unfreeze_every=2 with recipe\.num_layers_frozen=0: nothing is frozen; set num_layers",
+        ),
         ({"weights": "/nowhere"}, r"recipe\.weights=/nowhere does not exist: give a run directory"),
     ],
 )
 def test_settings_that_do_not_match(tmp_path, settings, says):
     with pytest.raises(TrainkitError, match=says):
         make(tmp_path, "classification", **settings)
+
+
+@pytest.mark.parametrize("task", ["token_classification", "question_answering"])
+def test_a_pooling_of_tokens_that_are_not_pooled(tmp_path, task):
+    with pytest.raises(
+        ConfigError, match=rf"pooling=mean is of .*task=classification or .*, and this is {task}: leave"
+    ):
+        make(tmp_path, task, pooling="mean")
 
 
 def test_groups_that_would_be_divided(tmp_path):
@@ -129,6 +144,28 @@ def test_long_texts_are_cut_and_counted(tmp_path):
     facts = make(tmp_path, "classification", max_length=16).datasets.facts
     assert re.fullmatch(r"\d\d of 70", facts["texts cut to recipe.max_length=16"])
     assert make(tmp_path, "classification", model=SHAPE).datasets.facts == {}
+
+
+def test_long_questions_and_answers_are_counted(tmp_path):
+    content = json.loads(questions(tmp_path / "a.json").read_text())
+    first, second = (article for article in content["data"][0]["paragraphs"][1:3])
+    first["qas"][0]["question"] = "Which city? " * 40
+    second["context"] = " ".join([second["context"]] * 2)
+    second["qas"][0]["answers"] = [{"text": second["context"], "answer_start": 0}]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    data = {"path": tmp_path / "b.json", "held_out_path": tmp_path / "a.json"}
+    shape = replace(SHAPE, max_length=100)
+    facts = make(tmp_path, "question_answering", data=data, model=shape, max_length=None).datasets.facts
+    assert facts["questions cut to 64 tokens"] == "1 of 48"
+    assert facts["answers that no window holds whole, learnt as no answer"] == "1 of 32"
+
+
+def test_texts_without_a_token(tmp_path):
+    content = questions(tmp_path / "a.json").read_text()
+    paragraphs = json.loads(content)["data"][0]["paragraphs"]
+    blank = content.replace(json.dumps(paragraphs[0]["context"]), '" \\u200b "')
+    said = refused(tmp_path, blank, task="question_answering", name="b.json", held_out=content)
+    assert said.endswith("b.json, question q0: the context has no token of the vocabulary; remove the row")
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,16 @@ from trainkit_recipes.bert.finetuning.samples import Encoder
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_equal_those_of_scikit_learn_and_scipy(seed):
     draw = np.random.default_rng(seed)
-    truth, guesses = draw.integers(0, 2 + seed, 60), draw.integers(0, 3, 60)
-    assert metrics.accuracy(truth, guesses) == expected.accuracy_score(truth, guesses)
-    assert metrics.macro_f1(truth, guesses) == pytest.approx(expected.f1_score(truth, guesses, average="macro"))
-    assert metrics.matthews(truth, guesses) == pytest.approx(expected.matthews_corrcoef(truth, guesses))
+    truth, predictions = draw.integers(0, 2 + seed, 60), draw.integers(0, 3, 60)
+    assert metrics.accuracy(truth, predictions) == expected.accuracy_score(truth, predictions)
+    assert metrics.macro_f1(truth, predictions) == pytest.approx(expected.f1_score(truth, predictions, average="macro"))
+    assert metrics.matthews(truth, predictions) == pytest.approx(expected.matthews_corrcoef(truth, predictions))
     x, y = draw.normal(size=40).round(1), draw.normal(size=40).round(1)  # with ties
     assert metrics.pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
     assert metrics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert metrics.r2(x, y) == pytest.approx(expected.r2_score(x, y))
+    for found in ([2, 2], [2, 3]):
+        assert metrics.r2([2, 2], found) == expected.r2_score([2, 2], found)
 
 
 def test_a_constant_side_correlates_with_nothing():
@@ -53,7 +56,7 @@ def test_entity_scores():
     assert metrics.entity_scores([["O"]], [["O"]])["f1"] == 0.0
 
 
-def official(answers, guess):
+def official(answers, prediction):
     """EM and F1 of one question, as the text of SQuAD's evaluation describes them, by other means than ours."""
 
     def words(text):
@@ -62,15 +65,15 @@ def official(answers, guess):
 
     best_exact = best_f1 = 0.0
     for answer in [a for a in answers if words(a)] or [""]:
-        right, guessed = words(answer), words(guess)
+        right, predicted = words(answer), words(prediction)
         rest, num_same = list(right), 0
-        for word in guessed:
+        for word in predicted:
             if word in rest:
                 rest.remove(word)
                 num_same += 1
-        both_empty = not right and not guessed
-        best_exact = max(best_exact, float(right == guessed))
-        score = 1.0 if both_empty else 2 * num_same / (len(right) + len(guessed))
+        both_empty = not right and not predicted
+        best_exact = max(best_exact, float(right == predicted))
+        score = 1.0 if both_empty else 2 * num_same / (len(right) + len(predicted))
         best_f1 = max(best_f1, score)
     return best_exact, best_f1
 
@@ -82,11 +85,11 @@ def test_squad_scores_of_200_answers_are_the_official_ones():
     seen = set()
     for _ in range(200):
         answers = [" ".join(draw.choices(words, k=draw.randrange(4))) for _ in range(draw.randrange(4))]
-        guess = draw.choice([*answers, "", " ".join(draw.choices(words, k=draw.randrange(5)))])
-        scores = squad.scores([answers], [guess])
-        exact, f1 = official(answers, guess)
-        assert scores["exact_match"] == exact, (answers, guess)
-        assert scores["f1"] == pytest.approx(f1, abs=1e-12), (answers, guess)
+        prediction = draw.choice([*answers, "", " ".join(draw.choices(words, k=draw.randrange(5)))])
+        scores = squad.scores([answers], [prediction])
+        exact, f1 = official(answers, prediction)
+        assert scores["exact_match"] == exact, (answers, prediction)
+        assert scores["f1"] == pytest.approx(f1, abs=1e-12), (answers, prediction)
         seen.add((exact, 0 < f1 < 1, len(answers)))
     assert len(seen) > 8
 
@@ -121,7 +124,7 @@ def test_a_long_pair_is_cut_at_its_longer_text(tmp_path):
         tokens = encoder.join([7] * first, [8] * second)
         assert ((tokens.numbers == 7).sum(), (tokens.numbers == 8).sum()) == kept
         assert tokens.first == kept[0] + 2 and len(tokens.numbers) <= 12
-    assert encoder.num_cut == 4
+    assert encoder.facts() == {"texts cut to recipe.max_length=12": "4 of 5"}
     assert len(encoder.join([7] * 20).numbers) == 12
 
 

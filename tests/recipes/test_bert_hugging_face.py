@@ -188,6 +188,25 @@ def test_every_shape_is_written_as_it_is_read(tmp_path, settings):
     assert len(transformers.AutoTokenizer.from_pretrained(written)) <= VOCAB
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"tied_decoder": False, "pooler": True}])
+def test_no_biases_are_written_as_zeros(tmp_path, settings):
+    """What comes back has biases of zero, and computes the same."""
+    model, written = fresh(bias=False, **settings), tmp_path / "written"
+    write(model, written)
+    oracle = transformers.AutoModelForMaskedLM.from_pretrained(written)
+    assert farthest(model, oracle) < 1e-6
+    architecture, _ = read_architecture(written)
+    assert architecture.bias
+    again = MaskedLanguageModel(replace(architecture, pooler=settings.get("pooler", False)), VOCAB).eval()
+    load_hugging_face(again, written)
+    before, after = model.state_dict(), again.state_dict()
+    assert all(torch.equal(before[name][:VOCAB], after[name][:VOCAB]) for name in before)
+    assert not any(after[name].any() for name in after.keys() - before.keys())
+    tokens, _ = ragged(VOCAB)
+    assert torch.allclose(model.eval()(tokens)[..., :VOCAB], again(tokens)[..., :VOCAB], atol=1e-5)
+
+
 @pytest.mark.parametrize("change", [{"positions": "relative"}, {"positions": "rotary"}, {"norm": "pre"}])
 def test_what_cannot_be_expressed_is_one_line(change):
     ((name, value),) = change.items()

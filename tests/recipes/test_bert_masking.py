@@ -105,13 +105,15 @@ def test_baselines_count_neighbours():
     text = [2, 5, 6, 7, 3, 2, 8, 6, 9, 3, 2, 5, 6, 7, 3, 2, 8, 6, 7, 3, 10, 10, 10, 10, 10, 10]
     counts = NeighbourCounts([torch.tensor([text])], TOKENIZER)
     asked = torch.tensor([[5, 99, 9, 0], [6, 99, 3, 0], [99, 99, 99, 0], [8, 99, 7, 0]])
-    guesses = counts.guesses(asked, torch.ones(4, 1, dtype=torch.int64))
-    assert guesses[MOST_FREQUENT].flatten().tolist() == [10, 10, 10, 10]
-    assert guesses[LEFT_BIGRAM].flatten().tolist() == [6, 7, 10, 6]
-    assert guesses[TWO_SIDED].flatten().tolist() == [6, 7, 10, 6]
-    between = counts.guesses(torch.tensor([[6, 99, 3]]), torch.tensor([[1]]))
+    predictions = counts.predictions(asked, torch.ones(4, 1, dtype=torch.int64))
+    assert predictions[MOST_FREQUENT].flatten().tolist() == [10, 10, 10, 10]
+    assert predictions[LEFT_BIGRAM].flatten().tolist() == [6, 7, 10, 6]
+    assert predictions[TWO_SIDED].flatten().tolist() == [6, 7, 10, 6]
+    between = counts.predictions(torch.tensor([[6, 99, 3]]), torch.tensor([[1]]))
     assert between[TWO_SIDED].item() == 7
     only_right_differs = NeighbourCounts([torch.tensor([[5, 6, 7], [5, 8, 9], [5, 8, 9]])], TOKENIZER)
-    guesses = only_right_differs.guesses(torch.tensor([[5, 99, 7], [5, 99, 9]]), torch.ones(2, 1, dtype=torch.int64))
-    assert guesses[LEFT_BIGRAM].flatten().tolist() == [8, 8]
-    assert guesses[TWO_SIDED].flatten().tolist() == [6, 8]
+    predictions = only_right_differs.predictions(
+        torch.tensor([[5, 99, 7], [5, 99, 9]]), torch.ones(2, 1, dtype=torch.int64)
+    )
+    assert predictions[LEFT_BIGRAM].flatten().tolist() == [8, 8]
+    assert predictions[TWO_SIDED].flatten().tolist() == [6, 8]

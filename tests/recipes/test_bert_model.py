@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.present import present
 from trainkit.errors import ConfigError, DataError
+from trainkit.ops import Dropout
 from trainkit_recipes.bert.attention import Attention, RelativeBias
 from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architecture
 from trainkit_recipes.bert.model import (
@@ -107,7 +108,7 @@ def test_a_directory_of_transformers_is_read_with_its_shape(tmp_path):
     with pytest.raises(DataError, match=r"has num_layers=2: set recipe\.model\.num_layers to it \(here it is 3\)"):
         load_hugging_face(make_model(num_layers=3), tmp_path)
     with pytest.raises(DataError, match=r"token\.weight' has shape \[101, 128\]"):
-        load_hugging_face(MaskedLanguageModel(TINY, 80), tmp_path)
+        load_hugging_face(MaskedLanguageModel(TINY, 200), tmp_path)
     with pytest.raises(DataError, match=r"has no config\.json"):
         load_hugging_face(make_model(), tmp_path / "empty")
 
@@ -315,16 +316,36 @@ def test_every_variant_ignores_padding_and_keeps_samples_apart(variant):
     assert torch.equal(model(scrambled, attended_BT=attended)[attended], whole[attended])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant['positions']}-{variant['norm']}")
 def test_the_head_on_chosen_positions_is_the_full_head_gathered(variant):
     model = make_model(**variant, init_std=0.2).double()
     tokens, attended = make_tokens()
     chosen = torch.tensor([[0, 5, 23], [1, 1, 2], [9, 3, 0], [12, 11, 10]])
-    full = model(tokens, attended_BT=attended)
+    full, ours = model(tokens, attended_BT=attended), model(tokens, chosen, attended)
     gathered = full.gather(1, chosen[..., None].expand(-1, -1, full.shape[-1]))
-    assert torch.allclose(model(tokens, chosen, attended), gathered, atol=1e-12)
+    assert torch.allclose(ours, gathered, atol=1e-12)
+    direction = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    parameters = [*model.parameters()]
+    found, expected = (torch.autograd.grad((x * direction).mean(), parameters) for x in (ours, gathered))
+    largest = max(float(g.abs().max()) for g in expected)
+    assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) < 1e-12 * largest
     assert model(tokens[:0], chosen[:0]).shape == (0, 3, 128)  # a rank's share may be empty
+
+
+@torch.no_grad()
+def test_dropout_at_chosen_positions_is_that_of_the_sample():
+    model = make_model(dropout=0.3, attention_dropout=0.3).double().train()
+    tokens, chosen = make_tokens()[0], torch.tensor([[0, 5], [1, 2], [9, 3], [12, 11]])
+    dropouts = [part for part in model.modules() if isinstance(part, Dropout)]
+
+    def logits(samples: slice) -> torch.Tensor:
+        for key, layer in enumerate(dropouts):
+            layer.see(key, torch.arange(100, 104)[samples], 0)
+        return model(tokens[samples], chosen[samples])
+
+    whole = logits(slice(0, 4))
+    assert torch.allclose(whole[2:], logits(slice(2, 4)), atol=1e-12)
+    assert not torch.allclose(whole, model.eval()(tokens, chosen), atol=1e-3)
 
 
 @torch.no_grad()
@@ -391,6 +412,24 @@ def test_biases_and_norms_do_not_decay():
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
     assert all(names[p].endswith(("bias", "norm.weight", "table_HR")) for p in rest["params"])
     assert all(names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"])
+
+
+@pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
+def test_without_biases_it_is_the_model_with_zeros(feed_forward):
+    settings = {"norm": "pre", "positions": "rotary", "feed_forward": feed_forward, "pooler": True}
+    bare, zeros = make_model(**settings, bias=False).double(), make_model(**settings).double()
+    assert [name for name, _ in bare.named_parameters() if "bias" in name] == ["head.bias"]
+    zeros.load_state_dict(bare.state_dict(), strict=False)  # fresh biases are zero
+    tokens, attended = make_tokens()
+    losses = [masked_loss(model.train()(tokens, attended_BT=attended), tokens)[0] for model in (bare, zeros)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for name, parameter in bare.encoder.named_parameters():
+        if "pooler" not in name:
+            assert torch.equal(present(parameter.grad), present(zeros.encoder.get_parameter(name).grad)), name
+    hidden = torch.randn(2, 3, 128, dtype=torch.float64)
+    assert torch.equal(bare.encoder.pool(hidden), zeros.encoder.pool(hidden))
 
 
 def test_sizes_that_cannot_be_are_refused():

@@ -182,7 +182,7 @@ def test_an_evaluation_is_on_windows_of_the_phase(path):
     known = present(MaskedLanguageModelling.restored_arguments(recipe.state_dict(), None))
     assert "num_steps" not in known
     loaded = make(path, **{**known, "evaluation_batch_size": 2})
-    assert loaded.fill("alpha [MASK]").guesses
+    assert loaded.fill("alpha [MASK]").predictions
     for made in (recipe, loaded):
         made.runtime.close()
 

@@ -186,7 +186,7 @@ def test_a_model_below_its_baseline_says_the_steps_it_needs():
     evaluations = [(500, 0.1), (1000, 0.3), (1500, 0.37), (2000, 0.40)]
     told = present(outlook(rows, evaluations, 0.75))
     assert told.startswith(
-        "after 2,000 steps, 0.75 times the training text, the model guesses 40.0 % of held-out tokens"
+        "after 2,000 steps, 0.75 times the training text, the model predicts 40.0 % of held-out tokens"
     )
     assert told.endswith("it gained 10.0 points in the last 1,000 steps, and at that rate needs 2,600 in all: "
                          "try recipe.num_steps=2600")  # fmt: skip
@@ -221,7 +221,7 @@ def report_rows(path: Path) -> list[tuple[str, float]]:
 def test_a_sentence_is_filled_with_the_likeliest_token(path):
     recipe = make(path)
     filled = recipe.fill("alpha [MASK] gamma")
-    ((best, share), *_) = filled.guesses[0]
+    ((best, share), *_) = filled.predictions[0]
     assert filled.text.split()[1:] == [best, "gamma"] or best.startswith("##")
     assert 0 < share < 1
     with pytest.raises(DataError, match=r"no \[MASK\] in 'alpha'"):

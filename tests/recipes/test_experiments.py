@@ -12,6 +12,7 @@ import torch
 from tests.jobs import ROOT, newest_tensors, run
 from trainkit import checkpoint
 from trainkit.checkpoint import store
+from trainkit.cli.main import main
 from trainkit.errors import CheckpointError
 
 FILL, SAMPLE = (ROOT / "recipes" / name for name in ("bert/fill.py", "progressive_gan/sample.py"))
@@ -28,6 +29,10 @@ FEW_IN_EACH = [
 ]
 SHORT = {
     "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001"],
+    "bert_24h": [
+        *SMALL, "recipe.num_steps=6", "save_every=4", "evaluate_every=null", "data.sequence_length=32",
+        "recipe.grad_accumulation_steps=2", "recipe.batch_size_warmup={first: 4, num_samples: 8, num_stages: 1}",
+    ],
     "bert_base": [*SELDOM, *SMALL, *FEW_IN_EACH],
     "bert_large": [*SELDOM, *SMALL, *FEW_IN_EACH],
     "glyphs": [
@@ -35,7 +40,7 @@ SHORT = {
         "evaluate_every=null", "recipe.num_measured=256", "recipe.num_directions=16",
     ],
 }  # fmt: skip
-NIGHTLY = ("bert_base",)  # bert_large stands for it
+NIGHTLY = ("bert_base", "bert_24h")  # bert_large stands for them; the latter is trained below, too
 ON_TWO_RANKS = ("bert_quickstart", "glyphs")  # as `make train` and `make gan` do
 
 
@@ -83,6 +88,17 @@ def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_
         assert "[MASK]" not in _require(run([whole, "alpha [MASK] gamma"], script=FILL)).splitlines()[-1]
     measured = _require(run(["evaluate", whole], script=MAIN))
     assert ("swd" if experiment == "glyphs" else "held_out_loss") in measured
+
+
+def test_a_modern_bert_trains(text, tmp_path):
+    shorter = [name for name in SHORT["bert_24h"] if not name.startswith("recipe.num_steps")]
+    arguments = ["experiment=bert_24h", *shorter, "recipe.num_steps=3", "tracking=none", f"data.path={text}"]
+    assert main(["train", *arguments, f"run_dir={tmp_path}"]) == 0
+    model = checkpoint.read_manifest(checkpoint.step_directories(tmp_path / "checkpoints")[-1])["values"]["config"]
+    parts = {"positions": "rotary", "feed_forward": "geglu", "norm": "pre", "bias": False, "attention_dropout": 0.0}
+    assert parts.items() <= model["recipe"]["model"].items()
+    biases = [name for name in newest_tensors(tmp_path) if "bias" in name]
+    assert biases and all("head.bias" in name for name in biases)
 
 
 def test_a_manifest_of_integer_keys_is_read_back(tmp_path):

@@ -10,7 +10,7 @@ EXAMPLES = """\
 examples:
   trainkit export runs/bert --to huggingface bert_of_mine
   trainkit export runs/bert --to onnx bert.onnx
-  trainkit export runs/bert --to onnx bert_int8.onnx --int8 dynamic --max-loss 0.005
+  trainkit export runs/bert --to onnx bert_int8.onnx --int8 dynamic --max-drop 0.005
   trainkit export runs/faces --to onnx generator.onnx
 """
 
@@ -41,11 +41,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "accuracy before and after",
     )
     parser.add_argument(
-        "--max-loss",
+        "--max-drop",
         type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="the drop of the accuracy by --int8 above which nothing is written; default: 0.01",
+        metavar="DROP",
+        help="the drop by --int8 of the metric (accuracy, F1, Spearman's correlation or R2, all at most 1) above which "
+        "nothing is written; default: 0.01, one point of a hundred",
     )
     parser.set_defaults(run=_run)
     return parser
@@ -58,6 +58,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ConfigError("trainkit export runs in one process: type it without torchrun")
     if arguments.int8 is not None and arguments.to != "onnx":
         raise ConfigError(f"--int8 {arguments.int8} is for --to onnx, and not for --to {arguments.to}: leave it out")
+    if arguments.max_drop is not None and arguments.int8 is None:
+        raise ConfigError(f"--max-drop {arguments.max_drop:g} is for --int8, which is not given: leave it out")
+    limit = {} if arguments.max_drop is None else {"max_drop": arguments.max_drop}
     export(
         arguments.path,
         arguments.to,
@@ -65,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.overrides,
         averaged=arguments.averaged,
         int8=arguments.int8,
-        max_loss=arguments.max_loss,
+        **limit,
         config_dir=arguments.config_dir,
         trust=arguments.trust,
     )

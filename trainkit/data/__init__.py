@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trainkit.data.datasets import Datasets
     from trainkit.data.examples import Example, Examples
     from trainkit.data.images import Images
+    from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -21,6 +22,7 @@ __all__ = [
     "Examples",
     "Images",
     "Normalizer",
+    "NvidiaBert",
     "Pyramid",
     "Text",
     "Vocabulary",
@@ -38,6 +40,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
             "Normalizer": "trainkit.data.vocabulary",
+            "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
             "Text": "trainkit.data.text",
             "Vocabulary": "trainkit.data.vocabulary",

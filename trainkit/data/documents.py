@@ -144,23 +144,31 @@ def pack(lengths: NDArray[Any], capacity: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def _write_index(path: Path, dtype: np.dtype[Any], sequence_length: int, end: int, directory: Path) -> None:
-    starts, lengths = _pieces(path, dtype, sequence_length, end)
+    starts, lengths = pieces(path, dtype, sequence_length - _SHORTEST + 1, end)
+    lengths += _SHORTEST - 1
     documents, bounds = pack(lengths, sequence_length)
     for name, values in ((_STARTS, starts), (_LENGTHS, lengths), (_PIECES, documents), (_BOUNDS, bounds)):
         np.save(directory / name, values)
 
 
-def _pieces(
-    path: Path, dtype: np.dtype[Any], sequence_length: int, end: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Where each piece begins in the stream, and its length with the two special tokens."""
+def pieces(path: Path, dtype: np.dtype[Any], room: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Divides the documents of a stream into pieces.
+
+    Args:
+        path: the file of token numbers.
+        dtype: of a token number.
+        room: tokens in a piece at most.
+        end: the token after each document, which is in no piece.
+
+    Returns:
+        Where each piece begins in the stream, and its length.
+    """
     ends = np.concatenate([np.empty(0, np.int64), *_ends(path, dtype, end)])
     begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-    room = sequence_length - _SHORTEST + 1
     counts = -(-(ends - begins) // room)  # pieces of each document; an empty one has none
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
     starts = np.repeat(begins, counts) + number * room
-    lengths = np.minimum(np.repeat(ends, counts) - starts, room) + _SHORTEST - 1
+    lengths = np.minimum(np.repeat(ends, counts) - starts, room)
     return starts.astype(np.int64), lengths.astype(np.int32)
 
 

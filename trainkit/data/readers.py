@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.files import suffix_of
+from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError, nearest
 
 Reader = Callable[[Path, str], Iterator[str]]
@@ -180,38 +181,15 @@ class _Page(HTMLParser):
             self._fragments.append(data)
 
 
-def read_parquet(path: Path, field: str) -> Iterator[str]:
-    """Yields the column `field`, row group by row group.
+def read_record_batches(path: Path, field: str) -> Iterator[str]:
+    """Yields the column `field` of a parquet file or an Arrow stream, batch by batch.
 
     Raises:
-        DataError: where the column does not exist or holds no text, or the file is no parquet file.
+        DataError: where the column does not exist or holds no text, or the file is not of its format.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a parquet file ({error}); remove it or set data.path to another") from None
-    _check_column(path, field, file.schema_arrow)
-    for batch in file.iter_batches(batch_size=1024, columns=[field]):
-        yield from _strings(path, batch.column(0))
-
-
-def read_arrow(path: Path, field: str) -> Iterator[str]:
-    """Yields the column `field` of a file in Arrow's streaming format, which Hugging Face datasets writes.
-
-    Raises:
-        DataError: where the column does not exist or holds no text, or the file is no Arrow stream.
-    """
-    import pyarrow
-
-    try:
-        reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not an Arrow stream ({error}); save the data set again") from None
-    _check_column(path, field, reader.schema)
-    for batch in reader:
+    file = RecordBatches.open(path)
+    _check_column(path, field, file.schema)
+    for batch in file.batches([field]):
         yield from _strings(path, batch.column(field))
 
 
@@ -242,8 +220,8 @@ _COMPRESSED = (".gz", ".zst")
 READERS: dict[str, Reader] = {
     **_STREAMED,
     **{suffix + compressed: read for suffix, read in _STREAMED.items() for compressed in _COMPRESSED},
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
+    ".parquet": read_record_batches,
+    ".arrow": read_record_batches,
     ".py": read_documentation,
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from trainkit.data.corpus import arrow_files
 from trainkit.data.files import suffix_of
 from trainkit.data.readers import json_objects, lines_of, table_rows
+from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError
 
 CONLL, SQUAD = "conll", "squad"
@@ -16,8 +17,8 @@ _FORMATS = {
     ".csv": "table",
     ".tsv": "table",
     ".jsonl": "json lines",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
+    ".parquet": "record batches",
+    ".arrow": "record batches",
     ".conll": CONLL,
     ".iob": CONLL,
     ".iob2": CONLL,
@@ -86,8 +87,7 @@ def read_rows(path: Path, *, quotes: bool = True) -> Iterator[Row]:
         return
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         "json lines": _json_lines,
-        "parquet": _parquet,
-        "arrow": _arrow,
+        "record batches": _record_batches,
         CONLL: _conll,
         SQUAD: _squad,
     }
@@ -162,30 +162,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
         yield Row(row, path, f"line {number}")
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a parquet file ({error}); remove it or set data.path to another") from None
-    yield from _numbered(path, file.schema_arrow, file.iter_batches(batch_size=1024))
-
-
-def _arrow(path: Path) -> Iterator[Row]:
-    import pyarrow
-
-    try:
-        reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not an Arrow stream ({error}); save the data set again") from None
-    yield from _numbered(path, reader.schema, reader)
-
-
-def _numbered(path: Path, schema: Any, batches: Any) -> Iterator[Row]:
-    names, number = _class_names(schema), 0
-    for batch in batches:
+def _record_batches(path: Path) -> Iterator[Row]:
+    file, number = RecordBatches.open(path), 0
+    names = _class_names(file.schema)
+    for batch in file.batches():
         for row in batch.to_pylist():
             number += 1
             for column, classes in names.items():

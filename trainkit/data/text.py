@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainkit.cache import cache_root, cached
 from trainkit.data.corpus import Corpus, find_corpus
@@ -14,6 +14,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
 from trainkit.data.files import counted
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
+from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
@@ -47,7 +48,7 @@ class Text:
         sequence_length: tokens in a sample, including the leading [CLS].
         documents: `joined`: windows over the documents one after the other; `apart`: windows of whole documents with
             their numbers, for a model that keeps them apart; `padded`: one document in a window, with padding. A
-            document that is longer than a window is divided.
+            document that is longer than a window is divided; `pairs`: two segments each, for next-sentence prediction.
         held_out: the fraction of the documents that is held out, chosen by a hash of their text; a data set saved by
             Hugging Face datasets with a validation or test split keeps its own.
         held_out_samples: the maximum number of windows to evaluate on, an even choice by a hash; None: all.
@@ -68,7 +69,7 @@ class Text:
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool | None = None
     sequence_length: int = 64
-    documents: Literal["joined", "apart", "padded"] = "joined"
+    documents: Literal["joined", "apart", "padded", "pairs"] = "joined"
     held_out: float = 0.02
     held_out_samples: int | None = 4096
     cache_dir: Path | None = None
@@ -77,7 +78,7 @@ class Text:
 
     def __post_init__(self) -> None:
         _check(self.sequence_length >= 8, "sequence_length", self.sequence_length, "at least 8")
-        forms = ("joined", "apart", "padded")
+        forms = ("joined", "apart", "padded", "pairs")
         _check(self.documents in forms, "documents", self.documents, f"one of {', '.join(forms)}")
         _check(self.vocab_size >= 100, "vocab_size", self.vocab_size, "at least 100")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
@@ -144,24 +145,17 @@ class Text:
 
     def _windows(
         self, path: Path, tokenizer: WordPiece, content: str, drop_last: bool = False, most: int | None = None
-    ) -> PackedTokens | PackedDocuments:
+    ) -> PackedTokens | PackedDocuments | SentencePairs:
         dtype, length, start = dtype_for(tokenizer.vocab_size), self.sequence_length, tokenizer.start
         if self.documents == "joined":
             return PackedTokens(
                 path, dtype, length, start=start, pad=tokenizer.pad, drop_last=drop_last, most=most, content=content
             )
-        return PackedDocuments(
-            path,
-            dtype,
-            length,
-            start=start,
-            end=tokenizer.end,
-            pad=tokenizer.pad,
-            form=self.documents,
-            most=most,
-            content=content,
-            cache=cache_root(self.cache_dir),
-        )
+        settings: dict[str, Any] = {"start": start, "end": tokenizer.end, "pad": tokenizer.pad, "most": most}
+        settings |= {"content": content, "cache": cache_root(self.cache_dir)}
+        if self.documents == "pairs":
+            return SentencePairs(path, dtype, length, **settings)
+        return PackedDocuments(path, dtype, length, form=self.documents, **settings)
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 

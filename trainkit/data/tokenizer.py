@@ -75,6 +75,11 @@ class WordPiece:
         return self._backend.get_vocab()
 
     @property
+    def continuations(self) -> list[int]:
+        """The numbers of the tokens that continue a word, `##` in a vocab.txt, ascending."""
+        return sorted(number for token, number in self.numbers.items() if token.startswith("##"))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides how text becomes numbers."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()

@@ -47,7 +47,7 @@ class Export:
         run: facts about the checkpoint.
         averaged: whether the averaged weights are asked for; None: as the recipe evaluates.
         int8: whether weights, and activations either `dynamic` or `static`, are quantized to 8 bits.
-        max_loss: the largest drop of the accuracy by `int8` that is accepted.
+        max_drop: the largest drop by `int8` of the model's held-out metric that is accepted; see `OnnxModel`.
     """
 
     target: Path
@@ -55,7 +55,7 @@ class Export:
     run: RunFacts
     averaged: bool | None = None
     int8: Literal["dynamic", "static"] | None = None
-    max_loss: float = 0.01
+    max_drop: float = 0.01
 
 
 Exporter = Callable[[Export], Iterable[str]]

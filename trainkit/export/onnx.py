@@ -57,8 +57,8 @@ class OnnxModel:
         dynamic: by input, its dynamic dimensions.
         checks: other inputs, on which onnxruntime must give what PyTorch gives.
         metadata: text by name, which the file holds.
-        measure: the accuracy on held-out data of a function from inputs to outputs, higher being better; None: there is
-            none, and int8 is refused.
+        measure: a metric without units on held-out data, of a function from inputs to outputs, at most 1, which is
+            best; None: there is none, and int8 is refused.
         measured: its name.
         calibration: inputs from held-out data, for static int8.
     """
@@ -88,7 +88,7 @@ def write_onnx(model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX
     Raises:
         ConfigError: where packages are missing, the module cannot be exported, the file differs from PyTorch by more
             than 1e-5 of the largest output (or four times PyTorch's own rounding, where that is more), or int8 loses
-            more than `export.max_loss`.
+            more than `export.max_drop`.
     """
     _require_packages()
     if export.int8 is not None and (model.measure is None or model.calibration is None):
@@ -241,9 +241,9 @@ def _quantized(model: OnnxModel, export: Export, plain: Path, *, external: bool)
             quantize_static(ready, export.target, reader, activation_type=QuantType.QUInt8, **settings)
     before, after = model.measure(predictor(plain)), model.measure(predictor(export.target))
     measured = f"{model.measured} {before:.4f} in fp32 and {after:.4f} in int8 ({export.int8})"
-    if not before - after <= export.max_loss:
+    if not before - after <= export.max_drop:
         raise ConfigError(
-            f"{measured}: the loss of {before - after:.4f} is above --max-loss {export.max_loss:g}, and nothing was "
+            f"{measured}: the drop of {before - after:.4f} is above --max-drop {export.max_drop:g}, and nothing was "
             f"written; raise it, or leave --int8 out"
         )
     sizes = [sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) for path in (plain, export.target)]

@@ -92,13 +92,14 @@ class ActivatedLinear(nn.Linear):
         in_features: size of the input's last dimension.
         out_features: size of the output's last dimension.
         activation: as for `bias_activation_dropout`.
+        bias: whether there is one.
 
     Raises:
         ConfigError: for an unknown activation.
     """
 
-    def __init__(self, in_features: int, out_features: int, activation: str = "gelu") -> None:
-        super().__init__(in_features, out_features)
+    def __init__(self, in_features: int, out_features: int, activation: str = "gelu", bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         self.activation = known_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:

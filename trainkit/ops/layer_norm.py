@@ -16,7 +16,7 @@ def dropout_residual_layer_norm(
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     eps: float,
     p: float = 0.0,
@@ -34,7 +34,7 @@ def dropout_residual_layer_norm(
         x: [N, ..., D].
         residual: [N, ..., D].
         weight: [D], of any floating dtype.
-        bias: [D], of any floating dtype.
+        bias: [D], of any floating dtype; None: no bias.
         eps: added to the variance.
         p: the probability with which an element of x is dropped.
         key: of the mask, see `trainkit.ops.dropout`.
@@ -59,7 +59,7 @@ def dropout_residual_layer_norm(
         x.to(dtype).contiguous(),
         residual.to(dtype).contiguous(),
         weight.to(sum_dtype(x)).contiguous(),
-        bias.to(sum_dtype(x)).contiguous(),
+        (torch.zeros_like(weight) if bias is None else bias).to(sum_dtype(x)).contiguous(),
         eps,
         p,
         key,
@@ -73,7 +73,7 @@ def dropout_residual_layer_norm_reference(
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     eps: float,
     p: float = 0.0,
@@ -85,7 +85,8 @@ def dropout_residual_layer_norm_reference(
     dropped = x if positions is None or p == 0.0 else dropout_reference(x, p, key, positions, call)
     summed = residual + dropped
     wide = sum_dtype(summed)
-    normed = F.layer_norm(summed.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps)
+    wide_bias = None if bias is None else bias.to(wide)
+    normed = F.layer_norm(summed.to(wide), x.shape[-1:], weight.to(wide), wide_bias, eps)
     return normed.to(summed.dtype), summed
 
 
@@ -97,10 +98,11 @@ class LayerNorm(nn.LayerNorm):
     Args:
         size: of the last dimension.
         eps: added to the variance.
+        bias: whether there is one.
     """
 
-    def __init__(self, size: int, eps: float = 1e-5) -> None:
-        super().__init__(size, eps=eps)
+    def __init__(self, size: int, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__(size, eps=eps, bias=bias)
 
     @overload
     def forward(self, x: Tensor) -> Tensor: ...
@@ -140,13 +142,16 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, p: float, positions: Tensor | None) -> None:
+def _check(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, p: float, positions: Tensor | None
+) -> None:
     op = "dropout_residual_layer_norm"
     size = x.shape[-1:]
-    if x.dim() < 2 or residual.shape != x.shape or weight.shape != size or bias.shape != size:
+    bias_shape = size if bias is None else bias.shape
+    if x.dim() < 2 or residual.shape != x.shape or weight.shape != size or bias_shape != size:
         raise ConfigError(
             f"trainkit.ops.{op}: x {list(x.shape)}, residual {list(residual.shape)}, weight {list(weight.shape)}, bias "
-            f"{list(bias.shape)}; they must be [N, ..., D], the same, [D] and [D]"
+            f"{list(bias_shape)}; they must be [N, ..., D], the same, [D] and [D]"
         )
     if positions is not None:
         check_draw(op, x, p, positions)

@@ -15,8 +15,8 @@ from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.bert.finetuning import squad
-from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, Tokens
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, Tokens, require_tokens
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
 
 _MAX_QUESTION = 64  # tokens, as in BERT's own script
 _NUM_BEST = 20  # starts and ends of a window that are combined
@@ -58,7 +58,7 @@ class Answering(Task):
     """
 
     name = "question_answering"
-    best_metric = "-held_out_f1"
+    best_metric, score = "-held_out_f1", "held_out_f1"
     num_outputs, pooling = 2, None
 
     def __init__(self, train: Sequence[Example], *, stride: int, max_answer_length: int) -> None:
@@ -73,6 +73,8 @@ class Answering(Task):
         windows: list[Window] = []
         targets: list[tuple[int, int]] = []
         for number, (example, question, (pieces, spans)) in enumerate(zip(examples, questions, contexts, strict=True)):
+            require_tokens(example, pieces, "context")
+            encoder.count(f"questions cut to {_MAX_QUESTION} tokens", len(question) > _MAX_QUESTION)
             question = question[:_MAX_QUESTION]
             room = encoder.max_length - len(question) - 3
             if room <= self._stride:
@@ -80,7 +82,7 @@ class Answering(Task):
                     f"recipe.max_length={encoder.max_length} leaves {room} tokens for the context of {example.where}, "
                     f"and recipe.stride={self._stride} are shared by two windows: raise the one or lower the other"
                 )
-            answer = answers_of(example)[:1] if purpose != "predict" else []
+            answer, is_held = answers_of(example)[:1] if purpose != "predict" else [], False
             for first in range(0, max(1, len(pieces) - self._stride), room - self._stride):
                 tokens = encoder.join(question, pieces[first : first + room])
                 inside = np.full((len(tokens.numbers), 2), -1, np.int64)
@@ -88,6 +90,9 @@ class Answering(Task):
                 texts.append(tokens)
                 windows.append(Window(number, inside))
                 targets.append(_place(inside, answer))
+                is_held |= targets[-1] != (0, 0)
+            if answer:
+                encoder.count("answers that no window holds whole, learnt as no answer", not is_held)
         columns = {} if purpose == "predict" else {"spans": torch.tensor(targets)}
         return Samples(texts, encoder.tokenizer.pad, columns, is_paired=True, notes=Notes(windows, examples))
 
@@ -95,24 +100,26 @@ class Answering(Task):
         """Computes the mean cross-entropy of start and end; see `Task`."""
         return self._losses(self._outputs(engine, batch), batch).mean(), None
 
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Predicts the best spans of each window; see `Task`."""
         outputs_BTC = self._outputs(engine, batch)
         losses = self._losses(outputs_BTC, batch).tolist() if "spans" in batch.data else [0.0] * len(batch)
         rows = zip(batch.indices.tolist(), outputs_BTC.double().cpu().numpy(), losses, strict=True)
-        return [Guess(index, self._best(row, samples.notes.windows[index]), loss, 1.0) for index, row, loss in rows]
+        return [
+            Prediction(index, self._best(row, samples.notes.windows[index]), loss, 1.0) for index, row, loss in rows
+        ]
 
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
         """Measures the best span over the windows of each question; see `Task`."""
-        return _measured(samples.notes.examples, self.texts(guesses, samples))
+        return _measured(samples.notes.examples, self.texts(predictions, samples))
 
-    def texts(self, guesses: Sequence[Guess], samples: Samples) -> list[str]:
-        """Returns the answer to each question, from the guesses of its windows; empty: there is none."""
+    def texts(self, predictions: Sequence[Prediction], samples: Samples) -> list[str]:
+        """Returns the answer to each question, from the predictions of its windows; empty: there is none."""
         best: dict[int, tuple[float, int, int]] = {}
         nulls: defaultdict[int, float] = defaultdict(lambda: np.inf)
-        for guess in guesses:
-            question = samples.notes.windows[guess.index].question
-            null, span = guess.value
+        for prediction in predictions:
+            question = samples.notes.windows[prediction.index].question
+            null, span = prediction.value
             nulls[question] = min(nulls[question], null)
             if span is not None and (question not in best or span[0] > best[question][0]):
                 best[question] = span
@@ -125,18 +132,18 @@ class Answering(Task):
 
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
         """Measures the first sentence, and where there are such questions, that none has an answer; see `Task`."""
-        guessed = {"first sentence": [context_of(example).partition(". ")[0] for example in held_out]}
+        predicted = {"first sentence": [context_of(example).partition(". ")[0] for example in held_out]}
         if self.has_unanswerable:
-            guessed["no answer"] = [""] * len(held_out)
+            predicted["no answer"] = [""] * len(held_out)
         found: dict[str, dict[str, float]] = {}
-        for name, texts in guessed.items():
+        for name, texts in predicted.items():
             for metric, value in _measured(held_out, texts).items():
                 found.setdefault(metric, {})[name] = value
         return found
 
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the answers."""
-        return [{"prediction": text} for text in self.texts(guesses, samples)]
+        return [{"prediction": text} for text in self.texts(predictions, samples)]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns whether "no answer" may be predicted."""

@@ -15,7 +15,7 @@ from trainkit.errors import ConfigError, DataError, nearest
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, is_paired
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import TextModel, majority
 
 ClassWeights = str | dict[str, float]
@@ -36,7 +36,7 @@ class Classification(Task):
     """
 
     name = "classification"
-    best_metric = "-held_out_accuracy"
+    best_metric, score = "-held_out_accuracy", "held_out_accuracy"
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Classification(Task):
         weight = weights_C[batch.labels].sum()
         return total / weight.clamp(min=1e-12), weight
 
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Predicts the log-probabilities of the classes; see `Task`."""
         outputs_BC = outputs_of(engine, batch)
         log_shares_BC = outputs_BC.log_softmax(dim=-1)
@@ -89,34 +89,37 @@ class Classification(Task):
         if "labels" in batch.data:
             losses_B = F.nll_loss(log_shares_BC, batch.labels, reduction="none").tolist()
         rows = log_shares_BC.double().cpu().numpy()
-        return [Guess(*row, 1.0) for row in zip(batch.indices.tolist(), rows, losses_B, strict=True)]
+        return [Prediction(*row, 1.0) for row in zip(batch.indices.tolist(), rows, losses_B, strict=True)]
 
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
         """Measures the most likely classes; see `Task`."""
-        return _measured(samples.targets["labels"], [int(guess.value.argmax()) for guess in guesses])
+        return _measured(samples.targets["labels"], [int(prediction.value.argmax()) for prediction in predictions])
 
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
         """Measures the majority class, and TF-IDF with a logistic regression; see `Task`."""
         truth = [self.classes.index(class_of(example)) for example in held_out]
         labels = [class_of(example) for example in train]
-        guessed = {
+        predicted = {
             "majority class": [majority(labels)] * len(held_out),
-            "TF-IDF + logistic regression": TextModel.classifier(train, labels).guesses(held_out),
+            "TF-IDF + logistic regression": TextModel.classifier(train, labels).predict(held_out),
         }
         found: dict[str, dict[str, float]] = {}
-        for name, values in guessed.items():
+        for name, values in predicted.items():
             for metric, value in _measured(truth, [self.classes.index(v) for v in values]).items():
                 found.setdefault(metric, {})[name] = value
         return found
 
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the class and the probabilities of all."""
         return [
             {
-                "prediction": self.classes[int(guess.value.argmax())],
-                **{f"p({name})": round(float(p), 6) for name, p in zip(self.classes, np.exp(guess.value), strict=True)},
+                "prediction": self.classes[int(prediction.value.argmax())],
+                **{
+                    f"p({name})": round(float(p), 6)
+                    for name, p in zip(self.classes, np.exp(prediction.value), strict=True)
+                },
             }
-            for guess in guesses
+            for prediction in predictions
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,12 +154,12 @@ def require_known(examples: Sequence[Example], classes: Sequence[str]) -> None:
             )
 
 
-def _measured(truth: Any, guesses: Sequence[int]) -> dict[str, float]:
+def _measured(truth: Any, predictions: Sequence[int]) -> dict[str, float]:
     truth = np.asarray(truth)
     return {
-        "held_out_accuracy": metrics.accuracy(truth, guesses),
-        "held_out_macro_f1": metrics.macro_f1(truth, guesses),
-        "held_out_matthews": metrics.matthews(truth, guesses),
+        "held_out_accuracy": metrics.accuracy(truth, predictions),
+        "held_out_macro_f1": metrics.macro_f1(truth, predictions),
+        "held_out_matthews": metrics.matthews(truth, predictions),
     }
 
 

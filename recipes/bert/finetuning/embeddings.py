@@ -14,7 +14,7 @@ from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.regression import number_of
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import cosines
 
 
@@ -38,7 +38,7 @@ class Embedding(Task):
     """
 
     name = "sentence_embeddings"
-    best_metric = "-held_out_spearman"
+    best_metric, score = "-held_out_spearman", "held_out_spearman"
     num_outputs = 0
 
     def __init__(
@@ -97,7 +97,7 @@ class Embedding(Task):
         own_N = torch.arange(self._group_size, device=scores_GNN.device)
         return F.cross_entropy(scores_GNN.flatten(0, 1), own_N.repeat(len(scores_GNN))), None
 
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Computes the embeddings, and of pairs their cosine; see `Task`."""
         first_BD = F.normalize(outputs_of(engine, batch), dim=-1)
         if samples.others is None:
@@ -105,11 +105,15 @@ class Embedding(Task):
         else:
             second_BD = F.normalize(outputs_of(engine, batch, "other_"), dim=-1)
             values = (first_BD * second_BD).sum(dim=-1).tolist()
-        return [Guess(index, value) for index, value in zip(batch.indices.tolist(), values, strict=True)]
+        return [Prediction(index, value) for index, value in zip(batch.indices.tolist(), values, strict=True)]
 
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
         """Measures how cosines are ordered beside the scores; see `Task`."""
-        return {"held_out_spearman": metrics.spearman(samples.targets["labels"], [guess.value for guess in guesses])}
+        return {
+            "held_out_spearman": metrics.spearman(
+                samples.targets["labels"], [prediction.value for prediction in predictions]
+            )
+        }
 
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
         """Measures the cosine of TF-IDF vectors; see `Task`."""
@@ -118,11 +122,11 @@ class Embedding(Task):
         value = metrics.spearman([number_of(example) for example in held_out], cosines(known, texts, pairs))
         return {"held_out_spearman": {"TF-IDF cosine": value}}
 
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the cosines of pairs, or the embeddings of texts."""
         if samples.others is not None:
-            return [{"cosine": round(guess.value, 6)} for guess in guesses]
-        return [{"embedding": [round(float(value), 6) for value in guess.value]} for guess in guesses]
+            return [{"cosine": round(prediction.value, 6)} for prediction in predictions]
+        return [{"embedding": [round(float(value), 6) for value in prediction.value]} for prediction in predictions]
 
     def _is_positive(self, example: Example) -> bool:
         return self._positive_from is None or number_of(example) >= self._positive_from

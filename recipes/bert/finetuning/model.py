@@ -69,8 +69,14 @@ class FineTuned(nn.Module):
         segments_N = None
         if firsts_B is not None and self.encoder.architecture.num_segments > 1:
             segments_N = (documents.positions_N >= firsts_B[samples_N]).long()
-        hidden_ND = self.encoder(tokens_BT.flatten()[places_N], None, segments_N, documents)
-        hidden = self._pooled(pad(hidden_ND, places_N, num_samples, length), lengths_B)
+        tokens_N = tokens_BT.flatten()[places_N]
+        if self.pooling == "first":
+            rows_B = documents.bounds[:-1].long()[order_B.argsort()]
+            hidden_BD = self.encoder(tokens_N, None, segments_N, documents, rows_B)
+            hidden = hidden_BD if self.head is None else self.encoder.pool(hidden_BD[:, None])
+        else:
+            hidden_ND = self.encoder(tokens_N, None, segments_N, documents)
+            hidden = self._pooled(pad(hidden_ND, places_N, num_samples, length), lengths_B)
         outputs = hidden if self.head is None else self.head(self.dropout(hidden))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs if self.head is None else outputs * self.scale + self.centre
@@ -78,6 +84,4 @@ class FineTuned(nn.Module):
     def _pooled(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         if self.pooling is None:
             return hidden_BTD
-        if self.pooling == "first":
-            return hidden_BTD[:, 0] if self.head is None else self.encoder.pool(hidden_BTD)
         return hidden_BTD.sum(dim=1) / lengths_B[:, None].to(hidden_BTD.dtype)  # padding is zero

@@ -74,19 +74,18 @@ def onnx_model(recipe: "FineTuning", module: FineTuned) -> OnnxModel:
         module: with the weights to export.
 
     Returns:
-        The description; the accuracy is the task's best metric, negated where lower is better.
+        The description; what is measured is the score of the task.
     """
     task, architecture, runtime = recipe.task, module.encoder.architecture, recipe.runtime
     has_segments = architecture.num_segments > 1
-    metric, sign = task.best_metric.removeprefix("-"), 1.0 if task.best_metric.startswith("-") else -1.0
 
     def measure(predict: Predict) -> float:
         samples = recipe.datasets.held_out
         engine: Any = _Computed(predict, module, has_segments)
-        guesses = []
+        predictions = []
         for batch in runtime.evaluation_batches(samples, batch_size=AT_ONCE):
-            guesses += task.guesses(engine, batch, samples)
-        return sign * task.metrics(sorted(guesses, key=lambda guess: guess.index), samples)[metric]
+            predictions += task.predictions(engine, batch, samples)
+        return task.metrics(sorted(predictions, key=lambda prediction: prediction.index), samples)[task.score]
 
     def calibration() -> Iterator[Mapping[str, Tensor]]:
         batches = runtime.evaluation_batches(recipe.datasets.held_out, batch_size=AT_ONCE)
@@ -98,7 +97,7 @@ def onnx_model(recipe: "FineTuning", module: FineTuned) -> OnnxModel:
         outputs=("embeddings" if module.head is None else "logits",),
         metadata={"task": task.name, **_classes(recipe), **metadata_of(recipe.tokenizer, architecture)},
         measure=measure,
-        measured=metric if sign > 0 else f"-{metric}",
+        measured=task.score,
         calibration=calibration,
         **text_inputs(architecture, recipe.tokenizer),
     )

@@ -55,6 +55,8 @@ def _run(options: argparse.Namespace) -> None:
     recipe = _load(options.path, options.trust)
     rows = recipe.predict(examples)
     if recipe.runtime.ranks.is_main:
+        for what, count in recipe.encoder.facts().items():
+            print(f"{what}: {count}", file=sys.stderr)
         _write(rows, options.output)
     recipe.runtime.close()
 

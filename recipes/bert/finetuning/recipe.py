@@ -22,7 +22,7 @@ from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction
 from trainkit_recipes.bert.finetuning.tasks import TaskName, make_task
 from trainkit_recipes.bert.finetuning.weights import Pretrained, check_vocabulary
 from trainkit_recipes.bert.finetuning.words import joined
@@ -111,6 +111,11 @@ class FineTuning(Recipe):
         require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=None)
         self.runtime, self.batch_size, self.evaluation_batch_size = runtime, batch_size, evaluation_batch_size
         require_uncompiled(runtime, "recipe=bert_finetune")
+        if unfreeze_every is not None and not num_layers_frozen:
+            raise ConfigError(
+                f"recipe.unfreeze_every={unfreeze_every} with recipe.num_layers_frozen=0: nothing is frozen; set "
+                f"num_layers_frozen, or leave unfreeze_every out"
+            )
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
         loaded: Datasets = runtime.ranks.first_on_host(data.load)
         self._train, self._held_out = loaded.train, loaded.held_out
@@ -175,14 +180,14 @@ class FineTuning(Recipe):
 
     def evaluate(self) -> dict[str, float]:
         """Returns the task's metrics on the held-out data, and the mean loss where the task has one."""
-        guesses = self.guesses(self.datasets.held_out)
-        metrics = self.task.metrics(guesses, self.datasets.held_out)
-        if weight := sum(guess.weight for guess in guesses):
-            metrics = {"held_out_loss": sum(guess.loss for guess in guesses) / weight, **metrics}
+        predictions = self.predictions(self.datasets.held_out)
+        metrics = self.task.metrics(predictions, self.datasets.held_out)
+        if weight := sum(prediction.weight for prediction in predictions):
+            metrics = {"held_out_loss": sum(prediction.loss for prediction in predictions) / weight, **metrics}
         return metrics
 
     def baselines(self) -> Baselines:
-        """Returns what guesses without a network reach. Rank 0 computes them, once."""
+        """Returns the metrics of baselines without a network. Rank 0 computes them, once."""
         if not self._baselines:
             found, error = {}, None
             if self.runtime.ranks.is_main:
@@ -195,17 +200,20 @@ class FineTuning(Recipe):
         return self._baselines
 
     @torch.no_grad()
-    def guesses(self, samples: Samples) -> list[Guess]:
+    def predictions(self, samples: Samples) -> list[Prediction]:
         """Predicts samples, each once, in their order. Collective: every rank must call."""
-        own: list[Guess] = []
+        own: list[Prediction] = []
         self.model.module.eval()
         try:
             for batch in self.runtime.evaluation_batches(samples, batch_size=self.evaluation_batch_size):
-                own += self.task.guesses(self.model, batch, samples)
+                own += self.task.predictions(self.model, batch, samples)
         finally:
             self.model.module.train()
         everyone = self.runtime.ranks.all_gather_object(own)
-        return sorted((guess for guesses in everyone for guess in guesses), key=lambda guess: guess.index)
+        return sorted(
+            (prediction for predictions in everyone for prediction in predictions),
+            key=lambda prediction: prediction.index,
+        )
 
     def predict(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Predicts examples, whose labels are not used. Collective: every rank must call.
@@ -217,7 +225,7 @@ class FineTuning(Recipe):
             DataError: naming an example without the texts that the task needs.
         """
         samples = self.task.samples(examples, self.encoder, "predict")
-        rows = self.task.rows(self.guesses(samples), samples)
+        rows = self.task.rows(self.predictions(samples), samples)
         texts = [{"text": text_of(e.text), **({} if e.pair is None else {"pair": text_of(e.pair)})} for e in examples]
         return [{**text, **row} for text, row in zip(texts, rows, strict=True)]
 
@@ -281,9 +289,10 @@ class FineTuning(Recipe):
             given = WordPiece.learn(
                 texts, getattr(data, "vocab_size", 4096), lowercase=getattr(data, "lowercase", None)
             )
-        if self.pretrained.path is None:
-            self.pretrained = replace(self.pretrained, vocab_size=given.vocab_size)
-        check_vocabulary(given, self.pretrained, getattr(data, "vocab_file", None))
+        if self.pretrained.path is not None:
+            check_vocabulary(given, self.pretrained, getattr(data, "vocab_file", None))
+        # Not as many rows as the weights have: a checkpoint, which knows the tokenizer alone, must fit later.
+        self.pretrained = replace(self.pretrained, vocab_size=given.vocab_size)
         return given
 
     def _architecture(

@@ -14,7 +14,7 @@ from trainkit.errors import DataError
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, is_paired
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import TextModel
 
 
@@ -30,7 +30,7 @@ class Regression(Task):
     """
 
     name = "regression"
-    best_metric = "held_out_mse"
+    best_metric, score = "held_out_mse", "held_out_r2"
     num_outputs = 1
 
     def __init__(self, train: Sequence[Example], *, pooling: Pooling) -> None:
@@ -51,28 +51,28 @@ class Regression(Task):
         """Computes the mean squared error; see `Task`."""
         return self._errors(engine, self._outputs(engine, batch), batch).mean(), None
 
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Predicts numbers; see `Task`."""
         outputs_B = self._outputs(engine, batch)
         losses = self._errors(engine, outputs_B, batch).tolist() if "labels" in batch.data else [0.0] * len(batch)
         rows = zip(batch.indices.tolist(), outputs_B.tolist(), losses, strict=True)
-        return [Guess(*row, 1.0) for row in rows]
+        return [Prediction(*row, 1.0) for row in rows]
 
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
         """Measures the numbers; see `Task`."""
-        return _measured(samples.targets["labels"], [guess.value for guess in guesses])
+        return _measured(samples.targets["labels"], [prediction.value for prediction in predictions])
 
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
         """Measures the mean, and TF-IDF with a ridge regression; see `Task`."""
         truth, targets = [number_of(example) for example in held_out], [number_of(example) for example in train]
-        linear = _measured(truth, TextModel.regressor(train, targets).guesses(held_out))
+        linear = _measured(truth, TextModel.regressor(train, targets).predict(held_out))
         found = {metric: {"TF-IDF + ridge regression": value} for metric, value in linear.items()}
         found["held_out_mse"]["mean"] = _measured(truth, [float(np.mean(targets))] * len(truth))["held_out_mse"]
         return found
 
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the numbers."""
-        return [{"prediction": guess.value} for guess in guesses]
+        return [{"prediction": prediction.value} for prediction in predictions]
 
     @staticmethod
     def _outputs(engine: Engine, batch: Batch) -> Tensor:
@@ -102,10 +102,11 @@ def number_of(example: Example) -> float:
     return value
 
 
-def _measured(truth: Any, guesses: Any) -> dict[str, float]:
-    truth, guesses = np.asarray(truth, np.float64), np.asarray(guesses, np.float64)
+def _measured(truth: Any, predictions: Any) -> dict[str, float]:
+    truth, predictions = np.asarray(truth, np.float64), np.asarray(predictions, np.float64)
     return {
-        "held_out_mse": float(np.square(truth - guesses).mean()),
-        "held_out_pearson": metrics.pearson(truth, guesses),
-        "held_out_spearman": metrics.spearman(truth, guesses),
+        "held_out_mse": float(np.square(truth - predictions).mean()),
+        "held_out_r2": metrics.r2(truth, predictions),
+        "held_out_pearson": metrics.pearson(truth, predictions),
+        "held_out_spearman": metrics.spearman(truth, predictions),
     }

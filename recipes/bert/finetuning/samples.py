@@ -38,7 +38,7 @@ class Encoder:
 
     def __init__(self, tokenizer: WordPiece, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.num_cut = self.num_texts = 0
+        self._counts: dict[str, list[int]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> list[Tokens]:
         """Encodes the texts of examples; of a pair that is too long, the longer text is cut first.
@@ -53,29 +53,37 @@ class Encoder:
         return [self.join(*both) for both in zip(first, second, strict=True)]
 
     def pieces(self, examples: Sequence[Example], texts: list[str]) -> list[list[int]]:
-        """Encodes one text of each example, uncut and without special tokens."""
+        """Encodes one text of each example, uncut and without special tokens. Raises DataError as `__call__`."""
         encoded = self.tokenizer.encode_batch(texts)
         for example, pieces in zip(examples, encoded, strict=True):
-            if not pieces:
-                raise DataError(f"{example.where}: the text has no token of the vocabulary; remove the row")
+            require_tokens(example, pieces)
         return encoded
 
     def join(self, text: Sequence[int], pair: Sequence[int] | None = None) -> Tokens:
         """Adds the special tokens to one text or two, cut to the maximum length."""
-        self.num_texts += 1
         start, end = self.tokenizer.start, self.tokenizer.end
         room = self.max_length - (2 if pair is None else 3)
         kept = min(len(text), max(room - len(pair or ()), (room + 1) // 2)) if pair is not None else room
         others = [] if pair is None else [*pair[: room - kept], end]
-        self.num_cut += len(text) + len(pair or ()) > room
+        self.count(f"texts cut to recipe.max_length={self.max_length}", len(text) + len(pair or ()) > room)
         first = [start, *text[:kept], end]
         return Tokens(np.array([*first, *others], np.int32), len(first))
 
+    def count(self, what: str, is_so: bool) -> None:
+        """Counts one more of what `facts` tells the user, such as a text, and whether it happened to this one."""
+        counts = self._counts.setdefault(what, [0, 0])
+        counts[0] += is_so
+        counts[1] += 1
+
     def facts(self) -> dict[str, int | str]:
-        """Returns how many texts were cut, as a fact of the data."""
-        if not self.num_cut:
-            return {}
-        return {f"texts cut to recipe.max_length={self.max_length}": f"{self.num_cut} of {self.num_texts}"}
+        """Returns how many texts were cut, and what else was counted and happened, as facts of the data."""
+        return {what: f"{num:,} of {total:,}" for what, (num, total) in self._counts.items() if num}
+
+
+def require_tokens(example: Example, pieces: Sequence[int], what: str = "text") -> None:
+    """Raises DataError for an example whose text, or what else it is, contains no token."""
+    if not pieces:
+        raise DataError(f"{example.where}: the {what} has no token of the vocabulary; remove the row")
 
 
 def text_of(text: Any) -> str:

@@ -19,41 +19,41 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(answer: str, guess: str) -> float:
+def exact_match(answer: str, prediction: str) -> float:
     """Returns 1 where both are equal when normalized, else 0."""
-    return float(normalize(answer) == normalize(guess))
+    return float(normalize(answer) == normalize(prediction))
 
 
-def f1(answer: str, guess: str) -> float:
+def f1(answer: str, prediction: str) -> float:
     """Returns F1 over the words that both share; where one has none, whether both have none.
 
     Example:
         >>> f1("the black cat", "a black dog")
         0.5
     """
-    right, guessed = normalize(answer).split(), normalize(guess).split()
-    if not right or not guessed:
-        return float(right == guessed)
-    num_same = (Counter(right) & Counter(guessed)).total()
+    right, predicted = normalize(answer).split(), normalize(prediction).split()
+    if not right or not predicted:
+        return float(right == predicted)
+    num_same = (Counter(right) & Counter(predicted)).total()
     if num_same == 0:
         return 0.0
-    precision, recall = num_same / len(guessed), num_same / len(right)
+    precision, recall = num_same / len(predicted), num_same / len(right)
     return 2 * precision * recall / (precision + recall)
 
 
-def scores(answers: Sequence[Sequence[str]], guesses: Iterable[str]) -> dict[str, float]:
+def scores(answers: Sequence[Sequence[str]], predictions: Iterable[str]) -> dict[str, float]:
     """Returns the means of the best exact match and F1 over the answers of each question, in [0, 1].
 
     Args:
-        answers: of each question; empty: it has no answer, and the right guess is an empty text.
-        guesses: one for each question.
+        answers: of each question; empty: it has no answer, and the right prediction is an empty text.
+        predictions: one for each question.
 
     Returns:
         `exact_match` and `f1`.
     """
     exact, overlap = [], []
-    for given, guess in zip(answers, guesses, strict=True):
+    for given, prediction in zip(answers, predictions, strict=True):
         valid = [answer for answer in given if normalize(answer)] or [""]  # as the official script
-        exact.append(max(exact_match(answer, guess) for answer in valid))
-        overlap.append(max(f1(answer, guess) for answer in valid))
+        exact.append(max(exact_match(answer, prediction) for answer in valid))
+        overlap.append(max(f1(answer, prediction) for answer in valid))
     return {"exact_match": sum(exact) / len(exact), "f1": sum(overlap) / len(overlap)}

@@ -15,7 +15,7 @@ from trainkit.errors import DataError, nearest
 from trainkit_recipes.bert.data import IGNORED
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, Tokens
-from trainkit_recipes.bert.finetuning.task import Baselines, Guess, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import majority
 
 
@@ -44,7 +44,8 @@ class Tagging(Task):
         if train and (empty := [name for name in self.classes if not counts[name]]):
             raise DataError(f"tag {empty[0]!r} of recipe.classes is on no training word: add some, or leave it out")
         self._has_entities = any(tag.startswith(("B-", "I-")) for tag in self.classes)
-        self.best_metric = "-held_out_f1" if self._has_entities else "-held_out_accuracy"
+        self.score = "held_out_f1" if self._has_entities else "held_out_accuracy"
+        self.best_metric = f"-{self.score}"
         self._otherwise = "O" if "O" in self.classes else self.classes[0]
 
     def samples(self, examples: Sequence[Example], encoder: Encoder, purpose: Purpose) -> Samples:
@@ -75,7 +76,7 @@ class Tagging(Task):
         total = F.cross_entropy(outputs_BTC.flatten(0, 1), batch.labels.flatten(), reduction="sum")
         return total / num_words.clamp(min=1), num_words
 
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Predicts the tags of the words; see `Task`."""
         outputs_BTC = outputs_of(engine, batch)
         best_BT = outputs_BTC.argmax(dim=-1).cpu()
@@ -88,12 +89,14 @@ class Tagging(Task):
         for index, best_T, loss, num in rows:
             example, firsts = samples.notes[index]
             tags = [self.classes[number] for number in best_T[firsts].tolist()]
-            found.append(Guess(index, tags + [self._otherwise] * (len(words_of(example)) - len(tags)), loss, num))
+            found.append(Prediction(index, tags + [self._otherwise] * (len(words_of(example)) - len(tags)), loss, num))
         return found
 
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
         """Measures the tags of all words, and the entities where tags are of that kind; see `Task`."""
-        return self._measured([tags_of(example) for example, _ in samples.notes], [guess.value for guess in guesses])
+        return self._measured(
+            [tags_of(example) for example, _ in samples.notes], [prediction.value for prediction in predictions]
+        )
 
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
         """Measures the most frequent tag of each word; see `Task`."""
@@ -103,23 +106,23 @@ class Tagging(Task):
                 counts[word].append(tag)
         frequent = majority([tag for tags in counts.values() for tag in tags])
         known = {word: majority(tags) for word, tags in counts.items()}
-        guesses = [[known.get(word, frequent) for word in words_of(example)] for example in held_out]
-        measured = self._measured([tags_of(example) for example in held_out], guesses)
+        predictions = [[known.get(word, frequent) for word in words_of(example)] for example in held_out]
+        measured = self._measured([tags_of(example) for example in held_out], predictions)
         return {metric: {"most frequent tag of the word": value} for metric, value in measured.items()}
 
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the tags of the words."""
-        return [{"prediction": " ".join(guess.value)} for guess in guesses]
+        return [{"prediction": " ".join(prediction.value)} for prediction in predictions]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the tags."""
         return {"classes": list(self.classes)}
 
-    def _measured(self, truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, float]:
+    def _measured(self, truth: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
         right = [tag for tags in truth for tag in tags]
-        found = {"held_out_accuracy": metrics.accuracy(right, [tag for tags in guesses for tag in tags])}
+        found = {"held_out_accuracy": metrics.accuracy(right, [tag for tags in predictions for tag in tags])}
         if self._has_entities:
-            scores = metrics.entity_scores(truth, guesses)
+            scores = metrics.entity_scores(truth, predictions)
             found |= {f"held_out_{name}": value for name, value in scores.items()}
         return found
 

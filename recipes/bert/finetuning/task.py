@@ -17,7 +17,7 @@ Purpose = Literal["train", "held_out", "predict"]
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """What a model has computed of one held-out sample.
 
     Args:
@@ -39,6 +39,8 @@ class Task(ABC):
     name: str
     best_metric: str
     """As of Recipe."""
+    score: str
+    """A metric without units, at most 1, which is best: a drop of it means the same whatever the targets are."""
     num_outputs: int
     """Of the head; 0: none."""
     pooling: Pooling | None
@@ -57,19 +59,19 @@ class Task(ABC):
         """Computes the mean loss of a micro-batch, and what it is a mean over (see `Engine.backward`). Collective."""
 
     @abstractmethod
-    def guesses(self, engine: Engine, batch: Batch, samples: Samples) -> list[Guess]:
+    def predictions(self, engine: Engine, batch: Batch, samples: Samples) -> list[Prediction]:
         """Predicts this rank's samples of a held-out batch. Collective."""
 
     @abstractmethod
-    def metrics(self, guesses: Sequence[Guess], samples: Samples) -> dict[str, float]:
-        """Measures the guesses of all ranks, in the order of the samples."""
+    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
+        """Measures the predictions of all ranks, in the order of the samples."""
 
     @abstractmethod
     def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures guesses without a network, by metric and name; slow, and called once."""
+        """Measures baselines, by metric and name; slow, and called once."""
 
     @abstractmethod
-    def rows(self, guesses: Sequence[Guess], samples: Samples) -> list[dict[str, Any]]:
+    def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the predictions of all examples as they are written for a user, by column."""
 
     def state_dict(self) -> dict[str, Any]:

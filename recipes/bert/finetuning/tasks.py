@@ -1,6 +1,6 @@
 """The tasks by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from trainkit.data import Example
@@ -14,12 +14,17 @@ from trainkit_recipes.bert.finetuning.tags import Tagging
 from trainkit_recipes.bert.finetuning.task import Task
 
 TaskName = Literal["classification", "regression", "token_classification", "question_answering", "sentence_embeddings"]
-_OF_TASKS = {
-    "classes": ("classification", "token_classification"),
-    "class_weights": ("classification",),
-    "positive_from": ("sentence_embeddings",),
+_OF_TASKS: Mapping[str, tuple[Any, tuple[TaskName, ...]]] = {
+    "classes": (None, ("classification", "token_classification")),
+    "class_weights": (None, ("classification",)),
+    "pooling": ("first", ("classification", "regression", "sentence_embeddings")),
+    "stride": (64, ("question_answering",)),
+    "max_answer_length": (30, ("question_answering",)),
+    "positive_from": (None, ("sentence_embeddings",)),
+    "group_size": (8, ("sentence_embeddings",)),
+    "temperature": (0.05, ("sentence_embeddings",)),
 }
-"""Settings that other tasks than these do not have."""
+"""Settings with their defaults, and the tasks that have them."""
 
 
 def make_task(
@@ -43,20 +48,21 @@ def make_task(
         ConfigError: for a setting that the task does not have, or that does not fit it.
         DataError: for examples that the task cannot use.
     """
-    given = {"classes": classes, "class_weights": class_weights, "positive_from": positive_from}
-    for key, tasks in _OF_TASKS.items():
-        if given[key] is not None and name not in tasks:
+    contrast: dict[str, Any] = {"positive_from": positive_from, "group_size": group_size, "temperature": temperature}
+    of_answers = {"stride": stride, "max_answer_length": max_answer_length}
+    given = {"classes": classes, "class_weights": class_weights, "pooling": pooling, **of_answers, **contrast}
+    for key, (default, tasks) in _OF_TASKS.items():
+        if given[key] != default and name not in tasks:
             raise ConfigError(
                 f"recipe.{key}={given[key]} is of recipe.task={' or '.join(tasks)}, and this is {name}: leave it out"
             )
     if name == "sentence_embeddings":
         _require_groups(batch_size, group_size, num_parts)
-    contrast: dict[str, Any] = {"positive_from": positive_from, "group_size": group_size, "temperature": temperature}
     makers: dict[str, Callable[[], Task]] = {
         "classification": lambda: Classification(train, classes=classes, class_weights=class_weights, pooling=pooling),
         "regression": lambda: Regression(train, pooling=pooling),
         "token_classification": lambda: Tagging(train, classes=classes),
-        "question_answering": lambda: Answering(train, stride=stride, max_answer_length=max_answer_length),
+        "question_answering": lambda: Answering(train, **of_answers),
         "sentence_embeddings": lambda: Embedding(train, batch_size=batch_size, pooling=pooling, **contrast),
     }
     assert makers.keys() == {*get_args(TaskName)}

@@ -12,7 +12,13 @@ from trainkit.checkpoint import find, read_manifest
 from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit_recipes.bert.architecture import Architecture
-from trainkit_recipes.bert.hugging_face import has_vocabulary, load_hugging_face, read_architecture, vocabulary_file
+from trainkit_recipes.bert.hugging_face import (
+    has_vocabulary,
+    is_padded,
+    load_hugging_face,
+    read_architecture,
+    vocabulary_file,
+)
 from trainkit_recipes.bert.model import Bert, initialise
 
 _PREFIX = "model.module/encoder."  # of the encoder's tensors in a checkpoint
@@ -24,7 +30,7 @@ class Pretrained:
 
     Args:
         architecture: its shape.
-        vocab_size: tokens of its embedding, without those that pad it.
+        vocab_size: rows of its embedding that the encoder takes; see `check_vocabulary`.
         tokenizer: its own; None: it comes without one.
         path: a checkpoint or a Hugging Face directory; None: from scratch.
     """
@@ -99,7 +105,7 @@ def architecture_of(stored: dict[str, Any]) -> Architecture:
 
 
 def check_vocabulary(tokenizer: WordPiece, pretrained: Pretrained, vocab_file: Path | None) -> None:
-    """Requires that a tokenizer is the one that weights were trained with.
+    """Requires that a tokenizer is the one that weights were trained with; they may have rows that pad its tokens.
 
     Raises:
         ConfigError: where it is not, or the numbers of tokens do not match.
@@ -110,7 +116,7 @@ def check_vocabulary(tokenizer: WordPiece, pretrained: Pretrained, vocab_file: P
             f"data.vocab_file={vocab_file} ({tokenizer.vocab_size} tokens) is not the vocabulary of the weights "
             f"({own.vocab_size} tokens): leave data.vocab_file out, theirs is used"
         )
-    if not pretrained.vocab_size - 64 < tokenizer.vocab_size <= pretrained.vocab_size:  # some models pad theirs
+    if not is_padded(tokenizer.vocab_size, pretrained.vocab_size):
         raise ConfigError(
             f"a vocabulary of {tokenizer.vocab_size} tokens does not fit recipe.weights={pretrained.path}, whose "
             f"embedding has {pretrained.vocab_size}: set data.vocab_file to the vocab.txt that they were trained with"

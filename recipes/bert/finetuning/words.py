@@ -47,7 +47,7 @@ class TextModel:
 
         return cls(examples, targets, Ridge(alpha=1.0))
 
-    def guesses(self, examples: Sequence[Example]) -> Any:
+    def predict(self, examples: Sequence[Example]) -> Any:
         """Returns the predictions of examples."""
         return self._model.predict([joined(example) for example in examples])
 

@@ -39,6 +39,7 @@ _REQUIRED = ("model_type",)
 _PAD_OF_ROBERTA = 1  # where config.json has no pad_token_id
 # Fields of Architecture that weights do not depend on, or which one may want otherwise.
 _FREE = ("dropout", "attention_dropout", "pooler", "init_std", "max_distance")
+_WRITTEN_OTHERWISE = ("bias",)  # biases of zero compute what none do
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def require_expressible(architecture: Architecture) -> None:
     for field in fields(Architecture):
         name, value = field.name, getattr(architecture, field.name)
         usual = getattr(BASE, name)
-        if name not in (*_NAMES, *_FREE) and value != usual:
+        if name not in (*_NAMES, *_FREE, *_WRITTEN_OTHERWISE) and value != usual:
             raise ConfigError(
                 f"recipe.model.{name}={value} cannot be expressed by Hugging Face's BERT, which has {name}={usual}: "
                 f"export with --to onnx, or train a model with recipe.model.{name}={usual}"

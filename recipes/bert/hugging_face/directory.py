@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainkit.data import WordPiece
 from trainkit.export import Export, model_card
-from trainkit_recipes.bert.hugging_face.config import config_of
+from trainkit_recipes.bert.hugging_face.config import config_of, require_expressible
 from trainkit_recipes.bert.hugging_face.names import to_hugging_face
 from trainkit_recipes.bert.model import Bert
 
@@ -53,6 +53,7 @@ def write_directory(
     """
     from trainkit.checkpoint import write_one_file  # imports torch.distributed.checkpoint
 
+    require_expressible(encoder.architecture)  # first: weights of another architecture have no names there
     weights = {**to_hugging_face(encoder.state_dict(), tokenizer.vocab_size), **head}
     whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     dtype = str(next(iter(whole.values())).dtype).removeprefix("torch.")

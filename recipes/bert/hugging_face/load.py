@@ -12,10 +12,10 @@ from trainkit_recipes.bert.hugging_face.names import is_roberta, translate
 from trainkit_recipes.bert.hugging_face.weights import read_weights
 from trainkit_recipes.bert.model import Bert, MaskedLanguageModel
 
-_OPTIONAL = ("head.", "encoder.pooler.")  # each complete or absent
+_OPTIONAL = ("head.", "encoder.pooler.", "next_sentence.")  # each complete or absent
 _BY_TOKEN = ("encoder.embeddings.token.weight", "head.bias", "head.decoder.weight")
 _POSITIONS = "encoder.embeddings.position.weight"
-_VOCAB_MULTIPLES = (8, 64, 128)
+_VOCAB_MULTIPLE = 128  # the largest one to which other programs pad a vocabulary
 
 
 def load_hugging_face(module: MaskedLanguageModel | Bert, source: Path | Mapping[str, Tensor]) -> None:
@@ -52,7 +52,7 @@ def _fill(module: MaskedLanguageModel | Bert, translated: Mapping[str, Tensor]) 
     optional = _OPTIONAL[1:] if module is encoder else _OPTIONAL
     with torch.no_grad():
         for name, value in translated.items():
-            if name.startswith("encoder.pooler.") and encoder.pooler is None:
+            if name.startswith(("encoder.pooler.", "next_sentence.")) and name not in own:
                 continue
             if name.startswith("head.") and module is encoder:
                 continue
@@ -96,7 +96,7 @@ def _with_own_decoder(translated: dict[str, Tensor], is_tied: bool, is_encoder: 
 def _copy(target: Tensor, value: Tensor, name: str, vocab_size: int) -> None:
     if name in _BY_TOKEN:
         target = target[:vocab_size]
-        if value.ndim == target.ndim and len(value) in _padded(vocab_size):
+        if value.ndim == target.ndim and is_padded(vocab_size, len(value)):
             value = value[:vocab_size]
     if target.shape != value.shape:
         raise DataError(
@@ -106,6 +106,6 @@ def _copy(target: Tensor, value: Tensor, name: str, vocab_size: int) -> None:
     target.copy_(value)
 
 
-def _padded(vocab_size: int) -> set[int]:
-    """Sizes to which other programs pad a vocabulary; their last rows belong to no token."""
-    return {-(-vocab_size // multiple) * multiple for multiple in _VOCAB_MULTIPLES}
+def is_padded(vocab_size: int, num_rows: int) -> bool:
+    """Returns whether an embedding of so many rows may be of so many tokens: other programs pad their vocabularies."""
+    return vocab_size <= num_rows < vocab_size + _VOCAB_MULTIPLE

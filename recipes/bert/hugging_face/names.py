@@ -26,6 +26,7 @@ _HEAD = {
     "cls.predictions.transform.dense": "head.dense",
     "cls.predictions.transform.LayerNorm": "head.norm",
     "cls.predictions.decoder": "head.decoder",
+    "cls.seq_relationship": "next_sentence",
 }
 _HEAD_OF_ROBERTA = {
     "lm_head.bias": "head.bias",
@@ -35,9 +36,7 @@ _HEAD_OF_ROBERTA = {
 }
 _HEADS = {**_HEAD, **_HEAD_OF_ROBERTA}
 # Heads of other tasks; and buffers of old versions.
-_LEFT_OUT = re.compile(
-    r"cls\.seq_relationship\.|classifier\.|qa_outputs\.|(.+\.)?embeddings\.(position_ids|token_type_ids)$"
-)
+_LEFT_OUT = re.compile(r"classifier\.|qa_outputs\.|(.+\.)?embeddings\.(position_ids|token_type_ids)$")
 _QKV = ("query", "key", "value")
 
 
@@ -86,7 +85,8 @@ def to_hugging_face(encoder: Mapping[str, Tensor], vocab_size: int) -> dict[str,
         vocab_size: the number of tokens; rows beyond it, which pad the vocabulary, are cut off.
 
     Returns:
-        Weights by name, with two segments at least, which compute the same: without any, their embedding is zero.
+        Weights by name, which compute the same: a model without biases has biases of zero there, and two segments at
+        least, whose embedding is zero without any.
     """
     theirs_of = {own: name for name, own in _EMBEDDINGS.items()}
     layer_of = {own: name for name, own in _IN_LAYER.items()}
@@ -109,7 +109,7 @@ def to_hugging_face(encoder: Mapping[str, Tensor], vocab_size: int) -> dict[str,
     tokens = named["bert.embeddings.word_embeddings.weight"]
     segments = named.get("bert.embeddings.token_type_embeddings.weight", tokens.new_zeros(1, tokens.shape[1]))
     named["bert.embeddings.token_type_embeddings.weight"] = segments.repeat(2, 1) if len(segments) == 1 else segments
-    return named
+    return _with_biases(named)
 
 
 def head_weights(head: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
@@ -120,7 +120,8 @@ def head_weights(head: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tenso
         vocab_size: the number of tokens.
 
     Returns:
-        Weights by name. A decoder that is not tied has its bias a second time: transformers adds that one.
+        Weights by name; a model without biases has biases of zero there. A decoder that is not tied has its bias a
+        second time: transformers adds that one.
     """
     theirs_of = {own.removeprefix("head."): name for name, own in _HEAD.items()}
     named = {}
@@ -133,7 +134,18 @@ def head_weights(head: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tenso
             named[f"{theirs_of[stem]}.bias"] = head["bias"][:vocab_size]
         else:
             named[f"{theirs_of[stem]}.{kind}"] = value
-    return named
+    return _with_biases(named)
+
+
+def _with_biases(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds zeros for the biases that are lacking: each linear layer and LayerNorm of Hugging Face's BERT has one."""
+    zeros = {}
+    for name, weight in named.items():
+        bias = f"{name.removesuffix('.weight')}.bias"
+        is_layer = name.endswith(".weight") and "_embeddings." not in name and not name.endswith("decoder.weight")
+        if is_layer and bias not in named:
+            zeros[bias] = weight.new_zeros(len(weight))
+    return {**named, **zeros}
 
 
 def _own_name(name: str) -> str:
