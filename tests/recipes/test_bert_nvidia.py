@@ -60,7 +60,7 @@ def test_static_masking_gives_the_loss_of_plain_pytorch_on_the_files(path):
     recipe.runtime.close()
 
 
-def test_dynamic_masking_hides_other_tokens_of_the_restored_text_in_each_epoch(path):
+def test_dynamic_masking_hides_other_tokens_in_each_epoch(path):
     recipe = make(path)
     train = recipe.datasets.train
     seen: dict[int, list[tuple[bool, ...]]] = {}
