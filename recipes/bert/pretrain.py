@@ -381,11 +381,10 @@ class MaskedLanguageModelling(Recipe):
         return {"data": data, "weights": None, **length}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the tokenizer and the length of the run."""
+        """Returns the tokenizer, the shape of the encoder and the length of the run."""
         stored = {"tokenizer": self.tokenizer.to_json()} if isinstance(self.tokenizer, WordPiece) else {}
         length = {} if self.plan.is_phased else {"num_steps": self.plan.phases[""].num_steps}
-        # A configuration lacks what pairs add to the model.
-        shape = {"architecture": asdict(self.architecture)} if self.next_sentence else {}
+        shape = {"architecture": asdict(self.architecture)}
         return {"vocabulary": self.tokenizer.fingerprint, **length, **stored, **shape}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

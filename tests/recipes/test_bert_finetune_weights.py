@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """A run of recipe=bert."""
+    """A run of recipe=bert, made in Python: it has no configuration."""
     texts = [line.split(",")[0] for line in (folder / "a.csv").read_text().splitlines()[1:]]
     (folder / "a.txt").write_text("\n\n".join(texts))
     recipe = MaskedLanguageModelling(
@@ -47,8 +47,7 @@ def run(folder):
         batch_size=8,
         num_steps=3,
     )
-    config = {"recipe": {"model": {"_target_": "x", **vars(recipe.architecture)}}}
-    Trainer(recipe, config=config).fit()
+    Trainer(recipe).fit()
     return folder / "run", recipe
 
 

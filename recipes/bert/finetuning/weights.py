@@ -68,16 +68,14 @@ class Pretrained:
 
     @classmethod
     def _of_checkpoint(cls, directory: Path) -> "Pretrained":
-        values = read_manifest(directory)["values"]
-        state = values.get("recipe") or {}
-        stored = state.get("architecture") or ((values.get("config") or {}).get("recipe") or {}).get("model")
-        if "tokenizer" not in state or not isinstance(stored, dict):
+        state = read_manifest(directory)["values"].get("recipe") or {}
+        if "tokenizer" not in state or "architecture" not in state:
             raise CheckpointError(
                 f"recipe.weights={directory} was not written by recipe=bert or recipe=bert_finetune with a WordPiece "
                 f"vocabulary: give such a run, or a Hugging Face directory"
             )
         tokenizer = WordPiece.from_json(state["tokenizer"])
-        return cls(architecture_of(stored), tokenizer.vocab_size, tokenizer, directory)
+        return cls(architecture_of(state["architecture"]), tokenizer.vocab_size, tokenizer, directory)
 
     def encoder(self, architecture: Architecture) -> Bert:
         """Makes the encoder and loads its weights; what they lack, such as a pooler, is new.
