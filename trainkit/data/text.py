@@ -77,7 +77,7 @@ class Text:
     tokenizer: WordPiece | None = None
 
     def __post_init__(self) -> None:
-        _check(self.sequence_length >= 8, "sequence_length", self.sequence_length, "at least 8")
+        _check_length(self.sequence_length)
         forms = ("joined", "apart", "padded", "pairs")
         _check(self.documents in forms, "documents", self.documents, f"one of {', '.join(forms)}")
         _check(self.vocab_size >= 100, "vocab_size", self.vocab_size, "at least 100")
@@ -114,6 +114,8 @@ class Text:
         Returns:
             The data sets of each length.
         """
+        for length in lengths:
+            _check_length(length)
         corpus = self._corpus()
         text = corpus.fingerprint(cache_root(self.cache_dir), progress)
         directory = self._directory(corpus, text, progress)
@@ -123,30 +125,39 @@ class Text:
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         if progress:
             remark(facts, "files not read")
-        return [
-            replace(self, sequence_length=length)._datasets(directory, tokenizer, content, dict(facts), progress)
-            for length in lengths
-        ]
+        return [self._datasets(length, directory, tokenizer, content, dict(facts), progress) for length in lengths]
 
     def _datasets(
-        self, directory: Path, tokenizer: WordPiece, content: str, facts: dict[str, int | str], progress: bool
+        self,
+        length: int,
+        directory: Path,
+        tokenizer: WordPiece,
+        content: str,
+        facts: dict[str, int | str],
+        progress: bool,
     ) -> Datasets:
-        held_out = self._windows(directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
+        held_out = self._windows(length, directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
         if len(held_out) < _MIN_HELD_OUT:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
             remark(facts, "note")
-        train = self._windows(directory / "train.bin", tokenizer, content, drop_last=True)
+        train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
 
     def _corpus(self) -> Corpus:
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
 
     def _windows(
-        self, path: Path, tokenizer: WordPiece, content: str, drop_last: bool = False, most: int | None = None
+        self,
+        length: int,
+        path: Path,
+        tokenizer: WordPiece,
+        content: str,
+        drop_last: bool = False,
+        most: int | None = None,
     ) -> PackedTokens | PackedDocuments | SentencePairs:
-        dtype, length, start = dtype_for(tokenizer.vocab_size), self.sequence_length, tokenizer.start
+        dtype, start = dtype_for(tokenizer.vocab_size), tokenizer.start
         if self.documents == "joined":
             return PackedTokens(
                 path, dtype, length, start=start, pad=tokenizer.pad, drop_last=drop_last, most=most, content=content
@@ -291,6 +302,10 @@ def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
     texts = iter(texts)
     while group := list(islice(texts, _ENCODED_AT_ONCE)):
         yield group
+
+
+def _check_length(length: int) -> None:
+    _check(length >= 8, "sequence_length", length, "at least 8")
 
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
