@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := $(VENV)/bin
 # torch comes first, pinned: whatever else is installed then finds it there. The rest builds against it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -20,7 +20,7 @@ ACTIVATE := "the commands of README.md are in $(BIN); once in each shell: source
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  settings: RANKS=2 processes, WORKERS=2 tests at a time, PYTHON=python3, VENV=.venv"
+	@echo "  settings: RANKS=2 processes, WORKERS=3 tests at a time, PYTHON=python3, VENV=.venv"
 
 train: $(VENV)/.installed ## install, then train BERT on built-in documentation, $(RANKS) processes (about 6 minutes)
 	$(TORCHRUN) launch/train.py experiment=bert_quickstart

@@ -28,8 +28,8 @@ class Architecture:
         attention_dropout: probability, of attention.
         norm_eps: added to the variance in LayerNorm.
         init_std: standard deviation of initial weights.
-        pooler: whether there is one, for models built on a trained encoder; masked language modelling does not use it.
-        bias: whether linear layers and norms have biases; false: the decoder alone has one.
+        pooler: whether there is one, for the next sentence and for models built on a trained encoder.
+        bias: whether linear layers and norms of the encoder, and of the head before its decoder, have biases.
         tied_decoder: whether the decoder of the head is the token embedding; false: it has weights of its own.
 
     Raises:

@@ -50,9 +50,9 @@ class Masking:
 
     With `words` all tokens of a word are chosen or none, and with `spans` words that follow one another (SpanBERT,
     Joshi et al., arXiv 1907.10529): the words of a document are divided into spans of 1 to 10 words, whose number is
-    geometric with p = 0.2. The number of chosen tokens is then round(share * n) in expectation, and every word has the
-    same probability. What becomes of the tokens is drawn for a whole word or span: one token of it that stays would
-    tell the rest. (So does SpanBERT. BERT's own whole words are drawn token by token.)
+    geometric with p = 0.2. The number of chosen tokens is then round(share * n) in expectation, of few tokens perhaps
+    none, and every word has the same probability. What becomes of the tokens is drawn for a whole word or span: one
+    token of it that stays would tell the rest. (So does SpanBERT. BERT's own whole words are drawn token by token.)
 
     Args:
         tokenizer: with `vocab_size`, `mask` and `special_tokens` (numbers); for words and spans with `continuations`.

@@ -79,6 +79,8 @@ def to_onnx(recipe: "MaskedLanguageModelling", export: Export) -> Iterator[str]:
     with weights_of(recipe.model, export.averaged) as module:
         assert isinstance(module, MaskedLanguageModel)
         yield from write_onnx(onnx_model(recipe, module), export)
+    if recipe.next_sentence:
+        yield "The file has no head for the next sentence: --to huggingface writes both."
 
 
 def weights_of(engine: Engine, averaged: bool | None, usual: bool = False) -> AbstractContextManager[nn.Module]:

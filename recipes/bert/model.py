@@ -61,9 +61,9 @@ class Bert(nn.Module):
     ) -> Tensor:
         """Encodes tokens: of samples, or of documents in rows without padding, each of which sees itself only.
 
-        With `chosen` the last layer computes queries, keys and values of all tokens, and for the chosen ones the rest,
-        which is three quarters of its multiplications; except for windows with positions=relative or alibi. What is
-        dropped there depends on the sample and the place in `chosen`, or with documents on the row.
+        With `chosen` the last layer computes queries, keys and values of all tokens, with documents attention, too, and
+        the rest, most of its multiplications, for the chosen ones; except for windows with positions=relative or alibi.
+        What is dropped there depends on the sample and the place in `chosen`, or with documents on the row.
 
         Args:
             tokens: int64 [B, T], or [N] with documents.

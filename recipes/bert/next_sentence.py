@@ -64,8 +64,13 @@ def with_pairs(data: Any, model: Architecture) -> tuple[Any, Architecture]:
         model: the shape of the encoder.
 
     Raises:
-        ConfigError: for text whose documents are kept apart.
+        ConfigError: for a model of one segment, and for text whose documents are kept apart.
     """
+    if model.num_segments == 1:
+        raise ConfigError(
+            "recipe.model.num_segments=1: next-sentence prediction has two segments; set it to 2, or, with weights of "
+            "one segment, recipe.next_sentence=false"
+        )
     model = replace(model, pooler=True, num_segments=max(2, model.num_segments))
     if not isinstance(data, Text) or data.documents == "pairs":
         return data, model
@@ -89,6 +94,11 @@ def check_pairs(dataset: Any, model: Architecture, next_sentence: bool) -> None:
     if next_sentence and not (has_segments and LABEL in sample):
         raise DataError(
             f'recipe.next_sentence=true: samples of {type(dataset).__name__} have no "segments" and "{LABEL}": use '
+            f"data=text or data=nvidia_bert"
+        )
+    if next_sentence and "documents" in sample:
+        raise DataError(
+            f"recipe.next_sentence=true: samples of {type(dataset).__name__} are windows of several documents; use "
             f"data=text or data=nvidia_bert"
         )
     if has_segments and model.num_segments == 1:

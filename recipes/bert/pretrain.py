@@ -53,8 +53,8 @@ class MaskedLanguageModelling(Recipe):
             two may be given; without both, the run has 2,000 steps.
         grad_accumulation_steps: micro-batches per step.
         max_grad_norm: the largest norm of the gradient; None: no clipping.
-        mask_share: the fraction of tokens that is masked in training; an evaluation masks 15 %, the same ones each
-            time.
+        mask_share: the fraction of tokens that is masked in training, unless samples are masked already; an evaluation
+            masks 15 %, the same ones each time.
         masking: what is masked in training: `tokens`; whole `words`; or `spans` of words, as SpanBERT does. An
             evaluation masks tokens.
         next_sentence: whether the model also learns which of two segments follow one another, as in the paper: `Text`
@@ -106,7 +106,7 @@ class MaskedLanguageModelling(Recipe):
         check_masking(mask_share, masking)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
-        self.next_sentence, self._mask_share = next_sentence, mask_share
+        self.next_sentence = next_sentence
         if next_sentence:
             data, model = with_pairs(data, model)
         elif model.pooler:
@@ -134,7 +134,7 @@ class MaskedLanguageModelling(Recipe):
         self._measured: dict[str, float] | None = None  # of the weights as they are
         self._baseline_accuracies: dict[int | None, dict[str, float]] = {}  # by sequence length
         self._majority: dict[int | None, dict[str, float]] = {}  # likewise, of pairs
-        self._check_data(data, model)
+        self._check_data(data, model, masking)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device, masking)
         self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
         self.architecture = model
@@ -153,13 +153,14 @@ class MaskedLanguageModelling(Recipe):
             grad_accumulation_steps=grad_accumulation_steps,
         )
 
-    def _check_data(self, data: Any, model: Architecture) -> None:
+    def _check_data(self, data: Any, model: Architecture, masking: Kind) -> None:
         if self.tokenizer is None:
             raise DataError("recipe=bert needs data with a tokenizer: use data=text, or give your Datasets one")
         for datasets in self._datasets.values():
             if len(datasets.train):
                 _check_length(datasets.train, model)
                 check_pairs(datasets.train, model, self.next_sentence)
+                _check_unmasked(datasets.train, masking)
             if getattr(datasets.train, "num_documents", None) is not None:
                 require_uncompiled(self.runtime, f"data.documents={getattr(data, 'documents', 'apart')}")
 
@@ -226,7 +227,8 @@ class MaskedLanguageModelling(Recipe):
     def _pair_loss(self, samples: Samples, masked: Masked) -> tuple[Tensor, Tensor]:
         assert isinstance(samples, Windows)
         logits, next_B2 = samples.predict_pairs(self.model, masked)
-        per_sample = max(1, round(self._mask_share * masked.tokens_BT.shape[1]))
+        length, is_static = masked.tokens_BT.shape[1], "masked_positions" in samples.batch.data
+        per_sample = masked.labels_BK.shape[1] if is_static else max(1, round(self.masking.share * length))
         labels_B = samples.batch.data[LABEL]
         return pair_loss(*masked_loss(logits, masked.labels_BK, in_place=True), next_B2, labels_B, per_sample)
 
@@ -252,13 +254,15 @@ class MaskedLanguageModelling(Recipe):
         totals = self._measured = self._measure()
         self._evaluations.append((self.runtime.step, totals["accuracy"]))
         measured = {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
-        return {**measured, ACCURACY: totals["pairs"]} if self.next_sentence else measured
+        return {**measured, ACCURACY: totals[ACCURACY]} if self.next_sentence else measured
 
     def _measure(self) -> dict[str, float]:
-        sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "masked", "pairs", "samples"), 0.0)
+        sums: dict[str, Tensor | float] = dict.fromkeys(
+            ("loss", "correct", "masked", "next_sentence_correct", "samples"), 0.0
+        )
         for samples, masked, logits_BKV, next_B2 in self._outputs(every=1):
             if next_B2 is not None:
-                sums["pairs"] += (next_B2.argmax(dim=-1) == samples.batch.data[LABEL]).sum()
+                sums["next_sentence_correct"] += (next_B2.argmax(dim=-1) == samples.batch.data[LABEL]).sum()
                 sums["samples"] += next_B2.new_tensor(len(next_B2))
             loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
             sums["loss"] += loss.double() * num_masked
@@ -266,7 +270,7 @@ class MaskedLanguageModelling(Recipe):
             sums["masked"] += num_masked
         totals = self.runtime.ranks.all_reduce_sum(sums)
         num = totals["masked"]
-        pairs = {"pairs": totals["pairs"] / totals["samples"]} if self.next_sentence else {}
+        pairs = {ACCURACY: totals["next_sentence_correct"] / totals["samples"]} if self.next_sentence else {}
         return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num, **pairs}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
@@ -473,4 +477,12 @@ def _check_length(dataset: Any, model: Architecture) -> None:
         raise ConfigError(
             f"data.sequence_length={length} is more than recipe.model.max_length={model.max_length}; "
             f"lower the one or raise the other"
+        )
+
+
+def _check_unmasked(dataset: Any, masking: Kind) -> None:
+    if masking != "tokens" and "masked_positions" in dataset[0]:
+        raise ConfigError(
+            f"recipe.masking={masking}: the samples are masked already, token by token; set data.static_masking=false, "
+            f"or leave recipe.masking out"
         )

@@ -57,7 +57,7 @@ def plain(files: list[Path]) -> list[dict[str, np.ndarray]]:
 def test_samples_are_those_that_h5py_reads(tmp_path, vocab, compression):
     files = [write(tmp_path / f"x/{n}_training.hdf5", arrays(700 + n, seed=n), compression) for n in range(2)]
     write(tmp_path / "x/a_test.hdf5", arrays(80, seed=5), compression)
-    datasets = spec(tmp_path / "x", vocab, masking="static").load()
+    datasets = spec(tmp_path / "x", vocab, static_masking=True).load()
     train, expected = datasets.train, plain(files)
     assert len(train) == len(expected) == 1401 and len(datasets.held_out) == 80
     order = np.random.default_rng(0).permutation(len(expected)).tolist()
@@ -128,7 +128,7 @@ def test_files_of_two_lengths(tmp_path, vocab):
     assert chosen.fingerprints() == long.fingerprints() != short.fingerprints()
 
 
-def test_the_cache_is_used_without_h5py_and_a_changed_file_is_read_again(tmp_path, vocab, monkeypatch):
+def test_the_cache_needs_no_h5py_and_a_changed_file_is_read_again(tmp_path, vocab, monkeypatch):
     folder = write_folder(tmp_path / "data")
     first = spec(folder, vocab).load()
     with monkeypatch.context() as patch:
@@ -213,8 +213,7 @@ def test_settings_that_do_not_match_are_refused(tmp_path, vocab):
         ({"vocab": tmp_path / "no.txt"}, "data.vocab_file=.*must be a vocab.txt that exists"),
         ({"path": tmp_path / "data"}, r"several lengths \(4 of 16 tokens, 3 of 32 tokens\): set data.sequence_length|"
                                       r"several lengths \(3 of 16 tokens, 3 of 32 tokens\): set data.sequence_length"),
-        ({"sequence_length": 64}, r"data.sequence_length=64: data.path has no file .* but 3 of 16 tokens"),
-        ({"masking": "whole"}, "data.masking=whole: must be dynamic or static"),
+        ({"sequence_length": 64}, r"no file with samples of 64 tokens, but 3 of 16 tokens: set data.sequence"),
         ({"held_out": 0.9}, "data.held_out=0.9"),
         ({"held_out_path": other}, "data.held_out_path=.*has no file of samples as long"),
         ({"held_out_path": folder / "books_wiki_en_corpus_training_0.hdf5"}, "which is also trained on"),

@@ -23,9 +23,13 @@ from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 MODEL = replace(TINY, hidden_size=32, num_layers=1, feed_forward_size=64, max_length=32)
 
 
-def make(path: Path, masking="dynamic", **settings) -> MaskedLanguageModelling:
+def make(path: Path, static_masking=False, **settings) -> MaskedLanguageModelling:
     data = NvidiaBert(
-        path=path / "data", vocab_file=path / "vocab.txt", masking=masking, cache_dir=path / "cache", sequence_length=16
+        path=path / "data",
+        vocab_file=path / "vocab.txt",
+        static_masking=static_masking,
+        cache_dir=path / "cache",
+        sequence_length=16,
     )
     return MaskedLanguageModelling(
         Runtime(precision="fp64", seed=3, device="cpu"),
@@ -42,9 +46,9 @@ def path(tmp_path_factory) -> Path:
     return path
 
 
-def test_static_masking_gives_the_loss_of_plain_pytorch_on_the_files(path):
+def test_static_masking_gives_the_loss_of_plain_pytorch(path):
     model = replace(MODEL, dropout=0.0, attention_dropout=0.0)
-    recipe = make(path, masking="static", model=model, evaluation_batch_size=7)
+    recipe = make(path, static_masking=True, model=model, evaluation_batch_size=7)
     measured = recipe.evaluate()["held_out_loss"]
     (file,) = (path / "data").rglob("*len_16*/*/*test_0.hdf5")
     with h5py.File(file) as opened:
@@ -76,8 +80,8 @@ def test_dynamic_masking_hides_other_tokens_in_each_epoch(path):
     recipe.runtime.close()
 
 
-def train(path: Path, masking: str, strategy="ddp", **settings) -> tuple[dict[str, torch.Tensor], float]:
-    recipe = make(path, masking, **settings)
+def train(path: Path, static_masking: bool, strategy="ddp", **settings) -> tuple[dict[str, torch.Tensor], float]:
+    recipe = make(path, static_masking, **settings)
     for batch in islice(recipe.batches(), 3):
         recipe.train_step(batch)
     loss = recipe.evaluate()["held_out_loss"]
@@ -86,9 +90,11 @@ def train(path: Path, masking: str, strategy="ddp", **settings) -> tuple[dict[st
 
 
 def test_weights_do_not_depend_on_the_split(path):
-    for masking, settings in (("dynamic", {"next_sentence": True}), ("static", {})):
-        alone, loss = train(path, masking, **settings)
-        for weights, theirs in run_ranks(partial(train, path, masking, grad_accumulation_steps=2, **settings), 2):
+    for static_masking in (False, True):
+        alone, loss = train(path, static_masking, next_sentence=True)
+        for weights, theirs in run_ranks(
+            partial(train, path, static_masking, next_sentence=True, grad_accumulation_steps=2), 2
+        ):
             assert distance(weights, alone) < 1e-10
             assert theirs == pytest.approx(loss, rel=1e-10)
 
@@ -96,6 +102,11 @@ def test_weights_do_not_depend_on_the_split(path):
 def test_segments_need_a_model_with_two_or_none(path):
     with pytest.raises(ConfigError, match=r"recipe.model.num_segments=1: .* set it to 2, or to 0"):
         make(path, model=replace(MODEL, num_segments=1))
+
+
+def test_static_masking_has_no_other_masking_beside_it(path):
+    with pytest.raises(ConfigError, match=r"recipe\.masking=spans: the samples are masked already"):
+        make(path, static_masking=True, masking="spans")
 
 
 def test_a_run_in_two_phases_is_resumed_by_the_same_command(path, tmp_path):

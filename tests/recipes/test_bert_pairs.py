@@ -81,7 +81,7 @@ def train(path: Path, **settings: Any) -> tuple[dict[str, torch.Tensor], list[fl
 def test_pairs_are_of_one_text_or_of_two(path):
     datasets = text(path, documents="pairs").load(progress=False)
     train, tokenizer = datasets.train, datasets.tokenizer
-    stream = torch.from_numpy(train._array(train.path.name).astype("int64"))
+    stream = torch.from_numpy(train._files.array(train.path, train.dtype).astype("int64"))
     documents = [part.tolist() for part in stream.tensor_split((stream == tokenizer.end).nonzero().squeeze(1) + 1)]
     contents = ["".join(f"<{token}>" for token in part if token != tokenizer.end) for part in documents]
     assert len(train) % 2 == 0 and len(train) > 100
@@ -129,6 +129,19 @@ def test_b_of_another_document_is_any_of_them(tmp_path):
     assert lengths[0] == pytest.approx(lengths[1], abs=1.5)  # the length of B does not tell them apart
     with pytest.raises(DataError, match=r"data\.documents=pairs: the train text is a single document"):
         pairs_of(tmp_path, [[5] * 100])
+
+
+def test_no_length_says_whether_b_follows_a(tmp_path):
+    """Half of the documents are short, with which a random second segment would often be shorter."""
+    train = pairs_of(tmp_path, [[10 + number] * (4 if number % 2 else 21) for number in range(600)])
+    items = train.__getitems__(list(range(len(train))))
+    of_b = items["segments"].sum(1)
+    shape = torch.stack([(items["tokens"] != 0).sum(1), of_b], dim=1)
+    for place in range(2):
+        values = shape[:, place]
+        for value in values.unique():
+            labels = items[LABEL][values == value].double()
+            assert labels.mean() == pytest.approx(0.5, abs=3 * 0.5 / len(labels) ** 0.5), (place, int(value))
 
 
 def test_ranks_and_micro_batches_change_nothing(path):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.cache import cached
+from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.windows import Windows
 
 NO_DOCUMENT = -1
@@ -60,7 +61,7 @@ class PackedDocuments(Windows):
     ) -> None:
         self.path, self.dtype, self.sequence_length, self.form = path, dtype, sequence_length, form
         self.start, self.end, self.pad, self.content = start, end, pad, content
-        self._open: dict[str, NDArray[Any]] = {}
+        self._files = MappedFiles()
         name = f"documents-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
         self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
         self.num_documents = len(self._array(_STARTS))
@@ -74,7 +75,8 @@ class PackedDocuments(Windows):
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
         documents = np.full_like(tokens, NO_DOCUMENT)
-        stream, starts, lengths = (self._array(name) for name in (self.path.name, _STARTS, _LENGTHS))
+        stream = self._files.array(self.path, self.dtype)
+        starts, lengths = self._array(_STARTS), self._array(_LENGTHS)
         longest = 0
         for row, window in enumerate(self.numbers(indices).tolist()):
             first = 0
@@ -98,15 +100,7 @@ class PackedDocuments(Windows):
         return numbers
 
     def _array(self, name: str) -> NDArray[Any]:
-        if name not in self._open:
-            is_stream = name == self.path.name
-            self._open[name] = (
-                np.memmap(self.path, self.dtype, mode="r") if is_stream else np.load(self._index / name, mmap_mode="r")
-            )
-        return self._open[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return self._files.array(self._index / name)
 
 
 def pack(lengths: NDArray[Any], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

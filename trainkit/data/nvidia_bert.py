@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit.cache import cache_root
 from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted, walk
+from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.packing import dtype_for
 from trainkit.data.pretraining_shards import RECORDS, SUFFIXES, PretrainingShard, Records, Shape, record_dtype
 from trainkit.data.progress import remark, track
@@ -44,8 +43,8 @@ class NvidiaBert:
         lowercase: whether text is normalized to lower case; None: as the tokenizer_config.json beside `vocab_file`
             says, else True. It is used on text that is given to the trained model.
         sequence_length: tokens in a sample, which chooses files of that length; None: all must have one length.
-        masking: `dynamic`: the original tokens are restored, and masked again in each epoch; `static`: the samples also
-            have the masking of the files, which a recipe is to use, in training and evaluation.
+        static_masking: whether samples have the masking of the files, which a recipe is to use, in training and
+            evaluation; false: the original tokens are restored, to be masked again in each epoch.
         held_out: the fraction of the files to hold out, chosen by a hash of their names, at least one. Files are not
             divided, because the copies of a document (`dupe_factor`) are in one.
         held_out_samples: the maximum number of samples to evaluate on, an even choice by a hash; None: all.
@@ -61,14 +60,13 @@ class NvidiaBert:
     vocab_file: Path | None = None
     lowercase: bool | None = None
     sequence_length: int | None = None
-    masking: Literal["dynamic", "static"] = "dynamic"
+    static_masking: bool = False
     held_out: float = 0.02
     held_out_samples: int | None = 4096
     cache_dir: Path | None = None
     tokenizer: WordPiece | None = None
 
     def __post_init__(self) -> None:
-        _check(self.masking in ("dynamic", "static"), "masking", self.masking, "dynamic or static")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
@@ -84,7 +82,7 @@ class NvidiaBert:
         """Loads training and held-out samples and their tokenizer, and converts what is not in the cache.
 
         Items are {"tokens": int64 [T], "segments": int64 [T], 1 in the second sentence, "next_sentence_label": int64, 1
-        where the second sentence is a random one}; with `masking=static` also, each int64 [K], "masked_positions",
+        where the second sentence is a random one}; with `static_masking` also, each int64 [K], "masked_positions",
         "masked_inputs", the tokens that the model sees there, and "masked_labels", the original ones, or -100 for an
         unused slot.
 
@@ -133,7 +131,7 @@ class NvidiaBert:
         for shard, one in zip(both, records, strict=True):
             self._require_vocabulary(shard.path, one, tokenizer)
         sets = [
-            PretrainingSamples(part, tokenizer, self.masking, most)
+            PretrainingSamples(part, tokenizer, self.static_masking, most)
             for part, most in ((records[: len(train)], None), (records[len(train) :], self.held_out_samples))
         ]
         for name, samples in zip(("to train on", "to evaluate on"), sets, strict=True):
@@ -152,7 +150,8 @@ class NvidiaBert:
         path = Path(self.path).expanduser()
         found = _found(path, "path")
         held_out = [file for file in found if _is_held_out(file.relative_to(path))] if path.is_dir() else []
-        train = [file for file in found if file not in set(held_out)]
+        out = set(held_out)
+        train = [file for file in found if file not in out]
         if not train:
             raise DataError(
                 f"data.path={path}: all {len(found)} files are held out by their names; none is to train on"
@@ -220,14 +219,14 @@ class PretrainingSamples(Windows):
     Args:
         records: of each file, all of one shape but for the number of samples.
         tokenizer: with `pad`, `vocab_size` and `meaning`.
-        masking: `static`: items have the masking of the files.
+        static_masking: whether items have the masking of the files.
         most: the maximum number of samples, an even choice by a hash; None: all.
     """
 
     def __init__(
-        self, records: Sequence[Records], tokenizer: WordPiece, masking: Literal["dynamic", "static"], most: int | None
+        self, records: Sequence[Records], tokenizer: WordPiece, static_masking: bool, most: int | None
     ) -> None:
-        self.masking, self.pad = masking, tokenizer.pad
+        self.static_masking, self.pad = static_masking, tokenizer.pad
         self.paths = [one.directory / RECORDS for one in records]
         self.ends = np.cumsum([one.shape.num_samples for one in records], dtype=np.int64)
         shape = records[0].shape if records else Shape(0, 0, 0)
@@ -235,13 +234,14 @@ class PretrainingSamples(Windows):
         self.dtype = record_dtype(shape, dtype_for(tokenizer.vocab_size))
         self.is_padded = any(one.is_padded for one in records)
         self.content = _digest([tokenizer.meaning, *(one.content for one in records)])
-        self._open: dict[int, NDArray[Any]] = {}
+        self._files = MappedFiles()
         super().__init__(int(self.ends[-1]) if records else 0, most)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the samples, independent of where the files are."""
-        return f"{self.content} {self.masking} {self.sequence_length} {len(self)}"
+        masking = "static" if self.static_masking else "dynamic"
+        return f"{self.content} {masking} {self.sequence_length} {len(self)}"
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         numbers = self.numbers(indices)
@@ -250,7 +250,7 @@ class PretrainingSamples(Windows):
         for file in np.unique(files).tolist():
             is_here = files == file
             start = int(self.ends[file - 1]) if file else 0
-            records[is_here] = self._records(file)[numbers[is_here] - start]
+            records[is_here] = self._files.array(self.paths[file], self.dtype)[numbers[is_here] - start]
         columns = np.arange(self.sequence_length)
         is_padding = columns >= records["length"][:, None]
         tokens = records["tokens"].astype(np.int64)
@@ -260,20 +260,12 @@ class PretrainingSamples(Windows):
             "segments": (columns >= records["second"][:, None]) & ~is_padding,
             "next_sentence_label": records["next"],
         }
-        if self.masking == "static":
+        if self.static_masking:
             positions = records["positions"].astype(np.int64)
             is_used = np.arange(positions.shape[1]) < records["num_masked"][:, None]
             arrays["masked_positions"], arrays["masked_inputs"] = positions, records["seen"]
             arrays["masked_labels"] = np.where(is_used, np.take_along_axis(tokens, positions, 1), _UNUSED)
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in arrays.items()}
-
-    def _records(self, file: int) -> NDArray[Any]:
-        if file not in self._open:
-            self._open[file] = np.memmap(self.paths[file], self.dtype, mode="r")
-        return self._open[file]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
 
 
 def _length(shards: list[PretrainingShard], shapes: dict[PretrainingShard, Shape], wanted: int | None) -> int:
@@ -284,7 +276,8 @@ def _length(shards: list[PretrainingShard], shapes: dict[PretrainingShard, Shape
         raise DataError(f"data.path has files with samples of several lengths ({found}): set data.sequence_length")
     if wanted is not None and wanted not in counts:
         raise DataError(
-            f"data.sequence_length={wanted}: data.path has no file with samples of that length, but {found}"
+            f"data.path has no file with samples of {wanted} tokens, but {found}: set data.sequence_length, or that of "
+            f"recipe.phases, to one of these"
         )
     return next(iter(counts)) if wanted is None else wanted
 

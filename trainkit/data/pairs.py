@@ -11,6 +11,7 @@ from torch import Tensor
 from trainkit import random as keyed
 from trainkit.cache import cached
 from trainkit.data.documents import pieces
+from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.windows import Windows
 from trainkit.errors import DataError
 
@@ -22,10 +23,11 @@ _STARTS, _LENGTHS, _FIRSTS, _LASTS = "starts.npy", "lengths.npy", "firsts.npy", 
 class SentencePairs(Windows):
     """Windows [CLS] A [SEP] B [SEP], for next-sentence prediction (Devlin et al., arXiv 1810.04805, section 3.1).
 
-    Documents are divided into pieces that fit into a window, and each piece is in two windows: divided at a random
-    token into A and B; and divided at another one, where B is in place of the rest the end of a piece of another
-    document, as long as the rest if that is so long. So half of the pairs follow one another, and neither the length of
-    B nor where it ends says which. A pair is a function of the text, `sequence_length` and its index.
+    Documents are divided into pieces that fit into a window, and each piece is in two windows: once with what follows A
+    in it as B, and once with the end of a piece of another document. For both, a token is drawn at which the piece is
+    divided, and another piece; B is as long as both allow, and A ends where the end of the piece, so long, begins. So
+    half of the pairs follow one another, and neither lengths nor where B ends say which. A pair is a function of the
+    text, `sequence_length` and its index.
 
     Items are {"tokens": int64 [T], padded, "segments": int64 [T], 1 for B and its [SEP], "next_sentence_label": int64,
     0 where B follows A and 1 where not}, and `__getitems__(indices)` returns [n, T] and [n].
@@ -62,14 +64,15 @@ class SentencePairs(Windows):
     ) -> None:
         self.path, self.dtype, self.sequence_length = path, dtype, sequence_length
         self.start, self.end, self.pad, self.content = start, end, pad, content
-        self._open: dict[str, NDArray[Any]] = {}
+        self._files = MappedFiles()
         name = f"pairs-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
         self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
         self._num_pieces = len(self._array(_STARTS))
         if self._num_pieces and self._array(_LASTS)[0] == self._num_pieces:
+            remedy = "give more text, a paragraph or a row for each document"
             raise DataError(
                 f"data.documents=pairs: the {path.stem} text is a single document, and pairs that do not follow one "
-                f"another need two; give more text, a paragraph or a row for each document"
+                f"another need two; {'raise data.held_out, or ' if path.stem == 'held_out' else ''}{remedy}"
             )
         super().__init__(2 * self._num_pieces, most)
 
@@ -81,7 +84,7 @@ class SentencePairs(Windows):
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
         segments = np.zeros_like(tokens)
-        stream, numbers = self._array(self.path.name), self.numbers(indices)
+        stream, numbers = self._files.array(self.path, self.dtype), self.numbers(indices)
         rows = zip(tokens, segments, *self._parts(numbers), strict=True)
         for tokens_T, segments_T, begin_a, a, begin_b, b in rows:
             last = a + b + 2
@@ -104,21 +107,13 @@ class SentencePairs(Windows):
         a = 1 + draws[:, 0] % (length - 1)
         num_others = self._num_pieces - (lasts[piece] - firsts[piece])
         other = (lasts[piece] + draws[:, 1] % num_others) % self._num_pieces
+        b = np.minimum(length - a, lengths[other])
         source = np.where(is_other, other, piece)
-        b = np.minimum(length - a, lengths[source])
-        begin_b = starts[source] + lengths[source] - b
-        return starts[piece].tolist(), a.tolist(), begin_b.tolist(), b.tolist()
+        begin_a, begin_b = starts[piece] + length - b - a, starts[source] + lengths[source] - b
+        return begin_a.tolist(), a.tolist(), begin_b.tolist(), b.tolist()
 
     def _array(self, name: str) -> NDArray[Any]:
-        if name not in self._open:
-            is_stream = name == self.path.name
-            self._open[name] = (
-                np.memmap(self.path, self.dtype, mode="r") if is_stream else np.load(self._index / name, mmap_mode="r")
-            )
-        return self._open[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return self._files.array(self._index / name)
 
 
 def _write_index(path: Path, dtype: np.dtype[Any], sequence_length: int, end: int, directory: Path) -> None:

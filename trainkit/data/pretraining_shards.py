@@ -172,6 +172,8 @@ class PretrainingShard:
             with h5py.File(self.path, "r") as file:
                 yield file
         except (OSError, RuntimeError, KeyError) as error:  # h5py's own of damaged files
+            if getattr(error, "errno", None) is not None:  # of the system
+                raise
             raise DataError(
                 f"{self.path} cannot be read as HDF5, or is incomplete ({str(error).splitlines()[0]}): copy or make it "
                 f"again"
@@ -210,6 +212,7 @@ def _records(path: Path, arrays: dict[str, NDArray[Any]], dtype: np.dtype[Any]) 
     _require(path, (in_sample | ~is_used).all(), "masked_lm_positions are outside their sample")
     lowest = min(int(tokens.min()), int(originals.min()))
     _require(path, lowest >= 0, "token numbers are below 0")
+    _require(path, np.isin(arrays["next_sentence_labels"], (0, 1)).all(), "next_sentence_labels are not 0 or 1")
 
     places = np.where(is_used, positions, 0)
     seen = np.take_along_axis(tokens, places, 1)

@@ -62,8 +62,8 @@ def _readable(path: Path) -> Iterator[None]:
     name = "a parquet file" if path.suffix.lower() == ".parquet" else "an Arrow stream"
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
             raise
         said = " ".join(str(error).split())
         raise DataError(f"{path} is not {name}, or not a complete one ({said}); write it again or remove it") from None

@@ -92,7 +92,7 @@ class Answering(Task):
                 targets.append(_place(inside, answer))
                 is_held |= targets[-1] != (0, 0)
             if answer:
-                encoder.count("answers that no window holds whole, learnt as no answer", not is_held)
+                encoder.count("answers that no window holds whole", not is_held)
         columns = {} if purpose == "predict" else {"spans": torch.tensor(targets)}
         return Samples(texts, encoder.tokenizer.pad, columns, is_paired=True, notes=Notes(windows, examples))
 

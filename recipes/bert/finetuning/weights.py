@@ -13,8 +13,8 @@ from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.hugging_face import (
+    fits_vocabulary,
     has_vocabulary,
-    is_padded,
     load_hugging_face,
     read_architecture,
     vocabulary_file,
@@ -114,7 +114,7 @@ def check_vocabulary(tokenizer: WordPiece, pretrained: Pretrained, vocab_file: P
             f"data.vocab_file={vocab_file} ({tokenizer.vocab_size} tokens) is not the vocabulary of the weights "
             f"({own.vocab_size} tokens): leave data.vocab_file out, theirs is used"
         )
-    if not is_padded(tokenizer.vocab_size, pretrained.vocab_size):
+    if not fits_vocabulary(pretrained.vocab_size, tokenizer.vocab_size):
         raise ConfigError(
             f"a vocabulary of {tokenizer.vocab_size} tokens does not fit recipe.weights={pretrained.path}, whose "
             f"embedding has {pretrained.vocab_size}: set data.vocab_file to the vocab.txt that they were trained with"

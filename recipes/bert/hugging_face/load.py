@@ -15,7 +15,7 @@ from trainkit_recipes.bert.model import Bert, MaskedLanguageModel
 _OPTIONAL = ("head.", "encoder.pooler.", "next_sentence.")  # each complete or absent
 _BY_TOKEN = ("encoder.embeddings.token.weight", "head.bias", "head.decoder.weight")
 _POSITIONS = "encoder.embeddings.position.weight"
-_VOCAB_MULTIPLE = 128  # the largest one to which other programs pad a vocabulary
+_VOCAB_MULTIPLES = 8, 128  # the smallest and the largest one to which other programs pad a vocabulary
 
 
 def load_hugging_face(module: MaskedLanguageModel | Bert, source: Path | Mapping[str, Tensor]) -> None:
@@ -96,7 +96,7 @@ def _with_own_decoder(translated: dict[str, Tensor], is_tied: bool, is_encoder: 
 def _copy(target: Tensor, value: Tensor, name: str, vocab_size: int) -> None:
     if name in _BY_TOKEN:
         target = target[:vocab_size]
-        if value.ndim == target.ndim and is_padded(vocab_size, len(value)):
+        if value.ndim == target.ndim and fits_vocabulary(len(value), vocab_size):
             value = value[:vocab_size]
     if target.shape != value.shape:
         raise DataError(
@@ -106,6 +106,7 @@ def _copy(target: Tensor, value: Tensor, name: str, vocab_size: int) -> None:
     target.copy_(value)
 
 
-def is_padded(vocab_size: int, num_rows: int) -> bool:
-    """Returns whether an embedding of so many rows may be of so many tokens: other programs pad their vocabularies."""
-    return vocab_size <= num_rows < vocab_size + _VOCAB_MULTIPLE
+def fits_vocabulary(num_rows: int, vocab_size: int) -> bool:
+    """Returns whether an embedding of so many rows may be of so many tokens: other programs pad to a multiple."""
+    is_multiple = num_rows % _VOCAB_MULTIPLES[0] == 0
+    return num_rows == vocab_size or (is_multiple and vocab_size < num_rows < vocab_size + _VOCAB_MULTIPLES[1])
