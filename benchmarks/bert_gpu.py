@@ -15,8 +15,9 @@ import torch
 import trainkit
 from benchmarks.steps import MASK_SHARE, bert, flops_per_token, peak_tflop_per_s
 from trainkit_recipes.bert.documents import Documents
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import LARGE, Layer, MaskedLanguageModel, padded_vocab_size
-from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.bert.pretrain import parameter_groups
 
 VOCAB_SIZE, LONGEST = 30522, 512
 GOALS = {128: 0.55, LONGEST: 0.45}  # of the peak in bf16

@@ -22,8 +22,9 @@ from torch import Tensor
 import trainkit
 from trainkit.precision import Name
 from trainkit.strategy import by_name
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
-from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.bert.pretrain import parameter_groups
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 

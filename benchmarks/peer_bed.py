@@ -16,8 +16,9 @@ from benchmarks.peer_loops import LR, MASK_SHARE, MAX_GRAD_NORM, Inputs, Loop, P
 from trainkit.data import Examples, Text
 from trainkit_recipes.bert.data import IGNORED, Masking
 from trainkit_recipes.bert.finetuning.recipe import FineTuning
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import Architecture
-from trainkit_recipes.bert.pretrain import MaskedLanguageModelling, masked_loss
+from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.bert.samples import samples_of
 
 NUM_TEXTS = 20_000

@@ -14,8 +14,9 @@ from torch import nn
 
 import trainkit
 from trainkit.precision import Name
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import BASE, LARGE, TINY, Architecture, Layer, MaskedLanguageModel, padded_vocab_size
-from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.bert.pretrain import parameter_groups
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 

@@ -1,6 +1,6 @@
 """Next-sentence prediction: whether the second segment of a window follows the first (BERT, section 3.1).
 
-Shape suffixes: B samples, T tokens, K masked tokens per sample, V vocabulary.
+Shape suffixes: B samples, T tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -105,31 +105,6 @@ def check_pairs(dataset: Any, model: Architecture, next_sentence: bool) -> None:
         raise ConfigError(
             "recipe.model.num_segments=1: samples have two segments; set it to 2, or to 0 for a model without segments"
         )
-
-
-def pair_loss(
-    masked_mean: Tensor, num_masked: Tensor, next_B2: Tensor, labels_B: Tensor, per_sample: int
-) -> tuple[Tensor, Tensor]:
-    """Adds the losses of both tasks, so that the mean over the global batch does not depend on how that is divided.
-
-    Two means over different numbers cannot be added in a micro-batch: it does not know the numbers of the global batch.
-    So a sample's next sentence counts as much as `per_sample` masked tokens. Where each sample has so many, the mean is
-    half the sum of both tasks' means, and twice that is returned; where samples have fewer, as padded ones, the next
-    sentence counts for more.
-
-    Args:
-        masked_mean: the mean loss of the masked tokens.
-        num_masked: those tokens.
-        next_B2: logits of the next sentence.
-        labels_B: int64.
-        per_sample: masked tokens of a sample without padding.
-
-    Returns:
-        The loss, and its weight in the mean.
-    """
-    total = F.cross_entropy(next_B2.to(masked_mean.dtype), labels_B, reduction="sum")
-    weight = num_masked + per_sample * len(labels_B)
-    return 2 * (masked_mean * num_masked + per_sample * total) / weight.clamp(min=1), weight
 
 
 def majority(batches: Iterable[Batch], runtime: Runtime) -> dict[str, float]:

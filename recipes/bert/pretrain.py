@@ -16,24 +16,17 @@ from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.export import Exporter
-from trainkit.ops import cross_entropy
-from trainkit_recipes.bert.data import IGNORED, Kind, Masked, Masking, check_masking
+from trainkit_recipes.bert.data import Kind, Masked, Masking, check_masking
 from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
+from trainkit_recipes.bert.held_out import HeldOut
 from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
+from trainkit_recipes.bert.losses import masked_loss, pair_loss
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
-from trainkit_recipes.bert.next_sentence import (
-    ACCURACY,
-    LABEL,
-    PreTrainingModel,
-    check_pairs,
-    majority,
-    pair_loss,
-    with_pairs,
-)
+from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, check_pairs, with_pairs
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, baseline_accuracies, outlook
-from trainkit_recipes.bert.samples import Samples, Windows, require_uncompiled, samples_of
+from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, outlook
+from trainkit_recipes.bert.samples import Samples, Windows, masked_by, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
 
@@ -73,7 +66,6 @@ class MaskedLanguageModelling(Recipe):
     """
 
     best_metric: str | None = "held_out_loss"
-    _EVALUATION_MASK_SHARE = 0.15
 
     def __init__(
         self,
@@ -132,11 +124,10 @@ class MaskedLanguageModelling(Recipe):
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
         self._measured: dict[str, float] | None = None  # of the weights as they are
-        self._baseline_accuracies: dict[int | None, dict[str, float]] = {}  # by sequence length
-        self._majority: dict[int | None, dict[str, float]] = {}  # likewise, of pairs
         self._check_data(data, model, masking)
         self.masking = Masking(self.tokenizer, mask_share, runtime.device, masking)
-        self.evaluation_masking = Masking(self.tokenizer, self._EVALUATION_MASK_SHARE, runtime.device)
+        held_out = partial(HeldOut, runtime, batch_size=evaluation_batch_size, next_sentence=next_sentence)
+        self._held_out = {length: held_out(datasets) for length, datasets in self._datasets.items()}
         self.architecture = model
         module = (PreTrainingModel if next_sentence else MaskedLanguageModel)(model, self.tokenizer.vocab_size)
         if weights is not None:
@@ -216,7 +207,7 @@ class MaskedLanguageModelling(Recipe):
         train = self._datasets_of(self.plan.at(batch.position)).train
         for micro in self.model.micro_batches(batch):
             samples = samples_of(micro, train, self.tokenizer.pad)
-            masked = self._masked(samples.batch, self.masking, "mask")
+            masked = masked_by(self.masking, samples.batch, self.runtime, "mask")
             if self.next_sentence:
                 self.model.backward(*self._pair_loss(samples, masked))
                 continue
@@ -246,52 +237,15 @@ class MaskedLanguageModelling(Recipe):
         return self.plan.at(max(0, self.runtime.position - 1))
 
     @property
-    def _evaluated(self) -> Datasets:
-        return self._datasets_of(self._trained_stage)
+    def _evaluated(self) -> HeldOut:
+        return self._held_out[self._trained_stage.sequence_length]
 
     def evaluate(self) -> dict[str, float]:
         """Returns loss and accuracy on the masked tokens of the held-out data."""
-        totals = self._measured = self._measure()
+        totals = self._measured = self._evaluated.measure(self.model)
         self._evaluations.append((self.runtime.step, totals["accuracy"]))
         measured = {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
         return {**measured, ACCURACY: totals[ACCURACY]} if self.next_sentence else measured
-
-    def _measure(self) -> dict[str, float]:
-        sums: dict[str, Tensor | float] = dict.fromkeys(
-            ("loss", "correct", "masked", "next_sentence_correct", "samples"), 0.0
-        )
-        for samples, masked, logits_BKV, next_B2 in self._outputs(every=1):
-            if next_B2 is not None:
-                sums["next_sentence_correct"] += (next_B2.argmax(dim=-1) == samples.batch.data[LABEL]).sum()
-                sums["samples"] += next_B2.new_tensor(len(next_B2))
-            loss, num_masked = masked_loss(logits_BKV, masked.labels_BK)
-            sums["loss"] += loss.double() * num_masked
-            sums["correct"] += (logits_BKV.argmax(dim=-1) == masked.labels_BK).sum()
-            sums["masked"] += num_masked
-        totals = self.runtime.ranks.all_reduce_sum(sums)
-        num = totals["masked"]
-        pairs = {ACCURACY: totals["next_sentence_correct"] / totals["samples"]} if self.next_sentence else {}
-        return {"loss": totals["loss"] / num, "accuracy": totals["correct"] / num, "masked": num, **pairs}
-
-    def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the accuracy of the counts of neighbours, and for pairs that of the majority class."""
-        found = {"held_out_accuracy": self.baseline_accuracies()}
-        if not self.next_sentence:
-            return found
-        length = self._trained_stage.sequence_length
-        if length not in self._majority:
-            batches = (samples.batch for samples, _ in self._held_out_samples(every=1))
-            self._majority[length] = majority(batches, self.runtime)
-        return {**found, ACCURACY: self._majority[length]}
-
-    def baseline_accuracies(self) -> dict[str, float]:
-        """Returns the accuracies of the baselines by name. Collective: every rank must call."""
-        length = self._trained_stage.sequence_length
-        if length not in self._baseline_accuracies:
-            self._baseline_accuracies[length] = baseline_accuracies(
-                self._evaluated, self.masked_held_out(), tokenizer=self.tokenizer, runtime=self.runtime
-            )
-        return self._baseline_accuracies[length]
 
     def fill(self, sentence: str) -> Filled:
         """Predicts each [MASK] in `sentence`, with the others masked. Collective: every rank must call.
@@ -319,17 +273,21 @@ class MaskedLanguageModelling(Recipe):
 
     def report(self) -> Report:
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
-        measured = self._measured or self._measure()
-        num_batches = -(-len(self._evaluated.held_out) // self.evaluation_batch_size)
+        measured = self._measured or self._evaluated.measure(self.model)
+        num_batches = -(-len(self._evaluated.datasets.held_out) // self.evaluation_batch_size)
         every = max(1, num_batches // NUM_EXAMPLES)  # examples from all over the split
         return Report.of(
             islice(self.held_out(every), NUM_EXAMPLES),
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            baselines=self.baseline_accuracies(),
+            baselines=self._evaluated.baselines()["held_out_accuracy"],
             sentences=map(self.fill, self.sentences),
         )
+
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Returns the accuracy of the counts of neighbours, and for pairs that of the majority class."""
+        return self._evaluated.baselines()
 
     def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
         """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.
@@ -337,33 +295,12 @@ class MaskedLanguageModelling(Recipe):
         Args:
             every: yields each so many-th global batch, from the first one on.
         """
-        for samples, masked, logits_BKV, _ in self._outputs(every):
+        for samples, masked, logits_BKV, _ in self._evaluated.outputs(self.model, every):
             yield samples.batch, masked, logits_BKV
-
-    @torch.no_grad()
-    def _outputs(self, every: int) -> Iterator[tuple[Samples, Masked, Tensor, Tensor | None]]:
-        """Yields held-out samples, masking, logits_BKV, and logits [B, 2] of the next sentence where it is learnt."""
-        self.model.module.eval()
-        try:
-            for samples, masked in self._held_out_samples(every):
-                if self.next_sentence:
-                    assert isinstance(samples, Windows)
-                    yield samples, masked, *samples.predict_pairs(self.model, masked)
-                else:
-                    yield samples, *samples.predict_slots(self.model, masked), None
-        finally:
-            self.model.module.train()
 
     def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:
         """Yields (batch, masking) over this rank's held-out windows, the same each time."""
-        return ((samples.batch, masked) for samples, masked in self._held_out_samples(every=1))
-
-    def _held_out_samples(self, every: int) -> Iterator[tuple[Samples, Masked]]:
-        held_out, collate = self._evaluated.held_out, self._evaluated.collate
-        batches = self.runtime.evaluation_batches(held_out, batch_size=self.evaluation_batch_size, collate=collate)
-        for batch in islice(batches, 0, None, every):
-            samples = samples_of(batch, held_out, self.tokenizer.pad)
-            yield samples, self._masked(samples.batch, self.evaluation_masking, "held-out mask")
+        return ((samples.batch, masked) for samples, masked in self._evaluated.samples())
 
     @classmethod
     def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -437,29 +374,6 @@ class MaskedLanguageModelling(Recipe):
     def exporters(self) -> dict[str, Exporter]:
         """Returns what writes a directory for transformers, and an ONNX file."""
         return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
-
-    def _masked(self, batch: Batch, masking: Masking, name: str) -> Masked:
-        if "masked_positions" in batch.data:  # the data are masked already
-            tokens_BT = batch.tokens.scatter(1, batch.masked_positions, batch.masked_inputs)
-            return Masked(tokens_BT, batch.masked_positions, batch.masked_labels)
-        num_draws = masking.num_draws(batch.tokens.shape[1])
-        return masking(batch.tokens, self.runtime.rand(batch, num_draws, name=name))
-
-
-def masked_loss(logits: Tensor, labels: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """Computes the mean cross-entropy over the slots in use.
-
-    Args:
-        logits: predictions [..., V].
-        labels: int64 [...], IGNORED for unused slots.
-        in_place: whether the backward pass may overwrite the logits.
-
-    Returns:
-        The mean, 0 without slots in use, and the number of slots in use.
-    """
-    num_masked = (labels != IGNORED).sum()
-    total = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, in_place=in_place)
-    return total / num_masked.clamp(min=1), num_masked
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

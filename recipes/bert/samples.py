@@ -11,7 +11,7 @@ from torch import Tensor
 from trainkit import Runtime
 from trainkit.data import Batch
 from trainkit.errors import ConfigError, DataError
-from trainkit_recipes.bert.data import IGNORED, Masked
+from trainkit_recipes.bert.data import IGNORED, Masked, Masking
 from trainkit_recipes.bert.documents import Documents, Unpadded
 
 Model = Callable[..., Tensor]
@@ -81,6 +81,21 @@ def samples_of(batch: Batch, dataset: Any, pad: int) -> Samples:
     if getattr(dataset, "form", "apart") == "padded":
         return Padded.of(batch, epochs_B * num_documents, dataset.sequence_length, pad)
     return Apart.of(batch, epochs_B * num_documents, pad)
+
+
+def masked_by(masking: Masking, batch: Batch, runtime: Runtime, name: str) -> Masked:
+    """Masks a batch, unless its data have a masking of their own.
+
+    Args:
+        masking: decides what is masked.
+        batch: of samples.
+        runtime: draws the random numbers.
+        name: of the draw.
+    """
+    if "masked_positions" in batch.data:
+        tokens_BT = batch.tokens.scatter(1, batch.masked_positions, batch.masked_inputs)
+        return Masked(tokens_BT, batch.masked_positions, batch.masked_labels)
+    return masking(batch.tokens, runtime.rand(batch, masking.num_draws(batch.tokens.shape[1]), name=name))
 
 
 @dataclass(frozen=True)

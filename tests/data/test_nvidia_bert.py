@@ -128,7 +128,7 @@ def test_files_of_two_lengths(tmp_path, vocab):
     assert chosen.fingerprints() == long.fingerprints() != short.fingerprints()
 
 
-def test_the_cache_needs_no_h5py_and_a_changed_file_is_read_again(tmp_path, vocab, monkeypatch):
+def test_the_cache_needs_no_h5py_and_changes_are_read(tmp_path, vocab, monkeypatch):
     folder = write_folder(tmp_path / "data")
     first = spec(folder, vocab).load()
     with monkeypatch.context() as patch:

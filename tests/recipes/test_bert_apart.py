@@ -16,7 +16,7 @@ from trainkit.errors import ConfigError, DataError
 from trainkit.testing import run_ranks
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
-from trainkit_recipes.bert.samples import samples_of
+from trainkit_recipes.bert.samples import masked_by, samples_of
 
 MODEL = replace(TINY, hidden_size=32, num_heads=2, feed_forward_size=64, num_segments=0, init_std=0.1)
 EVERYTHING = 0  # as a batch size: all training documents
@@ -103,7 +103,7 @@ def test_a_document_has_new_masks_in_every_epoch(path):
     seen = []
     for batch in recipe.batches():
         samples = samples_of(batch, recipe.datasets.train, recipe.tokenizer.pad)
-        masked = recipe._masked(samples.batch, recipe.masking, "mask")
+        masked = masked_by(recipe.masking, samples.batch, recipe.runtime, "mask")
         numbers = (samples.batch.positions % recipe.datasets.train.num_documents).argsort()
         seen.append((samples.batch.tokens[numbers], masked.tokens_BT[numbers]))
         if len(seen) == 2:

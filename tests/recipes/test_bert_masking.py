@@ -9,7 +9,7 @@ from tests.present import present
 from trainkit.errors import ConfigError
 from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
 from trainkit_recipes.bert.data import IGNORED, Masking
-from trainkit_recipes.bert.pretrain import masked_loss
+from trainkit_recipes.bert.losses import masked_loss
 
 VOCAB = 1000
 TOKENIZER = SimpleNamespace(vocab_size=VOCAB, pad=0, mask=4, special_tokens=(0, 1, 2, 3, 4))

@@ -15,6 +15,7 @@ from trainkit.errors import ConfigError, DataError
 from trainkit.ops import Dropout
 from trainkit_recipes.bert.attention import Attention, RelativeBias
 from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architecture
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import (
     TINY,
     Architecture,
@@ -22,7 +23,7 @@ from trainkit_recipes.bert.model import (
     MaskedLanguageModel,
     padded_vocab_size,
 )
-from trainkit_recipes.bert.pretrain import masked_loss, parameter_groups
+from trainkit_recipes.bert.pretrain import parameter_groups
 
 VOCAB = 101  # padded to 128
 PADS = torch.tensor([0, 0, 5, 11])  # of each sample, at its end

@@ -19,6 +19,7 @@ from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+from trainkit_recipes.bert.samples import masked_by
 
 MODEL = replace(TINY, hidden_size=32, num_layers=1, feed_forward_size=64, max_length=32)
 
@@ -69,7 +70,7 @@ def test_dynamic_masking_hides_other_tokens_in_each_epoch(path):
     train = recipe.datasets.train
     seen: dict[int, list[tuple[bool, ...]]] = {}
     for batch in islice(recipe.batches(), 2 * len(train) // 12 + 1):
-        masked = recipe._masked(batch, recipe.masking, "mask")
+        masked = masked_by(recipe.masking, batch, recipe.runtime, "mask")
         hidden = masked.tokens_BT == MASK
         assert not hidden[batch.tokens < 5].any(), "nor [CLS], [SEP], padding"
         assert (batch.tokens[:, 0] == CLS).all() and (batch.tokens == SEP).any(1).all()

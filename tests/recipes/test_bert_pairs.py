@@ -23,6 +23,7 @@ from trainkit_recipes.bert.hugging_face import load_hugging_face, read_architect
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
+from trainkit_recipes.bert.samples import masked_by
 
 MODEL = replace(TINY, hidden_size=32, num_heads=2, feed_forward_size=64, num_segments=0, init_std=0.1, dropout=0.2)
 LENGTH, NUM_STEPS = 24, 3
@@ -177,7 +178,7 @@ def test_sharded_parameters_change_nothing(path, strategy, precision, rel):
 def test_the_loss_is_that_of_both_tasks(path):
     recipe = make(path, model=replace(MODEL, dropout=0.0, attention_dropout=0.0))
     batch = next(recipe.batches())
-    masked = recipe._masked(batch, recipe.masking, "mask")
+    masked = masked_by(recipe.masking, batch, recipe.runtime, "mask")
     attended = batch.tokens != recipe.tokenizer.pad
     module = recipe.model.module
     with torch.no_grad():

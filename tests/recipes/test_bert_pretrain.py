@@ -22,6 +22,7 @@ from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDE
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.bert.report import outlook
+from trainkit_recipes.bert.samples import masked_by
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
 PRE_NORM = replace(TINY, norm="pre", positions="relative", num_segments=0, dropout=0.0, attention_dropout=0.0)
@@ -127,7 +128,7 @@ def test_masked_counts_are_uneven(path):
     recipe = make(path)
     counts = set()
     for batch in recipe.batches():
-        counts |= set((recipe._masked(batch, recipe.masking, "mask").labels_BK >= 0).sum(dim=1).tolist())
+        counts |= set((masked_by(recipe.masking, batch, recipe.runtime, "mask").labels_BK >= 0).sum(dim=1).tolist())
         if batch.position >= 320:
             break
     assert len(counts) > 2

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import parity
 from trainkit.testing import run_ranks
-from trainkit_recipes.bert.pretrain import masked_loss
+from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.progressive_gan.losses import gradient_penalty
 
 ROOT = Path(__file__).parent.parent.parent
