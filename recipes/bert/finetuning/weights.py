@@ -71,8 +71,8 @@ class Pretrained:
         state = read_manifest(directory)["values"].get("recipe") or {}
         if "tokenizer" not in state or "architecture" not in state:
             raise CheckpointError(
-                f"recipe.weights={directory} was not written by recipe=bert or recipe=bert_finetune of this version with "
-                f"a WordPiece vocabulary: give such a run, or a Hugging Face directory"
+                f"recipe.weights={directory} was not written by recipe=bert or bert_finetune of this version with a "
+                f"WordPiece vocabulary: give such a run, or a Hugging Face directory"
             )
         tokenizer = WordPiece.from_json(state["tokenizer"])
         return cls(architecture_of(state["architecture"]), tokenizer.vocab_size, tokenizer, directory)
