@@ -1,6 +1,6 @@
 """BERT-large on a GPU: the share of its peak, and the precisions as ratios beside NVIDIA's published ones.
 
-It has not been run: no GPU was there when it was written.
+Not yet run on a GPU.
 """
 
 import statistics

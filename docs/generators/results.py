@@ -92,11 +92,11 @@ def _peers(results: Results) -> str:
             continue
         contenders, goals = result["contenders"], result["goals"]
         names = {
-            "cpu_us_a_token": "CPU us a token",
-            "over_ours_in_cpu_time": "times ours, in CPU time",
-            "over_ours": "by the clock",
+            "cpu_us_a_token": "CPU µs per token",
+            "over_ours_in_cpu_time": "ratio to trainkit, CPU time",
+            "over_ours": "ratio, wall time",
             "value": "median (quartiles)",
-            "ours_over_it": "ours, times this",
+            "ours_over_it": "trainkit / this",
         }
         shown = {key: name for key, name in names.items() if key in next(iter(contenders.values()))}
         rows = [[name, *(_range(one[key]) for key in shown), goals.get(name, "")] for name, one in contenders.items()]

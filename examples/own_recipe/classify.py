@@ -107,4 +107,4 @@ class Letters(trainkit.Recipe):
         return {"held_out_loss": total["loss"] / total["count"], "accuracy": total["correct"] / total["count"]}
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        return {"accuracy": {"a guess": 1 / 26}}  # a dashed line in curve.png
+        return {"accuracy": {"chance": 1 / 26}}  # a dashed line in curve.png

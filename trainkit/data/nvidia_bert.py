@@ -35,10 +35,10 @@ class NvidiaBert:
     Each file is converted once to records in the cache, from which a sample is read at once.
 
     Args:
-        path: a .hdf5 or .h5 file, or a folder of them at any depth. Those with the word `test` (or `validation`, `dev`)
-            in the name, or in that of a folder below `path`, are held out.
-        held_out_path: a file or a folder to evaluate on; None: those of `path` that are held out by their name, or the
-            fraction `held_out` of the files.
+        path: a .hdf5 or .h5 file, or a folder of them at any depth. Those with the word `test`, `validation`,
+            `valid`, `dev` or `eval` in the name, or in that of a folder below `path`, are not trained on.
+        held_out_path: a file or a folder to evaluate on; None: those of `path` with such a name, or else the fraction
+            `held_out` of the files.
         vocab_file: the vocab.txt that the files were made with, or a tokenizer.json.
         lowercase: whether text is normalized to lower case; None: as the tokenizer_config.json beside `vocab_file`
             says, else True. It is used on text that is given to the trained model.

@@ -209,14 +209,14 @@ def rust_threads(num_threads: int | None) -> Iterator[None]:
     Args:
         num_threads: None: one per core.
     """
-    asked = os.environ.get(_SWITCH)
+    asked = os.environ.get(_SWITCH)  # empty, which means off: from a former call, perhaps of the parent process
     if num_threads is not None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read once, when the threads are started
     os.environ[_SWITCH] = asked or "true"
     try:
         yield
     finally:
-        os.environ[_SWITCH] = asked or "false"
+        os.environ[_SWITCH] = asked or ""
 
 
 def _untrained(normalizer: Normalizer, numbers: dict[str, int] | None = None) -> "Tokenizer":
