@@ -98,16 +98,13 @@ class MaskedLanguageModelling(Recipe):
         check_masking(mask_share, masking)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
-        self.next_sentence = next_sentence
         if next_sentence:
             data, model = with_pairs(data, model)
-        elif model.pooler:
-            raise ConfigError(
-                "recipe.model.pooler=true: without recipe.next_sentence=true nothing trains it; leave it out"
-            )
+        else:
+            _require_no_pooler(model)
         if weights is not None:
             require_shape(model, weights)  # before data are read
-        self.runtime, self.batch_size = runtime, batch_size
+        self.runtime, self.batch_size, self.next_sentence = runtime, batch_size, next_sentence
         self.evaluation_batch_size, self.sentences = evaluation_batch_size, sentences
         lengths = [None] if num_epochs is not None else self.plan.lengths
         self._datasets: dict[int | None, Datasets] = runtime.ranks.first_on_host(partial(load_lengths, data, lengths))
@@ -129,10 +126,7 @@ class MaskedLanguageModelling(Recipe):
         held_out = partial(HeldOut, runtime, batch_size=evaluation_batch_size, next_sentence=next_sentence)
         self._held_out = {length: held_out(datasets) for length, datasets in self._datasets.items()}
         self.architecture = model
-        module = (PreTrainingModel if next_sentence else MaskedLanguageModel)(model, self.tokenizer.vocab_size)
-        if weights is not None:
-            require_vocabulary(self.tokenizer, weights)
-            load_hugging_face(module, weights)
+        module = self._module(weights)
         made = optimizer(parameter_groups(module))
         self.model = runtime.setup(
             module,
@@ -143,6 +137,14 @@ class MaskedLanguageModelling(Recipe):
             schedule=self.plan.schedule(float(made.param_groups[0]["lr"])),
             grad_accumulation_steps=grad_accumulation_steps,
         )
+
+    def _module(self, weights: Path | None) -> MaskedLanguageModel:
+        kind = PreTrainingModel if self.next_sentence else MaskedLanguageModel
+        module = kind(self.architecture, self.tokenizer.vocab_size)
+        if weights is not None:
+            require_vocabulary(self.tokenizer, weights)
+            load_hugging_face(module, weights)
+        return module
 
     def _check_data(self, data: Any, model: Architecture, masking: Kind) -> None:
         if self.tokenizer is None:
@@ -383,6 +385,11 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in module.parameters() if p in decayed]},
         {"params": [p for p in module.parameters() if p not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _require_no_pooler(model: Architecture) -> None:
+    if model.pooler:
+        raise ConfigError("recipe.model.pooler=true: without recipe.next_sentence=true nothing trains it; leave it out")
 
 
 def _check_length(dataset: Any, model: Architecture) -> None:

@@ -111,31 +111,19 @@ class FineTuning(Recipe):
         require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=None)
         self.runtime, self.batch_size, self.evaluation_batch_size = runtime, batch_size, evaluation_batch_size
         require_uncompiled(runtime, "recipe=bert_finetune")
-        if unfreeze_every is not None and not num_layers_frozen:
-            raise ConfigError(
-                f"recipe.unfreeze_every={unfreeze_every} with recipe.num_layers_frozen=0: nothing is frozen; set "
-                f"num_layers_frozen, or leave unfreeze_every out"
-            )
+        _check_freezing(num_layers_frozen, unfreeze_every)
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
         loaded: Datasets = runtime.ranks.first_on_host(data.load)
         self._train, self._held_out = loaded.train, loaded.held_out
         self.tokenizer = self._tokenizer(loaded, data)
         self.architecture = self._architecture(task, pooling, dropout, attention_dropout, num_layers_frozen)
         self.encoder = Encoder(self.tokenizer, _length(max_length, self.architecture.max_length))
-        self.task = make_task(
-            task,
-            self._train,
-            pooling=pooling,
-            classes=classes,
-            class_weights=class_weights,
-            stride=stride,
-            max_answer_length=max_answer_length,
-            positive_from=positive_from,
-            group_size=group_size,
-            temperature=temperature,
-            batch_size=batch_size,
-            num_parts=runtime.ranks.world_size * grad_accumulation_steps,
-        )
+        of_classes = {"pooling": pooling, "classes": classes, "class_weights": class_weights}
+        of_answers = {"stride": stride, "max_answer_length": max_answer_length}
+        contrast = {"positive_from": positive_from, "group_size": group_size, "temperature": temperature}
+        num_parts = runtime.ranks.world_size * grad_accumulation_steps
+        settings: dict[str, Any] = {**of_classes, **of_answers, **contrast}
+        self.task = make_task(task, self._train, batch_size=batch_size, num_parts=num_parts, **settings)
         self.best_metric = self.task.best_metric
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
         num_steps = self._num_steps(num_steps, num_epochs)
@@ -356,6 +344,14 @@ def _pretrained(weights: Path | None, model: Architecture | None) -> Pretrained:
     if model is None:
         raise ConfigError("recipe.weights=null trains from scratch, which needs a recipe.model; or give recipe.weights")
     return Pretrained(model, 0, None, None)
+
+
+def _check_freezing(num_layers_frozen: int, unfreeze_every: int | None) -> None:
+    if unfreeze_every is not None and not num_layers_frozen:
+        raise ConfigError(
+            f"recipe.unfreeze_every={unfreeze_every} with recipe.num_layers_frozen=0: nothing is frozen; set "
+            f"num_layers_frozen, or leave unfreeze_every out"
+        )
 
 
 def _length(max_length: int | None, longest: int) -> int:
