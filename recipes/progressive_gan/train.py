@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Subset
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
-from trainkit_recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
+from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -54,11 +53,7 @@ class ProgressiveGAN(Recipe):
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
         clamp: the largest magnitude of an activation there.
-        evaluation_batch_size: samples in a global batch of an evaluation.
-        num_measured: held-out images of the sliced Wasserstein distance.
-        num_patches: per image.
-        num_directions: of the projections.
-        num_shown: images in a grid.
+        evaluation: what an evaluation measures and shows; None: the defaults of `Evaluation`.
 
     Raises:
         ConfigError: for values out of range or that do not match.
@@ -91,11 +86,7 @@ class ProgressiveGAN(Recipe):
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
-        evaluation_batch_size: int = 64,
-        num_measured: int = 16_384,
-        num_patches: int = 64,
-        num_directions: int = 256,
-        num_shown: int = 64,
+        evaluation: Evaluation | None = None,
     ) -> None:
         self.runtime, self.grad_accumulation_steps = runtime, grad_accumulation_steps
         self.optimizer, self.schedule = optimizer, schedule
@@ -103,14 +94,7 @@ class ProgressiveGAN(Recipe):
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
         )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
-        counts = {
-            "evaluation_batch_size": evaluation_batch_size,
-            "num_measured": num_measured,
-            "num_patches": num_patches,
-            "num_directions": num_directions,
-            "num_shown": num_shown,
-        }
-        require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
+        require_at_least(1, "recipe.", grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
@@ -122,9 +106,6 @@ class ProgressiveGAN(Recipe):
             _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
         self.learning_rates = learning_rates or {}
         self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
-        self.evaluation_batch_size, self.num_shown = evaluation_batch_size, num_shown
-        self.num_measured = num_measured
-        self.num_patches, self.num_directions = num_patches, num_directions
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
@@ -132,8 +113,8 @@ class ProgressiveGAN(Recipe):
         self.num_samples = self.phases[-1].end
         self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
-            _require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
-        self._floors: dict[int, float] = {}
+            require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+        self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -191,7 +172,7 @@ class ProgressiveGAN(Recipe):
             self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
             num_steps = -(-(phase.end - position) // phase.batch_size)
             yield from self.runtime.batches(
-                _at(self.datasets.train, phase.resolution),
+                at_resolution(self.datasets.train, phase.resolution),
                 batch_size=phase.batch_size,
                 start=position,
                 num_steps=num_steps,
@@ -243,7 +224,7 @@ class ProgressiveGAN(Recipe):
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         for micro in self.D.micro_batches(batch):
-            real = self._faded(self._images(micro, self.phase.resolution), fade)
+            real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
             with torch.no_grad():
                 fake = self.G(self._latents(micro, "D's latents"), fade)
             mix = self.runtime.rand(micro, name="mix")
@@ -271,12 +252,6 @@ class ProgressiveGAN(Recipe):
     def _latents(self, batch: Batch, name: str) -> Tensor:
         return self.runtime.randn(batch, self.widths.latent_dim, name=name)
 
-    def _images(self, batch: Batch, resolution: int) -> Tensor:
-        """Returns [B, C, resolution, resolution] of -1 .. 1 from the images of a data set."""
-        images = _tensor_of(batch.data)
-        images = images.to(self.runtime.dtype) / 127.5 - 1.0 if images.dtype == torch.uint8 else images
-        return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
-
     def _faded(self, images: Tensor, fade: float) -> Tensor:
         """Blurs real images as much as the generator's are while it fades in."""
         return images if fade == 1.0 else fade_in(downsample(images), images, fade)
@@ -286,24 +261,21 @@ class ProgressiveGAN(Recipe):
     def evaluate(self) -> dict[str, float]:
         """Returns the sliced Wasserstein distance to held-out images, and logs a grid of images."""
         with self.G.averaged() as module:
-            distances = self._distances(module, self.phase.resolution)
-            shown = self.sample(module, self.num_shown)
+            distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
+            shown = self.sample(module, self.evaluator.settings.num_shown)
         cell = max(CELL, self.phases[-1].resolution)
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
         return distances
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the distance of the same number of training images."""
-        floor = self._floor(self.phase.resolution)
+        floor = self.evaluator.floor(self.phase.resolution)
         return {} if floor is None else {"swd": {TRAINING_IMAGES: floor}}
 
-    def _floor(self, resolution: int) -> float | None:
-        """Returns the distance between training and held-out images; None if there are too few."""
-        if len(self.datasets.train) < len(self.datasets.held_out):
-            return None
-        if resolution not in self._floors:
-            self._floors[resolution] = self._distances(None, resolution)["swd"]
-        return self._floors[resolution]
+    def _generate(self, module: torch.nn.Module) -> Generate:
+        """Returns what makes images of a generator for a batch that is measured."""
+        fade = self.phase.fade(self.runtime.position)
+        return lambda batch: module(self._latents(batch, "measured"), fade)
 
     def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
         """Generates images of fixed latents, the same throughout a run.
@@ -321,7 +293,7 @@ class ProgressiveGAN(Recipe):
         fade = self.phase.fade(self.runtime.position)
         latents = self._latents(fixed, "shown")
         with torch.no_grad():
-            return torch.cat([module(chunk, fade) for chunk in latents.split(self.evaluation_batch_size)])
+            return torch.cat([module(chunk, fade) for chunk in latents.split(self.evaluator.settings.batch_size)])
 
     def finish(self) -> None:
         """Logs a table of the distances of the untrained and the trained generator, and writes an animation."""
@@ -330,9 +302,9 @@ class ProgressiveGAN(Recipe):
             torch.manual_seed(self.runtime.seed + resolution)
             untrained = Generator(self.widths, resolution).to(self.runtime.device, self.runtime.dtype)
         with self.G.averaged() as trained:
-            found = [("untrained generator", self._distances(untrained, resolution)["swd"])]
-            found.append(("trained generator", self._distances(trained, resolution)["swd"]))
-        if (floor := self._floor(resolution)) is not None:
+            found = [("untrained generator", self.evaluator.distances(self._generate(untrained), resolution)["swd"])]
+            found.append(("trained generator", self.evaluator.distances(self._generate(trained), resolution)["swd"]))
+        if (floor := self.evaluator.floor(resolution)) is not None:
             found.append((TRAINING_IMAGES, floor))
         for name, distance in found:
             rows.append((name, round(distance, 2), round(distance / found[0][1], 3)))
@@ -350,38 +322,6 @@ class ProgressiveGAN(Recipe):
         """Returns what writes an ONNX file of the generator."""
         return {"onnx": partial(to_onnx, self)}
 
-    def _distances(self, module: torch.nn.Module | None, resolution: int) -> dict[str, float]:
-        """Returns the distances of held-out images to those of `module`, or without one to training images."""
-        with torch.no_grad():
-            return metrics.distances(
-                self.runtime,
-                self._pairs(module, resolution),
-                num_patches=self.num_patches,
-                num_directions=self.num_directions,
-            )
-
-    def _pairs(self, module: torch.nn.Module | None, resolution: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Yields this rank's (batch, held-out images, other images) over the held-out split."""
-        whole = _at(self.datasets.held_out, resolution)
-        held_out = Subset(whole, range(min(len(whole), self.num_measured)))
-        measured = self._measured(held_out, resolution)
-        if module is None:
-            training = _at(self.datasets.train, resolution)
-            # Evenly spread over the split, because neighbours in it are often similar.
-            training = Subset(training, [i * len(training) // len(held_out) for i in range(len(held_out))])
-            for (batch, real), (_, other) in zip(measured, self._measured(training, resolution), strict=True):
-                yield batch, real, other
-        else:
-            fade = self.phase.fade(self.runtime.position)
-            for batch, real in measured:
-                yield batch, real, module(self._latents(batch, "measured"), fade)
-
-    def _measured(self, dataset: Any, resolution: int) -> Iterator[tuple[Batch, Tensor]]:
-        for batch in self.runtime.evaluation_batches(
-            dataset, batch_size=self.evaluation_batch_size, collate=self.datasets.collate
-        ):
-            yield batch, self._images(batch, resolution)
-
     def _animate(self, run_dir: Path) -> None:
         frames = sorted((run_dir / "media" / "samples").glob("*.png"))
         if len(frames) < 2:
@@ -393,20 +333,6 @@ class ProgressiveGAN(Recipe):
         self.runtime.tracker.message(
             f"growth of the samples: {run_dir / 'growth.gif'}, growth_one_latent.gif beside it"
         )
-
-
-def _at(dataset: Any, resolution: int) -> Any:
-    return dataset.at(resolution) if hasattr(dataset, "at") else dataset
-
-
-def _tensor_of(data: Any) -> Tensor:
-    if isinstance(data, Mapping):
-        if "images" not in data:
-            raise DataError(
-                f"recipe=progressive_gan needs items that are images or have 'images'; these have {[*data]}"
-            )
-        data = data["images"]
-    return data[0] if isinstance(data, list | tuple) else data
 
 
 def _require_next(now: Phase, phase: Phase, position: int) -> None:
@@ -424,13 +350,4 @@ def _require_whole_groups(phase: Phase, world_size: int, grad_accumulation_steps
             f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
             f"and grad_accumulation_steps={grad_accumulation_steps}, groups of stddev_group={group} need a multiple of "
             f"{whole}; set such a batch_size, or a smaller recipe.stddev_group"
-        )
-
-
-def _require_fitting(dataset: Any, resolution: int, channels: int) -> None:
-    image = _tensor_of(_at(dataset, resolution)[0])
-    if image.ndim != 3 or image.shape[0] != channels or image.shape[-1] % resolution or image.shape[-1] < resolution:
-        raise DataError(
-            f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "
-            f"{[*image.shape]}: set data.resolution and data.channels to the same"
         )

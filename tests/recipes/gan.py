@@ -6,6 +6,7 @@ import torch
 
 from trainkit import Runtime, Tracker
 from trainkit.data import Datasets
+from trainkit_recipes.progressive_gan.evaluation import Evaluation
 from trainkit_recipes.progressive_gan.networks import Widths
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
@@ -36,7 +37,7 @@ def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", **se
         "fmap_max": 8,
         "stable_images": 32,
         "fade_images": 128,
-        "num_directions": 16,
+        "evaluation": Evaluation(num_directions=16),
         **settings,
     }
     return ProgressiveGAN(

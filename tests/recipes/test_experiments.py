@@ -37,7 +37,7 @@ SHORT = {
     "bert_large": [*SELDOM, *SMALL, *FEW_IN_EACH],
     "glyphs": [
         "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
-        "evaluate_every=null", "recipe.num_measured=256", "recipe.num_directions=16",
+        "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
     ],
 }  # fmt: skip
 NIGHTLY = ("bert_base", "bert_24h")  # bert_large stands for them; the latter is trained below, too

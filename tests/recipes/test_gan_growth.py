@@ -9,6 +9,7 @@ from tests.recipes.gan import make_recipe
 from trainkit import Runtime, Tracker
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, DataError
+from trainkit_recipes.progressive_gan.evaluation import Evaluation
 from trainkit_recipes.progressive_gan.growth import phase_at, plan
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
 
@@ -81,8 +82,8 @@ def test_shares_that_split_groups_are_refused_at_the_start():
         make_recipe(resolution=16)
     with pytest.raises(ConfigError, match=r"recipe\.learning_rates=\{100: 0\.1\}: 100 must be one of the resolutions"):
         make_recipe(learning_rates={100: 0.1})
-    with pytest.raises(ConfigError, match=r"recipe\.num_shown=0: must be 1 or more"):
-        make_recipe(num_shown=0)
+    with pytest.raises(ConfigError, match=r"recipe\.evaluation\.num_shown=0: must be 1 or more"):
+        make_recipe(evaluation=Evaluation(num_shown=0))
 
 
 def test_items_without_images_are_named():

@@ -16,8 +16,8 @@ TRAINED_SHORTLY = [
     "recipe.fmap_max=8",
     "recipe.latent_dim=8",
     "recipe.resolution=8",
-    "recipe.num_shown=4",
-    "recipe.num_directions=16",
+    "recipe.evaluation.num_shown=4",
+    "recipe.evaluation.num_directions=16",
     "evaluate_every=1000",
     "log_every=1",
 ]

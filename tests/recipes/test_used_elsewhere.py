@@ -36,7 +36,7 @@ GAN = [
     "recipe.batch_size={4: 8, 16: 4}",  # keys that are numbers must come back from a manifest
     "recipe.stable_images=8",
     "recipe.fade_images=8",
-    "recipe.num_directions=4",
+    "recipe.evaluation.num_directions=4",
     "data.held_out=0.2",
 ]
 

@@ -1,0 +1,54 @@
+"""Real images: what a data set holds, as the networks take it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainkit.errors import DataError
+
+
+def at_resolution(dataset: Any, resolution: int) -> Any:
+    """Returns a data set of the same images at a resolution, where it holds several; otherwise itself."""
+    return dataset.at(resolution) if hasattr(dataset, "at") else dataset
+
+
+def real_images(data: Any, resolution: int, dtype: torch.dtype) -> Tensor:
+    """Makes images that a network takes of a batch's data.
+
+    Args:
+        data: of the batch: images [B, C, H, W], or a mapping with `images`: uint8, or floats of -1 .. 1.
+        resolution: in pixels; larger images are averaged over boxes.
+        dtype: of the result, where the images are bytes.
+
+    Returns:
+        [B, C, resolution, resolution] of -1 .. 1.
+
+    Raises:
+        DataError: for a mapping without `images`.
+    """
+    images = _tensor_of(data)
+    images = images.to(dtype) / 127.5 - 1.0 if images.dtype == torch.uint8 else images
+    return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
+
+
+def require_fitting(dataset: Any, resolution: int, channels: int) -> None:
+    """Raises DataError unless the images of a data set have `channels` and can be averaged to `resolution`."""
+    image = _tensor_of(at_resolution(dataset, resolution)[0])
+    if image.ndim != 3 or image.shape[0] != channels or image.shape[-1] % resolution or image.shape[-1] < resolution:
+        raise DataError(
+            f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "
+            f"{[*image.shape]}: set data.resolution and data.channels to the same"
+        )
+
+
+def _tensor_of(data: Any) -> Tensor:
+    if isinstance(data, Mapping):
+        if "images" not in data:
+            raise DataError(
+                f"recipe=progressive_gan needs items that are images or have 'images'; these have {[*data]}"
+            )
+        data = data["images"]
+    return data[0] if isinstance(data, list | tuple) else data
