@@ -6,7 +6,9 @@ from torch import Tensor
 from trainkit import Engine
 
 
-def gradient_penalty(D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Tensor, fade: float) -> Tensor:
+def gradient_penalty(
+    D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Tensor, fade: float, labels_B: Tensor | None = None
+) -> Tensor:
     """Computes mean((|gradient of D at lerp(real, fake, mix)| - 1)^2), in the precision of the parameters.
 
     Args:
@@ -15,12 +17,13 @@ def gradient_penalty(D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Ten
         fake_BCHW: generated images.
         mix_B: uniform in [0, 1), one per sample.
         fade: weight of the new layers.
+        labels_B: the classes, the same of the real and the generated image.
 
     Returns:
         A differentiable scalar, without loss scaling.
     """
     mixed_BCHW = real_BCHW.lerp(fake_BCHW.to(real_BCHW.dtype), mix_B.view(-1, 1, 1, 1))
-    _, gradient_BCHW = D.input_gradient(mixed_BCHW, fade)
+    _, gradient_BCHW = D.input_gradient(mixed_BCHW, fade, labels_B)
     # Tensor.norm has the gradient 0 where the norm is 0; the root of a sum of squares has NaN.
     return (gradient_BCHW.flatten(1).norm(dim=1) - 1.0).square().mean()
 
