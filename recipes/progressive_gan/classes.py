@@ -11,8 +11,8 @@ _FEWEST_COLUMNS = 4
 def grid_of_classes(num: int, num_classes: int) -> tuple[list[int], list[int], int]:
     """Chooses what a grid of at most `num` images shows: rows of one class each, in order.
 
-    All classes get as many rows where there is room, otherwise evenly spread ones get one. The first rows of all classes
-    are of the same latents, so a column shows what the class changes.
+    Where there is room, all classes get as many rows; otherwise evenly spread ones get one. The first rows of all
+    classes are of the same latents, so a column shows what the class changes.
 
     Args:
         num: images at most.

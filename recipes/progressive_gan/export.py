@@ -66,4 +66,5 @@ def to_onnx(recipe: "ProgressiveGAN", export: Export) -> Iterator[str]:
         yield from write_onnx(model, export)
     size = f"{recipe.widths.channels}, {recipe.phase.resolution}, {recipe.phase.resolution}"
     labels = f" and labels [batch], int64 of 0 .. {len(classes) - 1}," if classes else ""
-    yield f"latents [batch, {latent_dim}] of N(0, 1){labels} -> images [batch, {size}] of about -1 .. 1, at fade {fade:g}"
+    taken = f"latents [batch, {latent_dim}] of N(0, 1){labels}"
+    yield f"{taken} -> images [batch, {size}] of about -1 .. 1, at fade {fade:g}"

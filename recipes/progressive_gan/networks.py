@@ -308,8 +308,8 @@ def _sizes(resolution: int) -> list[int]:
 class Generator(nn.Module):
     """Maps latents [B, Z] to images [B, C, resolution, resolution] of about -1 .. 1 (linear, not clamped).
 
-    While fading, the image is lerp(upsampled image of the resolution below, own image, fade). With classes, the input is
-    the normalized latent beside the normalized vector of the class, as in StyleGAN2-ADA (arXiv 2006.06676).
+    While fading, the image is lerp(upsampled image of the resolution below, own image, fade). With classes, the input
+    is the normalized latent beside the normalized vector of the class, as in StyleGAN2-ADA (arXiv 2006.06676).
 
     Args:
         widths: sizes of the layers.

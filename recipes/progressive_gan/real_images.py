@@ -46,7 +46,9 @@ def require_fitting(dataset: Any, resolution: int, channels: int, num_classes: i
     """Raises DataError unless images have `channels` and can be averaged to `resolution`, and with classes labels."""
     item = at_resolution(dataset, resolution)[0]
     if num_classes and not 0 <= (label := int(labels_of(item))) < num_classes:
-        raise DataError(f"the label {label} of an item is none of 0 .. {num_classes - 1}: there are {num_classes} classes")
+        raise DataError(
+            f"the label {label} of an item is none of 0 .. {num_classes - 1}: there are {num_classes} classes"
+        )
     image = _tensor_of(item)
     if image.ndim != 3 or image.shape[0] != channels or image.shape[-1] % resolution or image.shape[-1] < resolution:
         raise DataError(

@@ -19,7 +19,7 @@ from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, G
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.latents import Sampler
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
@@ -50,8 +50,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: by resolution, where they differ from the optimizer's.
         grad_accumulation_steps: micro-batches per step.
         ema_decay: of the averaged generator, per step.
-        penalty: weight of the gradient penalty in D's loss.
-        drift: weight of the drift term in D's loss.
+        loss: what the networks minimize; None: the defaults of `Loss`.
         stddev_group: samples that share a minibatch standard deviation; a local batch must contain whole groups.
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
@@ -84,8 +83,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: dict[int, float] | None = None,
         grad_accumulation_steps: int = 1,
         ema_decay: float = 0.999,
-        penalty: float = 10.0,
-        drift: float = 0.001,
+        loss: Loss | None = None,
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
@@ -99,7 +97,6 @@ class ProgressiveGAN(Recipe):
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
         require_at_least(1, "recipe.", grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
-        require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
@@ -108,7 +105,7 @@ class ProgressiveGAN(Recipe):
         for phase in self.phases:
             _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
         self.learning_rates = learning_rates or {}
-        self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
+        self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         self.widths = replace(self.widths, num_classes=len(self.datasets.classes))
         self.num_epochs = num_epochs
@@ -232,26 +229,28 @@ class ProgressiveGAN(Recipe):
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
+        weight = self.loss.penalty_weight(self.phase.step(batch.position))
         for micro in self.D.micro_batches(batch):
             labels = self._labels(micro)
             real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
             with torch.no_grad():
                 fake = self.G(self._latents(micro, "D's latents"), fade, labels)
             mix = self.runtime.rand(micro, name="mix")
-            penalty = gradient_penalty(self.D, real, fake, mix, fade, labels)
-            wasserstein = discriminator_loss(self.D(real, fade, labels), self.D(fake, fade, labels), self.drift)
-            self.D.backward(wasserstein + self.penalty * penalty)
+            loss, penalty = self.loss.of_discriminator(
+                self.D, real, fake, mix, fade=fade, penalty_weight=weight, labels_B=labels
+            )
+            self.D.backward(loss)
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
             labels = self._labels(micro)
             with self.D.frozen():
                 scores = self.D(self.G(self._latents(micro, "G's latents"), fade, labels), fade, labels)
-                self.G.backward(generator_loss(scores))
+                self.G.backward(self.loss.of_generator(scores))
         g_result = self.G.step()
         return {
             "d_loss": d_result.loss,
             "g_loss": g_result.loss,
-            "penalty": penalty.detach(),
+            **({} if penalty is None else {"penalty": penalty}),
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
             "lr": Last(d_result.lr),

@@ -32,10 +32,9 @@ def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", stra
     images = torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8, generator=generator)
     labels = torch.arange(96) % len(classes) if classes else None
     of_both = (None, None) if labels is None else (labels[:80], labels[80:])
-    data = Datasets(
-        train=Rows(images[:80], of_both[0]), held_out=Rows(images[80:], of_both[1]), classes=tuple(classes)
-    )
+    data = Datasets(train=Rows(images[:80], of_both[0]), held_out=Rows(images[80:], of_both[1]), classes=tuple(classes))
     arguments = {
+        "optimizer": partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
         "resolution": 8,
         "latent_dim": 8,
         "fmap_base": 32,
@@ -48,7 +47,6 @@ def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", stra
     return ProgressiveGAN(
         runtime,
         data=data,
-        optimizer=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
         batch_size=batch_size,
         grad_accumulation_steps=grad_accumulation_steps,
         **arguments,
