@@ -22,7 +22,7 @@ class Datasets:
         collate: makes a batch of a list of samples; None: torch's default_collate.
         tokenizer: the tokenizer of text; needed by recipes that print sentences.
         facts: other properties to show to a reader of the run, such as the number of documents.
-        classes: names of the classes, by label; empty where the items have no labels.
+        classes: the names of the classes, by label; empty: items have no labels.
     """
 
     train: Any
