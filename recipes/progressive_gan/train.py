@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit import Engine, Last, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule, Stage
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
@@ -17,6 +17,7 @@ from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, G
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
@@ -45,7 +46,7 @@ class ProgressiveGAN(Recipe):
         num_epochs: passes over the training data in the whole run, in proportion to `stable_images` and `fade_images`;
             None: these are the numbers.
         learning_rates: by resolution, where they differ from the optimizer's.
-        grad_accumulation_steps: micro-batches per step.
+        grad_accumulation_steps: micro-batches per step; a number or a mapping from resolution (see `MicroBatches`).
         ema_decay: of the averaged generator, per step.
         penalty: weight of the gradient penalty in D's loss.
         drift: weight of the drift term in D's loss.
@@ -79,7 +80,7 @@ class ProgressiveGAN(Recipe):
         fade_images: int | dict[int, int] = 600_000,
         num_epochs: float | None = None,
         learning_rates: dict[int, float] | None = None,
-        grad_accumulation_steps: int = 1,
+        grad_accumulation_steps: int | dict[int, int] = 1,
         ema_decay: float = 0.999,
         penalty: float = 10.0,
         drift: float = 0.001,
@@ -88,13 +89,11 @@ class ProgressiveGAN(Recipe):
         clamp: float = 256.0,
         evaluation: Evaluation | None = None,
     ) -> None:
-        self.runtime, self.grad_accumulation_steps = runtime, grad_accumulation_steps
-        self.optimizer, self.schedule = optimizer, schedule
+        self.runtime, self.optimizer, self.schedule = runtime, optimizer, schedule
         self.widths = Widths(
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
         )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
-        require_at_least(1, "recipe.", grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
         require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
@@ -102,8 +101,7 @@ class ProgressiveGAN(Recipe):
         require_resolutions("learning_rates", learning_rates or {})
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
         self.phases = plan_of()
-        for phase in self.phases:
-            _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
+        self.micro_batches = MicroBatches(grad_accumulation_steps, self.phases, runtime.ranks.world_size, stddev_group)
         self.learning_rates = learning_rates or {}
         self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
@@ -140,14 +138,15 @@ class ProgressiveGAN(Recipe):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the number of the phase, and with `num_epochs` the samples of each."""
+        state = {"phase": self.phase.number, **self.micro_batches.state_dict()}
         if self.num_epochs is None:
-            return {"phase": self.phase.number}
+            return state
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
         for phase in self.phases:
             images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
         if not images["fade_images"]:  # a network of 4x4 never fades
             del images["fade_images"]
-        return {"phase": self.phase.number, "images": images}
+        return {**state, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes the networks of the checkpoint's phase."""
@@ -158,6 +157,7 @@ class ProgressiveGAN(Recipe):
             )
         for engine in self.engines().values():
             engine.retire()
+        self.micro_batches.load_state_dict(state)
         self.phase = self.phases[state["phase"]]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -171,20 +171,36 @@ class ProgressiveGAN(Recipe):
                 self._grow(phase)
             self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
             num_steps = -(-(phase.end - position) // phase.batch_size)
-            yield from self.runtime.batches(
-                at_resolution(self.datasets.train, phase.resolution),
-                batch_size=phase.batch_size,
-                start=position,
-                num_steps=num_steps,
-                collate=self.datasets.collate,
-            )
+            yield from self._batches_of(phase, position, num_steps)
             position += num_steps * phase.batch_size
 
-    def dearest_batches(self) -> Iterator[Batch]:
-        """Returns batches of the phase that needs most memory, and makes its networks."""
-        phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
+    def _batches_of(self, phase: Phase, start: int, num_steps: int) -> Iterator[Batch]:
+        return self.runtime.batches(
+            at_resolution(self.datasets.train, phase.resolution),
+            batch_size=phase.batch_size,
+            start=start,
+            num_steps=num_steps,
+            collate=self.datasets.collate,
+        )
+
+    def stages(self) -> dict[int, Stage]:
+        """Returns the batch and the micro-batches of each resolution."""
+        return self.micro_batches.stages()
+
+    def dearest_batches_of(self, stage: int) -> Iterator[Batch]:
+        """Returns batches of the fade to a resolution, and makes the networks of that phase."""
+        phase = next(phase for phase in self.phases if phase.resolution == stage)
         self.load_state_dict({"phase": phase.number})
-        return self.batches(phase.start)
+        return self._batches_of(phase, phase.start, 2)
+
+    def may_outgrow_memory(self, batch: Batch) -> bool:
+        """Whether the batch is one of the first two of a phase: from the second on the optimizer has its state."""
+        return batch.position < self.phase.start + 2 * self.phase.batch_size
+
+    def split_further(self) -> None:
+        """Makes the networks anew, with more micro-batches at this resolution. Collective."""
+        self.runtime.tracker.message(self.micro_batches.split(self.phase.resolution))
+        self.load_state_dict(self.state_dict())
 
     def _grow(self, phase: Phase) -> None:
         """Makes the networks of `phase`, which inherit weights and averages from the current ones."""
@@ -205,7 +221,7 @@ class ProgressiveGAN(Recipe):
                 name=name,
                 schedule=self.schedule,
                 ema_decay=self.ema_decay if name == "G" else None,
-                grad_accumulation_steps=self.grad_accumulation_steps,
+                grad_accumulation_steps=self.micro_batches.at(phase.resolution),
                 inherit=old,
                 inherit_optimizer=False,
             )
@@ -340,14 +356,4 @@ def _require_next(now: Phase, phase: Phase, position: int) -> None:
         raise ConfigError(
             f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
             f"network grows one phase at a time; set those of the checkpoint, or a new run_dir"
-        )
-
-
-def _require_whole_groups(phase: Phase, world_size: int, grad_accumulation_steps: int, group: int) -> None:
-    whole = world_size * grad_accumulation_steps * group
-    if phase.batch_size % whole:
-        raise ConfigError(
-            f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
-            f"and grad_accumulation_steps={grad_accumulation_steps}, groups of stddev_group={group} need a multiple of "
-            f"{whole}; set such a batch_size, or a smaller recipe.stddev_group"
         )

@@ -24,9 +24,9 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"images": self.images[index]}
 
 
-def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", **settings):
+def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", runtime=None, **settings):
     """A recipe on 80 random pictures; `settings` are arguments of ProgressiveGAN."""
-    runtime = Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu")
+    runtime = runtime or Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8, generator=generator)
     data = Datasets(train=Rows(images[:80]), held_out=Rows(images[80:]))

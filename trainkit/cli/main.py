@@ -233,7 +233,9 @@ def run_train(arguments: argparse.Namespace) -> int | None:
         own = [Path(arguments.config_dir).expanduser()] if arguments.config_dir else []
         print(listing(config, [*own, CONF_DIR]))
     elif arguments.print_config:
-        check(config)
+        from trainkit.training.accumulation import checkable
+
+        check(checkable(config))
         print(to_yaml(config), end="")
     else:
         from trainkit.job import train
