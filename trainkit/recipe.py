@@ -78,15 +78,18 @@ class Recipe(ABC):
         return self.batches(0)
 
     def dearest_batches_of(self, stage: int) -> Iterator[Batch]:
-        """The same of one of `stages()`, whose engines it makes. Collective: every rank must call.
+        """The batches of one of `stages()` that are tried, and makes its engines. Collective: every rank must call.
 
         Args:
             stage: its key.
+
+        Returns:
+            At least two: from the second step on the optimizer has its state.
         """
         raise NotImplementedError(f"{type(self).__name__} has stages() without dearest_batches_of()")
 
     def may_outgrow_memory(self, batch: Batch) -> bool:
-        """Whether the step of `batch` is one of the first two of a stage, which may need more memory than there is.
+        """Whether the step of `batch` is one of the first of a stage, which may need more memory than there is.
 
         A Trainer makes such a step again, after `split_further`, where it ran out of memory on some rank. The answer
         must be a function of the batch's position.

@@ -16,7 +16,7 @@ from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
@@ -48,8 +48,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: by resolution, where they differ from the optimizer's.
         grad_accumulation_steps: micro-batches per step; a number or a mapping from resolution (see `MicroBatches`).
         ema_decay: of the averaged generator, per step.
-        penalty: weight of the gradient penalty in D's loss.
-        drift: weight of the drift term in D's loss.
+        loss: what the networks minimize; None: the defaults of `Loss`.
         stddev_group: samples that share a minibatch standard deviation; a local batch must contain whole groups.
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
@@ -82,8 +81,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: dict[int, float] | None = None,
         grad_accumulation_steps: int | dict[int, int] = 1,
         ema_decay: float = 0.999,
-        penalty: float = 10.0,
-        drift: float = 0.001,
+        loss: Loss | None = None,
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
@@ -95,7 +93,6 @@ class ProgressiveGAN(Recipe):
         )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
         require_above_zero("recipe.", num_epochs=num_epochs)
-        require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
@@ -103,7 +100,7 @@ class ProgressiveGAN(Recipe):
         self.phases = plan_of()
         self.micro_batches = MicroBatches(grad_accumulation_steps, self.phases, runtime.ranks.world_size, stddev_group)
         self.learning_rates = learning_rates or {}
-        self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
+        self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
@@ -191,11 +188,11 @@ class ProgressiveGAN(Recipe):
         """Returns batches of the fade to a resolution, and makes the networks of that phase."""
         phase = next(phase for phase in self.phases if phase.resolution == stage)
         self.load_state_dict({"phase": phase.number})
-        return self._batches_of(phase, phase.start, 2)
+        return self._batches_of(phase, phase.start, 1 + self.loss.penalty_every)
 
     def may_outgrow_memory(self, batch: Batch) -> bool:
-        """Whether the batch is one of the first two of a phase: from the second on the optimizer has its state."""
-        return batch.position < self.phase.start + 2 * self.phase.batch_size
+        """Whether the batch is one of the first of a phase, up to the second with a penalty."""
+        return self.phase.step(batch.position) <= self.loss.penalty_every
 
     def split_further(self) -> None:
         """Makes the networks anew, with more micro-batches at this resolution. Collective."""
@@ -239,24 +236,24 @@ class ProgressiveGAN(Recipe):
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
+        weight = self.loss.penalty_weight(self.phase.step(batch.position))
         for micro in self.D.micro_batches(batch):
             real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
             with torch.no_grad():
                 fake = self.G(self._latents(micro, "D's latents"), fade)
             mix = self.runtime.rand(micro, name="mix")
-            penalty = gradient_penalty(self.D, real, fake, mix, fade)
-            wasserstein = discriminator_loss(self.D(real, fade), self.D(fake, fade), self.drift)
-            self.D.backward(wasserstein + self.penalty * penalty)
+            loss, penalty = self.loss.of_discriminator(self.D, real, fake, mix, fade=fade, penalty_weight=weight)
+            self.D.backward(loss)
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
             with self.D.frozen():
                 scores = self.D(self.G(self._latents(micro, "G's latents"), fade), fade)
-                self.G.backward(generator_loss(scores))
+                self.G.backward(self.loss.of_generator(scores))
         g_result = self.G.step()
         return {
             "d_loss": d_result.loss,
             "g_loss": g_result.loss,
-            "penalty": penalty.detach(),
+            **({} if penalty is None else {"penalty": penalty}),
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
             "lr": Last(d_result.lr),

@@ -1,6 +1,7 @@
 """Accumulation: grad_accumulation_steps=auto, the fewest micro-batches with which a step fits into memory."""
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -99,9 +100,9 @@ class _Search:
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(self.runtime.device)
         try:
-            batches = recipe.dearest_batches_of(self._stage) if self.stages else recipe.dearest_batches()
-            for _ in range(2):  # from the second step on the optimizer has its state
-                batch = next(batches)
+            # From the second step on the optimizer has its state.
+            batches = recipe.dearest_batches_of(self._stage) if self.stages else islice(recipe.dearest_batches(), 2)
+            for batch in batches:
                 self.share = batch.size // self.runtime.ranks.world_size
                 recipe.train_step(batch)
             if on_cuda and self.stages:
