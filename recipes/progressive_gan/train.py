@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule, Stage
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, require_above_zero, require_at_least
+from trainkit.errors import ConfigError, require_above_zero
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
