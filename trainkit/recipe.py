@@ -180,6 +180,14 @@ class Recipe(ABC):
         """
         return []
 
+    def milestones(self) -> list[tuple[int, str]]:
+        """The parts of the run that readers of its curves should know, such as the phases of a growing network.
+
+        Returns:
+            The position at which each begins, in order, and its name; drawn as vertical lines.
+        """
+        return []
+
     def epochs_at(self, position: int) -> float | None:
         """Passes over the training data of `datasets` before a position; None: not known."""
         train: Any = self.datasets.train if isinstance(self.datasets, Datasets) else None

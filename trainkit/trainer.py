@@ -327,6 +327,7 @@ class Trainer:
             config=self.config,
             summary=tuple(account.of_start(self.runtime, self.recipe, first, self.found)),
             costs=self.recipe.costs(),
+            milestones=self.recipe.milestones(),
         )
         self.runtime.run_log.throughput.end_within(self.length.budget.rest_s)
 
