@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.training.test_resume import assert_killed_equals_whole
 
-WIDTHS = ["recipe.fmap_base=2048", "recipe.fmap_max=8", "recipe.latent_dim=8", "recipe.stddev_group=2"]
+WIDTHS = ["recipe.fmap_base=1024", "recipe.fmap_max=4", "recipe.latent_dim=4", "recipe.stddev_group=1"]
 MEASURED = ["recipe.evaluation.batch_size=2", "recipe.evaluation.num_directions=16", "recipe.evaluation.num_shown=2"]
 STEPS_TO_512 = 7 * 2 + 6 * 3  # of two in a stable phase and three in a fade; ten follow in the fade to 512x512
 
@@ -35,9 +35,9 @@ def test_killed_in_the_512_fade_and_grown_to_1024(tmp_path, pictures, precision)
         "recipe.channels=1",
         *WIDTHS,
         *MEASURED,
-        "recipe.batch_size=4",
-        "recipe.stable_images=8",
-        "recipe.fade_images={8: 12, 512: 40, 1024: 12}",
+        "recipe.batch_size=2",
+        "recipe.stable_images=4",
+        "recipe.fade_images={8: 6, 512: 20, 1024: 6}",
         "evaluate_every=null",
         "save_every=5",
         "log_every=1",

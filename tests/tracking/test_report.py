@@ -50,7 +50,7 @@ def _logged(directory, num_steps=10, resumed_step=None):
     return trackers
 
 
-def test_a_page_shows_all_that_was_logged_and_needs_no_other_file(tmp_path):
+def test_a_page_shows_all_that_was_logged(tmp_path):
     _logged(tmp_path).finish("finished")
     (tmp_path / "config.yaml").write_text("recipe:\n  name: <gan>\n")
     (tmp_path / "summary.txt").write_text("G: 5 parameters\nnext: trainkit evaluate run\n")
@@ -82,7 +82,7 @@ def test_milestones_lie_at_the_steps_that_reach_them(tmp_path):
     assert "8x8 fading in, from step 4" in svg
 
 
-def test_a_chart_draws_values_to_scale_and_nothing_for_those_that_are_not_finite(tmp_path):
+def test_a_chart_draws_to_scale_and_leaves_gaps(tmp_path):
     trackers = Trackers(jsonl=Jsonl())
     trackers.start(Run(tmp_path, "run"))
     for step, value in ((2, 0.0), (4, 10.0), (6, float("nan")), (8, 5.0)):
