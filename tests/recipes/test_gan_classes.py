@@ -10,8 +10,10 @@ import torch
 
 from tests.recipes.gan import SMALL, make_recipe
 from trainkit.errors import ConfigError, DataError, UsageError
+from trainkit.export import Export, RunFacts
 from trainkit.testing import run_ranks
 from trainkit_recipes.progressive_gan.classes import grid_of_classes
+from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
@@ -121,6 +123,21 @@ def test_classes_are_those_of_the_checkpoint():
         make_recipe().load_state_dict(state)
     recipe.load_state_dict({**state, "phase": 1})
     assert recipe.phase.resolution == 8
+
+
+def test_a_file_for_other_programs_takes_labels(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    recipe = make_recipe(classes=CLASSES, precision="fp32")
+    facts = RunFacts(name="run", step=1, position=16, metrics={}, config={})
+    target = tmp_path / "g.onnx"
+    lines = [*to_onnx(recipe, Export(target=target, destination=target, run=facts))]
+    assert "and labels [batch], int64 of 0 .. 2" in lines[-1]
+    session = onnxruntime.InferenceSession(target)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == [*CLASSES]
+    latents, labels = torch.randn(3, 8), torch.tensor([2, 0, 1])
+    (images,) = session.run(None, {"latents": latents.numpy(), "labels": labels.numpy()})
+    with torch.no_grad(), recipe.G.averaged() as module:
+        assert np.allclose(images, module(latents, 1.0, labels).numpy(), atol=1e-5)
 
 
 def test_labels_that_are_missing_or_out_of_range():

@@ -9,7 +9,7 @@ from tests.training.test_resume import assert_killed_equals_whole
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 from trainkit_recipes.progressive_gan.losses import Loss
-from trainkit_recipes.progressive_gan.sample import sample
+from trainkit_recipes.progressive_gan.sample import main, sample
 
 TRAINED_SHORTLY = [
     "experiment=glyphs",
@@ -75,5 +75,17 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
 
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == (196, 196)
+    assert main([str(run_dir), "--page", str(tmp_path / "a.html"), "--truncation", "0.7"]) == 0
+    assert main([str(run_dir), "--video", str(tmp_path / "a.webp"), "--seconds", "0.2", "--num", "4"]) == 0
+    assert main([str(run_dir), "--mix", "4", "--num", "3", "--output", str(tmp_path / "mix.png")]) == 0
+    assert main([str(run_dir), "--folder", str(tmp_path / "folder"), "--num", "5"]) == 0
+    assert len([*(tmp_path / "folder").iterdir()]) == 5
+    picture_of_folder = str(tmp_path / "folder" / "00000003.png")
+    assert main([str(run_dir), "--project", picture_of_folder, "--output", str(tmp_path / "found.png")]) == 0
+    sizes = {"a.webp": (514, 514), "mix.png": (262, 262), "found.png": (514, 256)}
+    for name, size in sizes.items():
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == size, name
+    assert main([str(run_dir), "--classes", "cat"]) == 2
     with pytest.raises(ConfigError, match="names no picture format"):
         sample(run_dir, num=9, output=tmp_path / "grid.xyz")
