@@ -20,7 +20,7 @@ def grid(images_BCHW: Tensor, cell: int, columns: int | None = None) -> np.ndarr
     Args:
         images_BCHW: of -1 .. 1, with 1 or 3 channels.
         cell: pixels of a cell; smaller images are enlarged by nearest neighbour.
-        columns: of the grid; None: nearly as many as rows.
+        columns: of the grid; None: it is nearly square.
 
     Returns:
         uint8 [H, W, 3]; the first image is in the top left corner.
