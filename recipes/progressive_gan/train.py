@@ -1,6 +1,6 @@
 """ProgressiveGAN: two engines that train against each other while their networks grow."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, requi
 from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
-from trainkit_recipes.progressive_gan.pictures import animate, grid
+from trainkit_recipes.progressive_gan.pictures import animate, grid, pixels_of
 from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
 
 TRAINING_IMAGES = "as many training images"
@@ -299,6 +299,12 @@ class ProgressiveGAN(Recipe):
         """Returns what makes images of fixed latents, the same throughout a run, with a generator."""
         fade, size = self.phase.fade(self.runtime.position), self.evaluator.settings.batch_size
         return Sampler(runtime=self.runtime, module=module, widths=self.widths, fade=fade, batch_size=size)
+
+    def generate(self, numbers: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
+        """Generates images of numbered latents with the averaged generator; see `Recipe.generate`."""
+        with self.G.averaged() as module:
+            sampler = self.sampler(module)
+            return pixels_of(sampler.images(sampler.latents(numbers), labels))
 
     def finish(self) -> None:
         """Logs a table of the distances of the untrained and the trained generator, and writes an animation."""

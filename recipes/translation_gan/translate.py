@@ -90,6 +90,8 @@ def _found(images: Path) -> Iterator[Path]:
 def _translated(module: nn.Module, path: Path, size: int | None, channels: int, dtype: torch.dtype) -> "Image.Image":
     from PIL import Image, ImageOps
 
+    from trainkit_recipes.progressive_gan.pictures import pixels_of
+
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
@@ -99,8 +101,7 @@ def _translated(module: nn.Module, path: Path, size: int | None, channels: int, 
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(image).reshape(image.height, image.width, channels).copy())
     given = pixels.permute(2, 0, 1)[None].to(next(module.parameters()).device, dtype) / 127.5 - 1.0
-    made = in_multiples(module, given)[0]
-    rounded = ((made.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    rounded = pixels_of(in_multiples(module, given))[0].permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(rounded[..., 0] if channels == 1 else rounded)
 
 

@@ -1,5 +1,7 @@
 """Two sets of images: every sample of each in its own epochs, and no pair that comes back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,7 +57,7 @@ def test_two_folders_and_messages_about_them(tmp_path):
     with pytest.raises(DataError, match=r"data\.second=.*x\.png cannot be read.*set data\.images\.on_unreadable=skip"):
         UnpairedImages(**paths, images=images).load(progress=False)
     with pytest.raises(DataError, match=r"data\.second=/nowhere does not exist; set data\.second to a folder"):
-        UnpairedImages(first=tmp_path / "first", second="/nowhere", images=images)
+        UnpairedImages(first=tmp_path / "first", second=Path("/nowhere"), images=images)
     with pytest.raises(DataError, match=r"data\.second=null: give both, or neither"):
         UnpairedImages(first=tmp_path / "first", images=images)
     with pytest.raises(ConfigError, match=r"data\.images\.path=.*set data\.first and data\.second"):
@@ -64,8 +66,6 @@ def test_two_folders_and_messages_about_them(tmp_path):
 
 def test_without_folders_they_are_filled_and_outlined_letters(tmp_path):
     data = UnpairedImages(images=Images(resolution=8, channels=1, cache_dir=tmp_path)).load(progress=False)
-    sides = [
-        np.stack([side[i]["images"].numpy() for i in range(0, 2000, 50)])
-        for side in (data.train.first, data.train.second)
-    ]
-    assert len(data.train.first) > 2000 and not np.array_equal(*sides)
+    sides = (data.train.first, data.train.second)
+    filled, outlined = (np.stack([side[i]["images"].numpy() for i in range(0, 2000, 50)]) for side in sides)
+    assert len(data.train.first) > 2000 and not np.array_equal(filled, outlined)

@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.present import present
 from tests.recipes.translation import TINY, make_recipe
-from trainkit_recipes.translation_gan.evaluation import SIDES
+from trainkit.errors import ConfigError, DataError
+from trainkit_recipes.translation_gan import translate as command
+from trainkit_recipes.translation_gan.evaluation import SIDES, Side
 from trainkit_recipes.translation_gan.networks import Discriminator, Generator, Shape, reflect
 from trainkit_recipes.translation_gan.pictures import rows_of
 from trainkit_recipes.translation_gan.pool import Pool, exchange
@@ -39,7 +42,7 @@ def test_a_score_depends_on_its_patch_alone(resolution, layers):
     image = torch.randn(1, 1, resolution, resolution, dtype=torch.float64, requires_grad=True)
     scores = module(image)
     scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
-    rows = image.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    rows = present(image.grad).abs().sum((0, 1, 3)).nonzero().flatten()
     assert int(rows[-1] - rows[0]) + 1 == shape.patch
 
 
@@ -64,7 +67,8 @@ def _one_by_one(new, draws, held, size):
 
 def test_the_pool_exchanges_images_one_by_one():
     draw = torch.Generator().manual_seed(0)
-    pool, held, position = Pool(5, 1, 2), [], 0
+    pool, position = Pool(5, 1, 2), 0
+    held: list[torch.Tensor] = []
     for num in (3, 4, 1, 12, 6):  # it fills up within a batch, and a batch may be larger than it
         new, draws = torch.randn(num, 1, 2, 2, generator=draw), torch.rand(num, 2, generator=draw)
         expected = _one_by_one(list(new), draws.tolist(), held, 5)
@@ -86,9 +90,18 @@ def test_images_of_any_size_are_translated():
         assert module(torch.rand(0, 3, 8, 8)).shape == (0, 3, 8, 8)  # of a rank without samples
 
 
+class _Linear(torch.nn.Module):
+    def __init__(self, scale, offset):
+        super().__init__()
+        self.scale, self.offset = scale, offset
+
+    def forward(self, x):
+        return x * self.scale + self.offset
+
+
 def test_rows_show_both_directions():
     first, second = torch.zeros(2, 1, 64, 64), torch.ones(2, 1, 64, 64)
-    generators = {"first": lambda x: x - 1, "second": lambda x: x * 0.5 + 0.5}
+    generators: dict[Side, torch.nn.Module] = {"first": _Linear(1.0, -1.0), "second": _Linear(0.5, 0.5)}
     picture = rows_of(first, second, generators)
     assert picture.shape == (2 * 64 + 2, 2 * (3 * 64 + 4) + 12, 3)
     columns = [0, 66, 132, 208, 274, 340]
@@ -103,13 +116,11 @@ def test_a_perfect_pair_of_generators_is_measured_as_such():
     untranslated = recipe.baselines()["swd_first"]
     assert measured["swd_first"] == untranslated["untranslated images"] > 0
     assert untranslated.keys() == {"untranslated images", "as many training images"}
-    darker = {"second": torch.nn.Identity(), "first": lambda images: images - 0.25}
+    darker = {"second": torch.nn.Identity(), "first": _Linear(1.0, -0.25)}
     assert recipe.evaluator.measure(darker)["cycle_first"] == pytest.approx(0.25)
 
 
 def test_a_folder_is_translated(tmp_path, monkeypatch):
-    from trainkit_recipes.translation_gan import translate as command
-
     recipe = make_recipe(precision="fp32")
     monkeypatch.setattr("trainkit.load_recipe", lambda *given, **options: recipe)
     for name, size in (("a.png", (40, 20)), ("sub/b.jpg", (9, 30))):
@@ -122,8 +133,8 @@ def test_a_folder_is_translated(tmp_path, monkeypatch):
         sizes[whole] = [Image.open(path).size for path in written]
         assert [str(path.relative_to(output)) for path in written] == ["a.png", "sub/b.png"]
     assert sizes == {False: [(16, 16)] * 2, True: [(40, 20), (9, 30)]}
-    with pytest.raises(command.ConfigError, match="out_True exists already"):
+    with pytest.raises(ConfigError, match="out_True exists already"):
         command.translate(tmp_path, tmp_path / "in", to="first", output=output)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(command.DataError, match="empty holds no image"):
+    with pytest.raises(DataError, match="empty holds no image"):
         command.translate(tmp_path, tmp_path / "empty", to="first", output=tmp_path / "new")
