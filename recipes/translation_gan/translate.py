@@ -4,17 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 from trainkit.cli import add_trust, guarded
 from trainkit.errors import CheckpointError, ConfigError, DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SIDES = ("first", "second")
 EXAMPLES = """\
@@ -51,18 +43,19 @@ def translate(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output} exists already, and is not overwritten: give another path, or remove it")
     recipe = load_recipe(path, with_data=False, trust=trust)  # first: it says what to type without trainkit_recipes
+    from trainkit_recipes.translation_gan.picture import translated
     from trainkit_recipes.translation_gan.train import TranslationGAN
 
     if not isinstance(recipe, TranslationGAN):
         recipe.runtime.close()
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a translation GAN")
     root, written = images if images.is_dir() else images.parent, []
-    with recipe.averaged() as generators, torch.no_grad():
+    with recipe.averaged() as generators:
         module = {side: module for side, module in generators.items() if side == to}.popitem()[1]
         for number, name in enumerate(names, start=1):
             size = None if whole else recipe.shape.resolution
-            picture = _translated(module, name, size, recipe.shape.channels, recipe.runtime.dtype)
-            target = (output / name.relative_to(root)).with_suffix(".png")
+            picture = translated(module, name, size, recipe.shape.channels, recipe.runtime.dtype)
+            target = output / _as_png(name, names).relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             picture.save(target)
             written.append(target)
@@ -70,6 +63,12 @@ def translate(
                 print(f"\r{number} of {len(names)} images", end="", file=sys.stderr, flush=True)
     recipe.runtime.close()
     return written
+
+
+def _as_png(name: Path, names: list[Path]) -> Path:
+    """The name of the translation, which keeps the suffix of an image that is called like another one."""
+    others = [other for other in names if other.parent == name.parent and other.stem == name.stem]
+    return name.with_suffix(".png") if len(others) == 1 else name.with_name(f"{name.name}.png")
 
 
 def _found(images: Path) -> Iterator[Path]:
@@ -85,43 +84,6 @@ def _found(images: Path) -> Iterator[Path]:
     if not found:
         raise DataError(f"{images} holds no image; give a folder of images, or one image")
     yield from found
-
-
-def _translated(module: nn.Module, path: Path, size: int | None, channels: int, dtype: torch.dtype) -> "Image.Image":
-    from PIL import Image, ImageOps
-
-    from trainkit_recipes.progressive_gan.pictures import pixels_of
-
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
-    if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(image).reshape(image.height, image.width, channels).copy())
-    given = pixels.permute(2, 0, 1)[None].to(next(module.parameters()).device, dtype) / 127.5 - 1.0
-    rounded = pixels_of(in_multiples(module, given))[0].permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(rounded[..., 0] if channels == 1 else rounded)
-
-
-def in_multiples(module: nn.Module, images_BCHW: Tensor, step: int = 4, least: int = 8) -> Tensor:
-    """Calls a generator with images of any size: they are extended by their edge pixels, and cropped again.
-
-    Args:
-        module: takes heights and widths that are multiples of `step`, from `least` on.
-        images_BCHW: of any height and width.
-        step: see `module`.
-        least: see `module`.
-
-    Returns:
-        [B, C, H, W].
-    """
-    height, width = images_BCHW.shape[2:]
-    down, right = (max(least, -(-side // step) * step) - side for side in (height, width))
-    extended = nn.functional.pad(images_BCHW, (0, right, 0, down), mode="replicate")
-    made: Tensor = module(extended)
-    return made[:, :, :height, :width]
 
 
 def main(arguments: list[str] | None = None) -> int:

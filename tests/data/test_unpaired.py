@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from trainkit.data import Images, SideBySide, Unpaired, UnpairedImages
+from trainkit.data.glyphs import Glyphs
 from trainkit.errors import ConfigError, DataError
 
 
@@ -64,8 +65,16 @@ def test_two_folders_and_messages_about_them(tmp_path):
         UnpairedImages(images=Images(path=tmp_path / "first"))
 
 
-def test_without_folders_they_are_filled_and_outlined_letters(tmp_path):
-    data = UnpairedImages(images=Images(resolution=8, channels=1, cache_dir=tmp_path)).load(progress=False)
-    sides = (data.train.first, data.train.second)
-    filled, outlined = (np.stack([side[i]["images"].numpy() for i in range(0, 2000, 50)]) for side in sides)
-    assert len(data.train.first) > 2000 and not np.array_equal(filled, outlined)
+def test_without_folders_they_are_filled_and_outlined_letters(tmp_path, monkeypatch):
+    some = Glyphs(8).names()[:40]
+    monkeypatch.setattr(Glyphs, "names", lambda self: some)
+    data = UnpairedImages(images=Images(resolution=32, channels=1, held_out=0.1, cache_dir=tmp_path)).load(
+        progress=False
+    )
+    sides = [np.stack([side[i]["images"].numpy() for i in range(30)]) for side in (data.train.first, data.train.second)]
+    filled, outlined = (images.astype(float) / 255 for images in sides)
+    assert filled[:, 0, 16].max() > 0.9 and outlined[:, 0, 16].max() > 0.9
+    assert np.asarray(Glyphs(32, "outlined").open(some[0])).astype(int).max() == 255
+    both = np.minimum(np.asarray(Glyphs(32).open(some[0])), np.asarray(Glyphs(32, "outlined").open(some[0])))
+    assert both.max() < 200, "an outline is beside the letter, not on it"
+    assert Glyphs(32).fingerprint(tmp_path) != Glyphs(32, "outlined").fingerprint(tmp_path)

@@ -65,7 +65,7 @@ def test_labels_in_dataset_json_and_some_classes(tmp_path):
         _write(Generated(num=4), tmp_path / "third", _Painter(("a/b", "c")))
 
 
-def test_one_that_was_killed_is_continued_and_others_are_refused(tmp_path):
+def test_what_was_killed_is_continued_and_others_refused(tmp_path):
     _write(Generated(num=5), tmp_path / "out")
     (tmp_path / "out" / "dog" / "00000004.png").unlink()
     assert _write(Generated(num=8), tmp_path / "out") == (4, [4, 5, 6, 7])
@@ -81,7 +81,7 @@ def test_one_that_was_killed_is_continued_and_others_are_refused(tmp_path):
         Generated(num=0)
 
 
-def test_a_gan_generates_the_same_image_of_a_number_whatever_is_beside_it():
+def test_a_gan_makes_the_same_image_of_a_number_again():
     recipe = make_recipe()
     together = recipe.generate([3, 8, 5])
     assert together.dtype == torch.uint8 and together.shape == (3, 3, 4, 4)

@@ -44,8 +44,8 @@ SHORT = {
     ],
     "outlines": [
         "recipe.networks.resolution=8", "recipe.networks.generator_channels=2", "recipe.networks.num_blocks=1",
-        "recipe.networks.discriminator_channels=2", "recipe.num_steps=8", "save_every=4", "evaluate_every=null",
-        "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
+        "recipe.networks.discriminator_channels=2", "recipe.pool_size=6", "recipe.num_steps=8", "save_every=4",
+        "evaluate_every=null", "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
     ],
 }  # fmt: skip
 NIGHTLY = ("bert_base", "bert_24h")  # bert_large stands for them; the latter is trained below, too

@@ -11,9 +11,9 @@ from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.translation_gan import translate as command
 from trainkit_recipes.translation_gan.evaluation import SIDES, Side
 from trainkit_recipes.translation_gan.networks import Discriminator, Generator, Shape, reflect
+from trainkit_recipes.translation_gan.picture import in_multiples
 from trainkit_recipes.translation_gan.pictures import rows_of
 from trainkit_recipes.translation_gan.pool import Pool, exchange
-from trainkit_recipes.translation_gan.translate import in_multiples
 
 
 def _num_weights(module):
@@ -90,6 +90,14 @@ def test_images_of_any_size_are_translated():
         assert module(torch.rand(0, 3, 8, 8)).shape == (0, 3, 8, 8)  # of a rank without samples
 
 
+def test_a_generator_is_exported_for_any_number_of_images():
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Generator(TINY), (torch.rand(2, 3, 16, 16),), dynamic_shapes=(batch,))
+    images = torch.rand(5, 3, 16, 16)
+    whole = program.module()(images)
+    assert torch.allclose(whole[3:4], program.module()(images[3:4]), atol=1e-6)
+
+
 class _Linear(torch.nn.Module):
     def __init__(self, scale, offset):
         super().__init__()
@@ -123,7 +131,7 @@ def test_a_perfect_pair_of_generators_is_measured_as_such():
 def test_a_folder_is_translated(tmp_path, monkeypatch):
     recipe = make_recipe(precision="fp32")
     monkeypatch.setattr("trainkit.load_recipe", lambda *given, **options: recipe)
-    for name, size in (("a.png", (40, 20)), ("sub/b.jpg", (9, 30))):
+    for name, size in (("a.png", (40, 20)), ("sub/b.jpg", (9, 30)), ("sub/b.bmp", (9, 9))):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size, "red").save(tmp_path / "in" / name)
     sizes = {}
@@ -131,8 +139,8 @@ def test_a_folder_is_translated(tmp_path, monkeypatch):
         output = tmp_path / f"out_{whole}"
         written = command.translate(tmp_path, tmp_path / "in", to="first", output=output, whole=whole)
         sizes[whole] = [Image.open(path).size for path in written]
-        assert [str(path.relative_to(output)) for path in written] == ["a.png", "sub/b.png"]
-    assert sizes == {False: [(16, 16)] * 2, True: [(40, 20), (9, 30)]}
+        assert [str(path.relative_to(output)) for path in written] == ["a.png", "sub/b.bmp.png", "sub/b.jpg.png"]
+    assert sizes == {False: [(16, 16)] * 3, True: [(40, 20), (9, 9), (9, 30)]}
     with pytest.raises(ConfigError, match="out_True exists already"):
         command.translate(tmp_path, tmp_path / "in", to="first", output=output)
     (tmp_path / "empty").mkdir()

@@ -28,7 +28,7 @@ def make_recipe(grad_accumulation_steps=1, *, strategy="ddp", precision="fp64", 
     arguments = {
         "networks": TINY,
         "batch_size": 8,
-        "num_steps": 6,
+        "num_steps": 4,
         "ema_decay": 0.9,
         "losses": Losses(identity=0.5),
         "pool_size": 10,
