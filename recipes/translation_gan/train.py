@@ -212,9 +212,9 @@ class TranslationGAN(Recipe):
             with back.frozen(), judge.frozen():
                 fake = forth(source)
                 terms["fooling"] = least_squares(judge(fake), 1.0)
-                loss = terms["fooling"]
-                # Of the loss of a whole cycle each generator has a part in both: it begins one, and ends the other.
-                loss = loss + weights.cycle * (l1(back(fake), source) + l1(forth(away), target))
+                # Each generator has a part in both cycles: it begins one, and ends the other.
+                terms["cycle"] = l1(back(fake), source) + l1(forth(away), target)
+                loss = terms["fooling"] + weights.cycle * terms["cycle"]
                 if weights.identity:
                     loss = loss + weights.cycle * weights.identity * l1(forth(target), target)
                 forth.backward(loss)
