@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.errors import DataError
-from trainkit_recipes.progressive_gan.pictures import pixels_of
+from trainkit_recipes.progressive_gan.pictures import as_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,7 @@ def translated(module: nn.Module, path: Path, size: int | None, channels: int, d
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(image).reshape(image.height, image.width, channels).copy())
     given = pixels.permute(2, 0, 1)[None].to(next(module.parameters()).device, dtype) / 127.5 - 1.0
-    rounded = pixels_of(in_multiples(module, given))[0].permute(1, 2, 0).cpu().numpy()
+    rounded = as_pixels(in_multiples(module, given))[0]
     return Image.fromarray(rounded[..., 0] if channels == 1 else rounded)
 
 
