@@ -78,7 +78,6 @@ class Evaluator:
         runtime: of the run.
         settings: what is measured.
         datasets: training and held-out images; where there are none, nothing can be measured.
-        report: called with lines for the user, each once; None: the run's tracker.
 
     Raises:
         ConfigError: for a feature network that cannot be used.
@@ -89,10 +88,10 @@ class Evaluator:
         runtime: Runtime,
         settings: Evaluation,
         datasets: Datasets,
-        report: Callable[[str], None] | None = None,
     ) -> None:
         self.runtime, self.settings, self.datasets = runtime, settings, datasets
-        self._report = report or (lambda line: self.runtime.tracker.message(line))
+        self.report: Callable[[str], None] = self._tell
+        """Called with lines for the user, each once."""
         self._reported: set[str] = set()
         self._floors: dict[int, dict[str, float]] = {}
         self._floor_metrics: dict[int, set[str]] = {}
@@ -189,7 +188,10 @@ class Evaluator:
         """Reports a line once."""
         if line not in self._reported:
             self._reported.add(line)
-            self._report(line)
+            self.report(line)
+
+    def _tell(self, line: str) -> None:
+        self.runtime.tracker.message(line)
 
     def _images(self, dataset: Any, resolution: int, most: int | None) -> RealImages:
         whole = at_resolution(dataset, resolution)

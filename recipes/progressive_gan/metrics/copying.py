@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9)
@@ -52,6 +51,8 @@ class Copying:
         training images (a tie is half): 0.5 where they are alike. `copied`: the share of samples that are nearer than
         99 in 100 held-out images: about 0.01 where they are alike.
         """
+        from scipy.stats import mannwhitneyu
+
         near = torch.quantile(self.held_out, 0.01, interpolation="lower")
         pairs = len(self.samples) * len(self.held_out)
         statistic = float(mannwhitneyu(self.held_out.numpy(), self.samples.numpy()).statistic)
@@ -62,6 +63,8 @@ class Copying:
 
     def p_value(self) -> float:
         """Returns the probability of samples as near, were they drawn like held-out images: Mann-Whitney, one-sided."""
+        from scipy.stats import mannwhitneyu
+
         return float(mannwhitneyu(self.samples.numpy(), self.held_out.numpy(), alternative="less").pvalue)
 
     def rows(self) -> list[tuple[str, float, float]]:

@@ -2,7 +2,7 @@
 
 Wang, Simoncelli and Bovik (2003): an 11x11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03, five scales with the
 published weights. An image of less than 176 pixels does not hold the window at five scales: it gets as many as do, with
-the first weights scaled to a sum of 1.
+the first weights scaled to the sum of all.
 """
 
 from collections.abc import Iterable
@@ -41,12 +41,13 @@ def ms_ssim(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     x, y = ((images.double() + 1) * 127.5 for images in (first_BCHW, second_BCHW))
     scales = num_scales(x.shape[-1])
     weights = torch.tensor(WEIGHTS[:scales], dtype=torch.float64, device=x.device)
+    weights *= sum(WEIGHTS) / weights.sum()
     factors_SBC = []
     for scale in range(scales):
         luminance_BC, contrast_BC = _ssim(x, y)
         factors_SBC.append(luminance_BC if scale == scales - 1 else contrast_BC)
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    product_BC = torch.stack(factors_SBC).relu().pow((weights / weights.sum())[:, None, None]).prod(dim=0)
+    product_BC = torch.stack(factors_SBC).relu().pow(weights[:, None, None]).prod(dim=0)
     return product_BC.mean(dim=1)
 
 
