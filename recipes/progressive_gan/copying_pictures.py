@@ -16,6 +16,7 @@ ROWS = 8
 CELL = 64
 
 
+@torch.no_grad()
 def neighbours(evaluator: Evaluator, images: ImageSet, nearest: Nearest, resolution: int) -> np.ndarray:
     """Draws samples, each followed by its nearest training images. Collective: every rank must call.
 

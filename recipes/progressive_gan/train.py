@@ -1,6 +1,7 @@
 """ProgressiveGAN: two engines that train against each other while their networks grow."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
+from trainkit_recipes.progressive_gan.classes import require_same_classes
 from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, measure_all
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.image_sets import Generate, GeneratedImages, ImageSet
+from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
-from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
+from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
@@ -105,13 +108,14 @@ class ProgressiveGAN(Recipe):
         self.learning_rates = learning_rates or {}
         self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
+        self.widths = replace(self.widths, num_classes=len(self.datasets.classes))
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
             self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
         self.num_samples = self.phases[-1].end
         self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
-            require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+            require_fitting(self.datasets.train, resolution, channels, self.widths.num_classes)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
@@ -134,21 +138,26 @@ class ProgressiveGAN(Recipe):
             length = {"num_epochs": None}
             for name, images in state["images"].items():
                 length[name] = {int(resolution): num for resolution, num in images.items()}
-        return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
+        nothing = Datasets(train=(), held_out=(), classes=tuple(state.get("classes", ())))
+        return {"data": nothing if data is None else data, **length}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of the phase, and with `num_epochs` the samples of each."""
+        """Returns the number of the phase, with `num_epochs` the samples of each, and the names of the classes."""
+        state: dict[str, Any] = {"phase": self.phase.number}
+        if self.datasets.classes:
+            state["classes"] = list(self.datasets.classes)
         if self.num_epochs is None:
-            return {"phase": self.phase.number}
+            return state
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
         for phase in self.phases:
             images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
         if not images["fade_images"]:  # a network of 4x4 never fades
             del images["fade_images"]
-        return {"phase": self.phase.number, "images": images}
+        return {**state, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Makes the networks of the checkpoint's phase."""
+        """Makes the networks of the checkpoint's phase. Raises ConfigError for other phases or classes."""
+        require_same_classes(state.get("classes", ()), self.datasets.classes)
         if state["phase"] >= len(self.phases):
             raise ConfigError(
                 f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
@@ -181,7 +190,7 @@ class ProgressiveGAN(Recipe):
     def dearest_batches(self) -> Iterator[Batch]:
         """Returns batches of the phase that needs most memory, and makes its networks."""
         phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
-        self.load_state_dict({"phase": phase.number})
+        self.load_state_dict({**self.state_dict(), "phase": phase.number})
         return self.batches(phase.start)
 
     def _grow(self, phase: Phase) -> None:
@@ -223,16 +232,20 @@ class ProgressiveGAN(Recipe):
         fade = self.phase.fade(batch.position)
         weight = self.loss.penalty_weight(self.phase.step(batch.position))
         for micro in self.D.micro_batches(batch):
+            labels = self._labels(micro)
             real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
             with torch.no_grad():
-                fake = self.G(self._latents(micro, "D's latents"), fade)
+                fake = self.G(self._latents(micro, "D's latents"), fade, labels)
             mix = self.runtime.rand(micro, name="mix")
-            loss, penalty = self.loss.of_discriminator(self.D, real, fake, mix, fade=fade, penalty_weight=weight)
+            loss, penalty = self.loss.of_discriminator(
+                self.D, real, fake, mix, fade=fade, penalty_weight=weight, labels_B=labels
+            )
             self.D.backward(loss)
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
+            labels = self._labels(micro)
             with self.D.frozen():
-                scores = self.D(self.G(self._latents(micro, "G's latents"), fade), fade)
+                scores = self.D(self.G(self._latents(micro, "G's latents"), fade, labels), fade, labels)
                 self.G.backward(self.loss.of_generator(scores))
         g_result = self.G.step()
         return {
@@ -250,6 +263,14 @@ class ProgressiveGAN(Recipe):
     def _latents(self, batch: Batch, name: str) -> Tensor:
         return self.runtime.randn(batch, self.widths.latent_dim, name=name)
 
+    def _labels(self, batch: Batch) -> Tensor | None:
+        """The classes [len(batch)] of the batch's images; of a batch without data they take turns by position."""
+        if not self.widths.num_classes:
+            return None
+        if batch.data is None:
+            return (batch.positions % self.widths.num_classes).to(self.runtime.device)
+        return labels_of(batch.data)
+
     def _faded(self, images: Tensor, fade: float) -> Tensor:
         """Blurs real images as much as the generator's are while it fades in."""
         return images if fade == 1.0 else fade_in(downsample(images), images, fade)
@@ -260,9 +281,9 @@ class ProgressiveGAN(Recipe):
         """Returns the `recipe.evaluation.metrics` against held-out images, and logs a grid of images."""
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
-            shown = self.sample(module, self.evaluator.settings.num_shown)
+            shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
         cell = max(CELL, self.phases[-1].resolution)
-        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
+        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell, columns))
         return distances
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
@@ -273,30 +294,17 @@ class ProgressiveGAN(Recipe):
     def _generate(self, module: torch.nn.Module) -> Generate:
         """Returns what makes images of a generator for a batch that is measured."""
         fade = self.phase.fade(self.runtime.position)
-        return lambda batch: module(self._latents(batch, "measured"), fade)
+        return lambda batch: module(self._latents(batch, "measured"), fade, self._labels(batch))
 
     def images(self, module: torch.nn.Module) -> ImageSet:
         """Returns as many images of a generator as there are held-out ones, to be measured."""
         held_out = self.evaluator.held_out(self.phase.resolution)
         return GeneratedImages(self._generate(module), held_out, len(held_out))
 
-    def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
-        """Generates images of fixed latents, the same throughout a run.
-
-        Args:
-            module: the generator.
-            num: number of images.
-            offset: number of the first latent.
-
-        Returns:
-            [num, C, R, R].
-        """
-        numbers = torch.arange(offset, offset + num)
-        fixed = Batch(None, 0, num, numbers, numbers)
-        fade = self.phase.fade(self.runtime.position)
-        latents = self._latents(fixed, "shown")
-        with torch.no_grad():
-            return torch.cat([module(chunk, fade) for chunk in latents.split(self.evaluator.settings.batch_size)])
+    def sampler(self, module: torch.nn.Module) -> Sampler:
+        """Returns what makes images of fixed latents, the same throughout a run, with a generator."""
+        fade, size = self.phase.fade(self.runtime.position), self.evaluator.settings.batch_size
+        return Sampler(runtime=self.runtime, module=module, widths=self.widths, fade=fade, batch_size=size)
 
     def finish(self) -> None:
         """Measures the generator beside an untrained one, logs tables and pictures, and writes an animation."""
