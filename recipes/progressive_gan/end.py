@@ -14,6 +14,8 @@ from trainkit_recipes.progressive_gan.image_sets import ImageSet
 from trainkit_recipes.progressive_gan.metrics.copying import Copying
 
 TRAINING_IMAGES = "as many training images"
+TITLE, COPYING_TITLE = "measured against held-out images", "are training images copied"
+"""Of the tables."""
 DISTANCES = ("swd", "frechet", "kernel")
 """The metrics of which less is better, and of which a fraction is meaningful."""
 
@@ -43,23 +45,25 @@ class Measured:
         has_untrained = len(sets) > 1 and sets[0].startswith("untrained")
         rows: list[tuple[Any, ...]] = []
         for metric in metrics:
-            cells: list[Any] = [round(values[metric], 4) if metric in values else "" for values in self.values.values()]
+            cells: list[Any] = [
+                round(values[metric], 4) if metric in values else None for values in self.values.values()
+            ]
             if has_untrained:
                 is_distance = metric.startswith(DISTANCES) and first.get(metric, 0) > 0
-                cells.append(round(self.values[sets[1]][metric] / first[metric], 3) if is_distance else "")
+                cells.append(round(self.values[sets[1]][metric] / first[metric], 3) if is_distance else None)
             rows.append((metric, *cells))
-        return ["metric", *sets, *(["fraction of untrained"] if has_untrained else [])], rows
-
-    def title(self) -> str:
-        """Returns the title of the table."""
-        return f"{self.num_images} images of {self.resolution}x{self.resolution}, measured against held-out ones"
+        return [
+            f"{self.num_images} images of {self.resolution}x{self.resolution}",
+            *sets,
+            *(["fraction of untrained"] if has_untrained else []),
+        ], rows
 
     def copying_table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Returns the columns and rows of the quantiles of distances to the nearest training image."""
         assert self.copying is not None
         columns = ["distance to the nearest training image", "of samples", "of held-out images"]
         rows: list[tuple[Any, ...]] = [(name, round(a, 3), round(b, 3)) for name, a, b in self.copying.rows()]
-        return columns, [*rows, ("probability of samples as near by chance", round(self.copying.p_value(), 4), "")]
+        return columns, [*rows, ("probability of samples as near by chance", round(self.copying.p_value(), 4), None)]
 
     def json(self) -> dict[str, Any]:
         """Returns everything but the pictures, for a JSON file."""

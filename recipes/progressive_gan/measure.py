@@ -125,10 +125,10 @@ def of_pictures(
 
     if chosen.data is None:
         raise ConfigError("--pictures is measured against real ones: give their folder or zip file as --data")
-    given = {"path": chosen.features and str(chosen.features), "input_size": chosen.input_size}
-    settings = Evaluation(
-        metrics=chosen.metrics, at_end=(), features=Features(**{k: v for k, v in given.items() if v is not None})
-    )
+    features = Features(path=str(chosen.features) if chosen.features else None)
+    if chosen.input_size is not None:
+        features = replace(features, input_size=chosen.input_size)
+    settings = Evaluation(metrics=chosen.metrics, at_end=(), features=features)
     if chosen.num_images is not None:
         settings = replace(settings, num_images=chosen.num_images)
     shape: dict[str, Any] = {"resolution": resolution, "channels": channels}
@@ -137,7 +137,7 @@ def of_pictures(
         load = runtime.ranks.first_on_host
         evaluator = Evaluator(runtime, settings, load(real.load))
         loaded = load(others.load)
-        every = ConcatDataset([loaded.train, loaded.held_out])
+        every: ConcatDataset[Any] = ConcatDataset([loaded.train, loaded.held_out])
         held_out = evaluator.held_out(resolution)
         images = RealImages(runtime, every, range(len(every)), resolution, settings.batch_size)
         num = min(len(held_out), len(evaluator.training(resolution)), len(images))
@@ -154,11 +154,12 @@ def show(measured: "Measured") -> None:
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)
     tables = [measured.table()] + ([measured.copying_table()] if measured.copying is not None else [])
-    print(measured.title())
     for columns, rows in tables:
         table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for row in rows:
-            table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row))
+            table.add_row(
+                *(f"{cell:.5g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row)
+            )
         console.print(table)
         print()
 

