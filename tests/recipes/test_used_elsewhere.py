@@ -37,6 +37,7 @@ GAN = [
     "recipe.stable_images=8",
     "recipe.fade_images=8",
     "recipe.evaluation.num_directions=4",
+    "recipe.evaluation.num_pairs=32",
     "data.held_out=0.2",
 ]
 
