@@ -66,6 +66,7 @@ def test_what_is_imported_by_then():
         "trainkit_recipes.bert.fill",
         "trainkit_recipes.progressive_gan.sample",
         "trainkit_recipes.translation_gan.translate",
+        "trainkit_recipes.progressive_gan.measure",
     ]
     code = HELP.format(
         slow=SLOW,

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from trainkit import Runtime
 from trainkit.data import Batch, Datasets, SideBySide
 from trainkit.errors import DataError, require_at_least
-from trainkit_recipes.progressive_gan import metrics
+from trainkit_recipes.progressive_gan.metrics.sliced_wasserstein import concatenated, distances, patches_of_levels
 from trainkit_recipes.translation_gan.losses import l1
 
 Side = Literal["first", "second"]
@@ -143,17 +143,17 @@ class Evaluator:
         whole = self.datasets.held_out
         return Subset(whole, range(min(len(whole), self.settings.num_images)))
 
-    def _distance(self, pairs: Pairs) -> float:
-        return self._distances(pairs)["swd"]
-
     @torch.no_grad()
-    def _distances(self, pairs: Pairs) -> dict[str, float]:
-        return metrics.distances(
-            self.runtime,
-            pairs,
-            num_patches=self.settings.num_patches,
-            num_directions=self.settings.num_directions,
+    def _distance(self, pairs: Pairs) -> float:
+        num, num_channels, sides = self.settings.num_patches, 1, []
+        for batch, *both in pairs:
+            num_channels = both[0].shape[1]
+            sides.append([patches_of_levels(self.runtime, batch, images, num) for images in both])
+        ours, theirs = (concatenated(parts) for parts in zip(*sides, strict=True))
+        found = distances(
+            self.runtime, ours, theirs, num_channels=num_channels, num_directions=self.settings.num_directions
         )
+        return found["swd"]
 
     def _translated(self, side: Side, generators: Mapping[Side, nn.Module], sums: list[tuple[Tensor, int]]) -> Pairs:
         """Yields held-out images of a side and translated ones; adds to `sums` how far these are when taken back."""
