@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from trainkit.data.examples import Example, Examples
     from trainkit.data.images import Images
     from trainkit.data.nvidia_bert import NvidiaBert
+    from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
+    from trainkit.data.unpaired import SideBySide, Unpaired, UnpairedImages
     from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 
 __all__ = [
@@ -24,10 +26,14 @@ __all__ = [
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
+    "SideBySide",
     "Text",
+    "Unpaired",
+    "UnpairedImages",
     "Vocabulary",
     "WordPiece",
     "read_vocabulary",
+    "track",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any name
@@ -42,9 +48,13 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
+            "SideBySide": "trainkit.data.unpaired",
             "Text": "trainkit.data.text",
+            "Unpaired": "trainkit.data.unpaired",
+            "UnpairedImages": "trainkit.data.unpaired",
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "read_vocabulary": "trainkit.data.vocabulary",
+            "track": "trainkit.data.progress",
         },
     )
