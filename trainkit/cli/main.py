@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, export, seeds, topo
+from trainkit.cli import checkpoint, data, doctor, export, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -32,6 +32,7 @@ examples:
   trainkit evaluate runs/bert
   trainkit export runs/bert --to onnx bert.onnx
   trainkit checkpoint ls runs/bert
+  trainkit data inspect ~/pictures
   trainkit topo show
   trainkit doctor
 """
@@ -165,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_dir(seeds.add_parser(commands))
     add_trust(add_config_dir(export.add_parser(commands)))
     checkpoint.add_parser(commands)
+    data.add_parser(commands)
     topo.add_parser(commands)
     doctor.add_parser(commands)
     return parser
