@@ -44,9 +44,13 @@ class Phase:
         """Returns the number of steps from the start of the phase to a position."""
         return (position - self.start) // self.batch_size
 
+    @property
+    def name(self) -> str:
+        """The resolution, and whether it fades in."""
+        return f"{self.resolution}x{self.resolution} {'fading in' if self.is_fading else 'training'}"
+
     def __str__(self) -> str:
-        what = "fading in" if self.is_fading else "training"
-        return f"{self.resolution}x{self.resolution} {what} for {self.num_images:,} images"
+        return f"{self.name} for {self.num_images:,} images"
 
 
 def resolutions_up_to(resolution: int) -> list[int]:

@@ -413,7 +413,7 @@ def test_a_file_that_changes_under_its_size_and_time_is_seen(tmp_path):
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     folder = fill(tmp_path / "in", 10)
 
-    def no_space(*_: object) -> None:
+    def no_space(*_: object, **settings: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
