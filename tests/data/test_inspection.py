@@ -62,7 +62,7 @@ def test_everything_is_found_and_reported(tmp_path, capsys):
     ]
     assert [{Path(name).name for name in group} for group in found["near_duplicates"]] == [{"again.bmp", "smaller.jpg"}]
     assert [found["upscaled"][side] for side in ("16", "32", "64", "128")] == [0, 1, 1, 10]
-    assert (found["widths"][0], found["widths"][-1], found["resolution"]) == (16, 96, 16)
+    assert (found["widths"][0], found["widths"][-1], found["resolution"]) == (16, 96, 64)
     assert found["next"] in shown and "data.labels=folders data.on_unreadable=skip" in found["next"]
     assert "broken.png: cannot identify image file" in shown
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:

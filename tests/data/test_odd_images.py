@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def reopened(image: Image.Image, kind: str = "PNG", **settings: object) -> Image
     return Image.open(io.BytesIO(encoded(image, kind, **settings)))
 
 
-def flat(image: Image.Image, **settings: str) -> list[int]:
+def flat(image: Image.Image, **settings: Any) -> list[int]:
     pixels = square(image, 4, 3, **settings)
     assert (pixels == pixels[:, :1, :1]).all()
     return pixels[:, 0, 0].tolist()

@@ -55,7 +55,7 @@ def _add_inspect(own: Any) -> None:
         "--resolution",
         type=int,
         metavar="N",
-        help="that will be trained; default: the largest at which at most 5 %% of the images are scaled up",
+        help="that will be trained; default: the largest at which at most 10 %% of the images are scaled up",
     )
     parser.add_argument("--labels", default="auto", help="data.labels: auto, none, folders or json; default: auto")
     parser.add_argument("--fit", default="crop", help="data.fit: crop, smart, pad or stretch; default: crop")

@@ -22,7 +22,7 @@ from trainkit.data.square import is_upscaled
 
 SIDE = 64  # pixels at which images are compared
 NUM_SHOWN = 144
-MOST_UPSCALED = 0.05  # share of the images at the resolution that is suggested
+MOST_UPSCALED = 0.1  # share of the images at the resolution that is suggested
 _QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 
 
@@ -85,7 +85,7 @@ def inspect(images: Images, resolution: int | None = None, progress: bool = True
 
     Args:
         images: what to inspect, and how it is decoded.
-        resolution: pixels; None: the largest at which at most 5 % of the images are scaled up.
+        resolution: pixels; None: the largest at which at most 10 % of the images are scaled up.
         progress: whether to show a bar.
 
     Returns:
