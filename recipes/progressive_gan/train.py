@@ -24,6 +24,7 @@ from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting, some_of
+from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -57,9 +58,11 @@ class ProgressiveGAN(Recipe):
             low precision; all below are fp32 (see `networks.LowPrecision`).
         clamp: the largest magnitude of an activation there.
         evaluation: what an evaluation measures and shows; None: the defaults of `Evaluation`.
+        transfer: the trained networks that these start from; None: random weights.
 
     Raises:
         ConfigError: for values out of range or that do not match.
+        CheckpointError: for weights to start from that cannot be read.
         DataError: for images of another shape.
     """
 
@@ -90,6 +93,7 @@ class ProgressiveGAN(Recipe):
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
         evaluation: Evaluation | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.runtime, self.optimizer, self.schedule = runtime, optimizer, schedule
         self.widths = Widths(
@@ -100,7 +104,9 @@ class ProgressiveGAN(Recipe):
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
+        self.start = Start(transfer or Transfer())
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        plan_of = partial(plan_of, start=self.start.resolution)
         self.phases = plan_of()
         self.micro_batches = MicroBatches(grad_accumulation_steps, self.phases, runtime.ranks.world_size, stddev_group)
         self.learning_rates = learning_rates or {}
@@ -135,17 +141,24 @@ class ProgressiveGAN(Recipe):
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
         """Returns the number of images of each phase as in the checkpoint, and no data if only engines are needed."""
-        length: dict[str, Any] = {}
+        length: dict[str, Any] = {"transfer": Transfer(**state["transfer"])} if "transfer" in state else {}
         if "images" in state:  # num_epochs refers to the data that it was trained on
-            length = {"num_epochs": None}
+            length["num_epochs"] = None
             for name, images in state["images"].items():
                 length[name] = {int(resolution): num for resolution, num in images.items()}
         nothing = Datasets(train=(), held_out=(), classes=tuple(state.get("classes", ())))
         return {"data": nothing if data is None else data, **length}
 
+    @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the shape of the networks that `weights` hold."""
+        return implied_by_weights(given)
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of the phase, with `num_epochs` the samples of each, and the names of the classes."""
+        """Returns the phase, with `num_epochs` the samples of each, and what classes and `transfer` were given."""
         state: dict[str, Any] = {"phase": self.phase.number, **self.micro_batches.state_dict()}
+        if self.start.transfer != Transfer():
+            state["transfer"] = self.start.state_dict()
         if self.datasets.classes:
             state["classes"] = list(self.datasets.classes)
         if self.num_epochs is None:
@@ -174,6 +187,8 @@ class ProgressiveGAN(Recipe):
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields batches of each phase, and grows the networks between them."""
         position = int(start)
+        if not position and (line := self.start.describe(self.datasets.classes)):
+            self.runtime.tracker.message(line)
         while position < self.num_samples:
             phase = phase_at(self.phases, position)
             if phase != self.phase:
@@ -225,6 +240,7 @@ class ProgressiveGAN(Recipe):
                 # The new layers of a resolution do not depend on the run before it.
                 torch.manual_seed(self.runtime.seed + phase.resolution)
                 module = network(self.widths, phase.resolution, phase.is_fading, self.low)
+            averages = self.start.prepare(module, name, self.datasets.classes)
             engine = self.runtime.setup(
                 module,
                 self._optimizer_of(phase),
@@ -235,6 +251,7 @@ class ProgressiveGAN(Recipe):
                 inherit=old,
                 inherit_optimizer=False,
             )
+            take_average(engine, averages)
             engines.append(engine)
         return tuple(engines)
 
