@@ -34,6 +34,7 @@ examples:
   trainkit report runs/bert
   trainkit checkpoint ls runs/bert
   trainkit data inspect ~/pictures
+  trainkit data augment runs/digits more_digits --num 5000
   trainkit topo show
   trainkit doctor
 """
@@ -168,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(add_config_dir(export.add_parser(commands)))
     report.add_parser(commands)
     checkpoint.add_parser(commands)
-    data.add_parser(commands)
+    for parser_of_run in data.add_parser(commands):
+        add_trust(parser_of_run)
     topo.add_parser(commands)
     doctor.add_parser(commands)
     return parser
