@@ -16,10 +16,10 @@ CHECK_PYTHON := -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v
 ACTIVATE := "the commands of README.md are in $(BIN); once in each shell: source $(BIN)/activate"
 
 .DEFAULT_GOAL := help
-.PHONY: help train gan test test-all quick lint docs format clean
+.PHONY: help train gan translation test test-all quick lint docs format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  settings: RANKS=2 processes, WORKERS=3 tests at a time, PYTHON=python3, VENV=.venv"
 
 train: $(VENV)/.installed ## install, then train BERT on built-in documentation, $(RANKS) processes (about 6 minutes)
@@ -28,6 +28,10 @@ train: $(VENV)/.installed ## install, then train BERT on built-in documentation,
 
 gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS) processes (about 7 minutes)
 	$(TORCHRUN) launch/train.py experiment=glyphs
+	@echo $(ACTIVATE)
+
+translation: $(VENV)/.installed ## install, then learn to outline letters without pairs, $(RANKS) processes (about 10 minutes)
+	$(TORCHRUN) launch/train.py experiment=outlines
 	@echo $(ACTIVATE)
 
 test: $(VENV)/.installed-dev ## install, then run the tests, $(WORKERS) at a time

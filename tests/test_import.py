@@ -18,7 +18,7 @@ NOT_FOR_A_RECIPE = (
     *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy", "sklearn", "peft"),
     *("onnx", "onnxruntime", "transformers", "wandb", "matplotlib", "tokenizers", "pandas"),
 )
-RECIPES = ("bert.pretrain", "bert.finetuning.recipe", "progressive_gan.train")
+RECIPES = ("bert.pretrain", "bert.finetuning.recipe", "progressive_gan.train", "translation_gan.train")
 NOT_FOR_A_STEP = ("pandas", *(name for name in NOT_FOR_A_RUNTIME if name not in ("hydra", "omegaconf", "pydantic")))
 HELP = """\
 import contextlib, importlib, io, runpy, sys
@@ -65,6 +65,7 @@ def test_what_is_imported_by_then():
         str(ROOT / "launch" / "train.py"),
         "trainkit_recipes.bert.fill",
         "trainkit_recipes.progressive_gan.sample",
+        "trainkit_recipes.translation_gan.translate",
         "trainkit_recipes.progressive_gan.measure",
     ]
     code = HELP.format(

@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("job", "testing"),
     ("trainer",),
-    ("training",),
+    ("training", "enlarge"),
     ("recipe",),
     ("runtime",),
     ("strategy", "checkpoint", "health", "export"),

@@ -1,7 +1,7 @@
 """Recipe: what a run computes. The Trainer decides when."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
+from trainkit.errors import ConfigError
 from trainkit.tracking.means import Last
 
 if TYPE_CHECKING:
@@ -149,6 +150,21 @@ class Recipe(ABC):
             `__init__` refuses what contradicts.
         """
         return {}
+
+    def generate(self, numbers: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
+        """Generates images, for `trainkit data augment`. Collective: every rank must call.
+
+        Args:
+            numbers: of the images: a number, with a label, is always the same image.
+            labels: of each, an index into `datasets.classes`; None where there are none.
+
+        Returns:
+            uint8 [len(numbers), C, H, W].
+
+        Raises:
+            ConfigError: a recipe that does not implement it generates no images.
+        """
+        raise ConfigError(f"{type(self).__name__} generates no images: give a run of recipe=progressive_gan")
 
     def exporters(self) -> "Mapping[str, Exporter]":
         """The formats that `trainkit export RUN --to FORMAT TARGET` writes, and what writes them.

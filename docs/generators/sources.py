@@ -11,6 +11,7 @@ PAGES = {
     "launching.md": "launch/README.md",
     "recipes/bert.md": "recipes/bert/README.md",
     "recipes/progressive_gan.md": "recipes/progressive_gan/README.md",
+    "recipes/translation_gan.md": "recipes/translation_gan/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }

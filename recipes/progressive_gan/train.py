@@ -1,6 +1,6 @@
 """ProgressiveGAN: two engines that train against each other while their networks grow."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
-from trainkit_recipes.progressive_gan.pictures import animate, grid
+from trainkit_recipes.progressive_gan.pictures import animate, as_pixels, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting, some_of
 from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
 
@@ -350,6 +350,13 @@ class ProgressiveGAN(Recipe):
         """Returns what makes images of fixed latents, the same throughout a run, with a generator."""
         fade, size = self.phase.fade(self.runtime.position), self.evaluator.settings.batch_size
         return Sampler(runtime=self.runtime, module=module, widths=self.widths, fade=fade, batch_size=size)
+
+    def generate(self, numbers: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
+        """Generates images of numbered latents with the averaged generator; see `Recipe.generate`."""
+        with self.G.averaged() as module:
+            sampler = self.sampler(module)
+            pixels_BHWC = as_pixels(sampler.images(sampler.latents(numbers), labels))
+            return torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
 
     def finish(self) -> None:
         """Measures the generator beside an untrained one, logs tables and pictures, and writes an animation."""

@@ -12,6 +12,7 @@ from trainkit.errors import ConfigError
 from trainkit_recipes.bert import fill
 from trainkit_recipes.bert.finetuning import predict
 from trainkit_recipes.progressive_gan import sample
+from trainkit_recipes.translation_gan import translate
 
 COMMANDS = every()
 
@@ -39,7 +40,7 @@ def test_examples_are_understood(words):
             check(compose(arguments.overrides))
 
 
-@pytest.mark.parametrize("text", [fill.EXAMPLES, sample.EXAMPLES, predict.EXAMPLES])
+@pytest.mark.parametrize("text", [fill.EXAMPLES, sample.EXAMPLES, predict.EXAMPLES, translate.EXAMPLES])
 def test_scripts_of_recipes_have_examples(text):
     assert len(_examples(text)) in (2, 3)
 

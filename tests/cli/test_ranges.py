@@ -11,6 +11,7 @@ from trainkit.config import build, build_partial, check, compose
 from trainkit.errors import ConfigError, TrainkitError
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
+from trainkit_recipes.translation_gan.train import TranslationGAN
 
 BERT = [
     "num_steps",
@@ -32,6 +33,8 @@ GAN += [
     "low_precision_resolutions",
     "clamp",
 ]
+TRANSLATION = ["batch_size", "num_steps", "num_epochs", "grad_accumulation_steps", "ema_decay", "pool_size"]
+NETWORKS = ("resolution", "channels", "generator_channels", "discriminator_channels", "num_blocks")
 EVALUATION = ("batch_size", "num_images", "num_patches", "num_directions", "num_shown")
 LOSS = ("penalty", "drift", "penalty_every")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
@@ -46,6 +49,11 @@ CASES = [
     *[("recipe=progressive_gan", f"recipe.evaluation.{name}") for name in EVALUATION],
     *[("recipe=progressive_gan", f"recipe.loss.{name}") for name in LOSS],
     *[("recipe=progressive_gan", f"data.{name}") for name in IMAGES],
+    *[("recipe=translation_gan", f"recipe.{name}") for name in TRANSLATION],
+    *[("recipe=translation_gan", f"recipe.networks.{name}") for name in (*NETWORKS, "discriminator_layers")],
+    *[("recipe=translation_gan", f"recipe.evaluation.{name}") for name in EVALUATION],
+    *[("recipe=translation_gan", f"recipe.losses.{name}") for name in ("cycle", "identity")],
+    *[("recipe=translation_gan", f"data.images.{name}") for name in IMAGES],
     *[("recipe=bert", key) for key in OF_RUN],
     *[("schedule=polynomial", f"schedule.{name}") for name in ("warmup", "final", "power", "total")],
     ("schedule=trapezoidal", "schedule.decay"),
@@ -117,7 +125,7 @@ def test_a_number_out_of_its_range_is_one_line_before_any_work(option, key):
 
 
 def test_every_number_of_the_recipes_is_among_the_cases():
-    for kind, names in ((MaskedLanguageModelling, BERT), (ProgressiveGAN, GAN)):
+    for kind, names in ((MaskedLanguageModelling, BERT), (ProgressiveGAN, GAN), (TranslationGAN, TRANSLATION)):
         for name, annotation in kind.__init__.__annotations__.items():
             is_number = {int, float} & {annotation, *getattr(annotation, "__args__", ())}
             assert not is_number or name in names or name == "learning_rates", name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.jobs import ROOT, newest_tensors, run
 from trainkit import checkpoint
@@ -15,7 +16,9 @@ from trainkit.checkpoint import store
 from trainkit.cli.main import main
 from trainkit.errors import CheckpointError
 
-FILL, SAMPLE = (ROOT / "recipes" / name for name in ("bert/fill.py", "progressive_gan/sample.py"))
+FILL, SAMPLE, TRANSLATE = (
+    ROOT / "recipes" / name for name in ("bert/fill.py", "progressive_gan/sample.py", "translation_gan/translate.py")
+)
 MAIN = ROOT / "trainkit" / "cli" / "main.py"
 SELDOM = ["save_every=4", "evaluate_every=null", "schedule.warmup=2"]
 FEW_STEPS = ["recipe.num_steps=6", *SELDOM]
@@ -46,10 +49,15 @@ SHORT = {
         "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
         "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
     ],
+    "outlines": [
+        "recipe.networks.resolution=8", "recipe.networks.generator_channels=2", "recipe.networks.num_blocks=1",
+        "recipe.networks.discriminator_channels=2", "recipe.pool_size=6", "recipe.num_steps=8", "save_every=4",
+        "evaluate_every=null", "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
+    ],
 }  # fmt: skip
 GANS = ("glyphs", *PUBLISHED)
 NIGHTLY = ("bert_base", "bert_24h", *PUBLISHED)  # bert_large stands for them; the latter is trained below, too
-ON_TWO_RANKS = ("bert_quickstart", "glyphs")  # as `make train` and `make gan` do
+ON_TWO_RANKS = ("bert_quickstart", "glyphs", "outlines")  # as `make train` and the like do
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +100,14 @@ def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_
     if experiment in GANS:
         _require(run([whole, "--num", "4", "--output", tmp_path / "letters.png"], script=SAMPLE))
         assert (tmp_path / "letters.png").is_file()
+    elif experiment == "outlines":
+        Image.new("L", (40, 30)).save(tmp_path / "letter.png")
+        _require(run([whole, tmp_path / "letter.png", "--output", tmp_path / "out"], script=TRANSLATE))
+        assert len([*(tmp_path / "out").iterdir()]) == 1
     else:
         assert "[MASK]" not in _require(run([whole, "alpha [MASK] gamma"], script=FILL)).splitlines()[-1]
     measured = _require(run(["evaluate", whole], script=MAIN))
-    assert ("swd" if experiment in GANS else "held_out_loss") in measured
+    assert ("swd" if experiment in (*GANS, "outlines") else "held_out_loss") in measured
 
 
 def test_a_modern_bert_trains(text, tmp_path):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, export, report, seeds, topo
+from trainkit.cli import checkpoint, data, doctor, export, report, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -33,6 +33,7 @@ examples:
   trainkit export runs/bert --to onnx bert.onnx
   trainkit report runs/bert
   trainkit checkpoint ls runs/bert
+  trainkit data augment runs/digits more_digits --num 5000
   trainkit topo show
   trainkit doctor
 """
@@ -167,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(add_config_dir(export.add_parser(commands)))
     report.add_parser(commands)
     checkpoint.add_parser(commands)
+    for parser_of_run in data.add_parser(commands):
+        add_trust(parser_of_run)
     topo.add_parser(commands)
     doctor.add_parser(commands)
     return parser

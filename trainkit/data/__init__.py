@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
+    from trainkit.data.unpaired import SideBySide, Unpaired, UnpairedImages
     from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
+    "SideBySide",
     "Text",
+    "Unpaired",
+    "UnpairedImages",
     "Vocabulary",
     "WordPiece",
     "read_vocabulary",
@@ -44,7 +48,10 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
+            "SideBySide": "trainkit.data.unpaired",
             "Text": "trainkit.data.text",
+            "Unpaired": "trainkit.data.unpaired",
+            "UnpairedImages": "trainkit.data.unpaired",
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "read_vocabulary": "trainkit.data.vocabulary",

@@ -5,16 +5,19 @@ import string
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trainkit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
+Style = Literal["filled", "outlined"]
+
 _CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 _SCALES = (0.78, 0.82, 0.86, 0.90)  # the longer side of a glyph as a fraction of the canvas
 _MIN_CANVAS = 128  # pixels: glyphs are drawn large and averaged down
+_LINES = 21  # an outline is as wide as this fraction of the canvas; twice that is free around the largest glyph
 _NOT_A_CHARACTER = "\U0010fffe"
 
 
@@ -23,10 +26,11 @@ class Glyphs:
 
     Args:
         resolution: pixels; the images are drawn at least that large.
+        style: `outlined` ones are drawn as the lines around them.
     """
 
-    def __init__(self, resolution: int) -> None:
-        self._canvas = max(_MIN_CANVAS, resolution)
+    def __init__(self, resolution: int, style: Style = "filled") -> None:
+        self._canvas, self._style = max(_MIN_CANVAS, resolution), style
 
     def names(self) -> Sequence[str]:
         """Returns the names of all images, as `open` takes them."""
@@ -40,6 +44,8 @@ class Glyphs:
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Hashes the fonts and how they are drawn."""
         digest = hashlib.blake2b(repr((_CHARACTERS, _SCALES, self._canvas)).encode(), digest_size=16)
+        if self._style != "filled":
+            digest.update(self._style.encode())
         for path in _font_files():
             digest.update(path.read_bytes())
         return digest.hexdigest()
@@ -63,7 +69,7 @@ class Glyphs:
         glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))))
         image = Image.new("L", (canvas, canvas))
         image.paste(glyph, ((canvas - glyph.width) // 2, (canvas - glyph.height) // 2))
-        return image
+        return image if self._style == "filled" else _outlined(image)
 
     def read(self, name: str) -> bytes | None:
         """Returns None: there are no other files."""
@@ -78,6 +84,13 @@ class Glyphs:
         from PIL import ImageFont
 
         return {path.stem: ImageFont.truetype(str(path), self._canvas) for path in _font_files()}
+
+
+def _outlined(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageChops, ImageFilter
+
+    width = image.width // _LINES
+    return ImageChops.subtract(image.filter(ImageFilter.MaxFilter(2 * width + 1)), image)
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 
 from trainkit.config.recipes import require_link
 from trainkit.config.tree import texts_of
-from trainkit.data import Datasets, Examples, Images, NvidiaBert, Text
+from trainkit.data import Datasets, Examples, Images, NvidiaBert, Text, UnpairedImages
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
 from trainkit.optim import Schedule
@@ -24,7 +24,7 @@ from trainkit.tracking import Tracker
 
 KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (Recipe,),
-    "data": (Text, Images, Examples, NvidiaBert, Datasets),
+    "data": (Text, Images, UnpairedImages, Examples, NvidiaBert, Datasets),
     "optimizer": (torch.optim.Optimizer,),
     "schedule": (Schedule,),
     "strategy": (Strategy,),

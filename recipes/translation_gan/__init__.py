@@ -1,0 +1,1 @@
+"""Translation between two sets of images without pairs, by cycle consistency."""

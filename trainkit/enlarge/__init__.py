@@ -1,0 +1,1 @@
+"""Enlarge: a data set with generated samples, and whether they help."""

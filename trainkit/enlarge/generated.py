@@ -1,0 +1,141 @@
+"""Generated: a folder of labelled images that a trained recipe has made, as other programs read it."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainkit.data.progress import track
+from trainkit.errors import ConfigError, nearest, require_at_least
+from trainkit.recipe import Recipe
+
+Layout = Literal["folders", "json"]
+MANIFEST, LABELS_FILE = "generated.json", "dataset.json"
+_AT_ONCE = 64  # images
+_IN_A_FOLDER = 1000  # of the layout without class folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What is generated: image i is of class i modulo the number of classes, and made of number `start` + i.
+
+    Args:
+        num: images.
+        classes: names, of those that the recipe knows; empty: all of them.
+        start: number of the first image; others give other images.
+        layout: `folders`: one for each class. `json`: all together, with the labels in dataset.json, as StyleGAN's
+            tools write it.
+
+    Raises:
+        ConfigError: for numbers out of range.
+    """
+
+    num: int
+    classes: tuple[str, ...] = ()
+    start: int = 0
+    layout: Layout = "folders"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "--", num=self.num)
+        require_at_least(0, "--", start=self.start)
+
+    def write(self, recipe: Recipe, output: Path, made_by: Mapping[str, Any], progress: bool = True) -> int:
+        """Writes the images as PNGs. One that was killed is continued: images that are there are kept.
+
+        Args:
+            recipe: with trained engines, made without data.
+            output: a folder that does not exist, is empty, or holds a part of these images.
+            made_by: facts that identify the generator, in MANIFEST: a folder of another one is not continued.
+            progress: whether to show progress.
+
+        Returns:
+            The number of images that were there before.
+
+        Raises:
+            ConfigError: for a class that the recipe does not know, and a folder that holds anything else.
+        """
+        known = recipe.datasets.classes if recipe.datasets is not None else ()
+        chosen = self._chosen(known)
+        manifest = {**made_by, "classes": [*known], "chosen": chosen, "start": self.start, "layout": self.layout}
+        _claim(output, manifest)
+        files = self.files(known)
+        missing = [i for i, (file, _) in enumerate(files) if not (output / file).is_file()]
+        for part in track(_parts(missing), "generating images", -(-len(missing) // _AT_ONCE), progress):
+            labels = [files[i][1] for i in part] if chosen else None
+            images = recipe.generate([self.start + i for i in part], labels)
+            for i, image in zip(part, images.cpu().numpy(), strict=True):
+                _save(output / files[i][0], image)
+        if self.layout == "json" and chosen:
+            rows = [[file, label] for file, label in files]
+            _replace(output / LABELS_FILE, json.dumps({"labels": rows}, indent=0).encode())
+        return self.num - len(missing)
+
+    def files(self, known: Sequence[str]) -> list[tuple[str, int]]:
+        """Returns the name of each image in the folder, and its label; -1: there are no classes.
+
+        Args:
+            known: the classes that the recipe knows.
+        """
+        chosen = self._chosen(known)
+        labels = [chosen[i % len(chosen)] if chosen else -1 for i in range(self.num)]
+        return [(self._file(i, known, label), label) for i, label in enumerate(labels)]
+
+    def _chosen(self, known: Sequence[str]) -> list[int]:
+        """Labels of the classes that are generated."""
+        for name in self.classes:
+            if name not in known:
+                has = f"its classes are {', '.join(known)}" if known else "it was trained without classes"
+                raise ConfigError(f"--classes {name}: the run has no such class; {has}.{nearest(name, known)}")
+        return [known.index(name) for name in self.classes] or [*range(len(known))]
+
+    def _file(self, i: int, known: Sequence[str], label: int) -> str:
+        name = f"{self.start + i:08}.png"
+        if label < 0 or self.layout == "json":
+            return f"{i // _IN_A_FOLDER:05}/{name}"
+        folder = known[label]
+        if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
+            raise ConfigError(f"class {folder!r} is no name of a folder: give --labels json")
+        return f"{folder}/{name}"
+
+
+def _claim(output: Path, manifest: Mapping[str, Any]) -> None:
+    """Makes the folder, or finds one that holds images of the same generator."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        there = any(output.iterdir())
+        path = output / MANIFEST
+        if there and not path.is_file():
+            raise ConfigError(f"{output} is not empty: give another folder, or remove it")
+        if there and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(manifest)):
+            raise ConfigError(
+                f"{output} holds images of another generator or with other options ({MANIFEST}): give another folder, "
+                f"or remove it"
+            )
+        _replace(path, (json.dumps(manifest, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror or error}; give another folder") from error
+
+
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), _AT_ONCE):
+        yield numbers[start : start + _AT_ONCE]
+
+
+def _save(path: Path, image: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+    """Writes uint8 [C, H, W] as a PNG, completely or not at all."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(content)
+    aside.replace(path)
