@@ -91,7 +91,7 @@ def test_images(tmp_path, monkeypatch):
         return square(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainkit.data.images.square", counted)
+        patch.setattr("trainkit.data.decoding.square", counted)
         specification = images.small(folder, tmp_path, on_unreadable="skip", num_workers=1)
         num_killed = _killed_until_it_ends(lambda: specification.load(progress=False), 0.01)
     (built,) = (tmp_path / "cache").glob("images-*")
@@ -107,8 +107,8 @@ def test_what_a_killed_build_could_not_read_can_be_an_error(tmp_path, monkeypatc
     (folder / "000b.png").write_bytes(b"no image")
     append, taken = PyramidWriter.append, []
 
-    def interrupted(writer, image):
-        append(writer, image)
+    def interrupted(writer, image, **settings):
+        append(writer, image, **settings)
         taken.append(image)
         if len(taken) == 10:
             raise KeyboardInterrupt

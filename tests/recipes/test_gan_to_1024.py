@@ -24,6 +24,7 @@ def pictures(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.nightly
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_in_the_512_fade_and_grown_to_1024(tmp_path, pictures, precision):
     arguments = [

@@ -3,10 +3,11 @@
 import argparse
 from typing import Any
 
-from trainkit.cli import augment
+from trainkit.cli import augment, inspection
 
 EXAMPLES = """\
 examples:
+  trainkit data inspect ~/pictures
   trainkit data augment runs/digits more_digits --num 5000
 """
 
@@ -15,10 +16,11 @@ def add_parser(commands: Any) -> list[argparse.ArgumentParser]:
     """Adds `data` and its subcommands to `commands`, of argparse; returns those that use a checkpoint."""
     data = commands.add_parser(
         "data",
-        help="enlarge a data set",
+        help="inspect images before anything trains on them, or enlarge a data set",
         description="Commands for data sets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     own = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    inspection.add_parser(own)
     return [augment.add_parser(own)]

@@ -33,6 +33,7 @@ examples:
   trainkit export runs/bert --to onnx bert.onnx
   trainkit report runs/bert
   trainkit checkpoint ls runs/bert
+  trainkit data inspect ~/pictures
   trainkit data augment runs/digits more_digits --num 5000
   trainkit topo show
   trainkit doctor

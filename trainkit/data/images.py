@@ -12,39 +12,39 @@ from numpy.typing import NDArray
 
 from trainkit.cache import cache_root, cached
 from trainkit.data.datasets import Datasets
+from trainkit.data.decoding import Decoder, Frames, Unreadable
 from trainkit.data.files import counted
 from trainkit.data.glyphs import Glyphs
 from trainkit.data.image_sources import ImageSource, find_source
 from trainkit.data.labels import LABELS_FILE, From, Labels, find_labels
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import remark, track
-from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
+from trainkit.data.pyramid import (
+    LARGEST,
+    SMALLEST,
+    Pyramid,
+    PyramidWriter,
+    read_keys,
+    read_summary,
+    resolutions,
+    write_summary,
+)
 from trainkit.data.split import lowest_fraction
-from trainkit.data.square import square
+from trainkit.data.square import Fit
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 from trainkit.logger import logger
 
-_FORMAT = 3  # of the cache: increase it whenever the same images and settings would give other files
+_FORMAT = 4  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
 _MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
+MIN_TRAIN = 2_000  # images: with fewer, D overfits within minutes unless it is augmented
+FEW = "few training images"
+UPSCALED = "upscaled images"
 TWO_LABELS = "duplicates under another label"
 EMPTY = "classes without a training image"
 OTHERS = "labels of images that are not there"
 _NUM_NAMED = 3  # unreadable files in a message
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file that Pillow could not decode.
-
-    Args:
-        name: of the file.
-        reason: the message of the decoder.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,7 @@ class Images:
     Args:
         path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; None: the
             built-in letters and digits, which need no download.
-        resolution: the largest, in pixels: a power of two from 4 to 1024. Images are cropped to their central square
-            and scaled to it.
+        resolution: the largest, in pixels: a power of two from 4 to 1024, to which images are scaled.
         channels: 3 for RGB, 1 for grey.
         held_out: the fraction of the images that is held out, chosen by a hash of their pixels. Images with the same
             pixels at `resolution` count as one, so none is on both sides.
@@ -64,6 +63,10 @@ class Images:
         max_pixels: images with more pixels count as unreadable: a file of 20 kB may expand to gigabytes.
         max_file_mb: larger files, in MB, count as unreadable.
         on_unreadable: whether an image that cannot be decoded is an `error`, or is left out and counted (`skip`).
+        fit: how an image becomes a square: `crop`: its central square; `smart`: the square with most detail (the
+            largest differences between neighbouring pixels); `pad`: all of it, on `background`; `stretch`: distorted.
+        background: the colour behind transparent and padded images: a name or "#rrggbb".
+        frames: of animated GIF, PNG and WebP, and of TIFF files with several pages: the `first`, or `all`, as images.
         labels: where the class of an image comes from: `json`: `dataset.json` in the folder or zip file, as StyleGAN's
             tools write it; `folders`: the first folder below `path` (of the built-in letters: the character); `auto`:
             `dataset.json` if it holds labels, otherwise none; `none`.
@@ -82,6 +85,9 @@ class Images:
     max_pixels: int = 89_478_485
     max_file_mb: int = 256
     on_unreadable: Literal["error", "skip"] = "error"
+    fit: Fit = "crop"
+    background: str = "white"
+    frames: Frames = "first"
     labels: From = "auto"
     cache_dir: Path | None = None
     num_workers: int | None = None
@@ -93,13 +99,16 @@ class Images:
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
         _check(self.labels in get_args(From), "labels", self.labels, "auto, none, folders or json")
+        _check(self.fit in get_args(Fit), "fit", self.fit, "crop, smart, pad or stretch")
+        _check(self.frames in get_args(Frames), "frames", self.frames, "first or all")
+        _check(_is_colour(self.background), "background", self.background, 'a colour: a name or "#rrggbb"')
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")
         _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.path is not None:
-            self._source()
+            self.source()
 
     def load(self, progress: bool = True) -> Datasets:
         """Loads the training and held-out `Pyramid`s, and builds them into the cache if they are not there yet.
@@ -114,7 +123,7 @@ class Images:
             DataError: for images that cannot be read, where there are too few to hold one out, and for labels that
                 are missing.
         """
-        source = self._source()
+        source = self.source()
         labels = find_labels(source, self.labels)
         directory = cached(
             cache_root(self.cache_dir),
@@ -125,63 +134,75 @@ class Images:
         summary = read_summary(directory)
         unreadable = [Unreadable(**entry) for entry in summary["unreadable"]]
         if unreadable and self.on_unreadable == "error":
-            raise self._cannot_read(unreadable[0])
+            raise self.cannot_read(unreadable[0])
         if unreadable and progress and Cluster.from_environment().rank == 0:
             logger(__name__).warning(_skipped(unreadable, summary["images"]))
         keys = read_keys(directory)
         is_held_out = lowest_fraction(keys, self.held_out)
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
-        facts = _facts(summary, source, int(is_held_out.sum()))
+        facts = _facts(summary, source, int(is_held_out.sum())) | self._upscaled(summary)
         train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
         if progress:
-            remark(facts, "files not read", TWO_LABELS, EMPTY, OTHERS, "note")
+            remark(facts, "files not read", UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
         classes = () if labels is None else labels.classes
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
+
+    def _upscaled(self, summary: Mapping[str, Any]) -> dict[str, int | str]:
+        num = summary["upscaled"]
+        if not num:
+            return {}
+        smaller = f"; set data.resolution={self.resolution // 2}" if self.resolution > SMALLEST else ""
+        said = (
+            f"{num:,} of {summary['images']:,}, from fewer than {self.resolution} pixels, so they are blurred{smaller}"
+        )
+        return {UPSCALED: said}
 
     def _side(self, directory: Path, chosen: NDArray[np.bool_]) -> Pyramid:
         rows = np.flatnonzero(chosen)
         return Pyramid(directory, rows, resolution=self.resolution, channels=self.channels, largest=self.resolution)
 
-    def _source(self) -> ImageSource:
+    def source(self) -> ImageSource:
+        """Returns where the files come from."""
         return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
 
     def _key(self, source: ImageSource, labels: Labels | None, progress: bool) -> str:
         content = source.fingerprint(cache_root(self.cache_dir), progress)
         settings: tuple[Any, ...] = (_FORMAT, content, self.resolution, self.channels)
-        settings += (self.max_pixels, self.max_file_mb)
+        settings += (self.max_pixels, self.max_file_mb, self.fit, self.background, self.frames)
         if labels is not None:
             settings += (labels.digest,)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
-    def _decode(self, source: ImageSource, name: str) -> NDArray[np.uint8] | Unreadable:
-        try:
-            num_bytes = source.num_bytes(name)
-            if num_bytes > self.max_file_mb * 1_000_000:
-                return Unreadable(name, f"{num_bytes:,} bytes, and data.max_file_mb={self.max_file_mb}")
-            with source.open(name) as image:
-                if image.width * image.height > self.max_pixels:
-                    size = f"{image.width} x {image.height} pixels"
-                    return Unreadable(name, f"{size}, and data.max_pixels={self.max_pixels}")
-                return square(image, self.resolution, self.channels)
-        except MemoryError:
-            raise
-        except Exception as error:  # a decoder may raise anything for a broken file
-            return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
+    def decoder(self, resolution: int | None = None) -> Decoder:
+        """Returns what decodes the files as these settings say.
+
+        Args:
+            resolution: pixels; None: that of the data.
+        """
+        return Decoder(
+            resolution=resolution or self.resolution,
+            channels=self.channels,
+            fit=self.fit,
+            background=self.background,
+            frames=self.frames,
+            max_pixels=self.max_pixels,
+            max_file_mb=self.max_file_mb,
+        )
 
     def _build(self, source: ImageSource, labels: Labels | None, directory: Path, progress: bool) -> None:
-        decode, names = partial(self._decode, source), source.names()
+        decode, names = partial(self.decoder().decode, source), source.names()
         of = None if labels is None else labels.of
         with PyramidWriter(directory, self.resolution, self.channels, names, of) as pyramid:
             if pyramid.left_out and self.on_unreadable == "error":
-                raise self._cannot_read(Unreadable(**pyramid.left_out[0]))
+                raise self.cannot_read(Unreadable(**pyramid.left_out[0]))
             left = names[pyramid.num_taken :]
             for result in track(in_order(decode, left, self.num_workers), "reading images", len(left), progress):
                 if not isinstance(result, Unreadable):
-                    pyramid.append(result)
+                    pyramid.append(*result.frames, is_upscaled=result.is_upscaled)
                 elif self.on_unreadable == "error":
-                    raise self._cannot_read(result)
+                    raise self.cannot_read(result)
                 else:
                     pyramid.leave_out(vars(result))
             unreadable = [Unreadable(**file) for file in pyramid.left_out]
@@ -191,11 +212,13 @@ class Images:
                 f"out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
             )
         summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
+        summary["upscaled"] = pyramid.num_upscaled
         if labels is not None:
             summary["contradictions"] = pyramid.num_contradictions
         write_summary(directory, summary)
 
-    def _cannot_read(self, file: Unreadable) -> DataError:
+    def cannot_read(self, file: Unreadable) -> DataError:
+        """Returns the error for a file that cannot be decoded."""
         return DataError(
             f"data.path={self.path}: {file.name} cannot be read as an image ({file.reason}); "
             f"repair or remove it, or set data.on_unreadable=skip"
@@ -212,6 +235,11 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
         facts["unreadable images"] = len(summary["unreadable"])
     if unread := counted(name for name in source.unread() if name != LABELS_FILE):
         facts["files not read"] = unread
+    if (num_train := summary["images"] - num_held_out) < MIN_TRAIN:
+        facts[FEW] = (
+            f"{num_train:,}, below {MIN_TRAIN:,}: a discriminator learns so few by heart; set data.augment=ada, "
+            f"data.horizontal_flips=true where mirrored images are as likely, or weights=RUN of a run on similar images"
+        )
     if num_held_out < _MIN_HELD_OUT:
         images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
         facts["note"] = f"{images} too few to measure well: raise data.held_out"
@@ -254,3 +282,13 @@ def _listed(unreadable: list[Unreadable]) -> str:
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise DataError(f"data.{name}={value}: must be {allowed}; set data.{name}")
+
+
+def _is_colour(text: str) -> bool:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(text)
+    except (AttributeError, ValueError):
+        return False
+    return True

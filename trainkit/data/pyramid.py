@@ -54,7 +54,7 @@ def resolutions(largest: int) -> list[int]:
 class PyramidWriter:
     """Fills a directory with one file per level; images are added one by one, so only one is in memory.
 
-    A build that was killed is continued: `num_taken` images are already there.
+    A build that was killed is continued: `num_taken` files were already appended or left out.
 
     Args:
         directory: where the files are written.
@@ -79,6 +79,8 @@ class PyramidWriter:
             done = {}
         self.num_duplicates: int = done.get("duplicates", 0)
         self.num_contradictions: int = done.get("contradictions", 0)
+        self.num_upscaled: int = done.get("upscaled", 0)
+        self.num_taken: int = done.get("taken", 0)
         self.left_out: list[dict[str, str]] = done.get("left_out", [])
         num = done.get("images", 0)
         self._hashes = reopen(directory / _HASHES, _HASH_BYTES * num)
@@ -89,30 +91,34 @@ class PyramidWriter:
             size: reopen(_level(directory, size), channels * size**2 * num) for size in resolutions(resolution)
         }
 
-    @property
-    def num_taken(self) -> int:
-        """Images that were appended, were duplicates, or were left out."""
-        return len(self._keys) + self.num_duplicates + len(self.left_out)
+    def append(self, *frames: NDArray[np.uint8], is_upscaled: bool = False) -> None:
+        """Adds the images of one file, unless the same pixels are already there: the first label stays.
 
-    def append(self, image: NDArray[np.uint8]) -> None:
-        """Adds uint8 [C, R, R] with its label, unless the same pixels are already there: the first label stays."""
-        key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
+        Args:
+            *frames: uint8 [C, R, R] each.
+            is_upscaled: whether they are smaller than R.
+        """
         label = -1 if self._labels is None else self._labels[self.num_taken]
-        if key in self._keys:
-            self.num_duplicates += 1
-            self.num_contradictions += self._keys[key] != label
-            return
-        self._keys[key] = label
-        self._hashes.write(np.uint64(key).tobytes())
-        if self._label_file is not None:
-            self._label_file.write(np.int64(label).tobytes())
-        for level in levels(image):
-            self._files[level.shape[-1]].write(level.tobytes())
+        for image in frames:
+            key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
+            if key in self._keys:
+                self.num_duplicates += 1
+                self.num_contradictions += self._keys[key] != label
+                continue
+            self._keys[key] = label
+            self.num_upscaled += is_upscaled
+            self._hashes.write(np.uint64(key).tobytes())
+            if self._label_file is not None:
+                self._label_file.write(np.int64(label).tobytes())
+            for level in levels(image):
+                self._files[level.shape[-1]].write(level.tobytes())
+        self.num_taken += 1
         self._partial.note(self._open_files(), self._done)
 
     def leave_out(self, file: dict[str, str]) -> None:
         """Records an image that cannot be read."""
         self.left_out.append(file)
+        self.num_taken += 1
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -138,6 +144,8 @@ class PyramidWriter:
             "images": len(self._keys),
             "duplicates": self.num_duplicates,
             "contradictions": self.num_contradictions,
+            "upscaled": self.num_upscaled,
+            "taken": self.num_taken,
             "left_out": self.left_out,
         }
 

@@ -1,24 +1,34 @@
 """Converts any picture to a square of bytes."""
 
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.data.smart_crop import smart_offset
+
 if TYPE_CHECKING:
     from PIL import Image
 
+Fit = Literal["crop", "smart", "pad", "stretch"]
 
-def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.uint8]:
-    """Crops, scales and converts an image.
 
-    It is rotated by its EXIF orientation, blended with white where it is transparent, cropped to the central square,
-    and scaled down by averaging areas or up bicubically.
+def square(
+    image: "Image.Image", resolution: int, channels: int, fit: Fit = "crop", background: str = "white"
+) -> NDArray[np.uint8]:
+    """Fits, scales and converts an image.
+
+    It is rotated by its EXIF orientation, converted to sRGB by its colour profile if that is of CMYK or of another RGB,
+    and blended with the background where it is transparent. It is scaled down by averaging areas, or up bicubically.
 
     Args:
         image: a Pillow image.
         resolution: pixels of a side.
         channels: 1 (grey) or 3 (RGB).
+        fit: `crop`: the central square; `smart`: the square with most detail, see `smart_offset`; `pad`: all of it, on
+            the background; `stretch`: all of it, distorted.
+        background: a colour that Pillow knows: a name, or "#rrggbb".
 
     Returns:
         uint8 [channels, resolution, resolution].
@@ -26,19 +36,66 @@ def square(image: "Image.Image", resolution: int, channels: int) -> NDArray[np.u
     Raises:
         ValueError: for pixels of unknown range. Pillow raises others for a file that it cannot decode.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     _scale_transparent_colour(image)
     # A JPEG several times too large is decoded at a fraction of its size, with a margin for averaging.
     image.draft(None, (2 * resolution, 2 * resolution))
     ImageOps.exif_transpose(image, in_place=True)
-    image = _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    method = Image.Resampling.BOX if side >= resolution else Image.Resampling.BICUBIC
-    scaled = image.resize((resolution, resolution), method, box=(left, top, left + side, top + side))
+    image = _opaque(_eight_bits(_in_srgb(image)), background).convert("L" if channels == 1 else "RGB")
+    scaled = _fitted(image, resolution, fit, background)
     pixels = np.asarray(scaled).reshape(resolution, resolution, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def is_upscaled(size: tuple[int, int], resolution: int, fit: Fit = "crop") -> bool:
+    """Returns whether `square` has to invent detail for an image of that size.
+
+    Example:
+        >>> is_upscaled((100, 30), 64), is_upscaled((100, 30), 64, fit="pad")
+        (True, False)
+    """
+    return (max(size) if fit == "pad" else min(size)) < resolution
+
+
+def _fitted(image: "Image.Image", resolution: int, fit: Fit, background: str) -> "Image.Image":
+    from PIL import Image
+
+    width, height = image.size
+    is_larger = not is_upscaled(image.size, resolution, fit)
+    method = Image.Resampling.BOX if is_larger else Image.Resampling.BICUBIC
+    if fit == "stretch":
+        return image.resize((resolution, resolution), method)
+    if fit == "pad":
+        size = (
+            max(1, round(width * resolution / max(image.size))),
+            max(1, round(height * resolution / max(image.size))),
+        )
+        padded = Image.new(image.mode, (resolution, resolution), background)
+        padded.paste(image.resize(size, method), ((resolution - size[0]) // 2, (resolution - size[1]) // 2))
+        return padded
+    side = min(image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    if fit == "smart":
+        left, top = smart_offset(image)
+    return image.resize((resolution, resolution), method, box=(left, top, left + side, top + side))
+
+
+def _in_srgb(image: "Image.Image") -> "Image.Image":
+    """Converts CMYK and RGB by their profile; one that does not fit the pixels is ignored, as browsers do."""
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("CMYK", "RGB"):
+        return image
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(given).lower():
+            return image
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
 
 
 def _scale_transparent_colour(image: "Image.Image") -> None:
@@ -54,13 +111,13 @@ def _scale_transparent_colour(image: "Image.Image") -> None:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _opaque(image: "Image.Image") -> "Image.Image":
+def _opaque(image: "Image.Image", background: str) -> "Image.Image":
     from PIL import Image
 
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":
@@ -75,6 +132,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"its pixels are {values.min()} .. {values.max()}, beyond 16 bits; save it with 8 or 16")
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        values[values == transparent] = 0xFFFF
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))

@@ -1,0 +1,104 @@
+"""`trainkit data inspect`: what a folder or zip file of images holds, before anything trains on it."""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainkit.cli.output import console, say, writing
+from trainkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainkit.data.inspection import Inspection
+
+EXAMPLES = """\
+examples:
+  trainkit data inspect ~/pictures
+  trainkit data inspect ~/pictures --output report
+  trainkit data inspect faces.zip --resolution 256 --json
+  trainkit data inspect ~/animals --labels folders --fit smart
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `inspect` to `commands`, of argparse."""
+    parser = commands.add_parser(
+        "inspect",
+        help="sizes, modes, classes, duplicates and broken files of a folder or zip file of images",
+        description="Decode every image once, as a run does, and say what is there: sizes, modes, classes, exact and "
+        "near-duplicates (perceptual hashes), broken files, and what would be scaled up.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a folder or zip file of images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write report.html, contact_sheet.png, report.json")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="N",
+        help="that will be trained; default: the largest at which at most 10 %% of the images are scaled up",
+    )
+    parser.add_argument("--labels", default="auto", help="data.labels: auto, none, folders or json; default: auto")
+    parser.add_argument("--fit", default="crop", help="data.fit: crop, smart, pad or stretch; default: crop")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from trainkit.data.images import Images
+    from trainkit.data.inspection import inspect
+    from trainkit.data.inspection_report import write_report
+
+    path = arguments.path.expanduser()
+    checked = {} if arguments.resolution is None else {"resolution": arguments.resolution}
+    images = Images(path=path, labels=arguments.labels, fit=arguments.fit, on_unreadable="skip", **checked)
+    if arguments.output is not None and arguments.output.is_file():
+        raise ConfigError(f"--output={arguments.output} is a file; give a directory")
+    found = inspect(images, arguments.resolution)
+    command = next_command(found, images)
+    if arguments.json:
+        print(json.dumps({**found.facts(), "next": command}, indent=2))
+    else:
+        _show(found, command)
+    if arguments.output is not None:
+        with writing(arguments.output):
+            for written in write_report(found, arguments.output.expanduser(), command):
+                say(f"written: {written}")
+
+
+def next_command(found: "Inspection", images: Any) -> str:
+    """Returns the command that trains on what was inspected.
+
+    Args:
+        found: by the inspection.
+        images: the specification of the data.
+    """
+    side = found.resolution
+    keys = [f"data.path={found.path}", f"data.resolution={side}", f"recipe.resolution={side}"]
+    if {*found.modes} <= {"1", "L", "LA", "I;16"}:
+        keys += ["data.channels=1", "recipe.channels=1"]
+    if images.labels in ("folders", "none"):
+        keys.append(f"data.labels={images.labels}")
+    if images.fit != "crop":
+        keys.append(f"data.fit={images.fit}")
+    if found.unreadable:
+        keys.append("data.on_unreadable=skip")
+    return shlex.join(["trainkit", "train", "recipe=progressive_gan", *keys])
+
+
+def _show(found: "Inspection", command: str) -> None:
+    from rich.table import Table
+
+    from trainkit.data.inspection_report import summary
+
+    out = console()
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in summary(found):
+        table.add_row(name, value)
+    out.print(table)
+    for file in found.unreadable[:10]:
+        print(f"  {file.name}: {file.reason}")
+    print(f"\ntrain on them:\n  {command}")
