@@ -13,6 +13,7 @@ from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
+from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
@@ -20,6 +21,7 @@ from trainkit_recipes.progressive_gan.losses import discriminator_loss, generato
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
+from trainkit_recipes.progressive_gan.scores import Score, Scorer, Scores
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -53,6 +55,7 @@ class ProgressiveGAN(Recipe):
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
         clamp: the largest magnitude of an activation there.
+        augment: how images are augmented before D sees them; None: not at all.
         evaluation: what an evaluation measures and shows; None: the defaults of `Evaluation`.
 
     Raises:
@@ -86,6 +89,7 @@ class ProgressiveGAN(Recipe):
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
+        augment: Augmentation | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
         self.runtime, self.grad_accumulation_steps = runtime, grad_accumulation_steps
@@ -115,6 +119,10 @@ class ProgressiveGAN(Recipe):
         if len(self.datasets.train):
             require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
+        self.scorer = Scorer(runtime, self.datasets)
+        self.augmenter = Augmenter(
+            runtime, augment or Augmentation(), loss="wgan_gp", num_held_out=len(self.datasets.held_out)
+        )
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -140,14 +148,17 @@ class ProgressiveGAN(Recipe):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the number of the phase, and with `num_epochs` the samples of each."""
+        state: dict[str, Any] = {"phase": self.phase.number}
+        if augment := self.augmenter.state_dict():
+            state["augment"] = augment
         if self.num_epochs is None:
-            return {"phase": self.phase.number}
+            return state
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
         for phase in self.phases:
             images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
         if not images["fade_images"]:  # a network of 4x4 never fades
             del images["fade_images"]
-        return {"phase": self.phase.number, "images": images}
+        return {**state, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes the networks of the checkpoint's phase."""
@@ -159,6 +170,7 @@ class ProgressiveGAN(Recipe):
         for engine in self.engines().values():
             engine.retire()
         self.phase = self.phases[state["phase"]]
+        self.augmenter.load_state_dict(state.get("augment", {}))
         self.G, self.D = self._engines_of(self.phase)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -223,10 +235,10 @@ class ProgressiveGAN(Recipe):
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
+        if self.augmenter.is_due((batch.position - self.phase.start) // batch.size):
+            self.augmenter.adapt(self._scores_of_step(batch, fade), batch.size)
         for micro in self.D.micro_batches(batch):
-            real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
-            with torch.no_grad():
-                fake = self.G(self._latents(micro, "D's latents"), fade)
+            real, fake = self._seen_real(micro, fade), self._seen_fake(micro, fade)
             mix = self.runtime.rand(micro, name="mix")
             penalty = gradient_penalty(self.D, real, fake, mix, fade)
             wasserstein = discriminator_loss(self.D(real, fade), self.D(fake, fade), self.drift)
@@ -234,7 +246,8 @@ class ProgressiveGAN(Recipe):
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
             with self.D.frozen():
-                scores = self.D(self.G(self._latents(micro, "G's latents"), fade), fade)
+                fake = self.augmenter(self.G(self._latents(micro, "G's latents"), fade), micro, "G's fake")
+                scores = self.D(fake, fade)
                 self.G.backward(generator_loss(scores))
         g_result = self.G.step()
         return {
@@ -247,10 +260,21 @@ class ProgressiveGAN(Recipe):
             "skipped": float(d_result.skipped or g_result.skipped),
             "resolution": Last(self.phase.resolution),
             "fade": Last(fade),
+            **({"augment_probability": Last(self.augmenter.probability)} if self.augmenter.steered_by else {}),
         }
 
     def _latents(self, batch: Batch, name: str) -> Tensor:
         return self.runtime.randn(batch, self.widths.latent_dim, name=name)
+
+    def _seen_real(self, batch: Batch, fade: float) -> Tensor:
+        """Returns real images as D sees them in its turn."""
+        images = self._faded(real_images(batch.data, self.phase.resolution, self.runtime.dtype), fade)
+        return self.augmenter(self.augmenter.flipped(images, batch), batch, "D's real")
+
+    def _seen_fake(self, batch: Batch, fade: float) -> Tensor:
+        """Returns generated images as D sees them in its turn."""
+        with torch.no_grad():
+            return self.augmenter(self.G(self._latents(batch, "D's latents"), fade), batch, "D's fake")
 
     def _faded(self, images: Tensor, fade: float) -> Tensor:
         """Blurs real images as much as the generator's are while it fades in."""
@@ -263,9 +287,40 @@ class ProgressiveGAN(Recipe):
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
             shown = self.sample(module, self.evaluator.settings.num_shown)
+        distances |= self._scores()
         cell = max(CELL, self.phases[-1].resolution)
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
         return distances
+
+    def _critic(self, fade: float) -> tuple[Score, Score]:
+        """Returns what scores real images, and generated ones, as D sees them in its turn."""
+        return (
+            lambda batch: self.D(self._seen_real(batch, fade), fade),
+            lambda batch: self.D(self._seen_fake(batch, fade), fade),
+        )
+
+    def _scores_of_step(self, batch: Batch, fade: float) -> Scores:
+        with self.D.frozen():
+            return self.scorer.of_step(
+                batch,
+                *self._critic(fade),
+                resolution=self.phase.resolution,
+                num_micro_batches=self.grad_accumulation_steps,
+            )
+
+    def _scores(self) -> dict[str, float]:
+        """Measures D's scores, and warns if it overfits."""
+        critic = self._critic(self.phase.fade(self.runtime.position))
+        with self.D.frozen():
+            scores = self.scorer.of_evaluation(
+                *critic, resolution=self.phase.resolution, batch_size=self.phase.batch_size
+            )
+        if scores is None:
+            return {}
+        if (warning := self.augmenter.warning(scores)) is not None:
+            self.runtime.tracker.message(warning)
+        chance = {"augment_probability": self.augmenter.probability} if self.augmenter.steered_by else {}
+        return {**scores.metrics(), **chance}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the distance of the same number of training images."""

@@ -60,6 +60,8 @@ class Images:
         max_pixels: images with more pixels count as unreadable: a file of 20 kB may expand to gigabytes.
         max_file_mb: larger files, in MB, count as unreadable.
         on_unreadable: whether an image that cannot be decoded is an `error`, or is left out and counted (`skip`).
+        augment: how a recipe that trains on the images augments them: `none`, `ada` or `fixed`. The data sets do not.
+        horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
         num_workers: threads that decode; None: one per core.
 
@@ -75,6 +77,8 @@ class Images:
     max_pixels: int = 89_478_485
     max_file_mb: int = 256
     on_unreadable: Literal["error", "skip"] = "error"
+    augment: Literal["none", "ada", "fixed"] = "none"
+    horizontal_flips: bool = False
     cache_dir: Path | None = None
     num_workers: int | None = None
 
@@ -84,6 +88,7 @@ class Images:
         _check(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
+        _check(self.augment in ("none", "ada", "fixed"), "augment", self.augment, "none, ada or fixed")
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")
