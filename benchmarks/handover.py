@@ -25,7 +25,7 @@ from trainkit.strategy import by_name
 from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.pretrain import parameter_groups
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 
 WHERE = (
@@ -39,7 +39,7 @@ WHERE = (
     ("zero3", 2),
 )
 NUM_BEFORE, NUM_AFTER = 5, 10
-PENALTY = 0.05
+LOSS = Loss(penalty=0.05, drift=0.1)
 GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 1e-4}}
 
 Place = tuple[str, int]
@@ -171,12 +171,12 @@ class Gan:
         real = torch.nn.functional.avg_pool2d(images, images.shape[-1] // D.module.resolution)
         with torch.no_grad():
             fake = G(self.runtime.randn(batch, self.widths.latent_dim, name="D"), fade)
-        penalty = gradient_penalty(D, real, fake, self.runtime.rand(batch, name="mix"), fade)
-        D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.1) + PENALTY * penalty)
+        mix = self.runtime.rand(batch, name="mix")
+        D.backward(LOSS.of_discriminator(D, real, fake, mix, fade=fade, penalty_weight=LOSS.penalty)[0])
         d_loss = float(D.step().loss)
         with D.frozen():
             latent = self.runtime.randn(batch, self.widths.latent_dim, name="G")
-            G.backward(generator_loss(D(G(latent, fade), fade)))
+            G.backward(LOSS.of_generator(D(G(latent, fade), fade)))
         return d_loss, float(G.step().loss)
 
 

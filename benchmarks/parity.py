@@ -7,7 +7,8 @@
 Two models, for every strategy, on 1, 2 and 4 ranks, without accumulation and with four micro-batches:
 
   bert  BERT-tiny, AdamW, dropout 0, a mean over masked tokens, whose number differs between ranks;
-  gan   the progressive GAN with its gradient penalty, SGD, from 4x4 into the fade of 8x8 after five of the ten steps.
+  gan   the progressive GAN, SGD, from 4x4 into the fade of 8x8 after five of the ten steps; before it WGAN-GP, and
+        from then on the logistic loss with R1 in every second step.
 
 And small ones of many kinds (kinds.py), in fp64, or fp32 where required: of optimizers, of parameters, and of uses.
 
@@ -47,7 +48,7 @@ from trainkit.strategy import by_name
 from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import TINY, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.pretrain import parameter_groups
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, Widths
 
 STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
@@ -55,6 +56,8 @@ RANKS, ACCUMULATIONS = (1, 2, 4), (1, 4)
 NUM_STEPS = 10
 BERT_BATCH, GAN_BATCH = 32, 64  # 4 ranks x 4 micro-batches x groups of 4
 GOALS = {"fp64": {"weights": 1e-10, "gradients": 1e-10}, "fp32": {"weights": 5e-6, "gradients": 5e-5}}
+
+LOSSES = (Loss(drift=0.1), Loss(name="logistic", drift=0.1, penalty_every=2))  # of the GAN: at 4x4, and from then on
 
 Tensors = dict[str, Tensor]
 
@@ -166,7 +169,7 @@ def gan(runtime: trainkit.Runtime, grad_accumulation_steps: int) -> tuple[dict[s
     for step, batch in enumerate(runtime.batches(images, batch_size=GAN_BATCH, num_steps=NUM_STEPS)):
         if step in (0, NUM_STEPS // 2):
             engines = _networks(runtime, widths, 4 if step == 0 else 8, grad_accumulation_steps, engines)
-        _gan_step(runtime, engines, batch, widths, fade=0.1 * step)
+        _gan_step(runtime, engines, batch, widths, step)
         if step == 0:
             first = tensors_of(engines, "optimizer")
     return engines, first
@@ -194,21 +197,23 @@ def _networks(
 
 
 def _gan_step(
-    runtime: trainkit.Runtime, engines: dict[str, trainkit.Engine], batch: Any, widths: Widths, fade: float
+    runtime: trainkit.Runtime, engines: dict[str, trainkit.Engine], batch: Any, widths: Widths, step: int
 ) -> None:
     G, D = engines["G"], engines["D"]
+    loss_of, fade = LOSSES[step >= NUM_STEPS // 2], 0.1 * step
     resolution = D.module.resolution
     for micro in D.micro_batches(batch):
         images = micro.data.to(runtime.dtype)
         real = torch.nn.functional.avg_pool2d(images, images.shape[-1] // resolution)
         with torch.no_grad():
             fake = G(runtime.randn(micro, widths.latent_dim, name="D"), fade)
-        penalty = gradient_penalty(D, real, fake, runtime.rand(micro, name="mix"), fade)
-        D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.1) + 10.0 * penalty)
+        mix, weight = runtime.rand(micro, name="mix"), loss_of.penalty_weight(step)
+        loss, _ = loss_of.of_discriminator(D, real, fake, mix, fade=fade, penalty_weight=weight)
+        D.backward(loss)
     D.step()
     for micro in G.micro_batches(batch):
         with D.frozen():
-            G.backward(generator_loss(D(G(runtime.randn(micro, widths.latent_dim, name="G"), fade), fade)))
+            G.backward(loss_of.of_generator(D(G(runtime.randn(micro, widths.latent_dim, name="G"), fade), fade)))
     G.step()
 
 

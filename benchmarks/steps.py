@@ -17,7 +17,7 @@ from trainkit.precision import Name
 from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.model import BASE, LARGE, TINY, Architecture, Layer, MaskedLanguageModel, padded_vocab_size
 from trainkit_recipes.bert.pretrain import parameter_groups
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 
 ARCHITECTURES = {"bert-tiny": TINY, "bert-base": BASE, "bert-large": LARGE}
@@ -115,17 +115,17 @@ def gan_step(
         runtime.setup(network, torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99)))
         for network in (kind(widths, resolution, True, low) for kind in (Generator, Discriminator))
     )
-    images = torch.rand(batch_size, widths.channels, resolution, resolution).cpu() * 2 - 1
+    images, loss = torch.rand(batch_size, widths.channels, resolution, resolution).cpu() * 2 - 1, Loss()
 
     def step(batch: Any) -> None:
         real, fade = batch.data.to(runtime.dtype), 0.5
         with torch.no_grad():
             fake = G(runtime.randn(batch, widths.latent_dim, name="D"), fade)
-        penalty = gradient_penalty(D, real, fake, runtime.rand(batch, name="mix"), fade)
-        D.backward(discriminator_loss(D(real, fade), D(fake, fade), drift=0.001) + 10.0 * penalty)
+        mix = runtime.rand(batch, name="mix")
+        D.backward(loss.of_discriminator(D, real, fake, mix, fade=fade, penalty_weight=loss.penalty)[0])
         D.step()
         with D.frozen():
-            G.backward(generator_loss(D(G(runtime.randn(batch, widths.latent_dim, name="G"), fade), fade)))
+            G.backward(loss.of_generator(D(G(runtime.randn(batch, widths.latent_dim, name="G"), fade), fade)))
         G.step()
 
     return images, step

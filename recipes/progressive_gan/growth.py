@@ -40,6 +40,10 @@ class Phase:
         """Returns the weight of the new layers at a position: 0 at the start of a fade, 1 after it."""
         return min(1.0, max(0.0, (position - self.start) / self.num_images)) if self.is_fading else 1.0
 
+    def step(self, position: int) -> int:
+        """Returns the number of steps from the start of the phase to a position."""
+        return (position - self.start) // self.batch_size
+
     def __str__(self) -> str:
         what = "fading in" if self.is_fading else "training"
         return f"{self.resolution}x{self.resolution} {what} for {self.num_images:,} images"

@@ -17,7 +17,7 @@ from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
@@ -49,8 +49,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: by resolution, where they differ from the optimizer's.
         grad_accumulation_steps: micro-batches per step.
         ema_decay: of the averaged generator, per step.
-        penalty: weight of the gradient penalty in D's loss.
-        drift: weight of the drift term in D's loss.
+        loss: what the networks minimize; None: the defaults of `Loss`.
         stddev_group: samples that share a minibatch standard deviation; a local batch must contain whole groups.
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
@@ -84,8 +83,7 @@ class ProgressiveGAN(Recipe):
         learning_rates: dict[int, float] | None = None,
         grad_accumulation_steps: int = 1,
         ema_decay: float = 0.999,
-        penalty: float = 10.0,
-        drift: float = 0.001,
+        loss: Loss | None = None,
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
@@ -100,7 +98,6 @@ class ProgressiveGAN(Recipe):
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
         require_at_least(1, "recipe.", grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
-        require_at_least(0, "recipe.", penalty=penalty, drift=drift)
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
@@ -109,7 +106,7 @@ class ProgressiveGAN(Recipe):
         for phase in self.phases:
             _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
         self.learning_rates = learning_rates or {}
-        self.ema_decay, self.penalty, self.drift = ema_decay, penalty, drift
+        self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
@@ -121,7 +118,7 @@ class ProgressiveGAN(Recipe):
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
         self.scorer = Scorer(runtime, self.datasets)
         self.augmenter = Augmenter(
-            runtime, augment or Augmentation(), loss="wgan_gp", num_held_out=len(self.datasets.held_out)
+            runtime, augment or Augmentation(), loss=self.loss.name, num_held_out=len(self.datasets.held_out)
         )
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
@@ -235,25 +232,25 @@ class ProgressiveGAN(Recipe):
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
-        if self.augmenter.is_due((batch.position - self.phase.start) // batch.size):
+        step = self.phase.step(batch.position)
+        if self.augmenter.is_due(step):
             self.augmenter.adapt(self._scores_of_step(batch, fade), batch.size)
+        weight = self.loss.penalty_weight(step)
         for micro in self.D.micro_batches(batch):
             real, fake = self._seen_real(micro, fade), self._seen_fake(micro, fade)
             mix = self.runtime.rand(micro, name="mix")
-            penalty = gradient_penalty(self.D, real, fake, mix, fade)
-            wasserstein = discriminator_loss(self.D(real, fade), self.D(fake, fade), self.drift)
-            self.D.backward(wasserstein + self.penalty * penalty)
+            loss, penalty = self.loss.of_discriminator(self.D, real, fake, mix, fade=fade, penalty_weight=weight)
+            self.D.backward(loss)
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
             with self.D.frozen():
                 fake = self.augmenter(self.G(self._latents(micro, "G's latents"), fade), micro, "G's fake")
-                scores = self.D(fake, fade)
-                self.G.backward(generator_loss(scores))
+                self.G.backward(self.loss.of_generator(self.D(fake, fade)))
         g_result = self.G.step()
         return {
             "d_loss": d_result.loss,
             "g_loss": g_result.loss,
-            "penalty": penalty.detach(),
+            **({} if penalty is None else {"penalty": penalty}),
             "d_grad_norm": d_result.grad_norm,
             "g_grad_norm": g_result.grad_norm,
             "lr": Last(d_result.lr),

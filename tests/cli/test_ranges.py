@@ -28,13 +28,12 @@ GAN += [
     "num_epochs",
     "grad_accumulation_steps",
     "ema_decay",
-    "penalty",
-    "drift",
     "stddev_group",
     "low_precision_resolutions",
     "clamp",
 ]
 EVALUATION = ("batch_size", "num_images", "num_patches", "num_directions", "num_shown")
+LOSS = ("penalty", "drift", "penalty_every")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
 OF_RUN = ["num_workers", "log_every", "evaluate_every", "save_every", "keep_last", "keep_every", "hang_timeout_s"]
@@ -45,6 +44,7 @@ CASES = [
     *[("recipe=bert", f"data.{name}") for name in TEXT],
     *[("recipe=progressive_gan", f"recipe.{name}") for name in GAN],
     *[("recipe=progressive_gan", f"recipe.evaluation.{name}") for name in EVALUATION],
+    *[("recipe=progressive_gan", f"recipe.loss.{name}") for name in LOSS],
     *[("recipe=progressive_gan", f"data.{name}") for name in IMAGES],
     *[("recipe=bert", key) for key in OF_RUN],
     *[("schedule=polynomial", f"schedule.{name}") for name in ("warmup", "final", "power", "total")],

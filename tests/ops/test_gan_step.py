@@ -8,7 +8,7 @@ import torch
 
 from tests.ops.compared import every_op_fused
 from trainkit.ops import mode
-from trainkit_recipes.progressive_gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 
 WIDTHS = Widths(latent_dim=8, fmap_base=64, fmap_max=12, channels=3)
@@ -16,15 +16,19 @@ FADE = 0.3
 
 
 class _Raw:
-    """What the penalty needs of an engine."""
+    """What a loss needs of an engine."""
 
     def __init__(self, module):
         self.module = module
 
+    def __call__(self, x, fade):
+        return self.module(x, fade)
+
     def input_gradient(self, x, fade):
         x = x.detach().requires_grad_()
-        scores = self.module(x, fade)
-        return scores, torch.autograd.grad(scores.sum(), x, create_graph=True)[0]
+        with torch.autocast("cpu", enabled=False):
+            scores = self.module(x, fade)
+            return scores, torch.autograd.grad(scores.sum(), x, create_graph=True)[0]
 
 
 @contextmanager
@@ -45,12 +49,11 @@ def _step(resolution, is_fading, dtype=torch.float64, low=torch.bfloat16):
     z, real, mix = (x.to(dtype) for x in (z, real, mix))
     with torch.autocast("cpu", low, enabled=dtype == torch.float32):
         fake = G(z, FADE)
-        scores = D(real, FADE), D(fake.detach(), FADE)
-        g_loss = generator_loss(D(fake, FADE))
-    engine: Any = _Raw(D)
-    penalty = gradient_penalty(engine, real, fake, mix, FADE)
-    d_loss = discriminator_loss(*scores, 0.001) + 10.0 * penalty
-    found = {"images": fake, "real": scores[0], "fake": scores[1], "penalty": penalty, "g_loss": g_loss}
+        engine: Any = _Raw(D)
+        losses = Loss()
+        d_loss, penalty = losses.of_discriminator(engine, real, fake.detach(), mix, fade=FADE, penalty_weight=10.0)
+        g_loss = losses.of_generator(D(fake, FADE))
+    found = {"images": fake, "penalty": penalty, "d_loss": d_loss, "g_loss": g_loss}
     for loss, network in ((d_loss, D), (g_loss, G)):
         names, parameters = zip(*network.named_parameters(), strict=True)
         found |= dict(zip(names, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True))

@@ -14,7 +14,7 @@ import torch
 from benchmarks import parity
 from trainkit.testing import run_ranks
 from trainkit_recipes.bert.losses import masked_loss
-from trainkit_recipes.progressive_gan.losses import gradient_penalty
+from trainkit_recipes.progressive_gan import losses
 
 ROOT = Path(__file__).parent.parent.parent
 SPLITS = ((2, 4), (4, 1))
@@ -94,7 +94,8 @@ def _mean_of_means(*arguments):
 
 
 def _penalty_that_is_not_learnt(*arguments):
-    with mock.patch("benchmarks.parity.gradient_penalty", lambda *given: gradient_penalty(*given).detach()):
+    penalty = losses.gradient_penalty
+    with mock.patch.object(losses, "gradient_penalty", lambda *given: penalty(*given).detach()):
         return parity.run(*arguments)
 
 
