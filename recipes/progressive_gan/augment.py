@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainkit import Runtime
-from trainkit.data import Batch
+from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, nearest, require_above_zero
 from trainkit_recipes.progressive_gan.scores import Scores, overfitting_of
 from trainkit_recipes.progressive_gan.transforms import NUM_NORMAL, NUM_UNIFORM, transform
@@ -97,16 +97,16 @@ class Augmenter:
         runtime: of the run.
         settings: see there.
         loss: name of the loss.
-        num_held_out: held-out images that there are.
+        datasets: training and held-out images; none of either where only engines are needed.
 
     Raises:
         ConfigError: for settings that do not fit the loss or the data.
     """
 
-    def __init__(self, runtime: Runtime, settings: Augmentation, *, loss: str, num_held_out: int) -> None:
+    def __init__(self, runtime: Runtime, settings: Augmentation, *, loss: str, datasets: Datasets) -> None:
         self.runtime, self.settings = runtime, settings
         self.steered_by = settings.steered_by(loss)
-        if self.steered_by == "held_out" and not num_held_out:
+        if self.steered_by == "held_out" and len(datasets.train) and not len(datasets.held_out):
             raise ConfigError(
                 "data.augment=ada measures D on held-out images, and there are none: set data.held_out, or "
                 "data.augment=fixed"

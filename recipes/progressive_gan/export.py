@@ -1,5 +1,6 @@
 """The exporter of a generator: an ONNX file at the fade that its checkpoint has."""
 
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -27,9 +28,9 @@ class AtFade(nn.Module):
         super().__init__()
         self.generator, self.fade = generator, fade
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Maps latents [B, Z] to images [B, C, R, R] of about -1 .. 1."""
-        return self.generator(latents, self.fade)
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Maps latents [B, Z], and where there are classes labels [B], to images [B, C, R, R] of about -1 .. 1."""
+        return self.generator(latents, self.fade, labels)
 
 
 def to_onnx(recipe: "ProgressiveGAN", export: Export) -> Iterator[str]:
@@ -44,17 +45,26 @@ def to_onnx(recipe: "ProgressiveGAN", export: Export) -> Iterator[str]:
     """
     fade, latent_dim = recipe.phase.fade(recipe.runtime.position), recipe.widths.latent_dim
     generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(num, latent_dim, generator=generator) for num in (4, 1, _MOST_IMAGES)]
+    examples = [{"latents": torch.randn(num, latent_dim, generator=generator)} for num in (4, 1, _MOST_IMAGES)]
+    if classes := recipe.datasets.classes:
+        for example in examples:
+            example["labels"] = torch.randint(len(classes), (len(example["latents"]),), generator=generator)
     averaged = export.averaged is None or export.averaged
     with recipe.G.averaged() if averaged else nullcontext(recipe.G.module) as module:
         model = OnnxModel(
             module=AtFade(module, fade),
-            inputs={"latents": latents[0]},
+            inputs=examples[0],
             outputs=("images",),
-            dynamic={"latents": {0: Dynamic("batch", _MOST_IMAGES)}},
-            checks=[{"latents": other} for other in latents[1:]],
-            metadata={"fade": f"{fade:g}", "resolution": str(recipe.phase.resolution)},
+            dynamic={name: {0: Dynamic("batch", _MOST_IMAGES)} for name in examples[0]},
+            checks=examples[1:],
+            metadata={
+                "fade": f"{fade:g}",
+                "resolution": str(recipe.phase.resolution),
+                **({"classes": json.dumps(classes)} if classes else {}),
+            },
         )
         yield from write_onnx(model, export)
     size = f"{recipe.widths.channels}, {recipe.phase.resolution}, {recipe.phase.resolution}"
-    yield f"latents [batch, {latent_dim}] of N(0, 1) -> images [batch, {size}] of about -1 .. 1, at fade {fade:g}"
+    labels = f" and labels [batch], int64 of 0 .. {len(classes) - 1}," if classes else ""
+    taken = f"latents [batch, {latent_dim}] of N(0, 1){labels}"
+    yield f"{taken} -> images [batch, {size}] of about -1 .. 1, at fade {fade:g}"

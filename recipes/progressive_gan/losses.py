@@ -61,6 +61,7 @@ class Loss:
         *,
         fade: float,
         penalty_weight: float,
+        labels_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Computes D's loss, in float32 or wider. Collective under FSDP and ZeRO-3: every rank must call.
 
@@ -71,18 +72,19 @@ class Loss:
             mix_B: uniform in [0, 1), one per sample.
             fade: weight of the new layers.
             penalty_weight: see there.
+            labels_B: the classes, the same of the real and the generated image of a pair; None: there are none.
 
         Returns:
             The loss, and the penalty without its weight, detached; None where the weight is 0.
         """
         if not penalty_weight:
-            return self._of_scores(D(real_BCHW, fade), D(fake_BCHW, fade)), None
+            return self._of_scores(D(real_BCHW, fade, labels_B), D(fake_BCHW, fade, labels_B)), None
         if self.name == "wgan_gp":
-            penalty = gradient_penalty(D, real_BCHW, fake_BCHW, mix_B, fade)
-            scores_real = D(real_BCHW, fade)
+            penalty = gradient_penalty(D, real_BCHW, fake_BCHW, mix_B, fade, labels_B)
+            scores_real = D(real_BCHW, fade, labels_B)
         else:
-            scores_real, penalty = zero_centred_penalty(D, real_BCHW, fade)
-        loss = self._of_scores(scores_real, D(fake_BCHW, fade))
+            scores_real, penalty = zero_centred_penalty(D, real_BCHW, fade, labels_B)
+        loss = self._of_scores(scores_real, D(fake_BCHW, fade, labels_B))
         return loss + penalty_weight * penalty, penalty.detach()
 
     def of_generator(self, scores_fake: Tensor) -> Tensor:
@@ -98,7 +100,9 @@ class Loss:
         return F.softplus(fake).mean() + F.softplus(-real).mean() + drift * real.square().mean()
 
 
-def gradient_penalty(D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Tensor, fade: float) -> Tensor:
+def gradient_penalty(
+    D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Tensor, fade: float, labels_B: Tensor | None = None
+) -> Tensor:
     """Computes mean((|gradient of D at lerp(real, fake, mix)| - 1)^2), in the precision of the parameters.
 
     Args:
@@ -107,28 +111,32 @@ def gradient_penalty(D: Engine, real_BCHW: Tensor, fake_BCHW: Tensor, mix_B: Ten
         fake_BCHW: generated images.
         mix_B: uniform in [0, 1), one per sample.
         fade: weight of the new layers.
+        labels_B: the classes, the same of the real and the generated image.
 
     Returns:
         A differentiable scalar, without loss scaling.
     """
     mixed_BCHW = real_BCHW.lerp(fake_BCHW.to(real_BCHW.dtype), mix_B.view(-1, 1, 1, 1))
-    _, gradient_BCHW = D.input_gradient(mixed_BCHW, fade)
+    _, gradient_BCHW = D.input_gradient(mixed_BCHW, fade, labels_B)
     # Tensor.norm has the gradient 0 where the norm is 0; the root of a sum of squares has NaN.
     return (gradient_BCHW.flatten(1).norm(dim=1) - 1.0).square().mean()
 
 
-def zero_centred_penalty(D: Engine, real_BCHW: Tensor, fade: float) -> tuple[Tensor, Tensor]:
+def zero_centred_penalty(
+    D: Engine, real_BCHW: Tensor, fade: float, labels_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Computes R1: mean(|gradient of D at real|^2) / 2, in the precision of the parameters.
 
     Args:
         D: the engine of the discriminator.
         real_BCHW: training images.
         fade: weight of the new layers.
+        labels_B: the classes.
 
     Returns:
         The scores [B], and a differentiable scalar without loss scaling.
     """
-    scores_B, gradient_BCHW = D.input_gradient(real_BCHW, fade)
+    scores_B, gradient_BCHW = D.input_gradient(real_BCHW, fade, labels_B)
     return scores_B, gradient_BCHW.square().flatten(1).sum(dim=1).mean() / 2
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainkit.errors import ConfigError, require_at_least
+from trainkit.errors import ConfigError, UsageError, require_at_least
 from trainkit.ops import (
     append_minibatch_stddev,
     bias_leaky_relu_pixel_norm,
@@ -36,9 +36,10 @@ class Widths:
         fmap_max: the most channels.
         channels: of an image.
         stddev_group: samples that share a minibatch standard deviation.
+        num_classes: of class-conditional networks; 0: the networks take no labels.
 
     Raises:
-        ConfigError: for values below 1.
+        ConfigError: for values below 1, or a negative number of classes.
     """
 
     latent_dim: int = 512
@@ -46,9 +47,17 @@ class Widths:
     fmap_max: int = 512
     channels: int = 3
     stddev_group: int = 4
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(1, "recipe.", **asdict(self))
+        sizes = asdict(self)
+        require_at_least(0, "recipe.", num_classes=sizes.pop("num_classes"))
+        require_at_least(1, "recipe.", **sizes)
+
+    @property
+    def input_dim(self) -> int:
+        """Elements of the generator's input: the latent, and as many of a class where there are classes."""
+        return self.latent_dim * (2 if self.num_classes else 1)
 
     def at(self, resolution: int) -> int:
         """Returns the channels of the block at a resolution."""
@@ -57,7 +66,7 @@ class Widths:
     def num_products(self, resolution: int) -> int:
         """Returns the multiplications per image in the forward pass of both networks, without those of 1x1 layers."""
         lowest = self.at(4)
-        total = 16 * lowest * (self.latent_dim + 9 * lowest + 9 * (lowest + 1) + lowest)
+        total = 16 * lowest * (self.input_dim + 9 * lowest + 9 * (lowest + 1) + lowest)
         for size in _sizes(resolution)[1:]:
             total += 2 * 9 * size**2 * self.at(size) * (self.at(size) + self.at(size // 2))
         return total
@@ -99,9 +108,9 @@ class LowPrecision:
             )
         return cls(lowest=final_resolution * 2 >> num_resolutions, clamp=clamp)
 
-    def run(self, resolution: int, layer: nn.Module, x: Tensor) -> Tensor:
-        """Computes `layer(x)`, in fp32 where its resolution requires that."""
-        return layer(x) if resolution >= max(8, self.lowest) else in_full_precision(layer, x)
+    def run(self, resolution: int, layer: nn.Module, *x: Tensor) -> Tensor:
+        """Computes `layer(*x)`, in fp32 where its resolution requires that."""
+        return layer(*x) if resolution >= max(8, self.lowest) else in_full_precision(layer, *x)
 
     def activation(self, norm: bool = False) -> "Activation":
         """Returns the activation of a block, with the pixel norm or without."""
@@ -212,6 +221,29 @@ class EqualizedSpread(nn.Module):
         return self.activation(F.linear(z_BZ, self.weight * self.scale).unflatten(1, (-1, 4, 4)), self.bias)
 
 
+class ClassEmbedding(nn.Module):
+    """A vector for each class, drawn from N(0, 1).
+
+    Args:
+        num_classes: how many.
+        num_out: elements of a vector.
+    """
+
+    def __init__(self, num_classes: int, num_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, num_out))
+
+    def forward(self, labels_B: Tensor | None) -> Tensor:
+        """Maps labels [B] to vectors [B, num_out]. Raises UsageError where there are none."""
+        if labels_B is None:
+            raise UsageError("this network is class-conditional: call it with labels=int64 [B]")
+        return F.embedding(labels_B, self.weight)
+
+
+def _embedding(widths: Widths, num_out: int) -> ClassEmbedding | None:
+    return ClassEmbedding(widths.num_classes, num_out) if widths.num_classes else None
+
+
 def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
     """Computes lerp(old, new, fade) in the wider of their dtypes."""
     dtype = torch.promote_types(old.dtype, new.dtype)
@@ -221,7 +253,7 @@ def _mixed(old: Tensor, new: Tensor, fade: float) -> Tensor:
 class _FirstBlock(nn.Module):
     def __init__(self, widths: Widths) -> None:
         super().__init__()
-        self.spread = EqualizedSpread(widths.latent_dim, widths.at(4), Activation(norm=True))
+        self.spread = EqualizedSpread(widths.input_dim, widths.at(4), Activation(norm=True))
         self.conv = EqualizedConv2d(widths.at(4), widths.at(4), 3, activation=Activation(norm=True))
 
     def forward(self, z_BZ: Tensor) -> Tensor:
@@ -257,10 +289,16 @@ class _LastBlock(nn.Module):
         self.conv = EqualizedConv2d(num + 1, num, 3, activation=Activation())
         self.dense = EqualizedLinear(num * 16, num)
         self.out = EqualizedLinear(num, 1, gain=1.0)
+        self.classes = _embedding(widths, num)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, labels_B: Tensor | None = None) -> Tensor:
         x_BCHW = self.conv(append_minibatch_stddev(x_BCHW, self.group))
-        return self.out(Activation()(self.dense(x_BCHW.flatten(1)))).squeeze(1)
+        features_BC = Activation()(self.dense(x_BCHW.flatten(1)))
+        score_B = self.out(features_BC).squeeze(1)
+        if self.classes is None:
+            return score_B
+        # The gain of an equalized linear layer: the embedding is its weights.
+        return score_B + (self.classes(labels_B) * features_BC).sum(dim=1) / math.sqrt(features_BC.shape[1])
 
 
 def _sizes(resolution: int) -> list[int]:
@@ -270,7 +308,8 @@ def _sizes(resolution: int) -> list[int]:
 class Generator(nn.Module):
     """Maps latents [B, Z] to images [B, C, resolution, resolution] of about -1 .. 1 (linear, not clamped).
 
-    While fading, the image is lerp(upsampled image of the resolution below, own image, fade).
+    While fading, the image is lerp(upsampled image of the resolution below, own image, fade). With classes, the input
+    is the normalized latent beside the normalized vector of the class, as in StyleGAN2-ADA (arXiv 2006.06676).
 
     Args:
         widths: sizes of the layers.
@@ -285,6 +324,7 @@ class Generator(nn.Module):
         super().__init__()
         self.low = low or LowPrecision()
         self.resolution, self.is_fading = resolution, is_fading and resolution > 4
+        self.classes = _embedding(widths, widths.latent_dim)
         self.blocks = nn.ModuleDict({"4": _FirstBlock(widths)})
         for size in _sizes(resolution)[1:]:
             self.blocks[str(size)] = _GeneratorBlock(widths.at(size // 2), widths.at(size), self.low)
@@ -293,14 +333,15 @@ class Generator(nn.Module):
             {str(size): EqualizedConv2d(widths.at(size), widths.channels, 1, gain=1.0) for size in image_sizes}
         )
 
-    def forward(self, z_BZ: Tensor, fade: float = 1.0) -> Tensor:
+    def forward(self, z_BZ: Tensor, fade: float = 1.0, labels: Tensor | None = None) -> Tensor:
         """Maps latents [B, Z] to images.
 
         Args:
             z_BZ: latents, normalized here.
             fade: weight of the new layers.
+            labels: int64 [B], the classes; not used without classes.
         """
-        x_BCHW = pixel_norm(z_BZ)
+        x_BCHW = self._input(z_BZ, labels)
         below_BCHW = x_BCHW
         for size, block in self.blocks.items():
             below_BCHW, x_BCHW = x_BCHW, self.low.run(int(size), block, x_BCHW)
@@ -309,12 +350,19 @@ class Generator(nn.Module):
             return image_BCHW
         return fade_in(self._image(self.resolution // 2, below_BCHW), image_BCHW, fade)
 
+    def _input(self, z_BZ: Tensor, labels_B: Tensor | None) -> Tensor:
+        normalized = pixel_norm(z_BZ)
+        return normalized if self.classes is None else torch.cat([normalized, pixel_norm(self.classes(labels_B))], 1)
+
     def _image(self, size: int, x_BCHW: Tensor) -> Tensor:
         return widened(self.low.run(size, self.to_image[str(size)], x_BCHW))
 
 
 class Discriminator(nn.Module):
     """Maps images [B, C, resolution, resolution] to scores [B]; real images should get high ones.
+
+    With classes, the product of the last features and a vector of the class is added to the score (the projection of
+    Miyato and Koyama, arXiv 1802.05637).
 
     Args:
         widths: sizes of the layers.
@@ -344,16 +392,18 @@ class Discriminator(nn.Module):
         )
         self.blocks["4"] = _LastBlock(widths)
 
-    def forward(self, image_BCHW: Tensor, fade: float = 1.0) -> Tensor:
+    def forward(self, image_BCHW: Tensor, fade: float = 1.0, labels: Tensor | None = None) -> Tensor:
         """Maps images to scores [B].
 
         Args:
             image_BCHW: of -1 .. 1.
             fade: weight of the new layers.
+            labels: int64 [B], the classes; not used without classes.
         """
         x_BCHW = self._features(self.resolution, image_BCHW)
         for size, block in self.blocks.items():
-            x_BCHW = self.low.run(int(size), block, x_BCHW)
+            given = (x_BCHW, labels) if size == "4" and labels is not None else (x_BCHW,)
+            x_BCHW = self.low.run(int(size), block, *given)
             if self.is_fading and int(size) == self.resolution:
                 x_BCHW = _mixed(self._features(self.resolution // 2, downsample(image_BCHW)), x_BCHW, fade)
         return x_BCHW

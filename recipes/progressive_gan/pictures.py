@@ -14,12 +14,13 @@ FRAME_MS, LAST_FRAME_MS = 120, 2000
 MAX_PIXELS = 1024  # of a side of an animation
 
 
-def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
-    """Arranges images in a nearly square grid, separated by white lines of `GAP` pixels.
+def grid(images_BCHW: Tensor, cell: int, columns: int | None = None) -> np.ndarray:
+    """Arranges images in a grid, separated by white lines of `GAP` pixels.
 
     Args:
         images_BCHW: of -1 .. 1, with 1 or 3 channels.
         cell: pixels of a cell; smaller images are enlarged by nearest neighbour.
+        columns: of the grid; None: it is nearly square.
 
     Returns:
         uint8 [H, W, 3]; the first image is in the top left corner.
@@ -30,7 +31,7 @@ def grid(images_BCHW: Tensor, cell: int) -> np.ndarray:
         pixels = pixels.repeat(3, axis=3)
     factor = max(1, cell // size)
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
-    columns = math.ceil(math.sqrt(num))
+    columns = columns or math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
     side = pixels.shape[1] + GAP
     whole = np.full((rows * columns, side, side, 3), WHITE, np.uint8)

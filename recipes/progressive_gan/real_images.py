@@ -34,9 +34,22 @@ def real_images(data: Any, resolution: int, dtype: torch.dtype) -> Tensor:
     return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
 
 
-def require_fitting(dataset: Any, resolution: int, channels: int) -> None:
-    """Raises DataError unless the images of a data set have `channels` and can be averaged to `resolution`."""
-    image = _tensor_of(at_resolution(dataset, resolution)[0])
+def labels_of(data: Any) -> Tensor:
+    """Returns the labels, int64 [B], of a batch's data. Raises DataError where it has none."""
+    if not isinstance(data, Mapping) or "labels" not in data:
+        has = f"these have {[*data]}" if isinstance(data, Mapping) else "these are images alone"
+        raise DataError(f"data with classes need items with 'images' and 'labels'; {has}")
+    return data["labels"]
+
+
+def require_fitting(dataset: Any, resolution: int, channels: int, num_classes: int = 0) -> None:
+    """Raises DataError unless images have `channels` and can be averaged to `resolution`, and with classes labels."""
+    item = at_resolution(dataset, resolution)[0]
+    if num_classes and not 0 <= (label := int(labels_of(item))) < num_classes:
+        raise DataError(
+            f"the label {label} of an item is none of 0 .. {num_classes - 1}: there are {num_classes} classes"
+        )
+    image = _tensor_of(item)
     if image.ndim != 3 or image.shape[0] != channels or image.shape[-1] % resolution or image.shape[-1] < resolution:
         raise DataError(
             f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "

@@ -45,11 +45,11 @@ def sample(path: Path, *, num: int, output: Path, start: int = 0, cell: int | No
         recipe.runtime.close()
         raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a progressive GAN")
     with recipe.G.averaged() as module:
-        images = recipe.sample(module, num, offset=start)
+        images, columns = recipe.sampler(module).shown(num, offset=start)
     output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(images, max(cell or CELL, recipe.phase.resolution))).save(output)
+    Image.fromarray(grid(images, max(cell or CELL, recipe.phase.resolution), columns)).save(output)
     recipe.runtime.close()
-    print(f"{num} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
+    print(f"{len(images)} images of {recipe.phase.resolution}x{recipe.phase.resolution} in {output}")
 
 
 def main(arguments: list[str] | None = None) -> int:

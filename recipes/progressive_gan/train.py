@@ -1,6 +1,7 @@
 """ProgressiveGAN: two engines that train against each other while their networks grow."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from trainkit.errors import ConfigError, require_above_zero, require_at_least
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
+from trainkit_recipes.progressive_gan.classes import require_same_classes
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
+from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
-from trainkit_recipes.progressive_gan.real_images import at_resolution, real_images, require_fitting
+from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
 from trainkit_recipes.progressive_gan.scores import Score, Scorer, Scores
 
 TRAINING_IMAGES = "as many training images"
@@ -108,18 +111,17 @@ class ProgressiveGAN(Recipe):
         self.learning_rates = learning_rates or {}
         self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
+        self.widths = replace(self.widths, num_classes=len(self.datasets.classes))
         self.num_epochs = num_epochs
         if num_epochs is not None and len(self.datasets.train):
             self.phases = plan_of(num_images=num_epochs * len(self.datasets.train))
         self.num_samples = self.phases[-1].end
         self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
-            require_fitting(self.datasets.train, self.phases[-1].resolution, channels)
+            require_fitting(self.datasets.train, resolution, channels, self.widths.num_classes)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
         self.scorer = Scorer(runtime, self.datasets)
-        self.augmenter = Augmenter(
-            runtime, augment or Augmentation(), loss=self.loss.name, num_held_out=len(self.datasets.held_out)
-        )
+        self.augmenter = Augmenter(runtime, augment or Augmentation(), loss=self.loss.name, datasets=self.datasets)
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -141,13 +143,16 @@ class ProgressiveGAN(Recipe):
             length = {"num_epochs": None}
             for name, images in state["images"].items():
                 length[name] = {int(resolution): num for resolution, num in images.items()}
-        return {"data": Datasets(train=(), held_out=()) if data is None else data, **length}
+        nothing = Datasets(train=(), held_out=(), classes=tuple(state.get("classes", ())))
+        return {"data": nothing if data is None else data, **length}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of the phase, and with `num_epochs` the samples of each."""
+        """Returns what the next steps depend on beside the engines, and the names of the classes."""
         state: dict[str, Any] = {"phase": self.phase.number}
         if augment := self.augmenter.state_dict():
             state["augment"] = augment
+        if self.datasets.classes:
+            state["classes"] = list(self.datasets.classes)
         if self.num_epochs is None:
             return state
         images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
@@ -158,7 +163,8 @@ class ProgressiveGAN(Recipe):
         return {**state, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Makes the networks of the checkpoint's phase."""
+        """Makes the networks of the checkpoint's phase. Raises ConfigError for other phases or classes."""
+        require_same_classes(state.get("classes", ()), self.datasets.classes)
         if state["phase"] >= len(self.phases):
             raise ConfigError(
                 f"the checkpoint is in phase {state['phase']} of growth, and recipe.resolution, stable_images and "
@@ -192,7 +198,7 @@ class ProgressiveGAN(Recipe):
     def dearest_batches(self) -> Iterator[Batch]:
         """Returns batches of the phase that needs most memory, and makes its networks."""
         phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
-        self.load_state_dict({"phase": phase.number})
+        self.load_state_dict({**self.state_dict(), "phase": phase.number})
         return self.batches(phase.start)
 
     def _grow(self, phase: Phase) -> None:
@@ -237,15 +243,20 @@ class ProgressiveGAN(Recipe):
             self.augmenter.adapt(self._scores_of_step(batch, fade), batch.size)
         weight = self.loss.penalty_weight(step)
         for micro in self.D.micro_batches(batch):
+            labels = self._labels(micro)
             real, fake = self._seen_real(micro, fade), self._seen_fake(micro, fade)
             mix = self.runtime.rand(micro, name="mix")
-            loss, penalty = self.loss.of_discriminator(self.D, real, fake, mix, fade=fade, penalty_weight=weight)
+            loss, penalty = self.loss.of_discriminator(
+                self.D, real, fake, mix, fade=fade, penalty_weight=weight, labels_B=labels
+            )
             self.D.backward(loss)
         d_result = self.D.step()
         for micro in self.G.micro_batches(batch):
+            labels = self._labels(micro)
             with self.D.frozen():
-                fake = self.augmenter(self.G(self._latents(micro, "G's latents"), fade), micro, "G's fake")
-                self.G.backward(self.loss.of_generator(self.D(fake, fade)))
+                fake = self.G(self._latents(micro, "G's latents"), fade, labels)
+                scores = self.D(self.augmenter(fake, micro, "G's fake"), fade, labels)
+                self.G.backward(self.loss.of_generator(scores))
         g_result = self.G.step()
         return {
             "d_loss": d_result.loss,
@@ -271,7 +282,16 @@ class ProgressiveGAN(Recipe):
     def _seen_fake(self, batch: Batch, fade: float) -> Tensor:
         """Returns generated images as D sees them in its turn."""
         with torch.no_grad():
-            return self.augmenter(self.G(self._latents(batch, "D's latents"), fade), batch, "D's fake")
+            fake = self.G(self._latents(batch, "D's latents"), fade, self._labels(batch))
+            return self.augmenter(fake, batch, "D's fake")
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        """The classes [len(batch)] of the batch's images; of a batch without data they take turns by position."""
+        if not self.widths.num_classes:
+            return None
+        if batch.data is None:
+            return (batch.positions % self.widths.num_classes).to(self.runtime.device)
+        return labels_of(batch.data)
 
     def _faded(self, images: Tensor, fade: float) -> Tensor:
         """Blurs real images as much as the generator's are while it fades in."""
@@ -283,17 +303,17 @@ class ProgressiveGAN(Recipe):
         """Returns the sliced Wasserstein distance to held-out images, and logs a grid of images."""
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
-            shown = self.sample(module, self.evaluator.settings.num_shown)
+            shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
         distances |= self._scores()
         cell = max(CELL, self.phases[-1].resolution)
-        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell))
+        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell, columns))
         return distances
 
     def _critic(self, fade: float) -> tuple[Score, Score]:
         """Returns what scores real images, and generated ones, as D sees them in its turn."""
         return (
-            lambda batch: self.D(self._seen_real(batch, fade), fade),
-            lambda batch: self.D(self._seen_fake(batch, fade), fade),
+            lambda batch: self.D(self._seen_real(batch, fade), fade, self._labels(batch)),
+            lambda batch: self.D(self._seen_fake(batch, fade), fade, self._labels(batch)),
         )
 
     def _scores_of_step(self, batch: Batch, fade: float) -> Scores:
@@ -327,25 +347,12 @@ class ProgressiveGAN(Recipe):
     def _generate(self, module: torch.nn.Module) -> Generate:
         """Returns what makes images of a generator for a batch that is measured."""
         fade = self.phase.fade(self.runtime.position)
-        return lambda batch: module(self._latents(batch, "measured"), fade)
+        return lambda batch: module(self._latents(batch, "measured"), fade, self._labels(batch))
 
-    def sample(self, module: torch.nn.Module, num: int, offset: int = 0) -> Tensor:
-        """Generates images of fixed latents, the same throughout a run.
-
-        Args:
-            module: the generator.
-            num: number of images.
-            offset: number of the first latent.
-
-        Returns:
-            [num, C, R, R].
-        """
-        numbers = torch.arange(offset, offset + num)
-        fixed = Batch(None, 0, num, numbers, numbers)
-        fade = self.phase.fade(self.runtime.position)
-        latents = self._latents(fixed, "shown")
-        with torch.no_grad():
-            return torch.cat([module(chunk, fade) for chunk in latents.split(self.evaluator.settings.batch_size)])
+    def sampler(self, module: torch.nn.Module) -> Sampler:
+        """Returns what makes images of fixed latents, the same throughout a run, with a generator."""
+        fade, size = self.phase.fade(self.runtime.position), self.evaluator.settings.batch_size
+        return Sampler(runtime=self.runtime, module=module, widths=self.widths, fade=fade, batch_size=size)
 
     def finish(self) -> None:
         """Logs a table of the distances of the untrained and the trained generator, and writes an animation."""

@@ -9,7 +9,7 @@ import torch
 from tests.recipes.gan import make_recipe
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
-from trainkit_recipes.progressive_gan.augment import Augmentation
+from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.scores import Scores, overfitting_of
 
@@ -34,7 +34,9 @@ def _steps(recipe, start=0, last=8):
 def _weights(recipe):
     engines = recipe.engines().items()
     return {
-        f"{name}.{key}": value.clone() for name, engine in engines for key, value in engine.module.named_parameters()
+        f"{name}.{key}": value.detach().clone()
+        for name, engine in engines
+        for key, value in engine.module.named_parameters()
     }
 
 
@@ -45,12 +47,12 @@ def _train(grad_accumulation_steps=1):
     return _weights(recipe), probabilities, recipe.evaluate()
 
 
-def test_any_split_gives_the_same_weights_scores_and_probability():
+def test_any_split_gives_the_same_weights_and_scores():
     alone, probabilities, metrics = _train()
     assert len(set(probabilities)) > 2, "it moves"
     assert {"d_train_score", "d_held_out_score", "d_fake_score", "augment_probability"} <= metrics.keys()
     largest = max(float(value.abs().max()) for value in alone.values())
-    for ranks, grad_accumulation_steps in ((2, 1), (4, 1), (1, 4), (2, 2)):
+    for ranks, grad_accumulation_steps in ((4, 1), (1, 4), (2, 2)):
         for weights, other_probabilities, others in run_ranks(_train, ranks, grad_accumulation_steps):
             assert other_probabilities == probabilities
             worst = max(float((weights[name] - alone[name]).abs().max()) for name in alone)
@@ -74,7 +76,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, settings, loss):
         assert torch.equal(value, _weights(whole)[name]), name
 
 
-def test_without_augmentation_nothing_is_drawn_and_no_bit_changes():
+def test_without_augmentation_no_bit_changes():
     usual, without = make_recipe(), make_recipe(augment=Augmentation(kind="fixed", probability=0.0))
     for recipe in (usual, without):
         for _, batch in zip(range(4), recipe.batches(), strict=False):
@@ -83,25 +85,24 @@ def test_without_augmentation_nothing_is_drawn_and_no_bit_changes():
     assert "augment" not in usual.state_dict()
 
 
-def test_every_image_that_the_discriminator_sees_is_augmented():
+def test_every_image_that_the_discriminator_sees_is_augmented(monkeypatch):
     recipe = make_recipe(augment=Augmentation(kind="fixed", probability=1.0))
-    names, seen, original = [], [], recipe.D.module.forward
-    augmented = type(recipe.augmenter).__call__
+    names: list[str] = []
+    seen: list[torch.Tensor] = []
+    augmented = Augmenter.__call__
 
-    class Recorded(type(recipe.augmenter)):
-        def __call__(self, images, batch, name):
-            names.append(name)
-            return augmented(self, images, batch, name)
+    def named(self, images, batch, name):
+        names.append(name)
+        return augmented(self, images, batch, name)
 
-    recipe.augmenter.__class__ = Recorded
-    recipe.D.module.forward = lambda image, *rest: (seen.append(image), original(image, *rest))[1]
+    monkeypatch.setattr(Augmenter, "__call__", named)
+    recipe.D.module.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     recipe.train_step(next(recipe.batches()))
     assert names == ["D's real", "D's fake", "G's fake"]
-    real, fake = seen[1], seen[2]
-    mixed = seen[0]
+    mixed, real, fake, of_G = seen
     batch = next(recipe.batches())
     assert torch.allclose(mixed, real.lerp(fake, recipe.runtime.rand(batch, name="mix").view(-1, 1, 1, 1)))
-    assert seen[3].requires_grad, "G's gradient flows through the augmentation"
+    assert of_G.requires_grad, "G's gradient flows through the augmentation"
 
 
 def test_flips_mirror_half_of_the_training_images():
@@ -147,7 +148,7 @@ def test_scores_of_an_evaluation_are_means_of_what_d_says():
     assert metrics["d_train_score"] != metrics["d_held_out_score"] != metrics["d_fake_score"]
 
 
-def test_a_discriminator_that_overfits_is_named_once(capsys):
+def test_a_discriminator_that_overfits_is_named_once():
     augmenter = make_recipe().augmenter
     assert augmenter.warning(_scores(held_out=0.6)) is None
     assert augmenter.warning(_scores(held_out=0.1, deviation=0.4)) is None, "chance"

@@ -19,9 +19,9 @@ DOWN = np.append(DOWN, DOWN[3::-1])
 
 def _random(num, channels, size, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = {"generator": generator, "dtype": torch.float64}
-    images = torch.rand(num, channels, size, size, **draw) * 2 - 1
-    return images, torch.rand(num, NUM_UNIFORM, **draw), torch.randn(num, NUM_NORMAL, **draw)
+    images = torch.rand(num, channels, size, size, generator=generator, dtype=torch.float64) * 2 - 1
+    uniform = torch.rand(num, NUM_UNIFORM, generator=generator, dtype=torch.float64)
+    return images, uniform, torch.randn(num, NUM_NORMAL, generator=generator, dtype=torch.float64)
 
 
 def _points(u, n, on, size):
@@ -97,7 +97,8 @@ def test_every_image_is_the_one_transformed_by_itself(channels, size, probabilit
         forward = _points(u[13:19], n[:4], on[:8], size)
         moved = np.stack([_moved(plane, forward) for plane in image])
         assert np.abs(_recoloured(moved, u[19:], n[4:], on[8:]) - result).max() < 1e-10
-        alone = transform(*(torch.from_numpy(x[None]) for x in (image, u, n)), probability)
+        one, own_u, own_n = (torch.from_numpy(x[None]) for x in (image, u, n))
+        alone = transform(one, own_u, own_n, probability)
         assert np.abs(alone[0].numpy() - result).max() < 1e-12
 
 

@@ -22,6 +22,7 @@ class Datasets:
         collate: makes a batch of a list of samples; None: torch's default_collate.
         tokenizer: the tokenizer of text; needed by recipes that print sentences.
         facts: other properties to show to a reader of the run, such as the number of documents.
+        classes: the names of the classes, by label; empty: items have no labels.
     """
 
     train: Any
@@ -29,6 +30,7 @@ class Datasets:
     collate: Callable[[list[Any]], Any] | None = None
     tokenizer: Any = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, int | str]:
         """Returns the numbers of samples, where a length is known, and the `facts`, by their names in a summary."""
