@@ -173,9 +173,17 @@ class Augmenter:
             f"ones and {scores.fake:.3g} of generated ones; {advice}"
         )
 
+    def metrics(self) -> dict[str, float]:
+        """Returns what to log with `ada`: the probability, and the measure that steers it."""
+        if self.steered_by is None:
+            return {}
+        return {"augment_probability": self.probability, "augment_measure": self.overfitting}
+
     @property
     def overfitting(self) -> float:
-        """The measure that steers, of averaged scores."""
+        """The measure that steers, of averaged scores; 0 before the first measurement."""
+        if not self._averages:
+            return 0.0
         if self.steered_by == "sign":
             return self._averages["sign"]
         return overfitting_of(self._averages["train"], self._averages["held_out"], self._averages["fake"])

@@ -268,7 +268,7 @@ class ProgressiveGAN(Recipe):
             "skipped": float(d_result.skipped or g_result.skipped),
             "resolution": Last(self.phase.resolution),
             "fade": Last(fade),
-            **({"augment_probability": Last(self.augmenter.probability)} if self.augmenter.steered_by else {}),
+            **{name: Last(value) for name, value in self.augmenter.metrics().items()},
         }
 
     def _latents(self, batch: Batch, name: str) -> Tensor:
@@ -336,8 +336,7 @@ class ProgressiveGAN(Recipe):
             return {}
         if (warning := self.augmenter.warning(scores)) is not None:
             self.runtime.tracker.message(warning)
-        chance = {"augment_probability": self.augmenter.probability} if self.augmenter.steered_by else {}
-        return {**scores.metrics(), **chance}
+        return {**scores.metrics(), **self.augmenter.metrics()}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the distance of the same number of training images."""

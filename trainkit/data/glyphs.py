@@ -65,6 +65,14 @@ class Glyphs:
         image.paste(glyph, ((canvas - glyph.width) // 2, (canvas - glyph.height) // 2))
         return image
 
+    def read(self, name: str) -> bytes | None:
+        """Returns None: there are no other files."""
+        return None
+
+    def class_of(self, name: str) -> str | None:
+        """Returns the character."""
+        return name.split("/")[1]
+
     @cached_property
     def _fonts(self) -> dict[str, "ImageFont.FreeTypeFont"]:
         from PIL import ImageFont

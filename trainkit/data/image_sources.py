@@ -44,6 +44,12 @@ class ImageSource(Protocol):
     def open(self, name: str) -> "Image.Image":
         """Opens an image, which may not be decoded yet. Raises what Pillow raises for a file that it cannot read."""
 
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of another file beside the images; None where there is none."""
+
+    def class_of(self, name: str) -> str | None:
+        """Returns the class of an image by its name, such as its folder; None where the name has none."""
+
 
 class Folder:
     """The images below a directory, without hidden files and directories.
@@ -99,6 +105,15 @@ class Folder:
 
         return Image.open(self.path / name)
 
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of a file directly in the folder; None where there is none."""
+        path = self.path / name
+        return path.read_bytes() if path.is_file() else None
+
+    def class_of(self, name: str) -> str | None:
+        """Returns the first folder below `path`; None for an image directly in it."""
+        return _first_folder(name)
+
     def _walk(self) -> Iterator[str]:
         return (file for file in _files(self.path) if Path(file).suffix.lower() in extensions())
 
@@ -123,10 +138,14 @@ class Zip:
                 f"set data.path to a folder or zip file of images"
             ) from error
         members = [info for info in self._file.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
-        self._members = {i.filename: i for i in members if PurePosixPath(i.filename).suffix.lower() in extensions()}
-        self._unread = [info.filename for info in members if info.filename not in self._members]
+        # A zip file of a folder has the folder itself in each name.
+        tops = {info.filename.partition("/")[0] if "/" in info.filename else "" for info in members}
+        top = f"{tops.pop()}/" if len(tops) == 1 and "" not in tops else ""
+        named = {info.filename.removeprefix(top): info for info in members}
+        self._others = {n: i for n, i in named.items() if PurePosixPath(n).suffix.lower() not in extensions()}
+        self._members = {name: info for name, info in named.items() if name not in self._others}
         if not self._members:
-            raise DataError(_nothing_in(path, self._unread))
+            raise DataError(_nothing_in(path, [*self._others]))
 
     def names(self) -> Sequence[str]:
         """Returns the names of the members that are images, sorted."""
@@ -134,7 +153,8 @@ class Zip:
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Hashes the names, sizes and checksums in the zip file's directory."""
-        kept = [(name, self._members[name].file_size, self._members[name].CRC) for name in self.names()]
+        members = [self._members[name] for name in self.names()]
+        kept = [(info.filename, info.file_size, info.CRC) for info in members]
         return hashlib.blake2b(repr(kept).encode(), digest_size=16).hexdigest()
 
     def num_bytes(self, name: str) -> int:
@@ -143,13 +163,21 @@ class Zip:
 
     def unread(self) -> Sequence[str]:
         """Returns the names of the members that are no images."""
-        return self._unread
+        return [*self._others]
 
     def open(self, name: str) -> "Image.Image":
         """Opens an image; it is decoded when its pixels are read."""
         from PIL import Image
 
-        return Image.open(io.BytesIO(self._file.read(name)))
+        return Image.open(io.BytesIO(self._file.read(self._members[name].filename)))
+
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of a member beside the folders of images; None where there is none."""
+        return self._file.read(self._others[name].filename) if name in self._others else None
+
+    def class_of(self, name: str) -> str | None:
+        """Returns the first folder in the zip file, below one that all members are in; None for an image in none."""
+        return _first_folder(name)
 
 
 def find_source(path: Path) -> ImageSource:
@@ -191,6 +219,11 @@ def _files(path: Path) -> Iterator[str]:
     """Yields the files below `path` that are not hidden, relative to it."""
     for directory, _, files in walk(path):
         yield from (str((directory / name).relative_to(path)) for name in files)
+
+
+def _first_folder(name: str) -> str | None:
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else None
 
 
 def _is_hidden(member: str) -> bool:

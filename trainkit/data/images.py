@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.files import counted
 from trainkit.data.glyphs import Glyphs
 from trainkit.data.image_sources import ImageSource, find_source
+from trainkit.data.labels import LABELS_FILE, From, Labels, find_labels
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import LARGEST, Pyramid, PyramidWriter, read_keys, read_summary, resolutions, write_summary
@@ -27,6 +28,9 @@ from trainkit.logger import logger
 _FORMAT = 3  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
 _MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
+TWO_LABELS = "duplicates under another label"
+EMPTY = "classes without a training image"
+OTHERS = "labels of images that are not there"
 _NUM_NAMED = 3  # unreadable files in a message
 
 
@@ -60,6 +64,9 @@ class Images:
         max_pixels: images with more pixels count as unreadable: a file of 20 kB may expand to gigabytes.
         max_file_mb: larger files, in MB, count as unreadable.
         on_unreadable: whether an image that cannot be decoded is an `error`, or is left out and counted (`skip`).
+        labels: where the class of an image comes from: `json`: `dataset.json` in the folder or zip file, as StyleGAN's
+            tools write it; `folders`: the first folder below `path` (of the built-in letters: the character); `auto`:
+            `dataset.json` if it holds labels, otherwise none; `none`.
         augment: how a recipe that trains on the images augments them: `none`, `ada` or `fixed`. The data sets do not.
         horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
@@ -77,6 +84,7 @@ class Images:
     max_pixels: int = 89_478_485
     max_file_mb: int = 256
     on_unreadable: Literal["error", "skip"] = "error"
+    labels: From = "auto"
     augment: Literal["none", "ada", "fixed"] = "none"
     horizontal_flips: bool = False
     cache_dir: Path | None = None
@@ -88,6 +96,7 @@ class Images:
         _check(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
+        _check(self.labels in get_args(From), "labels", self.labels, "auto, none, folders or json")
         _check(self.augment in ("none", "ada", "fixed"), "augment", self.augment, "none, ada or fixed")
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
@@ -107,13 +116,15 @@ class Images:
             The data sets.
 
         Raises:
-            DataError: for images that cannot be read, and where there are too few to hold one out.
+            DataError: for images that cannot be read, where there are too few to hold one out, and for labels that
+                are missing.
         """
         source = self._source()
+        labels = find_labels(source, self.labels)
         directory = cached(
             cache_root(self.cache_dir),
-            f"images-{self._key(source, progress)}",
-            lambda aside: self._build(source, aside, progress),
+            f"images-{self._key(source, labels, progress)}",
+            lambda aside: self._build(source, labels, aside, progress),
             resumes=True,
         )
         summary = read_summary(directory)
@@ -126,10 +137,13 @@ class Images:
         is_held_out = lowest_fraction(keys, self.held_out)
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
         facts = _facts(summary, source, int(is_held_out.sum()))
-        if progress:
-            remark(facts, "files not read", "note")
         train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
-        return Datasets(train=train, held_out=held_out, facts=facts)
+        if labels is not None and train.labels is not None:
+            facts |= _facts_of(labels, train.labels, summary)
+        if progress:
+            remark(facts, "files not read", TWO_LABELS, EMPTY, OTHERS, "note")
+        classes = () if labels is None else labels.classes
+        return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
 
     def _side(self, directory: Path, chosen: NDArray[np.bool_]) -> Pyramid:
         rows = np.flatnonzero(chosen)
@@ -138,9 +152,12 @@ class Images:
     def _source(self) -> ImageSource:
         return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
 
-    def _key(self, source: ImageSource, progress: bool) -> str:
+    def _key(self, source: ImageSource, labels: Labels | None, progress: bool) -> str:
         content = source.fingerprint(cache_root(self.cache_dir), progress)
-        settings = (_FORMAT, content, self.resolution, self.channels, self.max_pixels, self.max_file_mb)
+        settings: tuple[Any, ...] = (_FORMAT, content, self.resolution, self.channels)
+        settings += (self.max_pixels, self.max_file_mb)
+        if labels is not None:
+            settings += (labels.digest,)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
     def _decode(self, source: ImageSource, name: str) -> NDArray[np.uint8] | Unreadable:
@@ -158,9 +175,10 @@ class Images:
         except Exception as error:  # a decoder may raise anything for a broken file
             return Unreadable(name, " ".join(str(error).split()) or type(error).__name__)
 
-    def _build(self, source: ImageSource, directory: Path, progress: bool) -> None:
+    def _build(self, source: ImageSource, labels: Labels | None, directory: Path, progress: bool) -> None:
         decode, names = partial(self._decode, source), source.names()
-        with PyramidWriter(directory, self.resolution, self.channels, names) as pyramid:
+        of = None if labels is None else labels.of
+        with PyramidWriter(directory, self.resolution, self.channels, names, of) as pyramid:
             if pyramid.left_out and self.on_unreadable == "error":
                 raise self._cannot_read(Unreadable(**pyramid.left_out[0]))
             left = names[pyramid.num_taken :]
@@ -177,14 +195,10 @@ class Images:
                 f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold one "
                 f"out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
             )
-        write_summary(
-            directory,
-            {
-                "images": len(pyramid),
-                "duplicates": pyramid.num_duplicates,
-                "unreadable": pyramid.left_out,
-            },
-        )
+        summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
+        if labels is not None:
+            summary["contradictions"] = pyramid.num_contradictions
+        write_summary(directory, summary)
 
     def _cannot_read(self, file: Unreadable) -> DataError:
         return DataError(
@@ -201,11 +215,26 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
     }
     if summary["unreadable"]:
         facts["unreadable images"] = len(summary["unreadable"])
-    if unread := counted(source.unread()):
+    if unread := counted(name for name in source.unread() if name != LABELS_FILE):
         facts["files not read"] = unread
     if num_held_out < _MIN_HELD_OUT:
         images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
         facts["note"] = f"{images} too few to measure well: raise data.held_out"
+    return facts
+
+
+def _facts_of(labels: Labels, train: NDArray[np.int64], summary: Mapping[str, Any]) -> dict[str, int | str]:
+    num_by_class = np.bincount(train, minlength=len(labels.classes))
+    facts: dict[str, int | str] = {
+        "classes": len(labels.classes),
+        "training images of a class": f"{num_by_class.min():,} to {num_by_class.max():,}",
+    }
+    if num := summary["contradictions"]:
+        facts[TWO_LABELS] = f"{num:,}: the first label in the order of the names is used"
+    if empty := [name for name, num in zip(labels.classes, num_by_class, strict=True) if not num]:
+        facts[EMPTY] = ", ".join(empty[:_NUM_NAMED]) + (" ..." if len(empty) > _NUM_NAMED else "")
+    if labels.num_others:
+        facts[OTHERS] = f"{labels.num_others:,}"
     return facts
 
 

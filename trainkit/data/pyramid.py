@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from trainkit.errors import ConfigError
 
 SMALLEST, LARGEST = 4, 1024
 _HASHES, _HASH_BYTES = "hashes.bin", 8
+_PART_LABELS, _LABELS, _LABEL_BYTES = "labels.bin", "labels.npy", 8
 
 
 def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -60,19 +61,30 @@ class PyramidWriter:
         resolution: pixels of the largest level.
         channels: of an image.
         names: of all images to be added, in their order; a partial build of other names is dropped.
+        labels: of these images, in their order; None: they have none.
     """
 
-    def __init__(self, directory: Path, resolution: int, channels: int, names: Sequence[str]) -> None:
-        self._directory, self._partial = directory, PartialBuild(directory)
+    def __init__(
+        self,
+        directory: Path,
+        resolution: int,
+        channels: int,
+        names: Sequence[str],
+        labels: Sequence[int] | None = None,
+    ) -> None:
+        self._directory, self._partial, self._labels = directory, PartialBuild(directory), labels
         self._names = hashlib.blake2b(repr([*names]).encode(), digest_size=16).hexdigest()
         done = self._partial.read()
         if done.get("names") != self._names:
             done = {}
         self.num_duplicates: int = done.get("duplicates", 0)
+        self.num_contradictions: int = done.get("contradictions", 0)
         self.left_out: list[dict[str, str]] = done.get("left_out", [])
         num = done.get("images", 0)
         self._hashes = reopen(directory / _HASHES, _HASH_BYTES * num)
-        self._keys = dict.fromkeys(np.fromfile(directory / _HASHES, np.uint64, num).tolist())
+        self._label_file = None if labels is None else reopen(directory / _PART_LABELS, _LABEL_BYTES * num)
+        known = [-1] * num if labels is None else np.fromfile(directory / _PART_LABELS, np.int64, num).tolist()
+        self._keys = dict(zip(np.fromfile(directory / _HASHES, np.uint64, num).tolist(), known, strict=True))
         self._files = {
             size: reopen(_level(directory, size), channels * size**2 * num) for size in resolutions(resolution)
         }
@@ -83,16 +95,20 @@ class PyramidWriter:
         return len(self._keys) + self.num_duplicates + len(self.left_out)
 
     def append(self, image: NDArray[np.uint8]) -> None:
-        """Adds uint8 [C, R, R], unless the same pixels are already there."""
+        """Adds uint8 [C, R, R] with its label, unless the same pixels are already there: the first label stays."""
         key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
+        label = -1 if self._labels is None else self._labels[self.num_taken]
         if key in self._keys:
             self.num_duplicates += 1
+            self.num_contradictions += self._keys[key] != label
             return
-        self._keys[key] = None
+        self._keys[key] = label
         self._hashes.write(np.uint64(key).tobytes())
+        if self._label_file is not None:
+            self._label_file.write(np.int64(label).tobytes())
         for level in levels(image):
             self._files[level.shape[-1]].write(level.tobytes())
-        self._partial.note([self._hashes, *self._files.values()], self._done)
+        self._partial.note(self._open_files(), self._done)
 
     def leave_out(self, file: dict[str, str]) -> None:
         """Records an image that cannot be read."""
@@ -105,17 +121,23 @@ class PyramidWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        for file in (self._hashes, *self._files.values()):
+        for file in self._open_files():
             file.close()
         if kind is None:
             np.save(self._directory / "keys.npy", np.array(list(self._keys), np.uint64))
-            self._partial.end(_HASHES)
+            if self._labels is not None:
+                np.save(self._directory / _LABELS, np.array(list(self._keys.values()), np.int64))
+            self._partial.end(_HASHES, _PART_LABELS)
+
+    def _open_files(self) -> list[IO[bytes]]:
+        return [file for file in (self._hashes, self._label_file, *self._files.values()) if file is not None]
 
     def _done(self) -> dict[str, Any]:
         return {
             "names": self._names,
             "images": len(self._keys),
             "duplicates": self.num_duplicates,
+            "contradictions": self.num_contradictions,
             "left_out": self.left_out,
         }
 
@@ -123,7 +145,8 @@ class PyramidWriter:
 class Pyramid(Dataset[dict[str, Tensor]]):
     """A map-style data set of {"images": uint8 [C, R, R]}; `at` returns the same images at another resolution.
 
-    `__getitems__(indices)` returns a whole batch, {"images": [N, C, R, R]}, already collated.
+    Images with labels have them beside: {"images": ..., "labels": int64 []}. `__getitems__(indices)` returns a whole
+    batch, {"images": [N, C, R, R], "labels": [N]}, already collated.
 
     Args:
         directory: that a PyramidWriter has filled.
@@ -167,13 +190,22 @@ class Pyramid(Dataset[dict[str, Tensor]]):
         return f"{self._directory.name} {rows}"
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"images": self.__getitems__([index])["images"][0]}
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        return {"images": torch.from_numpy(self._images[self._rows[indices]])}
+        rows = self._rows[indices]
+        batch = {"images": torch.from_numpy(self._images[rows])}
+        if self._labels is not None:
+            batch["labels"] = torch.from_numpy(self._labels[rows])
+        return batch
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64 [len], the labels of all images; None where they have none."""
+        return None if self._labels is None else self._labels[self._rows]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_images"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_images", "_labels")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -182,12 +214,19 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     def _map(self) -> None:
         images = np.memmap(_level(self._directory, self.resolution), np.uint8, "r")
         self._images = images.reshape(-1, self.channels, self.resolution, self.resolution)
+        self._labels: NDArray[np.int64] | None = read_labels(self._directory)
 
 
 def read_keys(directory: Path) -> NDArray[np.uint64]:
     """Returns the hashes of the images' pixels at the largest resolution, in their order, each once."""
     keys: NDArray[np.uint64] = np.load(directory / "keys.npy")
     return keys
+
+
+def read_labels(directory: Path) -> NDArray[np.int64] | None:
+    """Returns the labels of the images, in their order; None where they have none."""
+    path = directory / _LABELS
+    return np.load(path) if path.is_file() else None
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
