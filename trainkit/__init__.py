@@ -4,6 +4,7 @@ Runtime      processes, device, seed, strategy, precision and tracker of a job: 
 Engine       one module and the one optimizer that updates it, as Runtime.setup returns it: backward, step
 StepResult   what Engine.step returns: loss, gradient norm, learning rate, whether it was skipped
 Recipe       what a run computes: engines, batches, train_step, evaluate
+Stage        a part of a run with a number of micro-batches of its own
 Trainer      the loop around a Recipe: logs, evaluates, saves, resumes
 load_recipe  the recipe of a run or a checkpoint, with its trained engines
 launch       a function in several processes of this machine, from a notebook or a script
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from trainkit.job import load_recipe
     from trainkit.optim import Schedule
     from trainkit.precision import Precision
-    from trainkit.recipe import Recipe
+    from trainkit.recipe import Recipe, Stage
     from trainkit.reduction.comm import Comm
     from trainkit.runtime import Runtime
     from trainkit.strategy import DDP, FSDP, HSDP, Single, Strategy, Zero1, Zero2, Zero3
@@ -60,6 +61,7 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Single",
+    "Stage",
     "StepResult",
     "Strategy",
     "Tracker",
@@ -93,6 +95,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
             "Runtime": "trainkit.runtime",
             "Schedule": "trainkit.optim.schedule",
             "Single": "trainkit.strategy.single",
+            "Stage": "trainkit.recipe",
             "StepResult": "trainkit.engine.step_result",
             "Strategy": "trainkit.strategy.base",
             "Tracker": "trainkit.tracking.tracker",

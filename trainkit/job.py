@@ -236,7 +236,7 @@ def _prepare(
     """Makes the Trainer. `make`: of a recipe's node; None: as configured, or as the resumed checkpoint needs."""
     composed, config = config, resolve(config)
     searches = accumulation.configured(config) == "auto"
-    checked = check(accumulation.with_steps(config, 1) if searches else config)
+    checked = check(accumulation.checkable(config))
     # Errors that one process can find, such as paths, names and formats, are raised before the processes meet.
     _try_optimizer(checked["optimizer"])
     make_recipe = (make or build_partial)(checked["recipe"])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,21 @@ from trainkit.tracking.means import Last
 if TYPE_CHECKING:
     from trainkit.export import Exporter
     from trainkit.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run whose steps need memory of their own, such as one resolution of a growing network.
+
+    Args:
+        name: of the stage, such as `8x8`.
+        batch_size: samples in a global batch.
+        grad_accumulation_steps: micro-batches in a step.
+    """
+
+    name: str
+    batch_size: int
+    grad_accumulation_steps: int
 
 
 class Recipe(ABC):
@@ -47,12 +63,48 @@ class Recipe(ABC):
             This rank's share of each, as `Runtime.batches` gives it.
         """
 
+    def stages(self) -> Mapping[int, Stage]:
+        """The parts of the run that have a number of micro-batches of their own, by key; none: one number for all.
+
+        `grad_accumulation_steps` is then a mapping from key to number, and `auto` finds each.
+        """
+        return {}
+
     def dearest_batches(self) -> Iterator[Batch]:
         """Batches of the steps that take most memory, for `grad_accumulation_steps=auto`; by default the first ones.
 
         Collective: every rank must call.
         """
         return self.batches(0)
+
+    def dearest_batches_of(self, stage: int) -> Iterator[Batch]:
+        """The batches of one of `stages()` that are tried, and makes its engines. Collective: every rank must call.
+
+        Args:
+            stage: its key.
+
+        Returns:
+            At least two: from the second step on the optimizer has its state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has stages() without dearest_batches_of()")
+
+    def may_outgrow_memory(self, batch: Batch) -> bool:
+        """Whether the step of `batch` is one of the first of a stage, which may need more memory than there is.
+
+        A Trainer makes such a step again, after `split_further`, where it ran out of memory on some rank. The answer
+        must be a function of the batch's position.
+        """
+        return False
+
+    def split_further(self) -> None:
+        """Makes the engines anew, with more micro-batches, for a stage that does not fit into memory. Collective.
+
+        `state_dict` must hold the number. Called where `may_outgrow_memory` is true only.
+
+        Raises:
+            ConfigError: where there can be no more; on every rank.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has may_outgrow_memory() without split_further()")
 
     @abstractmethod
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
@@ -125,6 +177,14 @@ class Recipe(ABC):
         Returns:
             (position, cost) in order, up to `num_samples`: each sample before that position costs so much, in any unit.
             Empty: all samples cost the same.
+        """
+        return []
+
+    def milestones(self) -> list[tuple[int, str]]:
+        """The parts of the run that readers of its curves should know, such as the phases of a growing network.
+
+        Returns:
+            The position at which each begins, in order, and its name; drawn as vertical lines.
         """
         return []
 

@@ -17,7 +17,7 @@ from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking.means import Last, number_of
-from trainkit.training import account, result
+from trainkit.training import account, outgrown, result
 from trainkit.training.checkpoints import Checkpoints
 from trainkit.training.config_file import write_config
 from trainkit.training.interruption import mark_requeue, message_of
@@ -263,7 +263,7 @@ class Trainer:
             runtime.stream.skip()
             return {"skipped": 1.0}
         runtime.guard.step = self.step + 1
-        metrics = self.recipe.train_step(batch)
+        metrics = outgrown.train_step(self.recipe, batch)
         faults = runtime.guard.skipped()
         if faults:
             runtime.tracker.message(f"{self._report(faults)}. The step is skipped")
@@ -325,8 +325,9 @@ class Trainer:
         self.runtime.stream.num_samples = self.recipe.num_samples
         self.runtime.run_log.start(
             config=self.config,
-            summary=tuple(account.of_start(self.runtime, self.recipe, first)),
+            summary=tuple(account.of_start(self.runtime, self.recipe, first, self.found)),
             costs=self.recipe.costs(),
+            milestones=self.recipe.milestones(),
         )
         self.runtime.run_log.throughput.end_within(self.length.budget.rest_s)
 

@@ -158,9 +158,9 @@ class Augmenter:
         change = change if self.overfitting > target else -change
         self.probability = min(max(self.probability + change, 0.0), LARGEST_PROBABILITY)
 
-    def warning(self, scores: Scores) -> str | None:
+    def warning(self, scores: Scores | None) -> str | None:
         """Returns one line if D overfits, the first time; None otherwise."""
-        if self._has_warned or not scores.is_overfitting:
+        if scores is None or self._has_warned or not scores.is_overfitting:
             return None
         self._has_warned = True
         advice = {

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, nearest
 
 _FEWEST_COLUMNS = 4
 
@@ -42,6 +42,36 @@ def require_same_classes(trained: Sequence[str], given: Sequence[str]) -> None:
             f"the checkpoint was trained on {_described(trained)}, and data.path has {_described(given)}: labels would "
             f"mean something else; give the same data, or start a new run from its weights: weights=RUN run_dir=NEW"
         )
+
+
+def labels_of_names(given: str, classes: Sequence[str]) -> list[int]:
+    """Returns the labels of names, or of labels as text, separated by commas.
+
+    Args:
+        given: as the user typed it.
+        classes: the names by label.
+
+    Raises:
+        ConfigError: for a generator without classes, and for an unknown one.
+
+    Example:
+        >>> labels_of_names("owl,0", ["cat", "dog", "owl"])
+        [2, 0]
+    """
+    if not classes:
+        raise ConfigError(f"--classes {given}: this generator was trained on images without classes; leave it out")
+    labels = []
+    for name in given.split(","):
+        if name in classes:
+            labels.append(classes.index(name))
+        elif name.isdecimal() and int(name) < len(classes):
+            labels.append(int(name))
+        else:
+            raise ConfigError(
+                f"--classes {given}: {name!r} is none of the {_described(classes)}; a label of 0 .. {len(classes) - 1} "
+                f"does too.{nearest(name, classes)}"
+            )
+    return labels
 
 
 def _described(names: Sequence[str]) -> str:

@@ -44,13 +44,24 @@ class Phase:
         """Returns the number of steps from the start of the phase to a position."""
         return (position - self.start) // self.batch_size
 
+    @property
+    def name(self) -> str:
+        """The resolution, and whether it fades in."""
+        return f"{self.resolution}x{self.resolution} {'fading in' if self.is_fading else 'training'}"
+
     def __str__(self) -> str:
-        what = "fading in" if self.is_fading else "training"
-        return f"{self.resolution}x{self.resolution} {what} for {self.num_images:,} images"
+        return f"{self.name} for {self.num_images:,} images"
 
 
-def resolutions_up_to(resolution: int) -> list[int]:
-    """Returns 4, 8, ... `resolution`. Raises ConfigError unless it is a power of two from 4 to 1024.
+def resolutions_up_to(resolution: int, start: int = 4) -> list[int]:
+    """Returns `start` ... `resolution`, each twice the one before.
+
+    Args:
+        resolution: the last one.
+        start: the first one.
+
+    Raises:
+        ConfigError: unless both are powers of two from 4 to 1024, in this order.
 
     Example:
         >>> resolutions_up_to(16)
@@ -58,7 +69,12 @@ def resolutions_up_to(resolution: int) -> list[int]:
     """
     if resolution not in _RESOLUTIONS:
         raise ConfigError(f"recipe.resolution={resolution}: must be one of {_LISTED}")
-    return _RESOLUTIONS[: _RESOLUTIONS.index(resolution) + 1]
+    if start not in _RESOLUTIONS or start > resolution:
+        raise ConfigError(
+            f"recipe.resolution={resolution} is below the {start}x{start} that growth starts at; set it to {start} or "
+            f"more"
+        )
+    return _RESOLUTIONS[_RESOLUTIONS.index(start) : _RESOLUTIONS.index(resolution) + 1]
 
 
 def require_resolutions(name: str, values: Mapping[int, object]) -> None:
@@ -75,8 +91,9 @@ def plan(
     fade_images: PerResolution,
     batch_size: PerResolution,
     num_images: float | None = None,
+    start: int = 4,
 ) -> list[Phase]:
-    """Plans the phases: 4x4, then for each resolution up to `resolution` a fade and a stable phase.
+    """Plans the phases: one at `start`, then for each resolution up to `resolution` a fade and a stable phase.
 
     Each argument is a number or a mapping from resolution; a resolution that a mapping lacks takes the value of the
     nearest one below it. Phases are rounded up to whole batches.
@@ -87,6 +104,7 @@ def plan(
         fade_images: samples of a fade.
         batch_size: samples in a global batch.
         num_images: of all phases together, in proportion to `stable_images` and `fade_images`; None: their sum.
+        start: the first resolution.
 
     Returns:
         The phases, in order.
@@ -95,9 +113,9 @@ def plan(
         ConfigError: for a resolution without a value, and values below 1.
     """
     stages = []
-    for size in resolutions_up_to(resolution):
+    for size in resolutions_up_to(resolution, start):
         batch = _of("batch_size", batch_size, size)
-        if size > _RESOLUTIONS[0]:
+        if size > start:
             stages.append((size, True, batch, _of("fade_images", fade_images, size)))
         stages.append((size, False, batch, _of("stable_images", stable_images, size)))
     scale = 1 if num_images is None else num_images / sum(images for *_, images in stages)

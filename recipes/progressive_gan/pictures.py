@@ -14,6 +14,11 @@ FRAME_MS, LAST_FRAME_MS = 120, 2000
 MAX_PIXELS = 1024  # of a side of an animation
 
 
+def as_pixels(images_BCHW: Tensor) -> np.ndarray:
+    """Converts images of -1 .. 1 to uint8 [B, H, W, C]."""
+    return ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def grid(images_BCHW: Tensor, cell: int, columns: int | None = None) -> np.ndarray:
     """Arranges images in a grid, separated by white lines of `GAP` pixels.
 
@@ -26,7 +31,7 @@ def grid(images_BCHW: Tensor, cell: int, columns: int | None = None) -> np.ndarr
         uint8 [H, W, 3]; the first image is in the top left corner.
     """
     num, channels, size, _ = images_BCHW.shape
-    pixels = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = as_pixels(images_BCHW)
     if channels == 1:
         pixels = pixels.repeat(3, axis=3)
     factor = max(1, cell // size)

@@ -34,6 +34,14 @@ def real_images(data: Any, resolution: int, dtype: torch.dtype) -> Tensor:
     return images if images.shape[-1] == resolution else F.avg_pool2d(images, images.shape[-1] // resolution)
 
 
+def some_of(dataset: Any, resolution: int, num: int) -> Tensor:
+    """Returns at most `num` images of a data set, evenly spread over it: [num, C, R, R] of -1 .. 1."""
+    chosen = at_resolution(dataset, resolution)
+    num = min(num, len(chosen))
+    images = [_tensor_of(chosen[i * len(chosen) // num])[None] for i in range(num)]
+    return torch.cat([real_images(image, resolution, torch.float32) for image in images])
+
+
 def labels_of(data: Any) -> Tensor:
     """Returns the labels, int64 [B], of a batch's data. Raises DataError where it has none."""
     if not isinstance(data, Mapping) or "labels" not in data:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from trainkit import Runtime
+from trainkit import Engine, Runtime
 from trainkit.data import Batch, Datasets
 from trainkit_recipes.progressive_gan.real_images import at_resolution
 
@@ -78,7 +78,7 @@ class Scorer:
     def __init__(self, runtime: Runtime, datasets: Datasets) -> None:
         self.runtime, self.datasets = runtime, datasets
 
-    def of_step(self, batch: Batch, real: Score, fake: Score, *, resolution: int, num_micro_batches: int) -> Scores:
+    def of_step(self, batch: Batch, real: Score, fake: Score, resolution: int, D: Engine) -> Scores:
         """Measures a step's training images, as many held-out ones, and generated ones.
 
         Args:
@@ -86,11 +86,12 @@ class Scorer:
             real: scores [len] of a batch of real images.
             fake: scores [len] of images generated for a batch.
             resolution: of the images.
-            num_micro_batches: in which they are scored.
+            D: whose micro-batches they are scored in.
 
         Returns:
             The mean scores, the same on every rank. Of held-out images NaN if there are none.
         """
+        num_micro_batches = D.grad_accumulation_steps
         others = self._held_out_of(batch, resolution)
         pairs = (
             tuple(None if each is None else each.micro_batch(number, num_micro_batches) for each in (batch, others))
@@ -98,7 +99,7 @@ class Scorer:
         )
         return self._mean(pairs, real, fake)
 
-    def of_evaluation(self, real: Score, fake: Score, *, resolution: int, batch_size: int) -> Scores | None:
+    def of_evaluation(self, real: Score, fake: Score, resolution: int, batch_size: int) -> Scores | None:
         """Measures held-out images, as many training ones, and as many generated ones.
 
         Args:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit import Engine, Last, Recipe, Runtime, Schedule
+from trainkit import Engine, Last, Recipe, Runtime, Schedule, Stage
 from trainkit.data import Batch, Datasets
-from trainkit.errors import ConfigError, require_above_zero, require_at_least
+from trainkit.errors import ConfigError, require_above_zero
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
@@ -21,10 +21,12 @@ from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
 from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
+from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, grid
-from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
-from trainkit_recipes.progressive_gan.scores import Score, Scorer, Scores
+from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting, some_of
+from trainkit_recipes.progressive_gan.scores import Score, Scorer
+from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
 
 TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -50,7 +52,7 @@ class ProgressiveGAN(Recipe):
         num_epochs: passes over the training data in the whole run, in proportion to `stable_images` and `fade_images`;
             None: these are the numbers.
         learning_rates: by resolution, where they differ from the optimizer's.
-        grad_accumulation_steps: micro-batches per step.
+        grad_accumulation_steps: micro-batches per step; a number or a mapping from resolution (see `MicroBatches`).
         ema_decay: of the averaged generator, per step.
         loss: what the networks minimize; None: the defaults of `Loss`.
         stddev_group: samples that share a minibatch standard deviation; a local batch must contain whole groups.
@@ -59,12 +61,15 @@ class ProgressiveGAN(Recipe):
         clamp: the largest magnitude of an activation there.
         augment: how images are augmented before D sees them; None: not at all.
         evaluation: what an evaluation measures and shows; None: the defaults of `Evaluation`.
+        transfer: the trained networks that these start from; None: random weights.
 
     Raises:
         ConfigError: for values out of range or that do not match.
+        CheckpointError: for weights to start from that cannot be read.
         DataError: for images of another shape.
     """
 
+    _shown_real = 0  # the resolution
     best_metric: str | None = None  # distances at different resolutions cannot be compared
 
     def __init__(
@@ -84,7 +89,7 @@ class ProgressiveGAN(Recipe):
         fade_images: int | dict[int, int] = 600_000,
         num_epochs: float | None = None,
         learning_rates: dict[int, float] | None = None,
-        grad_accumulation_steps: int = 1,
+        grad_accumulation_steps: int | dict[int, int] = 1,
         ema_decay: float = 0.999,
         loss: Loss | None = None,
         stddev_group: int = 4,
@@ -92,22 +97,22 @@ class ProgressiveGAN(Recipe):
         clamp: float = 256.0,
         augment: Augmentation | None = None,
         evaluation: Evaluation | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
-        self.runtime, self.grad_accumulation_steps = runtime, grad_accumulation_steps
-        self.optimizer, self.schedule = optimizer, schedule
+        self.runtime, self.optimizer, self.schedule = runtime, optimizer, schedule
         self.widths = Widths(
             latent_dim=latent_dim, fmap_base=fmap_base, fmap_max=fmap_max, channels=channels, stddev_group=stddev_group
         )
         self.low = LowPrecision.highest(low_precision_resolutions, resolution, clamp)
-        require_at_least(1, "recipe.", grad_accumulation_steps=grad_accumulation_steps)
         require_above_zero("recipe.", num_epochs=num_epochs)
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={ema_decay}: must be 0 or more, and below 1")
         require_resolutions("learning_rates", learning_rates or {})
+        self.start = Start(transfer or Transfer())
         plan_of = partial(plan, resolution, stable_images=stable_images, fade_images=fade_images, batch_size=batch_size)
+        plan_of = partial(plan_of, start=self.start.resolution)
         self.phases = plan_of()
-        for phase in self.phases:
-            _require_whole_groups(phase, runtime.ranks.world_size, grad_accumulation_steps, stddev_group)
+        self.micro_batches = MicroBatches(grad_accumulation_steps, self.phases, runtime.ranks.world_size, stddev_group)
         self.learning_rates = learning_rates or {}
         self.ema_decay, self.loss = ema_decay, loss or Loss()
         self.datasets: Datasets = runtime.ranks.first_on_host(data.load)
@@ -135,20 +140,31 @@ class ProgressiveGAN(Recipe):
         """Returns the multiplications per image of each phase."""
         return [(phase.end, float(self.widths.num_products(phase.resolution))) for phase in self.phases]
 
+    def milestones(self) -> list[tuple[int, str]]:
+        """Returns where each phase begins."""
+        return [(phase.start, phase.name) for phase in self.phases]
+
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
         """Returns the number of images of each phase as in the checkpoint, and no data if only engines are needed."""
-        length: dict[str, Any] = {}
+        length: dict[str, Any] = {"transfer": Transfer(**state["transfer"])} if "transfer" in state else {}
         if "images" in state:  # num_epochs refers to the data that it was trained on
-            length = {"num_epochs": None}
+            length["num_epochs"] = None
             for name, images in state["images"].items():
                 length[name] = {int(resolution): num for resolution, num in images.items()}
         nothing = Datasets(train=(), held_out=(), classes=tuple(state.get("classes", ())))
         return {"data": nothing if data is None else data, **length}
 
+    @classmethod
+    def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the shape of the networks that `weights` hold."""
+        return implied_by_weights(given)
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the next steps depend on beside the engines, and the names of the classes."""
-        state: dict[str, Any] = {"phase": self.phase.number}
+        """Returns the phase, with `num_epochs` the samples of each, and what classes and `transfer` were given."""
+        state: dict[str, Any] = {"phase": self.phase.number, **self.micro_batches.state_dict()}
+        if self.start.transfer != Transfer():
+            state["transfer"] = self.start.state_dict()
         if augment := self.augmenter.state_dict():
             state["augment"] = augment
         if self.datasets.classes:
@@ -172,6 +188,7 @@ class ProgressiveGAN(Recipe):
             )
         for engine in self.engines().values():
             engine.retire()
+        self.micro_batches.load_state_dict(state)
         self.phase = self.phases[state["phase"]]
         self.augmenter.load_state_dict(state.get("augment", {}))
         self.G, self.D = self._engines_of(self.phase)
@@ -179,6 +196,8 @@ class ProgressiveGAN(Recipe):
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields batches of each phase, and grows the networks between them."""
         position = int(start)
+        if not position and (line := self.start.describe(self.datasets.classes)):
+            self.runtime.tracker.message(line)
         while position < self.num_samples:
             phase = phase_at(self.phases, position)
             if phase != self.phase:
@@ -186,20 +205,36 @@ class ProgressiveGAN(Recipe):
                 self._grow(phase)
             self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
             num_steps = -(-(phase.end - position) // phase.batch_size)
-            yield from self.runtime.batches(
-                at_resolution(self.datasets.train, phase.resolution),
-                batch_size=phase.batch_size,
-                start=position,
-                num_steps=num_steps,
-                collate=self.datasets.collate,
-            )
+            yield from self._batches_of(phase, position, num_steps)
             position += num_steps * phase.batch_size
 
-    def dearest_batches(self) -> Iterator[Batch]:
-        """Returns batches of the phase that needs most memory, and makes its networks."""
-        phase = max(self.phases, key=lambda phase: (phase.batch_size * phase.resolution**2, phase.is_fading))
+    def _batches_of(self, phase: Phase, start: int, num_steps: int) -> Iterator[Batch]:
+        return self.runtime.batches(
+            at_resolution(self.datasets.train, phase.resolution),
+            batch_size=phase.batch_size,
+            start=start,
+            num_steps=num_steps,
+            collate=self.datasets.collate,
+        )
+
+    def stages(self) -> dict[int, Stage]:
+        """Returns the batch and the micro-batches of each resolution."""
+        return self.micro_batches.stages()
+
+    def dearest_batches_of(self, stage: int) -> Iterator[Batch]:
+        """Returns batches of the fade to a resolution, and makes the networks of that phase."""
+        phase = next(phase for phase in self.phases if phase.resolution == stage)
         self.load_state_dict({**self.state_dict(), "phase": phase.number})
-        return self.batches(phase.start)
+        return self._batches_of(phase, phase.start, 1 + self.loss.penalty_every)
+
+    def may_outgrow_memory(self, batch: Batch) -> bool:
+        """Whether the batch is one of the first of a phase, up to the second with a penalty."""
+        return self.phase.step(batch.position) <= self.loss.penalty_every
+
+    def split_further(self) -> None:
+        """Makes the networks anew, with more micro-batches at this resolution. Collective."""
+        self.runtime.tracker.message(self.micro_batches.split(self.phase.resolution))
+        self.load_state_dict(self.state_dict())
 
     def _grow(self, phase: Phase) -> None:
         """Makes the networks of `phase`, which inherit weights and averages from the current ones."""
@@ -214,16 +249,18 @@ class ProgressiveGAN(Recipe):
                 # The new layers of a resolution do not depend on the run before it.
                 torch.manual_seed(self.runtime.seed + phase.resolution)
                 module = network(self.widths, phase.resolution, phase.is_fading, self.low)
+            averages = self.start.prepare(module, name, self.datasets.classes)
             engine = self.runtime.setup(
                 module,
                 self._optimizer_of(phase),
                 name=name,
                 schedule=self.schedule,
                 ema_decay=self.ema_decay if name == "G" else None,
-                grad_accumulation_steps=self.grad_accumulation_steps,
+                grad_accumulation_steps=self.micro_batches.at(phase.resolution),
                 inherit=old,
                 inherit_optimizer=False,
             )
+            take_average(engine, averages)
             engines.append(engine)
         return tuple(engines)
 
@@ -240,7 +277,9 @@ class ProgressiveGAN(Recipe):
         fade = self.phase.fade(batch.position)
         step = self.phase.step(batch.position)
         if self.augmenter.is_due(step):
-            self.augmenter.adapt(self._scores_of_step(batch, fade), batch.size)
+            with self.D.frozen():
+                scores = self.scorer.of_step(batch, *self._critic(fade), self.phase.resolution, self.D)
+            self.augmenter.adapt(scores, batch.size)
         weight = self.loss.penalty_weight(step)
         for micro in self.D.micro_batches(batch):
             labels = self._labels(micro)
@@ -300,13 +339,14 @@ class ProgressiveGAN(Recipe):
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Returns the sliced Wasserstein distance to held-out images, and logs a grid of images."""
+        """Returns the sliced Wasserstein distance to held-out images, and logs grids of fakes and of real images."""
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
             shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
         distances |= self._scores()
         cell = max(CELL, self.phases[-1].resolution)
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell, columns))
+        self._show_real(cell)
         return distances
 
     def _critic(self, fade: float) -> tuple[Score, Score]:
@@ -316,27 +356,21 @@ class ProgressiveGAN(Recipe):
             lambda batch: self.D(self._seen_fake(batch, fade), fade, self._labels(batch)),
         )
 
-    def _scores_of_step(self, batch: Batch, fade: float) -> Scores:
-        with self.D.frozen():
-            return self.scorer.of_step(
-                batch,
-                *self._critic(fade),
-                resolution=self.phase.resolution,
-                num_micro_batches=self.grad_accumulation_steps,
-            )
-
     def _scores(self) -> dict[str, float]:
         """Measures D's scores, and warns if it overfits."""
         critic = self._critic(self.phase.fade(self.runtime.position))
         with self.D.frozen():
-            scores = self.scorer.of_evaluation(
-                *critic, resolution=self.phase.resolution, batch_size=self.phase.batch_size
-            )
-        if scores is None:
-            return {}
+            scores = self.scorer.of_evaluation(*critic, self.phase.resolution, self.phase.batch_size)
         if (warning := self.augmenter.warning(scores)) is not None:
             self.runtime.tracker.message(warning)
-        return {**scores.metrics(), **self.augmenter.metrics()}
+        return {**({} if scores is None else scores.metrics()), **self.augmenter.metrics()}
+
+    def _show_real(self, cell: int) -> None:
+        """Logs a grid of training images, once for each resolution."""
+        if self._shown_real != self.phase.resolution and self.runtime.ranks.is_main and len(self.datasets.train):
+            self._shown_real = self.phase.resolution
+            real = some_of(self.datasets.train, self.phase.resolution, self.evaluator.settings.num_shown)
+            self.runtime.tracker.image(self.runtime.step, "real images", grid(real, cell))
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the distance of the same number of training images."""
@@ -398,14 +432,4 @@ def _require_next(now: Phase, phase: Phase, position: int) -> None:
         raise ConfigError(
             f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
             f"network grows one phase at a time; set those of the checkpoint, or a new run_dir"
-        )
-
-
-def _require_whole_groups(phase: Phase, world_size: int, grad_accumulation_steps: int, group: int) -> None:
-    whole = world_size * grad_accumulation_steps * group
-    if phase.batch_size % whole:
-        raise ConfigError(
-            f"recipe.batch_size={phase.batch_size} at {phase.resolution}x{phase.resolution}: with {world_size} ranks "
-            f"and grad_accumulation_steps={grad_accumulation_steps}, groups of stddev_group={group} need a multiple of "
-            f"{whole}; set such a batch_size, or a smaller recipe.stddev_group"
         )

@@ -20,6 +20,7 @@ from trainkit.config import (
 )
 from trainkit.config.overrides import read
 from trainkit.errors import ConfigError, DataError
+from trainkit.training.accumulation import checkable
 
 USER = CONF_DIR.parent / "tests" / "user" / "conf"
 
@@ -27,7 +28,7 @@ USER = CONF_DIR.parent / "tests" / "user" / "conf"
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options])
 def test_every_option_of_every_group_composes_and_checks(group, option):
     config = compose([f"{group}={option}"])
-    check(config)
+    check(checkable(config))
     assert yaml.safe_load(to_yaml(config)) == config
 
 

@@ -25,11 +25,13 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return item if self.labels is None else {**item, "labels": self.labels[index]}
 
 
-def make_recipe(grad_accumulation_steps=1, batch_size=16, precision="fp64", strategy="ddp", classes=(), **settings):
+def make_recipe(
+    grad_accumulation_steps=1, batch_size=16, precision="fp64", strategy="ddp", classes=(), runtime=None, **settings
+):
     """A recipe on 80 random pictures, with `classes` in turns; `settings` are arguments of ProgressiveGAN."""
-    runtime = Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu", strategy=strategy)
+    runtime = runtime or Runtime(precision=precision, seed=5, tracker=Tracker(), device="cpu", strategy=strategy)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (96, settings.get("channels", 3), 8, 8), dtype=torch.uint8, generator=generator)
     labels = torch.arange(96) % len(classes) if classes else None
     of_both = (None, None) if labels is None else (labels[:80], labels[80:])
     data = Datasets(train=Rows(images[:80], of_both[0]), held_out=Rows(images[80:], of_both[1]), classes=tuple(classes))

@@ -27,7 +27,14 @@ FEW_IN_EACH = [
     "recipe.phases.phase1={sequence_length: 16, num_steps: 3, batch_size: 8, warmup: 1}",
     "recipe.phases.phase2={sequence_length: 32, num_steps: 3, batch_size: 4, warmup: 1}",
 ]
+SMALL_GAN = [
+    "recipe.resolution=8", "recipe.fmap_max=8", "recipe.latent_dim=8", "recipe.batch_size=16",
+    "recipe.stable_images=32", "recipe.fade_images=32", "save_every=3", "evaluate_every=null",
+    "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
+]  # fmt: skip
+PUBLISHED = ("celeba_hq_1024", "celeba_hq_1024_1gpu", "celeba_hq_1024_2gpus", "celeba_hq_1024_4gpus", "cifar10")
 SHORT = {
+    **dict.fromkeys(PUBLISHED, SMALL_GAN),
     "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001"],
     "bert_24h": [
         *SMALL, "recipe.num_steps=6", "save_every=4", "evaluate_every=null", "data.sequence_length=32",
@@ -40,7 +47,8 @@ SHORT = {
         "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
     ],
 }  # fmt: skip
-NIGHTLY = ("bert_base", "bert_24h")  # bert_large stands for them; the latter is trained below, too
+GANS = ("glyphs", *PUBLISHED)
+NIGHTLY = ("bert_base", "bert_24h", *PUBLISHED)  # bert_large stands for them; the latter is trained below, too
 ON_TWO_RANKS = ("bert_quickstart", "glyphs")  # as `make train` and `make gan` do
 
 
@@ -70,7 +78,7 @@ def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_
     ranks = 2 if experiment in ON_TWO_RANKS else None
     whole, again = tmp_path / "whole", tmp_path / "again"
     arguments = [f"experiment={experiment}", *SHORT[experiment], "deterministic=true", "tracking=none"]
-    arguments += [] if experiment in ON_TWO_RANKS else [f"data.path={text}"]
+    arguments += [] if experiment in (*ON_TWO_RANKS, *GANS) else [f"data.path={text}"]
     _require(run([*arguments, f"run_dir={whole}"], ranks))
     said = _require(run(["checkpoint", "verify", whole], script=MAIN))
     middle, last = checkpoint.step_directories(whole / "checkpoints")
@@ -81,13 +89,13 @@ def test_an_experiment_is_saved_verified_resumed_and_used(experiment, text, tmp_
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
-    if experiment == "glyphs":
+    if experiment in GANS:
         _require(run([whole, "--num", "4", "--output", tmp_path / "letters.png"], script=SAMPLE))
         assert (tmp_path / "letters.png").is_file()
     else:
         assert "[MASK]" not in _require(run([whole, "alpha [MASK] gamma"], script=FILL)).splitlines()[-1]
     measured = _require(run(["evaluate", whole], script=MAIN))
-    assert ("swd" if experiment == "glyphs" else "held_out_loss") in measured
+    assert ("swd" if experiment in GANS else "held_out_loss") in measured
 
 
 def test_a_modern_bert_trains(text, tmp_path):

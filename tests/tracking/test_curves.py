@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainkit.tracking import Curve, Jsonl, Run, Trackers, curves
+from trainkit.tracking import Curve, Jsonl, Run, Trackers, curves, series
 from trainkit.tracking.curves import _dashed, draw
 
 
@@ -75,9 +75,9 @@ def test_baselines_are_drawn_from_where_they_hold(tmp_path, monkeypatch):
 def test_the_mean_of_a_noisy_curve_stays_a_mean_to_its_end():
     values = np.full(300, 2.0)
     values[-1] = 100.0
-    smooth = curves._running_mean(values)
+    smooth = series.running_mean(values)
     assert smooth[-1] == pytest.approx(2 + 98 / 6) and smooth[0] == 2.0
-    assert np.allclose(curves._running_mean(np.arange(300.0))[:294], np.arange(294))
+    assert np.allclose(series.running_mean(np.arange(300.0))[:294], np.arange(294))
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
@@ -118,8 +118,8 @@ def test_the_end_draws_only_what_was_not_drawn(tmp_path, monkeypatch):
 
 def test_what_is_measured_at_another_resolution_is_another_line():
     training = {"resolution": (np.array([10, 20, 30, 40]), np.array([4.0, 4.0, 8.0, 8.0]))}
-    steps, values = curves._with_gaps(np.array([10, 20, 30, 40]), np.array([1.0, 2.0, 7.0, 6.0]), training)
+    steps, values = series.with_gaps(np.array([10, 20, 30, 40]), np.array([1.0, 2.0, 7.0, 6.0]), training)
     assert np.array_equal(steps, [10, 20, np.nan, 30, 40], equal_nan=True)
     assert np.array_equal(values, [1, 2, np.nan, 7, 6], equal_nan=True)
-    same = curves._with_gaps(np.array([10, 20]), np.array([1.0, 2.0]), {})
+    same = series.with_gaps(np.array([10, 20]), np.array([1.0, 2.0]), {})
     assert [part.tolist() for part in same] == [[10, 20], [1.0, 2.0]]

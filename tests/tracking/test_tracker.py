@@ -125,7 +125,7 @@ def test_a_failed_tracker_keeps_its_state_for_a_resume():
 
 
 def test_choice_of_trackers():
-    assert trackers().names == ["console", "jsonl", "media", "curve"]
+    assert trackers().names == ["console", "jsonl", "media", "curve", "report"]
     assert trackers(console=False, wandb=WandB(), others={"mine": Tracker()}).names[-1] == "mine"
     with pytest.raises(ConfigError, match=r"tracking\.jsonl=true"):
         trackers(jsonl=False)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, doctor, export, seeds, topo
+from trainkit.cli import checkpoint, doctor, export, report, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -31,6 +31,7 @@ examples:
   trainkit seeds 5 recipe=bert_finetune data.path=reviews.csv
   trainkit evaluate runs/bert
   trainkit export runs/bert --to onnx bert.onnx
+  trainkit report runs/bert
   trainkit checkpoint ls runs/bert
   trainkit topo show
   trainkit doctor
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_run_evaluate)
     add_config_dir(seeds.add_parser(commands))
     add_trust(add_config_dir(export.add_parser(commands)))
+    report.add_parser(commands)
     checkpoint.add_parser(commands)
     topo.add_parser(commands)
     doctor.add_parser(commands)
@@ -233,7 +235,9 @@ def run_train(arguments: argparse.Namespace) -> int | None:
         own = [Path(arguments.config_dir).expanduser()] if arguments.config_dir else []
         print(listing(config, [*own, CONF_DIR]))
     elif arguments.print_config:
-        check(config)
+        from trainkit.training.accumulation import checkable
+
+        check(checkable(config))
         print(to_yaml(config), end="")
     else:
         from trainkit.job import train

@@ -1,6 +1,7 @@
 """EngineState: what a checkpoint holds of an engine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ from trainkit.precision import LossScaler
 
 Shapes = Mapping[str, Mapping[str, tuple[torch.Size, torch.dtype]]]
 Shards = dict[str, dict[str, Shard]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank held of an engine.
+
+    Args:
+        shards: as `EngineState.shards`.
+        scalars: as `EngineState.scalars`.
+    """
+
+    shards: Shards
+    scalars: dict[str, Any]
 
 
 class EngineState:
@@ -132,6 +146,29 @@ class EngineState:
         """
         parts = {part: gathered(shards, rank) for part, shards in self.shards().items()}
         return {**parts, "scalars": self.scalars()}
+
+    def snapshot(self) -> "Snapshot":
+        """A copy, in the CPU's memory, of what this rank holds; see `restore`."""
+        parts = {
+            part: {name: shard.like(shard.local.detach().to("cpu", copy=True)) for name, shard in shards.items()}
+            for part, shards in self.shards().items()
+        }
+        return Snapshot(parts, self.scalars())
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Takes over the snapshot of an engine of the same shape and strategy. Collective: every rank must call."""
+        self.choose_plan(snapshot.scalars)
+        shards = self.empty(
+            {
+                part: {name: (shard.shape, shard.local.dtype) for name, shard in by_name.items()}
+                for part, by_name in snapshot.shards.items()
+            }
+        )
+        with torch.no_grad():
+            for part, by_name in snapshot.shards.items():
+                for name, shard in by_name.items():
+                    shards[part][name].local.copy_(shard.local.view(shards[part][name].local.shape))
+        self.loaded(shards, snapshot.scalars)
 
     def choose_plan(self, scalars: Mapping[str, Any]) -> None:
         """Reduces gradients along the plan of a checkpoint, on the same machines. Comes before `empty`. Collective."""

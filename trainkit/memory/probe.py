@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def fewest_that_fit(
     largest: Callable[[], int],
     group: dist.ProcessGroup | None,
     report: Callable[[str], None] = lambda text: None,
+    where: Callable[[], str] = lambda: "",
 ) -> int:
     """The smallest n of 1 .. `largest()` for which `attempt(n)` does not run out of memory on any rank.
 
@@ -30,24 +32,32 @@ def fewest_that_fit(
         largest: the largest n.
         group: a gloo group of all ranks; None: one process.
         report: called with a line for each attempt.
+        where: returns what these lines and the error add, such as " at 8x8".
 
     Raises:
         ConfigError: where none fits.
         PeerError: where another rank failed for another reason.
     """
+
+    def is_enough(num: int) -> bool:
+        found = fits(partial(attempt, num), group, refusals=(ConfigError,) if num > 1 else ())
+        outcome = "fit" if found else "do not fit"
+        report(f"grad_accumulation_steps=auto: {num} micro-batches a rank {outcome} into memory{where()}")
+        return found
+
     enough, too_few = 1, 0
-    while not _fits(attempt, enough, group, report):
+    while not is_enough(enough):
         too_few = enough
         if too_few >= largest():
             raise ConfigError(
-                f"grad_accumulation_steps=auto: a rank's share does not fit into memory in {too_few} micro-batches, "
-                f"and there can be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or a smaller "
-                f"model"
+                f"grad_accumulation_steps=auto: a rank's share does not fit into memory in {too_few} micro-batches"
+                f"{where()}, and there can be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or "
+                f"a smaller model"
             )
         enough = min(2 * enough, largest())
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        if _fits(attempt, middle, group, report):
+        if is_enough(middle):
             enough = middle
         else:
             too_few = middle
@@ -61,32 +71,42 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _fits(
-    attempt: Callable[[int], None], num: int, group: dist.ProcessGroup | None, report: Callable[[str], None]
+def fits(
+    attempt: Callable[[], object],
+    group: dist.ProcessGroup | None,
+    *,
+    refusals: tuple[type[Exception], ...] = (),
 ) -> bool:
+    """Whether `attempt()` runs out of memory on no rank. Collective: every rank must call.
+
+    Args:
+        attempt: may run out of memory on one rank while others wait for it in a collective.
+        group: a gloo group of all ranks; None: one process.
+        refusals: errors that count as running out of memory.
+
+    Raises:
+        PeerError: where another rank failed for another reason.
+    """
     statuses = _StatusExchange(group)
     outcome = _FINE
     try:
         with statuses:
-            attempt(num)
+            attempt()
         statuses.exchange(_FINE)
     except BaseException as error:
         if statuses.of_a_peer == _FINE:
-            refused = num > 1 and isinstance(error, ConfigError)
-            outcome = _DOES_NOT_FIT if refused or is_out_of_memory(error) else _FAILED
+            outcome = _DOES_NOT_FIT if isinstance(error, refusals) or is_out_of_memory(error) else _FAILED
             statuses.exchange(outcome)
             if outcome == _FAILED:
                 raise
+    if max(outcome, statuses.of_a_peer) == _FINE:
+        return True
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if statuses.of_a_peer == _FAILED:
-        raise PeerError("grad_accumulation_steps=auto: another rank failed in an attempt")
-    is_enough = max(outcome, statuses.of_a_peer) == _FINE
-    report(
-        f"grad_accumulation_steps=auto: {num} micro-batches a rank {'fit' if is_enough else 'do not fit'} into memory"
-    )
-    return is_enough
+        raise PeerError("another rank failed while this one tried whether a step fits into memory")
+    return False
 
 
 class _PeerError(Exception):

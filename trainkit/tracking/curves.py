@@ -1,8 +1,7 @@
 """Curve: the losses and evaluations of a run over its steps as curve.png, drawn from metrics.jsonl."""
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainkit.tracking import jsonl
+from trainkit.tracking.series import Series, family_of, panels_of, read_series, running_mean, thinned, with_gaps
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "curve.png"
@@ -17,11 +17,7 @@ DRAWING_FRACTION = 0.02  # at most this fraction of the time is spent drawing
 MAX_PANELS = 6
 GREYS = ("0.2", "0.45", "0.6")  # of baselines
 DASHES = ("--", (0, (6, 2)), (0, (2, 2)))
-MAX_POINTS = 2000  # of a line: more than the picture has columns of pixels
-OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s"}
-
-Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
-Baselines = dict[str, Series]  # metric -> name -> (steps from which a value holds, values)
+MAX_NAMED = 12  # milestones that get a name: with more the names would overlap
 
 
 class Curve(Tracker):
@@ -82,8 +78,9 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
         picture: the PNG file to write, replaced in one rename.
         title: text above the panels.
     """
-    training, evaluation, baselines = _series(metrics)
-    panels = _panels(training, evaluation)
+    measured = read_series(metrics)
+    training, evaluation, baselines = measured.training, measured.evaluation, measured.baselines
+    panels = panels_of(training, evaluation)[:MAX_PANELS]
     if not panels:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,58 +93,26 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     last_step = max(steps[-1] for steps, _ in [*training.values(), *evaluation.values()])
     for index, family in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
-        family_baselines = chain(*(lines.items() for metric, lines in baselines.items() if _family(metric) == family))
+        family_baselines = chain(*(lines.items() for metric, lines in baselines.items() if family_of(metric) == family))
         _panel(axes, family, training, evaluation, dict(family_baselines), last_step)
         axes.set_xlim(0, 1.02 * last_step)
+        _mark(axes, measured.milestones, last_step, is_named=index == 0)
     figure.suptitle(title)
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary)
     temporary.replace(picture)
 
 
-def _series(metrics: Path) -> tuple[Series, Series, Baselines]:
-    Points = defaultdict[str, list[tuple[int, float]]]
-    points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
-    baselines: defaultdict[str, Points] = defaultdict(lambda: defaultdict(list))
-    for line in jsonl.read(metrics):
-        for name in line.keys() - OWN_KEYS:
-            if line["kind"] == "baseline":
-                for baseline, value in line[name].items():
-                    baselines[name][baseline].append((line["step"], value))
-            elif line[name] is not None:
-                points[line["kind"]][name].append((line["step"], line[name]))
-    return (
-        _arrays(dict(sorted(points["training"].items()))),
-        _arrays(dict(sorted(points["evaluation"].items()))),
-        {metric: _arrays(lines) for metric, lines in baselines.items()},
-    )
-
-
-def _arrays(points: Mapping[str, list[tuple[int, float]]]) -> Series:
-    return {name: (np.array([p[0] for p in points[name]]), np.array([p[1] for p in points[name]])) for name in points}
-
-
-def _family(name: str) -> str:
-    """Returns the last word of a name that is no number: `swd_32` belongs to `swd`."""
-    return next((word for word in reversed(name.split("_")) if not word.isdecimal()), name)
-
-
-def _panels(training: Series, evaluation: Series) -> list[str]:
-    losses = ["loss"] if any(_family(name) == "loss" for name in [*training, *evaluation]) else []
-    others = {_family(name): None for name in evaluation if _family(name) != "loss" and not name.startswith("num_")}
-    return [*losses, *others][:MAX_PANELS]
-
-
 def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselines: Series, last_step: int) -> None:
     shown = []
-    for index, name in enumerate(name for name in training if _family(name) == family):
-        steps, values = _thinned(*training[name])
-        smooth = _running_mean(values)
+    for index, name in enumerate(name for name in training if family_of(name) == family):
+        steps, values = thinned(*training[name])
+        smooth = running_mean(values)
         axes.plot(steps, values, color=f"C{index}", linewidth=0.6, alpha=0.35)
         axes.plot(steps, smooth, color=f"C{index}", linewidth=1.6, label=name)
         shown += [np.quantile(values, (0.01, 0.99)), smooth[len(smooth) // 50 :]]
-    for index, name in enumerate(name for name in evaluation if _family(name) == family):
-        steps, values = _with_gaps(*evaluation[name], training)
+    for index, name in enumerate(name for name in evaluation if family_of(name) == family):
+        steps, values = with_gaps(*evaluation[name], training)
         axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
         shown.append(values)
     for index, (name, (steps, values)) in enumerate(baselines.items()):
@@ -176,34 +141,19 @@ def _dashed(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, last_st
     )
 
 
-def _with_gaps(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a gap where the `resolution` of a growing network changed: evaluations there measure something else."""
-    known, resolutions = training.get("resolution", (np.zeros(0), np.zeros(0)))
-    if not len(known):
-        return steps, values
-    at = resolutions[np.clip(np.searchsorted(known, steps, side="right") - 1, 0, None)]
-    changes = np.flatnonzero(np.diff(at)) + 1
-    return np.insert(steps.astype(float), changes, np.nan), np.insert(values.astype(float), changes, np.nan)
-
-
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most MAX_POINTS points, each the mean of its neighbours."""
-    size = -(-len(steps) // MAX_POINTS)
-    starts = np.arange(0, len(steps), size)
-    counts = np.diff([*starts, len(steps)])
-    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about a thirtieth of the curve.
-
-    The window is narrower at the beginning, which is steep. At the end its later half is missing, because a single
-    value is no mean.
-    """
-    half = len(values) // 60
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    first = index - np.minimum(half, index)
-    last = np.minimum(2 * index - first, len(values) - 1)
-    means: np.ndarray = (sums[last + 1] - sums[first]) / (last + 1 - first)
-    return means
+def _mark(axes: Any, milestones: Sequence[tuple[float, str]], last_step: int, *, is_named: bool) -> None:
+    """Draws a vertical line where each part of the run begins; names them in the first panel."""
+    shown = [(step, name) for step, name in milestones if 0 < step <= last_step]
+    for step, name in shown:
+        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
+        if is_named and len(shown) <= MAX_NAMED:
+            axes.text(
+                step,
+                0.99,
+                f" {name}",
+                fontsize=6,
+                color="0.4",
+                rotation=90,
+                va="top",
+                transform=axes.get_xaxis_transform(),
+            )

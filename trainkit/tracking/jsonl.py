@@ -16,7 +16,8 @@ FILE_NAME = "metrics.jsonl"
 class Jsonl(Tracker):
     """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines to metrics.jsonl, each flushed.
 
-    A line of kind "baseline" contains `{name: value}` for each metric. `time` is in seconds since 1970. A value that is
+    A line of kind "baseline" contains `{name: value}` for each metric, one of kind "milestones" the position and the
+    name of each part of the run. `time` is in seconds since 1970. A value that is
     not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
     `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume, the file is first truncated to the resumed step, in one
     rename, so it never contains a step twice. Lines that cannot be written (a full disk) are kept, and written with the
@@ -34,6 +35,8 @@ class Jsonl(Tracker):
             truncate_to_step(path, -1 if run.resumed_step is None else run.resumed_step)
         self._unwritten = b""
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        if run.milestones:
+            self._write_line(run.resumed_step or 0, "milestones", {"milestones": run.milestones})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line of kind "training"."""

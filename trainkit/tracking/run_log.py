@@ -51,6 +51,7 @@ class RunLog:
         config: Mapping[str, Any] | None = None,
         summary: tuple[str, ...] = (),
         costs: Sequence[tuple[int, float]] = (),
+        milestones: Sequence[tuple[int, str]] = (),
     ) -> None:
         """Starts the tracker, unless it has been started.
 
@@ -58,6 +59,7 @@ class RunLog:
             config: what the run was made of.
             summary: further lines of the summary.
             costs: of samples, for the time left; see `Recipe.costs`.
+            milestones: of the run; see `Recipe.milestones`.
         """
         if self.is_started:
             return
@@ -73,6 +75,7 @@ class RunLog:
             num_samples=num_samples,
             resumed_step=self.resumed_step,
             summary=lines,
+            milestones=tuple(milestones),
         )
         self.tracker.start(run)
         self._started()

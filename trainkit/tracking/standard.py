@@ -8,6 +8,7 @@ from trainkit.tracking.curves import Curve
 from trainkit.tracking.fan_out import Trackers
 from trainkit.tracking.jsonl import Jsonl
 from trainkit.tracking.media import Media
+from trainkit.tracking.report import Report
 from trainkit.tracking.tensorboard import TensorBoard
 from trainkit.tracking.tracker import Tracker
 from trainkit.tracking.wandb import WandB
@@ -19,6 +20,7 @@ def trackers(
     jsonl: bool = True,
     curve: bool = True,
     media: bool = True,
+    report: bool = True,
     wandb: WandB | None = None,
     tensorboard: bool = False,
     others: Mapping[str, Tracker] | None = None,
@@ -30,6 +32,7 @@ def trackers(
         jsonl: whether to write metrics.jsonl.
         curve: whether to draw curve.png; needs `jsonl`.
         media: whether to write pictures, texts and tables as files.
+        report: whether to write report.html; needs `jsonl`, and shows what `media` wrote.
         wandb: the Weights & Biases tracker; None: not used.
         tensorboard: whether to write TensorBoard event files.
         others: further trackers by name.
@@ -38,10 +41,13 @@ def trackers(
         One tracker that calls them all.
 
     Raises:
-        ConfigError: where `curve` is set without `jsonl`, or a name in `others` is used already.
+        ConfigError: where `curve` or `report` is set without `jsonl`, or a name in `others` is used already.
     """
-    if curve and not jsonl:
-        raise ConfigError("tracking.curve=true draws metrics.jsonl: type tracking.jsonl=true or tracking.curve=false")
+    for name, is_chosen in (("curve", curve), ("report", report)):
+        if is_chosen and not jsonl:
+            raise ConfigError(
+                f"tracking.{name}=true shows metrics.jsonl: type tracking.jsonl=true or tracking.{name}=false"
+            )
     chosen: dict[str, Tracker | None] = {
         "console": Console() if console else None,  # first: it removes the bar before others print at the end
         "jsonl": Jsonl() if jsonl else None,
@@ -49,6 +55,7 @@ def trackers(
         "wandb": wandb,
         "tensorboard": TensorBoard() if tensorboard else None,
         "curve": Curve() if curve else None,  # after jsonl, which it reads
+        "report": Report() if report else None,  # after jsonl and media, which it reads
     }
     taken = sorted(chosen.keys() & (others or {}).keys())
     if taken:

@@ -22,6 +22,7 @@ class Run:
         resumed_step: None for a new run. n: the checkpoint of step n was loaded, so steps after n that an earlier
             process logged will be logged again.
         summary: lines for a reader: model, strategy, precision, ranks.
+        milestones: the position at which each part of the run begins, such as a growth phase, and its name.
     """
 
     directory: Path
@@ -30,6 +31,7 @@ class Run:
     num_samples: int | None = None
     resumed_step: int | None = None
     summary: tuple[str, ...] = ()
+    milestones: tuple[tuple[int, str], ...] = ()
 
 
 class WriteDeferredError(OSError):

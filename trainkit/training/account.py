@@ -11,7 +11,8 @@ from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
 from trainkit.errors import UntrustedError
-from trainkit.recipe import Recipe
+from trainkit.memory.memory import in_words
+from trainkit.recipe import Recipe, Stage
 from trainkit.runtime import Runtime
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.console import number
@@ -19,16 +20,20 @@ from trainkit.training.trust import require_ours
 from trainkit.version import __version__
 
 
-def of_start(runtime: Runtime, recipe: Recipe, first: Batch | None) -> Iterator[str]:
+def of_start(
+    runtime: Runtime, recipe: Recipe, first: Batch | None, found: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """Yields lines on the engines, the data, and how the batch is split.
 
     Args:
         runtime: of the run.
         recipe: of the run.
         first: the first global batch; None: nothing is left to train.
+        found: what was determined when the run started.
     """
     for name, engine in recipe.engines().items():
         yield from _of_engine(runtime, name, engine, first)
+    yield from _of_stages(runtime, recipe.stages(), (found or {}).get("peak_bytes", {}))
     yield from _of_data(recipe)
 
 
@@ -48,6 +53,18 @@ def _of_engine(runtime: Runtime, name: str, engine: Engine, first: Batch | None)
         yield (
             f"{name}: global batch {first.size} = {ranks} ranks x {'' if is_even else 'up to '}{samples} samples "
             f"x {engine.grad_accumulation_steps} micro-batches"
+        )
+
+
+def _of_stages(runtime: Runtime, stages: Mapping[int, Stage], peak_bytes: Mapping[Any, int]) -> Iterator[str]:
+    """The batch of each stage, how it is split, and the memory that its steps took when they were tried."""
+    ranks, widest = runtime.ranks.world_size, max((len(stage.name) for stage in stages.values()), default=0)
+    for key, stage in stages.items():
+        share = stage.batch_size // (ranks * stage.grad_accumulation_steps)
+        peak = peak_bytes.get(key, peak_bytes.get(str(key)))  # a manifest's keys are strings
+        yield (
+            f"plan: {stage.name:>{widest}}: global batch {stage.batch_size:>4} = {ranks} ranks x {share:>3} samples x "
+            f"{stage.grad_accumulation_steps} micro-batches" + (f", {in_words(peak)} at most" if peak else "")
         )
 
 

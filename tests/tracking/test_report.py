@@ -1,0 +1,100 @@
+"""The report of a run: one file that holds everything, with the right numbers at the right places."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from trainkit.cli.main import main
+from trainkit.tracking import Jsonl, Media, Run, Trackers
+from trainkit.tracking.report import Report
+from trainkit.tracking.report.chart import Chart
+from trainkit.tracking.series import read_series
+
+MILESTONES = ((0, "4x4 training"), (40, "8x8 fading in"), (70, "8x8 training"))
+
+
+class _Page(HTMLParser):
+    """Tags, attributes and text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _logged(directory, num_steps=10, resumed_step=None):
+    """Trackers that have logged ten steps of ten samples: an evaluation with a picture every two."""
+    trackers = Trackers(jsonl=Jsonl(), media=Media(), report=Report())
+    trackers.start(
+        Run(directory, "run <1>", num_samples=100, milestones=MILESTONES, resumed_step=resumed_step),
+    )
+    trackers.baselines(resumed_step or 0, {"swd": {"as many training images": 2.0}})
+    for step in range((resumed_step or 0) + 1, num_steps + 1):
+        trackers.log(step, {"d_loss": 1 / step, "position": 10 * step})
+        if step % 2 == 0:
+            trackers.image(step, "samples", np.full((4, 4, 3), 20 * step, np.uint8))
+            trackers.table(step, "neighbours", ["image", "distance"], [["<b>", 0.123456], ["c", 7]])
+            trackers.text(step, "note", f"at {step} & after")
+            trackers.evaluation(step, {"swd": 10.0 - step})
+    return trackers
+
+
+def test_a_page_shows_all_that_was_logged(tmp_path):
+    _logged(tmp_path).finish("finished")
+    (tmp_path / "config.yaml").write_text("recipe:\n  name: <gan>\n")
+    (tmp_path / "summary.txt").write_text("G: 5 parameters\nnext: trainkit evaluate run\n")
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    page = _Page(text)
+    said = " ".join(page.words)
+    assert not re.search(r"(?:src|href)=['\"]?(?!data:)[\w/:.]", text), "something is fetched from elsewhere"
+    assert [picture["data-step"] for picture in page.of("img")] == ["2", "4", "6", "8", "10"]
+    assert all(picture["src"].startswith("data:image/webp;base64,") for picture in page.of("img"))
+    assert ["hidden" in picture for picture in page.of("img")] == [True] * 4 + [False]
+    assert page.of("input")[0]["data-steps"] == "[2, 4, 6, 8, 10]"
+    for expected in ("G: 5 parameters", "name: <gan>", "trainkit evaluate run", "0.1235", "at 10 & after", "step 10"):
+        assert expected in said, expected
+    assert "as many training images: 2" in said and "lowest 0, highest 8" in said
+    assert re.findall(r"width:([\d.]+)%", text.split("<main>")[1]) == ["40.00", "30.00", "30.00"]
+
+
+def test_milestones_lie_at_the_steps_that_reach_them(tmp_path):
+    _logged(tmp_path, num_steps=5).finish("interrupted")
+    _logged(tmp_path, resumed_step=4).finish("finished")
+    measured = read_series(tmp_path / "metrics.jsonl")
+    assert measured.milestones == ((0.0, "4x4 training"), (4.0, "8x8 fading in"), (7.0, "8x8 training"))
+    assert measured.training["d_loss"][0].tolist() == list(range(1, 11))
+    svg = Chart("loss", measured, 10).svg()
+    marks = re.findall(r'class="mark" x1="([\d.]+)"', svg)
+    left, right = 64, 560 - 14  # of the axes
+    assert [float(x) for x in marks] == pytest.approx([left + (right - left) * s / 10 for s in (4, 7)], abs=0.06)
+    assert "8x8 fading in, from step 4" in svg
+
+
+def test_a_chart_draws_to_scale_and_leaves_gaps(tmp_path):
+    trackers = Trackers(jsonl=Jsonl())
+    trackers.start(Run(tmp_path, "run"))
+    for step, value in ((2, 0.0), (4, 10.0), (6, float("nan")), (8, 5.0)):
+        trackers.evaluation(step, {"swd": value})
+    trackers.finish("finished")
+    chart = Chart("swd", read_series(tmp_path / "metrics.jsonl"), 8)
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart.svg())]
+    assert len(points) == 3
+    (_, low), (_, high), (_, middle) = points
+    assert middle == pytest.approx((low + high) / 2, abs=0.06) and high < low
+
+
+def test_a_directory_without_a_run_is_named(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no metrics.jsonl: give the directory of a run" in capsys.readouterr().err
