@@ -65,6 +65,7 @@ def test_what_is_imported_by_then():
         str(ROOT / "launch" / "train.py"),
         "trainkit_recipes.bert.fill",
         "trainkit_recipes.progressive_gan.sample",
+        "trainkit_recipes.progressive_gan.measure",
     ]
     code = HELP.format(
         slow=SLOW,

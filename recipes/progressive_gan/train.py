@@ -16,9 +16,11 @@ from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.classes import require_same_classes
-from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator, Generate
+from trainkit_recipes.progressive_gan.end import COPYING_TITLE, TITLE, TRAINING_IMAGES, measure_all
+from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
+from trainkit_recipes.progressive_gan.image_sets import Generate, GeneratedImages, ImageSet
 from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
@@ -28,7 +30,6 @@ from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_o
 from trainkit_recipes.progressive_gan.scores import Score, Scorer
 from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
 
-TRAINING_IMAGES = "as many training images"
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
 
@@ -339,7 +340,7 @@ class ProgressiveGAN(Recipe):
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Returns the sliced Wasserstein distance to held-out images, and logs grids of fakes and of real images."""
+        """Returns the `recipe.evaluation.metrics` against held-out images, and logs grids of fakes and real images."""
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
             shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
@@ -373,14 +374,19 @@ class ProgressiveGAN(Recipe):
             self.runtime.tracker.image(self.runtime.step, "real images", grid(real, cell))
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the distance of the same number of training images."""
-        floor = self.evaluator.floor(self.phase.resolution)
-        return {} if floor is None else {"swd": {TRAINING_IMAGES: floor}}
+        """Returns the same metrics of as many training images."""
+        floors = self.evaluator.floors(self.phase.resolution)
+        return {name: {TRAINING_IMAGES: value} for name, value in floors.items() if not name.startswith("swd_")}
 
     def _generate(self, module: torch.nn.Module) -> Generate:
         """Returns what makes images of a generator for a batch that is measured."""
         fade = self.phase.fade(self.runtime.position)
         return lambda batch: module(self._latents(batch, "measured"), fade, self._labels(batch))
+
+    def images(self, module: torch.nn.Module) -> ImageSet:
+        """Returns as many images of a generator as there are held-out ones, to be measured."""
+        held_out = self.evaluator.held_out(self.phase.resolution)
+        return GeneratedImages(self._generate(module), held_out, len(held_out))
 
     def sampler(self, module: torch.nn.Module) -> Sampler:
         """Returns what makes images of fixed latents, the same throughout a run, with a generator."""
@@ -388,22 +394,21 @@ class ProgressiveGAN(Recipe):
         return Sampler(runtime=self.runtime, module=module, widths=self.widths, fade=fade, batch_size=size)
 
     def finish(self) -> None:
-        """Logs a table of the distances of the untrained and the trained generator, and writes an animation."""
-        resolution, rows = self.phase.resolution, []
+        """Measures the generator beside an untrained one, logs tables and pictures, and writes an animation."""
+        resolution, tracker, step = self.phase.resolution, self.runtime.tracker, self.runtime.step
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.runtime.seed + resolution)
             untrained = Generator(self.widths, resolution).to(self.runtime.device, self.runtime.dtype)
         with self.G.averaged() as trained:
-            found = [("untrained generator", self.evaluator.distances(self._generate(untrained), resolution)["swd"])]
-            found.append(("trained generator", self.evaluator.distances(self._generate(trained), resolution)["swd"]))
-        if (floor := self.evaluator.floor(resolution)) is not None:
-            found.append((TRAINING_IMAGES, floor))
-        for name, distance in found:
-            rows.append((name, round(distance, 2), round(distance / found[0][1], 3)))
-        columns = ("images of", f"swd at {resolution}x{resolution}", "fraction of untrained")
-        title = "sliced Wasserstein distance to held-out images"
-        self.runtime.tracker.table(self.runtime.step, title, columns, rows)
+            sets = {"untrained generator": self.images(untrained), "trained generator": self.images(trained)}
+            measured = measure_all(self.evaluator, sets, resolution)
+        tracker.table(step, TITLE, *measured.table())
+        if measured.copying is not None:
+            tracker.table(step, COPYING_TITLE, *measured.copying_table())
+        for name, picture in measured.pictures.items():
+            tracker.image(step, name, picture)
         if self.runtime.ranks.is_main and self.runtime.run_dir is not None:
+            measured.write(self.runtime.run_dir / "measured.json")
             self._animate(self.runtime.run_dir)
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:

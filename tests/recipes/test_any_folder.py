@@ -36,6 +36,7 @@ GAN = [
     "recipe.fmap_base=64",
     "recipe.fmap_max=16",
     "recipe.latent_dim=8",
+    "recipe.evaluation.num_pairs=32",
 ]
 
 

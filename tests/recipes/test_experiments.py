@@ -30,7 +30,7 @@ FEW_IN_EACH = [
 SMALL_GAN = [
     "recipe.resolution=8", "recipe.fmap_max=8", "recipe.latent_dim=8", "recipe.batch_size=16",
     "recipe.stable_images=32", "recipe.fade_images=32", "save_every=3", "evaluate_every=null",
-    "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
+    "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16", "recipe.evaluation.num_pairs=32",
 ]  # fmt: skip
 PUBLISHED = ("celeba_hq_1024", "celeba_hq_1024_1gpu", "celeba_hq_1024_2gpus", "celeba_hq_1024_4gpus", "cifar10")
 SHORT = {

@@ -43,4 +43,4 @@ def test_killed_in_the_512_fade_and_grown_to_1024(tmp_path, pictures, precision)
         "log_every=1",
         f"precision={precision}",
     ]
-    assert_killed_equals_whole(tmp_path, arguments, 2, kill_from_step=STEPS_TO_512 + 4)
+    assert_killed_equals_whole(tmp_path, arguments, 2, kill_from_step=STEPS_TO_512 + 4, timeout_s=1500.0)

@@ -19,6 +19,7 @@ TRAINED_SHORTLY = [
     "recipe.resolution=8",
     "recipe.evaluation.num_shown=4",
     "recipe.evaluation.num_directions=16",
+    "recipe.evaluation.num_pairs=32",
     "evaluate_every=1000",
     "log_every=1",
 ]

@@ -15,7 +15,7 @@ from trainkit.data import WordPiece
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit_recipes.bert import fill
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
-from trainkit_recipes.progressive_gan import sample
+from trainkit_recipes.progressive_gan import measure, sample
 
 SHORT = ["ops=reference", "tracking=none", "schedule=constant", "evaluate_every=null", "save_every=null"]
 BERT = [
@@ -37,6 +37,7 @@ GAN = [
     "recipe.stable_images=8",
     "recipe.fade_images=8",
     "recipe.evaluation.num_directions=4",
+    "recipe.evaluation.num_pairs=32",
     "data.held_out=0.2",
 ]
 
@@ -157,6 +158,8 @@ def test_images_are_drawn_without_the_pictures(tmp_path, cache, capsys, monkeypa
     capsys.readouterr()
     assert main(["evaluate", str(run), *measured_on(other)]) == 0
     assert capsys.readouterr().out.startswith("swd ")
+    assert measure.main([str(run), "--data", str(other), "--metrics", "swd", "copying"]) == 0
+    assert "images of the generator" in capsys.readouterr().out
 
 
 def test_a_recipe_that_cannot_do_without_its_data_gets_them(tmp_path, cache):

@@ -41,7 +41,7 @@ def _logged(directory, num_steps=10, resumed_step=None):
     )
     trackers.baselines(resumed_step or 0, {"swd": {"as many training images": 2.0}})
     for step in range((resumed_step or 0) + 1, num_steps + 1):
-        trackers.log(step, {"d_loss": 1 / step, "position": 10 * step})
+        trackers.log(step, {"d_loss": 1 / step, "augmentation_probability": step / 50, "position": 10 * step})
         if step % 2 == 0:
             trackers.image(step, "samples", np.full((4, 4, 3), 20 * step, np.uint8))
             trackers.table(step, "neighbours", ["image", "distance"], [["<b>", 0.123456], ["c", 7]])
@@ -63,6 +63,9 @@ def test_a_page_shows_all_that_was_logged(tmp_path):
     assert all(picture["src"].startswith("data:image/webp;base64,") for picture in page.of("img"))
     assert ["hidden" in picture for picture in page.of("img")] == [True] * 4 + [False]
     assert page.of("input")[0]["data-steps"] == "[2, 4, 6, 8, 10]"
+    assert "[hidden]{display:none!important}" in text  # or `display:block` of pictures would show all at once
+    charts = [chart["aria-label"] for chart in page.of("svg")]
+    assert charts == ["loss over steps", "swd over steps", "probability over steps"]
     for expected in ("G: 5 parameters", "name: <gan>", "trainkit evaluate run", "0.1235", "at 10 & after", "step 10"):
         assert expected in said, expected
     assert "as many training images: 2" in said and "lowest 0, highest 8" in said

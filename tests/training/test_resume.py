@@ -22,18 +22,23 @@ def _steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"training"' in line]
 
 
-def assert_killed_equals_whole(tmp_path: Path, arguments: list[str], ranks: int | None, kill_from_step: int) -> None:
+def assert_killed_equals_whole(
+    tmp_path: Path, arguments: list[str], ranks: int | None, kill_from_step: int, timeout_s: float = 300.0
+) -> None:
     """The job of `arguments`, killed at a random moment after a step and resumed, ends with the same bits."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = [*arguments, "deterministic=true", "tracking=none"]
-    finished = run([*arguments, f"run_dir={whole}"], ranks)
+    finished = run([*arguments, f"run_dir={whole}"], ranks, timeout_s=timeout_s)
     assert finished.returncode == 0, finished.stderr
     target = kill_from_step + random.randrange(4)
     was_killed = run_until(
-        lambda: bool(_steps(killed)) and _steps(killed)[-1] >= target, [*arguments, f"run_dir={killed}"], ranks
+        lambda: bool(_steps(killed)) and _steps(killed)[-1] >= target,
+        [*arguments, f"run_dir={killed}"],
+        ranks,
+        timeout_s,
     )
     assert was_killed, "the job ended before it could be killed"
-    resumed = run([*arguments, f"run_dir={killed}"], ranks)
+    resumed = run([*arguments, f"run_dir={killed}"], ranks, timeout_s=timeout_s)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after step" in resumed.stdout
     expected, found = newest_tensors(whole), newest_tensors(killed)

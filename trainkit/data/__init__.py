@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trainkit.data.examples import Example, Examples
     from trainkit.data.images import Images
     from trainkit.data.nvidia_bert import NvidiaBert
+    from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -28,6 +29,7 @@ __all__ = [
     "Vocabulary",
     "WordPiece",
     "read_vocabulary",
+    "track",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any name
@@ -46,5 +48,6 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "read_vocabulary": "trainkit.data.vocabulary",
+            "track": "trainkit.data.progress",
         },
     )

@@ -105,8 +105,8 @@ class Console(Tracker):
         for column in columns:
             table.add_column(Text(column))
         for row in rows:
-            table.add_row(*(Text(number(cell) if isinstance(cell, float) else str(cell)) for cell in row))
-        self._console.print(table, width=None if self._console.is_terminal else PLAIN_WIDTH)
+            table.add_row(*(Text(_cell(cell)) for cell in row))
+        self._console.print(table)
 
     def message(self, text: str) -> None:
         """Prints a line about the run itself."""
@@ -138,7 +138,10 @@ class Console(Tracker):
     def _console(self) -> "rich.console.Console":
         import rich.console
 
-        return self._given_console or rich.console.Console(highlight=False)
+        if self._given_console is not None:
+            return self._given_console
+        console = rich.console.Console(highlight=False)
+        return console if console.is_terminal else rich.console.Console(highlight=False, width=PLAIN_WIDTH)
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
@@ -169,6 +172,10 @@ class Console(Tracker):
             if name not in OWN_COLUMNS and (value or name not in ONLY_IF_ANY):
                 parts.append(f"{name} {number(value):<9}")
         return "  ".join(parts).rstrip()
+
+
+def _cell(value: Any) -> str:
+    return number(value) if isinstance(value, float) else "" if value is None else str(value)
 
 
 def number(value: float) -> str:

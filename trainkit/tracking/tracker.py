@@ -116,7 +116,7 @@ class Tracker:
             step: the number of steps done.
             name: the name of the table.
             columns: names of the columns.
-            rows: numbers and strings, one per column.
+            rows: numbers and strings, one per column; in a column either; None: an empty cell.
         """
 
     def message(self, text: str) -> None:

@@ -15,7 +15,7 @@ from trainkit.tracking.console import duration
 from trainkit.tracking.report.chart import COLOURS, Chart
 from trainkit.tracking.report.record import Record, read_record
 from trainkit.tracking.report.style import CSS, SCRIPT
-from trainkit.tracking.series import Measured, panels_of
+from trainkit.tracking.series import Measured, family_of, panels_of
 
 FILE_NAME = "report.html"
 MAX_SIDE = 800  # pixels of a picture; larger ones are scaled down
@@ -181,10 +181,12 @@ def _picture(path: Path, encoded: Encoded) -> str:
 
 def _curves(measured: Measured, last_step: float) -> Iterator[str]:
     families = panels_of(measured.training, measured.evaluation)
-    if families:
-        yield "<h2>Curves</h2><div class=wide>"
-        yield from (Chart(family, measured, last_step).svg() for family in families)
-        yield "</div>"
+    others = [family for family in dict.fromkeys(map(family_of, measured.training)) if family not in families]
+    for title, shown in (("Curves", families), ("Other curves of training", others)):
+        if shown:
+            yield f"<h2>{title}</h2><div class=wide>"
+            yield from (Chart(family, measured, last_step).svg() for family in shown)
+            yield "</div>"
 
 
 def _tables(record: Record) -> Iterator[str]:

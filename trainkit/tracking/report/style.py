@@ -4,6 +4,7 @@ CSS = """
 :root{--ink:#1d2433;--soft:#5c667a;--line:#dfe3ea;--paper:#fff;--back:#f4f6f9;--key:#2f6fde}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9f0;--soft:#9aa4b8;--line:#333b4b;--paper:#1b212d;--back:#12161f}}
 *{box-sizing:border-box}
+[hidden]{display:none!important}
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1220px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;margin:0}h2{font-size:18px;margin:34px 0 12px}
