@@ -231,6 +231,21 @@ def _mean(side: Mapping[str, Any]) -> str:
     return f"{side['mean']:.3f}{deviation}"
 
 
+def _small_data(results: Results) -> str:
+    kinds = {"none": "without", "ada": "with augmentation"}
+    rows = [
+        [
+            one["seed"],
+            f"{one['images']:,}",
+            *(f"{one['distance'][kind]:.1f} (lowest {one['lowest'][kind]:.1f})" for kind in kinds),
+            f"{one['ratio']:.2f}",
+            f"at most {one['goal']:g}",
+        ]
+        for one in results
+    ]
+    return _table(["seed", "images shown", *(f"distance {kind}" for kind in kinds.values()), "ratio", "goal"], rows)
+
+
 def _predictions(written: Mapping[str, Any]) -> str:
     rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
     return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
@@ -272,5 +287,6 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "faults-handovers": _handovers,
     "predictions": _predictions,
     "finetuning": _fine_tuning,
+    "gan-small-data": _small_data,
     "bert-peers": _peers,
 }

@@ -14,6 +14,7 @@ from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, require_above_zero
 from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
+from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.classes import require_same_classes
 from trainkit_recipes.progressive_gan.end import COPYING_TITLE, TITLE, TRAINING_IMAGES, measure_all
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
@@ -26,6 +27,7 @@ from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, as_pixels, grid
 from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting, some_of
+from trainkit_recipes.progressive_gan.scores import Score, Scorer
 from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
@@ -58,6 +60,7 @@ class ProgressiveGAN(Recipe):
         low_precision_resolutions: in bf16 and fp16, how many of the highest resolutions up to `resolution` compute in
             low precision; all below are fp32 (see `networks.LowPrecision`).
         clamp: the largest magnitude of an activation there.
+        augment: how images are augmented before D sees them; None: not at all.
         evaluation: what an evaluation measures and shows; None: the defaults of `Evaluation`.
         transfer: the trained networks that these start from; None: random weights.
 
@@ -93,6 +96,7 @@ class ProgressiveGAN(Recipe):
         stddev_group: int = 4,
         low_precision_resolutions: int = 4,
         clamp: float = 256.0,
+        augment: Augmentation | None = None,
         evaluation: Evaluation | None = None,
         transfer: Transfer | None = None,
     ) -> None:
@@ -122,6 +126,8 @@ class ProgressiveGAN(Recipe):
         if len(self.datasets.train):
             require_fitting(self.datasets.train, resolution, channels, self.widths.num_classes)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
+        self.scorer = Scorer(runtime, self.datasets)
+        self.augmenter = Augmenter(runtime, augment or Augmentation(), loss=self.loss.name, datasets=self.datasets)
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -160,6 +166,8 @@ class ProgressiveGAN(Recipe):
         state: dict[str, Any] = {"phase": self.phase.number, **self.micro_batches.state_dict()}
         if self.start.transfer != Transfer():
             state["transfer"] = self.start.state_dict()
+        if augment := self.augmenter.state_dict():
+            state["augment"] = augment
         if self.datasets.classes:
             state["classes"] = list(self.datasets.classes)
         if self.num_epochs is None:
@@ -183,6 +191,7 @@ class ProgressiveGAN(Recipe):
             engine.retire()
         self.micro_batches.load_state_dict(state)
         self.phase = self.phases[state["phase"]]
+        self.augmenter.load_state_dict(state.get("augment", {}))
         self.G, self.D = self._engines_of(self.phase)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -267,12 +276,15 @@ class ProgressiveGAN(Recipe):
     def train_step(self, batch: Batch) -> Mapping[str, Tensor | float | Last]:
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
-        weight = self.loss.penalty_weight(self.phase.step(batch.position))
+        step = self.phase.step(batch.position)
+        if self.augmenter.is_due(step):
+            with self.D.frozen():
+                scores = self.scorer.of_step(batch, *self._critic(fade), self.phase.resolution, self.D)
+            self.augmenter.adapt(scores, batch.size)
+        weight = self.loss.penalty_weight(step)
         for micro in self.D.micro_batches(batch):
             labels = self._labels(micro)
-            real = self._faded(real_images(micro.data, self.phase.resolution, self.runtime.dtype), fade)
-            with torch.no_grad():
-                fake = self.G(self._latents(micro, "D's latents"), fade, labels)
+            real, fake = self._seen_real(micro, fade), self._seen_fake(micro, fade)
             mix = self.runtime.rand(micro, name="mix")
             loss, penalty = self.loss.of_discriminator(
                 self.D, real, fake, mix, fade=fade, penalty_weight=weight, labels_B=labels
@@ -282,7 +294,8 @@ class ProgressiveGAN(Recipe):
         for micro in self.G.micro_batches(batch):
             labels = self._labels(micro)
             with self.D.frozen():
-                scores = self.D(self.G(self._latents(micro, "G's latents"), fade, labels), fade, labels)
+                fake = self.G(self._latents(micro, "G's latents"), fade, labels)
+                scores = self.D(self.augmenter(fake, micro, "G's fake"), fade, labels)
                 self.G.backward(self.loss.of_generator(scores))
         g_result = self.G.step()
         return {
@@ -295,10 +308,22 @@ class ProgressiveGAN(Recipe):
             "skipped": float(d_result.skipped or g_result.skipped),
             "resolution": Last(self.phase.resolution),
             "fade": Last(fade),
+            **{name: Last(value) for name, value in self.augmenter.metrics().items()},
         }
 
     def _latents(self, batch: Batch, name: str) -> Tensor:
         return self.runtime.randn(batch, self.widths.latent_dim, name=name)
+
+    def _seen_real(self, batch: Batch, fade: float) -> Tensor:
+        """Returns real images as D sees them in its turn."""
+        images = self._faded(real_images(batch.data, self.phase.resolution, self.runtime.dtype), fade)
+        return self.augmenter(self.augmenter.flipped(images, batch), batch, "D's real")
+
+    def _seen_fake(self, batch: Batch, fade: float) -> Tensor:
+        """Returns generated images as D sees them in its turn."""
+        with torch.no_grad():
+            fake = self.G(self._latents(batch, "D's latents"), fade, self._labels(batch))
+            return self.augmenter(fake, batch, "D's fake")
 
     def _labels(self, batch: Batch) -> Tensor | None:
         """The classes [len(batch)] of the batch's images; of a batch without data they take turns by position."""
@@ -319,10 +344,27 @@ class ProgressiveGAN(Recipe):
         with self.G.averaged() as module:
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
             shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
+        distances |= self._scores()
         cell = max(CELL, self.phases[-1].resolution)
         self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell, columns))
         self._show_real(cell)
         return distances
+
+    def _critic(self, fade: float) -> tuple[Score, Score]:
+        """Returns what scores real images, and generated ones, as D sees them in its turn."""
+        return (
+            lambda batch: self.D(self._seen_real(batch, fade), fade, self._labels(batch)),
+            lambda batch: self.D(self._seen_fake(batch, fade), fade, self._labels(batch)),
+        )
+
+    def _scores(self) -> dict[str, float]:
+        """Measures D's scores, and warns if it overfits."""
+        critic = self._critic(self.phase.fade(self.runtime.position))
+        with self.D.frozen():
+            scores = self.scorer.of_evaluation(*critic, self.phase.resolution, self.phase.batch_size)
+        if (warning := self.augmenter.warning(scores)) is not None:
+            self.runtime.tracker.message(warning)
+        return {**({} if scores is None else scores.metrics()), **self.augmenter.metrics()}
 
     def _show_real(self, cell: int) -> None:
         """Logs a grid of training images, once for each resolution."""

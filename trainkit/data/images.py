@@ -70,6 +70,8 @@ class Images:
         labels: where the class of an image comes from: `json`: `dataset.json` in the folder or zip file, as StyleGAN's
             tools write it; `folders`: the first folder below `path` (of the built-in letters: the character); `auto`:
             `dataset.json` if it holds labels, otherwise none; `none`.
+        augment: how a recipe that trains on the images augments them: `none`, `ada` or `fixed`. The data sets do not.
+        horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
         num_workers: threads that decode; None: one per core.
 
@@ -89,6 +91,8 @@ class Images:
     background: str = "white"
     frames: Frames = "first"
     labels: From = "auto"
+    augment: Literal["none", "ada", "fixed"] = "none"
+    horizontal_flips: bool = False
     cache_dir: Path | None = None
     num_workers: int | None = None
 
@@ -102,6 +106,7 @@ class Images:
         _check(self.fit in get_args(Fit), "fit", self.fit, "crop, smart, pad or stretch")
         _check(self.frames in get_args(Frames), "frames", self.frames, "first or all")
         _check(_is_colour(self.background), "background", self.background, 'a colour: a name or "#rrggbb"')
+        _check(self.augment in ("none", "ada", "fixed"), "augment", self.augment, "none, ada or fixed")
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")

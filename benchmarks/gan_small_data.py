@@ -1,0 +1,149 @@
+"""A progressive GAN on 500 pictures with adaptive discriminator augmentation and without: distance to held-out ones.
+
+    python benchmarks/gan_small_data.py --pictures ~/emoji --runs runs/small_data    # some hours of one core
+    python benchmarks/gan_small_data.py --pictures ~/emoji --runs runs/small_data --seeds 1 --images 100000
+
+The folder holds 1,000 pictures; half of them are held out, by a hash. Runs that have ended are not trained again, and
+an interrupted one goes on: a second call with the same --runs continues. `curves.png` in --runs shows both distances
+and D's scores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
+
+from benchmarks.overhead import machine, write
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("none", "ada")
+GOAL = 0.7  # distance with augmentation over that without
+BATCH_SIZE = 16
+SETTINGS = (
+    "experiment=glyphs",
+    "strategy=single",
+    "device=cpu",
+    "data.held_out=0.5",
+    "recipe.channels=3",
+    "recipe.resolution=8",
+    "recipe.fmap_base=256",
+    "recipe.fmap_max=64",
+    f"recipe.batch_size={BATCH_SIZE}",
+    "recipe.fade_images=1600",
+    "recipe.ema_decay=0.995",
+    "recipe.loss.name=logistic",
+    "recipe.loss.penalty=0.05",
+    "recipe.loss.penalty_every=16",
+    "recipe.augment.speed_images=50000",
+    "recipe.evaluation.num_patches=8",
+    "recipe.evaluation.num_directions=256",
+    "recipe.evaluation.num_shown=16",
+    "evaluate_every=500",
+    "save_every=2000",
+    "keep_last=1",
+    "keep_best=false",
+    "log_every=50",
+    "tracking.wandb=null",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="a folder of 1,000 pictures")
+    parser.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=400_000, help="shown in each run")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="train these only")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for kind in options.kinds:
+            _train(options, kind, seed)
+    results = [one for seed in range(options.seeds) if (one := result(options.runs, seed)) is not None]
+    picture(options.runs, results, options.runs / "curves.png")
+    for one in results:
+        print(f"seed {one['seed']}: {one['ratio']:.2f} of the distance without augmentation (goal {GOAL:g})")
+    write("gan-small-data", {**machine(), "threads": 1}, results, options.output)
+
+
+def result(runs: Path, seed: int) -> dict[str, Any] | None:
+    """Both curves of a seed up to the last step that both have; None before there is one."""
+    curves = {kind: evaluations(runs / f"{kind}-{seed}") for kind in KINDS}
+    steps = sorted(set(curves["none"]) & set(curves["ada"]))
+    if not steps:
+        return None
+    rows: list[dict[str, Any]] = [
+        {"images": step * BATCH_SIZE, **{kind: curves[kind][step] for kind in KINDS}} for step in steps
+    ]
+    last = rows[-1]
+    return {
+        "seed": seed,
+        "settings": list(SETTINGS),
+        "images": last["images"],
+        "distance": {kind: last[kind]["swd"] for kind in KINDS},
+        "lowest": {kind: min(row[kind]["swd"] for row in rows) for kind in KINDS},
+        "ratio": last["ada"]["swd"] / last["none"]["swd"],
+        "goal": GOAL,
+        "curves": rows,
+    }
+
+
+def evaluations(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Distances and scores by step at the full resolution, of a run's metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    kept = ("swd", "d_train_score", "d_held_out_score", "d_fake_score", "augment_probability")
+    return {
+        line["step"]: {name: line[name] for name in kept if name in line}
+        for line in lines
+        if line["kind"] == "evaluation"
+    }
+
+
+def picture(runs: Path, results: list[dict[str, Any]], path: Path) -> None:
+    """Draws distances of all seeds, and D's scores with and without augmentation of the first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not results:
+        return
+    figure = Figure(figsize=(15, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
+    colours = {"none": "C3", "ada": "C0"}
+    for one in results:
+        for kind, colour in colours.items():
+            _line(axes[0], one, kind, "swd", color=colour, label=f"data.augment={kind}, seed {one['seed']}")
+    axes[0].set_title("distance of 500 generated to 500 held-out pictures")
+    for panel, kind in zip(axes[1:], KINDS, strict=True):
+        for name, label in (("d_train_score", "training"), ("d_held_out_score", "held-out"), ("d_fake_score", "fake")):
+            _line(panel, results[0], kind, name, label=label)
+        panel.set_title(f"mean scores of D, data.augment={kind}")
+    for panel in axes:
+        panel.set_xlabel("images shown")
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+def _line(axes: Any, one: Mapping[str, Any], kind: str, name: str, **style: Any) -> None:
+    axes.plot([row["images"] for row in one["curves"]], [row[kind][name] for row in one["curves"]], **style)
+
+
+def _train(options: argparse.Namespace, kind: str, seed: int) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *SETTINGS]
+    command += [f"data.path={options.pictures}", f"data.augment={kind}", f"seed={seed}"]
+    command += [f"recipe.stable_images={{4: 1600, 8: {options.images}}}", f"run_dir={options.runs / f'{kind}-{seed}'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+
+
+if __name__ == "__main__":
+    main()
