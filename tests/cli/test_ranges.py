@@ -32,7 +32,15 @@ GAN += [
     "low_precision_resolutions",
     "clamp",
 ]
-EVALUATION = ("batch_size", "num_images", "num_patches", "num_directions", "num_shown")
+EVALUATION = (
+    "batch_size",
+    "num_images",
+    "num_patches",
+    "num_directions",
+    "num_pairs",
+    "num_shown",
+    "features.input_size",
+)
 LOSS = ("penalty", "drift", "penalty_every")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
