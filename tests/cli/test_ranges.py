@@ -35,7 +35,15 @@ GAN += [
 ]
 TRANSLATION = ["batch_size", "num_steps", "num_epochs", "grad_accumulation_steps", "ema_decay", "pool_size"]
 NETWORKS = ("resolution", "channels", "generator_channels", "discriminator_channels", "num_blocks")
-EVALUATION = ("batch_size", "num_images", "num_patches", "num_directions", "num_shown")
+EVALUATION = (
+    "batch_size",
+    "num_images",
+    "num_patches",
+    "num_directions",
+    "num_pairs",
+    "num_shown",
+    "features.input_size",
+)
 LOSS = ("penalty", "drift", "penalty_every")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
