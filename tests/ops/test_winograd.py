@@ -70,7 +70,7 @@ def test_in_float32_errors_are_small():
     assert float((found - _reference(x, weight, bias)).abs().max()) < 1e-4
 
 
-def test_the_result_is_in_channels_last_layout_and_any_layout_is_taken():
+def test_the_result_is_channels_last_and_any_layout_is_taken():
     x, weight, _ = _operands((2, 16, 8, 8), 16, 3)
     y = convolve(x, weight)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def test_the_result_is_in_channels_last_layout_and_any_layout_is_taken():
     assert convolve(x[:0], weight).shape == (0, 16, 8, 8)
 
 
-def test_a_gradient_of_the_input_alone_does_not_compute_that_of_the_weight(monkeypatch):
+def test_the_input_gradient_alone_computes_no_weight_gradient(monkeypatch):
     calls = []
     monkeypatch.setattr("trainkit.ops.winograd._correlate", lambda *given: calls.append(given))
     x, weight, _ = (t.requires_grad_() for t in _operands((2, 16, 8, 8), 16, 3))
