@@ -16,14 +16,17 @@ from trainkit.errors import ConfigError, UsageError, require_at_least
 from trainkit.ops import (
     append_minibatch_stddev,
     bias_leaky_relu_pixel_norm,
+    convolution,
+    convolves_fast,
     downsample,
     fade_in,
     mode,
     pixel_norm,
-    upsample,
     widened,
 )
 from trainkit.precision import in_full_precision
+
+SLOPE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ class Activation:
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Applies it to `x` [B, C, ...] plus `bias` [C]."""
         clamp = self.clamp if x.dtype.itemsize < 4 else None
-        return bias_leaky_relu_pixel_norm(x, bias, clamp=clamp, norm=self.norm)
+        return bias_leaky_relu_pixel_norm(x, bias, slope=SLOPE, clamp=clamp, norm=self.norm)
 
 
 class _Equalized(nn.Module):
@@ -171,13 +174,14 @@ class EqualizedConv2d(_Equalized):
         super().__init__((num_out, num_in, kernel_size, kernel_size), gain)
         self.activation = activation
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Maps [B, num_in, H, W] to [B, num_out, H, W]."""
-        activation = self.activation
+    def forward(self, x_BCHW: Tensor, doubled: bool = False) -> Tensor:
+        """Maps [B, num_in, H, W] to [B, num_out, H, W]; `doubled`: the input is upsampled first, and so the output."""
+        weight, activation = self.weight * self.scale, self.activation
+        if activation is not None and not activation.norm and convolves_fast(x_BCHW, weight, doubled=doubled):
+            return convolution(x_BCHW, weight, self.bias, slope=SLOPE, doubled=doubled)
         # The fused activation adds the bias at no cost; on CUDA the convolution needs another pass for it.
         adds_bias = activation is not None and activation.is_fused(x_BCHW)
-        weight, bias = self.weight * self.scale, None if adds_bias else self.bias
-        y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=self.weight.shape[-1] // 2)
+        y_BCHW = convolution(x_BCHW, weight, None if adds_bias else self.bias, doubled=doubled)
         if activation is None:
             return y_BCHW
         return activation(y_BCHW, self.bias if adds_bias else None)
@@ -268,7 +272,7 @@ class _GeneratorBlock(nn.Module):
         self.conv2 = EqualizedConv2d(num_out, num_out, 3, activation=activation)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv2(self.conv1(upsample(x_BCHW)))
+        return self.conv2(self.conv1(x_BCHW, doubled=True))
 
 
 class _DiscriminatorBlock(nn.Module):

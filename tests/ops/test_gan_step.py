@@ -21,13 +21,13 @@ class _Raw:
     def __init__(self, module):
         self.module = module
 
-    def __call__(self, x, fade):
-        return self.module(x, fade)
+    def __call__(self, x, *arguments):
+        return self.module(x, *arguments)
 
-    def input_gradient(self, x, fade):
+    def input_gradient(self, x, *arguments):
         x = x.detach().requires_grad_()
         with torch.autocast("cpu", enabled=False):
-            scores = self.module(x, fade)
+            scores = self.module(x, *arguments)
             return scores, torch.autograd.grad(scores.sum(), x, create_graph=True)[0]
 
 

@@ -42,6 +42,18 @@ def test_two_orders_equal_the_reference_in_float64(shape, options):
         assert_same(fused, reference, inputs)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_channels_last_layout_is_kept_with_the_same_numbers(options):
+    fused, reference = _pair(options)
+    assert_same(
+        lambda x, *bias: fused(x.contiguous(memory_format=torch.channels_last), *bias),
+        reference,
+        [drawn(2, 19, 4, 6), drawn(19, seed=1)],
+    )
+    y = bias_leaky_relu_pixel_norm(drawn(2, 19, 4, 6).contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("dtype", LOWER)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_lower_precisions_round_the_same_numbers(dtype, options):

@@ -42,6 +42,20 @@ def test_two_orders_equal_the_reference(size, dtype):
         assert_same(lambda a, b: fade_in(a, b, fade), lambda a, b: fade_in_reference(a, b, fade), inputs, dtype)  # noqa: B023
 
 
+def test_channels_last_layout_is_kept_with_the_same_numbers():
+    for function, reference, factor in PAIRS[:2]:
+        assert_same(
+            lambda x: function(x.contiguous(memory_format=torch.channels_last)),  # noqa: B023
+            reference,
+            [drawn(2, 3, 2 * factor, 3 * factor)],
+        )
+        x = drawn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = function(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_derivatives_by_differences():
     x, image = drawn(1, 2, 2, 3).requires_grad_(), drawn(1, 2, 4, 6, seed=1).requires_grad_()
     for fused, _, factor in PAIRS:

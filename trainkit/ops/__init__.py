@@ -14,6 +14,7 @@ from trainkit.ops.packing import pad, unpad
 from trainkit.ops.pixel_norm import bias_leaky_relu_pixel_norm, pixel_norm
 from trainkit.ops.resample import downsample, fade_in, upsample, upsample_blur
 from trainkit.ops.switch import Ops
+from trainkit.ops.winograd import convolution, convolves_fast
 
 __all__ = [
     "ActivatedLinear",
@@ -27,6 +28,8 @@ __all__ = [
     "bias_activation_dropout",
     "bias_leaky_relu_pixel_norm",
     "concat",
+    "convolution",
+    "convolves_fast",
     "cross_entropy",
     "downsample",
     "dropout",

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainkit.errors import ConfigError, UsageError
 from trainkit.ops import library, mode
 from trainkit.ops.dtypes import LOW
+from trainkit.ops.layout import is_channels_last
 
 
 def bias_leaky_relu_pixel_norm(
@@ -42,8 +43,12 @@ def bias_leaky_relu_pixel_norm(
     _check(x, bias, slope, clamp)
     if not _is_fused("pixel_norm" if norm else "bias_leaky_relu", x):
         return bias_leaky_relu_pixel_norm_reference(x, bias, slope=slope, clamp=clamp, eps=eps, norm=norm)
-    x = x.contiguous()
     bias = None if bias is None else bias.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    if norm and is_channels_last(x):
+        pixels = x.permute(0, 2, 3, 1)
+        normed = torch.ops.trainkit.pixel_norm(pixels.flatten(0, 2), bias, slope, clamp, eps)
+        return normed.view(pixels.shape).permute(0, 3, 1, 2)
+    x = x.contiguous()
     if norm:
         return torch.ops.trainkit.pixel_norm(x, bias, slope, clamp, eps)
     return torch.ops.trainkit.bias_leaky_relu(x, bias, slope, clamp)

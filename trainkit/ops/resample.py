@@ -5,9 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 from trainkit.errors import ConfigError
 from trainkit.ops import library, mode
+from trainkit.ops.layout import is_channels_last
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -23,6 +25,8 @@ def upsample(x: Tensor) -> Tensor:
         ConfigError: for another number of dimensions.
     """
     _check("upsample", x)
+    if is_channels_last(x) and mode.is_on():
+        return _doubled(x, 1.0)
     if not mode.is_fused("upsample", x):
         return upsample_reference(x)
     return torch.ops.trainkit.upsample2(x.contiguous(), 1.0)
@@ -52,6 +56,8 @@ def downsample(x: Tensor) -> Tensor:
     _check("downsample", x)
     if x.shape[2] % 2 or x.shape[3] % 2:
         raise ConfigError(f"downsample of {list(x.shape)}: height and width must be even")
+    if is_channels_last(x) and mode.is_on():
+        return _halved(x, 0.25)
     if not mode.is_fused("downsample", x):
         return downsample_reference(x)
     return torch.ops.trainkit.downsample2(x.contiguous(), 0.25)
@@ -122,6 +128,47 @@ def fade_in_reference(below: Tensor, image: Tensor, fade: float) -> Tensor:
 def _check(name: str, x: Tensor) -> None:
     if x.dim() != 4 or not x.is_floating_point():
         raise ConfigError(f"{name} of {x.dtype} {list(x.shape)}: it must be floats [B, C, H, W]")
+
+
+# -- in channels-last layout: PyTorch's pooling would leave it in its derivative ---------------------------------------
+
+
+class _Doubled(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        x_BHWC = x.permute(0, 2, 3, 1)
+        x_BHWC = x_BHWC if scale == 1.0 else x_BHWC * scale
+        B, H, W, C = x_BHWC.shape
+        y = torch.empty((B, C, 2 * H, 2 * W), dtype=x.dtype, memory_format=torch.channels_last)
+        y.permute(0, 2, 3, 1).view(B, H, 2, W, 2, C).copy_(x_BHWC[:, :, None, :, None])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _halved(grads[0], ctx.scale), None
+
+
+class _Halved(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        y = F.avg_pool2d(x.contiguous(memory_format=torch.channels_last), 2)
+        return y if scale == 0.25 else y.mul_(4 * scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _doubled(grads[0], ctx.scale), None
+
+
+def _doubled(x: Tensor, scale: float) -> Tensor:
+    y: Tensor = _Doubled.apply(x, scale)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _halved(x: Tensor, scale: float) -> Tensor:
+    y: Tensor = _Halved.apply(x, scale)  # type: ignore[no-untyped-call]
+    return y
 
 
 # -- fakes and derivatives: an op's derivative is its adjoint, whose derivative is the op ------------------------------

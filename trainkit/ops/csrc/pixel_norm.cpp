@@ -39,8 +39,73 @@ void root(A* r, int64_t n, A channels, A eps) {
   for (int64_t i = 0; i < n; ++i) r[i] = A(1) / std::sqrt(r[i] / channels + eps);
 }
 
+// -- one pixel in a row of channels: inner is 1 ------------------------------------------------------------------------
+
+// f(offset of the row) over all rows.
+template <class F>
+void for_rows(const PixelNormShape& shape, const F& f) {
+  parallel_for(shape.batch, 32768 / shape.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i * shape.channels);
+  });
+}
+
+template <class T>
+void forward_rows(const PixelNormShape& shape, const PixelNormOptions& options, const T* x, const Accum<T>* bias,
+                  T* y) {
+  using A = Accum<T>;
+  const Rectifier<A> f{A(options.slope), A(options.clamp)};
+  const int64_t C = shape.channels;
+  const std::vector<A> zeros(bias ? 0 : C, A(0));
+  const A* __restrict b = bias ? bias : zeros.data();
+  for_rows(shape, [&](int64_t at) {
+    const T* __restrict from = x + at;
+    T* __restrict to = y + at;
+    A squares(0);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < C; ++c) {
+      const A a = f(load(from, c) + b[c]);
+      squares += a * a;
+    }
+    const A r = A(1) / std::sqrt(squares / A(C) + A(options.eps));
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) store(to, c, f(load(from, c) + b[c]) * r);
+  });
+}
+
+template <class T>
+void backward_rows(const PixelNormShape& shape, const PixelNormOptions& options, const T* g, const T* x,
+                   const Accum<T>* bias, T* grad_x) {
+  if (shape.inner == 1) return backward_rows(shape, options, g, x, bias, grad_x);
+  using A = Accum<T>;
+  const Rectifier<A> f{A(options.slope), A(options.clamp)};
+  const int64_t C = shape.channels;
+  const std::vector<A> zeros(bias ? 0 : C, A(0));
+  const A* __restrict b = bias ? bias : zeros.data();
+  for_rows(shape, [&](int64_t at) {
+    const T* __restrict x_row = x + at;
+    const T* __restrict g_row = g + at;
+    T* __restrict to = grad_x + at;
+    A squares(0), S(0);
+#pragma omp simd reduction(+ : squares, S)
+    for (int64_t c = 0; c < C; ++c) {
+      const A a = f(load(x_row, c) + b[c]);
+      squares += a * a;
+      S += load(g_row, c) * a;
+    }
+    const A r = A(1) / std::sqrt(squares / A(C) + A(options.eps)), of_a = -r * r * r / A(C) * S;
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) {
+      const A u = load(x_row, c) + b[c];
+      store(to, c, f.derivative(u) * (r * load(g_row, c) + of_a * f(u)));
+    }
+  });
+}
+
+// -- pixels in a row, channels apart -----------------------------------------------------------------------------------
+
 template <class T>
 void forward(const PixelNormShape& shape, const PixelNormOptions& options, const T* x, const Accum<T>* bias, T* y) {
+  if (shape.inner == 1) return forward_rows(shape, options, x, bias, y);
   using A = Accum<T>;
   const Rectifier<A> shared{A(options.slope), A(options.clamp)};
   const int64_t tile = tile_of<A>(shape, 1);
