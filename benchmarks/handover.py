@@ -40,7 +40,8 @@ WHERE = (
 )
 NUM_BEFORE, NUM_AFTER = 5, 10
 LOSS = Loss(penalty=0.05, drift=0.1)
-GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 1e-4}}
+# Of the GAN in fp32, whose convolutions by Winograd's algorithm have some 1e-5 of the largest value as error.
+GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 3e-4}}
 
 Place = tuple[str, int]
 Tensors = dict[str, Tensor]

@@ -164,7 +164,7 @@ def _standardizing(
     runtime: Runtime, rows_NF: Tensor, directions_FK: Tensor, num_channels: int
 ) -> tuple[Tensor, Tensor]:
     """Directions and offsets with which projections are those of rows that are standardized by channel."""
-    by_channel = rows_NF.double().view(len(rows_NF), num_channels, -1)
+    by_channel = rows_NF.double().unflatten(1, (num_channels, -1))  # a rank may have no row
 
     def sums(values_C: Tensor) -> Tensor:
         summed = runtime.ranks.all_reduce_sum({str(channel): value for channel, value in enumerate(values_C)})
