@@ -585,5 +585,5 @@ class Runtime:
 def _isolated(tracker: Tracker | None, has_directory: bool) -> Trackers:
     """The tracker, or the standard ones, such that one that fails does not end training."""
     if tracker is None:
-        return trackers(jsonl=has_directory, curve=has_directory, media=has_directory)
+        return trackers(jsonl=has_directory, curve=has_directory, media=has_directory, report=has_directory)
     return tracker if isinstance(tracker, Trackers) else Trackers(**{type(tracker).__name__: tracker})

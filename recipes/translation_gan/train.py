@@ -271,7 +271,8 @@ class TranslationGAN(Recipe):
             untranslated = distances.pop(UNTRANSLATED)
             named = {UNTRANSLATED: untranslated, "translated images": measured[f"swd_{side}"], **distances}
             for name, distance in named.items():
-                rows.append((f"{side}: {name}", round(distance, 2), round(distance / untranslated, 3)))
+                fraction = round(distance / untranslated, 3) if untranslated else None  # both sets may be the same
+                rows.append((f"{side}: {name}", round(distance, 2), fraction))
         title = "sliced Wasserstein distance to held-out images"
         self.runtime.tracker.table(self.runtime.step, title, ("images of", "swd", "fraction of untranslated"), rows)
 

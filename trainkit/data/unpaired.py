@@ -113,7 +113,8 @@ class _Letters(Images):
 
     style: Style = "filled"
 
-    def _source(self) -> ImageSource:
+    def source(self) -> ImageSource:
+        """Returns what draws them."""
         return Glyphs(self.resolution, self.style)
 
 
