@@ -11,7 +11,7 @@ from trainkit.config import check, compose
 from trainkit.errors import ConfigError
 from trainkit_recipes.bert import fill
 from trainkit_recipes.bert.finetuning import predict
-from trainkit_recipes.progressive_gan import sample
+from trainkit_recipes.progressive_gan import measure, sample
 from trainkit_recipes.translation_gan import translate
 
 COMMANDS = every()
@@ -40,9 +40,12 @@ def test_examples_are_understood(words):
             check(compose(arguments.overrides))
 
 
-@pytest.mark.parametrize("text", [fill.EXAMPLES, sample.EXAMPLES, predict.EXAMPLES, translate.EXAMPLES])
+SCRIPTS = (fill, sample, measure, predict, translate)
+
+
+@pytest.mark.parametrize("text", [script.EXAMPLES for script in SCRIPTS])
 def test_scripts_of_recipes_have_examples(text):
-    assert len(_examples(text)) in (2, 3)
+    assert len(_examples(text)) >= 2
 
 
 def test_list_says_what_keys_mean(capsys):

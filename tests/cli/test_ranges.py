@@ -35,15 +35,7 @@ GAN += [
 ]
 TRANSLATION = ["batch_size", "num_steps", "num_epochs", "grad_accumulation_steps", "ema_decay", "pool_size"]
 NETWORKS = ("resolution", "channels", "generator_channels", "discriminator_channels", "num_blocks")
-EVALUATION = (
-    "batch_size",
-    "num_images",
-    "num_patches",
-    "num_directions",
-    "num_pairs",
-    "num_shown",
-    "features.input_size",
-)
+EVALUATION = ("batch_size", "num_images", "num_patches", "num_directions", "num_shown")
 LOSS = ("penalty", "drift", "penalty_every")
 TEXT = ("vocab_size", "sequence_length", "held_out", "num_workers")
 IMAGES = ("resolution", "channels", "held_out", "num_workers")
@@ -55,6 +47,7 @@ CASES = [
     *[("recipe=bert", f"data.{name}") for name in TEXT],
     *[("recipe=progressive_gan", f"recipe.{name}") for name in GAN],
     *[("recipe=progressive_gan", f"recipe.evaluation.{name}") for name in EVALUATION],
+    *[("recipe=progressive_gan", f"recipe.evaluation.{name}") for name in ("num_pairs", "features.input_size")],
     *[("recipe=progressive_gan", f"recipe.loss.{name}") for name in LOSS],
     *[("recipe=progressive_gan", f"data.{name}") for name in IMAGES],
     *[("recipe=translation_gan", f"recipe.{name}") for name in TRANSLATION],
