@@ -145,6 +145,8 @@ def test_what_is_scaled_up_and_few_images_are_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "upscaled images: 2 of 6" in said
     assert "few training images: " in said and "data.augment=ada" in said and "weights=RUN" in said
+    small(tmp_path, tmp_path, augment="ada").load()
+    assert "few training images" not in capsys.readouterr().err
     assert not is_upscaled((24, 6), 8, "pad")
 
 

@@ -63,6 +63,8 @@ def test_two_folders_and_messages_about_them(tmp_path):
         UnpairedImages(first=tmp_path / "first", images=images)
     with pytest.raises(ConfigError, match=r"data\.images\.path=.*set data\.first and data\.second"):
         UnpairedImages(images=Images(path=tmp_path / "first"))
+    with pytest.raises(ConfigError, match=r"data\.images\.augment=ada: pairs of sets are not augmented"):
+        UnpairedImages(images=Images(augment="ada"))
 
 
 def test_without_folders_they_are_filled_and_outlined_letters(tmp_path, monkeypatch):

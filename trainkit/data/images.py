@@ -38,7 +38,7 @@ from trainkit.logger import logger
 _FORMAT = 4  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
 _MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
-MIN_TRAIN = 2_000  # images: with fewer, D overfits within minutes unless it is augmented
+MIN_TRAIN = 2_000  # images: a few thousand are learnt by heart, without augmentation (arXiv 2006.06676)
 FEW = "few training images"
 UPSCALED = "upscaled images"
 TWO_LABELS = "duplicates under another label"
@@ -146,6 +146,7 @@ class Images:
         is_held_out = lowest_fraction(keys, self.held_out)
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
         facts = _facts(summary, source, int(is_held_out.sum())) | self._upscaled(summary)
+        facts |= self._few(int((~is_held_out).sum()))
         train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
@@ -163,6 +164,15 @@ class Images:
             f"{num:,} of {summary['images']:,}, from fewer than {self.resolution} pixels, so they are blurred{smaller}"
         )
         return {UPSCALED: said}
+
+    def _few(self, num_train: int) -> dict[str, int | str]:
+        if num_train >= MIN_TRAIN or self.augment != "none":
+            return {}
+        said = (
+            f"{num_train:,}, below {MIN_TRAIN:,}: a discriminator learns so few by heart; set data.augment=ada, "
+            f"data.horizontal_flips=true where mirrored images are as likely, or weights=RUN of a run on similar images"
+        )
+        return {FEW: said}
 
     def _side(self, directory: Path, chosen: NDArray[np.bool_]) -> Pyramid:
         rows = np.flatnonzero(chosen)
@@ -240,11 +250,6 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
         facts["unreadable images"] = len(summary["unreadable"])
     if unread := counted(name for name in source.unread() if name != LABELS_FILE):
         facts["files not read"] = unread
-    if (num_train := summary["images"] - num_held_out) < MIN_TRAIN:
-        facts[FEW] = (
-            f"{num_train:,}, below {MIN_TRAIN:,}: a discriminator learns so few by heart; set data.augment=ada, "
-            f"data.horizontal_flips=true where mirrored images are as likely, or weights=RUN of a run on similar images"
-        )
     if num_held_out < _MIN_HELD_OUT:
         images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
         facts["note"] = f"{images} too few to measure well: raise data.held_out"

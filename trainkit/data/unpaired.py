@@ -14,7 +14,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.fingerprint import fingerprint
 from trainkit.data.glyphs import Glyphs, Style
 from trainkit.data.image_sources import ImageSource
-from trainkit.data.images import Images
+from trainkit.data.images import FEW, Images
 from trainkit.data.order import Order
 from trainkit.errors import ConfigError, DataError
 from trainkit.random import key_of
@@ -141,6 +141,9 @@ class UnpairedImages:
             raise ConfigError(
                 f"data.images.path={self.images.path}: there are two sets; set data.first and data.second"
             )
+        for name, value in (("augment", self.images.augment), ("horizontal_flips", self.images.horizontal_flips)):
+            if value not in ("none", False):
+                raise ConfigError(f"data.images.{name}={value}: pairs of sets are not augmented; remove it")
         given: dict[Side, Path | None] = {"first": self.first, "second": self.second}
         if len([path for path in given.values() if path is None]) == 1:
             shown = ", ".join(f"data.{side}={path or 'null'}" for side, path in given.items())
@@ -167,7 +170,7 @@ class UnpairedImages:
             "held-out samples": len(held_out),
         }
         for side, datasets in (("first", first), ("second", second)):
-            facts |= {f"{name} of {side}": fact for name, fact in datasets.facts.items()}
+            facts |= {f"{name} of {side}": fact for name, fact in datasets.facts.items() if name != FEW}
         return Datasets(train=train, held_out=held_out, facts=facts)
 
     def _of(self, side: Side) -> Images:
