@@ -97,7 +97,8 @@ def _claim(root: Path, name: str, resumes: bool) -> tuple[Path, int]:
             except OSError:  # another machine has it
                 os.close(descriptor)
                 continue
-            (aside / _BUILDER).write_text(socket.gethostname())
+            if not _is_of_this_machine(aside):  # a kill while it is written again would leave no builder
+                (aside / _BUILDER).write_text(socket.gethostname())
             return aside, descriptor
     aside.mkdir()
     descriptor = os.open(aside, os.O_RDONLY)

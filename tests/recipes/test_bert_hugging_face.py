@@ -384,7 +384,7 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path):
         (["data.lowercase=true"], r"data\.lowercase=True, and .* was trained with lowercase=False"),
         (["data.vocab_file={vocab}"], r"was trained with \d+ tokens and the data have 7: .* give data\.vocab_file="),
         (["weights={empty}"], r"has no config\.json"),
-        (["recipe=progressive_gan"], r"this recipe has no weights"),
+        (["recipe=progressive_gan"], r"theirs holds no complete trainkit checkpoint"),
     ],
 )
 def test_what_contradicts_the_weights_is_one_line(folder, tmp_path, typed, says, capsys):

@@ -221,16 +221,16 @@ class Images:
                 else:
                     pyramid.leave_out(vars(result))
             unreadable = [Unreadable(**file) for file in pyramid.left_out]
-        if len(pyramid) < 2:
-            raise DataError(
-                f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold one "
-                f"out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
-            )
-        summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
-        summary["upscaled"] = pyramid.num_upscaled
-        if labels is not None:
-            summary["contradictions"] = pyramid.num_contradictions
-        write_summary(directory, summary)
+            if len(pyramid) < 2:
+                raise DataError(
+                    f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold one "
+                    f"out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
+                )
+            summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
+            summary["upscaled"] = pyramid.num_upscaled
+            if labels is not None:
+                summary["contradictions"] = pyramid.num_contradictions
+            write_summary(directory, summary)
 
     def cannot_read(self, file: Unreadable) -> DataError:
         """Returns the error for a file that cannot be decoded."""
