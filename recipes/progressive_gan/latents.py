@@ -88,7 +88,7 @@ def slerp(first_NZ: Tensor, second_NZ: Tensor, weight: float) -> Tensor:
         [N, Z], each with a mean square of 1.
 
     Example:
-        >>> slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]]), 0.5)
+        >>> slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]]), 0.5).round(decimals=4)
         tensor([[1., 1.]])
     """
     first, second = (x / x.square().mean(dim=1, keepdim=True).sqrt() for x in (first_NZ, second_NZ))

@@ -223,8 +223,8 @@ class Images:
             unreadable = [Unreadable(**file) for file in pyramid.left_out]
             if len(pyramid) < 2:
                 raise DataError(
-                    f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold one "
-                    f"out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
+                    f"data.path={self.path} holds {len(pyramid)} different images that can be read, too few to hold "
+                    f"one out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
                 )
             summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
             summary["upscaled"] = pyramid.num_upscaled
