@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.jobs import PRELOADED
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
+from trainkit.ops import mode
 from trainkit.testing import end_pools, fork_context
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,13 @@ def pytest_runtest_call() -> Generator[None]:
 def _no_process_is_left() -> Iterator[None]:
     yield
     end_pools()
+
+
+@pytest.fixture(autouse=True)
+def _mode_of_ops_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process sets `ops` for the whole of it, and the next file of this worker would train without."""
+    monkeypatch.setattr(mode, "_fused", mode.is_on())
+    monkeypatch.setattr(mode, "_require", mode.is_required())
 
 
 @pytest.fixture(scope="session", autouse=True)
