@@ -40,7 +40,6 @@ SETTINGS = (
     "recipe.loss.name=logistic",
     "recipe.loss.penalty=0.05",
     "recipe.loss.penalty_every=16",
-    "recipe.augment.speed_images=50000",
     "recipe.evaluation.num_patches=8",
     "recipe.evaluation.num_directions=256",
     "recipe.evaluation.num_shown=16",
@@ -141,6 +140,7 @@ def _train(options: argparse.Namespace, kind: str, seed: int) -> None:
     command = [sys.executable, str(ROOT / "launch" / "train.py"), *SETTINGS]
     command += [f"data.path={options.pictures}", f"data.augment={kind}", f"seed={seed}"]
     command += [f"recipe.stable_images={{4: 1600, 8: {options.images}}}", f"run_dir={options.runs / f'{kind}-{seed}'}"]
+    command += ["recipe.augment.speed_images=50000"] if kind == "ada" else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
 

@@ -262,15 +262,16 @@ def _prepare(
 def _as_resumed(make_recipe: Callable[..., Recipe], runtime: Runtime, resume: str) -> Callable[..., Recipe]:
     """`make_recipe` with the data as the checkpoint that is resumed needs them. Collective.
 
-    Other data must be encoded as before: text is split by the checkpoint's tokenizer. All else, such as the length, is
-    as configured.
+    Other data must be encoded as before: text is split by the checkpoint's tokenizer. What the run once started from
+    may be gone, and is not read again. All else, such as the length, is as configured.
     """
     path = where_to_resume(runtime, resume)
     recipe, data = getattr(make_recipe, "func", None), getattr(make_recipe, "keywords", {}).get("data")
     if path is None or data is None or not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
         return make_recipe
     state = checkpoint.read_manifest(runtime.checkpoints.find(path))["values"].get("recipe", {})
-    return partial(make_recipe, data=(recipe.restored_arguments(state, data) or {}).get("data", data))
+    restored = recipe.restored_arguments(state, data) or {}
+    return partial(make_recipe, **{key: restored[key] for key in ("data", *recipe.start_keys) if key in restored})
 
 
 def _try_optimizer(node: Node) -> None:

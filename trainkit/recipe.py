@@ -48,6 +48,10 @@ class Recipe(ABC):
     """Whether learning-rate schedules restart within a run: `minutes` could not compress them."""
     best_metric: str | None = None
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
+    implied_keys: tuple[str, ...] = ()
+    """The dotted names that `implied_arguments` may return: a resumed run takes them from its checkpoint."""
+    start_keys: tuple[str, ...] = ()
+    """The arguments that say what untrained engines start from: a resumed run takes them from `restored_arguments`."""
 
     @abstractmethod
     def engines(self) -> dict[str, Engine]:

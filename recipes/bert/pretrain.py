@@ -20,7 +20,13 @@ from trainkit_recipes.bert.data import Kind, Masked, Masking, check_masking
 from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.held_out import HeldOut
-from trainkit_recipes.bert.hugging_face import implied_by_weights, load_hugging_face, require_shape, require_vocabulary
+from trainkit_recipes.bert.hugging_face import (
+    IMPLIED_KEYS,
+    implied_by_weights,
+    load_hugging_face,
+    require_shape,
+    require_vocabulary,
+)
 from trainkit_recipes.bert.losses import masked_loss, pair_loss
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, check_pairs, with_pairs
@@ -66,6 +72,8 @@ class MaskedLanguageModelling(Recipe):
     """
 
     best_metric: str | None = "held_out_loss"
+    implied_keys = IMPLIED_KEYS
+    start_keys = ("weights",)
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Augmenter: every image that D sees transformed with a probability, which may adapt to how much D overfits."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -68,6 +69,18 @@ class Augmentation:
         if self.target is not None and not 0 < self.target < 1:
             raise ConfigError(f"recipe.augment.target={self.target}: must be above 0 and below 1")
         require_above_zero("recipe.augment.", speed_images=self.speed_images)
+        self._require_of_use()
+
+    def _require_of_use(self) -> None:
+        of_ada = ("steer_by", "target", "speed_images")
+        unused = {"none": ("probability", *of_ada), "fixed": of_ada, "ada": ()}[self.kind]
+        for field in fields(self):
+            if field.name in unused and (value := getattr(self, field.name)) != field.default:
+                needed = "ada" if field.name in of_ada else "ada or data.augment=fixed"
+                raise ConfigError(
+                    f"recipe.augment.{field.name}={value}: nothing uses it with data.augment={self.kind}; set "
+                    f"data.augment={needed}, or leave it out"
+                )
 
     def steered_by(self, loss: str) -> str | None:
         """Returns `sign` or `held_out`; None where the probability is constant.
@@ -141,6 +154,16 @@ class Augmenter:
         """Whether D's scores are measured in a step, counted from the start of a phase."""
         return self.steered_by is not None and (step + 1) % STEPS_BETWEEN == 0
 
+    @property
+    def steps_between(self) -> int:
+        """Steps from one measurement of D's scores to the next; 0 where there are none."""
+        return STEPS_BETWEEN if self.steered_by is not None else 0
+
+    def assume_dearest(self) -> None:
+        """Augments as much as it ever may, which needs the most memory; for a recipe that only tries steps."""
+        if self.steered_by is not None:
+            self.probability = max(self.probability, LARGEST_PROBABILITY)
+
     def adapt(self, scores: Scores, num_images: int) -> None:
         """Moves the probability towards the target.
 
@@ -149,8 +172,11 @@ class Augmenter:
             num_images: in a global batch.
         """
         assert self.steered_by is not None, "data.augment=ada"
-        measured = {"train": scores.train, "held_out": scores.held_out, "fake": scores.fake}
-        for name, value in ({"sign": scores.sign} if self.steered_by == "sign" else measured).items():
+        of_kinds = {"train": scores.train, "held_out": scores.held_out, "fake": scores.fake}
+        measured = {"sign": scores.sign} if self.steered_by == "sign" else of_kinds
+        if not all(map(math.isfinite, measured.values())):
+            return  # the average would never be finite again
+        for name, value in measured.items():
             before = self._averages.get(name, value)
             self._averages[name] = _AVERAGE * before + (1.0 - _AVERAGE) * value
         target = _TARGETS[self.steered_by] if self.settings.target is None else self.settings.target

@@ -51,8 +51,7 @@ class MicroBatches:
             ConfigError: where groups of the minibatch standard deviation would not stay whole.
         """
         batch, now = self.phases[resolution].batch_size, self.steps[resolution]
-        groups = batch // (self.world_size * self.stddev_group)
-        larger = [num for num in range(now + 1, groups + 1) if groups % num == 0]
+        larger = [num for num in self._possible(resolution) if num > now]
         if not larger:
             raise ConfigError(
                 f"{resolution}x{resolution} does not fit into memory: recipe.batch_size={batch} on {self.world_size} "
@@ -77,19 +76,25 @@ class MicroBatches:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `split` has changed, for the same number of ranks; empty: nothing."""
+        """Returns what `split` has changed, on how many ranks; empty: nothing."""
         return {"micro_batches": {"world_size": self.world_size, "steps": {**self._split}}} if self._split else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `split` had changed on as many ranks."""
-        kept = state.get("micro_batches", {})
-        if kept.get("world_size") != self.world_size:
-            return
+        """Takes over what `split` had changed: on other ranks, micro-batches of at most as many samples."""
+        kept = state.get("micro_batches", {"world_size": self.world_size, "steps": {}})
         for name, num in kept["steps"].items():
             resolution = int(name)
-            if resolution in self.steps and num > self.steps[resolution]:
-                self._require_whole_groups(resolution, num)
-                self.steps[resolution] = self._split[resolution] = num
+            if resolution not in self.steps:
+                continue
+            at_least = max(self.steps[resolution], -(-num * kept["world_size"] // self.world_size))
+            possible = [more for more in self._possible(resolution) if more >= at_least]
+            if possible and possible[0] > self.steps[resolution]:
+                self.steps[resolution] = self._split[resolution] = possible[0]
+
+    def _possible(self, resolution: int) -> list[int]:
+        """The numbers of micro-batches in which groups stay whole, smallest first."""
+        groups = self.phases[resolution].batch_size // (self.world_size * self.stddev_group)
+        return [num for num in range(1, groups + 1) if groups % num == 0]
 
     def _require_whole_groups(self, resolution: int, num: int) -> None:
         batch, whole = self.phases[resolution].batch_size, self.world_size * num * self.stddev_group

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainkit.data import Datasets
 from trainkit.errors import DataError
 
 
@@ -62,6 +63,15 @@ def require_fitting(dataset: Any, resolution: int, channels: int, num_classes: i
         raise DataError(
             f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "
             f"{[*image.shape]}: set data.resolution and data.channels to the same"
+        )
+
+
+def require_held_out(datasets: Datasets) -> None:
+    """Raises DataError where no image is held out: the end of a run would have nothing to measure against."""
+    if not len(datasets.held_out):
+        raise DataError(
+            f"none of {len(datasets.train):,} images is held out, and what is generated is measured against those: set "
+            f"a larger data.held_out, such as 0.2, or give more images"
         )
 
 

@@ -89,11 +89,17 @@ def sample(
     print(f"{len(images)} images of {size}x{size} in {output}")
 
 
+def draw_grid(given: argparse.Namespace) -> None:
+    """Writes a grid."""
+    chosen = {name: getattr(given, name) for name in ("output", "start", "cell", "classes", "truncation", "trust")}
+    sample(given.path, num=_num(given, 64), **chosen)
+
+
 def draw_folder(given: argparse.Namespace) -> None:
     """Writes a folder of single pictures."""
     from trainkit_recipes.progressive_gan.folder import write_folder
 
-    num = given.num or 1000
+    num = _num(given, 1000)
     _require_numbers(num, given.start)
     with trained(given.path, given.trust) as (recipe, plain):
         names, labels = recipe.datasets.classes, _labels(given.classes, recipe)
@@ -110,7 +116,7 @@ def draw_video(given: argparse.Namespace) -> None:
     from trainkit_recipes.progressive_gan.pictures import grid
     from trainkit_recipes.progressive_gan.video import require_format, write_video
 
-    num = given.num or 9
+    num = _num(given, 9)
     _require_numbers(num, given.start)
     require_format(given.video)
     if not given.seconds > 0 or not 1 <= given.fps <= 120:
@@ -138,7 +144,7 @@ def draw_mixed(given: argparse.Namespace) -> None:
 
     from trainkit_recipes.progressive_gan.feature_maps import with_style
 
-    num = given.num or 6
+    num = _num(given, 6)
     _require_numbers(num, given.start)
     _require_picture(given.output)
     with trained(given.path, given.trust) as (recipe, plain):
@@ -201,6 +207,42 @@ def draw_page(given: argparse.Namespace) -> None:
     print(f"{given.page}, {len(text) / 1e6:.1f} MB: open it in a browser; it needs no network")
 
 
+# By option: what draws, and the further options that change it.
+_DRAWS = {
+    "": draw_grid,
+    "folder": draw_folder,
+    "video": draw_video,
+    "mix": draw_mixed,
+    "project": draw_projection,
+    "page": draw_page,
+}
+_OF_USE = {
+    "": ("num", "output", "start", "cell", "classes", "truncation"),
+    "folder": ("num", "start", "classes", "truncation"),
+    "video": ("num", "start", "cell", "classes", "truncation", "seconds", "fps"),
+    "mix": ("num", "output", "start", "cell", "classes", "truncation"),
+    "project": ("output", "cell", "classes"),
+    "page": ("start", "classes"),
+}
+_DEFAULTS = {"output": Path("samples.png"), "start": 0, "truncation": 1.0, "seconds": 12.0, "fps": 30}
+
+
+def _require_of_use(given: argparse.Namespace, way: str) -> None:
+    for name in (*_OF_USE["video"], "output"):
+        if getattr(given, name) is not None and name not in _OF_USE[way]:
+            drawn = f"--{way}" if way else "a grid"
+            raise ConfigError(f"--{name} {getattr(given, name)}: changes nothing about {drawn}; leave it out")
+
+
+def _with_defaults(given: argparse.Namespace) -> argparse.Namespace:
+    values = {name: value for name, value in vars(given).items() if value is not None or name not in _DEFAULTS}
+    return argparse.Namespace(**{**_DEFAULTS, **values})
+
+
+def _num(given: argparse.Namespace, default: int) -> int:
+    return default if given.num is None else given.num
+
+
 def _labels(given: str | None, recipe: "ProgressiveGAN") -> list[int] | None:
     from trainkit_recipes.progressive_gan.classes import labels_of_names
 
@@ -260,16 +302,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num", type=int, help="images (default 64; of a folder 1000, tiles of a video 9, rows of a table 6)"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("samples.png"), help="picture to write (default samples.png)"
-    )
-    parser.add_argument("--start", type=int, default=0, help="number of the first latent; others give other images")
+    parser.add_argument("--output", type=Path, help="picture to write (default samples.png)")
+    parser.add_argument("--start", type=int, help="number of the first latent (default 0); others give other images")
     parser.add_argument("--cell", type=int, help="pixels of an image in the grid (default: as in training)")
     parser.add_argument("--classes", help="only these, by name or label, separated by commas")
     parser.add_argument(
         "--truncation",
         type=float,
-        default=1.0,
         metavar="PSI",
         help="1: all variety; lower: more typical images, drawn towards the mean (default 1)",
     )
@@ -282,8 +321,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     other.add_argument("--project", type=Path, metavar="PICTURE", help="find the latent of a picture")
     other.add_argument("--page", type=Path, metavar="HTML", help="write an interactive page")
-    group.add_argument("--seconds", type=float, default=12.0, help="of a video (default 12)")
-    group.add_argument("--fps", type=int, default=30, help="frames per second of a video (default 30)")
+    group.add_argument("--seconds", type=float, help="of a video (default 12)")
+    group.add_argument("--fps", type=int, help="frames per second of a video (default 30)")
     add_trust(parser)
     return parser
 
@@ -291,20 +330,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parser().parse_args(arguments)
-    chosen = {name: getattr(given, name) for name in ("output", "start", "cell", "classes", "truncation", "trust")}
+    way = next((name for name in ("folder", "video", "mix", "project", "page") if getattr(given, name) is not None), "")
 
-    def draw_grid(given: argparse.Namespace) -> None:
-        sample(given.path, num=64 if given.num is None else given.num, **chosen)
+    def draw() -> None:
+        _require_of_use(given, way)
+        _DRAWS[way](_with_defaults(given))
 
-    draws = {
-        "folder": draw_folder,
-        "video": draw_video,
-        "mix": draw_mixed,
-        "project": draw_projection,
-        "page": draw_page,
-    }
-    draw = next((draw for name, draw in draws.items() if getattr(given, name) is not None), draw_grid)
-    return guarded(lambda: draw(given), from_here=given.trust)
+    return guarded(draw, from_here=given.trust)
 
 
 if __name__ == "__main__":

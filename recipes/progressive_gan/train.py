@@ -26,9 +26,23 @@ from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
 from trainkit_recipes.progressive_gan.pictures import animate, as_pixels, grid
-from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting, some_of
+from trainkit_recipes.progressive_gan.real_images import (
+    at_resolution,
+    labels_of,
+    real_images,
+    require_fitting,
+    require_held_out,
+    some_of,
+)
 from trainkit_recipes.progressive_gan.scores import Score, Scorer
-from trainkit_recipes.progressive_gan.transfer import Start, Transfer, implied_by_weights, take_average
+from trainkit_recipes.progressive_gan.transfer import (
+    IMPLIED_KEYS,
+    Restored,
+    Start,
+    Transfer,
+    implied_by_weights,
+    take_average,
+)
 
 CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
@@ -72,6 +86,8 @@ class ProgressiveGAN(Recipe):
 
     _shown_real = 0  # the resolution
     best_metric: str | None = None  # distances at different resolutions cannot be compared
+    implied_keys = IMPLIED_KEYS
+    start_keys = ("transfer",)
 
     def __init__(
         self,
@@ -125,9 +141,11 @@ class ProgressiveGAN(Recipe):
         self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
             require_fitting(self.datasets.train, resolution, channels, self.widths.num_classes)
+            require_held_out(self.datasets)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
         self.scorer = Scorer(runtime, self.datasets)
         self.augmenter = Augmenter(runtime, augment or Augmentation(), loss=self.loss.name, datasets=self.datasets)
+        self._augment_before: dict[str, Any] = {}
         self.phase = self.phases[0]
         self.G, self.D = self._engines_of(self.phase)
 
@@ -148,7 +166,7 @@ class ProgressiveGAN(Recipe):
     @classmethod
     def restored_arguments(cls, state: Mapping[str, Any], data: Any) -> dict[str, Any]:
         """Returns the number of images of each phase as in the checkpoint, and no data if only engines are needed."""
-        length: dict[str, Any] = {"transfer": Transfer(**state["transfer"])} if "transfer" in state else {}
+        length: dict[str, Any] = {"transfer": Restored(**state["transfer"])} if "transfer" in state else {}
         if "images" in state:  # num_epochs refers to the data that it was trained on
             length["num_epochs"] = None
             for name, images in state["images"].items():
@@ -226,16 +244,18 @@ class ProgressiveGAN(Recipe):
         """Returns batches of the fade to a resolution, and makes the networks of that phase."""
         phase = next(phase for phase in self.phases if phase.resolution == stage)
         self.load_state_dict({**self.state_dict(), "phase": phase.number})
+        self.augmenter.assume_dearest()
         return self._batches_of(phase, phase.start, 1 + self.loss.penalty_every)
 
     def may_outgrow_memory(self, batch: Batch) -> bool:
-        """Whether the batch is one of the first of a phase, up to the second with a penalty."""
-        return self.phase.step(batch.position) <= self.loss.penalty_every
+        """Whether the batch is one of the first of a phase, up to the second with a penalty and the first augmented."""
+        return self.phase.step(batch.position) <= max(self.loss.penalty_every, self.augmenter.steps_between)
 
     def split_further(self) -> None:
         """Makes the networks anew, with more micro-batches at this resolution. Collective."""
         self.runtime.tracker.message(self.micro_batches.split(self.phase.resolution))
-        self.load_state_dict(self.state_dict())
+        # The attempt may have adapted the augmentation, on some ranks or on all, and is made again.
+        self.load_state_dict({**self.state_dict(), "augment": self._augment_before})
 
     def _grow(self, phase: Phase) -> None:
         """Makes the networks of `phase`, which inherit weights and averages from the current ones."""
@@ -277,7 +297,9 @@ class ProgressiveGAN(Recipe):
         """Updates D, then G."""
         fade = self.phase.fade(batch.position)
         step = self.phase.step(batch.position)
-        if self.augmenter.is_due(step):
+        self._augment_before = self.augmenter.state_dict()
+        # A batch that is examined for what is not finite was trained on before.
+        if self.augmenter.is_due(step) and not self.runtime.guard.is_examining:
             with self.D.frozen():
                 scores = self.scorer.of_step(batch, *self._critic(fade), self.phase.resolution, self.D)
             self.augmenter.adapt(scores, batch.size)

@@ -16,6 +16,7 @@ from trainkit_recipes.progressive_gan.growth import require_resolutions
 _SPREAD = "blocks.4.spread.weight"
 _OF_IMAGES = ("to_image.", "from_image.")
 _SHAPE = ("latent_dim", "fmap_base", "fmap_max", "channels")
+IMPLIED_KEYS = (*_SHAPE, "resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ class Transfer:
         require_at_least(0, "recipe.transfer.", freeze_discriminator=self.freeze_discriminator)
         if self.start_resolution is not None:
             require_resolutions("transfer.start_resolution", {self.start_resolution: None})
+
+
+class Restored(Transfer):
+    """What a checkpoint says of its start. Its networks hold the weights, which are read nowhere else."""
 
 
 def freeze(module: nn.Module, sizes: Sequence[int]) -> None:
@@ -132,7 +137,7 @@ class Start:
 
     def _checked_frozen_sizes(self) -> list[int]:
         num, most = self.transfer.freeze_discriminator, self.resolution.bit_length() - 3
-        if num and self.transfer.weights is None and self.transfer.start_resolution is None:
+        if num and self.transfer.weights is None and not isinstance(self.transfer, Restored):
             raise ConfigError(
                 f"recipe.transfer.freeze_discriminator={num}: layers with random weights would stay so; give the run "
                 f"to start from, weights=RUN"

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from tests.recipes.finetuning import SHAPE, TASKS, make, reviews, weights_of
 from trainkit import Runtime, Tracker, Trainer
+from trainkit.checkpoint import find, read_manifest
 from trainkit.cli.main import main
 from trainkit.data import Text
 from trainkit.errors import TrainkitError
@@ -131,6 +133,16 @@ def trained(folder):
     given = [f"data.path={folder / 'a.csv'}", "data.pair=other", "data.vocab_size=150", f"run_dir={run_dir}"]
     assert main(["train", "recipe=bert_finetune", *given, *SMALL]) == 0
     return run_dir
+
+
+def test_a_run_goes_on_when_its_weights_are_gone(folder, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "theirs")
+    given = [f"data.path={folder / 'a.csv'}", "data.pair=other", f"weights={tmp_path / 'theirs'}", *SMALL]
+    given += ["schedule=constant", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", "recipe=bert_finetune", *given]) == 0
+    shutil.rmtree(tmp_path / "theirs")
+    assert main(["train", "recipe=bert_finetune", *given, "recipe.num_steps=5"]) == 0
+    assert read_manifest(find(tmp_path / "run"))["values"]["step"] == 5
 
 
 def test_a_trained_run_predicts_texts_and_files(folder, trained, capsys):

@@ -147,6 +147,18 @@ def test_there_and_back_again(folder, tmp_path):
         assert (tmp_path / "again" / name).read_text() == (folder / "theirs" / name).read_text()
 
 
+def test_a_run_goes_on_when_its_weights_are_gone(folder, tmp_path):
+    shutil.copytree(folder / "theirs", tmp_path / "theirs")
+    texts, weights = f"data.path={folder / 'texts'}", f"weights={tmp_path / 'theirs'}"
+    given = [*SHORT, "recipe=bert", "data.held_out=0.1", texts, weights, "recipe.batch_size=4", "schedule=constant"]
+    assert main(["train", *given, f"run_dir={tmp_path / 'run'}", "recipe.num_steps=1"]) == 0
+    shutil.rmtree(tmp_path / "theirs")
+    assert main(["train", *given, f"run_dir={tmp_path / 'run'}", "recipe.num_steps=2"]) == 0
+    assert main(["train", *given, f"run_dir={tmp_path / 'another'}", "recipe.num_steps=2"]) == 2, "a new run needs them"
+    values = checkpoint.read_manifest(checkpoint.find(tmp_path / "run"))["values"]
+    assert values["step"] == 2 and values["config"]["recipe"]["model"]["hidden_size"] == 16
+
+
 def write(model: MaskedLanguageModel, directory: Path) -> None:
     """Exports a model whose tokenizer has the special tokens and a last one: its other numbers are no token."""
     numbers = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}

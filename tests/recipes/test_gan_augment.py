@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.recipes.gan import make_recipe
+from trainkit.config import compose
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
@@ -62,8 +63,11 @@ def test_any_split_gives_the_same_weights_and_scores():
 def test_zero3_with_classes_augments_as_one_process():
     """In fp32, which is all that DeepSpeed has."""
     classes = ("a", "b", "c")
-    _, probabilities, metrics = _train(1, "ddp", "fp64", classes)
-    for _, others, found in run_ranks(_train, 2, 1, "zero3", "fp32", classes):
+    alone, probabilities, metrics = _train(1, "ddp", "fp32", classes)
+    results = run_ranks(_train, 2, 1, "zero3", "fp32", classes)
+    weights, largest = results[0][0], max(float(value.abs().max()) for value in alone.values())
+    assert max(float((weights[name] - alone[name]).abs().max()) for name in alone) / largest < 1e-5
+    for _, others, found in results:
         assert others == probabilities
         assert found["d_held_out_score"] == pytest.approx(metrics["d_held_out_score"], rel=0.02)
 
@@ -140,6 +144,31 @@ def test_the_probability_follows_the_measure_at_its_speed():
     assert by_sign.probability > 0 and by_sign.overfitting == 0.61
 
 
+def test_scores_that_are_not_finite_change_nothing():
+    augmenter = make_recipe(augment=Augmentation(kind="ada", speed_images=6400)).augmenter
+    augmenter.adapt(_scores(held_out=0.1), 16)
+    before = augmenter.state_dict()
+    for name in ("train", "held_out", "fake"):
+        for value in (math.nan, math.inf, -math.inf):
+            augmenter.adapt(_scores(**{name: value}), 16)
+    assert augmenter.state_dict() == before and 0 < before["probability"] < 0.1
+
+
+def test_a_batch_that_is_examined_adapts_nothing(monkeypatch):
+    recipe = make_recipe(augment=ADA, stable_images=64)
+    monkeypatch.setattr(type(recipe.runtime.guard), "is_examining", True)
+    assert set(_steps(recipe, last=3)) == {0.3}
+
+
+def test_memory_is_tried_with_the_most_augmentation():
+    recipe = make_recipe(augment=Augmentation(kind="ada"))
+    next(iter(recipe.dearest_batches_of(8)))
+    assert recipe.augmenter.probability == 0.8
+    fixed = make_recipe(augment=Augmentation(kind="fixed", probability=0.2))
+    next(iter(fixed.dearest_batches_of(8)))
+    assert fixed.augmenter.probability == 0.2
+
+
 def test_overfitting_depends_on_no_zero_and_scale():
     assert overfitting_of(3.0, 1.5, 1.0) == 0.75
     assert overfitting_of(*(10.0 + 0.1 * score for score in (3.0, 1.5, 1.0))) == pytest.approx(0.75)
@@ -165,6 +194,13 @@ def test_a_discriminator_that_overfits_is_named_once():
     assert augmenter.warning(_scores(held_out=0.1)) is None
 
 
+def test_data_of_your_own_need_no_keys_of_augmentation(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "own.yaml").write_text("_target_: trainkit.data.UnpairedImages\n")
+    augment = compose(["recipe=progressive_gan", "data=own"], tmp_path)["recipe"]["augment"]
+    assert (augment["kind"], augment["horizontal_flips"]) == ("none", False)
+
+
 @pytest.mark.parametrize(
     ("settings", "loss", "message"),
     [
@@ -173,6 +209,10 @@ def test_a_discriminator_that_overfits_is_named_once():
         ({"probability": 1.5}, "wgan_gp", r"recipe\.augment\.probability=1\.5: must be 0 to 1"),
         ({"target": 1.0}, "wgan_gp", r"recipe\.augment\.target=1\.0"),
         ({"speed_images": 0}, "wgan_gp", r"recipe\.augment\.speed_images=0"),
+        ({"probability": 0.2}, "wgan_gp", r"probability=0\.2: nothing uses it with data\.augment=none; set .*=fixed"),
+        ({"kind": "fixed", "target": 0.2}, "wgan_gp", r"target=0\.2: nothing uses it with .*=fixed; set .*=ada, or"),
+        ({"kind": "fixed", "steer_by": "held_out"}, "wgan_gp", r"steer_by=held_out: nothing uses it"),
+        ({"speed_images": 7}, "wgan_gp", r"speed_images=7: nothing uses it with data\.augment=none"),
     ],
 )
 def test_settings_that_cannot_be_used_are_one_line(settings, loss, message):

@@ -91,3 +91,9 @@ def test_items_without_images_are_named():
     data = Datasets(train=[{"pixels": torch.zeros(3, 8, 8)}], held_out=[])
     with pytest.raises(DataError, match=r"these have \['pixels'\]"):
         ProgressiveGAN(runtime, data=data, optimizer=torch.optim.Adam, resolution=8)
+
+
+def test_images_that_none_is_held_out_of_are_refused():
+    data = Datasets(train=[{"images": torch.zeros(3, 8, 8)}], held_out=[])
+    with pytest.raises(DataError, match=r"none of 1 images is held out, .* set a larger data\.held_out"):
+        ProgressiveGAN(Runtime(tracker=Tracker(), device="cpu"), data=data, optimizer=torch.optim.Adam, resolution=8)

@@ -1,5 +1,6 @@
 """Micro-batches by resolution: found for all of them before the first step, and more at one that outgrows memory."""
 
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -11,7 +12,10 @@ from trainkit import Runtime, Tracker, Trainer
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 from trainkit.training import accumulation
+from trainkit_recipes.progressive_gan import augment
+from trainkit_recipes.progressive_gan.augment import Augmentation
 from trainkit_recipes.progressive_gan.growth import plan
+from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 
 SHORT = {"stable_images": 64, "fade_images": 96}
@@ -41,12 +45,12 @@ def _greedy(limit, network):
     return mock.patch.object(Runtime, "setup", planted)
 
 
-def _fit(strategy, grad_accumulation_steps, limit, network="D"):
+def _fit(strategy, grad_accumulation_steps, limit, network="D", **settings):
     """Both networks and the average after the whole run; what was said; the micro-batches."""
     said = _Said()
     runtime = scenes.make_runtime(strategy, tracker=said, seed=5)
-    with _greedy(limit, network):
-        recipe = make_recipe(grad_accumulation_steps, batch_size=32, runtime=runtime, **SHORT)
+    with _greedy(limit, network), mock.patch.object(augment, "STEPS_BETWEEN", 1):  # also in the step made again
+        recipe = make_recipe(grad_accumulation_steps, batch_size=32, runtime=runtime, **SHORT, **settings)
         with mock.patch.multiple(recipe, evaluate=dict, baselines=dict, finish=mock.DEFAULT):
             Trainer(recipe).fit()
     states = [scenes.whole_state(engine) for engine in recipe.engines().values()]
@@ -71,6 +75,15 @@ def test_a_resolution_that_outgrows_memory_is_split_further(strategy, network):
     ]
 
 
+def test_a_step_made_again_adapts_augmentation_once():
+    ada = {"augment": Augmentation(kind="ada", probability=0.3, speed_images=6400), "loss": Loss(penalty_every=4)}
+    expected = run_ranks(partial(_fit, **ada), 2, "ddp", {8: 4}, 64)
+    found = run_ranks(partial(_fit, **ada), 2, "ddp", 1, 5)
+    for (weights, _, steps, state), (without, _, _, its_state) in zip(found, expected, strict=True):
+        assert steps == {4: 1, 8: 4} and torch.equal(weights, without)
+        assert state["augment"] == its_state["augment"] and state["augment"]["probability"] not in (0.0, 0.3, 0.8)
+
+
 def _search(limit):
     said = _Said()
     runtime = scenes.make_runtime("ddp", tracker=said, seed=5)
@@ -89,16 +102,15 @@ def _search(limit):
 
 
 def test_every_resolution_is_tried_before_the_first_step():
-    for found, batches, said in run_ranks(_search, 2, 8):
-        assert found == {4: 1, 8: 2} and batches == [1, 2]
-        assert [line for line in said if "stored as" not in line] in (
-            [],  # rank 0 alone tells
-            [
-                "grad_accumulation_steps=auto: 1 micro-batches a rank fit into memory at 4x4",
-                "grad_accumulation_steps=auto: 1 micro-batches a rank do not fit into memory at 8x8",
-                "grad_accumulation_steps=auto: 2 micro-batches a rank fit into memory at 8x8",
-            ],
-        )
+    results = run_ranks(_search, 2, 8)
+    assert [(found, batches) for found, batches, _ in results] == [({4: 1, 8: 2}, [1, 2])] * 2
+    of_rank_0, of_rank_1 = ([line for line in said if "stored as" not in line] for *_, said in results)
+    assert of_rank_1 == []
+    assert of_rank_0 == [
+        "grad_accumulation_steps=auto: 1 micro-batches a rank fit into memory at 4x4",
+        "grad_accumulation_steps=auto: 1 micro-batches a rank do not fit into memory at 8x8",
+        "grad_accumulation_steps=auto: 2 micro-batches a rank fit into memory at 8x8",
+    ]
     for text in run_ranks(_search, 2, 2):
         assert "does not fit into memory in 16 micro-batches at 8x8" in text
 
@@ -112,6 +124,9 @@ def test_micro_batches_by_resolution():
     again = MicroBatches(1, phases, world_size=1, stddev_group=4)
     again.load_state_dict(chosen.state_dict())
     assert again.steps == {4: 1, 8: 1, 16: 3}
+    on_two = MicroBatches(1, phases, world_size=2, stddev_group=4)
+    on_two.load_state_dict(chosen.state_dict())
+    assert on_two.steps == {4: 1, 8: 1, 16: 3}, "4 samples at once; of 24 none fit between them and 12"
     chosen.split(16)
     with pytest.raises(ConfigError, match=r"16x16 does not fit into memory: recipe.batch_size=24 .* precision=bf16"):
         chosen.split(16)

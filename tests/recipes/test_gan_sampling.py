@@ -21,6 +21,7 @@ from trainkit_recipes.progressive_gan.latents import closed_path, slerp
 from trainkit_recipes.progressive_gan.page import NUM_STYLES, PSIS, Shown, page
 from trainkit_recipes.progressive_gan.pictures import as_pixels
 from trainkit_recipes.progressive_gan.projection import project, read_picture
+from trainkit_recipes.progressive_gan.sample import main
 from trainkit_recipes.progressive_gan.video import require_format, write_video
 
 CLASSES = ("cat", "dog/wolf")
@@ -195,3 +196,28 @@ def test_classes_are_typed_by_name_or_label():
         labels_of_names("cet", CLASSES)
     with pytest.raises(ConfigError, match="trained on images without classes; leave it out"):
         labels_of_names("cat", ())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--fps", "3"],
+        ["--folder", "made", "--output", "a.png"],
+        ["--video", "a.gif", "--output", "a.png"],
+        ["--mix", "8", "--fps", "5"],
+        ["--project", "a.png", "--num", "4"],
+        ["--project", "a.png", "--truncation", "0.7"],
+        ["--page", "a.html", "--truncation", "0.7"],
+        ["--page", "a.html", "--num", "4"],
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(tmp_path, capsys, arguments):
+    assert main([str(tmp_path), *arguments]) == 2
+    drawn = arguments[0] if len(arguments) > 2 else "a grid"
+    said = capsys.readouterr().err
+    assert f"{' '.join(arguments[-2:])}: changes nothing about {drawn}; leave it out" in said and said.count("\n") == 1
+
+
+def test_no_pictures_are_no_default_number(tmp_path, capsys):
+    assert main([str(tmp_path), "--folder", str(tmp_path / "made"), "--num", "0"]) == 2
+    assert "--num 0 --start 0: there must be 1 or more" in capsys.readouterr().err and not (tmp_path / "made").exists()

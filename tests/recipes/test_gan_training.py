@@ -76,7 +76,7 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
 
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == (196, 196)
-    assert main([str(run_dir), "--page", str(tmp_path / "a.html"), "--truncation", "0.7"]) == 0
+    assert main([str(run_dir), "--page", str(tmp_path / "a.html")]) == 0
     assert main([str(run_dir), "--video", str(tmp_path / "a.webp"), "--seconds", "0.2", "--num", "4"]) == 0
     assert main([str(run_dir), "--mix", "4", "--num", "3", "--output", str(tmp_path / "mix.png")]) == 0
     assert main([str(run_dir), "--folder", str(tmp_path / "folder"), "--num", "5"]) == 0

@@ -1,6 +1,7 @@
 """Training that starts from the networks of another run: what is taken over, what is new, and what stays frozen."""
 
 import json
+import shutil
 from functools import partial
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 from tests.recipes.gan import make_recipe
+from trainkit.checkpoint import find, read_manifest, read_whole
+from trainkit.cli.main import main
 from trainkit.config import compose
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.testing import run_ranks
 from trainkit_recipes.progressive_gan.train import ProgressiveGAN
-from trainkit_recipes.progressive_gan.transfer import Transfer
+from trainkit_recipes.progressive_gan.transfer import Restored, Transfer
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -89,7 +92,7 @@ def test_a_checkpoint_needs_the_run_it_started_from_no_more(run):
     recipe = make_recipe(transfer=Transfer(weights=run[0], freeze_discriminator=1))
     state = json.loads(json.dumps(recipe.state_dict()))
     restored = ProgressiveGAN.restored_arguments(state, None)["transfer"]
-    assert restored == Transfer(start_resolution=8, freeze_discriminator=1)
+    assert restored == Restored(start_resolution=8, freeze_discriminator=1)
     assert make_recipe(transfer=restored).phases == recipe.phases
     assert "transfer" not in make_recipe().state_dict()
 
@@ -147,6 +150,8 @@ def test_what_cannot_be_taken_over_is_refused(run, tmp_path):
         make_recipe(transfer=Transfer(weights=path, freeze_discriminator=2))
     with pytest.raises(ConfigError, match=r"freeze_discriminator=1: layers with random weights would stay so"):
         make_recipe(transfer=Transfer(freeze_discriminator=1))
+    with pytest.raises(ConfigError, match=r"freeze_discriminator=1: layers with random weights would stay so"):
+        make_recipe(transfer=Transfer(freeze_discriminator=1, start_resolution=8))
     with pytest.raises(ConfigError, match=r"start_resolution=4: .* makes images of 8x8; leave it out"):
         make_recipe(transfer=Transfer(weights=path, start_resolution=4))
     with pytest.raises(ConfigError, match=r"transfer.start_resolution=.*12 must be one of the resolutions"):
@@ -159,3 +164,20 @@ def test_what_cannot_be_taken_over_is_refused(run, tmp_path):
     assert torch.allclose(started["G.blocks.8.conv1.weight"], trained["G.blocks.8.conv1.weight"])
     with pytest.raises(ConfigError, match=r"'from_image.8.weight' .* leave out recipe.channels"):
         make_recipe(transfer=Transfer(weights=path, freeze_discriminator=1), **grey)
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(run, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(run[0], gone)
+    given = ["experiment=glyphs", "data.held_out=0.1", f"weights={gone}", f"run_dir={tmp_path / 'run'}"]
+    given += ["recipe.resolution=8", "recipe.evaluation.num_directions=16", "recipe.evaluation.at_end=[]"]
+    given += ["recipe.transfer.freeze_discriminator=1", "strategy=single", "device=cpu", "tracking.wandb=null"]
+    assert main(["train", *given, "recipe.stable_images=32"]) == 0
+    shutil.rmtree(gone)
+    assert main(["train", *given, "recipe.stable_images=64"]) == 0
+    last, frozen = find(tmp_path / "run"), "blocks.8.conv1.weight"
+    known = read_manifest(last)["values"]["config"]["recipe"]
+    assert read_manifest(last)["position"] == 64
+    assert [known[name] for name in ("latent_dim", "fmap_base", "fmap_max")] == [8, 32, 8]
+    (weights,) = read_whole(last, {f"D.module/{frozen}"}).values()
+    assert torch.equal(weights, run[1][f"D.{frozen}"].float())

@@ -7,7 +7,7 @@ from typing import Any
 from trainkit.config.directory import groups
 from trainkit.config.schema import OF_RECIPES, annotations
 from trainkit.config.targets import hints, is_node, locate
-from trainkit.config.tree import Node
+from trainkit.config.tree import Node, flat
 from trainkit.config.values import annotation_of_items, convert, holds_node
 from trainkit.errors import ConfigError, nearest
 
@@ -30,8 +30,10 @@ def check(config: Mapping[str, Any]) -> Node:
     schema = annotations()
     config = {**dict.fromkeys(OF_RECIPES), **config}  # a stored one may be older than these keys
     _require_known("", config, list(schema))
+    of_recipe = {key.rpartition(".")[2]: value for key, value in flat(config.get("recipe") or {}).items()}
     for name in OF_RECIPES:
-        if config[name] is not None and name not in (config.get("recipe") or {}):
+        # Not only at its top: a node of the recipe may hold the link.
+        if config[name] is not None and of_recipe.get(name) != config[name]:
             raise ConfigError(f"{name}={config[name]}: this recipe has no {name}; leave it out, or use recipe=bert")
     for name in schema:
         if name not in config:

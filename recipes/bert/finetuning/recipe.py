@@ -71,6 +71,8 @@ class FineTuning(Recipe):
         DataError: for examples or weights that cannot be used.
     """
 
+    start_keys = ("weights", "model")
+
     def __init__(
         self,
         runtime: Runtime,

@@ -2,12 +2,13 @@
 
 from trainkit_recipes.bert.hugging_face.config import read_architecture, require_expressible, require_shape
 from trainkit_recipes.bert.hugging_face.directory import write_directory
-from trainkit_recipes.bert.hugging_face.implied import implied_by_weights
+from trainkit_recipes.bert.hugging_face.implied import IMPLIED_KEYS, implied_by_weights
 from trainkit_recipes.bert.hugging_face.load import fits_vocabulary, load_hugging_face
 from trainkit_recipes.bert.hugging_face.names import head_weights, to_hugging_face, translate
 from trainkit_recipes.bert.hugging_face.vocabulary import has_vocabulary, require_vocabulary, vocabulary_file
 
 __all__ = [
+    "IMPLIED_KEYS",
     "fits_vocabulary",
     "has_vocabulary",
     "head_weights",

@@ -10,6 +10,9 @@ from trainkit_recipes.bert.hugging_face.vocabulary import has_vocabulary, vocabu
 from trainkit_recipes.bert.model import Architecture
 
 _OWN = ("pooler", "max_distance")  # fields of Architecture that a directory says nothing about
+_SHAPE = tuple(field.name for field in fields(Architecture) if field.name not in _OWN)
+IMPLIED_KEYS = tuple(f"model.{name}" for name in _SHAPE)
+"""What a resumed run takes from the configuration in its checkpoint, whose state has the vocabulary."""
 
 
 def implied_by_weights(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,8 +29,7 @@ def implied_by_weights(directory: Path, given: Mapping[str, Any]) -> dict[str, A
         DataError: for a directory that is not of a BERT, or has no vocabulary.
     """
     architecture, _ = read_architecture(directory)
-    names = [field.name for field in fields(Architecture) if field.name not in _OWN]
-    implied = {f"model.{name}": getattr(architecture, name) for name in names}
+    implied = {f"model.{name}": getattr(architecture, name) for name in _SHAPE}
     data = given.get("data")
     if isinstance(data, Mapping) and "vocab_file" in data and (data["vocab_file"] is None or has_vocabulary(directory)):
         implied["data.vocab_file"] = str(vocabulary_file(directory))
