@@ -64,6 +64,9 @@ NODES = [
     ("recipe", {"_target_": "trainkit.recipe.Recipe.__subclasses__"}),
     ("recipe", {"_target_": "${data._target_}"}),
     ("run_dir", "${oc.env:HOME}"),
+    ("run_dir", "${oc.select:seed,${oc.env:HOME}}"),
+    ("run_dir", "${oc.select:seed,x y}"),
+    ("run_dir", "${oc.select:${oc.env:HOME},1}"),
     ("tracking", {"_target_": "trainkit.tracking.trackers", "others": {"mine": TOUCH}}),
     ("strategy", {"_target_": "trainkit.strategy.Zero1", "config": {"tensorboard": {"output_path": "marker"}}}),
 ]

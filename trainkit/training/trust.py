@@ -38,7 +38,8 @@ KINDS: dict[str, tuple[type, ...]] = {
 _OURS = ("trainkit", "trainkit_recipes")
 _NAME = re.compile(r"(trainkit|trainkit_recipes|torch\.optim)(\.[A-Za-z]\w*)+")  # no segment begins with _
 _INTERPOLATION = re.compile(r"\$\{[^}]*\}?")
-_LINK = re.compile(r"\$\{[A-Za-z][\w.]*\}")  # to another key, and not a resolver such as oc.env
+# To another key, perhaps with a plain value where that is missing; and not any other resolver, such as oc.env.
+_LINK = re.compile(r"\$\{([A-Za-z][\w.]*|oc\.select:[A-Za-z][\w.]*,\w+)\}")
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
