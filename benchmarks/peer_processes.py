@@ -40,19 +40,25 @@ def _memory_of(bed: Bed, form: str, kind: str) -> Mapping[str, Any]:
     mean = sum(len(sample["input_ids"]) for sample in peer.samples) / len(peer.samples)
     if kind == OURS:
         num_windows = BATCH_SIZE if form == "windows" else max(1, round(BATCH_SIZE * mean / LONGEST))
-        before = _reset_peak()
+        before = reset_peak()
         steps = own_loop(bed.own(length, "joined" if form == "windows" else "apart", num_windows, 0.1))[0].steps
     else:
-        before = _reset_peak()
+        before = reset_peak()
         steps = LOOPS[kind][1](peer, False).steps
     for _ in range(NUM_STEPS):
         next(steps)
-    return {"peak_mib": _status("VmHWM") - before}
+    return {"peak_mib": peak_mib() - before}
 
 
-def _reset_peak() -> float:
+def reset_peak() -> float:
+    """Forgets the peak so far; the MiB in use."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
+
+
+def peak_mib() -> float:
+    """The most resident memory since `reset_peak`, in MiB."""
+    return _status("VmHWM")
 
 
 def _status(name: str) -> float:
@@ -110,14 +116,14 @@ def _tokenizing_of(bed: Bed, texts: str, kind: str) -> Mapping[str, Any]:
     shutil.rmtree(cache, ignore_errors=True)
     if kind == MAP:
         import datasets  # noqa: F401  # whoever tokenizes with it has imported it
-    before, begun, used = _reset_peak(), time.perf_counter(), _used_s()
+    before, begun, used = reset_peak(), time.perf_counter(), _used_s()
     if kind == MAP:
         tokenized(weights, Path(texts), cache, os.cpu_count())
     else:
         Text(path=Path(texts), vocab_file=weights / "vocab.txt", cache_dir=cache).load(progress=False)
     seconds, cpu_seconds = time.perf_counter() - begun, _used_s() - used
     shutil.rmtree(cache, ignore_errors=True)
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _status("VmHWM") - before}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib() - before}
 
 
 def _used_s() -> float:

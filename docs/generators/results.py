@@ -246,6 +246,19 @@ def _small_data(results: Results) -> str:
     return _table(["seed", "images shown", *(f"distance {kind}" for kind in kinds.values()), "ratio", "goal"], rows)
 
 
+def _gan_peers(results: Results) -> str:
+    parts = []
+    for result in results:
+        first = next(iter(result["contenders"].values()))
+        rows = [
+            [name, *(_range(value) if isinstance(value, Mapping) else _number(value) for value in one.values())]
+            for name, one in result["contenders"].items()
+        ]
+        columns = [name.replace("_", " ").replace("mib", "MiB").replace("pro gan pth", "pro-gan-pth") for name in first]
+        parts.append(f"{result['title']} (goal {result['goal']:g}):\n\n{_table(['', *columns], rows)}")
+    return "\n\n".join(parts)
+
+
 def _predictions(written: Mapping[str, Any]) -> str:
     rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
     return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
@@ -288,5 +301,6 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "predictions": _predictions,
     "finetuning": _fine_tuning,
     "gan-small-data": _small_data,
+    "gan-peers": _gan_peers,
     "bert-peers": _peers,
 }
