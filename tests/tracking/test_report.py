@@ -80,7 +80,7 @@ def test_milestones_lie_at_the_steps_that_reach_them(tmp_path):
     assert measured.training["d_loss"][0].tolist() == list(range(1, 11))
     svg = Chart("loss", measured, 10).svg()
     marks = re.findall(r'class="mark" x1="([\d.]+)"', svg)
-    left, right = 64, 560 - 14  # of the axes
+    left, right = 64, 560 - 28  # of the axes
     assert [float(x) for x in marks] == pytest.approx([left + (right - left) * s / 10 for s in (4, 7)], abs=0.06)
     assert "8x8 fading in, from step 4" in svg
 

@@ -9,7 +9,7 @@ import numpy as np
 from trainkit.tracking.series import Measured, Series, family_of, running_mean, thinned, with_gaps
 
 WIDTH, HEIGHT = 560, 300  # pixels of a panel
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 34  # pixels around its axes
+LEFT, RIGHT, TOP, BOTTOM = 64, 28, 12, 34  # pixels around its axes
 MAX_POINTS = 400  # of a line
 MAX_NAMED = 10  # milestones that get a name
 COLOURS = ("#2f6fde", "#e0672b", "#2a9d6a", "#b2477f", "#8a6fd1", "#b98a00")
