@@ -198,7 +198,7 @@ def test_the_same_pixels_are_one_image_and_never_on_both_sides(tmp_path):
     train, held_out = ({image.tobytes() for image in everything(side)} for side in (loaded.train, loaded.held_out))
     assert not train & held_out
     assert len(train) + len(held_out) == len(loaded.train) + len(loaded.held_out) == 60
-    assert summary(tmp_path) == {"images": 60, "duplicates": 20, "unreadable": [], "upscaled": 0}
+    assert summary(tmp_path) == {"images": 60, "duplicates": 20, "unreadable": [], "upscaled": 0, "profiles_ignored": 0}
     assert 3 <= len(held_out) <= 24
 
 
@@ -388,7 +388,7 @@ def test_a_second_load_decodes_nothing_and_content_decides(tmp_path, monkeypatch
     folder = fill(tmp_path / "in", 10)
     before = both_sides(small(folder, tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("trainkit.data.decoding.square", None)  # calling it would fail
+        patch.setattr("trainkit.data.decoding.plain", None)  # calling it would fail
         assert np.array_equal(both_sides(small(folder, tmp_path)), before)
         small(folder, tmp_path, held_out=0.5).load(progress=False)  # the same pixels, cut elsewhere
         (folder / "000.png").touch()

@@ -13,7 +13,7 @@ from tests.data import test_text as text
 from trainkit.data import WordPiece
 from trainkit.data.parallel import IN_FLIGHT
 from trainkit.data.pyramid import PyramidWriter
-from trainkit.data.square import square
+from trainkit.data.square import plain
 from trainkit.errors import DataError
 
 
@@ -88,10 +88,10 @@ def test_images(tmp_path, monkeypatch):
 
     def counted(*args):
         num_decoded.value += 1
-        return square(*args)
+        return plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainkit.data.decoding.square", counted)
+        patch.setattr("trainkit.data.decoding.plain", counted)
         specification = images.small(folder, tmp_path, on_unreadable="skip", num_workers=1)
         num_killed = _killed_until_it_ends(lambda: specification.load(progress=False), 0.01)
     (built,) = (tmp_path / "cache").glob("images-*")

@@ -60,14 +60,38 @@ def test_a_colour_profile_is_applied():
     assert flat(reopened(own, icc_profile=b"no profile")) == [10, 128, 200]
 
 
-def test_a_profile_of_other_primaries_changes_the_colours():
+def red_for_blue() -> bytes:
+    """A colour profile in which red and blue have changed places."""
     swapped = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")
     swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
     at = swapped.index(b"s\0R\0G\0B") if b"s\0R\0G\0B" in swapped else swapped.index(b"sRGB", 128)
     swapped[at : at + 1] = b"x"
-    found = flat(reopened(Image.new("RGB", (8, 8), (250, 128, 20)), icc_profile=bytes(swapped)))
+    return bytes(swapped)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_profile_of_other_primaries_changes_the_colours(mode):
+    image = Image.new("RGB", (8, 8), (250, 128, 20)).quantize(2) if mode == "P" else Image.new(mode, (8, 8), "#fa8014")
+    found = flat(reopened(image, icc_profile=red_for_blue()))
     assert np.abs(np.array(found) - [20, 128, 250]).max() <= 2
+
+
+def test_what_is_transparent_stays_so_with_a_profile():
+    half = Image.new("RGBA", (8, 8), (250, 128, 20, 51))
+    found = flat(reopened(half, icc_profile=red_for_blue()), background="black")
+    assert np.abs(np.array(found) - [4, 26, 50]).max() <= 2  # 51 / 255 = 0.2
+    keyed = reopened(Image.new("RGB", (8, 8), (250, 128, 20)), icc_profile=red_for_blue(), transparency=(250, 128, 20))
+    assert flat(keyed, background="#010203") == [1, 2, 3]
+
+
+def test_a_run_says_how_many_profiles_it_ignores(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, profile in enumerate((b"no profile", red_for_blue(), None)):
+        noise(number).save(folder / f"{number}.png", icc_profile=profile)
+    facts = small(folder, tmp_path, held_out=0.5).load(progress=False).facts
+    assert str(facts["colour profiles ignored"]).startswith("1, which do not fit the pixels")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])

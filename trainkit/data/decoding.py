@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.data.image_sources import ImageSource
-from trainkit.data.square import Fit, is_upscaled, square
+from trainkit.data.square import Fit, fitted, is_upscaled, plain, reduce_jpeg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +44,7 @@ class Decoded:
         format: of Pillow, such as PNG.
         num_frames: that the file has.
         is_upscaled: whether it is smaller than R.
+        is_profile_ignored: whether it has a colour profile that does not fit its pixels.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Decoded:
     format: str
     num_frames: int
     is_upscaled: bool
+    is_profile_ignored: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +93,18 @@ class Decoder:
             size = (size[1], size[0])
         upscaled = is_upscaled(size, self.resolution, self.fit)
         if taken == 1:
-            frames = [self._square(image)]
+            squares = [self._square(image)]
         else:
             # An APNG may have a still image for programs that do not animate.
             first = 1 if image.info.get("default_image") else 0
-            frames = []
+            squares = []
             for number in range(first, num_frames):
                 image.seek(number)
-                frames.append(self._square(image.copy()))
-        return Decoded(name, tuple(frames), size, mode, kind, num_frames, upscaled)
+                squares.append(self._square(image.copy()))
+        frames, ignored = zip(*squares, strict=True)
+        return Decoded(name, frames, size, mode, kind, num_frames, upscaled, any(ignored))
 
-    def _square(self, image: "Image.Image") -> NDArray[np.uint8]:
-        return square(image, self.resolution, self.channels, self.fit, self.background)
+    def _square(self, image: "Image.Image") -> tuple[NDArray[np.uint8], bool]:
+        reduce_jpeg(image, self.resolution)
+        converted, is_profile_ignored = plain(image, self.channels, self.background)
+        return fitted(converted, self.resolution, self.fit, self.background), is_profile_ignored

@@ -35,7 +35,7 @@ from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 from trainkit.logger import logger
 
-_FORMAT = 4  # of the cache: increase it whenever the same images and settings would give other files
+_FORMAT = 5  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
 _MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
 MIN_TRAIN = 2_000  # images: a few thousand are learnt by heart, without augmentation (arXiv 2006.06676)
@@ -43,6 +43,7 @@ FEW = "few training images"
 UPSCALED = "upscaled images"
 TWO_LABELS = "duplicates under another label"
 EMPTY = "classes without a training image"
+PROFILES = "colour profiles ignored"
 OTHERS = "labels of images that are not there"
 _NUM_NAMED = 3  # unreadable files in a message
 
@@ -151,7 +152,7 @@ class Images:
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
         if progress:
-            remark(facts, "files not read", UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
+            remark(facts, "files not read", PROFILES, UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
         classes = () if labels is None else labels.classes
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
 
@@ -215,7 +216,9 @@ class Images:
             left = names[pyramid.num_taken :]
             for result in track(in_order(decode, left, self.num_workers), "reading images", len(left), progress):
                 if not isinstance(result, Unreadable):
-                    pyramid.append(*result.frames, is_upscaled=result.is_upscaled)
+                    pyramid.append(
+                        *result.frames, is_upscaled=result.is_upscaled, is_profile_ignored=result.is_profile_ignored
+                    )
                 elif self.on_unreadable == "error":
                     raise self.cannot_read(result)
                 else:
@@ -227,7 +230,7 @@ class Images:
                     f"one out; add more" + (f" (unreadable: {_listed(unreadable)})" if unreadable else "")
                 )
             summary = {"images": len(pyramid), "duplicates": pyramid.num_duplicates, "unreadable": pyramid.left_out}
-            summary["upscaled"] = pyramid.num_upscaled
+            summary |= {"upscaled": pyramid.num_upscaled, "profiles_ignored": pyramid.num_profiles_ignored}
             if labels is not None:
                 summary["contradictions"] = pyramid.num_contradictions
             write_summary(directory, summary)
@@ -248,6 +251,8 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
     }
     if summary["unreadable"]:
         facts["unreadable images"] = len(summary["unreadable"])
+    if num := summary["profiles_ignored"]:
+        facts[PROFILES] = f"{num:,}, which do not fit the pixels of their files: the colours are taken for sRGB"
     if unread := counted(name for name in source.unread() if name != LABELS_FILE):
         facts["files not read"] = unread
     if num_held_out < _MIN_HELD_OUT:

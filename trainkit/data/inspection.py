@@ -42,6 +42,7 @@ class Inspection:
         aspect_ratios: likewise, of width / height.
         modes: number of images by Pillow's mode.
         formats: likewise by format.
+        profiles_ignored: images with a colour profile that does not fit their pixels.
         animated: images of several frames.
         frames: of all images.
         classes: number of images by class; empty: no labels.
@@ -62,6 +63,7 @@ class Inspection:
     aspect_ratios: list[float]
     modes: dict[str, int]
     formats: dict[str, int]
+    profiles_ignored: int
     animated: int
     frames: int
     classes: dict[str, int]
@@ -124,6 +126,7 @@ def inspect(images: Images, resolution: int | None = None, progress: bool = True
         aspect_ratios=_quantiles(sizes[:, 0] / sizes[:, 1]),
         modes=dict(scan.modes.most_common()),
         formats=dict(scan.formats.most_common()),
+        profiles_ignored=scan.profiles_ignored,
         animated=scan.animated,
         frames=scan.frames,
         classes=dict(sorted(Counter(of).items(), key=lambda entry: -entry[1])),
@@ -162,7 +165,7 @@ class _Scan:
         self.shown: list[NDArray[np.uint8]] = []
         self.modes: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
-        self.animated = self.frames = 0
+        self.animated = self.frames = self.profiles_ignored = 0
 
     def add(self, number: int, result: Decoded | Unreadable, seen: _Seen | None) -> None:
         if isinstance(result, Unreadable) or seen is None:
@@ -178,6 +181,7 @@ class _Scan:
         self.modes[result.mode] += 1
         self.formats[result.format] += 1
         self.animated += result.num_frames > 1
+        self.profiles_ignored += result.is_profile_ignored
         self.frames += result.num_frames
 
     def duplicates(self, names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:

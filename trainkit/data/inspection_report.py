@@ -74,6 +74,8 @@ def summary(found: Inspection) -> list[tuple[str, str]]:
     ]
     if found.animated:
         lines.insert(1, ("animated", f"{found.animated:,}: the first frame is used, or data.frames=all"))
+    if found.profiles_ignored:
+        lines.append(("profiles", f"{found.profiles_ignored:,} do not fit the pixels and are ignored"))
     if found.files_not_read:
         lines.append(("other files", found.files_not_read))
     if found.classes:

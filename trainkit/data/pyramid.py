@@ -80,6 +80,7 @@ class PyramidWriter:
         self.num_duplicates: int = done.get("duplicates", 0)
         self.num_contradictions: int = done.get("contradictions", 0)
         self.num_upscaled: int = done.get("upscaled", 0)
+        self.num_profiles_ignored: int = done.get("profiles_ignored", 0)
         self.num_taken: int = done.get("taken", 0)
         self.left_out: list[dict[str, str]] = done.get("left_out", [])
         num = done.get("images", 0)
@@ -91,13 +92,15 @@ class PyramidWriter:
             size: reopen(_level(directory, size), channels * size**2 * num) for size in resolutions(resolution)
         }
 
-    def append(self, *frames: NDArray[np.uint8], is_upscaled: bool = False) -> None:
+    def append(self, *frames: NDArray[np.uint8], is_upscaled: bool = False, is_profile_ignored: bool = False) -> None:
         """Adds the images of one file, unless the same pixels are already there: the first label stays.
 
         Args:
             *frames: uint8 [C, R, R] each.
             is_upscaled: whether they are smaller than R.
+            is_profile_ignored: whether the file has a colour profile that does not fit its pixels.
         """
+        self.num_profiles_ignored += is_profile_ignored
         label = -1 if self._labels is None else self._labels[self.num_taken]
         for image in frames:
             key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
@@ -145,6 +148,7 @@ class PyramidWriter:
             "duplicates": self.num_duplicates,
             "contradictions": self.num_contradictions,
             "upscaled": self.num_upscaled,
+            "profiles_ignored": self.num_profiles_ignored,
             "taken": self.num_taken,
             "left_out": self.left_out,
         }

@@ -1,7 +1,7 @@
 """Converts any picture to a square of bytes."""
 
 import io
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,48 @@ if TYPE_CHECKING:
 Fit = Literal["crop", "smart", "pad", "stretch"]
 
 
+class Plain(NamedTuple):
+    """An upright, opaque image of 8-bit grey or sRGB.
+
+    Args:
+        image: of Pillow.
+        is_profile_ignored: whether the file has a colour profile that does not fit its pixels.
+    """
+
+    image: "Image.Image"
+    is_profile_ignored: bool
+
+
+def plain(image: "Image.Image", channels: int, background: str = "white") -> Plain:
+    """Converts an image, and keeps its shape and size.
+
+    It is rotated by its EXIF orientation, converted to sRGB by its colour profile if that is of CMYK or of another RGB,
+    and blended with the background where it is transparent.
+
+    Args:
+        image: a Pillow image.
+        channels: 1 (grey) or 3 (RGB).
+        background: a colour that Pillow knows: a name, or "#rrggbb".
+
+    Returns:
+        The image, of mode L or RGB.
+
+    Raises:
+        ValueError: for pixels of unknown range. Pillow raises others for a file that it cannot decode.
+    """
+    from PIL import ImageOps
+
+    _scale_transparent_colour(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    converted, is_ignored = _in_srgb(image)
+    opaque = _opaque(_eight_bits(converted), background)
+    return Plain(opaque.convert("L" if channels == 1 else "RGB"), is_ignored)
+
+
 def square(
     image: "Image.Image", resolution: int, channels: int, fit: Fit = "crop", background: str = "white"
 ) -> NDArray[np.uint8]:
-    """Fits, scales and converts an image.
-
-    It is rotated by its EXIF orientation, converted to sRGB by its colour profile if that is of CMYK or of another RGB,
-    and blended with the background where it is transparent. It is scaled down by averaging areas, or up bicubically.
+    """Fits, scales and converts an image: that of `plain` is scaled down by averaging areas, or up bicubically.
 
     Args:
         image: a Pillow image.
@@ -36,15 +71,23 @@ def square(
     Raises:
         ValueError: for pixels of unknown range. Pillow raises others for a file that it cannot decode.
     """
-    from PIL import ImageOps
+    reduce_jpeg(image, resolution)
+    return fitted(plain(image, channels, background).image, resolution, fit, background)
 
-    _scale_transparent_colour(image)
-    # A JPEG several times too large is decoded at a fraction of its size, with a margin for averaging.
+
+def reduce_jpeg(image: "Image.Image", resolution: int) -> None:
+    """Has a JPEG several times too large decoded at a fraction of its size, with a margin for averaging."""
     image.draft(None, (2 * resolution, 2 * resolution))
-    ImageOps.exif_transpose(image, in_place=True)
-    image = _opaque(_eight_bits(_in_srgb(image)), background).convert("L" if channels == 1 else "RGB")
-    scaled = _fitted(image, resolution, fit, background)
-    pixels = np.asarray(scaled).reshape(resolution, resolution, channels)
+
+
+def fitted(image: "Image.Image", resolution: int, fit: Fit, background: str) -> NDArray[np.uint8]:
+    """Fits and scales what `plain` has returned; see `square`."""
+    return channels_first(_fitted(image, resolution, fit, background))
+
+
+def channels_first(image: "Image.Image") -> NDArray[np.uint8]:
+    """Returns the pixels of an image of mode L or RGB, uint8 [C, H, W]."""
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -81,21 +124,25 @@ def _fitted(image: "Image.Image", resolution: int, fit: Fit, background: str) ->
     return image.resize((resolution, resolution), method, box=(left, top, left + side, top + side))
 
 
-def _in_srgb(image: "Image.Image") -> "Image.Image":
-    """Converts CMYK and RGB by their profile; one that does not fit the pixels is ignored, as browsers do."""
+def _in_srgb(image: "Image.Image") -> tuple["Image.Image", bool]:
+    """Converts CMYK and RGB by their profile, and says whether that is ignored, as browsers do, as it does not fit."""
     from PIL import ImageCms
 
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("CMYK", "RGB"):
-        return image
+    if not profile or image.mode not in ("CMYK", "RGB", "RGBA", "P", "PA"):
+        return image, False
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(given).lower():
-            return image
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
+        if image.mode != "CMYK" and "srgb" in ImageCms.getProfileDescription(given).lower():
+            return image, False
+        # A transparent colour or palette entry is one before the conversion.
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        source = image if image.mode == "CMYK" else image.convert(mode)
+        converted = ImageCms.profileToProfile(source, given, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError):
-        return image
+        return image, True
+    assert converted is not None, "it is not in place"
+    return converted, False
 
 
 def _scale_transparent_colour(image: "Image.Image") -> None:
