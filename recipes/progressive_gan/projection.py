@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from trainkit.errors import DataError
+from trainkit.data import read_image
 from trainkit_recipes.progressive_gan.latents import Sampler
 
+Fit = Literal["crop", "smart", "pad", "stretch"]
 Report = Callable[[Iterable[int]], Iterable[int]]
 
 
@@ -124,25 +124,18 @@ def _loss(images_NCHW: Tensor, target_1CHW: Tensor) -> Tensor:
         images_NCHW, target_1CHW = F.avg_pool2d(images_NCHW, 2), F.avg_pool2d(target_1CHW, 2)
 
 
-def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
-    """Reads a picture file: its central square, scaled, [channels, resolution, resolution] of -1 .. 1.
+def read_picture(path: Path, resolution: int, channels: int, *, fit: Fit = "crop", background: str = "white") -> Tensor:
+    """Reads a picture file as one of a data set, [channels, resolution, resolution] of -1 .. 1.
 
     Args:
-        path: the file; transparent pixels become white.
+        path: the file.
         resolution: pixels of a side.
         channels: 1 or 3.
+        fit: how it becomes a square; see `Images`.
+        background: the colour behind transparent and padded pictures.
 
     Raises:
         DataError: for a file that cannot be read.
     """
-    try:
-        with Image.open(path) as opened:
-            turned = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}") from error
-    white = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert(
-        "RGB" if channels == 3 else "L"
-    )
-    scaled = ImageOps.fit(white, (resolution, resolution), method=Image.Resampling.BOX)
-    pixels = torch.from_numpy(np.array(scaled)).view(resolution, resolution, channels).permute(2, 0, 1)
-    return pixels.float() / 127.5 - 1.0
+    pixels = read_image(path, channels=channels, resolution=resolution, fit=fit, background=background)
+    return torch.from_numpy(pixels).float() / 127.5 - 1.0

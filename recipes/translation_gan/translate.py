@@ -2,11 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import add_trust, guarded
+from trainkit.data import track
 from trainkit.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from trainkit_recipes.translation_gan.picture import Pixels
 
 SIDES = ("first", "second")
 EXAMPLES = """\
@@ -26,64 +32,83 @@ def translate(
         images: a folder, searched recursively, or one image.
         to: the side that they are translated to: `first` or `second`.
         output: a folder, which must not exist or be empty.
-        whole: whether an image keeps its shape and size, instead of being cropped and scaled as in training.
+        whole: whether an image keeps its shape and size, instead of becoming a square as in training.
         trust: whether code of the checkpoint's own may run.
 
     Returns:
         The files written.
 
     Raises:
-        ConfigError: for an output that has content.
-        DataError: where there is no image, or one cannot be read.
+        ConfigError: for an output that has content or cannot be written.
+        DataError: where there is no image, and, when the others are translated, for one that cannot be read.
         CheckpointError: for a run of another recipe.
     """
     from trainkit import load_recipe
+    from trainkit.data import find_images, read_image
 
-    names = [*_found(images)]
+    names = find_images(images)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output} exists already, and is not overwritten: give another path, or remove it")
     recipe = load_recipe(path, with_data=False, trust=trust)  # first: it says what to type without trainkit_recipes
     from trainkit_recipes.translation_gan.picture import translated
     from trainkit_recipes.translation_gan.train import TranslationGAN
 
-    if not isinstance(recipe, TranslationGAN):
+    try:
+        if not isinstance(recipe, TranslationGAN):
+            raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a translation GAN")
+        settings = {"resolution": None if whole else recipe.shape.resolution, "channels": recipe.shape.channels}
+        settings |= _settings_of(path)
+        root, written, unreadable = images if images.is_dir() else images.parent, list[Path](), list[DataError]()
+        with recipe.averaged() as generators:
+            module = {side: module for side, module in generators.items() if side == to}.popitem()[1]
+            pairs = zip(names, _as_pngs(names), strict=True)
+            for name, png in track(pairs, "translating images", len(names)):
+                try:
+                    pixels = read_image(name, **settings)
+                except DataError as error:
+                    unreadable.append(error)
+                    continue
+                target = output / png.relative_to(root)
+                _save(target, translated(module, pixels, recipe.runtime.dtype))
+                written.append(target)
+    finally:
         recipe.runtime.close()
-        raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a translation GAN")
-    root, written = images if images.is_dir() else images.parent, []
-    with recipe.averaged() as generators:
-        module = {side: module for side, module in generators.items() if side == to}.popitem()[1]
-        for number, name in enumerate(names, start=1):
-            size = None if whole else recipe.shape.resolution
-            picture = translated(module, name, size, recipe.shape.channels, recipe.runtime.dtype)
-            target = output / _as_png(name, names).relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(target)
-            written.append(target)
-            if sys.stderr.isatty():
-                print(f"\r{number} of {len(names)} images", end="", file=sys.stderr, flush=True)
-    recipe.runtime.close()
+    if unreadable:
+        raise DataError(f"{unreadable[0]} ({len(unreadable)} of {len(names)} images; the others are in {output})")
     return written
 
 
-def _as_png(name: Path, names: list[Path]) -> Path:
-    """The name of the translation, which keeps the suffix of an image that is called like another one."""
-    others = [other for other in names if other.parent == name.parent and other.stem == name.stem]
-    return name.with_suffix(".png") if len(others) == 1 else name.with_name(f"{name.name}.png")
+def _settings_of(path: Path) -> dict[str, Any]:
+    """How the run made images square and opaque; nothing where its data are no `UnpairedImages`."""
+    from trainkit.checkpoint import find, read_manifest
+
+    data = (read_manifest(find(path.expanduser()))["values"].get("config") or {}).get("data")
+    images = data.get("images") if isinstance(data, Mapping) else None
+    return {key: images[key] for key in ("fit", "background") if key in images} if isinstance(images, Mapping) else {}
 
 
-def _found(images: Path) -> Iterator[Path]:
+def _save(target: Path, pixels: "Pixels") -> None:
+    """Writes a PNG, completely or not at all."""
     from PIL import Image
 
-    if not images.exists():
-        raise DataError(f"{images} does not exist; give a folder of images, or one image")
-    if images.is_file():
-        yield images
-        return
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    if not found:
-        raise DataError(f"{images} holds no image; give a folder of images, or one image")
-    yield from found
+    aside = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(aside, "PNG")
+        aside.replace(target)
+    except OSError as error:
+        raise ConfigError(f"--output: {target} cannot be written: {error.strerror or error}") from error
+
+
+def _as_pngs(names: Sequence[Path]) -> list[Path]:
+    """The names of the translations; images that are called alike but for the suffix keep theirs."""
+    short, whole = (
+        [name.with_suffix(".png") for name in names],
+        [name.with_name(f"{name.name}.png") for name in names],
+    )
+    num = Counter(short)
+    chosen = [one if num[one] == 1 else other for one, other in zip(short, whole, strict=True)]
+    return chosen if len({*chosen}) == len(chosen) else whole
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,7 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=Path("translated"), help="folder to write to (default translated)"
     )
     parser.add_argument(
-        "--whole", action="store_true", help="keep each image's shape and size (default: cropped as in training)"
+        "--whole",
+        action="store_true",
+        help="keep each image's shape and size (default: squares, by data.images.fit of the run)",
     )
     add_trust(parser)
     given = parser.parse_args(arguments)

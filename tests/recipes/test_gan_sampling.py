@@ -125,8 +125,10 @@ def test_a_picture_is_read_as_the_generator_needs_it(tmp_path):
     assert picture.shape == (3, 8, 8)
     assert picture[:, 0, 0].tolist() == [1, 1, 1] and picture[:, 0, 7].tolist() == [1, -1, -1]
     assert read_picture(tmp_path / "a.png", 8, 1).shape == (1, 8, 8)
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png", 8, 3)[:, 3, 3].tolist() == pytest.approx([100 / 127.5 - 1] * 3)
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"b\.png cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"b\.png cannot be read as an image"):
         read_picture(tmp_path / "b.png", 8, 3)
 
 

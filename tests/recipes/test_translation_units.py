@@ -1,5 +1,7 @@
 """Parts of the translation GAN: networks of the published sizes, the pool, pictures, and the command."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -130,9 +132,63 @@ def test_a_perfect_pair_of_generators_is_measured_as_such():
     assert recipe.evaluator.measure(darker)["cycle_first"] == pytest.approx(0.25)
 
 
+def _configured(monkeypatch, images):
+    """Has every directory pass as that of a run with these settings of images."""
+    manifest = {"values": {"config": {"data": {"first": None, "images": images}}}}
+    monkeypatch.setattr("trainkit.checkpoint.find", lambda path: path)
+    monkeypatch.setattr("trainkit.checkpoint.read_manifest", lambda path: manifest)
+
+
+def _unchanging(monkeypatch, **images):
+    """Has every run be one whose generators change nothing."""
+    recipe, same = make_recipe(precision="fp32"), _Linear(1.0, 0.0)
+    same.weight = torch.nn.Parameter(torch.zeros(1))  # tells the device
+    monkeypatch.setattr(recipe, "averaged", lambda: nullcontext(dict.fromkeys(SIDES, same)))
+    monkeypatch.setattr("trainkit.load_recipe", lambda *given, **options: recipe)
+    _configured(monkeypatch, images)
+
+
+def _colour(path, at=(8, 8)):
+    with Image.open(path) as image:
+        return image.getpixel(at)
+
+
+def test_pictures_are_read_as_the_run_has_read_them(tmp_path, monkeypatch):
+    _unchanging(monkeypatch, fit="pad", background="#0000ff", max_pixels=9)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((16, 8), 100 * 257, np.uint16)).save(tmp_path / "in" / "grey.png")
+    Image.new("RGBA", (16, 16)).save(tmp_path / "in" / "clear.png")
+    command.translate(tmp_path, tmp_path / "in", to="second", output=tmp_path / "out")
+    assert _colour(tmp_path / "out" / "grey.png") == (100, 100, 100), "16 bits are scaled"
+    assert _colour(tmp_path / "out" / "grey.png", (0, 8)) == (0, 0, 255), "it is padded"
+    assert _colour(tmp_path / "out" / "clear.png") == (0, 0, 255)
+    command.translate(tmp_path, tmp_path / "in", to="second", output=tmp_path / "whole", whole=True)
+    assert _colour(tmp_path / "whole" / "grey.png", (0, 8)) == (100, 100, 100)
+
+
+def test_a_broken_picture_does_not_keep_others_back(tmp_path, monkeypatch):
+    _unchanging(monkeypatch)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.jpg", "a.jpg.png", "c.png"):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "in" / name)
+    (tmp_path / "in" / "._a.png").write_text("what another system has left")
+    (tmp_path / "in" / "b.png").write_text("no image")
+    with pytest.raises(DataError, match=r"b\.png cannot be read as an image .*1 of 5 images; the others are in"):
+        command.translate(tmp_path, tmp_path / "in", to="second", output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.jpg.png",
+        "a.jpg.png.png",
+        "a.png.png",
+        "c.png.png",
+    ]
+    with pytest.raises(ConfigError, match=r"--output: .* cannot be written: Not a directory"):
+        command.translate(tmp_path, tmp_path / "in", to="second", output=tmp_path / "in" / "c.png" / "new")
+
+
 def test_a_folder_is_translated(tmp_path, monkeypatch):
     recipe = make_recipe(precision="fp32")
     monkeypatch.setattr("trainkit.load_recipe", lambda *given, **options: recipe)
+    _configured(monkeypatch, {})
     for name, size in (("a.png", (40, 20)), ("sub/b.jpg", (9, 30)), ("sub/b.bmp", (9, 9))):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size, "red").save(tmp_path / "in" / name)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from trainkit.data.batch import Batch
     from trainkit.data.datasets import Datasets
     from trainkit.data.examples import Example, Examples
+    from trainkit.data.image_file import find_images, read_image
     from trainkit.data.images import Images
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
@@ -32,6 +33,8 @@ __all__ = [
     "UnpairedImages",
     "Vocabulary",
     "WordPiece",
+    "find_images",
+    "read_image",
     "read_vocabulary",
     "track",
 ]
@@ -54,6 +57,8 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "UnpairedImages": "trainkit.data.unpaired",
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
+            "find_images": "trainkit.data.image_file",
+            "read_image": "trainkit.data.image_file",
             "read_vocabulary": "trainkit.data.vocabulary",
             "track": "trainkit.data.progress",
         },

@@ -88,7 +88,7 @@ def fitted(image: "Image.Image", resolution: int, fit: Fit, background: str) -> 
 def channels_first(image: "Image.Image") -> NDArray[np.uint8]:
     """Returns the pixels of an image of mode L or RGB, uint8 [C, H, W]."""
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels.transpose(2, 0, 1).copy(order="C")  # Pillow's are read-only
 
 
 def is_upscaled(size: tuple[int, int], resolution: int, fit: Fit = "crop") -> bool:
