@@ -16,6 +16,7 @@ from trainkit.enlarge.comparison import BOTH, REAL, Comparison, compare
 from trainkit.enlarge.generated import Generated
 from trainkit.enlarge.samples import of_dataset, of_folder
 from trainkit.errors import ConfigError, DataError
+from trainkit.recipe import Recipe
 
 MADE_BY = {"run": "runs/a", "position": 8}
 
@@ -69,6 +70,8 @@ def test_what_was_killed_is_continued_and_others_refused(tmp_path):
     _write(Generated(num=5), tmp_path / "out")
     (tmp_path / "out" / "dog" / "00000004.png").unlink()
     assert _write(Generated(num=8), tmp_path / "out") == (4, [4, 5, 6, 7])
+    with pytest.raises(ConfigError, match=r"--num=5: .*out holds more images of the same"):
+        _write(Generated(num=5), tmp_path / "out")
     with pytest.raises(ConfigError, match="holds images of another generator or with other options"):
         _write(Generated(num=5), tmp_path / "out", made_by={**MADE_BY, "position": 9})
     with pytest.raises(ConfigError, match="holds images of another generator or with other options"):
@@ -77,8 +80,38 @@ def test_what_was_killed_is_continued_and_others_refused(tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("")
     with pytest.raises(ConfigError, match="full is not empty: give another folder"):
         _write(Generated(num=5), tmp_path / "full")
-    with pytest.raises(ConfigError, match="--num=0: must be 1 or more"):
-        Generated(num=0)
+    for name in ("generated.json", "cat"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / name).write_text("no folder, no manifest")
+        with pytest.raises(ConfigError):
+            _write(Generated(num=5), tmp_path / "mine")
+        (tmp_path / "mine").rename(tmp_path / f"was_{name}")
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    _write(Generated(num=1), tmp_path)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        _write(Generated(num=2), tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_cannot_be_generated_leaves_no_folder(tmp_path):
+    class Silent(_Painter):
+        generate = Recipe.generate
+
+    with pytest.raises(ConfigError, match="Silent generates no images"):
+        _write(Generated(num=2), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+    for wanted, said in (({"num": 0}, "--num=0"), ({"num": 1, "start": 2**63}, "--start"), ({"num": -1}, "--num=-1")):
+        with pytest.raises(ConfigError, match=said):
+            Generated(**wanted)
+    with pytest.raises(ConfigError, match="--classes: cat is given twice"):
+        Generated(num=2, classes=("cat", "cat"))
 
 
 def test_a_gan_makes_the_same_image_of_a_number_again():
@@ -141,3 +174,11 @@ def test_what_cannot_be_compared():
 def test_the_command_names_what_is_wrong(tmp_path, capsys):
     assert main(["data", "augment", str(tmp_path), str(tmp_path / "out"), "--num", "0"]) == 2
     assert "--num=0: must be 1 or more" in capsys.readouterr().err
+    for options, said in (
+        (["--seeds", "3"], "--seeds 3: has no effect without --compare"),
+        (["--epochs", "2"], "--epochs 2.0: has no effect without --compare"),
+        (["--seeds", "0", "--compare", "x"], "--seeds=0: must be 1 or more"),
+        (["--epochs", "inf", "--compare", "x"], "--epochs=inf: must be 1 or more"),
+    ):
+        assert main(["data", "augment", str(tmp_path), str(tmp_path / "out"), "--num", "1", *options]) == 2
+        assert said in capsys.readouterr().err

@@ -19,6 +19,9 @@ examples:
 """
 
 
+NUM_SEEDS, EPOCHS = 5, 10
+
+
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Adds `augment` to the commands of `data`, of argparse; returns its parser."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -46,8 +49,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="train a small classifier on these real images (class folders or .zip, as data.path), on the generated "
         "ones and on both, and print the accuracy on those that the run has held out",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="classifiers of each kind (default 5)")
-    parser.add_argument("--epochs", type=float, default=10.0, help="passes over the real images (default 10)")
+    parser.add_argument("--seeds", type=int, help=f"of --compare: classifiers of each kind (default {NUM_SEEDS})")
+    parser.add_argument("--epochs", type=float, help=f"of --compare: passes over the real images (default {EPOCHS})")
     parser.set_defaults(run=_run)
     return parser
 
@@ -62,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
         num=arguments.num, classes=tuple(arguments.classes), start=arguments.start, layout=arguments.labels
     )
     overrides = [f"data.path={Path(arguments.compare).expanduser()}"] if arguments.compare is not None else []
+    _settle(arguments)
     recipe = load_recipe(arguments.path, overrides, with_data=bool(overrides), trust=arguments.trust)
     try:
         if arguments.compare is not None and not (recipe.datasets is not None and recipe.datasets.classes):
@@ -71,6 +75,18 @@ def _run(arguments: argparse.Namespace) -> None:
             _compare(recipe, wanted, arguments)
     finally:
         recipe.runtime.close()
+
+
+def _settle(arguments: argparse.Namespace) -> None:
+    """Checks the options of --compare before anything is generated, and places the defaults."""
+    from trainkit.enlarge.comparison import require_usable
+
+    for name in ("seeds", "epochs"):
+        if arguments.compare is None and getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: has no effect without --compare; leave it out")
+    arguments.seeds = NUM_SEEDS if arguments.seeds is None else arguments.seeds
+    arguments.epochs = EPOCHS if arguments.epochs is None else arguments.epochs
+    require_usable(arguments.seeds, arguments.epochs)
 
 
 def _write(recipe: "Recipe", wanted: "Generated", arguments: argparse.Namespace) -> None:

@@ -61,6 +61,11 @@ class Comparison:
         return f"generated images {'helped' if gain > 0 else 'harmed'}: with them, {points}"
 
 
+def require_usable(num_seeds: int, num_epochs: float) -> None:
+    """Raises ConfigError for numbers out of range; see `compare`."""
+    require_at_least(1, "--", seeds=num_seeds, epochs=num_epochs)
+
+
 def compare(
     real: Labelled, generated: Labelled, held_out: Labelled, num_classes: int, *, num_seeds: int, num_epochs: float
 ) -> Comparison:
@@ -81,7 +86,7 @@ def compare(
         DataError: where one of them has no sample, or generated images have another shape.
         ConfigError: for numbers out of range.
     """
-    require_at_least(1, "--", seeds=num_seeds, epochs=num_epochs)
+    require_usable(num_seeds, num_epochs)
     for name, samples in ((REAL, real), (GENERATED, generated), ("held-out", held_out)):
         if not len(samples):
             raise DataError(f"there is no labelled {name} image to compare")

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from trainkit.recipe import Recipe
 Layout = Literal["folders", "json"]
 MANIFEST, LABELS_FILE = "generated.json", "dataset.json"
 _AT_ONCE = 64  # images
+_MOST = 2**63  # numbers of images are int64
 _IN_A_FOLDER = 1000  # of the layout without class folders
 
 
@@ -31,7 +33,7 @@ class Generated:
             tools write it.
 
     Raises:
-        ConfigError: for numbers out of range.
+        ConfigError: for numbers out of range, and a class that is given twice.
     """
 
     num: int
@@ -42,6 +44,10 @@ class Generated:
     def __post_init__(self) -> None:
         require_at_least(1, "--", num=self.num)
         require_at_least(0, "--", start=self.start)
+        if self.start + self.num > _MOST:
+            raise ConfigError(f"--start={self.start}: with --num={self.num}, it must be {_MOST - self.num} or less")
+        if twice := [name for name, num in Counter(self.classes).items() if num > 1]:
+            raise ConfigError(f"--classes: {twice[0]} is given twice; name each class once")
 
     def write(self, recipe: Recipe, output: Path, made_by: Mapping[str, Any], progress: bool = True) -> int:
         """Writes the images as PNGs. One that was killed is continued: images that are there are kept.
@@ -56,23 +62,30 @@ class Generated:
             The number of images that were there before.
 
         Raises:
-            ConfigError: for a class that the recipe does not know, and a folder that holds anything else.
+            ConfigError: for a class that the recipe does not know, a recipe that generates nothing, and a folder that
+                holds anything else or more images, or cannot be written.
         """
+        if type(recipe).generate is Recipe.generate:
+            recipe.generate([])  # says so, before there is a folder
         known = recipe.datasets.classes if recipe.datasets is not None else ()
         chosen = self._chosen(known)
         manifest = {**made_by, "classes": [*known], "chosen": chosen, "start": self.start, "layout": self.layout}
         _claim(output, manifest)
-        files = self.files(known)
-        missing = [i for i, (file, _) in enumerate(files) if not (output / file).is_file()]
-        for part in track(_parts(missing), "generating images", -(-len(missing) // _AT_ONCE), progress):
-            labels = [files[i][1] for i in part] if chosen else None
-            images = recipe.generate([self.start + i for i in part], labels)
-            for i, image in zip(part, images.cpu().numpy(), strict=True):
-                _save(output / files[i][0], image)
+        self._require_no_more(output, known)
+        num_made = 0
+        parts = (range(start, min(start + _AT_ONCE, self.num)) for start in range(0, self.num, _AT_ONCE))
+        for part in track(parts, "generating images", -(-self.num // _AT_ONCE), progress):
+            files = [(i, *self._named(i, known, chosen)) for i in part]
+            missing = [(i, output / file, label) for i, file, label in files if not (output / file).is_file()]
+            if missing:
+                labels = [label for *_, label in missing] if chosen else None
+                images = recipe.generate([self.start + i for i, *_ in missing], labels)
+                for (_, path, _), image in zip(missing, images.cpu().numpy(), strict=True):
+                    _save(path, image)
+            num_made += len(missing)
         if self.layout == "json" and chosen:
-            rows = [[file, label] for file, label in files]
-            _replace(output / LABELS_FILE, json.dumps({"labels": rows}, indent=0).encode())
-        return self.num - len(missing)
+            _replace(output / LABELS_FILE, json.dumps({"labels": self.files(known)}, indent=0).encode())
+        return self.num - num_made
 
     def files(self, known: Sequence[str]) -> list[tuple[str, int]]:
         """Returns the name of each image in the folder, and its label; -1: there are no classes.
@@ -81,8 +94,7 @@ class Generated:
             known: the classes that the recipe knows.
         """
         chosen = self._chosen(known)
-        labels = [chosen[i % len(chosen)] if chosen else -1 for i in range(self.num)]
-        return [(self._file(i, known, label), label) for i, label in enumerate(labels)]
+        return [self._named(i, known, chosen) for i in range(self.num)]
 
     def _chosen(self, known: Sequence[str]) -> list[int]:
         """Labels of the classes that are generated."""
@@ -91,6 +103,16 @@ class Generated:
                 has = f"its classes are {', '.join(known)}" if known else "it was trained without classes"
                 raise ConfigError(f"--classes {name}: the run has no such class; {has}.{nearest(name, known)}")
         return [known.index(name) for name in self.classes] or [*range(len(known))]
+
+    def _named(self, i: int, known: Sequence[str], chosen: Sequence[int]) -> tuple[str, int]:
+        label = chosen[i % len(chosen)] if chosen else -1
+        return self._file(i, known, label), label
+
+    def _require_no_more(self, output: Path, known: Sequence[str]) -> None:
+        """Refuses a folder with more images, of which dataset.json would lose the labels."""
+        file, _ = self._named(self.num, known, self._chosen(known))
+        if (output / file).is_file():
+            raise ConfigError(f"--num={self.num}: {output} holds more images of the same; give more, or another folder")
 
     def _file(self, i: int, known: Sequence[str], label: int) -> str:
         name = f"{self.start + i:08}.png"
@@ -110,7 +132,7 @@ def _claim(output: Path, manifest: Mapping[str, Any]) -> None:
         path = output / MANIFEST
         if there and not path.is_file():
             raise ConfigError(f"{output} is not empty: give another folder, or remove it")
-        if there and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(manifest)):
+        if there and _read(path) != json.loads(json.dumps(manifest)):
             raise ConfigError(
                 f"{output} holds images of another generator or with other options ({MANIFEST}): give another folder, "
                 f"or remove it"
@@ -120,9 +142,11 @@ def _claim(output: Path, manifest: Mapping[str, Any]) -> None:
         raise ConfigError(f"{output} cannot be written: {error.strerror or error}; give another folder") from error
 
 
-def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(numbers), _AT_ONCE):
-        yield numbers[start : start + _AT_ONCE]
+def _read(manifest: Path) -> Any:
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # it is another file of that name
 
 
 def _save(path: Path, image: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
@@ -131,11 +155,15 @@ def _save(path: Path, image: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
 
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, buffer.getvalue())
 
 
 def _replace(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; make room, and repeat it") from error
