@@ -67,6 +67,19 @@ def test_two_folders_and_messages_about_them(tmp_path):
         UnpairedImages(images=Images(augment="ada"))
 
 
+def test_remarks_name_keys_that_there_are(tmp_path, capsys):
+    for side in ("first", "second"):
+        (tmp_path / side).mkdir()
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, 9, len(side))).save(tmp_path / side / f"{number}.png")
+    images = Images(resolution=16, held_out=0.5, cache_dir=tmp_path / "cache")
+    facts = UnpairedImages(first=tmp_path / "first", second=tmp_path / "second", images=images).load().facts
+    said = capsys.readouterr().err
+    assert "set data.images.resolution=8" in said and "raise data.images.held_out" in str(facts["note of second"])
+    assert "data.resolution" not in said and "data.held_out" not in said
+    assert "augment" not in said, "it is refused for pairs of sets"
+
+
 def test_without_folders_they_are_filled_and_outlined_letters(tmp_path, monkeypatch):
     some = Glyphs(8).names()[:40]
     monkeypatch.setattr(Glyphs, "names", lambda self: some)

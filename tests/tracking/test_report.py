@@ -98,6 +98,33 @@ def test_a_chart_draws_to_scale_and_leaves_gaps(tmp_path):
     assert middle == pytest.approx((low + high) / 2, abs=0.06) and high < low
 
 
+def test_a_page_is_written_whatever_lies_in_media(tmp_path):
+    _logged(tmp_path).finish("finished")
+    samples = tmp_path / "media" / "samples"
+    (samples / "00000004.png").write_bytes((samples / "00000004.png").read_bytes()[:20])
+    (samples / "00000003.txt").write_text("of the same name")
+    (tmp_path / "media" / "neighbours" / "00000010.csv").write_bytes(b"a,b\n\xff,2\n")
+    mine = tmp_path / "report.tmp.html"
+    mine.write_text("mine")
+    assert main(["report", str(tmp_path)]) == 0
+    page = _Page((tmp_path / "report.html").read_text())
+    assert [picture["data-step"] for picture in page.of("img")] == ["2", "6", "8", "10"]
+    assert "00000004.png cannot be read as an image" in page.words and "of the same name" in page.words
+    assert page.of("input")[0]["data-steps"] == "[2, 3, 4, 6, 8, 10]"
+    assert mine.read_text() == "mine" and not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1}\n', b'{"st\n', b"\xff\n"])
+def test_other_files_called_metrics_are_one_line(tmp_path, capsys, line):
+    (tmp_path / "metrics.jsonl").write_bytes(line + b"{}\n")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "metrics.jsonl is no record of a run" in said
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert main(["report", str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert not list(tmp_path.parent.glob(".*.part"))
+
+
 def test_a_directory_without_a_run_is_named(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "has no metrics.jsonl: give the directory of a run" in capsys.readouterr().err

@@ -45,6 +45,7 @@ TWO_LABELS = "duplicates under another label"
 EMPTY = "classes without a training image"
 PROFILES = "colour profiles ignored"
 OTHERS = "labels of images that are not there"
+REMARKS = ("files not read", PROFILES, UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
 _NUM_NAMED = 3  # unreadable files in a message
 
 
@@ -129,6 +130,13 @@ class Images:
             DataError: for images that cannot be read, where there are too few to hold one out, and for labels that
                 are missing.
         """
+        datasets = self.loaded(progress)
+        if progress:
+            remark(datasets.facts, *REMARKS)
+        return datasets
+
+    def loaded(self, progress: bool) -> Datasets:
+        """Does what `load` does, and makes no remarks on the facts."""
         source = self.source()
         labels = find_labels(source, self.labels)
         directory = cached(
@@ -151,8 +159,6 @@ class Images:
         train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
-        if progress:
-            remark(facts, "files not read", PROFILES, UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
         classes = () if labels is None else labels.classes
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
 

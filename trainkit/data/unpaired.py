@@ -14,8 +14,9 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.fingerprint import fingerprint
 from trainkit.data.glyphs import Glyphs, Style
 from trainkit.data.image_sources import ImageSource
-from trainkit.data.images import FEW, Images
+from trainkit.data.images import FEW, REMARKS, Images
 from trainkit.data.order import Order
+from trainkit.data.progress import remark
 from trainkit.errors import ConfigError, DataError
 from trainkit.random import key_of
 
@@ -170,7 +171,9 @@ class UnpairedImages:
             "held-out samples": len(held_out),
         }
         for side, datasets in (("first", first), ("second", second)):
-            facts |= {f"{name} of {side}": fact for name, fact in datasets.facts.items() if name != FEW}
+            facts |= {f"{name} of {side}": fact for name, fact in datasets.facts.items()}
+        if progress:
+            remark(facts, *(f"{name} of {side}" for side in ("first", "second") for name in REMARKS))
         return Datasets(train=train, held_out=held_out, facts=facts)
 
     def _of(self, side: Side) -> Images:
@@ -182,7 +185,13 @@ class UnpairedImages:
 
     def _load(self, side: Side, progress: bool) -> Datasets:
         images = self._of(side)
-        return _naming(side, lambda: images.load(progress))
+        found = _naming(side, lambda: images.loaded(progress))
+        facts = {
+            name: _named(side, fact) if isinstance(fact, str) else fact
+            for name, fact in found.facts.items()
+            if name != FEW  # pairs of sets are not augmented
+        }
+        return replace(found, facts=facts)
 
 
 def _naming(side: Side, function: Callable[[], T]) -> T:
@@ -190,5 +199,8 @@ def _naming(side: Side, function: Callable[[], T]) -> T:
     try:
         return function()
     except DataError as error:
-        text = re.sub(r"\bdata\.path\b", f"data.{side}", str(error))
-        raise DataError(_KEYS.sub(r"data.images.\1", text)) from error
+        raise DataError(_named(side, str(error))) from error
+
+
+def _named(side: Side, text: str) -> str:
+    return _KEYS.sub(r"data.images.\1", re.sub(r"\bdata\.path\b", f"data.{side}", text))

@@ -1,12 +1,14 @@
 """Series: the measurements of a run over its steps, read from metrics.jsonl."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trainkit.errors import DataError
 from trainkit.tracking import jsonl
 
 MAX_POINTS = 2000  # of a line: more than a picture has columns of pixels
@@ -52,7 +54,7 @@ def read_series(metrics: Path) -> Measured:
     points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
     baselines: defaultdict[str, Points] = defaultdict(lambda: defaultdict(list))
     positions, times, milestones = [(0, 0)], [], []
-    for line in jsonl.read(metrics):
+    for line in _lines(metrics):
         times.append(line["time"])
         if line["kind"] == "milestones":
             milestones = line["milestones"]
@@ -74,6 +76,19 @@ def read_series(metrics: Path) -> Measured:
         seconds=times[-1] - times[0] if times else 0.0,
         position=positions[-1][1],
     )
+
+
+def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a metrics.jsonl, or says that it is none."""
+    try:
+        for line in jsonl.read(metrics):
+            if not {"step", "time", "kind"} <= line.keys():
+                raise DataError(f"{metrics} is no record of a run: a line has no step, time and kind; remove that line")
+            yield line
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{metrics} is no record of a run: a line is no JSON ({error}); remove that line") from error
 
 
 def _in_steps(milestones: list[tuple[int, str]], positions: list[tuple[int, int]]) -> tuple[tuple[float, str], ...]:

@@ -51,9 +51,13 @@ def write_report(
         return False
     path = path or run_dir / FILE_NAME
     page = "".join(_page(record, run_dir, status, num_samples, {} if encoded is None else encoded))
-    temporary = path.with_suffix(".tmp.html")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -123,8 +127,8 @@ def _facts(measured: Measured) -> Iterator[str]:
 
 def _through_time(record: Record, encoded: Encoded) -> Iterator[str]:
     """Pictures and texts of each name, all at the step that a slider shows: the newest that existed then."""
-    shown = {**record.pictures, **record.texts}
-    steps = sorted({step for files in shown.values() for step, _ in files})
+    shown = [*record.pictures.values(), *record.texts.values()]  # a name may have both
+    steps = sorted({step for files in shown for step, _ in files})
     if not steps:
         return
     yield "<h2>Through the run</h2>"
@@ -139,8 +143,13 @@ def _through_time(record: Record, encoded: Encoded) -> Iterator[str]:
     for name, files in record.pictures.items():
         yield f"<figure class='card picture' data-through>{_caption(name, files[-1][0])}"
         for step, path in files:
-            picture, hidden = _picture(path, encoded), _hidden(step, files)
-            yield f"<img data-step={step} alt='{escape(name)}, step {step}' src='{picture}'{hidden}>"
+            hidden = _hidden(step, files)
+            try:
+                picture = _picture(path, encoded)
+            except OSError:  # another picture may still be shown
+                yield f"<p data-step={step}{hidden}>{escape(path.name)} cannot be read as an image</p>"
+            else:
+                yield f"<img data-step={step} alt='{escape(name)}, step {step}' src='{picture}'{hidden}>"
         yield "</figure>"
     for name, files in record.texts.items():
         yield f"<figure class=card data-through>{_caption(name, files[-1][0])}"

@@ -80,7 +80,7 @@ def _some(files: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
 
 def _table(file: tuple[int, Path]) -> tuple[int, list[list[str]]]:
     step, path = file
-    with path.open(encoding="utf-8", newline="") as opened:
+    with path.open(encoding="utf-8", errors="replace", newline="") as opened:
         return step, list(csv.reader(opened))
 
 
