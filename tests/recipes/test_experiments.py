@@ -35,6 +35,10 @@ SMALL_GAN = [
     "recipe.stable_images=32", "recipe.fade_images=32", "save_every=3", "evaluate_every=null",
     "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16", "recipe.evaluation.num_pairs=32",
 ]  # fmt: skip
+GLYPH_SIZED = [
+    "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
+    "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
+]  # fmt: skip
 PUBLISHED = ("celeba_hq_1024", "celeba_hq_1024_1gpu", "celeba_hq_1024_2gpus", "celeba_hq_1024_4gpus", "cifar10")
 SHORT = {
     **dict.fromkeys(PUBLISHED, SMALL_GAN),
@@ -45,19 +49,18 @@ SHORT = {
     ],
     "bert_base": [*SELDOM, *SMALL, *FEW_IN_EACH],
     "bert_large": [*SELDOM, *SMALL, *FEW_IN_EACH],
-    "glyphs": [
-        "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
-        "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
-    ],
+    "glyphs": GLYPH_SIZED,
+    "small_pictures": GLYPH_SIZED,
     "outlines": [
         "recipe.networks.resolution=8", "recipe.networks.generator_channels=2", "recipe.networks.num_blocks=1",
         "recipe.networks.discriminator_channels=2", "recipe.pool_size=6", "recipe.num_steps=8", "save_every=4",
         "evaluate_every=null", "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
     ],
 }  # fmt: skip
-GANS = ("glyphs", *PUBLISHED)
-NIGHTLY = ("bert_base", "bert_24h", *PUBLISHED)  # bert_large stands for them; the latter is trained below, too
-ON_TWO_RANKS = ("bert_quickstart", "glyphs", "outlines")  # as `make train` and the like do
+GANS = ("glyphs", "small_pictures", *PUBLISHED)
+NIGHTLY = ("bert_base", "bert_24h", "small_pictures", *PUBLISHED)
+"""bert_large and glyphs stand for them; bert_24h is trained below, too."""
+ON_TWO_RANKS = ("bert_quickstart", "glyphs", "small_pictures", "outlines")  # as `make train` and the like do
 
 
 @pytest.fixture(scope="module")
