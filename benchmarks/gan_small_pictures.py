@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SETS = {
     "kanji": ["recipe.channels=1"],
     "emoji": [],
-    "digits": ["recipe.channels=1", "data.labels=folders"],
+    "digits": [
+        "recipe.channels=1",
+        "data.labels=folders",
+        "recipe.stable_images={4: 4000, 8: 16000, 16: 96000}",
+    ],
 }
 GOAL = 0.25  # distance over that of an untrained generator
 NUM_KANJI = 6_000
@@ -56,6 +60,7 @@ def main() -> None:
     if options.runs is None:
         return
     facts = {**machine(), "threads": 1}
+    del facts["load_average"]  # runs begin at different times
     for name in options.sets:
         if not (options.runs / name / "measured.json").is_file():
             _train(name, options.pictures / name, options.runs / name)
@@ -77,6 +82,7 @@ def result(name: str, run_dir: Path) -> dict[str, Any]:
         "settings": ["experiment=small_pictures", *SETS[name]],
         "resolution": measured["resolution"],
         "num_held_out": measured["num_images"],
+        "images": _shown(run_dir / "metrics.jsonl"),
         "seconds": json.loads((run_dir / "result.json").read_text())["budget"]["spent_s"],
         "distance": distances,
         "ratio": distances["trained generator"] / distances["untrained generator"],
@@ -87,6 +93,12 @@ def result(name: str, run_dir: Path) -> dict[str, Any]:
         },
         "copying": {key: trained[key] for key in ("nearer_than_held_out", "copied")},
     }
+
+
+def _shown(metrics: Path) -> int:
+    """The number of images that the networks have been trained on."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return int(max(line["position"] for line in lines if line["kind"] == "training"))
 
 
 def _train(name: str, pictures: Path, run_dir: Path) -> None:

@@ -9,6 +9,7 @@ from docs.generators.markdown import table as _table
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 Results = list[dict[str, Any]]
+_SIDES = ("samples", "held out")
 
 
 def questions() -> set[str]:
@@ -259,6 +260,27 @@ def _gan_peers(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _small_pictures(results: Results) -> str:
+    sides = ("untrained generator", "trained generator", "as many training images")
+    rows = [
+        [
+            f"{one['set']}, {one['resolution']}x{one['resolution']}",
+            f"{one['images']:,}",
+            f"{one['seconds'] / 60:.1f}",
+            *(f"{one['distance'][side]:.1f}" for side in sides),
+            f"{one['ratio']:.2f}",
+            f"at most {one['goal']:g}",
+            " / ".join(f"{one['nearest_training_image']['50% are nearer than'][side]:.1f}" for side in _SIDES),
+            " / ".join(f"{one['nearest_training_image']['1% are nearer than'][side]:.1f}" for side in _SIDES),
+            f"{one['copying']['copied']:.3f}",
+        ]
+        for one in results
+    ]
+    header = ["set", "images shown", "minutes", *sides, "trained / untrained", "goal"]
+    header += ["nearest training image, median: samples / held out", "the same, nearest 1 %", "`copied`"]
+    return _table(header, rows)
+
+
 def _predictions(written: Mapping[str, Any]) -> str:
     rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
     return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
@@ -302,5 +324,6 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "finetuning": _fine_tuning,
     "gan-small-data": _small_data,
     "gan-peers": _gan_peers,
+    "gan-small-pictures": _small_pictures,
     "bert-peers": _peers,
 }
