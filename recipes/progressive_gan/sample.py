@@ -175,7 +175,8 @@ def draw_projection(given: argparse.Namespace) -> None:
         labels = _labels(given.classes, recipe)
         if labels is not None and len(labels) != 1:
             raise ConfigError(f"--classes {given.classes}: a picture has one class; leave it out to try all")
-        picture = read_picture(given.project, recipe.phase.resolution, recipe.widths.channels)
+        size, channels = recipe.phase.resolution, recipe.widths.channels
+        picture = read_picture(given.project, size, channels, **_settings_of(given.path))
         label = None if labels is None else labels[0]
         found = project(sampler, picture, label=label, report=_progress("steps"))
         both = torch.stack([picture.to(found.image_CHW), found.image_CHW])
@@ -241,6 +242,14 @@ def _with_defaults(given: argparse.Namespace) -> argparse.Namespace:
 
 def _num(given: argparse.Namespace, default: int) -> int:
     return default if given.num is None else given.num
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """How the run made images square and opaque; nothing where its data are no `Images`."""
+    from trainkit.checkpoint import find, read_manifest
+
+    data = (read_manifest(find(path.expanduser()))["values"].get("config") or {}).get("data") or {}
+    return {key: data[key] for key in ("fit", "background") if key in data}
 
 
 def _labels(given: str | None, recipe: "ProgressiveGAN") -> list[int] | None:
