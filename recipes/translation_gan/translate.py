@@ -56,7 +56,10 @@ def translate(
     try:
         if not isinstance(recipe, TranslationGAN):
             raise CheckpointError(f"{path} holds a {type(recipe).__name__}, not a translation GAN")
-        settings = {"resolution": None if whole else recipe.shape.resolution, "channels": recipe.shape.channels}
+        settings: dict[str, Any] = {
+            "resolution": None if whole else recipe.shape.resolution,
+            "channels": recipe.shape.channels,
+        }
         settings |= _settings_of(path)
         root, written, unreadable = images if images.is_dir() else images.parent, list[Path](), list[DataError]()
         with recipe.averaged() as generators:

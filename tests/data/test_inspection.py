@@ -85,6 +85,21 @@ def test_json_is_all_that_is_printed_and_errors_are_one_line(tmp_path, capsys):
     assert "cannot be read as an image" in capsys.readouterr().err
 
 
+def test_messages_name_options_and_come_before_the_reading(tmp_path, capsys, monkeypatch):
+    folder = fill(tmp_path / "in", 1, size=(64, 64))
+    assert main(["data", "inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "one image is too few to train on" in said and "trainkit train" not in said
+    monkeypatch.setattr("trainkit.data.inspection.inspect", None)  # calling it would fail
+    for option, value in (("resolution", "48"), ("labels", "foo"), ("fit", "foo")):
+        assert main(["data", "inspect", str(folder), f"--{option}", value]) == 2
+        assert f"error: --{option}={value}: must be" in capsys.readouterr().err
+    file = next(folder.iterdir())
+    for output in (file, file / "new"):
+        assert main(["data", "inspect", str(folder), "--output", str(output)]) == 2
+        assert f"--output={output} cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("grey", [False, True])
 def test_what_to_type_next_fits_the_images(tmp_path, capsys, grey):
     folder = tmp_path / "in"

@@ -107,9 +107,9 @@ def test_what_cannot_be_generated_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="Silent generates no images"):
         _write(Generated(num=2), tmp_path / "out", Silent())
     assert not (tmp_path / "out").exists()
-    for wanted, said in (({"num": 0}, "--num=0"), ({"num": 1, "start": 2**63}, "--start"), ({"num": -1}, "--num=-1")):
+    for num, start, said in ((0, 0, "--num=0"), (1, 2**63, "--start"), (-1, 0, "--num=-1")):
         with pytest.raises(ConfigError, match=said):
-            Generated(**wanted)
+            Generated(num=num, start=start)
     with pytest.raises(ConfigError, match="--classes: cat is given twice"):
         Generated(num=2, classes=("cat", "cat"))
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -366,3 +368,20 @@ def test_no_collective_is_added():
     for off, on in zip(run_ranks(_collectives, 2, None), run_ranks(_collectives, 2, 2.0), strict=True):
         assert (off.pop("has_thread"), on.pop("has_thread")) == (False, True)
         assert off == on and off
+
+
+OPEN_AT_EXIT = """
+import gc, torch
+from trainkit.distributed.cluster import Cluster
+from trainkit.health.hang import Watchdog
+batches = Watchdog(Cluster.from_environment(), torch.device("cpu")).watched([1, 2, 3], step={step})
+next(batches)
+gc.freeze()  # as the commands do
+"""
+
+
+@pytest.mark.parametrize("step", [0, None])
+def test_an_iterator_that_is_open_at_exit_ends_silently(step):
+    command = [sys.executable, "-c", OPEN_AT_EXIT.format(step=step)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,16 +2,18 @@
 
 import argparse
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.cli.output import console, say, writing
-from trainkit.errors import ConfigError
+from trainkit.errors import DataError
 
 if TYPE_CHECKING:
     from trainkit.data.inspection import Inspection
 
+_OPTIONS = re.compile(r"\bdata\.(resolution|labels|fit)\b")
 EXAMPLES = """\
 examples:
   trainkit data inspect ~/pictures
@@ -52,9 +54,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     path = arguments.path.expanduser()
     checked = {} if arguments.resolution is None else {"resolution": arguments.resolution}
-    images = Images(path=path, labels=arguments.labels, fit=arguments.fit, on_unreadable="skip", **checked)
-    if arguments.output is not None and arguments.output.is_file():
-        raise ConfigError(f"--output={arguments.output} is a file; give a directory")
+    try:
+        images = Images(path=path, labels=arguments.labels, fit=arguments.fit, on_unreadable="skip", **checked)
+    except DataError as error:
+        raise DataError(_OPTIONS.sub(r"--\1", str(error))) from error
+    if arguments.output is not None:
+        with writing(arguments.output):  # before all images are read
+            arguments.output.expanduser().mkdir(parents=True, exist_ok=True)
     found = inspect(images, arguments.resolution)
     command = next_command(found, images)
     if arguments.json:
@@ -101,4 +107,7 @@ def _show(found: "Inspection", command: str) -> None:
     out.print(table)
     for file in found.unreadable[:10]:
         print(f"  {file.name}: {file.reason}")
-    print(f"\ntrain on them:\n  {command}")
+    if found.images > 1:
+        print(f"\ntrain on them:\n  {command}")
+    else:
+        print("\none image is too few to train on, as one is held out: add more")

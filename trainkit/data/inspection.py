@@ -47,7 +47,8 @@ class Inspection:
         frames: of all images.
         classes: number of images by class; empty: no labels.
         folders: the first folders below the path, where they could be classes.
-        duplicates: groups of names with the same pixels.
+        duplicates: groups of names with the same pixels at SIDE; a run leaves out those that are the same at its
+            resolution.
         near_duplicates: groups of names that look alike, without exact duplicates.
         shown: uint8 [n, 3, SIDE, SIDE] for a contact sheet, evenly spread over the names.
     """
@@ -78,7 +79,7 @@ class Inspection:
 
     @property
     def num_duplicates(self) -> int:
-        """Images that a run would drop."""
+        """Images that have the same pixels as one before them."""
         return sum(len(group) - 1 for group in self.duplicates)
 
 

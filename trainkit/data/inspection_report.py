@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainkit.data.inspection import Inspection
+from trainkit.data.inspection import SIDE, Inspection
 
 GAP, WHITE = 2, 255
 _NUM_NAMED = 5  # names in a group
@@ -41,7 +41,9 @@ def write_report(found: Inspection, directory: Path, command: str) -> list[Path]
         "report.json": (json.dumps({**found.facts(), "next": command}, indent=2) + "\n").encode(),
     }
     for name, content in contents.items():
-        (directory / name).write_bytes(content)
+        aside = directory / f".{name}.part"
+        aside.write_bytes(content)
+        aside.replace(directory / name)
     return [directory / name for name in contents]
 
 
@@ -67,7 +69,7 @@ def summary(found: Inspection) -> list[tuple[str, str]]:
         ("width", _range(found.widths)),
         ("height", _range(found.heights)),
         ("width / height", _range(found.aspect_ratios)),
-        ("exact duplicates", f"{found.num_duplicates:,}" + (", which a run leaves out" if found.duplicates else "")),
+        ("exact duplicates", f"{found.num_duplicates:,}" + (f" at {SIDE} x {SIDE} pixels" if found.duplicates else "")),
         ("near-duplicates", f"{num_near:,} images in {len(found.near_duplicates):,} groups"),
         ("unreadable", f"{len(found.unreadable):,}"),
         ("scaled up", _upscaled(found)),

@@ -96,7 +96,7 @@ class Watchdog:
         self.beats = 0
         self.times = StepTimes(device)
         self._cluster, self._topic, self._report, self._own_store = cluster, topic, report, own_store
-        self._beat_at = math.inf
+        self._beat_at = self._never = math.inf
         self._activity = "step"
         self._longest: dict[str, float] = {}
         self._num_done = {"step": 0}
@@ -139,7 +139,8 @@ class Watchdog:
                     yield batch
         finally:
             self._num_loops -= 1
-            self._beat_at = math.inf  # between two loops nothing is measured
+            # Between two loops nothing is measured. An iterator that is open at exit is closed when modules are gone.
+            self._beat_at = self._never
 
     def _fetched(self, batches: Iterator[Item], *, is_training: bool) -> Iterator[Item]:
         """Yields `batches`; the wait for each is an activity of its own, for which no other rank is the cause."""
