@@ -96,7 +96,9 @@ class Watchdog:
         self.beats = 0
         self.times = StepTimes(device)
         self._cluster, self._topic, self._report, self._own_store = cluster, topic, report, own_store
-        self._beat_at = self._never = math.inf
+        # An iterator that is open at exit is closed when modules, such as math and time, are gone.
+        self._clock, self._never = time.perf_counter, math.inf
+        self._beat_at = self._never
         self._activity = "step"
         self._longest: dict[str, float] = {}
         self._num_done = {"step": 0}
@@ -139,8 +141,7 @@ class Watchdog:
                     yield batch
         finally:
             self._num_loops -= 1
-            # Between two loops nothing is measured. An iterator that is open at exit is closed when modules are gone.
-            self._beat_at = self._never
+            self._beat_at = self._never  # between two loops nothing is measured
 
     def _fetched(self, batches: Iterator[Item], *, is_training: bool) -> Iterator[Item]:
         """Yields `batches`; the wait for each is an activity of its own, for which no other rank is the cause."""
@@ -159,7 +160,7 @@ class Watchdog:
 
     def beat(self) -> float:
         """Marks progress; returns the time of `time.perf_counter`."""
-        now = time.perf_counter()
+        now = self._clock()
         if now - self._beat_at > self._longest.get(self._activity, 0.0):
             self._longest[self._activity] = now - self._beat_at
         self._beat_at = now
