@@ -149,6 +149,24 @@ def test_labels_that_cannot_be_used_are_one_line(tmp_path, labels, message):
     assert small(folder, tmp_path, labels="none").load(progress=False).classes == ()
 
 
+def test_names_of_classes_in_json_are_used(tmp_path):
+    folder = labelled(tmp_path)
+    labels = {str(path.relative_to(folder)): (0, 2, "fox")[number % 3] for number, path in paths(folder)}
+    whole = {"labels": [*labels.items()], "classes": ["cat", "dog", "eel", "fox"]}
+    (folder / "dataset.json").write_text(json.dumps(whole))
+    loaded = small(folder, tmp_path).load(progress=False)
+    assert loaded.classes == ("cat", "eel", "fox") and {*loaded.train.labels} == {0, 1, 2}
+    for classes, message in (
+        (["cat", "dog"], r"has the class 2, and \"classes\" are 2: cat, dog; change one"),
+        (["cat", "dog", "eel"], r"has the class fox, and \"classes\" are 3"),
+        (["cat", "cat", "eel", "fox"], r'"classes" must be a list of different names'),
+        (4, r'"classes" must be a list of different names'),
+    ):
+        (folder / "dataset.json").write_text(json.dumps({**whole, "classes": classes}))
+        with pytest.raises(DataError, match=message):
+            small(folder, tmp_path).load(progress=False)
+
+
 def test_classes_that_are_missing_are_one_line(tmp_path):
     folder = labelled(tmp_path)
     write_json(folder, {str(path.relative_to(folder)): 3 for _, path in paths(folder)})

@@ -55,7 +55,9 @@ def test_classes_take_turns_in_folders(tmp_path):
 
 def test_labels_in_dataset_json_and_some_classes(tmp_path):
     _write(Generated(num=4, classes=("eel", "cat"), layout="json"), tmp_path)
-    labels = json.loads((tmp_path / "dataset.json").read_text())["labels"]
+    written = json.loads((tmp_path / "dataset.json").read_text())
+    labels = written["labels"]
+    assert written["classes"] == ["cat", "dog", "eel"]
     assert [label for _, label in labels] == [2, 0, 2, 0]
     assert [_pixel(tmp_path / file)[1] for file, _ in labels] == [2, 0, 2, 0]
     with pytest.raises(ConfigError, match=r"--classes dgo: the run has no such class.*Did you mean"):

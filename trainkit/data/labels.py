@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -42,7 +42,8 @@ def find_labels(source: ImageSource, where: From) -> Labels | None:
     Args:
         source: of the images.
         where: `folders`: the class of an image is the first folder below data.path; `json`: `dataset.json`,
-            `{"labels": [["folder/image.png", 3], ...]}`; `auto`: `dataset.json` where it holds labels, otherwise none.
+            `{"labels": [["folder/image.png", 3], ...]}`, where a list `classes` beside has the names by label; `auto`:
+            `dataset.json` where it holds labels, otherwise none.
 
     Returns:
         The labels; None where there are none.
@@ -55,9 +56,9 @@ def find_labels(source: ImageSource, where: From) -> Labels | None:
     names = source.names()
     if where == "folders":
         return _of_folders(source, names)
-    written = _read(source)
+    written, classes = _read(source)
     if written is not None:
-        return _of_json(written, names)
+        return _of_json(written, classes, names)
     if where == "json":
         raise DataError(
             f"data.labels=json: data.path holds no {LABELS_FILE} with labels; add one, "
@@ -76,11 +77,11 @@ def _of_folders(source: ImageSource, names: Sequence[str]) -> Labels:
     return _numbered("data.labels=folders", [str(folder) for folder in found])
 
 
-def _read(source: ImageSource) -> list[Any] | None:
-    """Reads the labels of `dataset.json`; None where there is no such file, or none in it."""
+def _read(source: ImageSource) -> tuple[list[Any] | None, list[str] | None]:
+    """Reads the labels of `dataset.json` and the names of the classes; None where there is no such file or entry."""
     content = source.read(LABELS_FILE)
     if content is None:
-        return None
+        return None, None
     try:
         whole = json.loads(content)
     except ValueError as error:
@@ -88,10 +89,23 @@ def _read(source: ImageSource) -> list[Any] | None:
     labels = whole.get("labels") if isinstance(whole, Mapping) else None
     if labels is not None and not isinstance(labels, list):
         raise DataError(f'{LABELS_FILE} of data.path: "labels" must be a list of [image, class]; repair it, {_HINT}')
-    return labels or None
+    return labels or None, _classes_of(whole) if labels else None
 
 
-def _of_json(written: Iterable[Any], names: Sequence[str]) -> Labels:
+def _classes_of(whole: Mapping[str, Any]) -> list[str] | None:
+    classes = whole.get("classes")
+    if classes is None:
+        return None
+    is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not is_names or len({*classes}) < len(classes):
+        raise DataError(
+            f'{LABELS_FILE} of data.path: "classes" must be a list of different names, by label; change or remove it, '
+            f"{_HINT}"
+        )
+    return [*classes]
+
+
+def _of_json(written: Iterable[Any], classes: Sequence[str] | None, names: Sequence[str]) -> Labels:
     labels: dict[str, int | str] = {}
     for entry in written:
         name, label = _entry(entry)
@@ -100,7 +114,20 @@ def _of_json(written: Iterable[Any], names: Sequence[str]) -> Labels:
     paths = [str(PurePosixPath(name)) for name in names]
     if without := [path for path in paths if path not in labels]:
         raise DataError(f"{_listed(without)} without a label in {LABELS_FILE} of data.path; add it, {_HINT}")
-    return _numbered(LABELS_FILE, [labels[path] for path in paths], len(labels) - len(paths))
+    found, num_others = [labels[path] for path in paths], len(labels) - len(paths)
+    if classes is None:
+        return _numbered(LABELS_FILE, found, num_others)
+    order = {name: number for number, name in enumerate(classes)}
+    for path, label in zip(paths, found, strict=True):
+        if not (label in order if isinstance(label, str) else 0 <= label < len(classes)):
+            raise DataError(
+                f'{LABELS_FILE} of data.path: {path} has the class {label}, and "classes" are {len(classes)}: '
+                f"{', '.join(classes[:_NUM_NAMED])}{' ...' if len(classes) > _NUM_NAMED else ''}; change one, {_HINT}"
+            )
+    numbered = _numbered(
+        LABELS_FILE, [order[label] if isinstance(label, str) else label for label in found], num_others
+    )
+    return replace(numbered, classes=tuple(classes[int(number)] for number in numbered.classes))
 
 
 def _entry(entry: Any) -> tuple[str, int | str]:

@@ -84,7 +84,8 @@ class Generated:
                     _save(path, image)
             num_made += len(missing)
         if self.layout == "json" and chosen:
-            _replace(output / LABELS_FILE, json.dumps({"labels": self.files(known)}, indent=0).encode())
+            written = {"labels": self.files(known), "classes": [*known]}
+            _replace(output / LABELS_FILE, json.dumps(written, indent=0).encode())
         return self.num - num_made
 
     def files(self, known: Sequence[str]) -> list[tuple[str, int]]:
