@@ -167,6 +167,10 @@ def test_what_cannot_be_compared():
     real = _digits(8, 0)
     with pytest.raises(DataError, match=r"generated ones of \[1, 4, 4\]"):
         compare(real, Labelled(real.images[..., :4, :4], real.labels), real, 2, num_seeds=1, num_epochs=1)
+    for height, width in ((6, 6), (8, 4), (2, 2)):
+        odd = Labelled(real.images[..., :height, :width], real.labels)
+        with pytest.raises(DataError, match=f"images of {width}x{height}: the classifier takes squares"):
+            compare(odd, odd, odd, 2, num_seeds=1, num_epochs=1)
     with pytest.raises(ConfigError, match="--seeds=0"):
         compare(real, real, real, 2, num_seeds=0, num_epochs=1)
     with pytest.raises(DataError, match="no labels"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _WIDTHS = (24, 48, 96)
-_SMALLEST = 4  # pixels of the last maps
+SMALLEST = 4  # pixels of the last maps
 _BATCH_SIZE, _RATE, _WEIGHT_DECAY = 64, 2e-3, 0.05
 
 
@@ -42,12 +42,12 @@ def network(channels: int, resolution: int, num_classes: int) -> nn.Module:
     """
     layers: list[nn.Module] = []
     num, depth = channels, 0
-    while resolution > _SMALLEST or not depth:
+    while resolution > SMALLEST or not depth:
         wide = _WIDTHS[min(depth, len(_WIDTHS) - 1)]
-        stride = 2 if resolution > _SMALLEST else 1
+        stride = 2 if resolution > SMALLEST else 1
         layers += [nn.Conv2d(num, wide, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         num, depth, resolution = wide, depth + 1, resolution // stride
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num * _SMALLEST**2, num_classes))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num * SMALLEST**2, num_classes))
 
 
 def train(samples: Labelled, num_classes: int, *, num_steps: int, seed: int) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainkit.data.progress import track
-from trainkit.enlarge.classifier import Labelled, is_right, train
+from trainkit.enlarge.classifier import SMALLEST, Labelled, is_right, train
 from trainkit.errors import DataError, require_at_least
 
 REAL, GENERATED, BOTH = "real", "generated", "both"
@@ -83,7 +83,8 @@ def compare(
         The comparison.
 
     Raises:
-        DataError: where one of them has no sample, or generated images have another shape.
+        DataError: where one of them has no sample, generated images have another shape, or the classifier cannot take
+            it.
         ConfigError: for numbers out of range.
     """
     require_usable(num_seeds, num_epochs)
@@ -94,6 +95,12 @@ def compare(
         raise DataError(
             f"real images of shape {[*real.images.shape[1:]]}, and generated ones of {[*generated.images.shape[1:]]}: "
             f"set data.resolution and data.channels to those of the generator"
+        )
+    height, width = real.images.shape[-2:]
+    if height != width or width < SMALLEST or width & (width - 1):
+        raise DataError(
+            f"images of {width}x{height}: the classifier takes squares whose side is a power of two from {SMALLEST} "
+            f"on; leave out --compare"
         )
     trained_on = {REAL: real, GENERATED: generated, BOTH: real.with_others(generated)}
     num_steps = max(1, round(num_epochs * len(real) / 64))
