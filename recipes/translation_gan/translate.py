@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import add_trust, guarded
-from trainkit.data import track
 from trainkit.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def translate(
         CheckpointError: for a run of another recipe.
     """
     from trainkit import load_recipe
-    from trainkit.data import find_images, read_image
+    from trainkit.data import find_images, read_image, track
 
     names = find_images(images)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
