@@ -101,6 +101,16 @@ def test_a_stored_configuration_can_be_changed():
         compose_onto(config, ["recipe.batchsize=16"])
 
 
+def test_a_mapping_may_add_keys_to_one_of_conf():
+    recipe = compose(["experiment=glyphs", "recipe.resolution=32", "recipe.stable_images={32: 64000}"])["recipe"]
+    assert recipe["stable_images"] == {4: 4000, 8: 12000, 16: 40000, 32: 64000}
+    phase = {"sequence_length": 16, "num_steps": 3, "batch_size": 8, "warmup": 1}
+    typed = "recipe.phases.phase1={sequence_length: 16, num_steps: 3, batch_size: 8, warmup: 1}"
+    assert compose(["experiment=bert_base", typed])["recipe"]["phases"]["phase1"] == phase
+    with pytest.raises(ConfigError, match=r"recipe\.evaluation\.numshown: there is no such key.*Did you mean 'num_shown'"):
+        check(compose(["recipe=progressive_gan", "recipe.evaluation={numshown: 3}"]))
+
+
 def test_free_keys_below_a_group_that_is_changed_too():
     given = ["strategy=zero3", "strategy.config.zero_optimization.overlap_comm=true"]
     for overrides in (given, given[::-1]):

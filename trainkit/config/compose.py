@@ -144,12 +144,18 @@ def _composed(given: Sequence[Override], config_dir: str | Path | None) -> Node:
         failure = error
     if not _is_choices(given, config_dir):
         tree = _of_choices(given, config_dir)
-        texts = [f"++{o.text.lstrip('+')}" if adds_key(tree, o.key) else o.text for o in given]
+        texts = [f"++{o.text.lstrip('+')}" if _adds(tree, o) else o.text for o in given]
         try:
             return _by_hydra(texts, config_dir)
         except (HydraException, OmegaConfBaseException) as error:
             failure = error
     raise ConfigError(_explain(failure, given, config_dir)) from failure
+
+
+def _adds(tree: Node, override: Override) -> bool:
+    """Whether it may add keys without a `+`: free ones, and those of a mapping, which signatures can refuse."""
+    of_mapping = isinstance(override.value, Mapping) and any(k.startswith(f"{override.key}.") for k in keys_of(tree))
+    return of_mapping or adds_key(tree, override.key)
 
 
 def _by_hydra(texts: Sequence[str], config_dir: str | Path | None) -> Node:
