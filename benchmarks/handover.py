@@ -40,8 +40,9 @@ WHERE = (
 )
 NUM_BEFORE, NUM_AFTER = 5, 10
 LOSS = Loss(penalty=0.05, drift=0.1)
-# Of the GAN in fp32, whose convolutions by Winograd's algorithm have some 1e-5 of the largest value as error.
-GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 3e-4}}
+# Of the GAN in fp32, whose convolutions by Winograd's algorithm have some 1e-5 of the largest value as error, which ten
+# steps of Adam multiply: 6e-4 was measured on an AMD EPYC, and a batch too late differs by 0.1.
+GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 2e-3}}
 
 Place = tuple[str, int]
 Tensors = dict[str, Tensor]
