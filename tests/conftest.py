@@ -43,11 +43,13 @@ def _no_process_is_left() -> Iterator[None]:
     end_pools()
 
 
-@pytest.fixture(autouse=True)
-def _mode_of_ops_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in this process sets `ops` for the whole of it, and the next file of this worker would train without."""
-    monkeypatch.setattr(mode, "_fused", mode.is_on())
-    monkeypatch.setattr(mode, "_require", mode.is_required())
+@pytest.fixture(scope="module", autouse=True)
+def _mode_of_ops_is_kept() -> Iterator[None]:
+    """A run in this process, also of a fixture, sets `ops` for the whole of it: the next file starts as this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mode, "_fused", mode.is_on())
+        patch.setattr(mode, "_require", mode.is_required())
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
