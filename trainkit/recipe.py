@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from trainkit import checkpoint
+from trainkit.config import flat
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
@@ -154,6 +156,29 @@ class Recipe(ABC):
             `__init__` refuses what contradicts.
         """
         return {}
+
+    @classmethod
+    def implied_by(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that a configuration with `weights` implies.
+
+        Args:
+            config: the whole one, resolved.
+
+        Returns:
+            Those of `implied_arguments`; for a run that is resumed, the `implied_keys` of its checkpoint, since the
+            weights may be gone or have changed.
+        """
+        resume, run_dir = config.get("resume"), config.get("run_dir")
+        own = Path(run_dir).expanduser() if run_dir is not None else None
+        if resume not in ("auto", "never"):
+            path = Path(str(resume)).expanduser()
+        elif resume == "auto" and own is not None and checkpoint.step_directories(own / "checkpoints"):
+            path = own
+        else:
+            return cls.implied_arguments(config["recipe"])
+        stored = checkpoint.read_manifest(checkpoint.find(path))["values"].get("config") or {}
+        trained = flat(stored.get("recipe") or {})
+        return {name: trained[name] for name in cls.implied_keys if name in trained}
 
     def generate(self, numbers: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
         """Generates images, for `trainkit data augment`. Collective: every rank must call.

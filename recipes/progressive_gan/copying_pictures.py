@@ -31,7 +31,9 @@ def neighbours(evaluator: Evaluator, images: ImageSet, nearest: Nearest, resolut
         spread evenly over all.
     """
     num = len(nearest.squared_Qk)
-    order = nearest.squared_Qk[:, 0].argsort(stable=True).cpu()[:ROWS].tolist()
+    # Rounded, so that samples that are equally near keep their order on any number of ranks and any processor.
+    distances = nearest.squared_Qk[:, 0].clamp(min=0).sqrt().round(decimals=2)
+    order = distances.argsort(stable=True).cpu()[:ROWS].tolist()
     spread = [i * num // min(num, ROWS) for i in range(min(num, ROWS))]
     samples = _taken(evaluator, images.some(MOST_COMPARED), {*order, *spread})
     training = evaluator.training(resolution)

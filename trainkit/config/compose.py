@@ -17,7 +17,7 @@ from trainkit.config.directory import CONF_DIR, groups, require_package_lines_fi
 from trainkit.config.overrides import Override, quoted, read
 from trainkit.config.schema import may_be_null, takes_text
 from trainkit.config.targets import locate
-from trainkit.config.tree import Node, adds_key, first_unknown, flat, keys_of, place, source_of
+from trainkit.config.tree import Node, adds_key, first_unknown, keys_of, place, source_of
 from trainkit.errors import ConfigError, nearest
 
 
@@ -59,35 +59,11 @@ def _place_implied(tree: Node, typed: Sequence[str]) -> None:
     if (tree.get("weights"), (tree.get("recipe") or {}).get("weights")) in ((None, None), (None, "${weights}")):
         return  # what follows imports the recipe, which takes a while
     config = resolve(tree)
-    recipe = locate("recipe", config["recipe"]["_target_"])
-    implied = getattr(recipe, "implied_arguments", None)
-    if implied is None:
-        return
-    trained = _trained_with(config)
-    if trained is None:
-        values = implied(config["recipe"])
-    else:  # the weights may be gone, or have grown since
-        values = {name: trained[name] for name in getattr(recipe, "implied_keys", ()) if name in trained}
-    for name, value in values.items():
+    implied = getattr(locate("recipe", config["recipe"]["_target_"]), "implied_by", None)
+    for name, value in (implied(config) if implied is not None else {}).items():
         key = source_of(tree, f"recipe.{name}")
         if not any(key == own or key.startswith(f"{own}.") for own in typed):
             place(tree, key, value, is_new=True)
-
-
-def _trained_with(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe's arguments, by dotted name, in the checkpoint that a run resumes; None: it starts anew."""
-    from trainkit import checkpoint  # imports torch.distributed
-
-    resume, run_dir = config.get("resume"), config.get("run_dir")
-    own = Path(run_dir).expanduser() if run_dir is not None else None
-    if resume not in ("auto", "never"):
-        path = Path(str(resume)).expanduser()
-    elif resume == "auto" and own is not None and checkpoint.step_directories(own / "checkpoints"):
-        path = own
-    else:
-        return None
-    stored = checkpoint.read_manifest(checkpoint.find(path))["values"].get("config") or {}
-    return flat(stored.get("recipe") or {})
 
 
 def compose_onto(config: Mapping[str, Any], overrides: Sequence[str], config_dir: str | Path | None = None) -> Node:
