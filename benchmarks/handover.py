@@ -40,9 +40,8 @@ WHERE = (
 )
 NUM_BEFORE, NUM_AFTER = 5, 10
 LOSS = Loss(penalty=0.05, drift=0.1)
-# Of the GAN in fp32, whose convolutions by Winograd's algorithm have some 1e-5 of the largest value as error, which ten
-# steps of Adam multiply: 6e-4 was measured on an AMD EPYC, and a batch too late differs by 0.1.
-GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 2e-3}}
+# Of the GAN in fp32, whose convolutions by Winograd's algorithm have some 1e-5 of the largest value as error.
+GOALS = {"fp64": {"bert": 1e-9, "gan": 1e-9}, "fp32": {"bert": 2e-6, "gan": 1e-4}}
 
 Place = tuple[str, int]
 Tensors = dict[str, Tensor]
@@ -150,7 +149,8 @@ class Gan:
         for name, network in (("G", Generator), ("D", Discriminator)):
             self.engines[name] = self.runtime.setup(
                 network(self.widths, resolution, resolution == 8),
-                lambda groups: torch.optim.Adam(groups, lr=1e-3, betas=(0.0, 0.99), eps=1e-8),
+                # The usual eps makes whole steps of what gradients near zero are rounded to, other on each processor.
+                lambda groups: torch.optim.Adam(groups, lr=1e-3, betas=(0.0, 0.99), eps=0.1),
                 name=name,
                 ema_decay=0.9 if name == "G" else None,
                 inherit=self.engines.get(name),

@@ -39,7 +39,7 @@ def _is_nightly(cell):
 def test_the_same_state_and_the_same_losses(handovers, cell):
     measured = handovers.measured(cell)
     assert measured.num_tensors > 100 and measured.num_different == 0
-    assert measured.losses <= (0.0 if cell.wrote == cell.reads else {"bert": 2e-6, "gan": 2e-3}[cell.model])
+    assert measured.losses <= (0.0 if cell.wrote == cell.reads else {"bert": 2e-6, "gan": 1e-4}[cell.model])
     assert not measured.misses
 
 
