@@ -62,6 +62,34 @@ def test_an_image_in_parts_is_the_same(monkeypatch, bytes_of_a_part):
     assert_same(convolve, _reference, operands)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_is_the_same_in_any_batch(monkeypatch, dtype):
+    """Bit for bit: each element is a sum in one order, whatever the parts."""
+    x, weight, bias = (t.to(dtype) for t in _operands((5, 19, 16, 8), 37, 3))
+    whole = convolve(x, weight, bias, slope=0.2)
+    assert torch.equal(whole[1:4], convolve(x[1:4], weight, bias, slope=0.2))
+    monkeypatch.setattr("trainkit.ops.winograd.MATRIX_BYTES", 1)
+    assert torch.equal(whole, convolve(x, weight, bias, slope=0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_threads_compute_what_one_does(dtype):
+    x, g = drawn(5, 16, 8, 19).to(dtype), drawn(5, 16, 8, 37, seed=1).to(dtype)
+    matrices = drawn(36, 19, 37, seed=2).to(dtype)
+    found, before = [], torch.get_num_threads()
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            y, total = torch.zeros_like(g), torch.zeros_like(matrices)
+            torch.ops.trainkit.winograd_convolve_(x, matrices, None, 1.0, False, 7, y)
+            torch.ops.trainkit.winograd_correlate_(x, g, False, 7, total)
+            found.append((y, total))
+    finally:
+        torch.set_num_threads(before)
+    for of_one, of_two in zip(*found, strict=True):
+        assert torch.equal(of_one, of_two) and bool(of_one.any())
+
+
 def test_in_float32_errors_are_small():
     """Of normalized numbers, as equalized layers have them."""
     x, weight, bias = _operands((4, 64, 16, 16), 32, 3)

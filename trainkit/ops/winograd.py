@@ -1,6 +1,5 @@
 """A convolution that keeps the size of its input; on the CPU in channels-last layout, and by Winograd's algorithm."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -184,36 +183,28 @@ def _halved(gradient: Tensor | None, doubled: bool) -> Tensor | None:
     return F.avg_pool2d(gradient, 2, divisor_override=1) if doubled and gradient is not None else gradient
 
 
-# -- Winograd's algorithm: [B, H, W, C] images, [36, tiles, C] matrices ------------------------------------------------
+# -- Winograd's algorithm on [B, H, W, C] images -----------------------------------------------------------------------
 
 
 @torch.autocast("cpu", enabled=False)
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float, doubled: bool) -> Tensor:
-    x_BHWC = _channels_last(x)
     num_out, num_in = weight.shape[:2]
-    transformed = (_of_weights(x.dtype) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, num_in, num_out)
-    batch, height, width = _shape(x, doubled)
-    y = torch.empty((batch, num_out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    y_BHWD = y.permute(0, 2, 3, 1)
+    matrices = (_of_weights(x.dtype) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, num_in, num_out)
+    shape = (x.shape[0], num_out, *(size * (2 if doubled else 1) for size in x.shape[2:]))
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    ops = torch.ops.trainkit
-    for first, v, m in _parts(x, doubled, num_in, num_out):
-        ops.winograd_input_(x_BHWC, doubled, v, first)
-        torch.bmm(v, transformed, out=m)
-        ops.winograd_output_(m, bias, slope, y_BHWD, first)
+    most = _tiles_of_a_part(x, num_in, num_out)
+    operands = (_channels_last(x), matrices, bias, slope, doubled, most, y.permute(0, 2, 3, 1))
+    torch.ops.trainkit.winograd_convolve_(*operands)
     return y
 
 
 @torch.autocast("cpu", enabled=False)
 def _correlate(x: Tensor, g: Tensor, doubled: bool) -> Tensor:
-    x_BHWC, g_BHWD = _channels_last(x), _channels_last(g)
     num_in, num_out = x.shape[1], g.shape[1]
     total = x.new_zeros(36, num_in, num_out)
-    ops = torch.ops.trainkit
-    for first, v, m in _parts(x, doubled, num_in, num_out):
-        ops.winograd_input_(x_BHWC, doubled, v, first)
-        ops.winograd_gradient_(g_BHWD, m, first)
-        total.baddbmm_(v.transpose(1, 2), m)
+    most = _tiles_of_a_part(x, num_in, num_out)
+    torch.ops.trainkit.winograd_correlate_(_channels_last(x), _channels_last(g), doubled, most, total)
     weight = _of_weights(x.dtype).t() @ total.view(36, -1)
     return weight.view(3, 3, num_in, num_out).permute(3, 2, 0, 1).contiguous()
 
@@ -222,24 +213,8 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _shape(x: Tensor, doubled: bool) -> tuple[int, int, int]:
-    scale = 2 if doubled else 1
-    return x.shape[0], scale * x.shape[2], scale * x.shape[3]
-
-
-def _parts(x: Tensor, doubled: bool, num_in: int, num_out: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields (first tile, matrix of `num_in` channels, matrix of `num_out`), in memory that is used again."""
-    batch, height, width = _shape(x, doubled)
-    num_tiles = batch * (height // 4) * (width // 4)
-    if num_tiles == 0:
-        return
-    most = max(32, MATRIX_BYTES // (36 * max(num_in, num_out) * x.element_size()))
-    size = -(-num_tiles // -(-num_tiles // most))  # parts of one size
-    memory = [x.new_empty(36 * size * channels) for channels in (num_in, num_out)]
-    for first in range(0, num_tiles, size):
-        num = min(size, num_tiles - first)
-        v, m = (part[: 36 * num * n].view(36, num, n) for part, n in zip(memory, (num_in, num_out), strict=True))
-        yield first, v, m
+def _tiles_of_a_part(x: Tensor, num_in: int, num_out: int) -> int:
+    return max(32, MATRIX_BYTES // (36 * max(num_in, num_out) * x.element_size()))
 
 
 @cache
