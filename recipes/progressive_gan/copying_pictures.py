@@ -10,10 +10,9 @@ from trainkit_recipes.progressive_gan.evaluation import MOST_COMPARED, Evaluator
 from trainkit_recipes.progressive_gan.image_sets import ImageSet
 from trainkit_recipes.progressive_gan.metrics.copying import Copying
 from trainkit_recipes.progressive_gan.metrics.nearest import Nearest
-from trainkit_recipes.progressive_gan.pictures import grid
+from trainkit_recipes.progressive_gan.pictures import CELL, grid
 
 ROWS = 8
-CELL = 64
 
 
 @torch.no_grad()

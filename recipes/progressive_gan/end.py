@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from trainkit import Runtime
 from trainkit_recipes.progressive_gan.copying_pictures import histogram, neighbours
 from trainkit_recipes.progressive_gan.evaluation import Evaluator
 from trainkit_recipes.progressive_gan.image_sets import ImageSet
 from trainkit_recipes.progressive_gan.metrics.copying import Copying
+from trainkit_recipes.progressive_gan.networks import Generator, Widths
 
 TRAINING_IMAGES = "as many training images"
 TITLE, COPYING_TITLE = "measured against held-out images", "are training images copied"
@@ -108,3 +111,27 @@ def measure_all(
     if floors := evaluator.floors(resolution, chosen):
         values[TRAINING_IMAGES] = floors
     return measured
+
+
+def untrained(runtime: Runtime, widths: Widths, resolution: int) -> Generator:
+    """Makes a generator with the random weights of the run's seed, on its device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(runtime.seed + resolution)
+        return Generator(widths, resolution).to(runtime.device, runtime.dtype)
+
+
+def log_measured(measured: Measured, runtime: Runtime) -> None:
+    """Logs the tables and pictures, and writes measured.json to the run directory.
+
+    Args:
+        measured: at the end of the run.
+        runtime: of the run.
+    """
+    tracker, step = runtime.tracker, runtime.step
+    tracker.table(step, TITLE, *measured.table())
+    if measured.copying is not None:
+        tracker.table(step, COPYING_TITLE, *measured.copying_table())
+    for name, picture in measured.pictures.items():
+        tracker.image(step, name, picture)
+    if runtime.ranks.is_main and runtime.run_dir is not None:
+        measured.write(runtime.run_dir / "measured.json")

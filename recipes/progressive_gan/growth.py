@@ -131,6 +131,31 @@ def phase_at(phases: list[Phase], position: int) -> Phase:
     return next((phase for phase in phases if position < phase.end), phases[-1])
 
 
+def require_next(now: Phase, phase: Phase, position: int) -> None:
+    """Raises ConfigError unless a network in phase `now` may grow to `phase`, which `position` lies in."""
+    if phase.number != now.number + 1:
+        raise ConfigError(
+            f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
+            f"network grows one phase at a time; set those of the checkpoint, or a new run_dir"
+        )
+
+
+def images_of(phases: list[Phase]) -> dict[str, dict[int, int]]:
+    """Returns the `stable_images` and, where there are fades, the `fade_images` that make `plan` return these phases.
+
+    Args:
+        phases: as `plan` returns them.
+
+    Example:
+        >>> images_of(plan(8, stable_images=10, fade_images=20, batch_size=5))
+        {'stable_images': {4: 10, 8: 10}, 'fade_images': {8: 20}}
+    """
+    images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
+    for phase in phases:
+        images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
+    return {name: numbers for name, numbers in images.items() if numbers}  # a network of 4x4 never fades
+
+
 def _of(name: str, values: PerResolution, resolution: int) -> int:
     if isinstance(values, Mapping):
         require_resolutions(name, values)

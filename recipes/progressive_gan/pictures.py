@@ -9,6 +9,7 @@ import numpy as np
 from PIL import GifImagePlugin, Image
 from torch import Tensor
 
+CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 GAP, WHITE = 2, 255  # pixels between images, and their colour
 FRAME_MS, LAST_FRAME_MS = 120, 2000
 MAX_PIXELS = 1024  # of a side of an animation

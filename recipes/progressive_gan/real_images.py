@@ -51,9 +51,27 @@ def labels_of(data: Any) -> Tensor:
     return data["labels"]
 
 
-def require_fitting(dataset: Any, resolution: int, channels: int, num_classes: int = 0) -> None:
-    """Raises DataError unless images have `channels` and can be averaged to `resolution`, and with classes labels."""
-    item = at_resolution(dataset, resolution)[0]
+def require_fitting(datasets: Datasets, resolution: int, channels: int) -> None:
+    """Checks the first training image, and whether images are held out, before anything trains on them.
+
+    Args:
+        datasets: with a training image.
+        resolution: that images are averaged to.
+        channels: of an image.
+
+    Raises:
+        DataError: for an image of another shape, with classes for one without a label of theirs; and where no image is
+            held out.
+    """
+    _require_shape(at_resolution(datasets.train, resolution)[0], resolution, channels, len(datasets.classes))
+    if not len(datasets.held_out):  # the end of a run would have nothing to measure against
+        raise DataError(
+            f"none of {len(datasets.train):,} images is held out, and what is generated is measured against those: set "
+            f"a larger data.held_out, such as 0.2, or give more images"
+        )
+
+
+def _require_shape(item: Any, resolution: int, channels: int, num_classes: int) -> None:
     if num_classes and not 0 <= (label := int(labels_of(item))) < num_classes:
         raise DataError(
             f"the label {label} of an item is none of 0 .. {num_classes - 1}: there are {num_classes} classes"
@@ -63,15 +81,6 @@ def require_fitting(dataset: Any, resolution: int, channels: int, num_classes: i
         raise DataError(
             f"recipe.resolution={resolution} and recipe.channels={channels} do not fit images of shape "
             f"{[*image.shape]}: set data.resolution and data.channels to the same"
-        )
-
-
-def require_held_out(datasets: Datasets) -> None:
-    """Raises DataError where no image is held out: the end of a run would have nothing to measure against."""
-    if not len(datasets.held_out):
-        raise DataError(
-            f"none of {len(datasets.train):,} images is held out, and what is generated is measured against those: set "
-            f"a larger data.held_out, such as 0.2, or give more images"
         )
 
 

@@ -273,8 +273,7 @@ def _stacked(paths: Sequence[Any], frame: int) -> Any:
 def _save_grid(images: Any, output: Path, cell: int | None, columns: int | None) -> None:
     from PIL import Image
 
-    from trainkit_recipes.progressive_gan.pictures import grid
-    from trainkit_recipes.progressive_gan.train import CELL
+    from trainkit_recipes.progressive_gan.pictures import CELL, grid
 
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(images, max(cell or CELL, images.shape[-1]), columns)).save(output)

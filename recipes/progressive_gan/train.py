@@ -16,24 +16,18 @@ from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.classes import require_same_classes
-from trainkit_recipes.progressive_gan.end import COPYING_TITLE, TITLE, TRAINING_IMAGES, measure_all
+from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, log_measured, measure_all, untrained
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.export import to_onnx
-from trainkit_recipes.progressive_gan.growth import Phase, phase_at, plan, require_resolutions
+from trainkit_recipes.progressive_gan.grids import Grids
+from trainkit_recipes.progressive_gan.growth import Phase, images_of, phase_at, plan, require_next, require_resolutions
 from trainkit_recipes.progressive_gan.image_sets import Generate, GeneratedImages, ImageSet
 from trainkit_recipes.progressive_gan.latents import Sampler
 from trainkit_recipes.progressive_gan.losses import Loss
 from trainkit_recipes.progressive_gan.micro_batches import MicroBatches
 from trainkit_recipes.progressive_gan.networks import Discriminator, Generator, LowPrecision, Widths
-from trainkit_recipes.progressive_gan.pictures import animate, as_pixels, grid
-from trainkit_recipes.progressive_gan.real_images import (
-    at_resolution,
-    labels_of,
-    real_images,
-    require_fitting,
-    require_held_out,
-    some_of,
-)
+from trainkit_recipes.progressive_gan.pictures import as_pixels
+from trainkit_recipes.progressive_gan.real_images import at_resolution, labels_of, real_images, require_fitting
 from trainkit_recipes.progressive_gan.scores import Score, Scorer
 from trainkit_recipes.progressive_gan.transfer import (
     IMPLIED_KEYS,
@@ -43,8 +37,6 @@ from trainkit_recipes.progressive_gan.transfer import (
     implied_by_weights,
     take_average,
 )
-
-CELL = 64  # pixels of an image in a grid, unless its resolution is higher
 
 
 class ProgressiveGAN(Recipe):
@@ -84,7 +76,6 @@ class ProgressiveGAN(Recipe):
         DataError: for images of another shape.
     """
 
-    _shown_real = 0  # the resolution
     best_metric: str | None = None  # distances at different resolutions cannot be compared
     implied_keys = IMPLIED_KEYS
     start_keys = ("transfer",)
@@ -140,9 +131,9 @@ class ProgressiveGAN(Recipe):
         self.num_samples = self.phases[-1].end
         self.length_key = None if num_epochs else f"recipe.stable_images at {resolution}x{resolution}"
         if len(self.datasets.train):
-            require_fitting(self.datasets.train, resolution, channels, self.widths.num_classes)
-            require_held_out(self.datasets)
+            require_fitting(self.datasets, resolution, channels)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
+        self.grids = Grids(runtime, self.datasets, resolution)
         self.scorer = Scorer(runtime, self.datasets)
         self.augmenter = Augmenter(runtime, augment or Augmentation(), loss=self.loss.name, datasets=self.datasets)
         self._augment_before: dict[str, Any] = {}
@@ -190,12 +181,7 @@ class ProgressiveGAN(Recipe):
             state["classes"] = list(self.datasets.classes)
         if self.num_epochs is None:
             return state
-        images: dict[str, dict[int, int]] = {"stable_images": {}, "fade_images": {}}
-        for phase in self.phases:
-            images["fade_images" if phase.is_fading else "stable_images"][phase.resolution] = phase.num_images
-        if not images["fade_images"]:  # a network of 4x4 never fades
-            del images["fade_images"]
-        return {**state, "images": images}
+        return {**state, "images": images_of(self.phases)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes the networks of the checkpoint's phase. Raises ConfigError for other phases or classes."""
@@ -220,7 +206,7 @@ class ProgressiveGAN(Recipe):
         while position < self.num_samples:
             phase = phase_at(self.phases, position)
             if phase != self.phase:
-                _require_next(self.phase, phase, position)
+                require_next(self.phase, phase, position)
                 self._grow(phase)
             self.runtime.tracker.message(f"growth: {phase}, from position {position:,} to {phase.end:,}")
             num_steps = -(-(phase.end - position) // phase.batch_size)
@@ -367,9 +353,8 @@ class ProgressiveGAN(Recipe):
             distances = self.evaluator.distances(self._generate(module), self.phase.resolution)
             shown, columns = self.sampler(module).shown(self.evaluator.settings.num_shown)
         distances |= self._scores()
-        cell = max(CELL, self.phases[-1].resolution)
-        self.runtime.tracker.image(self.runtime.step, "samples", grid(shown, cell, columns))
-        self._show_real(cell)
+        self.grids.log_samples(shown, columns)
+        self.grids.log_real(self.phase.resolution, self.evaluator.settings.num_shown)
         return distances
 
     def _critic(self, fade: float) -> tuple[Score, Score]:
@@ -387,13 +372,6 @@ class ProgressiveGAN(Recipe):
         if (warning := self.augmenter.warning(scores)) is not None:
             self.runtime.tracker.message(warning)
         return {**({} if scores is None else scores.metrics()), **self.augmenter.metrics()}
-
-    def _show_real(self, cell: int) -> None:
-        """Logs a grid of training images, once for each resolution."""
-        if self._shown_real != self.phase.resolution and self.runtime.ranks.is_main and len(self.datasets.train):
-            self._shown_real = self.phase.resolution
-            real = some_of(self.datasets.train, self.phase.resolution, self.evaluator.settings.num_shown)
-            self.runtime.tracker.image(self.runtime.step, "real images", grid(real, cell))
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
         """Returns the same metrics of as many training images."""
@@ -424,21 +402,13 @@ class ProgressiveGAN(Recipe):
 
     def finish(self) -> None:
         """Measures the generator beside an untrained one, logs tables and pictures, and writes an animation."""
-        resolution, tracker, step = self.phase.resolution, self.runtime.tracker, self.runtime.step
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.runtime.seed + resolution)
-            untrained = Generator(self.widths, resolution).to(self.runtime.device, self.runtime.dtype)
+        resolution = self.phase.resolution
+        sets = {"untrained generator": self.images(untrained(self.runtime, self.widths, resolution))}
         with self.G.averaged() as trained:
-            sets = {"untrained generator": self.images(untrained), "trained generator": self.images(trained)}
+            sets["trained generator"] = self.images(trained)
             measured = measure_all(self.evaluator, sets, resolution)
-        tracker.table(step, TITLE, *measured.table())
-        if measured.copying is not None:
-            tracker.table(step, COPYING_TITLE, *measured.copying_table())
-        for name, picture in measured.pictures.items():
-            tracker.image(step, name, picture)
-        if self.runtime.ranks.is_main and self.runtime.run_dir is not None:
-            measured.write(self.runtime.run_dir / "measured.json")
-            self._animate(self.runtime.run_dir)
+        log_measured(measured, self.runtime)
+        self.grids.animate()
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that samples images."""
@@ -447,23 +417,3 @@ class ProgressiveGAN(Recipe):
     def exporters(self) -> dict[str, Exporter]:
         """Returns what writes an ONNX file of the generator."""
         return {"onnx": partial(to_onnx, self)}
-
-    def _animate(self, run_dir: Path) -> None:
-        frames = sorted((run_dir / "media" / "samples").glob("*.png"))
-        if len(frames) < 2:
-            self.runtime.tracker.message("no animation: tracking.media=false, or a single grid was drawn")
-            return
-        animate(frames, run_dir / "growth.gif")
-        cell = max(CELL, self.phases[-1].resolution)
-        animate(frames, run_dir / "growth_one_latent.gif", crop=cell, scale=max(1, 256 // cell))
-        self.runtime.tracker.message(
-            f"growth of the samples: {run_dir / 'growth.gif'}, growth_one_latent.gif beside it"
-        )
-
-
-def _require_next(now: Phase, phase: Phase, position: int) -> None:
-    if phase.number != now.number + 1:
-        raise ConfigError(
-            f"the run is at {now}, and recipe.stable_images and fade_images put position {position:,} at {phase}: a "
-            f"network grows one phase at a time; set those of the checkpoint, or a new run_dir"
-        )

@@ -124,6 +124,8 @@ class TranslationGAN(Recipe):
         if len(self.datasets.train):
             _require_fitting(self.datasets.train[0], self.shape)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
+        self._measured: tuple[int, dict[str, float]] | None = None
+        """The position of the last evaluation, and what it has measured."""
         setup = partial(
             runtime.setup,
             schedule=schedule.until(num_steps, batch_size) if schedule is not None else None,
@@ -254,6 +256,7 @@ class TranslationGAN(Recipe):
             measured = self.evaluator.measure(generators)
             with torch.no_grad():
                 picture = rows_of(*self.evaluator.shown(), generators)
+        self._measured = self.runtime.position, measured
         self.runtime.tracker.image(self.runtime.step, "translations", picture)
         return measured
 
@@ -263,8 +266,11 @@ class TranslationGAN(Recipe):
 
     def finish(self) -> None:
         """Logs a table of distances: of untranslated, translated and training images."""
-        with self.averaged() as generators:
-            measured = self.evaluator.measure(generators)
+        if self._measured is not None and self._measured[0] == self.runtime.position:
+            measured = self._measured[1]
+        else:  # an earlier process has evaluated here
+            with self.averaged() as generators:
+                measured = self.evaluator.measure(generators)
         rows = []
         for side in SIDES:
             distances = dict(self.evaluator.baselines(side))

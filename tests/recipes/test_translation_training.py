@@ -167,3 +167,17 @@ def test_the_rate_is_constant_and_then_falls_to_zero():
     recipe = make_recipe(num_steps=8, schedule=schedule, optimizer=partial(torch.optim.SGD, lr=1.0))
     rates = [recipe.train_step(batch)["lr"].value for batch in recipe.batches()]
     assert rates == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_the_end_measures_no_evaluation_again(monkeypatch):
+    recipe, tables = make_recipe(), []
+    measure, calls = recipe.evaluator.measure, []
+    monkeypatch.setattr(recipe.evaluator, "measure", lambda generators: calls.append(1) or measure(generators))
+    monkeypatch.setattr(recipe.runtime.tracker, "table", lambda *given: tables.append(given))
+    recipe.finish()
+    assert len(calls) == 1, "nothing was evaluated before"
+    recipe.evaluate()
+    recipe.finish()
+    assert len(calls) == 2 and tables[0] == tables[1]
+    trainkit.Trainer(recipe).fit()
+    assert len(calls) == 3 and tables[2] != tables[1], "of the trained networks"
