@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainkit import checkpoint
+from trainkit.checkpoint import run_directory
 from trainkit.config import flat
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
@@ -167,14 +168,13 @@ class Recipe(ABC):
         Returns:
             Those of `implied_arguments`; for a run that is resumed, the `implied_keys` of its checkpoint, since the
             weights may be gone or have changed.
+
+        Raises:
+            CheckpointError: where the run that is resumed has no checkpoint that can be read.
+            ConfigError: for `resume=never` in a run directory that has checkpoints.
         """
-        resume, run_dir = config.get("resume"), config.get("run_dir")
-        own = Path(run_dir).expanduser() if run_dir is not None else None
-        if resume not in ("auto", "never"):
-            path = Path(str(resume)).expanduser()
-        elif resume == "auto" and own is not None and checkpoint.step_directories(own / "checkpoints"):
-            path = own
-        else:
+        path = checkpoint.to_resume(str(config["resume"]), run_directory.known(config["run_dir"]))
+        if path is None:
             return cls.implied_arguments(config["recipe"])
         stored = checkpoint.read_manifest(checkpoint.find(path))["values"].get("config") or {}
         trained = flat(stored.get("recipe") or {})

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import trainkit
 from tests.counting import Counting
 from tests.jobs import TOY, newest_tensors, run, run_until
 from trainkit import checkpoint
-from trainkit.checkpoint import store
+from trainkit.checkpoint import run_directory, store
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.testing import run_ranks
+from trainkit.training.resume import where_to_resume
 
 
 def _steps(run_dir: Path) -> list[int]:
@@ -255,3 +257,50 @@ def test_no_room_for_the_configuration_leaves_nothing_half_done(tmp_path, monkey
     with pytest.raises(CheckpointError, match=r"config.yaml cannot be written: No space left on device; make room"):
         _train(tmp_path / "run", 40, config={"seed": 1})
     assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"
+
+
+class _Implying(Counting):
+    """Its engines have a size: a run's own checkpoint says 1, another's 2, and weights 3."""
+
+    implied_keys = ("model.size",)
+
+    @classmethod
+    def implied_arguments(cls, given):
+        return {"model.size": 3}
+
+
+@pytest.mark.parametrize("is_restart", [False, True])
+@pytest.mark.parametrize("has_own", [False, True])
+@pytest.mark.parametrize("resume", ["auto", "never", "elsewhere"])
+def test_what_is_implied_is_of_what_is_resumed(tmp_path, monkeypatch, resume, has_own, is_restart):
+    for name, size in [("elsewhere", 2), *([("run", 1)] if has_own else [])]:
+        _train(tmp_path / name, 4, config={"recipe": {"model": {"size": size}}})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(int(is_restart)))
+    told = str(tmp_path / resume) if resume == "elsewhere" else resume
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
+    config = {"resume": told, "run_dir": str(tmp_path / "run"), "recipe": {}}
+    if resume == "never" and has_own and not is_restart:
+        for ask in (lambda: where_to_resume(runtime, told), lambda: _Implying.implied_by(config)):
+            with pytest.raises(ConfigError, match=r"resume=never, and .*run/checkpoints holds checkpoints"):
+                ask()
+        return
+    where = where_to_resume(runtime, told)
+    sizes = {None: 3, tmp_path / "run" / "checkpoints": 1, tmp_path / "elsewhere": 2}
+    assert _Implying.implied_by(config) == {"model.size": sizes[where]}
+    expected = 1 if has_own and (is_restart or resume == "auto") else 2 if resume == "elsewhere" else 3
+    assert sizes[where] == expected
+
+
+def test_a_dated_run_is_known_to_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "logs" / "attempt_0" / "0" / "error.json"))
+    (tmp_path / "logs").mkdir()
+    dated = str(tmp_path / "%Y-%m-%d")
+    config = {"resume": "auto", "run_dir": dated, "recipe": {}}
+    assert _Implying.implied_by(config) == {"model.size": 3}
+    _train(dated, 4, config={"recipe": {"model": {"size": 1}}})
+    assert _Implying.implied_by(config) == {"model.size": 3}, "of another run of this process"
+    monkeypatch.setattr("trainkit.distributed.agent._asked", Counter())  # as torchrun starts it again
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert _Implying.implied_by(config) == {"model.size": 1}
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=dated)
+    assert where_to_resume(runtime, "auto") == run_directory.known(str(runtime.run_dir)) / "checkpoints"

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from trainkit.checkpoint.resume import to_resume
 from trainkit.checkpoint.store import (
     find,
     prune,
@@ -30,6 +31,7 @@ __all__ = [
     "set_aside",
     "step_directories",
     "tidy",
+    "to_resume",
     "verify",
     "write_one_file",
     "write_text",

@@ -15,10 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trainkit.distributed import agent
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError
 
 LOCK_FILE = ".lock"
+_NAME = "run_dir"  # of the values that outlive a restart
 HEARTBEAT_S = 5.0
 MAX_SILENCE_S = 4 * HEARTBEAT_S
 """Seconds for which another host's heartbeat is watched before its run counts as dead: clocks of hosts may differ."""
@@ -83,7 +85,7 @@ def claim(
     """
     if run_dir is None:
         return None, None
-    made = ranks.same_as_before("run_dir", lambda: str(make(run_dir))) if "%" in str(run_dir) else None
+    made = ranks.same_as_before(_NAME, lambda: str(make(run_dir))) if "%" in str(run_dir) else None
     path, lock, error = Path(made or run_dir).expanduser(), None, None
     if ranks.is_main:
         try:
@@ -99,6 +101,21 @@ def claim(
         ranks.leave()
         raise
     return path, lock
+
+
+def known(run_dir: str | Path | None) -> Path | None:
+    """The directory that the next `claim` of this process returns, where it can be told before the processes meet.
+
+    Args:
+        run_dir: as for `claim`.
+
+    Returns:
+        Its path; None where there is none, or none yet: a path with a date in the first start of a job.
+    """
+    if run_dir is None:
+        return None
+    path = agent.recall(agent.upcoming(_NAME)) if "%" in str(run_dir) else run_dir
+    return Path(path).expanduser() if path is not None else None
 
 
 class RunLock:

@@ -41,6 +41,11 @@ def nth(name: str) -> str:
     return f"{name}.{_asked[name]}"
 
 
+def upcoming(name: str) -> str:
+    """Returns what the next `nth(name)` will, without counting as a use."""
+    return f"{name}.{_asked[name] + 1}"
+
+
 def recall(name: str) -> str | None:
     """Reads what `remember` stored in this or an earlier start of the processes of this machine's agent.
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from trainkit import checkpoint
 from trainkit.config import flat
-from trainkit.distributed.agent import is_restart
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -18,22 +17,14 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
     Raises:
         ConfigError: for `never` in a run directory that has checkpoints.
     """
-    own = runtime.run_dir / "checkpoints" if runtime.run_dir is not None else None
-    # Rank 0 looks, so that all see the same.
-    has_own, again = runtime.ranks.broadcast_object(
-        (own is not None and bool(checkpoint.step_directories(own)), is_restart())
-    )
-    if has_own and again:
-        return own  # a restarted job resumes its own checkpoints, not those that it started from
-    if resume == "never":
-        if has_own:
-            raise ConfigError(
-                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to resume"
-            )
-        return None
-    if resume == "auto":
-        return own if has_own else None
-    return Path(resume).expanduser()
+    found, error = None, None
+    if runtime.ranks.is_main:  # so that all see the same
+        try:
+            found = checkpoint.to_resume(resume, runtime.run_dir)
+        except ConfigError as caught:
+            error = caught
+    runtime.ranks.raise_first(error)
+    return runtime.ranks.broadcast_object(found)
 
 
 def load_recipe_state(recipe: Recipe, path: Path, manifest: Mapping[str, Any]) -> None:
