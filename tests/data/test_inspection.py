@@ -12,6 +12,21 @@ from trainkit.cli.main import main
 from trainkit.data.near_duplicates import groups
 
 
+def _num_bits(one, other):
+    return bin(int(one) ^ int(other)).count("1")
+
+
+def _stars(hashes, most):
+    """By comparing all pairs: those with most neighbours first, and each takes those that none has taken."""
+    near = [[i for i, other in enumerate(hashes) if _num_bits(one, other) <= most] for one in hashes]
+    taken, found = set(), []
+    for i in sorted(range(len(hashes)), key=lambda i: (-len(near[i]), i)):
+        if i not in taken:
+            found.append([i, *(j for j in near[i] if j not in taken and j != i)])
+            taken.update(near[i])
+    return sorted((group for group in found if len(group) > 1), key=min)
+
+
 def test_near_hashes_are_those_of_all_pairs():
     random = np.random.default_rng(0)
     centres = random.integers(0, 2**64, 60, np.uint64, endpoint=False)
@@ -19,20 +34,27 @@ def test_near_hashes_are_those_of_all_pairs():
     near = (centres[:, None] ^ np.bitwise_xor.reduce(flips, axis=2)).ravel()
     hashes = random.permutation(np.concatenate([centres, near, centres[:5], random.integers(0, 2**8, 40, np.uint64)]))
     for most in (0, 1, 4):
-        number = list(range(len(hashes)))  # by union-find over all pairs
-        for i in range(len(hashes)):
-            for j in range(i):
-                if bin(int(hashes[i]) ^ int(hashes[j])).count("1") <= most:
-                    old, new = number[i], number[j]
-                    number = [new if value == old else value for value in number]
-        expected = [[i for i, value in enumerate(number) if value == one] for one in set(number)]
-        assert groups(hashes, most) == sorted(group for group in expected if len(group) > 1)
+        found = groups(hashes, most)
+        assert found == _stars(hashes, most)
+        assert all(_num_bits(hashes[group[0]], hashes[i]) <= most for group in found for i in group)
+        kept = {*range(len(hashes))} - {i for group in found for i in group[1:]}
+        assert all(_num_bits(hashes[i], hashes[j]) > most for i in kept for j in kept if i < j)
+
+
+def test_a_chain_is_no_group():
+    chain = np.array([(1 << 2 * i) - 1 for i in range(20)], np.uint64)  # two bits from one to the next
+    assert groups(chain, most_bits=4) == [[2, 0, 1, 3, 4], *([i, i + 1, i + 2] for i in range(5, 20, 3))]
+    assert groups(np.array([], np.uint64)) == [] and groups(np.array([5, 6, 5], np.uint64), 0) == [[0, 2]]
 
 
 def test_a_hundred_thousand_hashes_take_seconds():
-    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64, endpoint=False)
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**64, 100_000, np.uint64, endpoint=False)
     hashes[1] = hashes[0] ^ np.uint64(0b1011)
     assert groups(hashes) == [[0, 1]]
+    flips = np.uint64(1) << random.integers(0, 64, (1000, 99, 2)).astype(np.uint64)
+    alike = np.concatenate([hashes[2:1002, None], hashes[2:1002, None] ^ np.bitwise_xor.reduce(flips, axis=2)], axis=1)
+    assert sorted(len(group) for group in groups(alike.ravel())) == [100] * 1000
 
 
 def messy(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """Generated data sets: what is written, what a run that was killed goes on with, and what a classifier gains."""
 
 import json
+import shutil
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.test_images import fill
 from tests.recipes.gan import make_recipe
+from tests.recipes.test_used_elsewhere import GAN, SHORT
 from trainkit.cli.main import main
 from trainkit.enlarge.classifier import Labelled, is_right, network, train
 from trainkit.enlarge.comparison import BOTH, REAL, Comparison, compare
 from trainkit.enlarge.generated import Generated
+from trainkit.enlarge.pictures import Read
 from trainkit.enlarge.samples import of_dataset, of_folder
 from trainkit.errors import ConfigError, DataError
 from trainkit.recipe import Recipe
@@ -50,7 +55,8 @@ def test_classes_take_turns_in_folders(tmp_path):
     names = ("cat", "dog", "eel")
     assert found == {f"{names[i % 3]}/{20 + i:08}.png": (20 + i, i % 3, 7) for i in range(7)}
     read = of_folder(tmp_path / "out", Generated(num=7, start=20), names)
-    assert read.labels.tolist() == [0, 1, 2, 0, 1, 2, 0] and read.images[:, 0, 0, 0].tolist() == [*range(20, 27)]
+    assert read.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert read.images[torch.arange(7)][:, 0, 0, 0].tolist() == [*range(20, 27)]
 
 
 def test_labels_in_dataset_json_and_some_classes(tmp_path):
@@ -125,6 +131,28 @@ def test_a_gan_makes_the_same_image_of_a_number_again():
     assert not torch.equal(together[0], together[1])
 
 
+def test_of_a_million_images_those_that_are_needed_are_read(tmp_path):
+    _write(Generated(num=6), tmp_path)
+    tracemalloc.start()
+    generated = of_folder(tmp_path, Generated(num=1_000_000), ("cat", "dog", "eel"))  # most files are not there
+    both = generated.with_others(generated)
+    assert (
+        both.images[torch.tensor([3, 1_000_005, 0, 1_000_000])][:, :2, 0, 0].tolist() == [[3, 0], [5, 2]] + [[0, 0]] * 2
+    )
+    assert tracemalloc.get_traced_memory()[1] < 20e6, "no names, no pixels"
+    tracemalloc.stop()
+    assert both.images.shape == (2_000_000, 3, 4, 4) and both.labels[[999_999, 1_000_001]].tolist() == [0, 1]
+
+
+def test_no_more_images_stay_in_memory_than_fit():
+    asked = []
+    images = Read(5, lambda i: asked.append(i) or torch.full((3, 2, 2), i, dtype=torch.uint8), most_bytes=3 * 12 + 11)
+    for _ in range(2):
+        assert images[torch.tensor([4, 2, 0, 2])][:, 0, 0, 0].tolist() == [4, 2, 0, 2]
+    assert asked == [0, 4, 2, 0, 4], "the first one for the shape, and image 4 twice"
+    assert images[torch.tensor([], dtype=torch.int64)].shape == (0, 3, 2, 2)
+
+
 def _digits(num, seed, noise=40, classes=2):
     """Bars at one of `classes` places in noise: 8x8, grey."""
     draw = np.random.default_rng(seed)
@@ -188,3 +216,22 @@ def test_the_command_names_what_is_wrong(tmp_path, capsys):
     ):
         assert main(["data", "augment", str(tmp_path), str(tmp_path / "out"), "--num", "1", *options]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", ["folders", "auto"])
+def test_labels_of_the_compared_images_may_lie_elsewhere(tmp_path, capsys, labels):
+    """The run has class folders, and the same images dataset.json, or the other way round."""
+    for start, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "folders" / name, 20, start=20 * start)
+    shutil.copytree(tmp_path / "folders", tmp_path / "json" / "all")
+    names = sorted(str(path.relative_to(tmp_path / "json")) for path in (tmp_path / "json").rglob("*.png"))
+    written = {"labels": [[name, int("dog" in name)] for name in names], "classes": ["cat", "dog"]}
+    (tmp_path / "json" / "dataset.json").write_text(json.dumps(written))
+    trained, other = ("folders", "json") if labels == "folders" else ("json", "folders")
+    given = [*GAN, *SHORT, f"data.path={tmp_path / trained}", f"data.labels={labels}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *given]) == 0
+    command = ["data", "augment", str(tmp_path / "run"), str(tmp_path / "out"), "--num", "20"]
+    capsys.readouterr()
+    assert main([*command, "--compare", str(tmp_path / other), "--seeds", "1", "--epochs", "1"]) == 0
+    found = capsys.readouterr().out
+    assert "real and generated images" in found or "generated images helped" in found or "harmed" in found

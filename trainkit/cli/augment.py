@@ -46,8 +46,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare",
         metavar="DATA",
-        help="train a small classifier on these real images (class folders or .zip, as data.path), on the generated "
-        "ones and on both, and print the accuracy on those that the run has held out",
+        help="train a small classifier on these real images (a folder or .zip file with class folders or dataset.json, "
+        "whichever the run has), on the generated ones and on both, and print the accuracy on those that the run has "
+        "held out",
     )
     parser.add_argument("--seeds", type=int, help=f"of --compare: classifiers of each kind (default {NUM_SEEDS})")
     parser.add_argument("--epochs", type=float, help=f"of --compare: passes over the real images (default {EPOCHS})")
@@ -64,8 +65,8 @@ def _run(arguments: argparse.Namespace) -> None:
     wanted = Generated(
         num=arguments.num, classes=tuple(arguments.classes), start=arguments.start, layout=arguments.labels
     )
-    overrides = [f"data.path={Path(arguments.compare).expanduser()}"] if arguments.compare is not None else []
     _settle(arguments)
+    overrides = _data_of(arguments) if arguments.compare is not None else []
     recipe = load_recipe(arguments.path, overrides, with_data=bool(overrides), trust=arguments.trust)
     try:
         if arguments.compare is not None and not (recipe.datasets is not None and recipe.datasets.classes):
@@ -75,6 +76,25 @@ def _run(arguments: argparse.Namespace) -> None:
             _compare(recipe, wanted, arguments)
     finally:
         recipe.runtime.close()
+
+
+def _data_of(arguments: argparse.Namespace) -> list[str]:
+    """The overrides that make a recipe read the images of --compare, whose labels may lie elsewhere than the run's."""
+    from typing import get_args
+
+    from trainkit import checkpoint
+    from trainkit.data.image_sources import find_source
+    from trainkit.data.labels import From, where_classes_are
+
+    path = Path(arguments.compare).expanduser()
+    values = checkpoint.read_manifest(checkpoint.find(Path(arguments.path).expanduser()))["values"]
+    labels = ((values.get("config") or {}).get("data") or {}).get("labels")
+    overrides = [f"data.path={path}"]
+    classes = values.get("recipe", {}).get("classes")
+    if classes and labels in get_args(From):  # other data may have a key of that name
+        found = where_classes_are(find_source(path), classes, labels)
+        overrides += [f"data.labels={found}"] if found != labels else []
+    return overrides
 
 
 def _settle(arguments: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class Inspection:
         folders: the first folders below the path, where they could be classes.
         duplicates: groups of names with the same pixels at SIDE; a run leaves out those that are the same at its
             resolution.
-        near_duplicates: groups of names that look alike, without exact duplicates.
+        near_duplicates: groups of names, without exact duplicates: the others look like the first.
         shown: uint8 [n, 3, SIDE, SIDE] for a contact sheet, evenly spread over the names.
     """
 

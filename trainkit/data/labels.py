@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -65,6 +66,26 @@ def find_labels(source: ImageSource, where: From) -> Labels | None:
             f'{{"labels": [["folder/image.png", 3], ...]}}, or set data.labels=folders or none'
         )
     return None
+
+
+def where_classes_are(source: ImageSource, classes: Sequence[str], wanted: From) -> From:
+    """Finds out where the labels of a source come from, of which the classes are known.
+
+    Args:
+        source: of the images.
+        classes: their names by label.
+        wanted: tried first; see `find_labels`.
+
+    Returns:
+        What makes `find_labels` return these classes; `wanted` where nothing does.
+    """
+    tried: tuple[From, ...] = (wanted, "json", "folders")
+    for where in tried:
+        with suppress(DataError):
+            labels = find_labels(source, where)
+            if labels is not None and labels.classes == tuple(classes):
+                return where
+    return wanted
 
 
 def _of_folders(source: ImageSource, names: Sequence[str]) -> Labels:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainkit.enlarge.pictures import Joined, Pictures
+
 _WIDTHS = (24, 48, 96)
 SMALLEST = 4  # pixels of the last maps
 _BATCH_SIZE, _RATE, _WEIGHT_DECAY = 64, 2e-3, 0.05
@@ -17,11 +19,11 @@ class Labelled:
     """Images with their classes.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W]; indexed by int64 [n].
         labels: int64 [N].
     """
 
-    images: Tensor
+    images: Pictures
     labels: Tensor
 
     def __len__(self) -> int:
@@ -29,7 +31,7 @@ class Labelled:
 
     def with_others(self, others: "Labelled") -> "Labelled":
         """Returns both together."""
-        return Labelled(torch.cat((self.images, others.images)), torch.cat((self.labels, others.labels)))
+        return Labelled(Joined(self.images, others.images), torch.cat((self.labels, others.labels)))
 
 
 def network(channels: int, resolution: int, num_classes: int) -> nn.Module:
@@ -84,7 +86,7 @@ def train(samples: Labelled, num_classes: int, *, num_steps: int, seed: int) -> 
 @torch.no_grad()
 def is_right(module: nn.Module, samples: Labelled) -> Tensor:
     """Returns whether each sample is classified as its label says, bool [N]."""
-    parts = [module(_inputs(part)).argmax(1) for part in samples.images.split(512)]
+    parts = [module(_inputs(samples.images[part])).argmax(1) for part in torch.arange(len(samples)).split(512)]
     return torch.cat(parts) == samples.labels
 
 

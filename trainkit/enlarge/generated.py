@@ -72,11 +72,11 @@ class Generated:
         manifest = {**made_by, "classes": [*known], "chosen": chosen, "start": self.start, "layout": self.layout}
         _claim(output, manifest)
         self._require_no_more(output, known)
-        num_made = 0
+        num_made, files = 0, self.files(known)
         parts = (range(start, min(start + _AT_ONCE, self.num)) for start in range(0, self.num, _AT_ONCE))
         for part in track(parts, "generating images", -(-self.num // _AT_ONCE), progress):
-            files = [(i, *self._named(i, known, chosen)) for i in part]
-            missing = [(i, output / file, label) for i, file, label in files if not (output / file).is_file()]
+            named = [(i, *files.of(i)) for i in part]
+            missing = [(i, output / file, label) for i, file, label in named if not (output / file).is_file()]
             if missing:
                 labels = [label for *_, label in missing] if chosen else None
                 images = recipe.generate([self.start + i for i, *_ in missing], labels)
@@ -84,18 +84,21 @@ class Generated:
                     _save(path, image)
             num_made += len(missing)
         if self.layout == "json" and chosen:
-            written = {"labels": self.files(known), "classes": [*known]}
-            _replace(output / LABELS_FILE, json.dumps(written, indent=0).encode())
+            entries = ",\n".join(json.dumps(files.of(i)) for i in range(self.num))
+            written = f'{{"labels": [\n{entries}\n],\n"classes": {json.dumps([*known])}}}\n'
+            _replace(output / LABELS_FILE, written.encode())
         return self.num - num_made
 
-    def files(self, known: Sequence[str]) -> list[tuple[str, int]]:
-        """Returns the name of each image in the folder, and its label; -1: there are no classes.
+    def files(self, known: Sequence[str]) -> "Files":
+        """Returns what names the images.
 
         Args:
             known: the classes that the recipe knows.
+
+        Raises:
+            ConfigError: for a class that it does not know.
         """
-        chosen = self._chosen(known)
-        return [self._named(i, known, chosen) for i in range(self.num)]
+        return Files(self.start, self.layout, known, self._chosen(known))
 
     def _chosen(self, known: Sequence[str]) -> list[int]:
         """Labels of the classes that are generated."""
@@ -105,21 +108,47 @@ class Generated:
                 raise ConfigError(f"--classes {name}: the run has no such class; {has}.{nearest(name, known)}")
         return [known.index(name) for name in self.classes] or [*range(len(known))]
 
-    def _named(self, i: int, known: Sequence[str], chosen: Sequence[int]) -> tuple[str, int]:
-        label = chosen[i % len(chosen)] if chosen else -1
-        return self._file(i, known, label), label
-
     def _require_no_more(self, output: Path, known: Sequence[str]) -> None:
         """Refuses a folder with more images, of which dataset.json would lose the labels."""
-        file, _ = self._named(self.num, known, self._chosen(known))
+        file, _ = self.files(known).of(self.num)
         if (output / file).is_file():
             raise ConfigError(f"--num={self.num}: {output} holds more images of the same; give more, or another folder")
 
-    def _file(self, i: int, known: Sequence[str], label: int) -> str:
+
+@dataclass(frozen=True)
+class Files:
+    """The names of the images in the folder, and their labels; made one by one, as there may be millions.
+
+    Args:
+        start: see `Generated`.
+        layout: see `Generated`.
+        known: the classes that the recipe knows.
+        chosen: labels of those that are generated; empty: there are no classes.
+    """
+
+    start: int
+    layout: Layout
+    known: Sequence[str]
+    chosen: Sequence[int]
+
+    def label(self, i: int) -> int:
+        """Returns the label of image i; -1: there are no classes."""
+        return self.chosen[i % len(self.chosen)] if self.chosen else -1
+
+    def of(self, i: int) -> tuple[str, int]:
+        """Returns the name of image i in the folder, and its label.
+
+        Raises:
+            ConfigError: for a class that cannot be the name of a folder.
+        """
+        label = self.label(i)
+        return self._file(i, label), label
+
+    def _file(self, i: int, label: int) -> str:
         name = f"{self.start + i:08}.png"
         if label < 0 or self.layout == "json":
             return f"{i // _IN_A_FOLDER:05}/{name}"
-        folder = known[label]
+        folder = self.known[label]
         if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
             raise ConfigError(f"class {folder!r} is no name of a folder: give --labels json")
         return f"{folder}/{name}"

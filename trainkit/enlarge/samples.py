@@ -1,4 +1,4 @@
-"""Samples: labelled images of a data set, or of a folder that was generated, as tensors in memory."""
+"""Samples: labelled images of a data set, or of a folder that was generated, which are read as they are needed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from trainkit.data.progress import track
 from trainkit.enlarge.classifier import Labelled
 from trainkit.enlarge.generated import Generated
+from trainkit.enlarge.pictures import Read
 from trainkit.errors import DataError
 
 
@@ -24,16 +25,15 @@ def of_dataset(dataset: Any, resolution: int) -> Labelled:
         DataError: for items without labels.
     """
     dataset = dataset.at(resolution) if hasattr(dataset, "at") else dataset
-    images, labels = [], []
+    if not len(dataset):
+        raise DataError("the data set is empty: nothing to compare with; check data.path")
+    labels = []
     for index in range(len(dataset)):
         sample = dataset[index]
         if not isinstance(sample, Mapping) or "labels" not in sample:
-            raise DataError("the images have no labels to compare with: set data.labels=folders or json")
-        images.append(sample["images"])
+            raise DataError("the images have no labels to compare with: give a folder or .zip file with labels")
         labels.append(int(sample["labels"]))
-    if not images:
-        raise DataError("the data set is empty: nothing to compare with; check data.path")
-    return Labelled(torch.stack(images), torch.tensor(labels))
+    return Labelled(Read(len(dataset), lambda index: dataset[index]["images"]), torch.tensor(labels))
 
 
 def of_folder(folder: Path, generated: Generated, classes: Sequence[str]) -> Labelled:
@@ -46,10 +46,11 @@ def of_folder(folder: Path, generated: Generated, classes: Sequence[str]) -> Lab
     """
     from PIL import Image
 
-    images, labels = [], []
-    for file, label in track(generated.files(classes), "reading generated images", generated.num):
-        with Image.open(folder / file) as image:
+    files = generated.files(classes)
+
+    def read(i: int) -> Tensor:
+        with Image.open(folder / files.of(i)[0]) as image:
             pixels = np.asarray(image)
-        images.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
-        labels.append(label)
-    return Labelled(torch.stack(images), torch.tensor(labels))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
+
+    return Labelled(Read(generated.num, read), torch.tensor([files.label(i) for i in range(generated.num)]))
