@@ -206,7 +206,7 @@ def memory(options: argparse.Namespace, resolution: int) -> Result:
 def cores(options: argparse.Namespace, resolution: int) -> Result:
     """Ours: 16 images a process, so that two processes make a batch of 32."""
     rates: dict[str, list[float]] = {ONE: [], TWO: [], THREADS: []}
-    for _ in range(max(2, options.turns // 3)):
+    for _ in range(max(3, options.turns // 2)):
         for name, of in rates.items():
             of.append(_child("cores", name, resolution)["images_a_second"])
     found = {

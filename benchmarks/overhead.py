@@ -237,7 +237,7 @@ def require_same_weights(a: Iterable[Tensor], b: Iterable[Tensor]) -> None:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")  # the other goes beyond few values
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
