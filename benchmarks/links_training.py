@@ -146,7 +146,7 @@ def summarise(part: str, bed: Bed, names: Sequence[str], num_turns: int, **facts
     for name, times in slowest.items():
         # Turn against turn: what slows the machine down for a while slows both.
         gains = [plain / own for plain, own in zip(slowest[PLAIN], times, strict=True)]
-        quartiles = statistics.quantiles(gains, n=4)
+        quartiles = statistics.quantiles(gains, n=4, method="inclusive")
         rows[name] = {"step_s": statistics.median(times), "over_plain": quartiles, "turns_s": times}
     facts |= {key: by_rank[0][key] for key in ("model", "gradient_mb")}
     return {"part": part, "num_ranks": 4, "num_turns": num_turns, **facts, "contenders": rows}

@@ -146,7 +146,12 @@ def test_of_a_million_images_those_that_are_needed_are_read(tmp_path):
 
 def test_no_more_images_stay_in_memory_than_fit():
     asked = []
-    images = Read(5, lambda i: asked.append(i) or torch.full((3, 2, 2), i, dtype=torch.uint8), most_bytes=3 * 12 + 11)
+
+    def read(i):
+        asked.append(i)
+        return torch.full((3, 2, 2), i, dtype=torch.uint8)
+
+    images = Read(5, read, most_bytes=3 * 12 + 11)
     for _ in range(2):
         assert images[torch.tensor([4, 2, 0, 2])][:, 0, 0, 0].tolist() == [4, 2, 0, 2]
     assert asked == [0, 4, 2, 0, 4], "the first one for the shape, and image 4 twice"

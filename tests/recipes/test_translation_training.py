@@ -172,7 +172,12 @@ def test_the_rate_is_constant_and_then_falls_to_zero():
 def test_the_end_measures_no_evaluation_again(monkeypatch):
     recipe, tables = make_recipe(), []
     measure, calls = recipe.evaluator.measure, []
-    monkeypatch.setattr(recipe.evaluator, "measure", lambda generators: calls.append(1) or measure(generators))
+
+    def counted(generators):
+        calls.append(1)
+        return measure(generators)
+
+    monkeypatch.setattr(recipe.evaluator, "measure", counted)
     monkeypatch.setattr(recipe.runtime.tracker, "table", lambda *given: tables.append(given))
     recipe.finish()
     assert len(calls) == 1, "nothing was evaluated before"

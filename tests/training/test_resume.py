@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -278,7 +279,7 @@ def test_what_is_implied_is_of_what_is_resumed(tmp_path, monkeypatch, resume, ha
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(int(is_restart)))
     told = str(tmp_path / resume) if resume == "elsewhere" else resume
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
-    config = {"resume": told, "run_dir": str(tmp_path / "run"), "recipe": {}}
+    config: dict[str, Any] = {"resume": told, "run_dir": str(tmp_path / "run"), "recipe": {}}
     if resume == "never" and has_own and not is_restart:
         for ask in (lambda: where_to_resume(runtime, told), lambda: _Implying.implied_by(config)):
             with pytest.raises(ConfigError, match=r"resume=never, and .*run/checkpoints holds checkpoints"):
@@ -295,7 +296,7 @@ def test_a_dated_run_is_known_to_a_restart(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "logs" / "attempt_0" / "0" / "error.json"))
     (tmp_path / "logs").mkdir()
     dated = str(tmp_path / "%Y-%m-%d")
-    config = {"resume": "auto", "run_dir": dated, "recipe": {}}
+    config: dict[str, Any] = {"resume": "auto", "run_dir": dated, "recipe": {}}
     assert _Implying.implied_by(config) == {"model.size": 3}
     _train(dated, 4, config={"recipe": {"model": {"size": 1}}})
     assert _Implying.implied_by(config) == {"model.size": 3}, "of another run of this process"
@@ -303,4 +304,5 @@ def test_a_dated_run_is_known_to_a_restart(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert _Implying.implied_by(config) == {"model.size": 1}
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=dated)
-    assert where_to_resume(runtime, "auto") == run_directory.known(str(runtime.run_dir)) / "checkpoints"
+    known = run_directory.known(str(runtime.run_dir))
+    assert known is not None and where_to_resume(runtime, "auto") == known / "checkpoints"

@@ -88,7 +88,7 @@ def _data_of(arguments: argparse.Namespace) -> list[str]:
 
     path = Path(arguments.compare).expanduser()
     values = checkpoint.read_manifest(checkpoint.find(Path(arguments.path).expanduser()))["values"]
-    labels = ((values.get("config") or {}).get("data") or {}).get("labels")
+    labels: Any = ((values.get("config") or {}).get("data") or {}).get("labels")
     overrides = [f"data.path={path}"]
     classes = values.get("recipe", {}).get("classes")
     if classes and labels in get_args(From):  # other data may have a key of that name

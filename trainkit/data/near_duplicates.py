@@ -73,7 +73,8 @@ def groups(hashes: NDArray[np.uint64], most_bits: int = MOST_BITS) -> list[list[
     order = np.argsort(members, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(members[order])) + 1)
     found = sorted((part for part in parts if len(part) > 1), key=lambda part: part[0])
-    return [[(chosen := int(first[members[part[0]]])), *(i for i in part.tolist() if i != chosen)] for part in found]
+    chosen = [int(first[members[part[0]]]) for part in found]
+    return [[one, *(i for i in part.tolist() if i != one)] for one, part in zip(chosen, found, strict=True)]
 
 
 def _neighbours(num: int, pairs: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
