@@ -37,7 +37,7 @@ def test_a_rank_that_dies_is_an_error_on_the_others():
 
 def _train(directory: str) -> None:
     runtime = trainkit.Runtime(
-        comm="hierarchical", device="cpu", hang_timeout_s=5, run_dir=directory, tracker=trainkit.Tracker()
+        comm="hierarchical", device="cpu", hang_timeout_s=10, run_dir=directory, tracker=trainkit.Tracker()
     )
     module = torch.nn.Linear(400, 300)
     engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
