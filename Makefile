@@ -30,7 +30,7 @@ gan: $(VENV)/.installed ## install, then grow a GAN on built-in letters, $(RANKS
 	$(TORCHRUN) launch/train.py experiment=glyphs
 	@echo $(ACTIVATE)
 
-translation: $(VENV)/.installed ## install, then learn to outline letters without pairs, $(RANKS) processes (about 10 minutes)
+translation: $(VENV)/.installed ## install, then learn to outline letters without pairs, $(RANKS) processes (about 6 minutes)
 	$(TORCHRUN) launch/train.py experiment=outlines
 	@echo $(ACTIVATE)
 
