@@ -40,16 +40,29 @@ class Corpus:
     def documents(self) -> Iterator[tuple[bool, str]]:
         """Reads the documents that are not blank, held-out ones first.
 
+        Returns:
+            Of each (whether it belongs to the source's own held-out split, text).
+        """
+        return ((is_held_out, text) for is_held_out, _, text in self.named())
+
+    def named(self) -> Iterator[tuple[bool, str, str]]:
+        """Reads the documents as `documents` does, and says where each is.
+
         Yields:
-            (whether it belongs to the source's own held-out split, text).
+            (whether it belongs to the source's own held-out split, the file and its number there, text).
         """
         for is_held_out, files in ((True, self.held_out), (False, self.train)):
             for path in files:
                 read = reader_of(path)
                 assert read is not None, f"{path} was found to be readable"
-                for text in read(path, self.field):
+                for number, text in enumerate(read(path, self.field), start=1):
                     if text and not text.isspace():
-                        yield is_held_out, text
+                        yield is_held_out, f"{path.name}, document {number}", text
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the files."""
+        return sum(path.stat().st_size for path in (*self.held_out, *self.train))
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
         """Hashes the content of the files, once per state of them; their names and paths do not matter.

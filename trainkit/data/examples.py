@@ -1,8 +1,9 @@
 """Examples: labelled texts in files, split into those to train on and those that are held out."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from trainkit.data.datasets import Datasets
 from trainkit.data.rows import CONLL, HELD_OUT_NAMES, SQUAD, SUPPORTED, Row, find_splits, format_of, read_rows
+from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import lowest_fraction
 from trainkit.data.tokenizer import WordPiece
 from trainkit.errors import DataError, nearest
@@ -47,6 +49,35 @@ class Example:
         """Returns a hash of the texts without white space, 64 bits."""
         return _hash(self.text) if self.pair is None else _hash(self.text, self.pair)
 
+    def entry(self, group_by: str | None = None, time: str | None = None) -> Entry:
+        """Returns what an audit compares.
+
+        Args:
+            group_by: the column of the group; None: there is none.
+            time: the column of the time; None: there is none.
+
+        Raises:
+            DataError: where the row has no such column, or no time in it.
+        """
+        texts = [_joined(text) for text in (self.text, self.pair) if text is not None]
+        shown = {*texts, str(self.label)}
+        columns = {
+            name: value
+            for name, value in self.row.values.items()
+            if isinstance(value, str | int | float) and str(value) not in shown and name not in (group_by, time)
+        }
+        group = _cell(self, "group_by", group_by)
+        return Entry(
+            self.key(),
+            f"{self.row.path.name}, {self.row.place}",
+            text="\n".join(texts),
+            label=self.label if isinstance(self.label, str | int) else None,
+            columns=columns,
+            group=None if group is None else str(group),
+            time=_time(self, _cell(self, "time", time)),
+        )
+
+
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
@@ -65,7 +96,12 @@ class Examples:
         vocab_file: a vocab.txt or tokenizer.json, for weights that come without one and for training from scratch.
         vocab_size: tokens of a vocabulary that is trained here, for training from scratch.
         lowercase: whether text is normalized to lower case; None: as the files beside the vocabulary say, else True.
+        group_by: a column, such as the user, of which no value should be on both sides; None: there is none. The audit
+            looks for those that are.
+        time: a column with the time of an example, a number or as in ISO 8601; None: there is none. The audit looks for
+            training examples that are later than held-out ones.
         tokenizer: an existing one, such as a checkpoint's.
+        left_out: training examples that are not trained on, such as those that an audit found.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -82,7 +118,10 @@ class Examples:
     vocab_file: Path | None = None
     vocab_size: int = 4096
     lowercase: bool | None = None
+    group_by: str | None = None
+    time: str | None = None
     tokenizer: WordPiece | None = None
+    left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out <= 0.5:
@@ -127,6 +166,10 @@ class Examples:
             train, held_out = self._by_column(train)
         else:
             train, held_out = self._by_hash(train)
+        if len(self.left_out):
+            before = len(train)
+            train = [example for example in train if not self._is_left_out(example)]
+            facts["leaking examples dropped"] = before - len(train)
         for name, examples in (("train on", train), ("evaluate on", held_out)):
             if not examples:
                 raise DataError(f"data.path={self.path}: there is no example to {name}; give more of them")
@@ -137,6 +180,25 @@ class Examples:
         if tokenizer is None and self.vocab_file is not None:
             tokenizer = WordPiece.read(Path(self.vocab_file), lowercase=self.lowercase)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
+
+    def sides(self, progress: bool = True) -> Sides:
+        """Returns the examples of both sides, for an audit.
+
+        Args:
+            progress: not used; reading takes seconds.
+
+        Raises:
+            DataError: as `load`, and where a time cannot be read.
+        """
+        loaded = replace(self, left_out=NOTHING, tokenizer=None, vocab_file=None).load()
+        return sides_of_examples(loaded.train, loaded.held_out, group_by=self.group_by, time=self.time)
+
+    def without(self, left_out: LeftOut) -> "Examples":
+        """Returns the specification without these training examples, too."""
+        return replace(self, left_out=self.left_out | left_out)
+
+    def _is_left_out(self, example: Example) -> bool:
+        return bool(self.left_out.covers(np.array([example.key()], np.uint64))[0])
 
     def read(self, path: Path) -> list[Example]:
         """Reads a file of examples, whose label column may be missing.
@@ -196,6 +258,60 @@ class Examples:
         is_held_out = lowest_fraction(hashes, self.held_out)
         train = [example for example, held_out in zip(examples, is_held_out, strict=True) if not held_out]
         return train, [example for example, held_out in zip(examples, is_held_out, strict=True) if held_out]
+
+
+def sides_of_examples(
+    train: Sequence[Example], held_out: Sequence[Example], *, group_by: str | None = None, time: str | None = None
+) -> Sides:
+    """Returns examples as an audit compares them.
+
+    Args:
+        train: to train on.
+        held_out: to measure on.
+        group_by: the column of the group; None: there is none.
+        time: the column of the time; None: there is none.
+    """
+    digest = hashlib.blake2b(repr((group_by, time)).encode(), digest_size=16)
+    for side in (train, held_out):
+        digest.update(f"{len(side)};".encode())
+        for example in side:
+            digest.update(repr((example.key(), example.label, *example.row.values.items())).encode(errors="replace"))
+    return Sides(
+        train=lambda: (example.entry(group_by, time) for example in train),
+        held_out=lambda: (example.entry(group_by, time) for example in held_out),
+        fingerprint=digest.hexdigest(),
+        num_train=len(train),
+        num_held_out=len(held_out),
+    )
+
+
+def _cell(example: Example, key: str, column: str | None) -> Any:
+    values = example.row.values
+    if column is not None and column not in values:
+        found = ", ".join(map(repr, values)) or "nothing"
+        raise DataError(
+            f"{example.where}: no column {column!r}, found {found}; set data.{key}=NAME.{nearest(column, values)}"
+        )
+    return None if column is None or values[column] == "" else values[column]
+
+
+def _time(example: Example, value: Any) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        pass
+    try:
+        return datetime.fromisoformat(str(value)).timestamp()
+    except ValueError:
+        raise DataError(
+            f"{example.where}: data.time holds {str(value)!r}; it must be a number, or a time as 2026-11-29T12:00"
+        ) from None
+
+
+def _joined(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _require_text(row: Row, column: str | None, value: Any) -> None:

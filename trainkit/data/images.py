@@ -1,8 +1,8 @@
 """Images: any source of images, decoded once into every resolution from 4x4 up, for a generative model."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,13 +29,14 @@ from trainkit.data.pyramid import (
     resolutions,
     write_summary,
 )
+from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import lowest_fraction
 from trainkit.data.square import Fit
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 from trainkit.logger import logger
 
-_FORMAT = 5  # of the cache: increase it whenever the same images and settings would give other files
+_FORMAT = 6  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
 _MIN_HELD_OUT = 200  # images: with fewer, a distance depends more on the choice than on the generator
 MIN_TRAIN = 2_000  # images: a few thousand are learnt by heart, without augmentation (arXiv 2006.06676)
@@ -46,6 +47,8 @@ EMPTY = "classes without a training image"
 PROFILES = "colour profiles ignored"
 OTHERS = "labels of images that are not there"
 REMARKS = ("files not read", PROFILES, UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
+COMPARED = 64
+"""Pixels at which an audit compares images."""
 _NUM_NAMED = 3  # unreadable files in a message
 
 
@@ -76,6 +79,7 @@ class Images:
         horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
         num_workers: threads that decode; None: one per core.
+        left_out: training images that are not trained on, such as those that an audit found.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -97,6 +101,7 @@ class Images:
     horizontal_flips: bool = False
     cache_dir: Path | None = None
     num_workers: int | None = None
+    left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
         sizes = resolutions(LARGEST)
@@ -153,14 +158,40 @@ class Images:
             logger(__name__).warning(_skipped(unreadable, summary["images"]))
         keys = read_keys(directory)
         is_held_out = lowest_fraction(keys, self.held_out)
+        is_left_out = self.left_out.covers(keys) & ~is_held_out
+        if not (~is_held_out & ~is_left_out).any():
+            raise DataError("on_leak=drop leaves no image to train on: set on_leak=warn, or give other images")
         measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
         facts = _facts(summary, source, int(is_held_out.sum())) | self._upscaled(summary)
-        facts |= self._few(int((~is_held_out).sum()))
-        train, held_out = self._side(directory, ~is_held_out), self._side(directory, measured)
+        is_train = ~is_held_out & ~is_left_out
+        facts |= self._few(int(is_train.sum()))
+        if is_left_out.any():
+            facts["leaking images dropped"] = int(is_left_out.sum())
+        train, held_out = self._side(directory, is_train), self._side(directory, measured)
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
         classes = () if labels is None else labels.classes
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
+
+    def sides(self, progress: bool = True) -> Sides:
+        """Returns the images of both sides, for an audit; decodes them where no run has done so yet.
+
+        Args:
+            progress: whether to show progress bars.
+        """
+        loaded = replace(self, left_out=NOTHING).loaded(progress)
+        train, held_out, names = loaded.train, loaded.held_out, self.source().names()
+        return Sides(
+            train=lambda: _entries(train, names),
+            held_out=lambda: _entries(held_out, names),
+            fingerprint=f"{train.fingerprint} {held_out.fingerprint}",
+            num_train=len(train),
+            num_held_out=len(held_out),
+        )
+
+    def without(self, left_out: LeftOut) -> "Images":
+        """Returns the specification without these training images, too."""
+        return replace(self, left_out=self.left_out | left_out)
 
     def _upscaled(self, summary: Mapping[str, Any]) -> dict[str, int | str]:
         num = summary["upscaled"]
@@ -247,6 +278,13 @@ class Images:
             f"data.path={self.path}: {file.name} cannot be read as an image ({file.reason}); "
             f"repair or remove it, or set data.on_unreadable=skip"
         )
+
+
+def _entries(pyramid: Pyramid, names: Sequence[str]) -> Iterator[Entry]:
+    small = pyramid.at(min(COMPARED, pyramid.largest))
+    keyed = zip(pyramid.keys.tolist(), pyramid.files.tolist(), strict=True)
+    for number, (key, file) in enumerate(keyed):
+        yield Entry(key, names[file], pixels=small[number]["images"].numpy())
 
 
 def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -> dict[str, int | str]:

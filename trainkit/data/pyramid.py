@@ -22,6 +22,7 @@ from trainkit.errors import ConfigError
 SMALLEST, LARGEST = 4, 1024
 _HASHES, _HASH_BYTES = "hashes.bin", 8
 _PART_LABELS, _LABELS, _LABEL_BYTES = "labels.bin", "labels.npy", 8
+_PART_FILES, _FILES, _FILE_BYTES = "files.bin", "files.npy", 8
 
 
 def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -86,6 +87,7 @@ class PyramidWriter:
         num = done.get("images", 0)
         self._hashes = reopen(directory / _HASHES, _HASH_BYTES * num)
         self._label_file = None if labels is None else reopen(directory / _PART_LABELS, _LABEL_BYTES * num)
+        self._of_files = reopen(directory / _PART_FILES, _FILE_BYTES * num)
         known = [-1] * num if labels is None else np.fromfile(directory / _PART_LABELS, np.int64, num).tolist()
         self._keys = dict(zip(np.fromfile(directory / _HASHES, np.uint64, num).tolist(), known, strict=True))
         self._files = {
@@ -111,6 +113,7 @@ class PyramidWriter:
             self._keys[key] = label
             self.num_upscaled += is_upscaled
             self._hashes.write(np.uint64(key).tobytes())
+            self._of_files.write(np.int64(self.num_taken).tobytes())
             if self._label_file is not None:
                 self._label_file.write(np.int64(label).tobytes())
             for level in levels(image):
@@ -136,10 +139,11 @@ class PyramidWriter:
             np.save(self._directory / "keys.npy", np.array(list(self._keys), np.uint64))
             if self._labels is not None:
                 np.save(self._directory / _LABELS, np.array(list(self._keys.values()), np.int64))
-            self._partial.end(_HASHES, _PART_LABELS)
+            np.save(self._directory / _FILES, np.fromfile(self._directory / _PART_FILES, np.int64))
+            self._partial.end(_HASHES, _PART_LABELS, _PART_FILES)
 
     def _open_files(self) -> list[IO[bytes]]:
-        return [file for file in (self._hashes, self._label_file, *self._files.values()) if file is not None]
+        return [file for file in (self._hashes, self._of_files, self._label_file, *self._files.values()) if file is not None]
 
     def _done(self) -> dict[str, Any]:
         return {
@@ -215,6 +219,17 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     def labels(self) -> NDArray[np.int64] | None:
         """int64 [len], the labels of all images; None where they have none."""
         return None if self._labels is None else self._labels[self._rows]
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """uint64 [len], the hashes of the images' pixels at the largest resolution."""
+        return read_keys(self._directory)[self._rows]
+
+    @property
+    def files(self) -> NDArray[np.int64]:
+        """int64 [len], the place of each image's file among the names that the directory was filled from."""
+        files: NDArray[np.int64] = np.load(self._directory / _FILES)
+        return files[self._rows]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_images", "_labels")}

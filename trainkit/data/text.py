@@ -17,7 +17,8 @@ from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
-from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, split_documents
+from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
+from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
@@ -26,6 +27,7 @@ _FORMAT = 2  # of the cache: increase it whenever the same text and settings wou
 _TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", "split.npz"
 _VOCABULARY_SAMPLE_CHARS = 1 << 25
 _ENCODED_AT_ONCE = 1024  # documents
+_SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
 _MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
 
 
@@ -56,6 +58,7 @@ class Text:
         num_workers: threads that tokenize; None: one per core.
         tokenizer: an existing one, such as a checkpoint's, in place of a vocabulary from here; the other settings must
             agree with it.
+        left_out: training documents that are not trained on, such as those that an audit found.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -75,6 +78,7 @@ class Text:
     cache_dir: Path | None = None
     num_workers: int | None = None
     tokenizer: WordPiece | None = None
+    left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
         _check_length(self.sequence_length)
@@ -121,7 +125,7 @@ class Text:
         directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
         # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
-        content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out)
+        content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out, *self._left_out())
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         if progress:
             remark(facts, "files not read")
@@ -144,6 +148,52 @@ class Text:
             remark(facts, "note")
         train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
+
+    def sides(self, progress: bool = True) -> Sides:
+        """Returns the documents of both sides, for an audit.
+
+        Args:
+            progress: whether to show progress bars.
+        """
+        corpus = self._corpus()
+        fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress)
+        if self.path is None:
+            corpus = self._collected(corpus, progress)
+        kept, num_train, num_held_out = None, None, None
+        if corpus.num_bytes <= _SMALL_BYTES:
+            split = split_documents(corpus.documents(), self.held_out, 1)
+            kept, num_train, num_held_out = split.side, split.count(TRAIN), split.count(HELD_OUT)
+        return Sides(
+            train=lambda: self._entries(corpus, kept, TRAIN),
+            held_out=lambda: self._entries(corpus, kept, HELD_OUT),
+            fingerprint=_hash("text", fingerprint, self.held_out),
+            num_train=num_train,
+            num_held_out=num_held_out,
+        )
+
+    def without(self, left_out: LeftOut) -> "Text":
+        """Returns the specification without these training documents, too."""
+        return replace(self, left_out=self.left_out | left_out)
+
+    def _entries(self, corpus: Corpus, sides: Any, side: int) -> Iterator[Entry]:
+        for number, (is_own, name, text) in enumerate(corpus.named()):
+            if corpus.held_out and not is_own and side == HELD_OUT:
+                return  # the source's own held-out documents come first
+            if sides is not None and sides[number] != side:
+                continue
+            key = content_key(text)
+            if sides is None:  # of many documents the choice of each is its own; see `lowest_fraction`
+                is_held_out = is_own if corpus.held_out else (key >> 32) < self.held_out * 2.0**32
+                if is_held_out != (side == HELD_OUT):
+                    continue
+            yield Entry(key, name, text=text)
+
+    def _collected(self, corpus: Corpus, progress: bool) -> Corpus:
+        """The built-in corpus as one file: parsing Python is slow, and it is read several times."""
+        root = cache_root(self.cache_dir)
+        name = f"documentation-{corpus.fingerprint(root, progress)}"
+        directory = cached(root, name, lambda aside: _write_out(corpus, aside / _DOCUMENTATION, progress))
+        return Corpus((directory / _DOCUMENTATION,))
 
     def _corpus(self) -> Corpus:
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
@@ -186,7 +236,10 @@ class Text:
         else:
             given = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
             vocabulary = (given, self._vocabulary()[1])
-        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out)}"
+        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out, *self._left_out())}"
+
+    def _left_out(self) -> tuple[str, ...]:
+        return (self.left_out.digest,) if len(self.left_out) else ()
 
     def _vocabulary(self) -> tuple[Vocabulary | None, Normalizer]:
         """Reads `vocab_file`, and how text is normalized for it."""
@@ -230,11 +283,14 @@ class Text:
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         partial = PartialBuild(directory)
         if self.path is None:
-            corpus = Corpus((partial.made(_DOCUMENTATION, lambda path: _write_out(corpus, path, progress)),))
+            corpus = self._collected(corpus, progress)
         documents = track(corpus.documents(), "reading text", enabled=progress)
         split = Split.load(
             partial.made(
-                _SPLIT, lambda path: split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS).save(path)
+                _SPLIT,
+                lambda path: split_documents(
+                    documents, self.held_out, _VOCABULARY_SAMPLE_CHARS, self.left_out
+                ).save(path),
             )
         )
         with rust_threads(self.num_workers):

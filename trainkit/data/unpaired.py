@@ -1,8 +1,9 @@
 """UnpairedImages: two sets of images, of which no image belongs to another, for translation between them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,10 +18,12 @@ from trainkit.data.image_sources import ImageSource
 from trainkit.data.images import FEW, REMARKS, Images
 from trainkit.data.order import Order
 from trainkit.data.progress import remark
+from trainkit.data.sides import Entry, LeftOut, Sides
 from trainkit.errors import ConfigError, DataError
 from trainkit.random import key_of
 
 Side = Literal["first", "second"]
+SIDES: tuple[Side, ...] = ("first", "second")
 T = TypeVar("T")
 
 _KEYS = re.compile(rf"\bdata\.({'|'.join(key.name for key in fields(Images))})\b")
@@ -175,6 +178,31 @@ class UnpairedImages:
         if progress:
             remark(facts, *(f"{name} of {side}" for side in ("first", "second") for name in REMARKS))
         return Datasets(train=train, held_out=held_out, facts=facts)
+
+    def sides(self, progress: bool = True) -> Sides:
+        """Returns the images of both sets on both sides, for an audit: a generator is measured on either set.
+
+        Args:
+            progress: whether to show progress bars.
+        """
+        sets = {side: _naming(side, partial(self._of(side).sides, progress)) for side in SIDES}
+
+        def both(name: Literal["train", "held_out"]) -> Iterator[Entry]:
+            for side, found in sets.items():
+                for entry in getattr(found, name)():
+                    yield replace(entry, name=f"{side}: {entry.name}")
+
+        return Sides(
+            train=lambda: both("train"),
+            held_out=lambda: both("held_out"),
+            fingerprint=" ".join(str(found.fingerprint) for found in sets.values()),
+            num_train=sum(found.num_train or 0 for found in sets.values()),
+            num_held_out=sum(found.num_held_out or 0 for found in sets.values()),
+        )
+
+    def without(self, left_out: LeftOut) -> "UnpairedImages":
+        """Returns the specification without these training images, in either set."""
+        return replace(self, images=self.images.without(left_out))
 
     def _of(self, side: Side) -> Images:
         path = self.first if side == "first" else self.second

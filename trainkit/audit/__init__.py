@@ -1,0 +1,6 @@
+"""Audit: what a training set gives away of the examples that a result is measured on."""
+
+from trainkit.audit.audit import audit
+from trainkit.audit.report import GivenAway, Leak, Report
+
+__all__ = ["GivenAway", "Leak", "Report", "audit"]
