@@ -19,7 +19,7 @@ LAYERS = (
     ("training", "enlarge"),
     ("recipe",),
     ("runtime",),
-    ("strategy", "checkpoint", "health", "export"),
+    ("strategy", "checkpoint", "health", "export", "audit"),
     ("prune",),
     ("engine",),
     ("data", "precision"),

@@ -18,7 +18,7 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer
-from trainkit.training import accumulation
+from trainkit.training import accumulation, leakage
 from trainkit.training.resume import where_to_resume
 from trainkit.training.trust import require_ours
 
@@ -208,7 +208,7 @@ def load_recipe(
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
-    of_training = {"run_dir", "tracking", "log_every", *arguments_of(Trainer)}
+    of_training = {"run_dir", "tracking", "log_every", *arguments_of(Trainer), *arguments_of(leakage.look)}
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in of_training:
             raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
@@ -243,17 +243,22 @@ def _prepare(
     given = {key: build(checked[key]) for key in arguments_of(Runtime)}
     runtime = Runtime(**given, tracker=tracker or build(checked["tracking"]))
     found: dict[str, Any] = {}
+    audited: dict[str, Any] = {}
     try:
         runtime.ranks.require_same(flat(config))
         if make is None:
             make_recipe = _as_resumed(make_recipe, runtime, checked["resume"])
+        settings = {key: checked[key] for key in arguments_of(leakage.look) if key in checked}
+        if make is None or settings.get("on_leak") == "drop":  # what was trained on is what was left
+            looked = leakage.look(runtime, make_recipe, **settings)
+            make_recipe, audited = looked.make_recipe, looked.found
         if searches:
             found = accumulation.find(runtime, make_recipe, checked["resume"])
             config = accumulation.with_steps(config, found["grad_accumulation_steps"])
             composed = accumulation.with_steps(composed, found["grad_accumulation_steps"])
             make_recipe = partial(make_recipe, grad_accumulation_steps=found["grad_accumulation_steps"])
         cadence = {key: checked[key] for key in arguments_of(Trainer)}
-        return Trainer(make_recipe(runtime), **cadence, config=config, composed=composed, found=found)
+        return Trainer(make_recipe(runtime), **cadence, config=config, composed=composed, found={**found, **audited})
     except BaseException:
         runtime.close("failed")
         raise

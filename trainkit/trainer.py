@@ -354,11 +354,12 @@ class Trainer:
         for line in self._account_of_end(metrics, reason):
             self.runtime.run_log.message(line)
         ended = {"step": self.step, "metrics": metrics, "reason": reason}
+        ended |= {"audit": self.found["audit"]} if "audit" in self.found else {}
         result.write(self.runtime, {**ended, "budget": self.length.budget.state_dict()})
 
     def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> Iterator[str]:
         kept = self.checkpoints.describe()
-        return account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept)
+        return account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept, self.found)
 
     # -- interruption -------------------------------------------------------------------------------------------
 

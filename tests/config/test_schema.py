@@ -1,4 +1,4 @@
-"""One option stands in one place: the keys of conf/train.yaml are arguments of Runtime and Trainer, or groups."""
+"""One option stands in one place: keys of conf/train.yaml are arguments of Runtime, Trainer and audit, or groups."""
 
 import inspect
 
@@ -8,18 +8,20 @@ import yaml
 from trainkit import Runtime, Trainer
 from trainkit.config import CONF_DIR, arguments_of, check, compose, groups
 from trainkit.errors import ConfigError
+from trainkit.training.leakage import look
 
 OTHER_IN_A_JOB = {"run_dir", "evaluate_every", "save_every"}
 """Keys whose default in conf/train.yaml differs: a job has a run directory, and evaluates and saves on its way."""
 OF_RECIPES = {"weights"}
 """Keys that recipes link to."""
+OWNERS = (Runtime, Trainer, look)
 MADE_BY_A_JOB = {"tracker", "config", "composed", "found"}
 
 
 def parameters():
     return {
         name: parameter
-        for kind in (Runtime, Trainer)
+        for kind in OWNERS
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
@@ -32,7 +34,7 @@ def values():
 def test_every_key_is_an_argument_and_every_argument_a_key():
     assert values().keys() - OF_RECIPES == parameters().keys() - groups().keys() - MADE_BY_A_JOB
     assert values().keys() >= OF_RECIPES and all(values()[key] is None for key in OF_RECIPES)
-    assert {*arguments_of(Runtime), *arguments_of(Trainer)} == parameters().keys() - MADE_BY_A_JOB
+    assert {name for owner in OWNERS for name in arguments_of(owner)} == parameters().keys() - MADE_BY_A_JOB
     assert not {*arguments_of(Runtime)} & {*arguments_of(Trainer)}
 
 

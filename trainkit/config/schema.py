@@ -12,9 +12,9 @@ from trainkit.config.targets import hints, locate
 from trainkit.config.tree import Node, owner
 from trainkit.errors import ConfigError
 
-# By name, as nodes name their targets: both are of layers above this one.
-_TARGETS = ("trainkit.Runtime", "trainkit.Trainer")
-_OF_A_JOB = {"tracker", "config", "composed", "found"}
+# By name, as nodes name their targets: all are of layers above this one.
+_TARGETS = ("trainkit.Runtime", "trainkit.Trainer", "trainkit.training.leakage.look")
+_OF_A_JOB = {"runtime", "make_recipe", "tracker", "config", "composed", "found"}
 """Arguments that a job makes by itself."""
 _OPTIONAL = {"schedule"}
 OF_RECIPES: Mapping[str, Any] = {"weights": Path | None}
@@ -28,7 +28,7 @@ def annotations() -> Mapping[str, Any]:
     """Returns the annotation of every key of `conf/train.yaml`.
 
     A group's is a node, which is held against the signature of its `_target_`; every other is that of the argument of
-    Runtime or Trainer with this name, or of `OF_RECIPES`.
+    Runtime, of Trainer or of the audit with this name, or of `OF_RECIPES`.
     """
     found: dict[str, Any] = {
         name: Node | None if name in _OPTIONAL else Node for name in groups() if name not in _NO_KEYS

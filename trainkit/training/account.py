@@ -35,6 +35,13 @@ def of_start(
         yield from _of_engine(runtime, name, engine, first)
     yield from _of_stages(runtime, recipe.stages(), (found or {}).get("peak_bytes", {}))
     yield from _of_data(recipe)
+    yield from _of_audit(found)
+
+
+def _of_audit(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the audit of the data has found, beside the metrics that it may make too good."""
+    if line := (found or {}).get("audit", {}).get("line"):
+        yield f"audit: {line}"
 
 
 def log_memory(runtime: Runtime, recipe: Recipe) -> None:
@@ -100,6 +107,7 @@ def of_end(
     metrics: Mapping[str, float],
     reason: str,
     kept: str | None,
+    found: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Yields lines on the last metrics, the checkpoints, and the commands that use them; none on other ranks than 0.
 
@@ -111,6 +119,7 @@ def of_end(
         metrics: of the last evaluation.
         reason: why the run ended early; empty: it did not.
         kept: a line that names the checkpoint to use.
+        found: what was determined when the run started.
     """
     if not runtime.ranks.is_main:
         return
@@ -118,6 +127,7 @@ def of_end(
     measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
     why = f" ({reason})" if reason else ""
     yield f"ended after step {step}{why}: {measured or 'no metrics'}"
+    yield from _of_audit(found)
     if run_dir is None:
         yield "nothing was saved: there is no run_dir"
         return

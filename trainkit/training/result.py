@@ -12,7 +12,7 @@ RESULT_FILE = "result.json"
 
 
 def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
-    """Writes result.json: the `step`, `metrics`, `reason` and `budget` with which the run ended."""
+    """Writes result.json: the `step`, `metrics`, `reason`, `budget` and, where there was one, `audit` of the run."""
     if not runtime.ranks.is_main or runtime.run_dir is None:
         return
     try:
