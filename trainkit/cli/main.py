@@ -34,6 +34,7 @@ examples:
   trainkit report runs/bert
   trainkit checkpoint ls runs/bert
   trainkit data inspect ~/pictures
+  trainkit data audit train.csv test.csv
   trainkit data augment runs/digits more_digits --num 5000
   trainkit topo show
   trainkit doctor
