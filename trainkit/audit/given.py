@@ -91,6 +91,12 @@ class Given:
 
         def read() -> Iterator[Entry]:
             for example in examples.read(self.path):
+                if self._label is not None and self._label not in example.row.values:
+                    columns = example.row.values
+                    raise DataError(
+                        f"{example.where}: no column {self._label!r}, found {', '.join(map(repr, columns))}; set "
+                        f"--label=NAME.{nearest(self._label, columns)}"
+                    )
                 yield example.entry(self._group_by, self._time)
 
         return read

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
+    from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
     from trainkit.data.unpaired import SideBySide, Unpaired, UnpairedImages
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Datasets",
+    "Entry",
     "Example",
     "Examples",
     "Images",
+    "LeftOut",
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
     "SideBySide",
+    "Sides",
     "Text",
     "Unpaired",
     "UnpairedImages",
@@ -45,13 +49,16 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
         {
             "Batch": "trainkit.data.batch",
             "Datasets": "trainkit.data.datasets",
+            "Entry": "trainkit.data.sides",
             "Example": "trainkit.data.examples",
             "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
+            "LeftOut": "trainkit.data.sides",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
             "SideBySide": "trainkit.data.unpaired",
+            "Sides": "trainkit.data.sides",
             "Text": "trainkit.data.text",
             "Unpaired": "trainkit.data.unpaired",
             "UnpairedImages": "trainkit.data.unpaired",
