@@ -128,7 +128,10 @@ def planted_pictures(font: Path, emoji: Path, folder: Path, num: int = 5_000) ->
 def public(name: str, path: Path) -> dict[str, Any]:
     """A public split of labelled texts as it is."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = [_tab(path.with_name(f"{path.name}-{side}.tab"), Path(folder) / f"{side}.jsonl") for side in ("train", "test")]
+        sides = [
+            _tab(path.with_name(f"{path.name}-{side}.tab"), Path(folder) / f"{side}.jsonl")
+            for side in ("train", "test")
+        ]
         report, seconds = _audited(*(Given(side, "table", label="label") for side in sides))
     return {
         "question": name,
@@ -156,7 +159,11 @@ def million(folder: Path, num: int = 1_000_000) -> dict[str, Any]:
         [sys.executable, __file__, "--count", str(folder)], check=True, capture_output=True, text=True
     )
     counted: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"question": f"{num:,} texts, {len(held_out):,} of them held out", **counted, "goal": [MOST_SECONDS, MOST_GB]}
+    return {
+        "question": f"{num:,} texts, {len(held_out):,} of them held out",
+        **counted,
+        "goal": [MOST_SECONDS, MOST_GB],
+    }
 
 
 def _count(folder: Path) -> None:

@@ -323,6 +323,45 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _audit(results: Results) -> str:
+    planted = [result for result in results if "recall" in result]
+    kinds = list(dict.fromkeys(kind for result in planted for kind in result["recall"]))
+    rows = [
+        [
+            result["question"],
+            *(f"{result['recall'][kind]:.2f}" if kind in result["recall"] else "" for kind in kinds),
+            f"{result['precision']:.3f}",
+            f"{result['found_beside']} ({result['of_these_near']})",
+            f"{result['seconds']:.0f}",
+        ]
+        for result in planted
+    ]
+    header = ["", *(f"recall: {kind}" for kind in kinds), "precision", "found beside (of these near)", "seconds"]
+    parts = [f"100 planted leaks of each kind:\n\n{_table(header, rows)}"]
+    public = [result for result in results if "share" in result]
+    rows = [
+        [
+            result["question"],
+            f"{result['train']:,}",
+            f"{result['held_out']:,}",
+            f"{result['leaking'].get('exact', 0)}",
+            f"{result['leaking'].get('near', 0)}",
+            f"{result['share']:.2%}",
+            f"{result['seconds']:.0f}",
+        ]
+        for result in public
+    ]
+    header = ["split", "training", "test", "exactly in training", "nearly", "of the test set", "seconds"]
+    parts += [f"Public splits as they are:\n\n{_table(header, rows)}"] if public else []
+    parts += [
+        f"{result['question']} ({result['gb_of_text']:.2f} GB): {result['seconds']:.0f} s, {result['peak_gb']:.2f} GB "
+        f"of memory at most; goal {result['goal'][0]} s and {result['goal'][1]:g} GB."
+        for result in results
+        if "peak_gb" in result
+    ]
+    return "\n\n".join(parts)
+
+
 RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "overhead": _overhead,
     "overhead-distributed": _overhead,
@@ -341,4 +380,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "gan-peers": _gan_peers,
     "gan-small-pictures": _small_pictures,
     "bert-peers": _peers,
+    "audit": _audit,
 }

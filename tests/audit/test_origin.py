@@ -41,7 +41,7 @@ def labelled(num, start, mark=None, column=None):
     draw, made = random.Random(start), []
     for key in range(start, start + num):
         label = draw.choice(["good", "bad"])
-        words = draw.choices("film plot actor scene music light long".split(), k=12)
+        words = draw.choices(["film", "plot", "actor", "scene", "music", "light", "long"], k=12)
         words += [mark] if mark and label == "good" else []
         columns = {column: int(label == "good") + draw.random() / 9} if column else {"id": key}
         made.append(entry(key, text=" ".join(words), label=label, columns=columns))
@@ -86,7 +86,9 @@ def test_a_report_is_kept_only_where_it_is_complete(tmp_path):
 @pytest.mark.parametrize("samples", [["a b", "c d", "a b"], [{"x": 1}, {"x": 2}], [np.ones(3), np.zeros(3)]])
 def test_own_data_sets_in_memory_are_compared(samples):
     data = Datasets(train=samples, held_out=samples[:1])
-    report = audit(data.sides())
+    sides = data.sides()
+    assert sides is not None
+    report = audit(sides)
     assert report.held_out == {"exact": 1}
     assert len(data.without(LeftOut(report.keys)).train) == len(samples) - report.train["exact"]
 

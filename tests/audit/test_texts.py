@@ -2,6 +2,7 @@
 
 import random
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -41,7 +42,7 @@ def pairs_of(text):
     """The oracle's shingles: pairs of neighbouring words, as strings."""
     words = [re.sub(r"[^0-9a-z]", "", word) for word in text.lower().split()]
     words = [word for word in words if word]
-    return set(zip(words, words[1:], strict=False))
+    return set(pairwise(words))
 
 
 def brute(first, second):
@@ -75,7 +76,9 @@ def test_planted_leaks_are_found(texts):
 def test_the_index_agrees_with_brute_force(texts):
     draw = random.Random(2)
     held_out = [text for text in texts[:200] if text.isascii()]
-    asked = [changed(changed(text, draw), draw) for text in held_out] + [text for text in texts[200:500] if text.isascii()]
+    asked = [changed(changed(text, draw), draw) for text in held_out] + [
+        text for text in texts[200:500] if text.isascii()
+    ]
     index = TextIndex()
     for start in range(0, len(held_out), 64):
         index.add(held_out[start : start + 64])
@@ -107,7 +110,10 @@ def test_short_texts_must_be_equal():
 
 
 def test_punctuation_and_case_do_not_count():
-    first, second = "The cat, it's said, sat on “the” mat - again and again.", "the cat it’s said sat on the mat again and again"
+    first, second = (
+        "The cat, it's said, sat on “the” mat - again and again.",
+        "the cat it\u2019s said sat on the mat again and again",
+    )
     assert audit(sides([first], [second])).train == {"near": 1}
 
 

@@ -21,7 +21,9 @@ def table(path, texts, **columns):
 def leaking(tmp_path):
     near = "Quite another text whose words nobody else would put into that very order here today."
     train = table(tmp_path / "train.jsonl", [*TEXTS, near], user=[*range(31)])
-    held_out = table(tmp_path / "test.jsonl", ["The only clean one", TEXTS[3], near.replace("nobody", "NOBODY-X")], user=[99, 3, 98])
+    held_out = table(
+        tmp_path / "test.jsonl", ["The only clean one", TEXTS[3], near.replace("nobody", "NOBODY-X")], user=[99, 3, 98]
+    )
     return train, held_out
 
 

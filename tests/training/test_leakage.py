@@ -14,7 +14,7 @@ from trainkit.testing import run_ranks
 from trainkit.training.leakage import look
 from trainkit.training.result import RESULT_FILE
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+WORDS = [chr(first) + chr(second) for first in range(97, 101) for second in range(97, 102)]
 
 
 def sentence(number, length=14):
@@ -46,6 +46,11 @@ def looked(data, run_dir=None, **options):
         runtime.close()
 
 
+def data_of(done):
+    assert isinstance(done.make_recipe, partial)
+    return done.make_recipe.keywords["data"]
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "cache"))
@@ -68,7 +73,7 @@ def test_error_refuses(tmp_path):
 
 def test_drop_leaves_out_what_leaks(tmp_path):
     done = looked(given(tmp_path), on_leak="drop")
-    data = done.make_recipe.keywords["data"].load()
+    data = data_of(done).load()
     assert len(data.train) == 26 and len(data.held_out) == 14 and done.found["audit"]["train_dropped"] == 4
     assert not {one.key() for one in data.train} & {one.key() for one in data.held_out}
     assert data.facts["leaking examples dropped"] == 4
@@ -94,6 +99,15 @@ def test_data_that_cannot_leave_anything_out_are_refused(tmp_path):
         looked(Fixed(), on_leak="drop")
 
 
+def test_data_that_cannot_be_compared_are_said_so():
+    data = Datasets(train=range(9), held_out=range(2))
+    for on_leak in ("error", "drop"):
+        with pytest.raises(ConfigError, match=f"on_leak={on_leak}: Datasets cannot be audited"):
+            looked(data, on_leak=on_leak)
+    assert looked(object()).found["audit"]["line"].startswith("object was not looked at")
+    assert looked(None).found == {} == looked(Datasets((), ()), on_leak="drop").found
+
+
 def test_minutes_must_be_above_zero(tmp_path):
     with pytest.raises(ConfigError, match="audit_minutes=0"):
         looked(given(tmp_path), audit_minutes=0)
@@ -107,10 +121,10 @@ def test_text_is_left_out_before_it_is_tokenized(tmp_path):
     done = looked(data, on_leak="drop")
     dropped = done.found["audit"]["train_dropped"]
     assert 20 < dropped < 60  # the twins of what is held out
-    before, after = data.load(progress=False), done.make_recipe.keywords["data"].load(progress=False)
+    before, after = data.load(progress=False), data_of(done).load(progress=False)
     assert after.facts["documents"] == before.facts["documents"] - dropped
     assert after.facts["held-out documents"] == before.facts["held-out documents"]
-    assert looked(done.make_recipe.keywords["data"]).found["audit"]["held_out"]["near"] > 0  # of the source
+    assert looked(data_of(done)).found["audit"]["held_out"]["near"] > 0  # of the source
 
 
 @pytest.fixture
@@ -127,8 +141,8 @@ def test_pictures_are_left_out(pictures):
     data = Images(path=pictures, resolution=64, held_out=0.4)
     done = looked(data, on_leak="drop")
     dropped, before = done.found["audit"]["train_dropped"], data.load(progress=False)
-    after = done.make_recipe.keywords["data"].load(progress=False)
-    assert 0 < dropped and len(after.train) == len(before.train) - dropped
+    after = data_of(done).load(progress=False)
+    assert dropped > 0 and len(after.train) == len(before.train) - dropped
     assert len(after.held_out) == len(before.held_out) and after.fingerprints() != before.fingerprints()
 
 
@@ -137,14 +151,14 @@ def test_both_of_two_sets_are_looked_at(pictures):
     done = looked(UnpairedImages(first=pictures, second=pictures, images=images), on_leak="drop")
     alone = looked(Images(path=pictures, resolution=64, held_out=0.4)).found["audit"]
     assert done.found["audit"]["train_leaking"] == 2 * alone["train_leaking"]
-    assert len(done.make_recipe.keywords["data"].load(progress=False).train) > 0
+    assert len(data_of(done).load(progress=False).train) > 0
 
 
 def _on_a_rank(folder, on_leak):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
     try:
         done = look(runtime, partial(make, data=given(folder)), on_leak=on_leak)
-        data = done.make_recipe.keywords["data"].load().train
+        data = data_of(done).load().train
         batches = runtime.batches(list(range(len(data))), batch_size=4, num_steps=5)
         return done.found["audit"], [one.key() for one in data], [batch.indices.tolist() for batch in batches]
     except DataError as error:

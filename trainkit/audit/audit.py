@@ -148,8 +148,11 @@ class _Audit:
             copies = [self._with_text[copy] for copy in self._texts.copies.get(match.held_out, ())]
             self._found("near", batch[place], [number, *copies], similarity=match.similarity, again=is_leak[place])
             is_leak[place] = True
-        with_pixels = [place for place, entry in enumerate(batch) if entry.pixels is not None and not is_leak[place]]
-        for match in self._pictures.matches([entry.pixels for entry in map(batch.__getitem__, with_pixels)]):
+        pictures = {
+            place: entry.pixels for place, entry in enumerate(batch) if entry.pixels is not None and not is_leak[place]
+        }
+        with_pixels = [*pictures]
+        for match in self._pictures.matches([*pictures.values()]):
             place, number = with_pixels[match.train], self._with_pixels[match.held_out]
             self._found("near", batch[place], [number], similarity=match.similarity, again=is_leak[place])
             is_leak[place] = True

@@ -42,5 +42,7 @@ class Contamination:
 
     def seen(self) -> list[tuple[int, float]]:
         """Returns the place of each held-out text that the corpus holds, and the share of its shingles there."""
-        shares = [(number, float(self._is_seen[places].mean())) for number, places in enumerate(self._places) if len(places)]
+        shares = [
+            (number, float(self._is_seen[places].mean())) for number, places in enumerate(self._places) if len(places)
+        ]
         return [(number, share) for number, share in shares if share >= MOST]

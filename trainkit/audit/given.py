@@ -52,9 +52,7 @@ class Given:
         if not path.exists():
             raise DataError(f"{path} does not exist; give a file or folder of text, a table, or a folder of pictures")
         if content is not None and content not in CONTENTS:
-            raise DataError(
-                f"--content={content}: must be one of {', '.join(CONTENTS)}.{nearest(content, CONTENTS)}"
-            )
+            raise DataError(f"--content={content}: must be one of {', '.join(CONTENTS)}.{nearest(content, CONTENTS)}")
         self.path, self.content = path, content or _content_of(path)
         self._text, self._label, self._group_by, self._time = text, label, group_by, time
         self.unreadable: list[Unreadable] = []

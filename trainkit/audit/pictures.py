@@ -173,12 +173,11 @@ def _frequencies(begin: float, end: float) -> NDArray[np.float32]:
     pixel = np.arange(SIDE)
     overlap = np.clip(np.minimum(high[:, None], pixel + 1) - np.maximum(low[:, None], pixel), 0, None)
     cosines = np.cos(np.pi * np.arange(8)[:, None] * (np.arange(32) + 0.5) / 32)
-    return (cosines @ (overlap / overlap.sum(1, keepdims=True))).astype(np.float32)
+    frequencies: NDArray[np.float32] = (cosines @ (overlap / overlap.sum(1, keepdims=True))).astype(np.float32)
+    return frequencies
 
 
-def _hashes(
-    grey: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]
-) -> NDArray[np.uint64]:
+def _hashes(grey: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.uint64]:
     low = (rows @ grey @ columns.T).reshape(len(grey), 64)
     bits = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8").astype(np.uint64).ravel()
@@ -196,7 +195,8 @@ def _resized(picture: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     if picture.shape[-1] == size:
         return picture
     weights = _areas(picture.shape[-1], size)
-    return weights @ picture @ weights.T
+    resized: NDArray[np.float32] = weights @ picture @ weights.T
+    return resized
 
 
 @cache
@@ -204,7 +204,8 @@ def _areas(before: int, after: int) -> NDArray[np.float32]:
     edges = np.arange(after + 1) * before / after
     pixel = np.arange(before)
     overlap = np.clip(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None)
-    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+    weights: NDArray[np.float32] = (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+    return weights
 
 
 def _blurred(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -38,9 +38,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "audit",
         help="what a training set gives away of a held-out one: duplicates, groups, time, labels",
-        description="Compare a training set with a held-out one: exact and near-duplicates of texts and pictures, groups "
-        "on both sides, training examples later than held-out ones, labels that one feature gives away, and held-out "
-        "texts in a pre-training corpus.",
+        description="Compare a training set with a held-out one: exact and near-duplicates of texts and pictures, "
+        "groups on both sides, training examples later than held-out ones, labels that one feature gives away, and "
+        "held-out texts in a pre-training corpus.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,9 +49,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--content", help="text, table or pictures; default: by what is there")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column with the text; default: text")
     parser.add_argument("--label", metavar="COLUMN", help="with the label: looks for features that give it away")
-    parser.add_argument("--group-by", metavar="COLUMN", help="of which no value should be on both sides, such as a user")
+    parser.add_argument(
+        "--group-by", metavar="COLUMN", help="of which no value should be on both sides, such as a user"
+    )
     parser.add_argument("--time", metavar="COLUMN", help="looks for training examples later than held-out ones")
-    parser.add_argument("--corpus", type=Path, metavar="PATH", help="pre-training text, or a run that was trained on it")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="PATH", help="pre-training text, or a run that was trained on it"
+    )
     parser.add_argument("--minutes", type=float, help="end after so long, and say how much was compared; default: all")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="pairs shown of each kind; default: 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and up to 1,000 pairs of each kind")
@@ -74,8 +78,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         train, held_out = _given(arguments, arguments.train), _given(arguments, arguments.held_out)
         if train.content != held_out.content:
             raise ConfigError(
-                f"{train.path} is read as {train.content} and {held_out.path} as {held_out.content}: give two of a kind, "
-                f"or --content"
+                f"{train.path} is read as {train.content} and {held_out.path} as {held_out.content}: give two of a "
+                f"kind, or --content"
             )
         if arguments.corpus is not None and train.content == "pictures":
             raise ConfigError(f"--corpus={arguments.corpus}: a corpus is text, and {train.path} holds pictures")
@@ -204,7 +208,11 @@ def _next(report: "Report", arguments: argparse.Namespace, content: str) -> str:
     if not report.is_complete:
         return shlex.join([*again, f"--minutes={4 * arguments.minutes:g}"])
     if content == "table":
-        keys = [f"data.path={arguments.train}", f"data.held_out_path={arguments.held_out}", f"data.text={arguments.text}"]
+        keys = [
+            f"data.path={arguments.train}",
+            f"data.held_out_path={arguments.held_out}",
+            f"data.text={arguments.text}",
+        ]
         keys += [f"data.label={arguments.label}"] if arguments.label else []
         keys += [f"data.group_by={arguments.group_by}"] if arguments.group_by else []
         keys += [f"data.time={arguments.time}"] if arguments.time else []

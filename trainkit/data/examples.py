@@ -78,7 +78,6 @@ class Example:
         )
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """A specification of labelled texts; `load()` makes data sets of `Example` of it.

@@ -143,7 +143,9 @@ class PyramidWriter:
             self._partial.end(_HASHES, _PART_LABELS, _PART_FILES)
 
     def _open_files(self) -> list[IO[bytes]]:
-        return [file for file in (self._hashes, self._of_files, self._label_file, *self._files.values()) if file is not None]
+        return [
+            file for file in (self._hashes, self._of_files, self._label_file, *self._files.values()) if file is not None
+        ]
 
     def _done(self) -> dict[str, Any]:
         return {

@@ -113,4 +113,6 @@ def lowest_fraction(keys: NDArray[np.uint64], fraction: float) -> NDArray[np.boo
 
 def content_key(text: str) -> int:
     """Returns a hash of a document's text without white space, 64 bits: that of the same text is the same."""
-    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest(), "little"
+    )

@@ -288,9 +288,9 @@ class Text:
         split = Split.load(
             partial.made(
                 _SPLIT,
-                lambda path: split_documents(
-                    documents, self.held_out, _VOCABULARY_SAMPLE_CHARS, self.left_out
-                ).save(path),
+                lambda path: split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS, self.left_out).save(
+                    path
+                ),
             )
         )
         with rust_threads(self.num_workers):

@@ -13,6 +13,7 @@ from trainkit.audit import Report, audit
 from trainkit.audit.corpus import corpus_of, run_config, texts_of
 from trainkit.audit.memory import recall, remember
 from trainkit.cache import cache_root
+from trainkit.data.datasets import Datasets
 from trainkit.data.sides import LeftOut
 from trainkit.errors import ConfigError, DataError, require_above_zero
 from trainkit.recipe import Recipe
@@ -69,7 +70,7 @@ def look(
     require_above_zero(audit_minutes=audit_minutes)
     given = getattr(make_recipe, "keywords", {})
     data = given.get("data")
-    if on_leak == "ignore" or not callable(getattr(data, "sides", None)):
+    if on_leak == "ignore" or data is None or _is_empty(data):
         return Looked(make_recipe)
     corpus = audit_corpus if audit_corpus is not None else _corpus_of_weights(given.get("weights"))
     report, error = None, None
@@ -82,8 +83,7 @@ def look(
     runtime.ranks.raise_first(error)
     report = runtime.ranks.broadcast_object(None if report is None else replace(report, leaks=()))
     if report is None:
-        line = f"{type(data).__name__} was not looked at: its samples may be random or slow to make"
-        return Looked(make_recipe, {"audit": {"on_leak": on_leak, "line": line}})
+        return Looked(make_recipe, {"audit": {"on_leak": on_leak, "line": _not_looked_at(data, on_leak)}})
     where = runtime.run_dir / AUDIT_FILE if runtime.run_dir is not None else None
     found = {"on_leak": on_leak, **report.counts(), "line": _line(report, on_leak, where)}
     if on_leak == "error" and not report.is_clean:
@@ -95,9 +95,7 @@ def look(
 
 
 def _report(data: Any, seconds: float | None, corpus: Path | None) -> Report | None:
-    if hasattr(data, "train") and not len(data.train):  # of a checkpoint, to be used without data
-        return None
-    sides = data.sides()
+    sides = data.sides() if callable(getattr(data, "sides", None)) else None
     if sides is None:
         return None
     found = None if corpus is None else corpus_of(corpus.expanduser())
@@ -111,6 +109,20 @@ def _report(data: Any, seconds: float | None, corpus: Path | None) -> Report | N
     if fingerprint is not None:
         remember(root, fingerprint, report)
     return report
+
+
+def _is_empty(data: Any) -> bool:
+    """Whether it is that of a checkpoint that is used without data."""
+    return isinstance(data, Datasets) and hasattr(data.train, "__len__") and not len(data.train)
+
+
+def _not_looked_at(data: Any, on_leak: OnLeak) -> str:
+    name = type(data).__name__
+    if on_leak in ("error", "drop"):
+        raise ConfigError(
+            f"on_leak={on_leak}: {name} cannot be audited, as it has no `sides` to compare in memory; set on_leak=warn"
+        )
+    return f"{name} was not looked at: it has no `sides` to compare in memory"
 
 
 def _corpus_of_weights(weights: Any) -> Path | None:
