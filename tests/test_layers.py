@@ -28,7 +28,7 @@ LAYERS = (
     ("planning",),
     ("topology", "memory"),
     ("distributed", "ops"),
-    ("random", "config", "cache"),
+    ("random", "config", "cache", "encryption"),
     ("errors", "lazy", "logger", "version"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

@@ -1,6 +1,7 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,14 @@ import torch
 from trainkit import checkpoint
 from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
+from trainkit.encryption import (
+    Recipient,
+    encrypt_files,
+    plain_in_memory,
+    recipients_of,
+    use_identity_of,
+    without_identity,
+)
 from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.export import Export, Exporter, RunFacts
 from trainkit.export.export import require_free, whole
@@ -23,6 +32,7 @@ from trainkit.training.resume import where_to_resume
 from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
+_NO_ENCRYPTION = {"_target_": "trainkit.encryption.Encryption", "recipients": [], "identity": None}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
@@ -75,6 +85,8 @@ def export(
     averaged: bool | None = None,
     int8: Literal["dynamic", "static"] | None = None,
     max_drop: float = 0.01,
+    encrypt: bool = False,
+    recipients: Sequence[str] = (),
     config_dir: str | Path | None = None,
     trust: bool = False,
     report: Callable[[str], None] = print,
@@ -89,6 +101,8 @@ def export(
         averaged: whether to export the averaged weights; None: those that the recipe evaluates with.
         int8: quantization, `dynamic` or `static`; needs the held-out data.
         max_drop: the largest drop by `int8` of the held-out metric that is accepted, in units of the metric.
+        encrypt: whether each file is encrypted, with `.age` after its name, for the recipients of the checkpoint.
+        recipients: public keys for which each file is encrypted in their place.
         config_dir: as for `load_recipe`.
         trust: as for `load_recipe`.
         report: called with lines for the user.
@@ -98,10 +112,14 @@ def export(
         ConfigError: for a format that the recipe does not have, a target that exists, and what the format cannot hold.
     """
     destination, run = Path(target).expanduser(), Path(path).expanduser()
-    require_free(destination)
     if not max_drop >= 0:
         raise ConfigError(f"--max-drop={max_drop}: must be 0 or more")
     directory = checkpoint.find(run)
+    keys = _recipients(directory, encrypt, recipients)
+    if keys:
+        destination = destination.with_name(destination.name.removesuffix(".age"))
+    for free in (destination, *([_with_suffix(destination)] if keys else [])):
+        require_free(free)
     if directory != run and (user := user_of(run, report=report)) is not None:
         raise CheckpointError(
             f"{run} is being trained by {user}: wait for its end, or export one of its checkpoints, such as {directory}"
@@ -113,20 +131,51 @@ def export(
     )
     try:
         exporter = _exporter(recipe, to)
-        with whole(destination) as temporary:
-            given = Export(
-                target=temporary,
-                destination=destination,
-                run=_facts(_run_name(run), checkpoint.read_manifest(directory)),
-                averaged=averaged,
-                int8=int8,
-                max_drop=max_drop,
-            )
-            lines = list(exporter(given))
-        for line in lines:
+        given = Export(
+            target=destination,
+            destination=destination,
+            run=_facts(_run_name(run), checkpoint.read_manifest(directory)),
+            averaged=averaged,
+            int8=int8,
+            max_drop=max_drop,
+        )
+        for line in _written(exporter, given, keys):
             report(line)
     finally:
         recipe.runtime.close()
+
+
+def _recipients(directory: Path, encrypt: bool, given: Sequence[str]) -> tuple[Recipient, ...]:
+    """For whom an export is encrypted; empty: it is not."""
+    if given or not encrypt:
+        return recipients_of(given, "--recipient")
+    stored = checkpoint.read_outside(directory).get("encrypted_for")
+    if not stored:
+        raise ConfigError(f"--encrypt: {directory} is not encrypted, and so names nobody; give --recipient age1...")
+    return recipients_of(stored, f"recipients of {directory}")
+
+
+def _written(exporter: Exporter, given: Export, keys: Sequence[Recipient]) -> list[str]:
+    """What the exporter says, once all that it wrote is in its place."""
+    if not keys:
+        with whole(given.destination) as temporary:
+            return list(exporter(replace(given, target=temporary)))
+    with plain_in_memory() as memory:
+        try:
+            lines = list(exporter(replace(given, target=memory / given.destination.name)))
+        except OSError as error:
+            raise ConfigError(
+                f"{memory.parent} cannot hold what is not encrypted yet: {error.strerror or error}; make room there"
+            ) from error
+        is_directory = (memory / given.destination.name).is_dir()
+        final = given.destination if is_directory else _with_suffix(given.destination)
+        with whole(final) as temporary:
+            encrypt_files(memory, temporary.parent, keys)
+    return [*lines, f"encrypted for {', '.join(key.text for key in keys)}: {final}"]
+
+
+def _with_suffix(path: Path) -> Path:
+    return path.with_name(f"{path.name}.age")
 
 
 def _exporter(recipe: Recipe, to: str) -> Exporter:
@@ -189,6 +238,7 @@ def load_recipe(
         recipe.runtime.close()
     """
     directory = checkpoint.find(Path(path).expanduser())
+    _use_given_identity(overrides)
     values = checkpoint.read_manifest(directory)["values"]
     config = values.get("composed") or values.get("config")
     if not config:
@@ -196,6 +246,7 @@ def load_recipe(
     _require_of_use(overrides)
     stored = {**config, "tracking": _UNTRACKED, "resume": str(directory), "run_dir": None}
     stored["comm"] = _BY_TORCH  # the links may be others here, and nothing is reduced
+    stored["checkpoint"] = _NO_ENCRYPTION  # nothing is saved, and a stored configuration chooses no key of ours
     if not trust:
         require_ours(stored)
     changed = compose_onto(stored, overrides, config_dir)
@@ -205,6 +256,12 @@ def load_recipe(
     trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe
+
+
+def _use_given_identity(overrides: Sequence[str]) -> None:
+    """Uses the identity that is typed: what the overrides change may be encrypted itself."""
+    given = [text for text in overrides if text.lstrip("+").startswith("checkpoint.identity=")]
+    use_identity_of(compose_onto({"checkpoint": _NO_ENCRYPTION}, given))
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
@@ -234,11 +291,12 @@ def _prepare(
     make: Callable[[Node], Callable[..., Recipe]] | None = None,
 ) -> Trainer:
     """Makes the Trainer. `make`: of a recipe's node; None: as configured, or as the resumed checkpoint needs."""
-    composed, config = config, resolve(config)
+    composed, config = without_identity(config), resolve(config)
     searches = accumulation.configured(config) == "auto"
     checked = check(accumulation.checkable(config))
     # Errors that one process can find, such as paths, names and formats, are raised before the processes meet.
     _try_optimizer(checked["optimizer"])
+    config = without_identity(config)
     make_recipe = (make or build_partial)(checked["recipe"])
     given = {key: build(checked[key]) for key in arguments_of(Runtime)}
     runtime = Runtime(**given, tracker=tracker or build(checked["tracking"]))

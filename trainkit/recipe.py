@@ -13,6 +13,7 @@ from trainkit.checkpoint import run_directory
 from trainkit.config import flat
 from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
+from trainkit.encryption import use_identity_of
 from trainkit.engine.engine import Engine
 from trainkit.errors import ConfigError
 from trainkit.tracking.means import Last
@@ -173,6 +174,7 @@ class Recipe(ABC):
             CheckpointError: where the run that is resumed has no checkpoint that can be read.
             ConfigError: for `resume=never` in a run directory that has checkpoints.
         """
+        use_identity_of(config)
         path = checkpoint.to_resume(str(config["resume"]), run_directory.known(config["run_dir"]))
         if path is None:
             return cls.implied_arguments(config["recipe"])

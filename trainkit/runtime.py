@@ -21,6 +21,7 @@ from trainkit.distributed.cluster import current_cluster
 from trainkit.distributed.device import choose_device, compute_deterministically
 from trainkit.distributed.ranks import Ranks
 from trainkit.distributed.shard import broadcast_from_first, buffer_shards
+from trainkit.encryption import Encryption
 from trainkit.engine.engine import Engine
 from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
@@ -69,6 +70,7 @@ class Runtime:
         run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S; None: they only
             print.
         tracker: None: the console, and with a run directory metrics.jsonl and curve.png.
+        checkpoint: for whom checkpoints are encrypted, and what reads them; None: they are not encrypted.
         hang_timeout_s: seconds without progress after which the job ends with a report of which rank did not arrive.
             `auto`: derived from the run's own steps; None: never, and slow ranks are not looked for. See `Watchdog`.
 
@@ -94,6 +96,7 @@ class Runtime:
         log_every: int = 10,
         run_dir: str | Path | None = None,
         tracker: Tracker | None = None,
+        checkpoint: Encryption | None = None,
         hang_timeout_s: float | Literal["auto"] | None = "auto",
     ) -> None:
         check_limit(hang_timeout_s)
@@ -116,7 +119,10 @@ class Runtime:
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
+        checkpoint = checkpoint or Encryption()
+        recipients, self._encrypted = checkpoint.keys(), checkpoint.describe()
         others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
+        others["checkpoint.recipients"] = [recipient.text for recipient in recipients]
         self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
         if deterministic:
             compute_deterministically()
@@ -138,7 +144,7 @@ class Runtime:
             started=self._close_first,
         )
         self._preparation = self._make_preparation(activation_checkpointing)
-        self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message)
+        self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
         self._engine_names: set[str] = set()
         self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._watchdog = self._make_watchdog(hang_timeout_s)
@@ -230,6 +236,7 @@ class Runtime:
             f"{self.device_name}, {torch.get_num_threads()} threads a rank",
             f"precision asked {self.precision.name}, obtained {self.precision_obtained}; ops {self.ops.kernels}",
             f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
+            *((self._encrypted,) if self._encrypted else ()),
         )
 
     # -- data --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from trainkit.checkpoint.resume import to_resume
 from trainkit.checkpoint.store import (
     find,
     prune,
+    read_allowed,
     read_manifest,
+    read_outside,
     set_aside,
     step_directories,
     tidy,
@@ -17,15 +19,18 @@ from trainkit.lazy import exports
 
 if TYPE_CHECKING:
     from trainkit.checkpoint.saver import Saver
-    from trainkit.checkpoint.state import find_whole, load, read_whole, save, write_one_file
+    from trainkit.checkpoint.state import authenticate, find_whole, load, read_whole, save, write_one_file
 
 __all__ = [
     "Saver",
+    "authenticate",
     "find",
     "find_whole",
     "load",
     "prune",
+    "read_allowed",
     "read_manifest",
+    "read_outside",
     "read_whole",
     "save",
     "set_aside",
@@ -44,7 +49,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         {
             "Saver": "trainkit.checkpoint.saver",
             **dict.fromkeys(
-                ("find_whole", "load", "read_whole", "save", "write_one_file"), "trainkit.checkpoint.state"
+                ("authenticate", "find_whole", "load", "read_whole", "save", "write_one_file"),
+                "trainkit.checkpoint.state",
             ),
         },
     )

@@ -1,12 +1,13 @@
 """CheckpointIO: the checkpoints that one run writes and reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
 from trainkit.distributed.ranks import BESIDE, Ranks
+from trainkit.encryption import Recipient
 from trainkit.engine.engine import Engine
 
 
@@ -26,10 +27,11 @@ class CheckpointIO:
     Args:
         ranks: the processes that each write and read their own part.
         report: called with lines about saves that failed or were tried again, and checkpoints that were passed over.
+        recipients: for whom checkpoints are encrypted; empty: they are not.
     """
 
-    def __init__(self, ranks: Ranks, report: Callable[[str], None]) -> None:
-        self._ranks, self._report = ranks, report
+    def __init__(self, ranks: Ranks, report: Callable[[str], None], *, recipients: Sequence[Recipient] = ()) -> None:
+        self._ranks, self._report, self._recipients = ranks, report, recipients
         self._saver: checkpoint.Saver | None = None
         self._verified: Path | None = None
 
@@ -49,7 +51,9 @@ class CheckpointIO:
         """
         if self._saver is None:
             group = self._ranks.new_group(BESIDE)
-            self._saver = checkpoint.Saver(group=group, rank=self._ranks.rank, report=self._report)
+            self._saver = checkpoint.Saver(
+                group=group, rank=self._ranks.rank, report=self._report, recipients=self._recipients
+            )
         engines = {name: item for name, item in items.items() if isinstance(item, Engine)}
         values = {name: item for name, item in items.items() if name not in engines}
         checkpoint.save(Path(path), engines, position=position, values=values, saver=self._saver, then=then)

@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from trainkit.checkpoint import sharded, store
 from trainkit.distributed.shard import Shard
+from trainkit.encryption import Recipient
 from trainkit.errors import CheckpointError
 
 PAUSES_S: tuple[float, ...] = (1.0, 5.0)
@@ -27,12 +28,18 @@ class Saver:
         group: a gloo group of all ranks that is used for nothing else; None for one process.
         rank: of this process.
         report: called with a message about a save that failed or is tried again.
+        recipients: for whom checkpoints are encrypted; empty: they are not.
     """
 
     def __init__(
-        self, *, group: dist.ProcessGroup | None, rank: int, report: Callable[[str], None] = lambda text: None
+        self,
+        *,
+        group: dist.ProcessGroup | None,
+        rank: int,
+        report: Callable[[str], None] = lambda text: None,
+        recipients: Sequence[Recipient] = (),
     ) -> None:
-        self.group, self.rank, self.report = group, rank, report
+        self.group, self.rank, self.report, self.recipients = group, rank, report, recipients
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -145,11 +152,13 @@ class Saver:
         """The error, which is the same on all ranks; None where there is none."""
         temporary = store.temporary(path)
 
-        def finish(tensors: dict[str, Any], files: dict[str, Any]) -> None:
-            store.complete(temporary, path, {**facts, "tensors": tensors, "files": files})
+        def finish(tables: Mapping[str, Any]) -> None:
+            store.complete(temporary, path, {**facts, **tables}, self.recipients)
 
         try:
-            sharded.write(temporary, staged, group=self.group, rank=self.rank, finish=finish)
+            sharded.write(
+                temporary, staged, group=self.group, rank=self.rank, finish=finish, recipients=self.recipients
+            )
         except (Exception, CheckpointException) as caught:  # the latter is no Exception
             if self.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)

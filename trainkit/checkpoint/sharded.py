@@ -5,11 +5,12 @@ Its planners take every tensor as flat: with every strategy, a rank holds a cont
 
 import json
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,26 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from trainkit.checkpoint.encrypted import EncryptedTensors, write_encrypted
 from trainkit.distributed.shard import DTYPES, Shard
+from trainkit.encryption import Recipient, identities_in_use
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # A single process has no process group, on purpose.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
-Finish = Callable[[dict[str, Any], dict[str, Any]], None]
+Finish = Callable[[dict[str, Any]], None]
 
 
 def write(
-    temporary: Path, shards: Mapping[str, Shard], *, group: dist.ProcessGroup | None, rank: int, finish: Finish
+    temporary: Path,
+    shards: Mapping[str, Shard],
+    *,
+    group: dist.ProcessGroup | None,
+    rank: int,
+    finish: Finish,
+    recipients: Sequence[Recipient] = (),
 ) -> None:
     """Writes this rank's shards to a file of its own, flushed to disk. Collective: every rank must call.
 
@@ -61,14 +70,17 @@ def write(
         shards: flat, in host memory, by name.
         group: a gloo group of all ranks; None for one process.
         rank: of this process.
-        finish: called on rank 0 once all ranks have written, with the tables `tensors` and `files` of the manifest.
+        finish: called on rank 0 once all ranks have written, with the tables `tensors` and `files` of the manifest,
+            and `seal` where they are encrypted.
+        recipients: for whom the files are encrypted; empty: they are not.
 
     Raises:
         CheckpointException: of torch.distributed.checkpoint, on all ranks.
     """
+    shapes = {name: shard.shape for name, shard in shards.items()}
     dcp.save(
         dict(shards),
-        storage_writer=_Writer(temporary, rank, {name: shard.shape for name, shard in shards.items()}, finish),
+        storage_writer=_Writer(temporary, rank, shapes, finish, recipients),
         planner=_SavePlanner(),
         process_group=group,
         no_dist=group is None,
@@ -179,8 +191,17 @@ class _WrittenRange:
 
 
 class _Writer(StorageWriter):
-    def __init__(self, directory: Path, rank: int, shapes: Mapping[str, torch.Size], finish: Finish) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        rank: int,
+        shapes: Mapping[str, torch.Size],
+        finish: Finish,
+        recipients: Sequence[Recipient],
+    ) -> None:
         self.directory, self.rank, self.shapes, self.on_finish = directory, rank, shapes, finish
+        self.recipients = recipients
+        self.seal: str | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing is kept from one save to the next."""
@@ -194,14 +215,20 @@ class _Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
+        if not self.recipients:
+            return plans
+        # Encrypted with the tensors, and with the manifest: files of two checkpoints, or of two ranks, cannot be mixed.
+        self.seal = secrets.token_hex(16)
+        return [replace(plan, storage_data=self.seal) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results = []
         if plan.items:
             tensors = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
-            name = f"rank_{self.rank:05d}.safetensors"
-            facts = write_safetensors(self.directory / name, tensors)  # type: ignore[arg-type]
+            name = f"rank_{self.rank:05d}.safetensors{'.age' if self.recipients else ''}"
+            metadata = {"seal": plan.storage_data, "file": name} if self.recipients else None
+            path = self.directory / name
+            facts = write_safetensors(path, tensors, metadata, self.recipients)  # type: ignore[arg-type]
             for item in plan.items:
                 tensor = tensors[item.index.fqn]
                 assert isinstance(tensor, Tensor)
@@ -225,7 +252,7 @@ class _Writer(StorageWriter):
         for name, shape in self.shapes.items():
             if not shape.numel():
                 tensors[name] = {"dtype": "F32", "shape": list(shape), "parts": []}
-        self.on_finish(tensors, files)
+        self.on_finish({"tensors": tensors, "files": files, **({"seal": self.seal} if self.seal else {})})
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -273,14 +300,22 @@ class _Reader(StorageReader):
             by_file.setdefault(self.files[item.storage_index], []).append(item)
         with torch.no_grad():
             for name, items in by_file.items():
-                with safe_open(self.directory / name, framework="pt") as file:
+                with self._opened(name) as file:
                     for item in items:
                         start, length = item.storage_offsets[0], item.lengths[0]
-                        values = file.get_slice(item.storage_index.fqn)[start : start + length]
-                        planner.resolve_tensor(item).copy_(values)
+                        target = planner.resolve_tensor(item)
+                        if isinstance(file, EncryptedTensors):
+                            file.read_into(item.storage_index.fqn, start, target)
+                        else:
+                            target.copy_(file.get_slice(item.storage_index.fqn)[start : start + length])
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _opened(self, name: str) -> Any:
+        if "encrypted_for" in self.manifest:
+            return EncryptedTensors(self.directory / name, identities_in_use(), seal=self.manifest["seal"])
+        return safe_open(self.directory / name, framework="pt")
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -288,7 +323,10 @@ class _Reader(StorageReader):
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    recipients: Sequence[Recipient] = (),
 ) -> dict[str, Any]:
     """Writes a safetensors file and flushes it to disk.
 
@@ -299,6 +337,7 @@ def write_safetensors(
         path: the file.
         tensors: by name, on the CPU.
         metadata: of the file's header.
+        recipients: for whom it is encrypted; empty: it is not.
 
     Returns:
         Its `num_bytes`, and its checksum `xxh3_128` in hexadecimal.
@@ -315,6 +354,8 @@ def write_safetensors(
     header += b" " * (-len(header) % 8)
     chunks: list[Any] = [len(header).to_bytes(8, "little"), header]
     chunks += [t.contiguous().flatten().view(torch.uint8).numpy().data for t in tensors.values() if t.numel()]
+    if recipients:
+        return write_encrypted(path, chunks, recipients)
     # Writing and hashing both release the interpreter's lock, so they run in parallel.
     with ThreadPoolExecutor(1) as executor:
         checksum = executor.submit(_sum_of, chunks)

@@ -1,7 +1,7 @@
 """The state of a run in checkpoints: its engines, its position, and values of the loop."""
 
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainkit.checkpoint import sharded, store
+from trainkit.checkpoint.encrypted import EncryptedTensors
 from trainkit.checkpoint.saver import Saver
 from trainkit.distributed.ranks import Ranks
 from trainkit.distributed.shard import DTYPES, Shard
+from trainkit.encryption import Recipient, identities_in_use
 from trainkit.engine.engine import Engine
 from trainkit.errors import CheckpointError, ConfigError, UsageError
 
@@ -89,7 +91,7 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
     for directory in _on_first(ranks, lambda: store.candidates(path, report)):
         error = None
         try:
-            files = store.read_manifest(directory)["files"]
+            files = store.read_outside(directory)["files"]
             store.verify(directory, dict(list(files.items())[ranks.rank :: ranks.world_size]))
         except CheckpointError as caught:
             error = caught
@@ -205,12 +207,31 @@ def read_whole(
     return whole
 
 
-def write_one_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def authenticate(directory: Path) -> None:
+    """Verifies by the key in use that each byte of an encrypted checkpoint is what its writer wrote.
+
+    Checksums are compared without a key, and whoever changes a file can change them, too.
+
+    Args:
+        directory: of the checkpoint.
+
+    Raises:
+        CheckpointError: naming a file that was changed, or is of another checkpoint.
+    """
+    manifest = store.read_manifest(directory)
+    for name in manifest["files"]:
+        if name != store.SECRET_MANIFEST:  # which was just read
+            with EncryptedTensors(directory / name, identities_in_use(), seal=manifest["seal"]) as file:
+                file.authenticate()
+
+
+def write_one_file(path: Path, tensors: Mapping[str, Tensor], recipients: Sequence[Recipient] = ()) -> None:
     """Writes one safetensors file, completely or not at all.
 
     Args:
         path: the file.
         tensors: by name, on the CPU.
+        recipients: for whom it is encrypted; empty: it is not.
 
     Raises:
         CheckpointError: where it exists already, or cannot be written.
@@ -220,7 +241,7 @@ def write_one_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     half = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sharded.write_safetensors(half, tensors, {"format": "pt"})
+        sharded.write_safetensors(half, tensors, {"format": "pt"}, recipients)
         half.rename(path)
     except OSError as error:
         half.unlink(missing_ok=True)

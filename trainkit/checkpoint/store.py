@@ -4,16 +4,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from trainkit.errors import CheckpointError
+from trainkit.checkpoint.soundness import MAX_MANIFEST_BYTES, require_sound_files, require_sound_tensors
+from trainkit.encryption import AgeReader, Recipient, identities_in_use
+from trainkit.errors import CheckpointError, ConfigError
 
 FORMAT = 4
+ENCRYPTED_FORMAT = 5
+"""An encrypted checkpoint's, whose manifest.json holds only what needs no key: readers of format 4 must not take it."""
 MANIFEST = "manifest.json"
+SECRET_MANIFEST = "manifest.json.age"
+_READABLE_VALUES = ("step", "metrics")
 _OWN_SUM = "sha256"
 _READ_BYTES = 1 << 20
 _ADVICE = "resume from another checkpoint beside it"
@@ -24,20 +30,38 @@ def temporary(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.tmp")
 
 
-def complete(written: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+def complete(written: Path, directory: Path, manifest: Mapping[str, Any], recipients: Sequence[Recipient] = ()) -> None:
     """Adds the manifest to a checkpoint, flushes it to disk, and renames it.
 
     Args:
         written: the directory with all other files.
         directory: its new name. An existing directory is kept as `<name>.previous` until the new one is in place.
         manifest: JSON-able.
+        recipients: who can read most of it; empty: everybody reads all.
     """
+    if recipients:
+        manifest = _encrypted(written, manifest, recipients)
     # Through JSON first, as it will be read: its keys are text and sort as text.
     whole = json.loads(json.dumps({"format": FORMAT, **manifest}))
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
     _flush(written)
     _take_name(written, directory)
+
+
+def _encrypted(written: Path, manifest: Mapping[str, Any], recipients: Sequence[Recipient]) -> dict[str, Any]:
+    """Writes the manifest for its recipients, and returns what stays readable."""
+    from trainkit.checkpoint.encrypted import write_encrypted
+
+    secret = json.dumps({name: entry for name, entry in manifest.items() if name != "files"}).encode()
+    facts = write_encrypted(written / SECRET_MANIFEST, [secret], recipients)
+    return {
+        "format": ENCRYPTED_FORMAT,
+        "encrypted_for": [recipient.text for recipient in recipients],
+        "position": manifest["position"],
+        "values": {name: manifest["values"][name] for name in _READABLE_VALUES if name in manifest["values"]},
+        "files": {SECRET_MANIFEST: facts, **manifest["files"]},
+    }
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,16 +94,38 @@ def tidy(checkpoints: Path) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads and verifies the manifest of a checkpoint.
+    """Reads and verifies the manifest of a checkpoint, with the identity in use where it is encrypted.
 
     Args:
         directory: of the checkpoint.
 
     Returns:
-        `position`, `values`, `engines`, `tensors`, `files` and more.
+        `position`, `values`, `engines`, `tensors`, `files` and more; `encrypted_for` where it is encrypted.
 
     Raises:
-        CheckpointError: where there is none, or it is damaged or of another format.
+        CheckpointError: where there is none, it is damaged or of another format, or a key is missing.
+    """
+    manifest = read_outside(directory)
+    if "encrypted_for" in manifest:
+        manifest = _decrypted(directory, manifest)
+    try:
+        require_sound_tensors(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / MANIFEST} is damaged: {error}; {_ADVICE}") from None
+    return manifest
+
+
+def read_outside(directory: Path) -> dict[str, Any]:
+    """Reads and verifies what needs no key of a checkpoint's manifest; of one that is not encrypted, all.
+
+    Args:
+        directory: of the checkpoint.
+
+    Returns:
+        `position`, `files`, and of `values` at least `step` and `metrics`; `encrypted_for` where it is encrypted.
+
+    Raises:
+        CheckpointError: as for `read_manifest`, but for a missing key.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -88,16 +134,70 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"give a run directory or one of its checkpoints/step_* directories"
         )
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, ENCRYPTED_FORMAT):
         raise CheckpointError(
-            f"{path} is not of checkpoint format {FORMAT}: it was written by another version or program"
+            f"{path} is not of checkpoint format {FORMAT} or {ENCRYPTED_FORMAT}: it was written by another version or "
+            f"program"
         )
     if manifest.pop(_OWN_SUM, None) != _sum_of(manifest):
         raise CheckpointError(f"{path} is damaged: its contents do not match its {_OWN_SUM}; {_ADVICE}")
+    try:
+        require_sound_files(manifest)
+        if (manifest["format"] == ENCRYPTED_FORMAT) != ("encrypted_for" in manifest):
+            raise ValueError("it does not say whether it is encrypted")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None
     return manifest
+
+
+def read_allowed(directory: Path) -> dict[str, Any]:
+    """`read_manifest` where the identity in use can read it, and otherwise `read_outside`.
+
+    Args:
+        directory: of the checkpoint.
+
+    Raises:
+        CheckpointError: as for `read_outside`.
+    """
+    manifest = read_outside(directory)
+    if "encrypted_for" in manifest:
+        try:
+            return read_manifest(directory)
+        except (CheckpointError, ConfigError):  # no key, another one, or its file is gone
+            return manifest
+    return read_manifest(directory)
+
+
+def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole manifest of an encrypted checkpoint."""
+    identities, owners = identities_in_use(), outside["encrypted_for"]
+    if not isinstance(owners, list) or not {identity.recipient.text for identity in identities} & {*map(str, owners)}:
+        given = ", ".join(identity.recipient.text for identity in identities)
+        raise CheckpointError(
+            f"{directory} is encrypted for {', '.join(map(str, owners)) if isinstance(owners, list) else owners}"
+            f"{f', and the key that is given is that of {given}' if given else ''}: give the file of a secret key of "
+            f"its recipients, checkpoint.identity=FILE (`trainkit checkpoint`: --identity FILE), or set the variable "
+            f"TRAINKIT_IDENTITY=FILE"
+        )
+    path = directory / SECRET_MANIFEST
+    with AgeReader(path, identities) as file:
+        if file.num_bytes > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path} is damaged: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB; {_ADVICE}")
+        content = file.read(0, file.num_bytes)
+    try:
+        inside = json.loads(content)
+        if not isinstance(inside, dict) or not isinstance(inside.get("seal"), str):
+            raise ValueError("it is no manifest")
+        whole = {**inside, "format": outside["format"], "encrypted_for": owners, "files": outside["files"]}
+        require_sound_files(whole)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None
+    return whole
 
 
 def _sum_of(manifest: Mapping[str, Any]) -> str:
@@ -192,7 +292,7 @@ def candidates(path: Path, report: Callable[[str], None] = lambda text: None) ->
         path = previous
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; give a run directory or one of its checkpoints/step_*")
-    if (path / MANIFEST).is_file() or any(path.glob("rank_*.safetensors")):
+    if (path / MANIFEST).is_file() or any(path.glob("rank_*.safetensors*")):
         return [path]
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     return step_directories(checkpoints)[::-1]
@@ -213,7 +313,7 @@ def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
     """
     for directory in candidates(path, report):
         try:
-            _verify_sizes(directory, read_manifest(directory)["files"])
+            _verify_sizes(directory, read_outside(directory)["files"])
         except CheckpointError as error:
             if directory == path:
                 raise

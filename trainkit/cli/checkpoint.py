@@ -1,8 +1,9 @@
 """`trainkit checkpoint`: lists, verifies, exports and compares checkpoints. Reading one runs no code from it."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ def add_parser(commands: Any) -> None:
             epilog=_examples(EXAMPLES[name]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.set_defaults(run=run)
+        parser.add_argument(
+            "--identity",
+            metavar="FILE",
+            help="a file with the secret key that reads encrypted checkpoints; default: that of TRAINKIT_IDENTITY",
+        )
+        parser.set_defaults(run=partial(_with_identity, run))
         return parser
 
     ls = add("ls", _ls, "list a run's checkpoints", "List a run's checkpoints: step, time, size and metrics.")
@@ -53,7 +59,11 @@ def add_parser(commands: Any) -> None:
     show.add_argument("path", type=Path, metavar="PATH")
     show.add_argument("--tensors", action="store_true", help="list all tensors by name, with shape and dtype")
     verify = add(
-        "verify", _verify, "check the checksums", "Check the checksums of all files; exit code 1: a file is damaged."
+        "verify",
+        _verify,
+        "check the checksums",
+        "Check the checksums of all files; with the key of an encrypted checkpoint, also that nobody changed them; "
+        "exit code 1: a file is damaged.",
     )
     verify.add_argument("path", type=Path, metavar="PATH")
     consolidate = add(
@@ -64,6 +74,13 @@ def add_parser(commands: Any) -> None:
     )
     consolidate.add_argument("path", type=Path, metavar="PATH")
     consolidate.add_argument("--output", type=Path, required=True, metavar="FILE")
+    consolidate.add_argument(
+        "--recipient",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="encrypt FILE for the owner of this public key, age1... or 'ssh-ed25519 AAAA...'; may be repeated",
+    )
     consolidate.add_argument("--engine", help="only this engine")
     consolidate.add_argument(
         "--part", default="module", choices=("module", "average", "optimizer"), help="default: module, the weights"
@@ -75,6 +92,13 @@ def add_parser(commands: Any) -> None:
 
 def _examples(lines: Iterable[str]) -> str:
     return "\n  ".join(["examples:", *lines])
+
+
+def _with_identity(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    from trainkit.encryption import use_identity
+
+    use_identity(arguments.identity)
+    return run(arguments)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -89,7 +113,7 @@ def _ls(arguments: argparse.Namespace) -> int:
     table = Table("checkpoint", "step", "samples", "written", "size", "metrics")
     for path in _all(arguments.path):
         try:
-            manifest = checkpoint.read_manifest(path)
+            manifest = checkpoint.read_outside(path)
         except CheckpointError as error:
             table.add_row(path.name, "", "", "", "", str(error))
             continue
@@ -101,7 +125,7 @@ def _ls(arguments: argparse.Namespace) -> int:
             str(values.get("step", "")),
             f"{manifest['position']:,}",
             f"{written:%Y-%m-%d %H:%M:%S}",
-            _size(_num_bytes(manifest)),
+            _size(_num_bytes(manifest)) + (" encrypted" if "encrypted_for" in manifest else ""),
             measured,
         )
     console = Console()
@@ -111,12 +135,20 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
+    from trainkit.encryption import identities_in_use
     from trainkit.planning.reduce_plan import ReducePlan
 
     path = checkpoint.find(arguments.path.expanduser())
+    manifest = checkpoint.read_outside(path)
+    owners = manifest.get("encrypted_for")
+    if owners and not (identities_in_use() or arguments.tensors):
+        _show_outside(path, manifest)
+        return 0
     manifest = checkpoint.read_manifest(path)
     values = manifest["values"]
     print(f"{path}: {_size(_num_bytes(manifest))} in {len(manifest['files'])} files, by torch {manifest['torch']}")
+    if owners:
+        print(f"encrypted for {', '.join(owners)}")
     print(f"step {values.get('step', 'unknown')}, {manifest['position']:,} samples")
     for name, value in (values.get("metrics") or {}).items():
         print(f"{name} {value:.6g}")
@@ -140,23 +172,49 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _show_outside(path: Path, manifest: dict[str, Any]) -> None:
+    """What can be said of an encrypted checkpoint without a key."""
+    values = manifest["values"]
+    print(f"{path}: {_size(_num_bytes(manifest))} in {len(manifest['files'])} files")
+    print(f"encrypted for {', '.join(manifest['encrypted_for'])}: the rest needs --identity FILE")
+    print(f"step {values.get('step', 'unknown')}, {manifest['position']:,} samples")
+    for name, value in (values.get("metrics") or {}).items():
+        print(f"{name} {value:.6g}")
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
 
     num_damaged = 0
     for path in _all(arguments.path):
         try:
-            checkpoint.verify(path, checkpoint.read_manifest(path)["files"])
-            print(f"{path}: whole")
+            manifest = checkpoint.read_outside(path)
+            checkpoint.verify(path, manifest["files"])
+            print(f"{path}: whole{_authenticated(path, manifest)}")
         except CheckpointError as error:
             num_damaged += 1
             print(error)
     return 1 if num_damaged else 0
 
 
+def _authenticated(path: Path, manifest: dict[str, Any]) -> str:
+    """What the key in use says of an encrypted checkpoint, as the end of a line; empty for others."""
+    from trainkit import checkpoint
+    from trainkit.encryption import identities_in_use
+
+    if "encrypted_for" not in manifest:
+        return ""
+    if not identities_in_use():
+        return " by its checksums; whether nobody changed them needs --identity FILE"
+    checkpoint.authenticate(path)
+    return ", and as it was encrypted"
+
+
 def _consolidate(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
+    from trainkit.encryption import recipients_of
 
+    recipients = recipients_of(arguments.recipient, "--recipient")
     path = checkpoint.find(arguments.path.expanduser())
     manifest = checkpoint.read_manifest(path)
     engines = list(manifest["engines"])
@@ -182,7 +240,9 @@ def _consolidate(arguments: argparse.Namespace) -> int:
         for alias, own in manifest["engines"][engine].get("aliases", {}).items():
             named[prefix + alias] = named[prefix + own]
     output = arguments.output.expanduser()
-    checkpoint.write_one_file(output, named)
+    if recipients and output.suffix != ".age":
+        output = output.with_name(f"{output.name}.age")
+    checkpoint.write_one_file(output, named, recipients)
     print(f"{len(named)} tensors of {path} were written to {output}")
     return 0
 

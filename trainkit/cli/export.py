@@ -12,6 +12,7 @@ examples:
   trainkit export runs/bert --to onnx bert.onnx
   trainkit export runs/bert --to onnx bert_int8.onnx --int8 dynamic --max-drop 0.005
   trainkit export runs/faces --to onnx generator.onnx
+  trainkit export runs/bert --to onnx bert.onnx --recipient 'ssh-ed25519 AAAA...'
 """
 
 
@@ -47,6 +48,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="the drop by --int8 of the metric (accuracy, F1, Spearman's correlation or R2, all at most 1) above which "
         "nothing is written; default: 0.01, one point of a hundred",
     )
+    parser.add_argument(
+        "--encrypt",
+        action="store_true",
+        help="encrypt each file for the recipients of the checkpoint, with .age after its name",
+    )
+    parser.add_argument(
+        "--recipient",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="encrypt each file for the owner of this public key, age1... or 'ssh-ed25519 AAAA...'; may be repeated",
+    )
     parser.set_defaults(run=_run)
     return parser
 
@@ -69,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> None:
         averaged=arguments.averaged,
         int8=arguments.int8,
         **limit,
+        encrypt=arguments.encrypt,
+        recipients=arguments.recipient,
         config_dir=arguments.config_dir,
         trust=arguments.trust,
     )

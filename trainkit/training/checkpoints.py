@@ -78,7 +78,7 @@ class Checkpoints:
         held_out = self._held_out()
         for path in checkpoint.step_directories(self.directory):
             with suppress(CheckpointError):  # a damaged one cannot be the best
-                saved = checkpoint.read_manifest(path)["values"]
+                saved = checkpoint.read_allowed(path)["values"]
                 value = self.value_of(saved["metrics"])
                 if value is not None and saved.get("data", {}).get("held_out", held_out) == held_out:
                     values[path] = value

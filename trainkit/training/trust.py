@@ -13,6 +13,7 @@ import torch
 from trainkit.config.recipes import require_link
 from trainkit.config.tree import texts_of
 from trainkit.data import Datasets, Examples, Images, NvidiaBert, Text, UnpairedImages
+from trainkit.encryption import Encryption
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
 from trainkit.optim import Schedule
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "precision": (Precision,),
     "ops": (Ops,),
     "tracking": (Tracker,),
+    "checkpoint": (Encryption,),
 }
 """What the `_target_` of each node makes; the nodes of a recipe that are called so, too."""
 

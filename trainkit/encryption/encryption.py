@@ -1,0 +1,71 @@
+"""Encryption: who can read checkpoints. Its arguments are those of `conf/checkpoint/`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainkit.encryption.identity import identities_in_use, use_identity
+from trainkit.encryption.recipient import Recipient
+from trainkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encryption:
+    """Encrypts checkpoints for the owners of public keys, and reads those that are encrypted.
+
+    Args:
+        recipients: public keys, `age1...` or `ssh-ed25519 AAAA...`: each can read alone. Empty: nothing is encrypted.
+        identity: a file with the secret key that reads, for this process from here on; None: the file that the
+            environment variable TRAINKIT_IDENTITY names, if it does.
+
+    Raises:
+        ConfigError: for what is no public key, and a file that holds no secret key.
+    """
+
+    recipients: Sequence[str] = ()
+    identity: Path | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.recipients, str):
+            raise ConfigError(f"checkpoint.recipients={self.recipients}: must be a list: [{self.recipients}]")
+        self.keys()
+        use_identity(self.identity)
+
+    def keys(self) -> tuple[Recipient, ...]:
+        """The recipients, each once.
+
+        Raises:
+            ConfigError: naming the one that is none.
+        """
+        return recipients_of(self.recipients, "checkpoint.recipients")
+
+    def describe(self) -> str | None:
+        """A line for the start of a run; None where nothing is encrypted."""
+        keys = self.keys()
+        if not keys:
+            return None
+        texts = [key.text for key in keys]
+        can_read = any(identity.recipient.text in texts for identity in identities_in_use())
+        rest = "" if can_read else "; to resume from them, give checkpoint.identity=FILE"
+        return f"checkpoints are encrypted for {', '.join(texts)}{rest}"
+
+
+def recipients_of(texts: Sequence[str], key: str) -> tuple[Recipient, ...]:
+    """Reads public keys, each once.
+
+    Args:
+        texts: the keys.
+        key: how messages call them, such as `--recipient`.
+
+    Raises:
+        ConfigError: naming the one that is none.
+    """
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            found.append(Recipient.parse(str(text)))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{key}[{number}]: {error}") from None
+    return tuple(dict.fromkeys(found))
