@@ -32,7 +32,7 @@ from trainkit.training.resume import where_to_resume
 from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
-_NO_ENCRYPTION = {"_target_": "trainkit.encryption.Encryption", "recipients": [], "identity": None}
+_NO_ENCRYPTION: Node = {"_target_": "trainkit.encryption.Encryption", "recipients": [], "identity": None}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 

@@ -118,12 +118,13 @@ class Runtime:
         self.dtype = self.precision.dtype
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every
-        self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
         checkpoint = checkpoint or Encryption()
         recipients, self._encrypted = checkpoint.keys(), checkpoint.describe()
+        self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
         others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
-        others["checkpoint.recipients"] = [recipient.text for recipient in recipients]
-        self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
+        self._require_same_arguments(
+            activation_checkpointing=[*activation_checkpointing], recipients=recipients, **others
+        )
         if deterministic:
             compute_deterministically()
         self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()

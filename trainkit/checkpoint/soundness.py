@@ -19,15 +19,14 @@ def require_sound_files(manifest: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming what is wrong.
     """
-    files = manifest.get("files")
-    _require(isinstance(files, dict), "it has no table of files")
+    files = _table(manifest, "files")
     for name, entry in files.items():
         is_plain = name not in ("", ".", "..") and not {*name} & {"/", "\\", "\0"}
         _require(is_plain, f"{name!r} is no name of a file beside it")
         _require(isinstance(entry, dict) and _is_size(entry.get("num_bytes")), f"{name} has no size")
         _require(isinstance(entry.get("xxh3_128"), str), f"{name} has no checksum")
     _require(_is_size(manifest.get("position")), "it has no position")
-    _require(isinstance(manifest.get("values"), dict), "it has no values")
+    _table(manifest, "values")
 
 
 def require_sound_tensors(manifest: Mapping[str, Any]) -> None:
@@ -39,9 +38,8 @@ def require_sound_tensors(manifest: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming what is wrong.
     """
-    engines, tensors = manifest.get("engines"), manifest.get("tensors")
-    _require(isinstance(engines, dict) and all(isinstance(one, dict) for one in engines.values()), "it has no engines")
-    _require(isinstance(tensors, dict), "it has no table of tensors")
+    engines, tensors = _table(manifest, "engines"), _table(manifest, "tensors")
+    _require(all(isinstance(engine, dict) for engine in engines.values()), "an engine has no values")
     left = {name: entry["num_bytes"] for name, entry in manifest["files"].items()}
     for name, entry in tensors.items():
         _require(isinstance(entry, dict) and entry.get("dtype") in DTYPES, f"tensor {name} has no known dtype")
@@ -57,6 +55,13 @@ def require_sound_tensors(manifest: Mapping[str, Any]) -> None:
             left[part[2]] -= part[1] * DTYPES[entry["dtype"]].itemsize
             _require(left[part[2]] >= 0, f"tensor {name} is larger than its file {part[2]}")
         _require(end == math.prod(shape), f"tensor {name} is not whole")
+
+
+def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = manifest.get(name)
+    if not isinstance(found, dict):
+        raise ValueError(f"it has no table of {name}")
+    return found
 
 
 def _is_size(value: Any) -> bool:
