@@ -29,7 +29,7 @@ LAYERS = (
     ("topology", "memory"),
     ("distributed", "ops"),
     ("random", "config", "cache", "encryption"),
-    ("errors", "lazy", "logger", "version"),
+    ("errors", "json_text", "lazy", "logger", "version"),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 KNOWS_HYDRA = {"config"}

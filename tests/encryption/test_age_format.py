@@ -15,8 +15,8 @@ from trainkit.errors import CheckpointError
 
 SEALED = CHUNK_BYTES + 16
 SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 64 * CHUNK_BYTES, 9_000_001)
-AGE = shutil.which("age")
-needs_age = pytest.mark.skipif(AGE is None, reason="needs the command age: apt-get install age")
+AGE = shutil.which("age") or ""
+needs_age = pytest.mark.skipif(not AGE, reason="needs the command age: apt-get install age")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_published_bech32_key():
 def test_comments_and_repetitions_are_left_out(tmp_path):
     key, other = ssh_key(tmp_path), age_key(tmp_path)
     given = Encryption(recipients=[f"{key.recipient} somebody@somewhere", other.recipient, key.recipient])
-    assert [one.text for one in given.keys()] == [key.recipient, other.recipient]
+    assert [one.text for one in given.public_keys()] == [key.recipient, other.recipient]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_one_key_in_place_of_a_list(tmp_path):
 def test_a_secret_is_never_repeated(tmp_path):
     key = age_key(tmp_path)
     secret = key.file.read_text().split()[-1]
-    for wrong in (lambda: Encryption(recipients=[secret]), lambda: Encryption(identity=secret)):
+    for wrong in (lambda: Encryption(recipients=[secret]), lambda: Encryption(identity=Path(secret))):
         with pytest.raises(ConfigError) as error:
             wrong()
         assert secret[16:30] not in str(error.value)
@@ -86,9 +87,13 @@ def test_files_that_hold_no_key(tmp_path):
 
 def test_a_key_with_a_passphrase_is_refused(tmp_path):
     path = tmp_path / "id"
-    made = subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", path], capture_output=True, check=False
-    ) if _has_ssh_keygen() else None
+    made = (
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", path], capture_output=True, check=False
+        )
+        if _has_ssh_keygen()
+        else None
+    )
     if made is None:
         pytest.skip("needs ssh-keygen: apt-get install openssh-client")
     with pytest.raises(ConfigError, match="has a passphrase"):
@@ -122,6 +127,8 @@ def test_the_environment_names_a_file(tmp_path, monkeypatch):
 def test_a_run_says_what_a_resume_will_need(tmp_path):
     key = age_key(tmp_path)
     assert Encryption().describe() is None
-    assert "to resume from them, give checkpoint.identity=FILE" in str(Encryption(recipients=[key.recipient]).describe())
+    assert "to resume from them, give checkpoint.identity=FILE" in str(
+        Encryption(recipients=[key.recipient]).describe()
+    )
     said = str(Encryption(recipients=[key.recipient], identity=key.file).describe())
     assert said == f"checkpoints are encrypted for {key.recipient}"

@@ -124,6 +124,7 @@ def test_a_pickle_is_never_run(saved, tmp_path):
     evil = pickle.dumps(_Marked(mark))
     buffer = io.BytesIO()
     torch.save({"x": _Marked(mark)}, buffer)
+    refusals = ("is larger than its file", "could not be read")  # of the small one, and of the large one
     for number, content in enumerate((evil, buffer.getvalue())):
         directory = tmp_path / str(number)
         shutil.copytree(saved, directory)
@@ -139,7 +140,7 @@ def test_a_pickle_is_never_run(saved, tmp_path):
         }
         whole = {**manifest, "sha256": checkpoint.store._sum_of(manifest)}
         (directory / "manifest.json").write_text(json.dumps(whole))
-        assert "could not be read" in _load(directory)
+        assert refusals[number] in _load(directory)
         (directory / "manifest.json").write_bytes(content)
         assert "manifest.json" in _load(directory)
     assert not mark.exists()

@@ -72,6 +72,14 @@ NODES = [
 ]
 
 
+@pytest.mark.parametrize("path", ["features.pt", "../features.JIT"])
+def test_a_program_of_torchscript_is_foreign(path):
+    config = compose(["recipe=progressive_gan", f"recipe.evaluation.features.path={path}"])
+    with pytest.raises(UntrustedError, match=r"a TorchScript program, .*--trust"):
+        require_ours(config)
+    require_ours(compose(["recipe=progressive_gan", "recipe.evaluation.features.path=features.onnx"]))
+
+
 @pytest.mark.parametrize(("key", "node"), NODES)
 def test_what_is_foreign_is_refused_and_not_imported(foreign, key, node):
     with pytest.raises(UntrustedError, match="--trust"):

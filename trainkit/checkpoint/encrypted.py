@@ -1,6 +1,5 @@
 """Encrypted: the files of a checkpoint for its recipients, read straight into tensors."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from trainkit.distributed.shard import DTYPES
 from trainkit.encryption import AgeReader, AgeWriter, Identity, Recipient
 from trainkit.errors import CheckpointError
+from trainkit.json_text import parse_json
 
 _MAX_HEADER_BYTES = 100_000_000
 """As safetensors itself allows."""
@@ -117,10 +117,10 @@ class EncryptedTensors:
             num_bytes = int.from_bytes(self._file.read(0, 8), "little")
             if not 0 < num_bytes <= _MAX_HEADER_BYTES:
                 raise ValueError
-            entries = json.loads(self._file.read(8, num_bytes))
+            entries = parse_json(self._file.read(8, num_bytes))
             if not isinstance(entries, dict):
                 raise ValueError
-        except (ValueError, RecursionError):
+        except ValueError:
             raise CheckpointError(f"{self.path} is no safetensors file") from None
         return entries, 8 + num_bytes
 

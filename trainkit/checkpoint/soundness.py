@@ -21,12 +21,15 @@ def require_sound_files(manifest: Mapping[str, Any]) -> None:
     """
     files = _table(manifest, "files")
     for name, entry in files.items():
-        is_plain = name not in ("", ".", "..") and not {*name} & {"/", "\\", "\0"}
+        is_plain = name not in ("", ".", "..") and name.isprintable() and not {*name} & {"/", "\\"}
         _require(is_plain, f"{name!r} is no name of a file beside it")
         _require(isinstance(entry, dict) and _is_size(entry.get("num_bytes")), f"{name} has no size")
         _require(isinstance(entry.get("xxh3_128"), str), f"{name} has no checksum")
     _require(_is_size(manifest.get("position")), "it has no position")
     _table(manifest, "values")
+    owners = manifest.get("encrypted_for", [])
+    is_keys = isinstance(owners, list) and all(isinstance(key, str) and key.isprintable() for key in owners)
+    _require(is_keys, "it does not say for whom it is encrypted")
 
 
 def require_sound_tensors(manifest: Mapping[str, Any]) -> None:
@@ -42,6 +45,8 @@ def require_sound_tensors(manifest: Mapping[str, Any]) -> None:
     _require(all(isinstance(engine, dict) for engine in engines.values()), "an engine has no values")
     left = {name: entry["num_bytes"] for name, entry in manifest["files"].items()}
     for name, entry in tensors.items():
+        # A terminal acts upon what is not printable.
+        _require(name.isprintable(), f"{name!r} is no name of a tensor")
         _require(isinstance(entry, dict) and entry.get("dtype") in DTYPES, f"tensor {name} has no known dtype")
         shape, parts = entry.get("shape"), entry.get("parts")
         is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(_is_size(size) for size in shape)

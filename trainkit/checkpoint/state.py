@@ -86,19 +86,22 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
         Its directory.
 
     Raises:
-        CheckpointError: on all ranks.
+        CheckpointError: on all ranks; also where the key of an encrypted checkpoint is missing.
     """
     for directory in _on_first(ranks, lambda: store.candidates(path, report)):
-        error = None
+        error: CheckpointError | ConfigError | None = None
         try:
-            files = store.read_outside(directory)["files"]
-            store.verify(directory, dict(list(files.items())[ranks.rank :: ranks.world_size]))
-        except CheckpointError as caught:
+            manifest = store.read_outside(directory)
+            share = list(manifest["files"].items())[ranks.rank :: ranks.world_size]
+            store.verify(directory, dict(share))
+            if "encrypted_for" in manifest:  # before anything is changed by what it holds
+                authenticate(directory, [name for name, _ in share])
+        except (CheckpointError, ConfigError) as caught:
             error = caught
         try:
             ranks.raise_first(error)
         except CheckpointError as caught:
-            if directory == path:
+            if directory == path or isinstance(caught, store.MissingKeyError):
                 raise
             report(f"passed over: {caught}")
             continue
@@ -207,20 +210,21 @@ def read_whole(
     return whole
 
 
-def authenticate(directory: Path) -> None:
+def authenticate(directory: Path, names: Container[str] | None = None) -> None:
     """Verifies by the key in use that each byte of an encrypted checkpoint is what its writer wrote.
 
     Checksums are compared without a key, and whoever changes a file can change them, too.
 
     Args:
         directory: of the checkpoint.
+        names: of its files; None: all.
 
     Raises:
         CheckpointError: naming a file that was changed, or is of another checkpoint.
     """
     manifest = store.read_manifest(directory)
     for name in manifest["files"]:
-        if name != store.SECRET_MANIFEST:  # which was just read
+        if name != store.SECRET_MANIFEST and (names is None or name in names):  # that one was just read
             with EncryptedTensors(directory / name, identities_in_use(), seal=manifest["seal"]) as file:
                 file.authenticate()
 

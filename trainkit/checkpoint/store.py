@@ -13,6 +13,7 @@ import xxhash
 from trainkit.checkpoint.soundness import MAX_MANIFEST_BYTES, require_sound_files, require_sound_tensors
 from trainkit.encryption import AgeReader, Recipient, identities_in_use
 from trainkit.errors import CheckpointError, ConfigError
+from trainkit.json_text import parse_json, read_json
 
 FORMAT = 4
 ENCRYPTED_FORMAT = 5
@@ -23,6 +24,10 @@ _READABLE_VALUES = ("step", "metrics")
 _OWN_SUM = "sha256"
 _READ_BYTES = 1 << 20
 _ADVICE = "resume from another checkpoint beside it"
+
+
+class MissingKeyError(CheckpointError):
+    """A checkpoint that is encrypted for other keys than the one that is given, or none is."""
 
 
 def temporary(directory: Path) -> Path:
@@ -134,10 +139,8 @@ def read_outside(directory: Path) -> dict[str, Any]:
             f"give a run directory or one of its checkpoints/step_* directories"
         )
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = read_json(path, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from error
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, ENCRYPTED_FORMAT):
         raise CheckpointError(
@@ -176,10 +179,10 @@ def read_allowed(directory: Path) -> dict[str, Any]:
 def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
     """The whole manifest of an encrypted checkpoint."""
     identities, owners = identities_in_use(), outside["encrypted_for"]
-    if not isinstance(owners, list) or not {identity.recipient.text for identity in identities} & {*map(str, owners)}:
+    if not {identity.recipient.text for identity in identities} & {*owners}:
         given = ", ".join(identity.recipient.text for identity in identities)
-        raise CheckpointError(
-            f"{directory} is encrypted for {', '.join(map(str, owners)) if isinstance(owners, list) else owners}"
+        raise MissingKeyError(
+            f"{directory} is encrypted for {', '.join(owners)}"
             f"{f', and the key that is given is that of {given}' if given else ''}: give the file of a secret key of "
             f"its recipients, checkpoint.identity=FILE (`trainkit checkpoint`: --identity FILE), or set the variable "
             f"TRAINKIT_IDENTITY=FILE"
@@ -190,12 +193,12 @@ def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB; {_ADVICE}")
         content = file.read(0, file.num_bytes)
     try:
-        inside = json.loads(content)
+        inside = parse_json(content)
         if not isinstance(inside, dict) or not isinstance(inside.get("seal"), str):
             raise ValueError("it is no manifest")
         whole = {**inside, "format": outside["format"], "encrypted_for": owners, "files": outside["files"]}
         require_sound_files(whole)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None
     return whole
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainkit.data.tokenizer import WordPiece
     from trainkit.data.unpaired import SideBySide, Unpaired, UnpairedImages
     from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
+    from trainkit.json_text import read_json
 
 __all__ = [
     "Batch",
@@ -39,6 +40,7 @@ __all__ = [
     "WordPiece",
     "find_images",
     "read_image",
+    "read_json",
     "read_vocabulary",
     "track",
 ]
@@ -66,6 +68,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "WordPiece": "trainkit.data.tokenizer",
             "find_images": "trainkit.data.image_file",
             "read_image": "trainkit.data.image_file",
+            "read_json": "trainkit.json_text",
             "read_vocabulary": "trainkit.data.vocabulary",
             "track": "trainkit.data.progress",
         },

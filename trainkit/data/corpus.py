@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from trainkit.data.files import counted, state_of, suffix_of, walk
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
+from trainkit.json_text import read_json
 
 _SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
 _HELD_OUT_SPLITS = ("validation", "test", "dev")
@@ -178,7 +178,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _add_dataset_dict(path: Path, found: _Found) -> None:
-    splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+    splits = splits_of(path)
     if "train" not in splits:
         raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
     found.train += arrow_files(path / "train")
@@ -186,6 +186,21 @@ def _add_dataset_dict(path: Path, found: _Found) -> None:
         if split in splits and (files := arrow_files(path / split)):
             found.held_out += files
             break
+
+
+def splits_of(path: Path) -> list[str]:
+    """Returns the names of the splits of a directory that `save_to_disk` of Hugging Face datasets wrote.
+
+    Raises:
+        DataError: where its dataset_dict.json names none.
+    """
+    try:
+        splits = read_json(path / "dataset_dict.json")["splits"]
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise ValueError("no list of splits")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"data.path: {path}/dataset_dict.json is damaged ({error}); save the data set again") from None
+    return splits
 
 
 def arrow_files(path: Path) -> tuple[Path, ...]:
@@ -197,7 +212,13 @@ def arrow_files(path: Path) -> tuple[Path, ...]:
     state = path / "state.json"
     if not state.is_file():
         raise DataError(f"data.path: {path} has no state.json, so it is not a complete data set; save it again")
-    files = tuple(path / entry["filename"] for entry in json.loads(state.read_text())["_data_files"])
+    try:
+        names = [str(entry["filename"]) for entry in read_json(state)["_data_files"]]
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"it names {outside[0]!r}, which is not beside it")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"data.path: {state} is damaged ({error}); save the data set again") from None
+    files = tuple(path / name for name in names)
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
         raise DataError(f"data.path: {path} lacks {missing.name}; save the data set again")

@@ -17,6 +17,8 @@ from trainkit.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_READ_BYTES = 1 << 30
+"""Of a file beside the images, such as dataset.json."""
 # Pillow registers these formats, but reads them only through external programs or plug-ins.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
@@ -108,7 +110,10 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """Returns the content of a file directly in the folder; None where there is none."""
         path = self.path / name
-        return path.read_bytes() if path.is_file() else None
+        if not path.is_file():
+            return None
+        _require_bounded(name, path.stat().st_size)
+        return path.read_bytes()
 
     def class_of(self, name: str) -> str | None:
         """Returns the first folder below `path`; None for an image directly in it."""
@@ -173,11 +178,20 @@ class Zip:
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a member beside the folders of images; None where there is none."""
-        return self._file.read(self._others[name].filename) if name in self._others else None
+        if name not in self._others:
+            return None
+        _require_bounded(name, self._others[name].file_size)
+        return self._file.read(self._others[name].filename)
 
     def class_of(self, name: str) -> str | None:
         """Returns the first folder in the zip file, below one that all members are in; None for an image in none."""
         return _first_folder(name)
+
+
+def _require_bounded(name: str, num_bytes: int) -> None:
+    """Raises DataError for a file that would fill the memory: a zip file of megabytes may hold one of gigabytes."""
+    if num_bytes > MAX_READ_BYTES:
+        raise DataError(f"{name} of data.path has {num_bytes:,} bytes, and at most {MAX_READ_BYTES:,} are read")
 
 
 def find_source(path: Path) -> ImageSource:

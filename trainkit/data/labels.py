@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from trainkit.data.image_sources import ImageSource
 from trainkit.errors import DataError
+from trainkit.json_text import parse_json
 
 LABELS_FILE = "dataset.json"
 From = Literal["auto", "none", "folders", "json"]
@@ -104,7 +105,7 @@ def _read(source: ImageSource) -> tuple[list[Any] | None, list[str] | None]:
     if content is None:
         return None, None
     try:
-        whole = json.loads(content)
+        whole = parse_json(content)
     except ValueError as error:
         raise DataError(f"{LABELS_FILE} of data.path is no JSON ({error}); repair it, {_HINT}") from error
     labels = whole.get("labels") if isinstance(whole, Mapping) else None

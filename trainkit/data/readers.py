@@ -8,7 +8,6 @@ import ast
 import codecs
 import csv
 import gzip
-import json
 import re
 import shlex
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 from trainkit.data.files import suffix_of
 from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError, nearest
+from trainkit.json_text import parse_json
 
 Reader = Callable[[Path, str], Iterator[str]]
 
@@ -72,9 +72,10 @@ def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}); correct or remove it") from None
+            yield number, parse_json(line)
+        except ValueError as error:
+            reason = getattr(error, "msg", error)
+            raise DataError(f"{path}, line {number}: not a JSON object ({reason}); correct or remove it") from None
 
 
 def read_table(path: Path, field: str) -> Iterator[str]:

@@ -1,16 +1,16 @@
 """Rows: records of named columns from files of examples, each with its place for messages."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainkit.data.corpus import arrow_files
+from trainkit.data.corpus import arrow_files, splits_of
 from trainkit.data.files import suffix_of
 from trainkit.data.readers import json_objects, lines_of, table_rows
 from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError
+from trainkit.json_text import parse_json, read_json
 
 CONLL, SQUAD = "conll", "squad"
 _FORMATS = {
@@ -29,6 +29,7 @@ SUPPORTED = (
     ".csv, .tsv, .jsonl (also .gz and .zst of them), .parquet, .conll, the .json of SQuAD, a folder with files "
     "train.* and validation.*, and a directory that Hugging Face datasets saved"
 )
+_MAX_SQUAD_BYTES = 1 << 30
 HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test", "held_out")
 
 
@@ -113,7 +114,7 @@ def find_splits(path: Path) -> dict[str, tuple[Path, ...]]:
         format_of(path)
         return {"train": (path,)}
     if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        names = splits_of(path)
         found = {name: arrow_files(path / name) for name in ("train", *HELD_OUT_NAMES) if name in names}
     elif (path / "state.json").is_file():
         found = {"train": arrow_files(path)}
@@ -176,7 +177,10 @@ def _record_batches(path: Path) -> Iterator[Row]:
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """The names of the classes that numbers in a column stand for, as Hugging Face datasets stores them."""
     stored = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
+    try:
+        features = parse_json(stored).get("info", {}).get("features", {}) if stored else {}
+    except (ValueError, AttributeError):
+        return {}  # of another program
     found = {}
     for column, feature in features.items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else feature
@@ -211,7 +215,7 @@ def _conll(path: Path) -> Iterator[Row]:
 
 def _squad(path: Path) -> Iterator[Row]:
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = read_json(path, _MAX_SQUAD_BYTES)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:

@@ -1,12 +1,12 @@
 """Vocabulary: WordPiece tokens and their normalization, as read from the files of other programs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import DataError
+from trainkit.json_text import read_json
 
 if TYPE_CHECKING:
     from tokenizers import normalizers
@@ -179,7 +179,7 @@ def _text_of(token: Any) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); give another data.vocab_file") from error
     if not isinstance(content, dict):

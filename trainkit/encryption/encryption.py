@@ -28,10 +28,10 @@ class Encryption:
     def __post_init__(self) -> None:
         if isinstance(self.recipients, str):
             raise ConfigError(f"checkpoint.recipients={self.recipients}: must be a list: [{self.recipients}]")
-        self.keys()
+        self.public_keys()
         use_identity(self.identity)
 
-    def keys(self) -> tuple[Recipient, ...]:
+    def public_keys(self) -> tuple[Recipient, ...]:
         """The recipients, each once.
 
         Raises:
@@ -41,7 +41,7 @@ class Encryption:
 
     def describe(self) -> str | None:
         """A line for the start of a run; None where nothing is encrypted."""
-        keys = self.keys()
+        keys = self.public_keys()
         if not keys:
             return None
         texts = [key.text for key in keys]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from trainkit.errors import TopologyError, nearest
+from trainkit.json_text import parse_json, read_bounded
 
 T = TypeVar("T")
 LinkKind = Literal["nvlink", "nvswitch", "pcie", "socket", "loopback", "nic"]
@@ -248,9 +249,11 @@ class Topology:
             TopologyError: naming the key of an invalid value, or the line and column of a syntax error.
         """
         try:
-            plain = json.loads(text)
+            plain = parse_json(text)
         except json.JSONDecodeError as error:
             raise TopologyError(f"{where}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from error
+        except ValueError as error:
+            raise TopologyError(f"{where}: invalid JSON: {error}") from error
         return cls.from_dict(plain, where)
 
     @classmethod
@@ -265,8 +268,8 @@ class Topology:
         """
         path = Path(path).expanduser()
         try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bounded(path).decode()
+        except (OSError, ValueError) as error:
             raise TopologyError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         topology = cls.from_json(text, str(path))
         return replace(topology, source=topology.source or str(path))

@@ -42,6 +42,7 @@ _NAME = re.compile(r"(trainkit|trainkit_recipes|torch\.optim)(\.[A-Za-z]\w*)+") 
 _INTERPOLATION = re.compile(r"\$\{[^}]*\}?")
 # To another key, perhaps with a plain value where that is missing; and not any other resolver, such as oc.env.
 _LINK = re.compile(r"\$\{([A-Za-z][\w.]*|oc\.select:[A-Za-z][\w.]*,\w+)\}")
+_PROGRAMS = (".pt", ".pth", ".ts", ".jit")
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -53,6 +54,9 @@ def require_ours(config: Mapping[str, Any]) -> None:
     Raises:
         UntrustedError: naming the callable that is not.
     """
+    for text in texts_of(config.get("recipe")):
+        if text.lower().endswith(_PROGRAMS):
+            raise UntrustedError(f"{text}, a TorchScript program, in the stored configuration")
     for text in texts_of(config):
         for found in _INTERPOLATION.findall(text):
             if not _LINK.fullmatch(found):

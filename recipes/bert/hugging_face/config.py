@@ -1,11 +1,11 @@
 """config.json: the shape of a BERT, as Hugging Face writes it."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from trainkit.data import read_json
 from trainkit.errors import ConfigError, DataError
 from trainkit_recipes.bert.model import BASE, Architecture
 
@@ -52,7 +52,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"recipe.weights={directory} has no config.json; give a Hugging Face directory of a BERT")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); save the model with save_pretrained") from error
     if not isinstance(config, dict):

@@ -1,6 +1,5 @@
 """Files of weights: one or several, as safetensors or as PyTorch's .bin, of which no code is run."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainkit.data import read_json
 from trainkit.errors import DataError
 
 _WHOLE, _PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -40,7 +40,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = read_json(index)["weight_map"]
         files = sorted(set(names.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index} is no index of weights ({error}); save the model with save_pretrained") from error

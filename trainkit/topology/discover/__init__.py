@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
+from trainkit.json_text import read_bounded
 from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs
 from trainkit.topology.discover.merge import CPU, View, bare_host, cpu_host, merge
 from trainkit.topology.discover.nccl_xml import parse_nccl_xml
@@ -241,8 +242,8 @@ def _cpu_host(num_ranks: int, sources: Sources) -> Host:
 
 def _read_xml(path: Path) -> Parts:
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path).decode()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TopologyError(f"NCCL_TOPO_FILE: {path} cannot be read: {reason}") from error
     return nccl_xml.parts_of(text, str(path))

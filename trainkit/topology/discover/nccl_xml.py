@@ -191,10 +191,15 @@ class _Reader:
         builder = ElementTree.TreeBuilder()
         parser = expat.ParserCreate()
 
+        def refuse(*doctype: Any) -> None:
+            # A few lines of entities may expand to gigabytes, and NCCL writes none.
+            raise TopologyError(f"{self.where}:{parser.CurrentLineNumber}: a document type is not read: remove it")
+
         def start(tag: str, attributes: dict[str, str]) -> None:
             node = builder.start(tag, attributes)
             self.at[id(node)] = (parser.CurrentLineNumber, parser.CurrentColumnNumber + 1)
 
+        parser.StartDoctypeDeclHandler = refuse
         parser.StartElementHandler = start
         parser.EndElementHandler = lambda tag: builder.end(tag)
         try:
