@@ -11,10 +11,12 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import trainkit
 from docs.generators import results
 from tests.commands import every
+from tests.encryption.keys import age_key
 from tests.jobs import environment
 from trainkit import config
 from trainkit.cli.main import _parser, parse
@@ -29,7 +31,19 @@ PAGES = sorted(
         ROOT / "launch" / "README.md",
     ]
 )
-NOT_OURS = {"cat", "export", "pip", "python", "sbatch", "seq", "source", "torchrun", ".venv/bin/pre-commit"}
+NOT_OURS = {
+    "age",
+    "age-keygen",
+    "cat",
+    "export",
+    "pip",
+    "python",
+    "sbatch",
+    "seq",
+    "source",
+    "torchrun",
+    ".venv/bin/pre-commit",
+}
 """Of these, `python`, `sbatch` and `torchrun` are followed to the file that they run."""
 MOST_LINES = 120
 
@@ -189,6 +203,21 @@ def test_the_page_of_ones_own_loop(tmp_path):
     (measured,) = re.findall(r"averaged weights: (\S+)", out)
     assert float(measured) < 0.5
     assert (tmp_path / "checkpoints" / "mine").is_dir()
+
+
+def test_the_page_of_encryption(tmp_path):
+    pytest.importorskip("pyrage")
+    key = age_key(tmp_path)
+    page = ROOT / "docs" / "encryption.md"
+    assert _write_files(page, tmp_path) == ["open_checkpoint.py"]
+    assert (tmp_path / "open_checkpoint.py").read_text().count("\n") <= 25
+    encryption = trainkit.encryption.Encryption(recipients=[key.recipient])
+    runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), checkpoint=encryption)
+    module = torch.nn.Linear(3, 2)
+    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=0.1), name="network")
+    runtime.save(tmp_path / "checkpoint", network=engine)
+    out = _shell(f"python open_checkpoint.py checkpoint {key.file}", tmp_path)
+    assert "network.module/weight (2, 3)" in out and "network.module/bias (2,)" in out
 
 
 # -- nothing is missing ------------------------------------------------------------------------------------------------

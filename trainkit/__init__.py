@@ -21,6 +21,7 @@ Last         a metric that is logged as it was last, and not as a mean
 Tracker      where numbers, pictures and text of a run go
 
 data         sources of samples: Text, Images, Datasets
+encryption   checkpoints and files that only the owners of keys read
 export       a trained model in the formats of other programs
 errors       what is raised; TrainkitError is the base class
 ops          layers in C++ and CUDA, each with its reference in plain PyTorch
@@ -35,7 +36,7 @@ from trainkit.lazy import exports
 from trainkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from trainkit import data, errors, export, ops, optim, prune, testing
+    from trainkit import data, encryption, errors, export, ops, optim, prune, testing
     from trainkit.distributed.processes import launch
     from trainkit.engine.engine import Engine
     from trainkit.engine.step_result import StepResult
@@ -70,6 +71,7 @@ __all__ = [
     "Zero2",
     "Zero3",
     "data",
+    "encryption",
     "errors",
     "export",
     "launch",
@@ -104,6 +106,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
             "Zero2": "trainkit.strategy.zero",
             "Zero3": "trainkit.strategy.zero",
             "data": "trainkit.data",
+            "encryption": "trainkit.encryption",
             "errors": "trainkit.errors",
             "export": "trainkit.export",
             "launch": "trainkit.distributed.processes",

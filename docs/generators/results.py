@@ -141,6 +141,20 @@ def _saving(results: Results) -> str:
     return f"{title}\n\n{_table(['', 'median (quartiles)'], rows)}"
 
 
+def _encryption(results: Results) -> str:
+    memory = [
+        [f"MB of memory to {name}", f"{value:.0f}"] for result in results for name, value in result["memory_mb"].items()
+    ]
+    title = f"A file of {results[0]['num_bytes'] / 1e9:.1f} GB, median and quartiles of {results[0]['num_turns']}:"
+    rows = [
+        [f"{kind}: {name}", f"{_range(one)}{'; goal: at most ' + str(one['goal']) if 'goal' in one else ''}"]
+        for result in results
+        for kind, table in (("seconds", result["seconds"]), ("ratio", result["ratios"]))
+        for name, one in table.items()
+    ]
+    return f"{title}\n\n{_table(['', 'median (quartiles)'], [*rows, *memory])}"
+
+
 def _steps_of_ops(results: Results) -> str:
     names = list(dict.fromkeys(name for result in results for name in result["median_ms"]))
     rows = [
@@ -368,6 +382,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "start-and-end": _start_and_end,
     "memory": _memory,
     "saving": _saving,
+    "encryption": _encryption,
     "ops-steps": _steps_of_ops,
     "links": _links,
     "links-training": _links_training,
