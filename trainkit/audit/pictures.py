@@ -195,8 +195,7 @@ def _resized(picture: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     if picture.shape[-1] == size:
         return picture
     weights = _areas(picture.shape[-1], size)
-    resized: NDArray[np.float32] = weights @ picture @ weights.T
-    return resized
+    return np.asarray(weights @ picture @ weights.T, np.float32)
 
 
 @cache
