@@ -368,8 +368,9 @@ def _audit(results: Results) -> str:
     header = ["split", "training", "test", "exactly in training", "nearly", "of the test set", "seconds"]
     parts += [f"Public splits as they are:\n\n{_table(header, rows)}"] if public else []
     parts += [
-        f"{result['question']} ({result['gb_of_text']:.2f} GB): {result['seconds']:.0f} s, {result['peak_gb']:.2f} GB "
-        f"of memory at most; goal {result['goal'][0]} s and {result['goal'][1]:g} GB."
+        f"{result['question']} ({result['gb_of_text']:.2f} GB): {result['seconds']:.0f} s "
+        f"({result['cpu_seconds']:.0f} s of CPU time), {result['peak_gb']:.2f} GB of memory at most; "
+        f"goal {result['goal'][0]} s and {result['goal'][1]:g} GB."
         for result in results
         if "peak_gb" in result
     ]

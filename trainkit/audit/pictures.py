@@ -195,7 +195,8 @@ def _resized(picture: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     if picture.shape[-1] == size:
         return picture
     weights = _areas(picture.shape[-1], size)
-    return np.asarray(weights @ picture @ weights.T, np.float32)
+    resized: NDArray[np.float32] = (weights @ picture @ weights.T).astype(np.float32, copy=False)
+    return resized
 
 
 @cache
