@@ -1,5 +1,6 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -115,6 +116,7 @@ def export(
     if not max_drop >= 0:
         raise ConfigError(f"--max-drop={max_drop}: must be 0 or more")
     directory = checkpoint.find(run)
+    _use_given_identity(overrides)
     keys = _recipients(directory, encrypt, recipients)
     if keys:
         destination = destination.with_name(destination.name.removesuffix(".age"))
@@ -149,7 +151,7 @@ def _recipients(directory: Path, encrypt: bool, given: Sequence[str]) -> tuple[R
     """For whom an export is encrypted; empty: it is not."""
     if given or not encrypt:
         return recipients_of(given, "--recipient")
-    stored = checkpoint.read_outside(directory).get("encrypted_for")
+    stored = checkpoint.read_manifest(directory).get("encrypted_for")  # not what anybody could write beside it
     if not stored:
         raise ConfigError(f"--encrypt: {directory} is not encrypted, and so names nobody; give --recipient age1...")
     return recipients_of(stored, f"recipients of {directory}")
@@ -164,8 +166,10 @@ def _written(exporter: Exporter, given: Export, keys: Sequence[Recipient]) -> li
         try:
             lines = list(exporter(replace(given, target=memory / given.destination.name)))
         except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
             raise ConfigError(
-                f"{memory.parent} cannot hold what is not encrypted yet: {error.strerror or error}; make room there"
+                f"{memory.parents[1]} cannot hold what is not encrypted yet: {error.strerror or error}; make room there"
             ) from error
         is_directory = (memory / given.destination.name).is_dir()
         final = given.destination if is_directory else _with_suffix(given.destination)

@@ -119,6 +119,7 @@ class Runtime:
         """What parameters are stored in: float32, or float64 with precision fp64."""
         self.device, self.seed, self.deterministic, self.log_every = chosen, seed, deterministic, log_every
         checkpoint = checkpoint or Encryption()
+        checkpoint.check(rewinds=nonfinite == "rewind")
         recipients, self._encrypted = checkpoint.public_keys(), checkpoint.describe()
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
         others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}

@@ -142,17 +142,19 @@ def _saving(results: Results) -> str:
 
 
 def _encryption(results: Results) -> str:
-    memory = [
-        [f"MB of memory to {name}", f"{value:.0f}"] for result in results for name, value in result["memory_mb"].items()
-    ]
-    title = f"A file of {results[0]['num_bytes'] / 1e9:.1f} GB, median and quartiles of {results[0]['num_turns']}:"
-    rows = [
-        [f"{kind}: {name}", f"{_range(one)}{'; goal: at most ' + str(one['goal']) if 'goal' in one else ''}"]
-        for result in results
-        for kind, table in (("seconds", result["seconds"]), ("ratio", result["ratios"]))
-        for name, one in table.items()
-    ]
-    return f"{title}\n\n{_table(['', 'median (quartiles)'], [*rows, *memory])}"
+    parts = []
+    for result in results:
+        title = f"A file of {result['num_bytes'] / 1e9:.1f} GB, median and quartiles of {result['num_turns']}:"
+        rows = [
+            [name, _range(one), _range(result["cpu_seconds"][name]), "", ""] for name, one in result["seconds"].items()
+        ]
+        for name, ratio in result["ratios"].items():
+            goal = f"; goal: at most {result['goals'][name]}" if name in result["goals"] else ""
+            rows.append([name, "", "", f"{ratio['of the medians']:.2f}{goal}", f"{ratio['of the fastest']:.2f}"])
+        header = ["", "seconds", "CPU seconds", "ratio of the medians", "of the fastest"]
+        grown = ", ".join(f"{name} {value:.0f} MB" for name, value in result["memory_mb"].items())
+        parts.append(f"{title}\n\n{_table(header, rows)}\n\nMemory by which the process grows: {grown}.")
+    return "\n\n".join(parts)
 
 
 def _steps_of_ops(results: Results) -> str:

@@ -193,6 +193,17 @@ def test_files_of_two_checkpoints_are_not_mixed(saved, keys, tmp_path):
     assert f"{RANKS[1]} is a file of another checkpoint or rank" in _load(mixed, keys[0].file)
 
 
+def test_a_recipient_cannot_be_slipped_in(saved, keys, tmp_path):
+    """An export with --encrypt would be encrypted for it."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(saved[0], damaged)
+    manifest = json.loads((damaged / MANIFEST).read_text())
+    manifest["encrypted_for"].append(keys[2].recipient)
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
+    _with_right_sums(damaged)
+    assert "is for other recipients than manifest.json says" in _load(damaged, keys[0].file)
+
+
 def test_every_rank_hears_of_a_changed_file(saved, keys, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(saved[0], damaged)

@@ -36,8 +36,9 @@ def test_temporary_files_of_libraries_are_in_memory_too():
     before = tempfile.gettempdir()
     with plain_in_memory() as directory:
         assert directory.is_relative_to(_IN_MEMORY)
-        assert Path(tempfile.mkdtemp()).is_relative_to(directory)
-        assert os.environ["TMPDIR"] == str(directory)
+        assert Path(tempfile.mkdtemp()).is_relative_to(directory.parent)
+        assert Path(os.environ["TMPDIR"]).is_relative_to(directory.parent)
+        assert not list(directory.iterdir())
     assert not directory.exists() and tempfile.gettempdir() == before and "TMPDIR" not in os.environ
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import trainkit
 from tests.encryption.keys import age_key, ssh_key
 from trainkit.encryption import IDENTITY_VARIABLE, Encryption, Identity, Recipient, bech32, identities_in_use
 from trainkit.errors import ConfigError
@@ -132,3 +133,11 @@ def test_a_run_says_what_a_resume_will_need(tmp_path):
     )
     said = str(Encryption(recipients=[key.recipient], identity=key.file).describe())
     assert said == f"checkpoints are encrypted for {key.recipient}"
+
+
+def test_a_run_that_rewinds_needs_the_key_at_once(tmp_path):
+    key = age_key(tmp_path)
+    with pytest.raises(ConfigError, match=r"nonfinite=rewind .* give checkpoint\.identity=FILE"):
+        trainkit.Runtime(nonfinite="rewind", checkpoint=Encryption(recipients=[key.recipient]), device="cpu")
+    Encryption(recipients=[key.recipient], identity=key.file).check(rewinds=True)
+    Encryption().check(rewinds=True)

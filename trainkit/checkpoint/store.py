@@ -58,11 +58,12 @@ def _encrypted(written: Path, manifest: Mapping[str, Any], recipients: Sequence[
     """Writes the manifest for its recipients, and returns what stays readable."""
     from trainkit.checkpoint.encrypted import write_encrypted
 
-    secret = json.dumps({name: entry for name, entry in manifest.items() if name != "files"}).encode()
-    facts = write_encrypted(written / SECRET_MANIFEST, [secret], recipients)
+    owners = [recipient.text for recipient in recipients]
+    secret = {**{name: entry for name, entry in manifest.items() if name != "files"}, "encrypted_for": owners}
+    facts = write_encrypted(written / SECRET_MANIFEST, [json.dumps(secret).encode()], recipients)
     return {
         "format": ENCRYPTED_FORMAT,
-        "encrypted_for": [recipient.text for recipient in recipients],
+        "encrypted_for": owners,
         "position": manifest["position"],
         "values": {name: manifest["values"][name] for name in _READABLE_VALUES if name in manifest["values"]},
         "files": {SECRET_MANIFEST: facts, **manifest["files"]},
@@ -196,7 +197,9 @@ def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
         inside = parse_json(content)
         if not isinstance(inside, dict) or not isinstance(inside.get("seal"), str):
             raise ValueError("it is no manifest")
-        whole = {**inside, "format": outside["format"], "encrypted_for": owners, "files": outside["files"]}
+        if inside.get("encrypted_for") != owners:  # an export would be encrypted for them
+            raise ValueError(f"it is for other recipients than {MANIFEST} says")
+        whole = {**inside, "format": outside["format"], "files": outside["files"]}
         require_sound_files(whole)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None

@@ -39,15 +39,32 @@ class Encryption:
         """
         return recipients_of(self.recipients, "checkpoint.recipients")
 
+    def check(self, *, rewinds: bool) -> None:
+        """Checks that a run can read what it must.
+
+        Args:
+            rewinds: whether it returns to its own checkpoints.
+
+        Raises:
+            ConfigError: it does, and no identity in use belongs to a recipient.
+        """
+        if rewinds and self.recipients and not self._is_readable():
+            raise ConfigError(
+                "nonfinite=rewind reads the run's checkpoints, which are encrypted: give checkpoint.identity=FILE with "
+                "the secret key of a recipient, or nonfinite=stop or skip"
+            )
+
+    def _is_readable(self) -> bool:
+        texts = [key.text for key in self.public_keys()]
+        return any(identity.recipient.text in texts for identity in identities_in_use())
+
     def describe(self) -> str | None:
         """A line for the start of a run; None where nothing is encrypted."""
         keys = self.public_keys()
         if not keys:
             return None
-        texts = [key.text for key in keys]
-        can_read = any(identity.recipient.text in texts for identity in identities_in_use())
-        rest = "" if can_read else "; to resume from them, give checkpoint.identity=FILE"
-        return f"checkpoints are encrypted for {', '.join(texts)}{rest}"
+        rest = "" if self._is_readable() else "; to resume from them, give checkpoint.identity=FILE"
+        return f"checkpoints are encrypted for {', '.join(key.text for key in keys)}{rest}"
 
 
 def recipients_of(texts: Sequence[str], key: str) -> tuple[Recipient, ...]:

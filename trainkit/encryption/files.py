@@ -69,8 +69,11 @@ def plain_in_memory() -> Iterator[Path]:
     command = ["sh", "-c", 'cat >/dev/null; rm -rf -- "$1"', "sh", directory]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as cleaner:
         try:
-            tempfile.tempdir = os.environ["TMPDIR"] = directory
-            yield Path(directory)
+            files, aside = Path(directory, "files"), Path(directory, "tmp")  # what libraries leave is no part of it
+            files.mkdir()
+            aside.mkdir()
+            tempfile.tempdir = os.environ["TMPDIR"] = str(aside)
+            yield files
         finally:
             tempfile.tempdir = before
             os.environ.pop("TMPDIR")
