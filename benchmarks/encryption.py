@@ -108,7 +108,16 @@ def measure(num_bytes: int, num_turns: int, directory: Path) -> dict[str, Any]:
 
 def peak(kind: str, num_bytes: int, directory: Path) -> float:
     """MB by which a process that writes or reads an encrypted file grows."""
-    command = [sys.executable, __file__, "--peak", kind, "--gigabytes", str(num_bytes / 1e9), "--directory", directory]
+    command = [
+        sys.executable,
+        __file__,
+        "--peak",
+        kind,
+        "--gigabytes",
+        str(num_bytes / 1e9),
+        "--directory",
+        str(directory),
+    ]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
