@@ -15,8 +15,8 @@ TAG_BYTES = 16
 NONCE_BYTES = 16
 _SEALED_BYTES = CHUNK_BYTES + TAG_BYTES
 # Many chunks at a time: after each write, the writing thread waits for the interpreter's lock, for milliseconds.
-_BLOCK_BYTES = 16 * _SEALED_BYTES
-_NUM_BLOCKS = 8
+_BLOCK_BYTES = 64 * _SEALED_BYTES
+_NUM_BLOCKS = 4
 
 
 class AgeWriter:
