@@ -5,6 +5,7 @@ What is measured is shortened too, and the experiments that take a cluster are m
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,8 @@ def test_a_manifest_of_integer_keys_is_read_back(tmp_path):
     stable = {4: 1, 8: 2, 16: 3}
     written = tmp_path / ".written"
     written.mkdir()
-    store.complete(written, tmp_path / "whole", {"values": {"stable": stable}})
+    nothing: dict[str, Any] = {"position": 0, "engines": {}, "tensors": {}, "files": {}}
+    store.complete(written, tmp_path / "whole", {**nothing, "values": {"stable": stable}})
     assert store.read_manifest(tmp_path / "whole")["values"]["stable"] == {str(key): stable[key] for key in stable}
     changed = (tmp_path / "whole" / store.MANIFEST).read_text().replace('"16": 3', '"16": 4')
     (tmp_path / "whole" / store.MANIFEST).write_text(changed)

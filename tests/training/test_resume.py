@@ -134,8 +134,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(saved):
 def test_a_configuration_with_numbers_for_keys_is_read_back(tmp_path):
     (tmp_path / "written").mkdir()
     config = {"stable_images": {4: 1000, 16: 2000, 8: 3000}}
-    store.complete(tmp_path / "written", tmp_path / "step", {"config": config})
-    assert store.read_manifest(tmp_path / "step")["config"] == {"stable_images": {"4": 1000, "16": 2000, "8": 3000}}
+    nothing: dict[str, Any] = {"position": 0, "engines": {}, "tensors": {}, "files": {}}
+    store.complete(tmp_path / "written", tmp_path / "step", {**nothing, "values": {"config": config}})
+    read = store.read_manifest(tmp_path / "step")["values"]["config"]
+    assert read == {"stable_images": {"4": 1000, "16": 2000, "8": 3000}}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "no_manifest", "manifest_cut", "foreign"])
