@@ -83,6 +83,8 @@ def test_drop_leaves_out_what_leaks(tmp_path):
 def test_drop_of_more_than_half_is_refused(tmp_path):
     with pytest.raises(DataError, match="would leave out 20 of 30 training examples, more than half"):
         looked(given(tmp_path, shared=20), on_leak="drop")
+    line = looked(given(tmp_path, shared=20)).found["audit"]["line"]
+    assert "20 of" in line and "drop" not in line, "what would be refused is not advised"
 
 
 def test_ignore_does_not_look(tmp_path):

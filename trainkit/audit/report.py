@@ -18,6 +18,8 @@ KINDS: dict[Kind, str] = {
 }
 HINTS: tuple[Kind, ...] = ("name",)
 """Kinds that are shown and do not count as leakage."""
+MOST_DROPPED = 0.5
+"""Share of the training examples that on_leak=drop leaves out at most: more are a split by something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,11 @@ class Report:
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
     num_leaking: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def can_be_dropped(self) -> bool:
+        """Whether training examples leak, and so few that on_leak=drop leaves them out."""
+        return 0 < self.num_leaking <= MOST_DROPPED * self.num_train
 
     @property
     def is_clean(self) -> bool:

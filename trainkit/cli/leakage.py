@@ -216,7 +216,7 @@ def _next(report: "Report", arguments: argparse.Namespace, content: str) -> str:
         keys += [f"data.label={arguments.label}"] if arguments.label else []
         keys += [f"data.group_by={arguments.group_by}"] if arguments.group_by else []
         keys += [f"data.time={arguments.time}"] if arguments.time else []
-        keys += [] if report.is_clean else ["on_leak=drop"]
+        keys += ["on_leak=drop"] if not report.is_clean and report.can_be_dropped else []
         return shlex.join(["trainkit", "train", "recipe=bert_finetune", *keys])
     if report.is_clean:
         recipe = "progressive_gan" if content == "pictures" else "bert"

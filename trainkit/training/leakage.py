@@ -20,8 +20,6 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 
 AUDIT_FILE = "audit.json"
-MOST_DROPPED = 0.5
-"""Share of the training examples that `drop` leaves out at most: more are no leak but a split by something else."""
 
 OnLeak = Literal["warn", "error", "drop", "ignore"]
 Make = Callable[..., Recipe]
@@ -141,7 +139,7 @@ def _without(data: Any, report: Report) -> Any:
         raise ConfigError(
             f"on_leak=drop: {type(data).__name__} cannot leave examples out; set on_leak=warn, or give it a `without`"
         )
-    if report.num_leaking > MOST_DROPPED * report.num_train:
+    if not report.can_be_dropped:
         raise DataError(
             f"on_leak=drop would leave out {report.num_leaking:,} of {report.num_train:,} training examples, more than "
             f"half: split the data by what they share, or set on_leak=warn"
@@ -153,7 +151,7 @@ def _line(report: Report, on_leak: OnLeak, where: Path | None) -> str:
     line = report.line()
     if on_leak == "drop" and report.num_leaking:
         line += f"; {report.num_leaking:,} training examples are left out"
-    elif not report.is_clean and report.num_leaking:
+    elif not report.is_clean and report.can_be_dropped:
         line += "; set on_leak=drop to train without the examples that leak"
     if not report.is_complete:
         line += "; set audit_minutes higher to compare all"
@@ -162,7 +160,7 @@ def _line(report: Report, on_leak: OnLeak, where: Path | None) -> str:
 
 def _refusal(report: Report, where: Path | None) -> str:
     told = f"; the pairs are in {where}" if where is not None else ""
-    others = "set on_leak=drop to train without them, or on_leak=warn" if report.num_leaking else "set on_leak=warn"
+    others = "set on_leak=drop to train without them, or on_leak=warn" if report.can_be_dropped else "set on_leak=warn"
     return f"on_leak=error: {report.line()}{told}; remove them, {others}"
 
 
