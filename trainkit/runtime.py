@@ -122,10 +122,13 @@ class Runtime:
         checkpoint.check(rewinds=nonfinite == "rewind")
         recipients, self._encrypted = checkpoint.public_keys(), checkpoint.describe()
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
-        others = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
-        self._require_same_arguments(
-            activation_checkpointing=[*activation_checkpointing], recipients=recipients, **others
-        )
+        others = {
+            "nonfinite": nonfinite,
+            "run_dir": run_dir,
+            "hang_timeout_s": hang_timeout_s,
+            "recipients": recipients,
+        }
+        self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
         if deterministic:
             compute_deterministically()
         self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()
@@ -137,14 +140,7 @@ class Runtime:
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
-        self.run_log = RunLog(
-            self.tracker,
-            ranks=self.ranks,
-            run_dir=self.run_dir,
-            progress=lambda: (self.position, self.stream.num_samples),
-            describe=self._describe,
-            started=self._close_first,
-        )
+        self.run_log = self._make_run_log()
         self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
         self._engine_names: set[str] = set()
@@ -153,6 +149,16 @@ class Runtime:
         self.stream.clock.meet = self._watchdog.times.meet
         self.reducer = self._make_reducer()
         atexit.register(self.close)
+
+    def _make_run_log(self) -> RunLog:
+        return RunLog(
+            self.tracker,
+            ranks=self.ranks,
+            run_dir=self.run_dir,
+            progress=lambda: (self.position, self.stream.num_samples),
+            describe=self._describe,
+            started=self._close_first,
+        )
 
     def _make_preparation(self, activation_checkpointing: Sequence[str]) -> Preparation:
         return Preparation(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -295,18 +296,14 @@ def _cell(example: Example, key: str, column: str | None) -> Any:
 
 
 def _time(example: Example, value: Any) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        pass
-    try:
-        return datetime.fromisoformat(str(value)).timestamp()
-    except ValueError:
-        raise DataError(
-            f"{example.where}: data.time holds {str(value)!r}; it must be a number, or a time as 2026-11-29T12:00"
-        ) from None
+    if value is None:
+        return None
+    for parse in (float, lambda text: datetime.fromisoformat(text).timestamp()):
+        with suppress(ValueError):  # of the other form, or of neither
+            return parse(str(value))
+    raise DataError(
+        f"{example.where}: data.time holds {str(value)!r}; it must be a number, or a time as 2026-11-29T12:00"
+    )
 
 
 def _joined(value: Any) -> str:
