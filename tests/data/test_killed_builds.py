@@ -36,6 +36,9 @@ def _killed_until_it_ends(build: Callable[[], object], longest_s: float) -> int:
         builder = context.Process(target=_build_until, args=(moment_s, build))
         builder.start()
         builder.join(60)
+        if builder.is_alive():
+            builder.kill()
+            pytest.fail("a build that should have been killed or have ended after some seconds is waiting")
         if builder.exitcode == 0:
             return num_killed
         assert builder.exitcode == -signal.SIGPROF
@@ -44,7 +47,8 @@ def _killed_until_it_ends(build: Callable[[], object], longest_s: float) -> int:
 
 
 def _counter():
-    return multiprocessing.get_context("fork").Value("q", 0)
+    """A number that a killed process has added to: without a lock, which a process killed within it would keep."""
+    return multiprocessing.get_context("fork").Value("q", 0, lock=False)
 
 
 def _left(cache: Path, built: Path) -> list[Path]:
