@@ -19,7 +19,10 @@ ABANDONED_AFTER_S = 600.0
 """Time without a write after which another machine's partial build, whose lock may not be visible, is abandoned."""
 REMOVED_AFTER_S = 86_400.0
 """Time for which an abandoned build that can be continued is kept."""
+PART = "part."
+"""How the names of files begin that only the build needs: they are removed once it is whole."""
 _BUILDER = "builder"
+_BUILT = "built"
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -40,7 +43,7 @@ def cached(root: Path, name: str, build: Callable[[Path], object], *, resumes: b
             format.
         build: called with the directory to fill.
         resumes: whether `build` continues from what is in the directory: it is then given what a killed or interrupted
-            process left under this `name`, which is removed only after a day.
+            process left under this `name`, which is removed only after a day. Files named `part.*` are for this alone.
 
     Returns:
         The path of the directory.
@@ -59,9 +62,14 @@ def cached(root: Path, name: str, build: Callable[[Path], object], *, resumes: b
         raise _cannot_write(root, error) from error
     is_left = False
     try:
-        build(aside)
-        (aside / _BUILDER).unlink()
+        if not (aside / _BUILT).exists():
+            build(aside)
+            (aside / _BUILT).touch()  # one that is killed from here on is not built again
+        for path in (*aside.glob(f"{PART}*"), *aside.glob(f".{PART}*")):
+            path.unlink()
         _move(aside, target)
+        for name in (_BUILT, _BUILDER):
+            (target / name).unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -97,15 +105,22 @@ def _claim(root: Path, name: str, resumes: bool) -> tuple[Path, int]:
             except OSError:  # another machine has it
                 os.close(descriptor)
                 continue
-            if not _is_of_this_machine(aside):  # a kill while it is written again would leave no builder
-                (aside / _BUILDER).write_text(socket.gethostname())
+            if not _is_of_this_machine(aside):
+                _sign(aside)
             return aside, descriptor
     aside.mkdir()
     descriptor = os.open(aside, os.O_RDONLY)
     with suppress(OSError):  # a file system without locks: then no build counts as abandoned
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    (aside / _BUILDER).write_text(socket.gethostname())
+    _sign(aside)
     return aside, descriptor
+
+
+def _sign(aside: Path) -> None:
+    """Writes whose build it is, whole or not at all: one that a killed process had half written would be nobody's."""
+    unnamed = aside / f".{_BUILDER}"
+    unnamed.write_text(socket.gethostname())
+    unnamed.replace(aside / _BUILDER)
 
 
 def _is_of_this_machine(path: Path) -> bool:

@@ -60,7 +60,8 @@ def _left(cache: Path, built: Path) -> list[Path]:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in directory.iterdir()}
+    """The content; a kill right after the directory was put in its place leaves marks that mean nothing there."""
+    return {file.name: file.read_bytes() for file in directory.iterdir() if file.name not in ("builder", "built")}
 
 
 def test_text(tmp_path, monkeypatch):
@@ -104,6 +105,31 @@ def test_images(tmp_path, monkeypatch):
     assert _files(built) == _files(whole)
     assert _left(tmp_path / "cache", built) == []
     assert num_killed and num_decoded.value <= 121 + IN_FLIGHT * num_killed, "what was noted is not decoded again"
+
+
+def test_one_killed_at_its_very_end_is_not_built_again(tmp_path, monkeypatch):
+    folder, num_decoded = images.fill(tmp_path / "images", 20), _counter()
+
+    def counted(*args):
+        num_decoded.value += 1
+        return plain(*args)
+
+    def ends_here(aside, target):
+        raise SystemExit
+
+    monkeypatch.setattr("trainkit.data.decoding.plain", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainkit.cache._move", ends_here)
+        patch.setattr("trainkit.cache.shutil.rmtree", lambda *args, **settings: None)  # which a kill would not do
+        with pytest.raises(SystemExit):
+            images.small(folder, tmp_path).load(progress=False)
+    images.small(folder, tmp_path).load(progress=False)
+    assert num_decoded.value == 20
+    (built,) = (tmp_path / "cache").glob("images-*")
+    images.small(folder, tmp_path / "undisturbed").load(progress=False)
+    (whole,) = (tmp_path / "undisturbed" / "cache").glob("images-*")
+    assert _files(built) == _files(whole)
+    assert {"builder", "built"}.isdisjoint(file.name for file in built.iterdir())
 
 
 def test_what_a_killed_build_could_not_read_can_be_an_error(tmp_path, monkeypatch):

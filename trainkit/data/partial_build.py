@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from trainkit.cache import PART
+
 NOTE_INTERVAL_S = 2.0
-_NOTE = "part.json"
+_NOTE = f"{PART}json"
 
 
 class PartialBuild:
@@ -62,11 +64,6 @@ class PartialBuild:
         """Writes a file as `write` does, unless it exists."""
         path = self._directory / name
         return path if path.is_file() else self.write(name, write)
-
-    def end(self, *names: str) -> None:
-        """Removes the note, and the files `names` that only the build needed."""
-        for name in (_NOTE, *names):
-            (self._directory / name).unlink(missing_ok=True)
 
 
 def reopen(path: Path, num_bytes: int) -> IO[bytes]:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.cache import PART
 from trainkit.data.partial_build import PartialBuild, reopen
 from trainkit.errors import ConfigError
 
 SMALLEST, LARGEST = 4, 1024
-_HASHES, _HASH_BYTES = "hashes.bin", 8
-_PART_LABELS, _LABELS, _LABEL_BYTES = "labels.bin", "labels.npy", 8
-_PART_FILES, _FILES, _FILE_BYTES = "files.bin", "files.npy", 8
+_HASHES, _HASH_BYTES = f"{PART}hashes.bin", 8
+_PART_LABELS, _LABELS, _LABEL_BYTES = f"{PART}labels.bin", "labels.npy", 8
+_PART_FILES, _FILES, _FILE_BYTES = f"{PART}files.bin", "files.npy", 8
 
 
 def levels(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -76,7 +77,7 @@ class PyramidWriter:
         self._directory, self._partial, self._labels = directory, PartialBuild(directory), labels
         self._names = hashlib.blake2b(repr([*names]).encode(), digest_size=16).hexdigest()
         done = self._partial.read()
-        if done.get("names") != self._names:
+        if done.get("of") != self._names:
             done = {}
         self.num_duplicates: int = done.get("duplicates", 0)
         self.num_contradictions: int = done.get("contradictions", 0)
@@ -140,7 +141,6 @@ class PyramidWriter:
             if self._labels is not None:
                 np.save(self._directory / _LABELS, np.array(list(self._keys.values()), np.int64))
             np.save(self._directory / _FILES, np.fromfile(self._directory / _PART_FILES, np.int64))
-            self._partial.end(_HASHES, _PART_LABELS, _PART_FILES)
 
     def _open_files(self) -> list[IO[bytes]]:
         return [
@@ -149,7 +149,7 @@ class PyramidWriter:
 
     def _done(self) -> dict[str, Any]:
         return {
-            "names": self._names,
+            "of": self._names,
             "images": len(self._keys),
             "duplicates": self.num_duplicates,
             "contradictions": self.num_contradictions,

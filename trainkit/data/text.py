@@ -8,7 +8,7 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from trainkit.cache import cache_root, cached
+from trainkit.cache import PART, cache_root, cached
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
@@ -24,7 +24,7 @@ from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
-_TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", "split.npz"
+_TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", f"{PART}split.npz"
 _VOCABULARY_SAMPLE_CHARS = 1 << 25
 _ENCODED_AT_ONCE = 1024  # documents
 _SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
@@ -302,7 +302,6 @@ class Text:
         }
         summary["duplicates"] = {"documents": split.count(DROPPED)}
         (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        partial.end(_SPLIT)
 
 
 def _hash(*settings: object) -> str:
