@@ -1,5 +1,6 @@
 """Encrypted checkpoints change hands between strategies as plain ones do: the same state, and the same losses."""
 
+import os
 from functools import partial
 from unittest import mock
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 def _encrypted(encryption, function, *args):
     runtime = partial(trainkit.Runtime, checkpoint=encryption)
-    with mock.patch.object(trainkit, "Runtime", runtime):
+    # The process is used again by tests that have no key.
+    with mock.patch.object(trainkit, "Runtime", runtime), mock.patch.dict(os.environ):
         return function(*args)
 
 

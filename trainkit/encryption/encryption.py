@@ -40,7 +40,7 @@ class Encryption:
         return recipients_of(self.recipients, "checkpoint.recipients")
 
     def check(self, *, rewinds: bool) -> None:
-        """Checks that a run can read what it must.
+        """Checks that a run can read what it must, and uses the identity in this process.
 
         Args:
             rewinds: whether it returns to its own checkpoints.
@@ -48,6 +48,7 @@ class Encryption:
         Raises:
             ConfigError: it does, and no identity in use belongs to a recipient.
         """
+        use_identity(self.identity)  # one that was copied to this process has not been made in it
         if rewinds and self.recipients and not self._is_readable():
             raise ConfigError(
                 "nonfinite=rewind reads the run's checkpoints, which are encrypted: give checkpoint.identity=FILE with "
