@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 # From the top down; modules on one line are independent of one another unless they are of one package.
 LAYERS = (
     ("cli",),
+    ("reproduction",),
     ("job", "testing"),
     ("trainer",),
     ("training", "enlarge"),
     ("recipe",),
     ("runtime",),
-    ("strategy", "checkpoint", "health", "export", "audit"),
+    ("strategy", "checkpoint", "health", "export", "audit", "manifest"),
     ("prune",),
     ("engine",),
     ("data", "precision"),

@@ -38,19 +38,23 @@ _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
 @not_imported_by_optimizers()
-def train(config: Mapping[str, Any]) -> dict[str, float]:
+def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
     Args:
         config: as `compose` returns it, resolved or not.
+        stop_after: steps after which it ends, with neither an evaluation nor a checkpoint, and with the schedules of
+            the whole job; None: at its end.
 
     Returns:
-        The metrics of the last evaluation.
+        The metrics of the last evaluation; empty where it was stopped.
 
     Raises:
         TrainkitError: what is wrong, by its key where it is one.
     """
-    return _prepare(config).fit()
+    trainer = _prepare(config)
+    trainer.stop_after = stop_after
+    return trainer.fit()
 
 
 def evaluate(

@@ -27,6 +27,7 @@ from trainkit.engine.learning_rates import ScheduleFunction
 from trainkit.errors import CheckpointError, ConfigError, require_at_least
 from trainkit.health.guard import Guard, Policy, check_policy
 from trainkit.health.hang import Watchdog, check_limit
+from trainkit.manifest import Manifest
 from trainkit.memory.memory import Memory, state_tensors
 from trainkit.modules.blocks import check_compiler
 from trainkit.ops.switch import Kernels, Ops
@@ -140,9 +141,11 @@ class Runtime:
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
+        self.manifest = Manifest(self.run_dir if self.ranks.is_main else None, report=self.tracker.message)
         self.run_log = self._make_run_log()
         self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
+        self._resumed: str | None = None
         self._engine_names: set[str] = set()
         self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._watchdog = self._make_watchdog(hang_timeout_s)
@@ -157,7 +160,7 @@ class Runtime:
             run_dir=self.run_dir,
             progress=lambda: (self.position, self.stream.num_samples),
             describe=self._describe,
-            started=self._close_first,
+            started=self._started,
         )
 
     def _make_preparation(self, activation_checkpointing: Sequence[str]) -> Preparation:
@@ -455,10 +458,33 @@ class Runtime:
         self._preparation.require_all_found()
         return self.summary()
 
-    def _close_first(self) -> None:
+    def _started(self) -> None:
         # What a tracker registered meanwhile comes after this: at exit the last one is called first.
         atexit.unregister(self.close)
         atexit.register(self.close)
+        self.manifest.add("training", self._facts())
+        by = {"num_ranks": self.ranks.world_size, "strategy": self.strategy.name, "device": self.device_name}
+        self.manifest.start(step=self.step, resumed=self._resumed, by=by)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest of a run says about it."""
+        cluster = self.ranks.cluster
+        return {
+            "strategy": self.strategy.name,
+            "layout": self.strategy.layout(cluster),
+            "num_ranks": cluster.world_size,
+            "num_ranks_per_host": cluster.local_world_size,
+            "device": self.device_name,
+            "num_threads": torch.get_num_threads(),
+            "precision": self.precision.name,
+            "precision_obtained": self.precision_obtained,
+            "ops": self.ops.kernels,
+            "compile": self.compile,
+            "seed": self.seed,
+            "deterministic": self.deterministic,
+            "num_samples": self.stream.num_samples,
+            **self.reducer.describe(),
+        }
 
     def log(self, step: int, **metrics: Tensor | float | Last) -> dict[str, float] | None:
         """Logs the means of `metrics` since the last logged step, every `log_every` steps and after the last one.
@@ -571,7 +597,7 @@ class Runtime:
             CheckpointError: naming what does not fit; nothing is changed then.
         """
         loaded = self.checkpoints.load(path, engines)
-        self.stream.clock.position = loaded.position
+        self.stream.clock.position, self._resumed = loaded.position, str(self.checkpoints.found)
         if isinstance(step := loaded.values.get("step"), int):
             self.step = self.run_log.resumed_step = step
         return loaded
@@ -586,6 +612,9 @@ class Runtime:
             self.tracker.message(str(error))
         self.checkpoints.close()
         has_tracked = self.run_log.is_started
+        if has_tracked:
+            self.manifest.add("training", self._facts())  # plans are chosen at the first backward pass
+        self.manifest.end(status, self.step)
         self.run_log.end(status)
         if self._run_lock is not None:
             assert self.run_dir is not None

@@ -24,6 +24,7 @@ from trainkit.training.interruption import mark_requeue, message_of
 from trainkit.training.length import Length
 from trainkit.training.resume import changes, load_recipe_state, other_data, where_to_resume
 from trainkit.training.rewinds import Rewinds
+from trainkit.training.trace import Trace
 
 
 class Trainer:
@@ -93,7 +94,11 @@ class Trainer:
         self.config, self.found = dict(config or {}), dict(found or {})
         self._composed = dict(composed or self.config)
         self.step = 0
+        self.stop_after: int | None = None
+        """Steps after which `fit` ends, with neither an evaluation nor a checkpoint, to be compared with another run;
+        None: at the recipe's end. Schedules stay those of the whole run."""
         self.rewinds = Rewinds()
+        self.trace = Trace(self.runtime)
         self._origin: Path | None = None
         self._has_logged_memory = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
@@ -146,6 +151,9 @@ class Trainer:
             if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()  # the last process was interrupted before it
             self._train(batches)
+            self.trace.end(self.step, self.recipe.engines())
+            if self._stops_here():
+                return {}
         else:
             self._start_tracking(None)
         metrics = self._evaluate()
@@ -235,6 +243,7 @@ class Trainer:
                 return
             metrics = self._step(batch)
             self.step += 1
+            self.trace.after(self.step, batch, metrics, self.recipe.engines())
             if not self._has_logged_memory:
                 self._has_logged_memory = True
                 account.log_memory(self.runtime, self.recipe)
@@ -251,7 +260,10 @@ class Trainer:
                 return
 
     def _is_over(self) -> bool:
-        return self.length.reason(self.runtime.position) is not None
+        return self._stops_here() or self.length.reason(self.runtime.position) is not None
+
+    def _stops_here(self) -> bool:
+        return self.stop_after is not None and self.step >= self.stop_after
 
     def _compress_schedules(self) -> None:
         factor = self.length.budget.stretch(self.runtime.position, self.recipe.num_samples, self.runtime.ranks)
@@ -320,6 +332,11 @@ class Trainer:
 
     def _start_tracking(self, first: Batch | None) -> None:
         self._baselines = {}  # a rewind may have removed them from what trackers wrote
+        self.runtime.manifest.add("configuration", self.config)
+        self.runtime.manifest.add("composed", self._composed)
+        self.runtime.manifest.add("data", self._facts_of_data())
+        if first is not None:  # nothing is left to train otherwise
+            self.trace.begin(self.step)
         if first is not None:  # a run that is complete keeps the configuration that it was trained with
             write_config(self.runtime, self.config, self.step)
         self.runtime.stream.num_samples = self.recipe.num_samples
@@ -330,6 +347,10 @@ class Trainer:
             milestones=self.recipe.milestones(),
         )
         self.runtime.run_log.throughput.end_within(self.length.budget.rest_s)
+
+    def _facts_of_data(self) -> dict[str, Any]:
+        counts = account.facts_of(self.recipe, {})["data"]
+        return {"counts": counts, "fingerprints": self._data(), "audit": self.found.get("audit")}
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -410,6 +431,7 @@ class Trainer:
                 found=self.found,
                 left_out=self.rewinds.left_out,
                 length=self.length.state_dict(),
+                manifest=self.runtime.manifest.value(),
             )
         self._saved = self.step, bool(metrics)
         self.rewinds.saved()

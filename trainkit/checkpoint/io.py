@@ -33,7 +33,8 @@ class CheckpointIO:
     def __init__(self, ranks: Ranks, report: Callable[[str], None], *, recipients: Sequence[Recipient] = ()) -> None:
         self._ranks, self._report, self._recipients = ranks, report, recipients
         self._saver: checkpoint.Saver | None = None
-        self._verified: Path | None = None
+        self.found: Path | None = None
+        """The checkpoint that `find` has found last."""
 
     def save(
         self, path: str | Path, items: Mapping[str, Any], *, position: int, then: Callable[[], None] = lambda: None
@@ -81,9 +82,9 @@ class CheckpointIO:
         Raises:
             CheckpointError: on all ranks.
         """
-        if self._verified is None or self._verified != Path(path):
-            self._verified = checkpoint.find_whole(Path(path), self._ranks, report=self._report)
-        return self._verified
+        if self.found is None or self.found != Path(path):
+            self.found = checkpoint.find_whole(Path(path), self._ranks, report=self._report)
+        return self.found
 
     def load(self, path: str | Path, engines: Mapping[str, Engine]) -> Loaded:
         """Fills `engines` from the checkpoint that `path` means. Collective: every rank must call.

@@ -298,10 +298,19 @@ def candidates(path: Path, report: Callable[[str], None] = lambda text: None) ->
         path = previous
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; give a run directory or one of its checkpoints/step_*")
-    if (path / MANIFEST).is_file() or any(path.glob("rank_*.safetensors*")):
+    if any(path.glob("rank_*.safetensors*")) or ((path / MANIFEST).is_file() and not _is_of_a_run(path / MANIFEST)):
         return [path]
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     return step_directories(checkpoints)[::-1]
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a manifest says what a run was made of, and not what a checkpoint holds."""
+    try:
+        found = read_json(path, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError):  # a damaged one is reported as that of a checkpoint
+        return False
+    return isinstance(found, dict) and "run" in found and "files" not in found
 
 
 def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:

@@ -124,6 +124,11 @@ class Reducer:
             self._close_others()
         return self._choices[num_bytes]
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the fingerprint of the links, where they were read, and the plan of each size of bucket, in words."""
+        plans = {str(num_bytes): choice.plan.describe() for num_bytes, choice in self._choices.items()}
+        return {"topology": self._fingerprint or None, "plans": plans}
+
     def route(self, plan: ReducePlan) -> Route:
         """The route along `plan`; one is kept for each plan. Collective: every rank must call."""
         digest = plan.digest()

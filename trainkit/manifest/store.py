@@ -1,0 +1,65 @@
+"""The file of a manifest: read as what anybody may have written, and written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.errors import DataError
+from trainkit.json_text import read_json
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+MAX_BYTES = 64 << 20
+_PARTS = ("run", "configuration", "code", "environment", "hardware", "data", "training")
+
+
+def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest of a run.
+
+    Args:
+        run_dir: the run directory.
+        manifest: JSON-able.
+
+    Raises:
+        OSError: where it cannot be written; one that exists stays.
+    """
+    path = run_dir / FILE_NAME
+    half = path.with_name(f".{FILE_NAME}.part")
+    try:
+        half.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        half.replace(path)
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """Reads the manifest of a run.
+
+    Args:
+        run_dir: the run directory, or the file itself.
+
+    Returns:
+        Its parts, each a dict: `run`, `configuration`, `code`, `environment`, `hardware`, `data` and `training`.
+
+    Raises:
+        DataError: there is none, or it is none.
+    """
+    path = run_dir if run_dir.is_file() else run_dir / FILE_NAME
+    if not path.is_file():
+        raise DataError(
+            f"{run_dir} has no {FILE_NAME}: give the directory of a run; one of an older trainkit has none, and "
+            f"gets one when it is resumed"
+        )
+    try:
+        found = read_json(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a manifest: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        known = found.get("format") if isinstance(found, dict) else None
+        raise DataError(f"{path} is no manifest of format {FORMAT}, but {known!r}: read it with a newer trainkit")
+    wrong = [name for name in _PARTS if not isinstance(found.get(name), dict)]
+    if wrong:
+        raise DataError(f"{path} is no manifest: {', '.join(wrong)} should be a JSON object")
+    return found
