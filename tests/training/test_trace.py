@@ -34,7 +34,7 @@ def by_hand(array, start=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_a_checksum_is_that_of_plain_integers(dtype, monkeypatch):
-    monkeypatch.setattr(trace, "_AT_ONCE", 7)
+    monkeypatch.setattr(trace, "_at_once", lambda device: 7)
     tensor = (torch.randn(5, 9) * 100).to(dtype)
     size = torch.empty(0, dtype=dtype).element_size()
     array = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).numpy()
@@ -92,6 +92,7 @@ def _of_batch(data, rank, world_size):
 @pytest.mark.parametrize("size", [8, 7, 1])
 def test_a_batch_is_the_same_on_any_number_of_ranks(size):
     data = {"x": torch.randn(size, 3, 2), "y": torch.arange(size)}
+    assert trace._of_rows(data["x"], torch.arange(size)) % (1 << 64) == by_hand(data["x"].numpy())
     whole = _of_batch(data, 0, 1)
     for world_size in (2, 4):
         parts = [_of_batch(data, rank, world_size) for rank in range(world_size)]

@@ -22,7 +22,6 @@ from trainkit.tracking.means import Last
 
 TRACE_FILE = "trace.jsonl"
 _FIRST = 4
-_AT_ONCE = 1 << 22  # elements
 _ODD = -7046029254386353131  # 2^64 over the golden ratio, as the hash of a multiplication uses it
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -125,19 +124,25 @@ def checksum(tensor: Tensor, start: int = 0) -> Tensor:
         (False, True)
     """
     bits = _bits(tensor).reshape(-1)
+    num = min(bits.numel(), _at_once(tensor.device))
+    weights = 2 * torch.arange(start, start + num, dtype=torch.int64, device=tensor.device) + 1
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for first in range(0, bits.numel(), _AT_ONCE):
-        part = bits[first : first + _AT_ONCE].to(torch.int64) + 1
-        index = torch.arange(start + first, start + first + part.numel(), dtype=torch.int64, device=tensor.device)
-        total += _weighted(part, index)
+    for first in range(0, bits.numel(), max(1, num)):
+        mixed = _mixed(bits[first : first + num])
+        total += (mixed * weights[: len(mixed)]).sum() + mixed.sum() * (2 * first)
     return total
 
 
-def _weighted(bits: Tensor, index: Tensor) -> Tensor:
-    """Mixes the bits first: those of small integers would make small sums, in which changes could cancel."""
-    mixed = bits * _ODD
-    mixed = (mixed ^ (mixed >> 29)) * _ODD
-    return ((mixed ^ (mixed >> 32)) * (2 * index + 1)).sum()
+def _at_once(device: torch.device) -> int:
+    """Elements that stay in a processor's cache; or that keep a GPU busy."""
+    return 1 << 16 if device.type == "cpu" else 1 << 24
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Those of small integers would make small sums, in which changes could cancel."""
+    mixed = bits.to(torch.int64, copy=True).add_(1).mul_(_ODD)
+    mixed.bitwise_xor_(mixed >> 29).mul_(_ODD)
+    return mixed.bitwise_xor_(mixed >> 32)
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -145,15 +150,16 @@ def _bits(tensor: Tensor) -> Tensor:
     return real.view(_BITS[real.element_size()])
 
 
-def _of_samples_of(leaf: Tensor, order: Tensor) -> int:
+def _of_rows(leaf: Tensor, order: Tensor) -> int:
     """The checksum of the rows of a global tensor that are here, by their places in it."""
     rows = _bits(leaf).reshape(len(order), -1)
     size, total = rows.shape[1], 0
-    inner = torch.arange(size, dtype=torch.int64, device=leaf.device)
-    for first in range(0, len(order), max(1, _AT_ONCE // max(1, size))):
-        some = slice(first, first + max(1, _AT_ONCE // max(1, size)))
-        index = order[some, None].to(leaf.device) * size + inner
-        total += int(_weighted(rows[some].to(torch.int64) + 1, index))
+    weights = 2 * torch.arange(size, dtype=torch.int64, device=leaf.device) + 1
+    num = max(1, _at_once(leaf.device) // size)
+    for first in range(0, len(order), num):
+        mixed = _mixed(rows[first : first + num])
+        places = order[first : first + num].to(leaf.device)
+        total += int((mixed * weights).sum() + (mixed.sum(1) * (2 * size * places)).sum())
     return total
 
 
@@ -177,14 +183,14 @@ def _of_weights(shards: Mapping[str, Shard]) -> dict[str, tuple[str, float]]:
 
 def _of_samples(batch: Batch) -> int:
     order = batch.positions - batch.position
-    return int(_weighted(batch.indices + 1, order))
+    return int((_mixed(batch.indices) * (2 * order + 1)).sum())
 
 
 def _of_content(batch: Batch, rank: int) -> int:
     order, total = batch.positions - batch.position, 0
     for number, leaf in enumerate(_leaves(batch.data)):
         if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(order):
-            value = _of_samples_of(leaf, order) if leaf.numel() else 0
+            value = _of_rows(leaf, order) if leaf.numel() else 0
         elif isinstance(leaf, Tensor):
             value = int(checksum(leaf)) * (2 * rank + 1)
         else:
