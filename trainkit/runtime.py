@@ -141,7 +141,9 @@ class Runtime:
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
-        self.manifest = Manifest(self.run_dir if self.ranks.is_main else None, report=self.tracker.message)
+        self.manifest = Manifest(
+            self.run_dir if self.ranks.is_main else None, training=self._facts, report=self.tracker.message
+        )
         self.run_log = self._make_run_log()
         self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
@@ -462,7 +464,6 @@ class Runtime:
         # What a tracker registered meanwhile comes after this: at exit the last one is called first.
         atexit.unregister(self.close)
         atexit.register(self.close)
-        self.manifest.add("training", self._facts())
         by = {"num_ranks": self.ranks.world_size, "strategy": self.strategy.name, "device": self.device_name}
         self.manifest.start(step=self.step, resumed=self._resumed, by=by)
 
@@ -612,8 +613,6 @@ class Runtime:
             self.tracker.message(str(error))
         self.checkpoints.close()
         has_tracked = self.run_log.is_started
-        if has_tracked:
-            self.manifest.add("training", self._facts())  # plans are chosen at the first backward pass
         self.manifest.end(status, self.step)
         self.run_log.end(status)
         if self._run_lock is not None:

@@ -115,7 +115,7 @@ def test_one_that_cannot_be_written_does_not_end_training(tmp_path, capsys):
         ("[" * 100_000, "nested too deeply"),
         ("[]", "is no manifest of format 1"),
         ('{"format": 2}', "read it with a newer trainkit"),
-        ('{"format": 1, "run": []}', "should be a JSON object"),
+        ('{"format": 1, "run": []}', "is no manifest: run: Input should be a valid dictionary"),
     ],
 )
 def test_what_is_no_manifest(tmp_path, text, message):

@@ -26,11 +26,14 @@ class Manifest:
 
     Args:
         run_dir: the run directory; None: nothing is written.
+        training: returns the part of that name whenever it is written: plans are chosen at the first backward pass.
         report: called with a line where it cannot be written: training continues.
     """
 
-    def __init__(self, run_dir: Path | None, *, report: Callable[[str], None]) -> None:
-        self._run_dir, self._report = run_dir, report
+    def __init__(
+        self, run_dir: Path | None, *, training: Callable[[], Mapping[str, Any]], report: Callable[[str], None]
+    ) -> None:
+        self._run_dir, self._training, self._report = run_dir, training, report
         self._facts: dict[str, Any] = {}
         self._gathered: Future[dict[str, Any]] | None = None
         self._history: list[dict[str, Any]] = []
@@ -39,7 +42,7 @@ class Manifest:
         """Adds facts to a part, before or after `start`.
 
         Args:
-            part: such as `training`.
+            part: such as `configuration`.
             facts: JSON-able.
         """
         self._facts[part] = {**self._facts.get(part, {}), **facts}
@@ -76,7 +79,8 @@ class Manifest:
         newest = self._history[-1]
         newest |= {f"{part}_sha256": _sha256(gathered[part]) for part in ("code", "environment")}
         run = {"name": self._run_dir.name, "created": self._history[0]["started"], "status": newest["status"]}
-        parts: dict[str, Any] = {"format": FORMAT, "run": run, "configuration": {}, **gathered, "training": {}}
+        parts: dict[str, Any] = {"format": FORMAT, "run": run, "configuration": {}, **gathered}
+        parts["training"] = {**self._training()}
         for part, facts in self._facts.items():
             parts[part] = {**parts.get(part, {}), **facts}
         return {**parts, "history": self._history}

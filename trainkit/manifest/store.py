@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from trainkit.errors import DataError
 from trainkit.json_text import read_json
@@ -11,7 +15,48 @@ from trainkit.json_text import read_json
 FILE_NAME = "manifest.json"
 FORMAT = 1
 MAX_BYTES = 64 << 20
-_PARTS = ("run", "configuration", "code", "environment", "hardware", "data", "training")
+Facts = dict[str, Any]
+
+
+class _Code(TypedDict, total=False):
+    trainkit: Facts
+    repositories: dict[str, Facts]
+    modules: dict[str, str]
+
+
+class _Environment(TypedDict, total=False):
+    python: str
+    packages: dict[str, Facts]
+    imported: list[str]
+    needed: list[str]
+    cuda: Facts
+    variables: dict[str, str]
+
+
+class _Hardware(TypedDict, total=False):
+    cpu: Facts
+    gpus: list[Facts]
+
+
+class _Data(TypedDict, total=False):
+    counts: Facts
+    fingerprints: dict[str, str]
+    files: Facts
+    audit: Facts | None
+
+
+class _Read(TypedDict):
+    """What is read of a manifest, and of which kind it must be; there may be more."""
+
+    run: Facts
+    configuration: Facts
+    code: _Code
+    environment: _Environment
+    hardware: _Hardware
+    data: _Data
+    training: Facts
+    composed: NotRequired[Facts]
+    history: NotRequired[list[Facts]]
 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
@@ -59,7 +104,15 @@ def read(run_dir: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         known = found.get("format") if isinstance(found, dict) else None
         raise DataError(f"{path} is no manifest of format {FORMAT}, but {known!r}: read it with a newer trainkit")
-    wrong = [name for name in _PARTS if not isinstance(found.get(name), dict)]
-    if wrong:
-        raise DataError(f"{path} is no manifest: {', '.join(wrong)} should be a JSON object")
+    try:
+        _schema().validate_python(found, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise DataError(f"{path} is no manifest: {where}: {wrong['msg']}") from error
     return found
+
+
+@cache
+def _schema() -> TypeAdapter[_Read]:
+    return TypeAdapter(_Read)

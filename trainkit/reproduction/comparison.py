@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from trainkit import manifest
 from trainkit.errors import DataError
@@ -100,7 +102,23 @@ def compare(first: Path, second: Path) -> Comparison:
     return made("parted", text, parted_at=step, first_bits=first_bits, largest=known)
 
 
-def read_trace(run_dir: Path) -> dict[int, dict[str, Any]]:
+class Line(TypedDict):
+    """A line of trace.jsonl; see `Trace`."""
+
+    step: int
+    position: int
+    samples: NotRequired[str]
+    batch: NotRequired[str]
+    metrics: NotRequired[dict[str, float | None]]
+    weights: dict[str, dict[str, tuple[str, float]]]
+
+
+@cache
+def _schema() -> TypeAdapter[list[Line]]:
+    return TypeAdapter(list[Line])
+
+
+def read_trace(run_dir: Path) -> dict[int, Line]:
     """Reads trace.jsonl.
 
     Args:
@@ -119,8 +137,8 @@ def read_trace(run_dir: Path) -> dict[int, dict[str, Any]]:
         lines = [
             parse_json(line) for line in read_bounded(path, MAX_BYTES).splitlines(keepends=True) if line[-1:] == b"\n"
         ]
-        return {int(line["step"]): line for line in lines}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {line["step"]: line for line in _schema().validate_python(lines)}
+    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
         raise DataError(f"{path} is no trace of a run: {error}") from error
 
 
@@ -128,7 +146,7 @@ _SAMPLES, _BATCH = "other samples were drawn", "the batch has other content"
 _DATA = (_SAMPLES, _BATCH)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, with_content: bool) -> Iterator[str]:
+def _differences(before: Line, now: Line, *, with_content: bool) -> Iterator[str]:
     """What differs after a step, in the order in which it comes about."""
     if {"samples", "batch"} <= before.keys() & now.keys():
         if before["samples"] != now["samples"]:
@@ -143,7 +161,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, with_cont
                 yield f"{name} of {engine}"
 
 
-def _of_metrics(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _of_metrics(before: Line, now: Line) -> Iterator[tuple[str, float]]:
     """The relative difference of each metric; infinite where only one run has a finite one."""
     first, second = before.get("metrics") or {}, now.get("metrics") or {}
     for name in (name for name in first if name in second):
@@ -154,8 +172,8 @@ def _of_metrics(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
             yield name, abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
 
 
-def _weights(line: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    return {engine: {name: str(of[0]) for name, of in tensors.items()} for engine, tensors in line["weights"].items()}
+def _weights(line: Line) -> dict[str, dict[str, str]]:
+    return {engine: {name: of[0] for name, of in tensors.items()} for engine, tensors in line["weights"].items()}
 
 
 def _tolerance(precision: Any) -> float:
@@ -174,7 +192,7 @@ def _bound(largest: tuple[float, str, int] | None) -> str:
     return f"metrics differ by at most {difference:.1e} of their value ({name}, step {step})"
 
 
-def _beside(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> str:
+def _beside(before: Line, now: Line, name: str) -> str:
     first, second = (line.get("metrics") or {} for line in (before, now))
     return f" {first[name]} -> {second[name]}" if name in first and name in second else ""
 
