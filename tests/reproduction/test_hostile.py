@@ -1,6 +1,7 @@
 """Run directories of anybody: whatever is in a manifest or a trace, commands end with one clear error, or none."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ LINE = {
     "metrics": {"loss": 1.0},
     "weights": {"m": {"w": ["1", 1.0]}},
 }
-JUNK = (None, 3, "x", [], [3], {"x": 3}, {"x": [None]}, float("inf"))
+JUNK: tuple[Any, ...] = (None, 3, "x", [], [3], {"x": 3}, {"x": [None]}, float("inf"))
 
 
 def _run(path, found, line):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from trainkit.errors import DataError
@@ -37,6 +38,7 @@ class Manifest:
         self._facts: dict[str, Any] = {}
         self._gathered: Future[dict[str, Any]] | None = None
         self._history: list[dict[str, Any]] = []
+        self._lock = Lock()
 
     def add(self, part: str, facts: Mapping[str, Any]) -> None:
         """Adds facts to a part, before or after `start`.
@@ -68,7 +70,7 @@ class Manifest:
         named = {key: configuration.get(key) for key in ("data", "weights")}
         pool = ThreadPoolExecutor(1)
         self._gathered = pool.submit(_gathered, self._run_dir, named)
-        self._gathered.add_done_callback(lambda done: None if done.exception() else self._write())
+        self._gathered.add_done_callback(self._write_first)
         pool.shutdown(wait=False)
 
     def value(self) -> dict[str, Any]:
@@ -94,13 +96,14 @@ class Manifest:
         """
         if self._gathered is None:
             return
-        self._history[-1] |= {"ended": _now(), "status": status, "last_step": step}
         gathered = self._gathered.result()
         gathered["environment"] |= _imported()
         # Those that are known already stay as they were when training began.
         gathered["code"]["modules"] = {**code.modules(), **gathered["code"]["modules"]}
-        self._write()
-        self._gathered, self._history = None, []
+        with self._lock:
+            self._history[-1] |= {"ended": _now(), "status": status, "last_step": step}
+            self._write()
+            self._gathered, self._history = None, []
 
     def _earlier(self, step: int) -> list[dict[str, Any]]:
         """The history in the run directory; that of another run, which this one replaces, is forgotten."""
@@ -113,6 +116,12 @@ class Manifest:
             self._report(f"{error}; its history is left out")
             return []
         return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+    def _write_first(self, gathered: Future[dict[str, Any]]) -> None:
+        """Writes what the thread has gathered, unless the run has ended meanwhile. Called in the thread."""
+        with self._lock:
+            if gathered.exception() is None and self._gathered is gathered:
+                self._write()
 
     def _write(self) -> None:
         assert self._run_dir is not None
