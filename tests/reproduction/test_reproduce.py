@@ -154,12 +154,20 @@ def test_a_container_from_a_manifest(original, tmp_path, capsys):
     assert not [line for line in lines if line.startswith(("trainkit", "pytest=="))]
     docker = (written / "Dockerfile").read_text()
     copied = [word for line in docker.splitlines() if line.startswith("COPY") for word in line.split()[1:-1]]
-    assert {"requirements.txt", "trainkit", "manifest.json", "*.jsonl"} == {*copied}
+    assert {"requirements.txt", "trainkit", "manifest.json", "*.jsonl", "reproduce.sh"} == {*copied}
     cube = yaml.safe_load((written / "mlcube.yaml").read_text())
     assert cube["tasks"]["reproduce"]["parameters"]["outputs"] == {
         "results": {"type": "directory", "default": "results"}
     }
+    assert cube["tasks"]["reproduce"]["entrypoint"] == "/run/reproduce.sh"
     assert "docker build" in capsys.readouterr().out
+    (tmp_path / "trainkit").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (tmp_path / "trainkit").chmod(0o755)
+    typed = subprocess.run(
+        [written / "reproduce.sh", "reproduce", "--data_dir=/my data", "--results=/out"],
+        capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True,
+    )  # fmt: skip
+    assert typed.stdout == "reproduce|original|--to|/out/again|data.path=/my data/reviews.csv|"
     assert main(["manifest", "container", str(original), str(written)]) == 2
 
 

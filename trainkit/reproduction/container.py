@@ -11,6 +11,7 @@ from trainkit import manifest
 from trainkit.errors import ConfigError
 from trainkit.reproduction.requirements import is_local, requirements
 
+_SCRIPT = "reproduce.sh"
 _PYTHON_IMAGE, _CUDA_IMAGE = "python:{python}-slim", "nvidia/cuda:{cuda}-devel-ubuntu24.04"
 
 
@@ -33,8 +34,9 @@ def write_container(run: Path, directory: Path) -> list[str]:
         "Dockerfile": _dockerfile(found),
         "requirements.txt": "\n".join(requirements(found["environment"])) + "\n",
         "mlcube.yaml": _mlcube(found),
+        _SCRIPT: _script(found),
         manifest.FILE_NAME: json.dumps(found, indent=1) + "\n",
-        ".dockerignore": "*\n!requirements.txt\n!manifest.json\n!*.jsonl\n!trainkit\n",
+        ".dockerignore": "*\n!requirements.txt\n!reproduce.sh\n!manifest.json\n!*.jsonl\n!trainkit\n",
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -42,6 +44,7 @@ def write_container(run: Path, directory: Path) -> list[str]:
             raise ConfigError(f"{directory} is not empty: give another directory")
         for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8")
+        (directory / _SCRIPT).chmod(0o755)
         for path in (*run.glob("*.diff"), run / "trace.jsonl", run / manifest.FILES):
             if path.is_file():
                 shutil.copyfile(path, directory / path.name)
@@ -78,6 +81,7 @@ def _dockerfile(found: Mapping[str, Any]) -> str:
         "COPY trainkit ./trainkit",
         "RUN pip install --no-cache-dir --no-deps --no-build-isolation ./trainkit",
         "COPY manifest.json *.jsonl ./original/",
+        f"COPY {_SCRIPT} ./",
         f"ENV OMP_NUM_THREADS={_threads(found)}",
         'ENTRYPOINT ["trainkit"]',
         'CMD ["reproduce", "original", "--to", "/run/results"]',
@@ -99,7 +103,7 @@ def _mlcube(found: Mapping[str, Any]) -> str:
         },
         "tasks": {
             "reproduce": {
-                "entrypoint": "trainkit reproduce original",
+                "entrypoint": f"/run/{_SCRIPT}",
                 "parameters": {
                     "inputs": {"data_dir": {"type": "directory", "default": "data"}},
                     "outputs": {"results": {"type": "directory", "default": "results"}},
@@ -108,6 +112,27 @@ def _mlcube(found: Mapping[str, Any]) -> str:
         },
     }
     return yaml.safe_dump(descriptor, sort_keys=False)
+
+
+def _script(found: Mapping[str, Any]) -> str:
+    """What MLCube calls with the folders that it mounts, as --data_dir=DIR and --results=DIR."""
+    data = found["configuration"].get("data")
+    path = data.get("path") if isinstance(data, Mapping) else None
+    inside = f"/{Path(path).name}" if isinstance(path, str) and Path(path).suffix else ""
+    given = f' "data.path=$data_dir"{shlex.quote(inside) if inside else ""}' if isinstance(path, str) else ""
+    return f"""\
+#!/bin/sh
+# Makes the run again: reproduce.sh --data_dir=DIR --results=DIR
+set -eu
+data_dir=data results=results
+for word in "$@"; do
+    case $word in
+        --data_dir=*) data_dir=${{word#*=}} ;;
+        --results=*) results=${{word#*=}} ;;
+    esac
+done
+exec trainkit reproduce original --to "$results/again"{given}
+"""
 
 
 def _threads(found: Mapping[str, Any]) -> int:
