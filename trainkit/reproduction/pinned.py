@@ -10,13 +10,15 @@ from typing import Any
 from trainkit import manifest
 from trainkit.errors import ConfigError, UntrustedError
 from trainkit.manifest import code
-from trainkit.reproduction.requirements import requirements
+from trainkit.reproduction.requirements import is_local, requirements
 
 _SOURCE, _REQUIREMENTS = "source", "requirements.txt"
 
 
 def build(run: Path, directory: Path, *, trust: bool, report: Callable[[str], None]) -> Path:
-    """Makes a virtual environment, with uv where it is installed.
+    """Makes a virtual environment.
+
+    pip installs, since it knows the indexes that this machine is configured for; uv brings a Python that is not here.
 
     Args:
         run: the directory of a run.
@@ -40,31 +42,35 @@ def build(run: Path, directory: Path, *, trust: bool, report: Callable[[str], No
         raise ConfigError(f"--environment={directory} is not empty: give another directory")
     source = _source(found, run, trust=trust)  # before anything is made
     version = str(found["environment"].get("python"))
-    uv = shutil.which("uv")
     report(f"makes an environment with Python {version} in {directory}")
-    _make(directory, version, uv)
+    _make(directory, version)
     lines = requirements(found["environment"])
     (directory / _REQUIREMENTS).write_text("\n".join(lines) + "\n")
     report(f"installs {len(lines)} packages of exact versions: some minutes")
-    install = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install", "-q"]
-    _run([*install, "--no-deps", "-r", str(directory / _REQUIREMENTS)], "the packages could not be installed")
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    local = is_local(found["environment"])
+    of_torch = (
+        f"; builds of torch for {local} have an index of their own: set PIP_EXTRA_INDEX_URL to it" if local else ""
+    )
+    failure = f"the packages could not be installed{of_torch}"
+    _run([*install, "-r", str(directory / _REQUIREMENTS)], failure)
     where = source(directory / _SOURCE)
     report(f"installs trainkit from {where}")
-    _run([*install, "--no-deps", "--no-build-isolation", where], "trainkit could not be installed")
+    _run([*install, "--no-build-isolation", where], "trainkit could not be installed")
     made.write_text("")
     return python
 
 
-def _make(directory: Path, version: str, uv: str | None) -> None:
-    if uv is not None:
-        _run([uv, "venv", "--seed", "--python", version, str(directory)], f"uv found no Python {version}")
-        return
+def _make(directory: Path, version: str) -> None:
     minor = ".".join(version.split(".")[:2])
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    program = sys.executable if own == minor else shutil.which(f"python{minor}")
-    if program is None:
+    program, uv = sys.executable if own == minor else shutil.which(f"python{minor}"), shutil.which("uv")
+    if program is not None:
+        _run([program, "-m", "venv", str(directory)], "the environment could not be made")
+    elif uv is not None:
+        _run([uv, "venv", "--seed", "--python", version, str(directory)], f"uv found no Python {version}")
+    else:
         raise ConfigError(f"the run had Python {version}, and there is no python{minor} here: install it, or uv")
-    _run([program, "-m", "venv", str(directory)], "the environment could not be made")
 
 
 def _source(found: Mapping[str, Any], run: Path, *, trust: bool) -> Callable[[Path], str]:

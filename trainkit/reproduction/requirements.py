@@ -10,8 +10,6 @@ _NOT_INSTALLED = ("trainkit", "pip", "uv")
 def requirements(environment: Mapping[str, Any]) -> list[str]:
     """Returns the exact versions of the packages that a run needed, without trainkit, which comes from its own source.
 
-    A local version, such as `+cpu` of torch, is that of one index: it is left out, and the installed one compared.
-
     Args:
         environment: of a manifest.
 
@@ -20,7 +18,7 @@ def requirements(environment: Mapping[str, Any]) -> list[str]:
 
     Example:
         >>> requirements({"packages": {"numpy": {"version": "2.4.1"}, "torch": {"version": "2.13.0+cpu"}}})
-        ['numpy==2.4.1', 'torch==2.13.0']
+        ['numpy==2.4.1', 'torch==2.13.0+cpu']
     """
     packages = environment.get("packages")
     found = packages if isinstance(packages, Mapping) else {}
@@ -28,7 +26,7 @@ def requirements(environment: Mapping[str, Any]) -> list[str]:
     used = {*_FIRST, *needed} if isinstance(needed, list) else {*found}
     names = [name for name in found if name in used - {*_NOT_INSTALLED} and isinstance(found[name], Mapping)]
     ordered = sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
-    return [f"{name}=={str(found[name].get('version')).partition('+')[0]}" for name in ordered]
+    return [f"{name}=={found[name].get('version')}" for name in ordered]
 
 
 def is_local(environment: Mapping[str, Any]) -> str | None:
