@@ -23,7 +23,7 @@ LAYERS = (
     ("strategy", "checkpoint", "health", "export", "audit", "manifest"),
     ("prune",),
     ("engine",),
-    ("data", "precision"),
+    ("data", "precision", "evaluation"),
     ("modules",),
     ("reduction", "optim", "tracking"),
     ("planning",),

@@ -21,6 +21,7 @@ Last         a metric that is logged as it was last, and not as a mean
 Tracker      where numbers, pictures and text of a run go
 
 data         sources of samples: Text, Images, Datasets
+evaluation   what a number on held-out samples is worth: intervals, baselines, verdict
 encryption   checkpoints and files that only the owners of keys read
 export       a trained model in the formats of other programs
 errors       what is raised; TrainkitError is the base class
@@ -36,7 +37,7 @@ from trainkit.lazy import exports
 from trainkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from trainkit import data, encryption, errors, export, ops, optim, prune, testing
+    from trainkit import data, encryption, errors, evaluation, export, ops, optim, prune, testing
     from trainkit.distributed.processes import launch
     from trainkit.engine.engine import Engine
     from trainkit.engine.step_result import StepResult
@@ -73,6 +74,7 @@ __all__ = [
     "data",
     "encryption",
     "errors",
+    "evaluation",
     "export",
     "launch",
     "load_recipe",
@@ -108,6 +110,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
             "data": "trainkit.data",
             "encryption": "trainkit.encryption",
             "errors": "trainkit.errors",
+            "evaluation": "trainkit.evaluation",
             "export": "trainkit.export",
             "launch": "trainkit.distributed.processes",
             "load_recipe": "trainkit.job",

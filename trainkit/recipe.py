@@ -16,6 +16,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.encryption import use_identity_of
 from trainkit.engine.engine import Engine
 from trainkit.errors import ConfigError
+from trainkit.evaluation import Better, HeldOutSamples
 from trainkit.tracking.means import Last
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Recipe(ABC):
     """Whether learning-rate schedules restart within a run: `minutes` could not compress them."""
     best_metric: str | None = None
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
+    better: Mapping[str, Better] = {}
+    """By metric with baselines, whether `lower` or `higher` is better; of `best_metric` its sign says so."""
+    references: tuple[str, ...] = ()
+    """Names in `baselines` that no model is to beat, such as real images against real ones: shown beside, no more."""
     implied_keys: tuple[str, ...] = ()
     """The dotted names that `implied_arguments` may return: a resumed run takes them from its checkpoint."""
     start_keys: tuple[str, ...] = ()
@@ -140,11 +145,25 @@ class Recipe(ABC):
         """Baselines of the metrics, such as `{"accuracy": {"most frequent class": 0.61}}`. Collective.
 
         A Trainer calls it at every evaluation, and logs baselines that changed; curve.png draws them as dashed lines.
+        A run ends with the verdict whether the model beats those of its `best_metric`, or of the first metric that has
+        some; `better` and `references` say how they are compared.
 
         Returns:
             For a metric of `evaluate`, values by name, the same on every rank.
         """
         return {}
+
+    def held_out_samples(self) -> Sequence[HeldOutSamples]:
+        """What the metrics of the last `evaluate` are of, sample by sample, for their intervals. Collective.
+
+        Called after `evaluate` and `baselines`. Metrics that are in none of them, such as distances between sets of
+        images, get no interval.
+
+        Returns:
+            Samples of all ranks, the same on every rank and in the same order on any number of them; see
+            `trainkit.evaluation.in_order`.
+        """
+        return ()
 
     @classmethod
     def implied_arguments(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from torch import Tensor
 from trainkit import checkpoint
 from trainkit.data.batch import Batch
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, require_at_least
+from trainkit.evaluation import Assessment
 from trainkit.health.nonfinite import Fault, NonFiniteStepError
 from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
-from trainkit.tracking.means import Last, number_of
+from trainkit.tracking.means import Last
 from trainkit.training import account, outgrown, result
+from trainkit.training.assessing import assess
 from trainkit.training.checkpoints import Checkpoints
 from trainkit.training.config_file import write_config
 from trainkit.training.interruption import mark_requeue, message_of
@@ -101,7 +103,7 @@ class Trainer:
         self.trace = Trace(self.runtime)
         self._origin: Path | None = None
         self._has_logged_memory = False
-        self._evaluated: tuple[int, dict[str, float]] | None = None
+        self._evaluated: tuple[int, Assessment] | None = None
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether it holds metrics."""
         self._best_value = math.inf
@@ -156,13 +158,13 @@ class Trainer:
                 return {}
         else:
             self._start_tracking(None)
-        metrics = self._evaluate()
+        assessment = self._evaluate()
         self._save()
         self.runtime.finish_saving()
         with self.runtime.during("finishing"):
             self.recipe.finish()
-        self._report_end(metrics)
-        return metrics
+        self._report_end(assessment)
+        return dict(assessment.metrics)
 
     def _require_same_everywhere(self) -> None:
         self.runtime.ranks.require_same(
@@ -206,7 +208,8 @@ class Trainer:
         self.runtime.tracker.load_state_dict(values["tracker"])
         self.step, self._origin = values["step"], path
         self.rewinds.load(values.get("left_out", []))
-        self._evaluated = (self.step, values["metrics"]) if values["metrics"] else None
+        measured = Assessment.of(values["metrics"], values.get("assessment", {}))
+        self._evaluated = (self.step, measured) if values["metrics"] else None
         if is_own:
             self._saved = self.step, bool(values["metrics"])
         return position
@@ -310,25 +313,27 @@ class Trainer:
         self._has_logged_memory = False
         return self._begin(self._restore(path))
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> Assessment:
         if self._evaluated is not None and self._evaluated[0] == self.step:
             return self._evaluated[1]
         self.runtime.guard.read()
         with self.runtime.during("evaluation"):
             self.runtime.share_buffers()
-            metrics = {name: number_of(name, value) for name, value in self.recipe.evaluate().items()}
-            baselines = self.recipe.baselines()
-        if baselines != self._baselines:
-            self._baselines = baselines
-            self.runtime.tracker.baselines(self.step, baselines)
-        self.runtime.tracker.evaluation(self.step, metrics)
-        self._evaluated = self.step, metrics
+            found = assess(self.recipe)
+        metrics, tracker = found.metrics, self.runtime.tracker
+        if found.baselines != self._baselines:
+            self._baselines = found.baselines
+            tracker.baselines(self.step, found.baselines)
+        tracker.evaluation(self.step, metrics)
+        if found.intervals:
+            tracker.intervals(self.step, {name: interval.bounds for name, interval in found.intervals.items()})
+        self._evaluated = self.step, found
         value = self.runtime.ranks.broadcast_object(self.checkpoints.value_of(metrics))  # all ranks must agree
         self.length.see(self.step, metrics, value)
         if self.checkpoints.keeps_best and value is not None and value < self._best_value:
             self._best_value = value
             self._save()  # whatever save_every is: what was measured as the best is what is kept
-        return metrics
+        return found
 
     def _start_tracking(self, first: Batch | None) -> None:
         self._baselines = {}  # a rewind may have removed them from what trackers wrote
@@ -365,22 +370,22 @@ class Trainer:
     def _report_earlier(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Reports how the run has ended; nothing is written, and trackers get messages only."""
         self._message(f"the run in {self.runtime.run_dir} is complete; nothing was done")
-        for line in self._account_of_end(found["metrics"], found["reason"]):
+        for line in self._account_of_end(Assessment.of(found["metrics"], found), found["reason"]):
             self._message(line)
         self._message(self.length.to_train_on(self.runtime.position))
         return dict(found["metrics"])
 
-    def _report_end(self, metrics: Mapping[str, float]) -> None:
+    def _report_end(self, assessment: Assessment) -> None:
         reason = self.length.reason(self.runtime.position) or ""
-        for line in self._account_of_end(metrics, reason):
+        for line in self._account_of_end(assessment, reason):
             self.runtime.run_log.message(line)
-        ended = {"step": self.step, "metrics": metrics, "reason": reason}
+        ended = {"step": self.step, "metrics": assessment.metrics, "reason": reason, **assessment.facts()}
         ended |= {"audit": self.found["audit"]} if "audit" in self.found else {}
         result.write(self.runtime, {**ended, "budget": self.length.budget.state_dict()})
 
-    def _account_of_end(self, metrics: Mapping[str, float], reason: str) -> Iterator[str]:
+    def _account_of_end(self, measured: Assessment, reason: str) -> Iterator[str]:
         kept = self.checkpoints.describe()
-        return account.of_end(self.runtime, self.recipe, self._composed, self.step, metrics, reason, kept, self.found)
+        return account.of_end(self.runtime, self.recipe, self._composed, self.step, measured, reason, kept, self.found)
 
     # -- interruption -------------------------------------------------------------------------------------------
 
@@ -410,7 +415,8 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        metrics = self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else {}
+        found = self._evaluated[1] if self._evaluated and self._evaluated[0] == self.step else None
+        metrics = found.metrics if found else {}
         if self.checkpoints.directory is None or self._saved in ((self.step, True), (self.step, bool(metrics))):
             return
         with self.runtime.during("saving"):
@@ -425,7 +431,8 @@ class Trainer:
                 tracker=self.runtime.tracker.state_dict(),
                 metrics=metrics,
                 data=self._data(),
-                facts=account.facts_of(self.recipe, self._baselines if metrics else {}),
+                assessment=found.facts() if found else {},
+                facts=account.facts_of(self.recipe, found.baselines if found else {}),
                 config=self.config,
                 composed=self._composed,
                 found=self.found,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FREQUENCIES = "token frequencies"
 MOST_FREQUENT = "most frequent token"
 LEFT_BIGRAM = "best left-neighbour bigram"
 TWO_SIDED = "two-sided neighbours"
@@ -16,7 +17,7 @@ class NeighbourCounts:
 
     MOST_FREQUENT ignores them. LEFT_BIGRAM is the token that most often follows the left one. TWO_SIDED is the token
     that is most often between the two. A combination that was not in the training text falls back to the previous
-    baseline.
+    baseline. FREQUENCIES gives every token the probability that it has in the training text, whatever is around it.
 
     Args:
         windows: int64 [n, sequence_length] each; neighbours are counted within a window.
@@ -29,7 +30,10 @@ class NeighbourCounts:
         special = torch.tensor(tokenizer.special_tokens)  # type: ignore[attr-defined]
         triples = [self._triples(tokens_BT.cpu(), special) for tokens_BT in windows]
         left, middle, right = (torch.cat(column) for column in zip(*triples, strict=True))
-        self._frequent = int(torch.bincount(middle).argmax())
+        counts_V = torch.bincount(middle, minlength=self._vocab_size)
+        self._frequent = int(counts_V.argmax())
+        # A token that was never seen counts as seen once: its loss is finite.
+        self._losses_V = -((counts_V + 1).double() / (len(middle) + self._vocab_size)).log()
         self._after = _MostFrequent(left, middle, self._vocab_size)
         self._between = _MostFrequent(left * self._vocab_size + right, middle, self._vocab_size)
 
@@ -50,6 +54,10 @@ class NeighbourCounts:
         after = self._after.look_up(left, otherwise=frequent)
         between = self._between.look_up(left * self._vocab_size + right, otherwise=after)
         return {MOST_FREQUENT: frequent, LEFT_BIGRAM: after, TWO_SIDED: between}
+
+    def losses(self, tokens: Tensor) -> Tensor:
+        """Returns float64 of the same shape: the cross-entropy of FREQUENCIES, which ignores neighbours."""
+        return self._losses_V[tokens.cpu()]
 
     def _neighbours(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         padded = F.pad(tokens_BT, (1, 1), value=self._pad)

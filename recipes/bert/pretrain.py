@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
+from trainkit.evaluation import Better, SampleSums
 from trainkit.export import Exporter
 from trainkit_recipes.bert.data import Kind, Masked, Masking, check_masking
 from trainkit_recipes.bert.export import to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
-from trainkit_recipes.bert.held_out import HeldOut
+from trainkit_recipes.bert.held_out import LOSS, TOKENS, HeldOut
 from trainkit_recipes.bert.hugging_face import (
     IMPLIED_KEYS,
     implied_by_weights,
@@ -71,7 +72,8 @@ class MaskedLanguageModelling(Recipe):
         DataError: for data without a tokenizer, and weights that do not match.
     """
 
-    best_metric: str | None = "held_out_loss"
+    best_metric: str | None = LOSS
+    better: Mapping[str, Better] = {LOSS: "lower", TOKENS: "higher", ACCURACY: "higher"}
     implied_keys = IMPLIED_KEYS
     start_keys = ("weights",)
 
@@ -254,7 +256,7 @@ class MaskedLanguageModelling(Recipe):
         """Returns loss and accuracy on the masked tokens of the held-out data."""
         totals = self._measured = self._evaluated.measure(self.model)
         self._evaluations.append((self.runtime.step, totals["accuracy"]))
-        measured = {"held_out_loss": totals["loss"], "held_out_accuracy": totals["accuracy"]}
+        measured = {LOSS: totals["loss"], TOKENS: totals["accuracy"]}
         return {**measured, ACCURACY: totals[ACCURACY]} if self.next_sentence else measured
 
     def fill(self, sentence: str) -> Filled:
@@ -291,13 +293,17 @@ class MaskedLanguageModelling(Recipe):
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
-            baselines=self._evaluated.baselines()["held_out_accuracy"],
+            baselines=self._evaluated.baselines()[TOKENS],
             sentences=map(self.fill, self.sentences),
         )
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the accuracy of the counts of neighbours, and for pairs that of the majority class."""
+        """Returns the loss of token frequencies, the accuracy of counts of neighbours, and for pairs the majority's."""
         return self._evaluated.baselines()
+
+    def held_out_samples(self) -> list[SampleSums]:
+        """Returns loss and accuracy by document, or by window of data that do not know documents."""
+        return self._evaluated.held_out_samples()
 
     def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
         """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.

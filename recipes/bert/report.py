@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit import Runtime
 from trainkit.data import Batch, Datasets
-from trainkit_recipes.bert.baselines import TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.baselines import FREQUENCIES, LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
 from trainkit_recipes.bert.data import IGNORED, Masked
 from trainkit_recipes.bert.filled import Filled
+from trainkit_recipes.bert.unit_sums import UnitSums, units_of
 
 NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
@@ -72,9 +75,9 @@ class Report:
         )
 
 
-def baseline_accuracies(
+def baseline_sums(
     datasets: Datasets, held_out: Iterable[tuple[Batch, Masked]], *, tokenizer: Any, runtime: Runtime
-) -> dict[str, float]:
+) -> dict[str, NDArray[np.float64]]:
     """Measures baselines on the masked tokens of the held-out split. Collective: every rank must call.
 
     Args:
@@ -84,19 +87,24 @@ def baseline_accuracies(
         runtime: of the job.
 
     Returns:
-        Accuracy by the name of a baseline, the same on every rank.
+        By the name of a baseline, float64 [units, 3]: of each unit of the text the sum of losses, the tokens that were
+        right, and all tokens; NaN where a baseline has no loss, or no prediction. The same on every rank.
     """
     counts = NeighbourCounts(_windows(datasets.train), tokenizer)
-    correct: dict[str, Tensor] = {}
-    num_masked = torch.zeros(())
+    sums = UnitSums(5)
     for batch, masked in held_out:
         labels_BK = masked.labels_BK.cpu()
-        for name, predicted_BK in counts.predictions(batch.tokens, masked.chosen_BK).items():
-            correct[name] = correct.get(name, torch.zeros(())) + (predicted_BK == labels_BK).sum()
-        num_masked = num_masked + (labels_BK != IGNORED).sum()
-    totals = runtime.ranks.all_reduce_sum({**correct, "masked": num_masked})
-    masked_tokens = totals.pop("masked")
-    return {name: count / masked_tokens for name, count in totals.items()}
+        is_used_BK, predicted = labels_BK != IGNORED, counts.predictions(batch.tokens, masked.chosen_BK)
+        labels_N = labels_BK[is_used_BK]
+        right = [(predicted[name][is_used_BK] == labels_N).numpy() for name in (MOST_FREQUENT, LEFT_BIGRAM, TWO_SIDED)]
+        losses_N = counts.losses(labels_N).numpy()
+        sums.add(units_of(batch, masked, datasets.held_out), losses_N, *right, np.ones(len(labels_N)))
+    _, sums_UF = sums.over_ranks(runtime)
+    losses, *rights, num = sums_UF.T
+    unknown = np.full_like(num, np.nan)
+    of_counts = zip((MOST_FREQUENT, LEFT_BIGRAM, TWO_SIDED), rights, strict=True)
+    found = {name: np.stack([unknown, right, num], axis=1) for name, right in of_counts}
+    return {FREQUENCIES: np.stack([losses, unknown, num], axis=1), **found}
 
 
 def outlook(

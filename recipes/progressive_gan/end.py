@@ -16,7 +16,7 @@ from trainkit_recipes.progressive_gan.image_sets import ImageSet
 from trainkit_recipes.progressive_gan.metrics.copying import Copying
 from trainkit_recipes.progressive_gan.networks import Generator, Widths
 
-TRAINING_IMAGES = "as many training images"
+TRAINING_IMAGES, UNTRAINED = "as many training images", "untrained generator"
 TITLE, COPYING_TITLE = "measured against held-out images", "are training images copied"
 """Of the tables."""
 DISTANCES = ("swd", "frechet", "kernel")

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainkit import Runtime
 from trainkit.data import Datasets, track
 from trainkit.errors import ConfigError, nearest, require_at_least
+from trainkit.evaluation import Better
 from trainkit_recipes.progressive_gan.collected import OF_FEATURES, Collected, collect, compare
 from trainkit_recipes.progressive_gan.image_sets import Generate, GeneratedImages, ImageSet, RealImages
 from trainkit_recipes.progressive_gan.metrics.copying import NUM_NEIGHBOURS, Copying, pixels
@@ -99,6 +100,11 @@ class Evaluator:
         self._held_out_distances: dict[tuple[int, bool], Nearest] = {}
         needs = {*settings.metrics, *settings.at_end} & {*_NEED_NETWORK}
         self.network = self._load_network() if needs and len(datasets.held_out) else None
+
+    def better(self) -> dict[str, Better]:
+        """Returns by metric that is a distance that lower is better."""
+        network = [] if self.network is None else [f"frechet_{self.network.name}", f"kernel_{self.network.name}"]
+        return dict.fromkeys(["swd", *network], "lower")
 
     def distances(
         self, generate: Generate | None, resolution: int, metrics: Sequence[str] | None = None

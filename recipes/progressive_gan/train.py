@@ -16,7 +16,14 @@ from trainkit.export import Exporter
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.classes import require_same_classes
-from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, log_measured, measure_all, untrained
+from trainkit_recipes.progressive_gan.end import (
+    DISTANCES,
+    TRAINING_IMAGES,
+    UNTRAINED,
+    log_measured,
+    measure_all,
+    untrained,
+)
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
 from trainkit_recipes.progressive_gan.export import to_onnx
 from trainkit_recipes.progressive_gan.grids import Grids
@@ -77,6 +84,7 @@ class ProgressiveGAN(Recipe):
     """
 
     best_metric: str | None = None  # distances at different resolutions cannot be compared
+    references = (TRAINING_IMAGES,)
     implied_keys = IMPLIED_KEYS
     start_keys = ("transfer",)
 
@@ -133,6 +141,8 @@ class ProgressiveGAN(Recipe):
         if len(self.datasets.train):
             require_fitting(self.datasets, resolution, channels)
         self.evaluator = Evaluator(runtime, evaluation or Evaluation(), self.datasets)
+        self.better = self.evaluator.better()
+        self._distances_untrained: dict[int, dict[str, float]] = {}
         self.grids = Grids(runtime, self.datasets, resolution)
         self.scorer = Scorer(runtime, self.datasets)
         self.augmenter = Augmenter(runtime, augment or Augmentation(), loss=self.loss.name, datasets=self.datasets)
@@ -374,13 +384,30 @@ class ProgressiveGAN(Recipe):
         return {**({} if scores is None else scores.metrics()), **self.augmenter.metrics()}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the same metrics of as many training images."""
-        floors = self.evaluator.floors(self.phase.resolution)
-        return {name: {TRAINING_IMAGES: value} for name, value in floors.items() if not name.startswith("swd_")}
+        """Returns the distances of an untrained generator, and for reference the metrics of training images."""
+        found: dict[str, dict[str, float]] = {}
+        measured = {UNTRAINED: self._untrained(), TRAINING_IMAGES: self.evaluator.floors(self.phase.resolution)}
+        for baseline, values in measured.items():
+            for name, value in values.items():
+                if not name.startswith("swd_"):
+                    found.setdefault(name, {})[baseline] = value
+        return found
 
-    def _generate(self, module: torch.nn.Module) -> Generate:
-        """Returns what makes images of a generator for a batch that is measured."""
-        fade = self.phase.fade(self.runtime.position)
+    def _untrained(self) -> dict[str, float]:
+        """Distances of a generator with random weights, measured once at each resolution."""
+        resolution = self.phase.resolution
+        if resolution not in self._distances_untrained:
+            held_out = self.evaluator.held_out(resolution)
+            module = untrained(self.runtime, self.widths, resolution)
+            # Faded in, whatever the fade is now: the baseline of a resolution stays.
+            metrics = [name for name in self.evaluator.settings.metrics if name in DISTANCES]
+            images = GeneratedImages(self._generate(module, fade=1.0), held_out, len(held_out))
+            self._distances_untrained = {resolution: self.evaluator.measure(images, resolution, metrics)}
+        return self._distances_untrained[resolution]
+
+    def _generate(self, module: torch.nn.Module, fade: float | None = None) -> Generate:
+        """Returns what makes images of a generator for a batch that is measured; at a fade, or at the present one."""
+        fade = self.phase.fade(self.runtime.position) if fade is None else fade
         return lambda batch: module(self._latents(batch, "measured"), fade, self._labels(batch))
 
     def images(self, module: torch.nn.Module) -> ImageSet:
@@ -403,7 +430,7 @@ class ProgressiveGAN(Recipe):
     def finish(self) -> None:
         """Measures the generator beside an untrained one, logs tables and pictures, and writes an animation."""
         resolution = self.phase.resolution
-        sets = {"untrained generator": self.images(untrained(self.runtime, self.widths, resolution))}
+        sets = {UNTRAINED: self.images(untrained(self.runtime, self.widths, resolution))}
         with self.G.averaged() as trained:
             sets["trained generator"] = self.images(trained)
             measured = measure_all(self.evaluator, sets, resolution)

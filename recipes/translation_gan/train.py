@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, DataError, require_above_zero, require_at_least
+from trainkit.evaluation import Better
 from trainkit.export import Exporter
 from trainkit_recipes.translation_gan.evaluation import (
     SIDES,
+    TRAINING_IMAGES,
     UNTRANSLATED,
     Evaluation,
     Evaluator,
@@ -82,6 +84,8 @@ class TranslationGAN(Recipe):
     """
 
     best_metric: str | None = "swd"
+    better: Mapping[str, Better] = {f"swd_{side}": "lower" for side in SIDES}
+    references = (TRAINING_IMAGES,)
 
     def __init__(
         self,
@@ -261,8 +265,10 @@ class TranslationGAN(Recipe):
         return measured
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the distances of images that are not translated, and of training images."""
-        return {f"swd_{side}": self.evaluator.baselines(side) for side in SIDES}
+        """Returns the distances of images that are not translated, and for reference those of training images."""
+        by_side = [self.evaluator.baselines(side) for side in SIDES]
+        both = {name: sum(of[name] for of in by_side) / 2 for name in by_side[0] if name in by_side[1]}
+        return {"swd": both, **{f"swd_{side}": of for side, of in zip(SIDES, by_side, strict=True)}}
 
     def finish(self) -> None:
         """Logs a table of distances: of untranslated, translated and training images."""

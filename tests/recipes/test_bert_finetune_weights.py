@@ -114,7 +114,7 @@ def test_minilm_gives_the_embeddings_of_sentence_transformers(folder):
     (folder / "pairs.csv").write_text("text,other,score\nA cat sat.,One two three four.,1\nA dog!,A hound?,4\n")
     data = {"path": folder / "pairs.csv", "held_out": 0.5}
     recipe = make(folder, "sentence_embeddings", weights=path, data=data, positive_from=1)
-    examples = [*recipe._train, *recipe._held_out]
+    examples = [*recipe._train, *recipe.held_out_examples]
     model = transformers.AutoModel.from_pretrained(path).double().eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     for row, example in zip(recipe.predict(examples), examples, strict=True):
@@ -200,7 +200,7 @@ def test_every_task_comes_back_from_a_checkpoint(folder, tmp_path, task):
     again.load_state_dict(recipe.state_dict())
     again.runtime.load(tmp_path / "saved", model=again.model)
     assert torch.equal(weights_of(again), weights_of(recipe))
-    examples = recipe._held_out[:3]
+    examples = recipe.held_out_examples[:3]
     assert again.predict(examples) == recipe.predict(examples)
 
 

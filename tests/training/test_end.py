@@ -82,7 +82,7 @@ def test_a_run_that_has_ended_does_nothing_when_restarted(tmp_path, world_size):
     ] * world_size
     heard = results[0][3]
     assert "start" not in heard and heard[0] == f"the run in {run_dir} is complete; nothing was done"
-    assert heard[1:4] == summary.splitlines()[-4:-1]
+    assert heard[1:5] == summary.splitlines()[-5:-1] and heard[1].startswith("no verdict: the recipe has no baseline")
     assert heard[-1].startswith("to train on: the same command with a larger recipe.num_steps; to train again")
     assert summary.count("ended after step 6") == 1
 

@@ -62,6 +62,7 @@ class PackedDocuments(Windows):
         self.path, self.dtype, self.sequence_length, self.form = path, dtype, sequence_length, form
         self.start, self.end, self.pad, self.content = start, end, pad, content
         self._files = MappedFiles()
+        self._bounds: NDArray[np.int64] | None = None
         name = f"documents-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
         self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
         self.num_documents = len(self._array(_STARTS))
@@ -71,6 +72,18 @@ class PackedDocuments(Windows):
     def fingerprint(self) -> str:
         """Hash of the tokens and of the windows, independent of where the file is."""
         return f"{self.content}/{self.path.name} {self.form} {self.sequence_length} {len(self)}"
+
+    def document_of(self, numbers_B: NDArray[np.int64], places_BK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the document of the text, [B, K], that places in pieces are of; of all places in one it is the same.
+
+        Args:
+            numbers_B: of the pieces.
+            places_BK: in them.
+        """
+        if self._bounds is None:
+            self._bounds = ends_of(self.path, self.dtype, self.end)
+        documents_B = np.searchsorted(self._bounds, self._array(_STARTS)[numbers_B])
+        return np.broadcast_to(documents_B[:, None], places_BK.shape)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
@@ -157,13 +170,24 @@ def pieces(path: Path, dtype: np.dtype[Any], room: int, end: int) -> tuple[NDArr
     Returns:
         Where each piece begins in the stream, and its length.
     """
-    ends = np.concatenate([np.empty(0, np.int64), *_ends(path, dtype, end)])
+    ends = ends_of(path, dtype, end)
     begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     counts = -(-(ends - begins) // room)  # pieces of each document; an empty one has none
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
     starts = np.repeat(begins, counts) + number * room
     lengths = np.minimum(np.repeat(ends, counts) - starts, room)
     return starts.astype(np.int64), lengths.astype(np.int32)
+
+
+def ends_of(path: Path, dtype: np.dtype[Any], end: int) -> NDArray[np.int64]:
+    """Returns the places in a stream of tokens at which documents end.
+
+    Args:
+        path: the file of token numbers.
+        dtype: of a token number.
+        end: the token after each document.
+    """
+    return np.concatenate([np.empty(0, np.int64), *_ends(path, dtype, end)])
 
 
 def _ends(path: Path, dtype: np.dtype[Any], end: int) -> Iterator[NDArray[np.int64]]:

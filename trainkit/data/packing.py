@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainkit.data.documents import ends_of
 from trainkit.data.partial_build import reopen
 from trainkit.data.windows import Windows
 
@@ -61,6 +62,7 @@ class PackedTokens(Windows):
         most: the maximum number of windows, of which a longer stream gives an even choice by a hash of their numbers;
             None: all.
         content: a hash of everything that decides the tokens.
+        end: the token after each document, for `document_of`; None: it is not known.
     """
 
     def __init__(
@@ -74,19 +76,34 @@ class PackedTokens(Windows):
         drop_last: bool = False,
         most: int | None = None,
         content: str,
+        end: int | None = None,
     ) -> None:
-        self.content = content
+        self.content, self.end = content, end
         self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
         self.num_tokens = path.stat().st_size // dtype.itemsize
         whole, rest = divmod(self.num_tokens, sequence_length - 1)
         super().__init__(whole if drop_last and whole else whole + (rest > 0), most)
         self.is_padded = len(self) > 0 and int(self.numbers([len(self) - 1])[0]) >= whole
         self._stream: NDArray[Any] | None = None
+        self._bounds: NDArray[np.int64] | None = None
 
     @property
     def fingerprint(self) -> str:
         """Hash of the tokens and of the windows, independent of where the file is."""
         return f"{self.content}/{self.path.name} {self.sequence_length} {len(self)}"
+
+    def document_of(self, indices_B: NDArray[np.int64], places_BK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the document of the text, [B, K], that places in windows are of.
+
+        Args:
+            indices_B: of the windows.
+            places_BK: in them, 1 or more: the first token is of none.
+        """
+        assert self.end is not None, "made without the token that ends documents"
+        if self._bounds is None:
+            self._bounds = ends_of(self.path, self.dtype, self.end)
+        in_stream_BK = self.numbers(indices_B.tolist())[:, None] * (self.sequence_length - 1) + places_BK - 1
+        return np.searchsorted(self._bounds, in_stream_BK)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         if self._stream is None:

@@ -209,9 +209,8 @@ class Text:
     ) -> PackedTokens | PackedDocuments | SentencePairs:
         dtype, start = dtype_for(tokenizer.vocab_size), tokenizer.start
         if self.documents == "joined":
-            return PackedTokens(
-                path, dtype, length, start=start, pad=tokenizer.pad, drop_last=drop_last, most=most, content=content
-            )
+            shape: dict[str, Any] = {"drop_last": drop_last, "most": most, "content": content, "end": tokenizer.end}
+            return PackedTokens(path, dtype, length, start=start, pad=tokenizer.pad, **shape)
         settings: dict[str, Any] = {"start": start, "end": tokenizer.end, "pad": tokenizer.pad, "most": most}
         settings |= {"content": content, "cache": cache_root(self.cache_dir)}
         if self.documents == "pairs":

@@ -89,6 +89,12 @@ class Console(Tracker):
             numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
             self._print(f"step {step:>8}  baselines of {metric}  {numbers}")
 
+    def intervals(self, step: int, intervals: Mapping[str, tuple[float, float]]) -> None:
+        """Prints the intervals of all metrics on a line."""
+        self._flush()
+        ends = "  ".join(f"{name} [{number(low)}, {number(high)}]" for name, (low, high) in intervals.items())
+        self._print(f"step {step:>8}  95 % intervals  {ends}")
+
     def text(self, step: int, name: str, text: str) -> None:
         """Prints a text below its name."""
         self._flush()

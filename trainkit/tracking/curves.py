@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from trainkit.tracking import jsonl
-from trainkit.tracking.series import Series, family_of, panels_of, read_series, running_mean, thinned, with_gaps
+from trainkit.tracking.series import (
+    Measured,
+    Series,
+    family_of,
+    panels_of,
+    read_series,
+    running_mean,
+    thinned,
+    with_gaps,
+)
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "curve.png"
@@ -71,7 +80,8 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     """Draws a metrics.jsonl: one panel for the losses, then one for each other family of evaluation metrics.
 
     A family is the last word of a name: `d_loss` and `held_out_loss` belong to `loss`. Training is a thin line under
-    its running mean, evaluations are markers, baselines are dashed lines. Without any measurement, no file is written.
+    its running mean, evaluations are markers with their intervals, baselines are dashed lines. Without any measurement,
+    no file is written.
 
     Args:
         metrics: the metrics.jsonl to read.
@@ -94,7 +104,7 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     for index, family in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
         family_baselines = chain(*(lines.items() for metric, lines in baselines.items() if family_of(metric) == family))
-        _panel(axes, family, training, evaluation, dict(family_baselines), last_step)
+        _panel(axes, family, measured, dict(family_baselines), last_step)
         axes.set_xlim(0, 1.02 * last_step)
         _mark(axes, measured.milestones, last_step, is_named=index == 0)
     figure.suptitle(title)
@@ -103,8 +113,8 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
     temporary.replace(picture)
 
 
-def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselines: Series, last_step: int) -> None:
-    shown = []
+def _panel(axes: Any, family: str, measured: Measured, baselines: Series, last_step: int) -> None:
+    shown, training, evaluation = [], measured.training, measured.evaluation
     for index, name in enumerate(name for name in training if family_of(name) == family):
         steps, values = thinned(*training[name])
         smooth = running_mean(values)
@@ -115,6 +125,10 @@ def _panel(axes: Any, family: str, training: Series, evaluation: Series, baselin
         steps, values = with_gaps(*evaluation[name], training)
         axes.plot(steps, values, ":o", color=f"C{index + 5}", markersize=4, linewidth=1, label=name)
         shown.append(values)
+        if name in measured.intervals:
+            steps, low, high = measured.intervals[name]
+            axes.vlines(steps, low, high, color=f"C{index + 5}", linewidth=1, alpha=0.6)
+            shown += [low, high]
     for index, (name, (steps, values)) in enumerate(baselines.items()):
         _dashed(axes, name, steps, values, last_step, index)
         shown.append(values)

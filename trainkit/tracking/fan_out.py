@@ -65,6 +65,11 @@ class Trackers(Tracker):
         numbers = {metric: _numbers(values) for metric, values in baselines.items()}
         self._call_each(lambda tracker: tracker.baselines(step, numbers))
 
+    def intervals(self, step: int, intervals: Mapping[str, tuple[Any, Any]]) -> None:
+        """Logs the confidence intervals of evaluation metrics."""
+        ends = {name: (number_of(name, low), number_of(name, high)) for name, (low, high) in intervals.items()}
+        self._call_each(lambda tracker: tracker.intervals(step, ends))
+
     def image(self, step: int, name: str, image: Any) -> None:
         """Logs a picture.
 

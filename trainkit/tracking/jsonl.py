@@ -16,9 +16,9 @@ FILE_NAME = "metrics.jsonl"
 class Jsonl(Tracker):
     """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines to metrics.jsonl, each flushed.
 
-    A line of kind "baseline" contains `{name: value}` for each metric, one of kind "milestones" the position and the
-    name of each part of the run. `time` is in seconds since 1970. A value that is
-    not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
+    A line of kind "baseline" contains `{name: value}` for each metric, one of kind "interval" `[low, high]`, one of
+    kind "milestones" the position and the name of each part of the run. `time` is in seconds since 1970. A value that
+    is not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
     `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume, the file is first truncated to the resumed step, in one
     rename, so it never contains a step twice. Lines that cannot be written (a full disk) are kept, and written with the
     next one.
@@ -53,6 +53,12 @@ class Jsonl(Tracker):
             for metric, values in baselines.items()
         }
         self._write_line(step, "baseline", finite)
+
+    def intervals(self, step: int, intervals: Mapping[str, tuple[float, float]]) -> None:
+        """Writes a line of kind "interval"; ends that are not finite are left out."""
+        self._write_line(
+            step, "interval", {name: ends for name, ends in intervals.items() if all(map(math.isfinite, ends))}
+        )
 
     def finish(self, status: Status) -> None:
         """Writes what is outstanding and closes the file."""

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Measured:
         training: means over the steps since the last line.
         evaluation: metrics of evaluations.
         baselines: of these metrics.
+        intervals: of these metrics: steps, lower and upper ends.
         milestones: the step at which each part of the run begins, and its name; of those that have begun.
         plan: the position at which each part begins, and its name; of all.
         seconds: between the first and the last line.
@@ -39,6 +40,7 @@ class Measured:
     plan: tuple[tuple[int, str], ...]
     seconds: float
     position: int
+    intervals: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def read_series(metrics: Path) -> Measured:
@@ -53,6 +55,7 @@ def read_series(metrics: Path) -> Measured:
     Points = defaultdict[str, list[tuple[int, float]]]
     points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
     baselines: defaultdict[str, Points] = defaultdict(lambda: defaultdict(list))
+    intervals: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
     positions, times, milestones = [(0, 0)], [], []
     for line in _lines(metrics):
         times.append(line["time"])
@@ -62,10 +65,12 @@ def read_series(metrics: Path) -> Measured:
         if line.get("position") is not None:
             positions.append((line["step"], line["position"]))
         for name in line.keys() - OWN_KEYS:
-            if line["kind"] == "baseline":
+            if line["kind"] == "interval":
+                intervals[name].append((line["step"], *line[name]))
+            elif line["kind"] == "baseline":
                 for baseline, value in line[name].items():
                     baselines[name][baseline].append((line["step"], value))
-            elif line[name] is not None:
+            elif line["kind"] in points and line[name] is not None:  # others are of a later trainkit
                 points[line["kind"]][name].append((line["step"], line[name]))
     return Measured(
         training=_arrays(dict(sorted(points["training"].items()))),
@@ -75,6 +80,7 @@ def read_series(metrics: Path) -> Measured:
         plan=tuple((int(position), name) for position, name in milestones),
         seconds=times[-1] - times[0] if times else 0.0,
         position=positions[-1][1],
+        intervals={name: _columns(rows) for name, rows in intervals.items()},
     )
 
 
@@ -101,6 +107,11 @@ def _in_steps(milestones: list[tuple[int, str]], positions: list[tuple[int, int]
 
 def _arrays(points: Mapping[str, list[tuple[int, float]]]) -> Series:
     return {name: (np.array([p[0] for p in points[name]]), np.array([p[1] for p in points[name]])) for name in points}
+
+
+def _columns(rows: list[tuple[int, float, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    steps, low, high = np.array(rows, float).T
+    return steps, low, high
 
 
 def family_of(name: str) -> str:

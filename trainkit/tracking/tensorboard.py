@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainkit.errors import ConfigError
-from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
+from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError, by_end
 
 MAX_UNFLUSHED = 1000
 RETRY_S = 10.0
@@ -53,6 +53,10 @@ class TensorBoard(Tracker):
         """Writes scalars, and flushes."""
         self._unflushed += [(step, partial(_add_scalar, name, value, step)) for name, value in values.items()]
         self._write(len(values), flush=True)
+
+    def intervals(self, step: int, intervals: Mapping[str, tuple[float, float]]) -> None:
+        """Writes the ends of intervals as scalars NAME_low and NAME_high, and flushes."""
+        self.evaluation(step, by_end(intervals))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes a picture, and flushes."""

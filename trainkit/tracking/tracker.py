@@ -91,6 +91,14 @@ class Tracker:
             baselines: metric -> name of the baseline -> value.
         """
 
+    def intervals(self, step: int, intervals: Mapping[str, tuple[float, float]]) -> None:
+        """Logs the 95 % confidence intervals of metrics, over held-out samples; called after `evaluation`.
+
+        Args:
+            step: the number of steps done before the evaluation.
+            intervals: the two ends, by metric.
+        """
+
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a picture.
 
@@ -135,3 +143,17 @@ class Tracker:
         Args:
             status: how the run ended.
         """
+
+
+def by_end(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Returns the ends of intervals as numbers with names of their own.
+
+    Example:
+        >>> by_end({"accuracy": (0.5, 0.6)})
+        {'accuracy_low': 0.5, 'accuracy_high': 0.6}
+    """
+    return {
+        f"{name}_{end}": value
+        for name, ends in intervals.items()
+        for end, value in zip(("low", "high"), ends, strict=True)
+    }

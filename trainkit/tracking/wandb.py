@@ -18,7 +18,7 @@ import numpy as np
 from trainkit.errors import ConfigError
 from trainkit.logger import logger
 from trainkit.tracking.command import as_typed
-from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.tracker import Run, Status, Tracker, by_end
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
 
 Mode = Literal["online", "offline"]
@@ -119,6 +119,10 @@ class WandB(Tracker):
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the metrics of an evaluation to the row of `step`."""
         self._add(step, values)
+
+    def intervals(self, step: int, intervals: Mapping[str, tuple[float, float]]) -> None:
+        """Adds the ends of intervals to the row of `step`, as NAME_low and NAME_high."""
+        self._add(step, by_end(intervals))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a picture to the row of `step`."""

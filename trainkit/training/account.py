@@ -11,6 +11,7 @@ from trainkit.data.batch import Batch
 from trainkit.data.datasets import Datasets
 from trainkit.engine.engine import Engine
 from trainkit.errors import UntrustedError
+from trainkit.evaluation import Assessment
 from trainkit.memory.memory import in_words
 from trainkit.recipe import Recipe, Stage
 from trainkit.runtime import Runtime
@@ -104,19 +105,19 @@ def of_end(
     recipe: Recipe,
     config: Mapping[str, Any],
     step: int,
-    metrics: Mapping[str, float],
+    measured: Assessment,
     reason: str,
     kept: str | None,
     found: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Yields lines on the last metrics, the checkpoints, and the commands that use them; none on other ranks than 0.
+    """Yields the verdict, then lines on the metrics, checkpoints, and commands that use them; none on ranks above 0.
 
     Args:
         runtime: of the run.
         recipe: of the run.
         config: as checkpoints hold it.
         step: steps done.
-        metrics: of the last evaluation.
+        measured: the last evaluation.
         reason: why the run ended early; empty: it did not.
         kept: a line that names the checkpoint to use.
         found: what was determined when the run started.
@@ -124,9 +125,12 @@ def of_end(
     if not runtime.ranks.is_main:
         return
     run_dir = runtime.run_dir
-    measured = ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
+    values = ", ".join(f"{name} {number(value)}" for name, value in measured.metrics.items())
     why = f" ({reason})" if reason else ""
-    yield f"ended after step {step}{why}: {measured or 'no metrics'}"
+    if measured.metrics:
+        yield measured.verdict().text
+    yield f"ended after step {step}{why}: {values or 'no metrics'}"
+    yield from measured.lines()
     yield from _of_audit(found)
     if run_dir is None:
         yield "nothing was saved: there is no run_dir"

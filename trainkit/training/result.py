@@ -12,7 +12,10 @@ RESULT_FILE = "result.json"
 
 
 def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
-    """Writes result.json: the `step`, `metrics`, `reason`, `budget` and, where there was one, `audit` of the run."""
+    """Writes result.json: `step`, `metrics`, `intervals`, `baselines`, `verdict`, `reason`, `budget`, `audit` of a run.
+
+    `held_out`, `better`, `references` and `decisive` are what the verdict is computed from; see `Assessment.facts`.
+    """
     if not runtime.ranks.is_main or runtime.run_dir is None:
         return
     try:

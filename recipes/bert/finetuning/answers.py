@@ -1,7 +1,7 @@
 """Answering: the span of a context that answers a question, as in SQuAD, or that there is none."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import ConfigError, DataError
+from trainkit.evaluation import Better, HeldOutSamples, SampleSums
 from trainkit_recipes.bert.finetuning import squad
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, Tokens, require_tokens
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Groups, Prediction, Purpose, Task, outputs_of
 
 _MAX_QUESTION = 64  # tokens, as in BERT's own script
 _NUM_BEST = 20  # starts and ends of a window that are combined
@@ -59,6 +60,7 @@ class Answering(Task):
 
     name = "question_answering"
     best_metric, score = "-held_out_f1", "held_out_f1"
+    better: Mapping[str, Better] = {"held_out_f1": "higher", "held_out_exact_match": "higher"}
     num_outputs, pooling = 2, None
 
     def __init__(self, train: Sequence[Example], *, stride: int, max_answer_length: int) -> None:
@@ -109,9 +111,13 @@ class Answering(Task):
             Prediction(index, self._best(row, samples.notes.windows[index]), loss, 1.0) for index, row, loss in rows
         ]
 
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures the best span over the windows of each question; see `Task`."""
-        return _measured(samples.notes.examples, self.texts(predictions, samples))
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> list[str]:
+        """Returns the best span over the windows of each question; see `Task`."""
+        return self.texts(predictions, samples)
+
+    def measured(self, examples: Sequence[Example], values: Sequence[str]) -> dict[str, float]:
+        """Measures answers; see `Task`."""
+        return _measured(examples, values)
 
     def texts(self, predictions: Sequence[Prediction], samples: Samples) -> list[str]:
         """Returns the answer to each question, from the predictions of its windows; empty: there is none."""
@@ -130,16 +136,31 @@ class Answering(Task):
             found.append("" if is_null else context_of(example)[start:end])
         return found
 
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures the first sentence, and where there are such questions, that none has an answer; see `Task`."""
-        predicted = {"first sentence": [context_of(example).partition(". ")[0] for example in held_out]}
-        if self.has_unanswerable:
-            predicted["no answer"] = [""] * len(held_out)
-        found: dict[str, dict[str, float]] = {}
-        for name, texts in predicted.items():
-            for metric, value in _measured(held_out, texts).items():
-                found.setdefault(metric, {})[name] = value
-        return found
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[str]]:
+        """Returns the first sentence, and where there are such questions, that none has an answer; see `Task`."""
+        first: dict[str, Sequence[str]] = {
+            "first sentence": [context_of(example).partition(". ")[0] for example in held_out]
+        }
+        return first | ({"no answer": [""] * len(held_out)} if self.has_unanswerable else {})
+
+    def groups(self, examples: Sequence[Example]) -> Groups:
+        """Returns the questions on each context: what is hard about it is hard for all of them."""
+        return Groups.by([context_of(example) for example in examples], "contexts")
+
+    def examples_of(self, predictions: Sequence[Prediction], samples: Samples) -> NDArray[np.int64]:
+        """Returns the questions of windows; see `Task`."""
+        return np.array([samples.notes.windows[prediction.index].question for prediction in predictions], np.int64)
+
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[str]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns both scores of each question; see `Task`."""
+        answers = [[text for text, _ in answers_of(example)] for example in examples]
+        scores = {name: squad.scores_of_each(answers, given) for name, given in values.items()}
+        named = {name: {f"held_out_{metric}": each for metric, each in found.items()} for name, found in scores.items()}
+        own = named.pop(None)
+        samples = SampleSums.means(own, {name: of for name, of in named.items() if name is not None}, unit=groups.unit)
+        return [samples.of_groups(groups.numbers, groups.unit)]
 
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the answers."""

@@ -12,10 +12,11 @@ from torch import Tensor
 from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import ConfigError, DataError, nearest
+from trainkit.evaluation import Better, HeldOutSamples, SampleSums
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, is_paired
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Groups, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import TextModel, majority
 
 ClassWeights = str | dict[str, float]
@@ -37,6 +38,11 @@ class Classification(Task):
 
     name = "classification"
     best_metric, score = "-held_out_accuracy", "held_out_accuracy"
+    better: Mapping[str, Better] = {
+        "held_out_accuracy": "higher",
+        "held_out_macro_f1": "higher",
+        "held_out_matthews": "higher",
+    }
 
     def __init__(
         self,
@@ -91,23 +97,40 @@ class Classification(Task):
         rows = log_shares_BC.double().cpu().numpy()
         return [Prediction(*row, 1.0) for row in zip(batch.indices.tolist(), rows, losses_B, strict=True)]
 
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures the most likely classes; see `Task`."""
-        return _measured(samples.targets["labels"], [int(prediction.value.argmax()) for prediction in predictions])
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> list[int]:
+        """Returns the numbers of the most likely classes; see `Task`."""
+        return [int(prediction.value.argmax()) for prediction in predictions]
 
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures the majority class, and TF-IDF with a logistic regression; see `Task`."""
-        truth = [self.classes.index(class_of(example)) for example in held_out]
+    def measured(self, examples: Sequence[Example], values: Sequence[int]) -> dict[str, float]:
+        """Measures the numbers of classes; see `Task`."""
+        return _measured(self._numbers(examples), values)
+
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[int]]:
+        """Returns the majority class, and those of TF-IDF with a logistic regression; see `Task`."""
         labels = [class_of(example) for example in train]
-        predicted = {
-            "majority class": [majority(labels)] * len(held_out),
-            "TF-IDF + logistic regression": TextModel.classifier(train, labels).predict(held_out),
+        linear = TextModel.classifier(train, labels).predict(held_out)
+        return {
+            "majority class": [self.classes.index(majority(labels))] * len(held_out),
+            "TF-IDF + logistic regression": [self.classes.index(label) for label in linear],
         }
-        found: dict[str, dict[str, float]] = {}
-        for name, values in predicted.items():
-            for metric, value in _measured(truth, [self.classes.index(v) for v in values]).items():
-                found.setdefault(metric, {})[name] = value
-        return found
+
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[int]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns counts of right and predicted classes by example; see `Task`."""
+        truth, num = self._numbers(examples), len(self.classes)
+        rows = {name: metrics.class_counts(truth, given, num) for name, given in values.items()}
+        samples = SampleSums(
+            rows=rows.pop(None),
+            of_sums=lambda sums: {f"held_out_{name}": value for name, value in metrics.of_class_counts(sums).items()},
+            beside={name: of for name, of in rows.items() if name is not None},
+            shares={"held_out_accuracy": 3 * num},
+        )
+        return [samples.of_groups(groups.numbers, groups.unit)]
+
+    def _numbers(self, examples: Sequence[Example]) -> list[int]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return [numbers[class_of(example)] for example in examples]
 
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the class and the probabilities of all."""

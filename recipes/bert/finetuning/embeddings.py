@@ -1,6 +1,6 @@
 """Embedding: a vector of a text, near to that of its pair and far from those of others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,15 @@ from torch import Tensor
 from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import DataError
+from trainkit.evaluation import Better, HeldOutSamples, SampleRanks
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.regression import number_of
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Groups, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import cosines
+
+_METRIC = "held_out_spearman"
 
 
 class Embedding(Task):
@@ -38,7 +41,8 @@ class Embedding(Task):
     """
 
     name = "sentence_embeddings"
-    best_metric, score = "-held_out_spearman", "held_out_spearman"
+    best_metric, score = f"-{_METRIC}", _METRIC
+    better: Mapping[str, Better] = {_METRIC: "higher"}
     num_outputs = 0
 
     def __init__(
@@ -107,20 +111,34 @@ class Embedding(Task):
             values = (first_BD * second_BD).sum(dim=-1).tolist()
         return [Prediction(index, value) for index, value in zip(batch.indices.tolist(), values, strict=True)]
 
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures how cosines are ordered beside the scores; see `Task`."""
-        return {
-            "held_out_spearman": metrics.spearman(
-                samples.targets["labels"], [prediction.value for prediction in predictions]
-            )
-        }
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> list[float]:
+        """Returns the cosines; see `Task`."""
+        return [prediction.value for prediction in predictions]
 
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures the cosine of TF-IDF vectors; see `Task`."""
+    def measured(self, examples: Sequence[Example], values: Sequence[float]) -> dict[str, float]:
+        """Measures how cosines are ordered beside the scores; see `Task`."""
+        return {_METRIC: metrics.spearman([number_of(example) for example in examples], values)}
+
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[float]]:
+        """Returns the cosines of TF-IDF vectors; see `Task`."""
         known = [text for example in train for text in (text_of(example.text), _pair_of(example))]
         texts, pairs = [text_of(example.text) for example in held_out], [_pair_of(example) for example in held_out]
-        value = metrics.spearman([number_of(example) for example in held_out], cosines(known, texts, pairs))
-        return {"held_out_spearman": {"TF-IDF cosine": value}}
+        return {"TF-IDF cosine": cosines(known, texts, pairs).tolist()}
+
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[float]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns the scores and the cosines; see `Task`."""
+        return [
+            SampleRanks(
+                name=_METRIC,
+                truth=[number_of(example) for example in examples],
+                predictions=values[None],
+                beside={name: given for name, given in values.items() if name is not None},
+                unit=groups.unit,
+                groups=groups.numbers,
+            )
+        ]
 
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the cosines of pairs, or the embeddings of texts."""

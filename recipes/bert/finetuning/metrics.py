@@ -110,6 +110,81 @@ def entity_scores(truth: Sequence[Sequence[str]], predictions: Sequence[Sequence
     }
 
 
+def class_counts(truth: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.float64]:
+    """Counts what accuracy, macro-F1 and Matthews' correlation are functions of.
+
+    Args:
+        truth: int [N].
+        predictions: int [N].
+        num_classes: C.
+
+    Returns:
+        [N, 3*C + 1]: one-hot the right class, the predicted one and, where both agree, that one; and whether they do.
+    """
+    one_hot = np.eye(num_classes)
+    right, found = one_hot[np.asarray(truth, np.int64)], one_hot[np.asarray(predictions, np.int64)]
+    both = right * found
+    return np.concatenate([right, found, both, both.sum(axis=1, keepdims=True)], axis=1)
+
+
+def of_class_counts(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Computes the three metrics of sums [..., 3*C + 1] of `class_counts`."""
+    num_classes = sums.shape[-1] // 3
+    of_truth, of_predictions, both, right = np.split(sums, [num_classes, 2 * num_classes, 3 * num_classes], axis=-1)
+    num, right = of_truth.sum(axis=-1), right[..., 0]
+    occurring = of_truth + of_predictions
+    f1 = 2 * both / np.where(occurring > 0, occurring, 1)
+    covariance = right * num - (of_truth * of_predictions).sum(axis=-1)
+    spread = (num**2 - np.square(of_truth).sum(axis=-1)) * (num**2 - np.square(of_predictions).sum(axis=-1))
+    return {
+        "accuracy": right / num,
+        "macro_f1": f1.sum(axis=-1) / (occurring > 0).sum(axis=-1),
+        "matthews": np.where(spread > 0, covariance / np.sqrt(np.where(spread > 0, spread, 1)), 0.0),
+    }
+
+
+def moments(truth: ArrayLike, predictions: ArrayLike) -> NDArray[np.float64]:
+    """Returns what the squared error, R2 and Pearson's correlation are functions of, [N, 7]."""
+    x, y = np.asarray(truth, np.float64), np.asarray(predictions, np.float64)
+    centre, errors = x.mean(), np.square(x - y)
+    x, y = x - centre, y - centre  # squares of large numbers would lose their digits
+    return np.stack([errors, x, y, x * x, y * y, x * y, np.ones_like(x)], axis=1)
+
+
+def of_moments(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Computes the three metrics of sums [..., 7] of `moments`."""
+    errors, x, y, xx, yy, xy, num = np.moveaxis(sums, -1, 0)
+    of_truth, of_predictions = (np.maximum(a - b * b / num, 0.0) for a, b in ((xx, x), (yy, y)))
+    spread, varies = np.sqrt(of_truth * of_predictions), of_truth > 0
+    found = 1 - errors / np.where(varies, of_truth, 1)
+    return {
+        "mse": errors / num,
+        "r2": np.where(varies, found, (errors == 0).astype(np.float64)),
+        "pearson": np.where(spread > 0, (xy - x * y / num) / np.where(spread > 0, spread, 1), 0.0),
+    }
+
+
+def tag_counts(truth: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Counts of each sentence, [N, 5]: right tags, words, and entities that are true, predicted, and both."""
+    rows = []
+    for right, predicted in zip(truth, predictions, strict=True):
+        ours, theirs = entities(right), entities(predicted)
+        num_right = sum(a == b for a, b in zip(right, predicted, strict=True))
+        rows.append([num_right, len(right), len(ours), len(theirs), len(ours & theirs)])
+    return np.array(rows, np.float64)
+
+
+def of_tag_counts(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Computes accuracy, and precision, recall and F1 of entities, of sums [..., 5] of `tag_counts`."""
+    right, words, num_true, num_predicted, num_both = np.moveaxis(sums, -1, 0)
+    shares = {"precision": (num_both, num_predicted), "recall": (num_both, num_true)}
+    shares["f1"] = 2 * num_both, num_true + num_predicted
+    return {
+        "accuracy": right / words,
+        **{name: np.where(of > 0, part / np.where(of > 0, of, 1), 0.0) for name, (part, of) in shares.items()},
+    }
+
+
 def _confusions(truth: ArrayLike, predictions: ArrayLike) -> NDArray[np.int64]:
     rows, columns = np.asarray(truth, np.int64), np.asarray(predictions, np.int64)
     size = int(max(rows.max(), columns.max())) + 1

@@ -85,7 +85,8 @@ def onnx_model(recipe: "FineTuning", module: FineTuned) -> OnnxModel:
         predictions = []
         for batch in runtime.evaluation_batches(samples, batch_size=AT_ONCE):
             predictions += task.predictions(engine, batch, samples)
-        return task.metrics(sorted(predictions, key=lambda prediction: prediction.index), samples)[task.score]
+        ordered = sorted(predictions, key=lambda prediction: prediction.index)
+        return task.measured(recipe.held_out_examples, task.values(ordered, samples))[task.score]
 
     def calibration() -> Iterator[Mapping[str, Tensor]]:
         batches = runtime.evaluation_batches(recipe.datasets.held_out, batch_size=AT_ONCE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Example, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, require_above_zero, require_at_least
+from trainkit.evaluation import HeldOutSamples, SampleSums
 from trainkit.export import Exporter
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
@@ -22,7 +23,7 @@ from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, text_of
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction
+from trainkit_recipes.bert.finetuning.task import Baselines, Groups, Prediction
 from trainkit_recipes.bert.finetuning.tasks import TaskName, make_task
 from trainkit_recipes.bert.finetuning.weights import Pretrained, check_vocabulary
 from trainkit_recipes.bert.finetuning.words import joined
@@ -116,7 +117,7 @@ class FineTuning(Recipe):
         _check_freezing(num_layers_frozen, unfreeze_every)
         self.pretrained = runtime.ranks.first_on_host(lambda: _pretrained(weights, model))
         loaded: Datasets = runtime.ranks.first_on_host(data.load)
-        self._train, self._held_out = loaded.train, loaded.held_out
+        self._train, self.held_out_examples = loaded.train, loaded.held_out
         self.tokenizer = self._tokenizer(loaded, data)
         self.architecture = self._architecture(task, pooling, dropout, attention_dropout, num_layers_frozen)
         self.encoder = Encoder(self.tokenizer, _length(max_length, self.architecture.max_length))
@@ -127,6 +128,7 @@ class FineTuning(Recipe):
         settings: dict[str, Any] = {**of_classes, **of_answers, **contrast}
         self.task = make_task(task, self._train, batch_size=batch_size, num_parts=num_parts, **settings)
         self.best_metric = self.task.best_metric
+        self.better = {"held_out_loss": "lower", **self.task.better}
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
         num_steps = self._num_steps(num_steps, num_epochs)
         self.num_samples = batch_size * num_steps
@@ -141,6 +143,9 @@ class FineTuning(Recipe):
         )
         self._make_optimizer, self._layer_decay = optimizer, layer_decay
         self._baselines: Baselines = {}
+        self._guesses: dict[str, Sequence[Any]] = {}
+        self._measured: list[Prediction] = []
+        self._group_by = getattr(data, "group_by", None)
         self.num_frozen = num_layers_frozen
         self.model = self._engine(self.pretrained.encoder(self.architecture))
 
@@ -170,8 +175,8 @@ class FineTuning(Recipe):
 
     def evaluate(self) -> dict[str, float]:
         """Returns the task's metrics on the held-out data, and the mean loss where the task has one."""
-        predictions = self.predictions(self.datasets.held_out)
-        metrics = self.task.metrics(predictions, self.datasets.held_out)
+        predictions = self._measured = self.predictions(self.datasets.held_out)
+        metrics = self.task.measured(self.held_out_examples, self.task.values(predictions, self.datasets.held_out))
         if weight := sum(prediction.weight for prediction in predictions):
             metrics = {"held_out_loss": sum(prediction.loss for prediction in predictions) / weight, **metrics}
         return metrics
@@ -182,12 +187,37 @@ class FineTuning(Recipe):
             found, error = {}, None
             if self.runtime.ranks.is_main:
                 try:
-                    found = {**self.task.baselines(self._train, self._held_out)}
+                    found = self.task.guesses(self._train, self.held_out_examples)
                 except Exception as caught:
                     error = caught
             self.runtime.ranks.raise_first(error)
-            self._baselines = self.runtime.ranks.broadcast_object(found)
+            self._guesses = self.runtime.ranks.broadcast_object(found)
+            self._baselines = self.task.baselines(self._guesses, self.held_out_examples)
         return self._baselines
+
+    def held_out_samples(self) -> list[HeldOutSamples]:
+        """Returns the predictions of the last evaluation beside those of baselines, by example or group of them."""
+        self.baselines()
+        samples, groups = self.datasets.held_out, self._groups()
+        values: dict[str | None, Sequence[Any]] = {None: self.task.values(self._measured, samples)}
+        values |= {name: guesses for name, guesses in self._guesses.items()}
+        found = self.task.held_out_samples(self.held_out_examples, values, groups)
+        if any(prediction.weight for prediction in self._measured):
+            found.append(self._losses(samples, groups))
+        return found
+
+    def _groups(self) -> Groups:
+        if self._group_by is None:
+            return self.task.groups(self.held_out_examples)
+        found = [example.entry(self._group_by).group for example in self.held_out_examples]
+        keys = [number if group is None else group for number, group in enumerate(found)]  # a row without is by itself
+        return Groups.by(keys, f"groups by {self._group_by}")
+
+    def _losses(self, samples: Samples, groups: Groups) -> SampleSums:
+        examples = self.task.examples_of(self._measured, samples)
+        rows = [[prediction.loss, prediction.weight] for prediction in self._measured]
+        losses = SampleSums(rows=rows, of_sums=lambda sums: {"held_out_loss": sums[..., 0] / sums[..., 1]})
+        return losses.of_groups(examples if groups.numbers is None else groups.numbers[examples], groups.unit)
 
     @torch.no_grad()
     def predictions(self, samples: Samples) -> list[Prediction]:
@@ -257,7 +287,7 @@ class FineTuning(Recipe):
 
     def next_commands(self, run_dir: Path) -> list[list[str]]:
         """Returns the command that predicts a text."""
-        example = self._held_out[0]
+        example = self.held_out_examples[0]
         words = " ".join(text_of(example.text).split()[:12])
         pair = [] if example.pair is None else [" ".join(text_of(example.pair).split()[:12])]
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
@@ -310,7 +340,7 @@ class FineTuning(Recipe):
         if not self._train:  # only the trained engines are needed
             return Datasets((), (), tokenizer=self.tokenizer)
         train = self.task.samples(self._train, self.encoder, "train")
-        held_out = self.task.samples(self._held_out, self.encoder, "held_out")
+        held_out = self.task.samples(self.held_out_examples, self.encoder, "held_out")
         return Datasets(train, held_out, tokenizer=self.tokenizer, facts={**facts, **self.encoder.facts()})
 
     def _module(self, encoder: Bert) -> FineTuned:

@@ -1,7 +1,7 @@
 """Regression: a number of a text or of a pair."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,14 @@ from torch import Tensor
 from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import DataError
+from trainkit.evaluation import Better, HeldOutSamples, SampleRanks, SampleSums
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, is_paired
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Baselines, Groups, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import TextModel
+
+MEAN = "mean"
 
 
 class Regression(Task):
@@ -31,6 +34,12 @@ class Regression(Task):
 
     name = "regression"
     best_metric, score = "held_out_mse", "held_out_r2"
+    better: Mapping[str, Better] = {
+        "held_out_mse": "lower",
+        "held_out_r2": "higher",
+        "held_out_pearson": "higher",
+        "held_out_spearman": "higher",
+    }
     num_outputs = 1
 
     def __init__(self, train: Sequence[Example], *, pooling: Pooling) -> None:
@@ -58,17 +67,49 @@ class Regression(Task):
         rows = zip(batch.indices.tolist(), outputs_B.tolist(), losses, strict=True)
         return [Prediction(*row, 1.0) for row in rows]
 
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures the numbers; see `Task`."""
-        return _measured(samples.targets["labels"], [prediction.value for prediction in predictions])
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> list[float]:
+        """Returns the numbers; see `Task`."""
+        return [prediction.value for prediction in predictions]
 
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures the mean, and TF-IDF with a ridge regression; see `Task`."""
-        truth, targets = [number_of(example) for example in held_out], [number_of(example) for example in train]
-        linear = _measured(truth, TextModel.regressor(train, targets).predict(held_out))
-        found = {metric: {"TF-IDF + ridge regression": value} for metric, value in linear.items()}
-        found["held_out_mse"]["mean"] = _measured(truth, [float(np.mean(targets))] * len(truth))["held_out_mse"]
-        return found
+    def measured(self, examples: Sequence[Example], values: Sequence[float]) -> dict[str, float]:
+        """Measures numbers; see `Task`."""
+        return _measured([number_of(example) for example in examples], values)
+
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[float]]:
+        """Returns the mean, and the numbers of TF-IDF with a ridge regression; see `Task`."""
+        targets = [number_of(example) for example in train]
+        linear = TextModel.regressor(train, targets).predict(held_out)
+        return {"TF-IDF + ridge regression": linear.tolist(), MEAN: [float(np.mean(targets))] * len(held_out)}
+
+    def baselines(self, guesses: Mapping[str, Sequence[float]], held_out: Sequence[Example]) -> Baselines:
+        """Measures the guesses of baselines, of the mean its error alone: it has no correlation; see `Task`."""
+        found = super().baselines(guesses, held_out)
+        return {
+            metric: {name: value for name, value in values.items() if name != MEAN or metric == "held_out_mse"}
+            for metric, values in found.items()
+        }
+
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[float]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns moments, and for Spearman's correlation the numbers; see `Task`."""
+        truth, others = [number_of(example) for example in examples], {**values}
+        rows = {name: metrics.moments(truth, given) for name, given in others.items()}
+        own, ours = rows.pop(None), others.pop(None)
+        sums = SampleSums(
+            rows=own,
+            of_sums=lambda sums: {f"held_out_{name}": value for name, value in metrics.of_moments(sums).items()},
+            beside={name: of for name, of in rows.items() if name is not None},
+        )
+        ranks = SampleRanks(
+            name="held_out_spearman",
+            truth=truth,
+            predictions=ours,
+            beside={name: given for name, given in others.items() if name is not None},
+            unit=groups.unit,
+            groups=groups.numbers,
+        )
+        return [sums.of_groups(groups.numbers, groups.unit), ranks]
 
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the numbers."""

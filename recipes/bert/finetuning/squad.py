@@ -51,9 +51,15 @@ def scores(answers: Sequence[Sequence[str]], predictions: Iterable[str]) -> dict
     Returns:
         `exact_match` and `f1`.
     """
+    each = scores_of_each(answers, predictions)
+    return {name: sum(values) / len(values) for name, values in each.items()}
+
+
+def scores_of_each(answers: Sequence[Sequence[str]], predictions: Iterable[str]) -> dict[str, list[float]]:
+    """Returns the same of each question; see `scores`."""
     exact, overlap = [], []
     for given, prediction in zip(answers, predictions, strict=True):
         valid = [answer for answer in given if normalize(answer)] or [""]  # as the official script
         exact.append(max(exact_match(answer, prediction) for answer in valid))
         overlap.append(max(f1(answer, prediction) for answer in valid))
-    return {"exact_match": sum(exact) / len(exact), "f1": sum(overlap) / len(overlap)}
+    return {"exact_match": exact, "f1": overlap}

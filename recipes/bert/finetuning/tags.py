@@ -1,22 +1,26 @@
 """Tagging: a tag for each word, such as the entities of CoNLL."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit import Engine
 from trainkit.data import Batch, Example
 from trainkit.errors import DataError, nearest
+from trainkit.evaluation import Better, HeldOutSamples, SampleSums
 from trainkit_recipes.bert.data import IGNORED
 from trainkit_recipes.bert.finetuning import metrics
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples, Tokens
-from trainkit_recipes.bert.finetuning.task import Baselines, Prediction, Purpose, Task, outputs_of
+from trainkit_recipes.bert.finetuning.task import Groups, Prediction, Purpose, Task, outputs_of
 from trainkit_recipes.bert.finetuning.words import majority
+
+_METRICS = ("accuracy", "precision", "recall", "f1")
 
 
 class Tagging(Task):
@@ -46,6 +50,7 @@ class Tagging(Task):
         self._has_entities = any(tag.startswith(("B-", "I-")) for tag in self.classes)
         self.score = "held_out_f1" if self._has_entities else "held_out_accuracy"
         self.best_metric = f"-{self.score}"
+        self.better: Mapping[str, Better] = dict.fromkeys(map("held_out_{}".format, _METRICS), "higher")
         self._otherwise = "O" if "O" in self.classes else self.classes[0]
 
     def samples(self, examples: Sequence[Example], encoder: Encoder, purpose: Purpose) -> Samples:
@@ -92,23 +97,47 @@ class Tagging(Task):
             found.append(Prediction(index, tags + [self._otherwise] * (len(words_of(example)) - len(tags)), loss, num))
         return found
 
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures the tags of all words, and the entities where tags are of that kind; see `Task`."""
-        return self._measured(
-            [tags_of(example) for example, _ in samples.notes], [prediction.value for prediction in predictions]
-        )
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> list[list[str]]:
+        """Returns the tags of each sentence; see `Task`."""
+        return [prediction.value for prediction in predictions]
 
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures the most frequent tag of each word; see `Task`."""
+    def measured(self, examples: Sequence[Example], values: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Measures the tags of all words, and the entities where tags are of that kind; see `Task`."""
+        return self._measured([tags_of(example) for example in examples], values)
+
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[list[str]]]:
+        """Returns the most frequent tag of each word; see `Task`."""
         counts: defaultdict[str, list[str]] = defaultdict(list)
         for example in train:
             for word, tag in zip(words_of(example), tags_of(example), strict=True):
                 counts[word].append(tag)
         frequent = majority([tag for tags in counts.values() for tag in tags])
         known = {word: majority(tags) for word, tags in counts.items()}
-        predictions = [[known.get(word, frequent) for word in words_of(example)] for example in held_out]
-        measured = self._measured([tags_of(example) for example in held_out], predictions)
-        return {metric: {"most frequent tag of the word": value} for metric, value in measured.items()}
+        tags = [[known.get(word, frequent) for word in words_of(example)] for example in held_out]
+        return {"most frequent tag of the word": tags}
+
+    def groups(self, examples: Sequence[Example]) -> Groups:
+        """Returns that a sentence is by itself; its words are not."""
+        return Groups("sentences")
+
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[list[str]]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns counts of words and entities by sentence; see `Task`."""
+        truth = [tags_of(example) for example in examples]
+        rows = {name: metrics.tag_counts(truth, given) for name, given in values.items()}
+
+        def of_sums(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+            found = {f"held_out_{name}": value for name, value in metrics.of_tag_counts(sums).items()}
+            return found if self._has_entities else {"held_out_accuracy": found["held_out_accuracy"]}
+
+        samples = SampleSums(
+            rows=rows.pop(None),
+            of_sums=of_sums,
+            beside={name: of for name, of in rows.items() if name is not None},
+            unit=groups.unit,
+        )
+        return [samples.of_groups(groups.numbers, groups.unit)]
 
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
         """Returns the tags of the words."""

@@ -5,15 +5,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainkit import Engine
 from trainkit.data import Batch, Example
+from trainkit.evaluation import Better, HeldOutSamples
 from trainkit_recipes.bert.finetuning.model import Pooling
 from trainkit_recipes.bert.finetuning.samples import Encoder, Samples
 
 Baselines = Mapping[str, Mapping[str, float]]
 Purpose = Literal["train", "held_out", "predict"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Held-out examples that belong together, and are resampled together.
+
+    Args:
+        unit: what a group is, in the plural; without groups, an example.
+        numbers: [N], the group of each example, from 0 on; None: each is by itself.
+    """
+
+    unit: str = "samples"
+    numbers: NDArray[np.int64] | None = None
+
+    @classmethod
+    def by(cls, keys: Sequence[Any], unit: str) -> "Groups":
+        """Makes those of examples that have one key, such as their context."""
+        known: dict[Any, int] = {}
+        return cls(unit, np.array([known.setdefault(key, len(known)) for key in keys], np.int64))
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,8 @@ class Task(ABC):
     """As of Recipe."""
     score: str
     """A metric without units, at most 1, which is best: a drop of it means the same whatever the targets are."""
+    better: Mapping[str, Better]
+    """As of Recipe."""
     num_outputs: int
     """Of the head; 0: none."""
     pooling: Pooling | None
@@ -63,12 +87,44 @@ class Task(ABC):
         """Predicts this rank's samples of a held-out batch. Collective."""
 
     @abstractmethod
-    def metrics(self, predictions: Sequence[Prediction], samples: Samples) -> dict[str, float]:
-        """Measures the predictions of all ranks, in the order of the samples."""
+    def values(self, predictions: Sequence[Prediction], samples: Samples) -> Sequence[Any]:
+        """Returns what is measured, one value for each example, of the predictions of all ranks in order."""
 
     @abstractmethod
-    def baselines(self, train: Sequence[Example], held_out: Sequence[Example]) -> Baselines:
-        """Measures baselines, by metric and name; slow, and called once."""
+    def measured(self, examples: Sequence[Example], values: Sequence[Any]) -> dict[str, float]:
+        """Measures values against the labels of their examples."""
+
+    @abstractmethod
+    def guesses(self, train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Sequence[Any]]:
+        """Returns the values that baselines give for the held-out examples, by name; slow, and called once."""
+
+    @abstractmethod
+    def held_out_samples(
+        self, examples: Sequence[Example], values: Mapping[str | None, Sequence[Any]], groups: Groups
+    ) -> list[HeldOutSamples]:
+        """Returns what `measured` is of, example by example.
+
+        Args:
+            examples: the held-out ones.
+            values: for them: of the model by None, of baselines by name.
+            groups: of the examples.
+        """
+
+    def groups(self, examples: Sequence[Example]) -> Groups:
+        """Returns the examples that belong together."""
+        return Groups()
+
+    def examples_of(self, predictions: Sequence[Prediction], samples: Samples) -> NDArray[np.int64]:
+        """Returns the number of the example that each prediction is of."""
+        return np.array([prediction.index for prediction in predictions], np.int64)
+
+    def baselines(self, guesses: Mapping[str, Sequence[Any]], held_out: Sequence[Example]) -> Baselines:
+        """Measures the guesses of baselines, by metric and name."""
+        found: dict[str, dict[str, float]] = {}
+        for name, values in guesses.items():
+            for metric, value in self.measured(held_out, values).items():
+                found.setdefault(metric, {})[name] = value
+        return found
 
     @abstractmethod
     def rows(self, predictions: Sequence[Prediction], samples: Samples) -> list[dict[str, Any]]:
