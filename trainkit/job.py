@@ -21,6 +21,7 @@ from trainkit.encryption import (
     without_identity,
 )
 from trainkit.errors import CheckpointError, ConfigError, nearest
+from trainkit.evaluation import Assessment
 from trainkit.export import Export, Exporter, RunFacts
 from trainkit.export.export import require_free, whole
 from trainkit.optim.dynamo import not_imported_by_optimizers
@@ -29,6 +30,7 @@ from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer
 from trainkit.training import accumulation, leakage
+from trainkit.training.assessing import assess
 from trainkit.training.resume import where_to_resume
 from trainkit.training.trust import require_ours
 
@@ -60,6 +62,13 @@ def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[s
 def evaluate(
     path: str | Path, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, trust: bool = False
 ) -> dict[str, float]:
+    """Measures a trained recipe on its held-out data; see `assess_run`, of which it returns the metrics."""
+    return dict(assess_run(path, overrides, config_dir=config_dir, trust=trust)[0].metrics)
+
+
+def assess_run(
+    path: str | Path, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, trust: bool = False
+) -> tuple[Assessment, str | None]:
     """Measures a trained recipe on its held-out data. Collective: every rank must call.
 
     Args:
@@ -69,16 +78,20 @@ def evaluate(
         trust: as for `load_recipe`.
 
     Returns:
-        The metrics.
+        The metrics with their intervals and baselines, and what the audit of the data said when the run started; None:
+        it was not audited.
 
     Raises:
         CheckpointError: as for `load_recipe`.
         ConfigError: as for `load_recipe`.
     """
     recipe = load_recipe(path, overrides, config_dir=config_dir, trust=trust)
-    metrics = recipe.evaluate()
-    recipe.runtime.close()
-    return metrics
+    try:
+        assessment = assess(recipe)
+    finally:
+        recipe.runtime.close()
+    found = checkpoint.read_manifest(checkpoint.find(Path(path).expanduser()))["values"].get("found") or {}
+    return assessment, found.get("audit", {}).get("line")
 
 
 def export(

@@ -102,3 +102,13 @@ def test_text_gives_documents_of_its_splits(tmp_path):
         assert ordinary == sorted(stream[stream > loaded.tokenizer.mask].tolist())
     with pytest.raises(DataError, match=r"data\.documents=alone: must be one of joined, apart, padded"):
         Text(documents="alone")  # type: ignore[arg-type]
+
+
+def test_pieces_are_of_the_document_that_they_were_cut_from(tmp_path):
+    documents = [[10, 11], list(range(20, 34)), [], [40, 41, 42]]
+    made = make(tmp_path, documents, form="padded")
+    numbers = np.arange(made.num_documents)
+    found = made.document_of(numbers, np.zeros((len(numbers), 2), np.int64))
+    tokens = [[t for t in made[int(n)]["tokens"].tolist() if t not in (START, END, PAD)] for n in numbers]
+    expected = [next(i for i, document in enumerate(documents) if {*piece} <= {*document}) for piece in tokens]
+    assert found.tolist() == [[number, number] for number in expected] and len(numbers) > 3

@@ -10,6 +10,8 @@ from sklearn import metrics as expected
 from sklearn.utils.class_weight import compute_class_weight
 
 from tests.recipes.finetuning import make
+from trainkit.testing import run_ranks
+from trainkit.training.assessing import assess
 from trainkit_recipes.bert.finetuning import metrics, squad
 from trainkit_recipes.bert.finetuning.samples import Encoder
 
@@ -116,6 +118,56 @@ def test_every_task_has_baselines(tmp_path):
         assert found is recipe.baselines()
     words = make(tmp_path, "classification").baselines()["held_out_accuracy"]
     assert words["TF-IDF + logistic regression"] > words["majority class"] + 0.1
+
+
+def _assessed(folder, task):
+    recipe = make(folder, task)
+    try:
+        found = assess(recipe)
+        return {name: (i.bounds, i.num, i.unit, dict(i.differences)) for name, i in found.intervals.items()}
+    finally:
+        recipe.runtime.close()
+
+
+UNITS = {
+    "classification": "samples", "regression": "samples", "token_classification": "sentences",
+    "question_answering": "contexts", "sentence_embeddings": "samples",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", UNITS)
+def test_every_task_has_intervals_and_a_verdict(tmp_path, task):
+    recipe = make(tmp_path, task, data={"held_out": 0.5})
+    found = assess(recipe)
+    decisive = recipe.best_metric.removeprefix("-")
+    assert (
+        found.decisive == decisive and found.comparisons(decisive) and found.verdict().beats_baseline in (True, False)
+    )
+    assert {interval.unit for interval in found.intervals.values()} == {UNITS[task]}
+    samples = {name: value for one in recipe.held_out_samples() for name, value in one.all_once().items()}
+    assert samples == pytest.approx(dict(found.metrics), rel=1e-9), "every metric is recomputed of its samples"
+    for one in recipe.held_out_samples():
+        for baseline in one.baselines():
+            for metric, value in one.all_once(baseline).items():
+                if baseline in found.baselines.get(metric, {}):
+                    assert value == pytest.approx(found.baselines[metric][baseline], rel=1e-9, abs=1e-12)
+    recipe.runtime.close()
+
+
+def test_intervals_are_those_of_one_rank(tmp_path):
+    alone = _assessed(tmp_path, "classification")
+    for theirs in run_ranks(_assessed, 2, tmp_path, "classification"):
+        assert {name: row[1:3] for name, row in theirs.items()} == {name: row[1:3] for name, row in alone.items()}
+        for name, (bounds, *_) in alone.items():
+            assert theirs[name][0] == pytest.approx(bounds, rel=1e-9)
+
+
+def test_examples_of_a_group_are_resampled_together(tmp_path):
+    recipe = make(tmp_path, "classification", data={"group_by": "stars"})
+    found = assess(recipe)
+    num = len({example.row.values["stars"] for example in recipe.held_out_examples})
+    assert {(interval.num, interval.unit) for interval in found.intervals.values()} == {(num, "groups by stars")}
+    recipe.runtime.close()
 
 
 def test_a_long_pair_is_cut_at_its_longer_text(tmp_path):

@@ -176,11 +176,18 @@ def test_a_run_that_transformers_cannot_express(folder, trained, run, tmp_path, 
 
 
 def test_a_trained_run_evaluates_as_it_ended(trained, capsys):
-    ended = json.loads((trained / "result.json").read_text())["metrics"]
+    result = json.loads((trained / "result.json").read_text())
+    ended = result["metrics"]
     capsys.readouterr()
     assert main(["evaluate", str(trained)]) == 0
-    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert {name: float(value) for name, value in printed.items()} == pytest.approx(ended, rel=1e-5)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == result["verdict"]["text"] and lines[-1] == f"audit: {result['audit']['line']}"
+    assert {line.split()[0]: float(line.split()[1]) for line in lines[:-1]} == pytest.approx(ended, rel=1e-5)
+    low, high = result["intervals"]["held_out_accuracy"]
+    assert (
+        f" [{low:.4g}, {high:.4g}] (95 %, exact binomial, of 9 held-out samples)" in lines[1]
+        and "; majority class " in lines[1]
+    )
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "classification"])

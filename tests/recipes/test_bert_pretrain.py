@@ -1,12 +1,15 @@
 """The BERT recipe: the same weights and the same held-out numbers from any split of the work; and its report."""
 
+import math
 import random
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +20,10 @@ from trainkit.errors import CheckpointError, ConfigError, DataError
 from trainkit.ops.switch import Kernels
 from trainkit.precision import Name
 from trainkit.testing import run_ranks
+from trainkit.training.assessing import assess
 from trainkit_recipes.bert import fill as fill_module
-from trainkit_recipes.bert.baselines import LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED
+from trainkit_recipes.bert.baselines import FREQUENCIES, LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.data import IGNORED
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 from trainkit_recipes.bert.report import outlook
@@ -164,6 +169,52 @@ def test_the_report_compares_the_same_tokens_on_any_ranks(path):
     assert report.sentences.count("|") == 1  # two masks
     for rows in run_ranks(partial(report_rows, path), 2):
         assert [value for _, value in rows] == pytest.approx([value for _, value in report.rows], rel=1e-10)
+
+
+def intervals_of(path: Path, **settings) -> tuple[dict[str, Any], dict[str, float]]:
+    """Intervals by metric, and metrics, of a model as it is made."""
+    recipe = make(path, **settings)
+    try:
+        found = assess(recipe)
+        return {name: (i.low, i.high, i.num, i.unit) for name, i in found.intervals.items()}, dict(found.metrics)
+    finally:
+        recipe.runtime.close()
+
+
+def test_tokens_of_a_document_are_resampled_together(path):
+    recipe = make(path)
+    dataset, end = recipe.datasets.held_out, recipe.tokenizer.end
+    stream = [token for window in dataset[:] for token in window["tokens"][1:].tolist()]
+    expected: dict[int, int] = {}  # masked tokens by the number of document ends before them
+    for batch, masked in recipe.masked_held_out():
+        for index, row in zip(
+            batch.indices.tolist(), zip(masked.chosen_BK, masked.labels_BK, strict=True), strict=True
+        ):
+            for place, label in zip(*(part.tolist() for part in row), strict=True):
+                if label != IGNORED:
+                    document = stream[: index * 23 + place - 1].count(end)
+                    expected[document] = expected.get(document, 0) + 1
+    recipe.evaluate()
+    (samples,) = recipe.held_out_samples()
+    assert np.asarray(samples.rows)[:, 2].tolist() == [num for _, num in sorted(expected.items())]
+    assert samples.all_once() == pytest.approx(recipe.evaluate(), rel=1e-9)
+    baseline = recipe.baselines()["held_out_loss"][FREQUENCIES]
+    assert samples.all_once(FREQUENCIES)["held_out_loss"] == pytest.approx(baseline, rel=1e-12)
+    own, metrics = intervals_of(path)
+    assert own["held_out_loss"][2:] == (len(expected), "documents")
+    assert own["held_out_loss"][0] < metrics["held_out_loss"] < own["held_out_loss"][1]
+    for theirs, _ in run_ranks(partial(intervals_of, path), 2):
+        for name, (low, high, *_) in own.items():
+            assert theirs[name][:2] == pytest.approx((low, high), rel=1e-9)
+
+
+def test_token_frequencies_are_those_of_the_training_text():
+    counts = NeighbourCounts(
+        [torch.tensor([[2, 5, 5, 6, 3, 5]])], SimpleNamespace(pad=0, vocab_size=8, special_tokens=[0, 2, 3])
+    )
+    expected = {5: 4 / 12, 6: 2 / 12, 7: 1 / 12}  # each of 8 tokens once more than it was seen
+    losses = counts.losses(torch.tensor([[5, 6, 7]]))[0].tolist()
+    assert losses == pytest.approx([-math.log(share) for share in expected.values()])
 
 
 def test_the_report_measures_once_what_an_evaluation_measured(path):

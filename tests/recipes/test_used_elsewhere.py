@@ -98,7 +98,7 @@ def test_sentences_are_filled_in_without_the_text(tmp_path, cache, capsys):
     assert f"data.path={texts} does not exist" in capsys.readouterr().err
     other = write_texts(tmp_path / "other", extra="another ")
     assert main(["evaluate", str(run), *measured_on(other)]) == 0
-    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
     recipe = load_recipe(run, measured_on(other))
     assert isinstance(recipe, MaskedLanguageModelling)
     stored = WordPiece.from_json(checkpoint.read_manifest(bare)["values"]["recipe"]["tokenizer"])
@@ -157,7 +157,8 @@ def test_images_are_drawn_without_the_pictures(tmp_path, cache, capsys, monkeypa
     other = write_pictures(tmp_path / "other")
     capsys.readouterr()
     assert main(["evaluate", str(run), *measured_on(other)]) == 0
-    assert capsys.readouterr().out.startswith("swd ")
+    verdict, swd, *_ = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("the model ") and swd.startswith("swd ") and "untrained generator" in swd
     assert measure.main([str(run), "--data", str(other), "--metrics", "swd", "copying"]) == 0
     assert "images of the generator" in capsys.readouterr().out
 

@@ -53,7 +53,7 @@ def test_the_next_command_of_ones_own_recipe_works_as_it_is(tmp_path):
     assert shlex.split(command)[-2:] == [str(tmp_path / "run"), "--trust"]
     again = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith("held_out_loss "), again.stdout
+    assert "\nheld_out_loss " in again.stdout, again.stdout
 
 
 def _start_twice(run_dir, num_steps=6, then=6):

@@ -156,10 +156,52 @@ def test_both_of_two_sets_are_looked_at(pictures):
     assert len(data_of(done).load(progress=False).train) > 0
 
 
+def make_from(runtime, *, data, weights):
+    return data
+
+
+def _run_of_pretraining(folder, text):
+    (folder / "checkpoints").mkdir(parents=True)
+    config = {"data": {"_target_": "trainkit.data.Text", "path": str(text), "field": "text"}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder
+
+
+def test_text_of_weights_that_has_moved_is_said_so(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(sentence(number) for number in range(28, 34)))
+    run = _run_of_pretraining(tmp_path / "bert", text)
+
+    def line(weights, **options):
+        runtime = trainkit.Runtime(strategy="single", device="cpu", tracker=trainkit.Tracker())
+        try:
+            done = look(runtime, partial(make_from, data=given(tmp_path, 0), weights=weights), **options)
+            return done.found["audit"]["line"]
+        finally:
+            runtime.close()
+
+    assert "in the pre-training corpus" in line(run) and "not looked for" not in line(run)
+    assert "not looked for" not in line(None)
+    text.rename(tmp_path / "elsewhere.txt")
+    moved = line(run)
+    assert "\n" not in moved and "in the pre-training corpus" not in moved
+    assert f"not looked for in the text of pre-training: of weights={run}, data.path={text} does not exist" in moved
+    assert moved.endswith("; set audit_corpus=PATH to that text to look")
+    found = line(run, audit_corpus=tmp_path / "elsewhere.txt")
+    assert "in the pre-training corpus" in found and "not looked for" not in found
+    (tmp_path / "theirs").mkdir()
+    assert f"weights={tmp_path}/theirs is no run, which would say what it read; set audit_corpus" in line(
+        tmp_path / "theirs"
+    )
+
+
 def _on_a_rank(folder, on_leak):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
+    specification = Examples(
+        path=folder / "train.csv", held_out_path=folder / "test.csv"
+    )  # each rank reads, none writes
     try:
-        done = look(runtime, partial(make, data=given(folder)), on_leak=on_leak)
+        done = look(runtime, partial(make, data=specification), on_leak=on_leak)
         data = data_of(done).load().train
         batches = runtime.batches(list(range(len(data))), batch_size=4, num_steps=5)
         return done.found["audit"], [one.key() for one in data], [batch.indices.tolist() for batch in batches]

@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a checkpoint on its held-out data",
-        description="Evaluate a checkpoint, or the newest one of a run, on its held-out data or on other data.",
+        description="Evaluate a checkpoint, or the newest one of a run, on its held-out data or on other data. Print "
+        "whether it beats its baselines, each metric with its baselines and its 95 % interval over the held-out "
+        "samples, and what the audit of the data has found.",
         epilog=HELP_EVALUATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -267,12 +269,18 @@ def _start_processes(arguments: argparse.Namespace) -> int:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
-    from trainkit.job import evaluate
+    from trainkit.job import assess_run
 
-    metrics = evaluate(arguments.path, arguments.overrides, config_dir=arguments.config_dir, trust=arguments.trust)
+    found, audit = assess_run(
+        arguments.path, arguments.overrides, config_dir=arguments.config_dir, trust=arguments.trust
+    )
     if int(os.environ.get("RANK", 0)) == 0:
-        for name, value in metrics.items():
-            print(f"{name} {value:.6g}")
+        print(found.verdict().text)
+        for line in found.table():
+            print(line)
+        if audit is not None:
+            whose = " of the run's own data" if any(text.startswith("data") for text in arguments.overrides) else ""
+            print(f"audit{whose}: {audit}")
 
 
 def _version() -> str:

@@ -6,12 +6,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainkit.cli.output import console, say
 from trainkit.errors import ConfigError
+from trainkit.evaluation import Assessment, OverSeeds
 
 EXAMPLES = """\
 examples:
@@ -26,8 +27,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "seeds",
         help="train with several seeds, and print mean and spread",
         description="Train a configuration once for each seed, one after the other, in run_dir/seed_N. Print the mean "
-        "and the standard deviation of each metric beside its baselines, and write them to run_dir/seeds.json. With "
-        "the same run_dir, typed again, it resumes.",
+        "and the standard deviation of each metric beside its interval over held-out samples and its baselines, and "
+        "whether the mean beats these by more than the seeds differ; write them to run_dir/seeds.json. With the same "
+        "run_dir, typed again, it resumes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,34 +60,49 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
-def summarise(
-    metrics: Sequence[Mapping[str, float]], baselines: Sequence[Mapping[str, Mapping[str, float]]]
-) -> dict[str, dict[str, Any]]:
+def summarise(runs: Sequence[Assessment]) -> dict[str, dict[str, Any]]:
     """Computes what several runs measured.
 
     Args:
-        metrics: of each run, by name.
-        baselines: of each run, by metric and name.
+        runs: the last evaluation of each.
 
     Returns:
-        For each metric its `values`, `mean`, standard deviation `spread` (of a sample; None for one run), and the mean
-        of each of its `baselines`.
+        For each metric its `values`, `mean`, standard deviation `spread` (of a sample; None for one run), the 95 %
+        t interval of the mean over seeds `over_seeds` (None for one run), the `intervals` of the runs over held-out
+        samples (None where a run has none), the mean of each of its `baselines`, and `against` these, by name, whether
+        the mean is `better`, `worse` or `alike` by more than the seeds differ (None: one run, or not known which is).
     """
     found: dict[str, dict[str, Any]] = {}
-    for metric in metrics[0]:
-        values = [run[metric] for run in metrics]
-        beside = [run.get(metric, {}) for run in baselines]
+    for metric in runs[0].metrics:
+        values = OverSeeds([run.metrics[metric] for run in runs])
+        beside = _baselines(runs, metric)
+        better, ends = runs[0].better.get(metric), values.interval()
+        compared = [name for name in beside if name not in runs[0].references]
         found[metric] = {
-            "values": values,
-            "mean": statistics.fmean(values),
-            "spread": statistics.stdev(values) if len(values) > 1 else None,
-            "baselines": {
-                name: statistics.fmean(run[name] for run in beside)
-                for name in beside[0]
-                if all(name in run for run in beside)
-            },
+            "values": [*values.values],
+            "mean": values.mean,
+            "spread": values.spread,
+            "over_seeds": None if ends is None else list(ends),
+            "intervals": [list(run.intervals[metric].bounds) if metric in run.intervals else None for run in runs],
+            "baselines": {name: statistics.fmean(each) for name, each in beside.items()},
+            "against": {name: values.against(beside[name], better) for name in compared} if better else {},
         }
     return found
+
+
+def statements(runs: Sequence[Assessment]) -> Iterator[str]:
+    """Yields for each metric and each baseline that it is to beat whether the mean over the runs does."""
+    for metric in runs[0].metrics:
+        values, better = OverSeeds([run.metrics[metric] for run in runs]), runs[0].better.get(metric)
+        for name, each in _baselines(runs, metric).items():
+            if better is not None and name not in runs[0].references:
+                yield values.statement(metric, name, each, better)
+
+
+def _baselines(runs: Sequence[Assessment], metric: str) -> dict[str, list[float]]:
+    """By name, the value in each run; of those that every run has."""
+    beside = [run.baselines.get(metric, {}) for run in runs]
+    return {name: [of[name] for of in beside] for name in beside[0] if all(name in of for of in beside)}
 
 
 def _run(arguments: argparse.Namespace) -> int | None:
@@ -105,29 +122,35 @@ def _run(arguments: argparse.Namespace) -> int | None:
         if code:
             return code
         found.append(_measured(run_dir))
-    summary = summarise([metrics for metrics, _ in found], [baselines for _, baselines in found])
+    summary = summarise(found)
     (directory / "seeds.json").write_text(json.dumps({"seeds": seeds, "metrics": summary}, indent=2) + "\n")
     _print(seeds, summary)
+    for line in statements(found):
+        console().print(line)
     return None
 
 
-def _measured(run_dir: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The metrics and the baselines of the last evaluation of a run that has ended."""
+def _measured(run_dir: Path) -> Assessment:
+    """The last evaluation of a run that has ended."""
     from trainkit.checkpoint import find, read_manifest
 
     values = read_manifest(find(run_dir))["values"]
     if not values.get("metrics"):
         raise ConfigError(f"{run_dir} has no evaluation at its last step: set evaluate_every")
-    return values["metrics"], values.get("facts", {}).get("baselines", {})
+    older = {"baselines": values.get("facts", {}).get("baselines", {})}
+    return Assessment.of(values["metrics"], values.get("assessment") or older)
 
 
 def _print(seeds: Iterable[int], summary: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("metric", "mean", "standard deviation", "by seed", "baselines", box=None)
+    table = Table("metric", "mean", "standard deviation", "by seed [95 % over samples]", "baselines", box=None)
     for metric, row in summary.items():
         spread = "" if row["spread"] is None else f"{row['spread']:.4g}"
-        values = ", ".join(f"{value:.4g}" for value in row["values"])
+        values = ", ".join(
+            f"{value:.4g}" + ("" if ends is None else f" [{ends[0]:.4g}, {ends[1]:.4g}]")
+            for value, ends in zip(row["values"], row["intervals"], strict=True)
+        )
         baselines = ", ".join(f"{name} {value:.4g}" for name, value in row["baselines"].items())
         table.add_row(metric, f"{row['mean']:.4g}", spread, values, baselines)
     console().print(f"seeds {', '.join(map(str, seeds))}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainkit.evaluation.comparison import Better, Comparison
-from trainkit.evaluation.interval import Interval
+from trainkit.evaluation.interval import FEW, Interval
 from trainkit.tracking.console import number
 
 Baselines = Mapping[str, Mapping[str, float]]
@@ -86,30 +86,40 @@ class Assessment:
         measured, plural = f"in {decisive}: {self.measured(decisive)}", "s" if len(compared[decisive]) > 1 else ""
         if missed:
             which = f"its baseline{'s' if len(missed) > 1 else ''}"
-            told = ", ".join(map(str, missed))
+            told = "; ".join(map(str, missed))
             return Verdict(f"the model does not beat {which} {measured}; {told}{also}", False)
         named = ", ".join(f"{one.baseline} {number(one.reference)}" for one in compared[decisive])
         return Verdict(f"the model beats its baseline{plural} {measured}; {named}{also}", True)
 
     def measured(self, metric: str) -> str:
         """Returns the value and the interval of a metric as text."""
-        value, interval = number(self.metrics[metric]), self.intervals.get(metric)
-        if interval is None:
-            return f"{value} (no interval)"
-        return f"{value} [{number(interval.low)}, {number(interval.high)}]"
+        interval = self.intervals.get(metric)
+        few = f" of only {interval.num} {interval.unit}" if interval and interval.num < FEW else ""
+        return f"{number(self.metrics[metric])} {self._ends(metric)}{few}"
 
     def lines(self) -> Iterator[str]:
         """Yields a line for each metric that has an interval or a baseline."""
         for name in self.metrics:
-            interval, beside = self.intervals.get(name), self.baselines.get(name, {})
-            if interval is None and not beside:
-                continue
-            source = f" ({interval.source()})" if interval else ""
-            told = "".join(
-                f"; {'for reference, ' if baseline in self.references else ''}{baseline} {number(value)}"
-                for baseline, value in beside.items()
-            )
-            yield f"{name} {self.measured(name)}{source}{told}"
+            if name in self.intervals or self.baselines.get(name):
+                yield f"{name} {number(self.metrics[name])} {self._ends(name)}{self._beside(name)}"
+
+    def table(self) -> Iterator[str]:
+        """Yields a line for every metric, which begins with its name and its value in six digits."""
+        for name, value in self.metrics.items():
+            has_more = name in self.intervals or self.baselines.get(name)
+            yield f"{name} {value:.6g}" + (f" {self._ends(name)}{self._beside(name)}" if has_more else "")
+
+    def _ends(self, metric: str) -> str:
+        interval = self.intervals.get(metric)
+        return f"[{number(interval.low)}, {number(interval.high)}]" if interval else "(no interval)"
+
+    def _beside(self, metric: str) -> str:
+        interval = self.intervals.get(metric)
+        source = f" ({interval.source()})" if interval else ""
+        return source + "".join(
+            f"; {'for reference, ' if name in self.references else ''}{name} {number(value)}"
+            for name, value in self.baselines.get(metric, {}).items()
+        )
 
     def facts(self) -> dict[str, Any]:
         """Returns everything but the metrics, and the verdict, JSON-able; see `of`."""

@@ -60,13 +60,10 @@ class Comparison:
 
     def __str__(self) -> str:
         named = f"{self.baseline} {number(self.reference)}"
-        if self.result != "alike" or self.difference is None:
-            return f"{named} is {'as good' if self.result == 'alike' else self.result_of_baseline}"
-        low, high = self.difference
+        if self.result != "alike":
+            return f"{named} is {'better' if self.result == 'worse' else 'worse'}"
+        low, high = self.difference or (0.0, 0.0)
+        if low == high:
+            return f"{named} is as good"
         away = number(self.value - self.reference)
         return f"{named} is as good: the difference of {away} [{number(low)}, {number(high)}] may be chance"
-
-    @property
-    def result_of_baseline(self) -> str:
-        """`better` where the model is worse, and the reverse."""
-        return "better" if self.result == "worse" else "worse"

@@ -114,7 +114,13 @@ class SampleSums(HeldOutSamples):
         weights_N = np.ones(num) if weights is None else np.asarray(weights, np.float64)
 
         def rows(given: Mapping[str, ArrayLike]) -> Array:
-            return np.stack([*(np.asarray(given[name], np.float64) * weights_N for name in names), weights_N], axis=1)
+            columns = {name: np.asarray(given[name], np.float64) for name in names}
+            for name, column in columns.items():
+                if column.shape != (num,):
+                    raise ConfigError(
+                        f"SampleSums.means: {name} has shape {[*column.shape]}: give one number a unit, {num}"
+                    )
+            return np.stack([*(column * weights_N for column in columns.values()), weights_N], axis=1)
 
         def of_sums(sums: Array) -> Metrics:
             return {name: sums[..., place] / sums[..., -1] for place, name in enumerate(names)}

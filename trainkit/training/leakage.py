@@ -70,7 +70,7 @@ def look(
     data = given.get("data")
     if on_leak == "ignore" or data is None or _is_empty(data):
         return Looked(make_recipe)
-    corpus = audit_corpus if audit_corpus is not None else _corpus_of_weights(given.get("weights"))
+    corpus, unchecked = (audit_corpus, None) if audit_corpus is not None else _corpus_of_weights(given.get("weights"))
     report, error = None, None
     if runtime.ranks.is_main:
         try:
@@ -81,9 +81,10 @@ def look(
     runtime.ranks.raise_first(error)
     report = runtime.ranks.broadcast_object(None if report is None else replace(report, leaks=()))
     if report is None:
-        return Looked(make_recipe, {"audit": {"on_leak": on_leak, "line": _not_looked_at(data, on_leak)}})
+        line = _with(_not_looked_at(data, on_leak), unchecked)
+        return Looked(make_recipe, {"audit": {"on_leak": on_leak, "line": line}})
     where = runtime.run_dir / AUDIT_FILE if runtime.run_dir is not None else None
-    found = {"on_leak": on_leak, **report.counts(), "line": _line(report, on_leak, where)}
+    found = {"on_leak": on_leak, **report.counts(), "line": _with(_line(report, on_leak, where), unchecked)}
     if on_leak == "error" and not report.is_clean:
         raise DataError(_refusal(report, where))
     if on_leak == "drop" and report.num_leaking:
@@ -123,15 +124,26 @@ def _not_looked_at(data: Any, on_leak: OnLeak) -> str:
     return f"{name} was not looked at: it has no `sides` to compare in memory"
 
 
-def _corpus_of_weights(weights: Any) -> Path | None:
-    """The run that weights are of, where its text is still there."""
-    if not isinstance(weights, str | Path) or run_config(Path(weights).expanduser()) is None:
-        return None
+def _corpus_of_weights(weights: Any) -> tuple[Path | None, str | None]:
+    """The run that weights are of, where its text is still there; where it is not, why what it read is not known."""
+    if not isinstance(weights, str | Path):
+        return None, None
+    path = Path(weights).expanduser()
+    if run_config(path) is None:
+        return None, f"weights={weights} is no run, which would say what it read"
     try:
-        corpus_of(Path(weights).expanduser())
-    except DataError:
-        return None
-    return Path(weights)
+        corpus_of(path)
+    except DataError as error:
+        return None, f"of weights={weights}, {str(error).partition(';')[0]}"  # the rest is advice for another key
+    return path, None
+
+
+def _with(line: str, unchecked: str | None) -> str:
+    """The line of a run, which also says where held-out texts could not be looked for in a pre-training corpus."""
+    if unchecked is None:
+        return line
+    what = "held-out texts were not looked for in the text of pre-training"
+    return f"{line}; {what}: {unchecked}; set audit_corpus=PATH to that text to look"
 
 
 def _without(data: Any, report: Report) -> Any:
