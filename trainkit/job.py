@@ -22,8 +22,8 @@ from trainkit.encryption import (
 )
 from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.evaluation import Assessment
-from trainkit.export import Export, Exporter, RunFacts
-from trainkit.export.export import require_free, whole
+from trainkit.export import Export, Exporter
+from trainkit.export.export import facts_of_run, require_free, whole
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -153,7 +153,7 @@ def export(
         given = Export(
             target=destination,
             destination=destination,
-            run=_facts(_run_name(run), checkpoint.read_manifest(directory)),
+            run=facts_of_run(_run_name(run), checkpoint.read_manifest(directory)),
             averaged=averaged,
             int8=int8,
             max_drop=max_drop,
@@ -212,18 +212,6 @@ def _run_name(path: Path) -> str:
     """The name of the run directory that `path` is, or a checkpoint of."""
     path = path.resolve()
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
-
-
-def _facts(name: str, manifest: Mapping[str, Any]) -> RunFacts:
-    values = manifest["values"]
-    return RunFacts(
-        name=name,
-        step=values["step"],
-        position=manifest["position"],
-        metrics=values["metrics"],
-        config=values["config"],
-        **values.get("facts", {}),
-    )
 
 
 @not_imported_by_optimizers()

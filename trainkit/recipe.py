@@ -57,6 +57,8 @@ class Recipe(ABC):
     """By metric with baselines, whether `lower` or `higher` is better; of `best_metric` its sign says so."""
     references: tuple[str, ...] = ()
     """Names in `baselines` that no model is to beat, such as real images against real ones: shown beside, no more."""
+    task_name: str | None = None
+    """What Hugging Face calls the task, such as `fill-mask`, for model cards; None: it has no name there."""
     implied_keys: tuple[str, ...] = ()
     """The dotted names that `implied_arguments` may return: a resumed run takes them from its checkpoint."""
     start_keys: tuple[str, ...] = ()

@@ -73,6 +73,7 @@ class MaskedLanguageModelling(Recipe):
     """
 
     best_metric: str | None = LOSS
+    task_name = "fill-mask"
     better: Mapping[str, Better] = {LOSS: "lower", TOKENS: "higher", ACCURACY: "higher"}
     implied_keys = IMPLIED_KEYS
     start_keys = ("weights",)

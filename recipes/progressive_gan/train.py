@@ -85,6 +85,7 @@ class ProgressiveGAN(Recipe):
 
     best_metric: str | None = None  # distances at different resolutions cannot be compared
     references = (TRAINING_IMAGES,)
+    task_name = "unconditional-image-generation"
     implied_keys = IMPLIED_KEYS
     start_keys = ("transfer",)
 

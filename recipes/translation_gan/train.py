@@ -86,6 +86,7 @@ class TranslationGAN(Recipe):
     best_metric: str | None = "swd"
     better: Mapping[str, Better] = {f"swd_{side}": "lower" for side in SIDES}
     references = (TRAINING_IMAGES,)
+    task_name = "image-to-image"
 
     def __init__(
         self,

@@ -107,8 +107,9 @@ def test_the_card_has_the_numbers_of_the_run(folder):
     manifest = checkpoint.read_manifest(checkpoint.find(folder / "run"))
     accuracy = manifest["values"]["metrics"]["held_out_accuracy"]
     baselines = manifest["values"]["facts"]["baselines"]["held_out_accuracy"]
-    assert f"| held_out_accuracy | **{accuracy:.4g}** |" in card
-    assert f"| held_out_accuracy of: two-sided neighbours | {baselines['two-sided neighbours']:.4g} |" in card
+    assert f"| held\\_out\\_accuracy | **{accuracy:.4g}** |" in card
+    assert f"| held\\_out\\_accuracy of: two-sided neighbours | {baselines['two-sided neighbours']:.4g} |" in card
+    assert "documents" in card and card.index("**The model ") < card.index("AutoModelForMaskedLM")
     assert "| steps | 3 |" in card and "| samples | 24 |" in card and f"| torch | {torch.__version__} |" in card
     assert "path: texts" in card and str(folder) not in card and "No license is stated" in card
 

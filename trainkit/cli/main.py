@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import checkpoint, data, diff, doctor, export, manifest, report, reproduce, seeds, topo
+from trainkit.cli import card, checkpoint, data, diff, doctor, export, manifest, report, reproduce, seeds, topo
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -35,6 +35,7 @@ examples:
   trainkit reproduce runs/bert
   trainkit diff runs/bert runs/other
   trainkit manifest show runs/bert
+  trainkit card runs/bert
   trainkit checkpoint ls runs/bert
   trainkit data inspect ~/pictures
   trainkit data audit train.csv test.csv
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(add_config_dir(reproduce.add_parser(commands)))
     diff.add_parser(commands)
     manifest.add_parser(commands)
+    card.add_parser(commands)
     checkpoint.add_parser(commands)
     for parser_of_run in data.add_parser(commands):
         add_trust(parser_of_run)

@@ -24,6 +24,12 @@ class RunFacts:
         data: properties of the data by name.
         config: the configuration of the run.
         versions: of the libraries that it was trained with.
+        training: how it was trained, by name, such as the number of ranks.
+        task: what Hugging Face calls it, such as `fill-mask`; None: not known.
+        assessment: intervals, baselines and verdict; see `trainkit.evaluation.Assessment.facts`.
+        fingerprints: of its data.
+        audit: what the audit of the data has found; None: they were not audited.
+        environment: further facts on code and machine.
     """
 
     name: str
@@ -34,6 +40,35 @@ class RunFacts:
     data: Mapping[str, int | str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
+    assessment: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    audit: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def facts_of_run(name: str, manifest: Mapping[str, Any], **more: Any) -> RunFacts:
+    """Returns what a checkpoint says about its run.
+
+    Args:
+        name: of the run.
+        manifest: of the checkpoint.
+        more: further arguments of RunFacts.
+    """
+    values = manifest["values"]
+    return RunFacts(
+        name=name,
+        step=values["step"],
+        position=manifest["position"],
+        metrics=values["metrics"],
+        config=values["config"] or {},
+        assessment=values.get("assessment") or {},
+        fingerprints=values.get("data") or {},
+        audit=(values.get("found") or {}).get("audit", {}).get("line"),
+        **values.get("facts", {}),
+        **more,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

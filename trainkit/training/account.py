@@ -93,11 +93,17 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
 
 
 def facts_of(recipe: Recipe, baselines: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Returns what an exported model says about its run: data, versions and the baselines of its metrics."""
+    """Returns what an exported model says about its run: data, versions, how it trained, and baselines."""
     data = recipe.datasets.describe() if isinstance(recipe.datasets, Datasets) else {}
     data.pop("note", None)
     versions = {"trainkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {"data": data, "versions": versions, "baselines": baselines}
+    runtime = recipe.runtime
+    training: dict[str, Any] = {"ranks": runtime.ranks.world_size, "strategy": runtime.strategy.name}
+    training |= {"precision": runtime.precision.name, "seed": runtime.seed}
+    for name, engine in recipe.engines().items():
+        training[f"parameters of {name}"] = sum(map(sum, engine.state.parameter_sizes()))
+    facts = {"data": data, "versions": versions, "baselines": baselines, "training": training}
+    return facts | ({"task": recipe.task_name} if recipe.task_name else {})
 
 
 def of_end(

@@ -59,6 +59,7 @@ class Answering(Task):
     """
 
     name = "question_answering"
+    hub_name = "question-answering"
     best_metric, score = "-held_out_f1", "held_out_f1"
     better: Mapping[str, Better] = {"held_out_f1": "higher", "held_out_exact_match": "higher"}
     num_outputs, pooling = 2, None

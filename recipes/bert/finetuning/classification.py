@@ -37,6 +37,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    hub_name = "text-classification"
     best_metric, score = "-held_out_accuracy", "held_out_accuracy"
     better: Mapping[str, Better] = {
         "held_out_accuracy": "higher",

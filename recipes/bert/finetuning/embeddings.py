@@ -41,6 +41,7 @@ class Embedding(Task):
     """
 
     name = "sentence_embeddings"
+    hub_name = "feature-extraction"
     best_metric, score = f"-{_METRIC}", _METRIC
     better: Mapping[str, Better] = {_METRIC: "higher"}
     num_outputs = 0

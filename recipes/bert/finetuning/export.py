@@ -16,22 +16,14 @@ from trainkit_recipes.bert.hugging_face import write_directory
 if TYPE_CHECKING:
     from trainkit_recipes.bert.finetuning.recipe import FineTuning
 
-# By task: the class of transformers, that for any model, the name of its head, and what a site calls the task.
+# By task: the class of transformers, that for any model, and the name of its head.
 _CLASSES = {
-    "classification": (
-        "BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier", "text-classification",
-    ),
-    "regression": (
-        "BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier", "text-classification",
-    ),
-    "token_classification": (
-        "BertForTokenClassification", "AutoModelForTokenClassification", "classifier", "token-classification",
-    ),
-    "question_answering": (
-        "BertForQuestionAnswering", "AutoModelForQuestionAnswering", "qa_outputs", "question-answering",
-    ),
-    "sentence_embeddings": ("BertModel", "AutoModel", "", "feature-extraction"),
-}  # fmt: skip
+    "classification": ("BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier"),
+    "regression": ("BertForSequenceClassification", "AutoModelForSequenceClassification", "classifier"),
+    "token_classification": ("BertForTokenClassification", "AutoModelForTokenClassification", "classifier"),
+    "question_answering": ("BertForQuestionAnswering", "AutoModelForQuestionAnswering", "qa_outputs"),
+    "sentence_embeddings": ("BertModel", "AutoModel", ""),
+}
 _USE = """\
 A BERT fine-tuned with trainkit for {task} (see Configuration).
 
@@ -70,7 +62,7 @@ def _write(recipe: "FineTuning", module: FineTuned, export: Export) -> Iterator[
             "recipe.pooling=mean cannot be expressed by BertForSequenceClassification, which pools the first token: "
             "train with recipe.pooling=first"
         )
-    model_class, auto, head, pipeline = _CLASSES[task.name]
+    model_class, auto, head = _CLASSES[task.name]
     note = "It computes in transformers what it computes in trainkit."
     if module.head is None:
         pooled = "the mean of the tokens of" if task.pooling == "mean" else "the first token of"
@@ -82,7 +74,7 @@ def _write(recipe: "FineTuning", module: FineTuned, export: Export) -> Iterator[
         model_class=model_class,
         head=_head(module, head),
         text=_USE.format(task=task.name.replace("_", " "), auto=auto, directory=export.destination.name, note=note),
-        pipeline_tag=pipeline,
+        pipeline_tag=task.hub_name,
         settings=_settings(recipe),
     )
     yield f"step {export.run.step:,}, {recipe.tokenizer.vocab_size:,} tokens: {export.destination}"

@@ -33,6 +33,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    hub_name = "text-classification"
     best_metric, score = "held_out_mse", "held_out_r2"
     better: Mapping[str, Better] = {
         "held_out_mse": "lower",

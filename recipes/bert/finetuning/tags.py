@@ -37,6 +37,7 @@ class Tagging(Task):
     """
 
     name = "token_classification"
+    hub_name = "token-classification"
     pooling = None
 
     def __init__(self, train: Sequence[Example], *, classes: Sequence[str] | None) -> None:

@@ -59,6 +59,8 @@ class Task(ABC):
     """A subclass is made from the training examples, or from the state of a checkpoint."""
 
     name: str
+    hub_name: str
+    """What Hugging Face calls it."""
     best_metric: str
     """As of Recipe."""
     score: str
