@@ -55,7 +55,7 @@ class Recipe(ABC):
     """The metric of `evaluate` by which the best checkpoint is kept: lower is better, or higher after a `-`."""
     better: Mapping[str, Better] = {}
     """By metric with baselines, whether `lower` or `higher` is better; of `best_metric` its sign says so."""
-    references: tuple[str, ...] = ()
+    ideals: tuple[str, ...] = ()
     """Names in `baselines` that no model is to beat, such as real images against real ones: shown beside, no more."""
     task_name: str | None = None
     """What Hugging Face calls the task, such as `fill-mask`, for model cards; None: it has no name there."""
@@ -148,7 +148,7 @@ class Recipe(ABC):
 
         A Trainer calls it at every evaluation, and logs baselines that changed; curve.png draws them as dashed lines.
         A run ends with the verdict whether the model beats those of its `best_metric`, or of the first metric that has
-        some; `better` and `references` say how they are compared.
+        some; `better` and `ideals` say how they are compared.
 
         Returns:
             For a metric of `evaluate`, values by name, the same on every rank.

@@ -379,6 +379,34 @@ def _audit(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _intervals(results: Results) -> str:
+    times = [
+        [
+            f"{row['num']:,}",
+            f"{row['seconds']:.3f}",
+            f"{row['scipy_seconds']:.3f}" if "scipy_seconds" in row else "not measured",
+            f"{row['scipy_seconds'] / row['seconds']:.3g}" if "scipy_seconds" in row else "",
+            f"{row['width_of_normal']:.3f}",
+            f"{row['peak_mb']:.0f}",
+        ]
+        for row in results
+        if "num" in row
+    ]
+    header = ["samples", "trainkit, s", "scipy, s", "scipy / trainkit", "width / that of a normal interval", "peak, MB"]
+    rows = [
+        [
+            row["case"],
+            f"{100 * row['covered']:.1f} %",
+            f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %",
+            row["of"],
+        ]
+        for row in results
+        if "case" in row
+    ]
+    coverage = _table(["95 % intervals of", "cover the truth", "with 95 % confidence", "repetitions"], rows)
+    return f"{_table(header, times)}\n\n{coverage}"
+
+
 RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "overhead": _overhead,
     "overhead-distributed": _overhead,
@@ -399,4 +427,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "gan-small-pictures": _small_pictures,
     "bert-peers": _peers,
     "audit": _audit,
+    "intervals": _intervals,
 }

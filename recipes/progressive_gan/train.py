@@ -84,7 +84,7 @@ class ProgressiveGAN(Recipe):
     """
 
     best_metric: str | None = None  # distances at different resolutions cannot be compared
-    references = (TRAINING_IMAGES,)
+    ideals = (TRAINING_IMAGES,)
     task_name = "unconditional-image-generation"
     implied_keys = IMPLIED_KEYS
     start_keys = ("transfer",)
@@ -385,7 +385,7 @@ class ProgressiveGAN(Recipe):
         return {**({} if scores is None else scores.metrics()), **self.augmenter.metrics()}
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the distances of an untrained generator, and for reference the metrics of training images."""
+        """Returns the distances of an untrained generator, and as ideals the metrics of training images."""
         found: dict[str, dict[str, float]] = {}
         measured = {UNTRAINED: self._untrained(), TRAINING_IMAGES: self.evaluator.floors(self.phase.resolution)}
         for baseline, values in measured.items():

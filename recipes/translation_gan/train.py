@@ -85,7 +85,7 @@ class TranslationGAN(Recipe):
 
     best_metric: str | None = "swd"
     better: Mapping[str, Better] = {f"swd_{side}": "lower" for side in SIDES}
-    references = (TRAINING_IMAGES,)
+    ideals = (TRAINING_IMAGES,)
     task_name = "image-to-image"
 
     def __init__(
@@ -266,7 +266,7 @@ class TranslationGAN(Recipe):
         return measured
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Returns the distances of images that are not translated, and for reference those of training images."""
+        """Returns the distances of images that are not translated, and as ideals those of training images."""
         by_side = [self.evaluator.baselines(side) for side in SIDES]
         both = {name: sum(of[name] for of in by_side) / 2 for name in by_side[0] if name in by_side[1]}
         return {"swd": both, **{f"swd_{side}": of for side, of in zip(SIDES, by_side, strict=True)}}

@@ -84,11 +84,11 @@ def test_every_baseline_of_the_decisive_metric_is_to_be_beaten():
     assert both.text.endswith("loss: 4 (no interval); counts 3 is better; nor in accuracy (neighbours 0.5)")
 
 
-def test_a_reference_is_shown_and_not_compared():
+def test_an_ideal_is_shown_and_not_compared():
     baselines = {"accuracy": {"real images": 0.99, "untrained": 0.1}}
-    found = assessed(0.9, baselines=baselines, references=("real images",))
+    found = assessed(0.9, baselines=baselines, ideals=("real images",))
     assert found.verdict().beats_baseline is True
-    assert [*found.lines()] == ["accuracy 0.9 (no interval); for reference, real images 0.99; untrained 0.1"]
+    assert [*found.lines()] == ["accuracy 0.9 (no interval); ideal: real images 0.99; untrained 0.1"]
 
 
 def test_without_baseline_or_direction_there_is_no_verdict():
@@ -108,7 +108,7 @@ def test_few_samples_are_said_so():
 def test_it_comes_back_from_a_file():
     found = assessed(
         intervals={"accuracy": interval(0.897, 0.926, **{"majority class": (0.3, 0.4)})},
-        references=("x",),
+        ideals=("x",),
         decisive="accuracy",
     )
     facts = json.loads(json.dumps(found.facts()))

@@ -11,6 +11,7 @@ from trainkit.cli.output import say, writing
 from trainkit.errors import ConfigError
 
 MANIFEST_FILE = "manifest.json"
+_PRIVATE = ("user", "host", "hostname", "command", "directory")  # of one person or machine: a card is published
 EXAMPLES = """\
 examples:
   trainkit card runs/bert                             writes runs/bert/README.md
@@ -74,5 +75,5 @@ def _environment(known: Mapping[str, Any]) -> dict[str, Any]:
         for part in ("code", "environment", "hardware")
         if isinstance(known.get(part), Mapping)
         for name, value in known[part].items()
-        if isinstance(value, str | int | float)
+        if isinstance(value, str | int | float) and name not in _PRIVATE and not str(value).startswith(("/", "~"))
     }

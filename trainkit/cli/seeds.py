@@ -77,7 +77,7 @@ def summarise(runs: Sequence[Assessment]) -> dict[str, dict[str, Any]]:
         values = OverSeeds([run.metrics[metric] for run in runs])
         beside = _baselines(runs, metric)
         better, ends = runs[0].better.get(metric), values.interval()
-        compared = [name for name in beside if name not in runs[0].references]
+        compared = [name for name in beside if name not in runs[0].ideals]
         found[metric] = {
             "values": [*values.values],
             "mean": values.mean,
@@ -95,7 +95,7 @@ def statements(runs: Sequence[Assessment]) -> Iterator[str]:
     for metric in runs[0].metrics:
         values, better = OverSeeds([run.metrics[metric] for run in runs]), runs[0].better.get(metric)
         for name, each in _baselines(runs, metric).items():
-            if better is not None and name not in runs[0].references:
+            if better is not None and name not in runs[0].ideals:
                 yield values.statement(metric, name, each, better)
 
 

@@ -33,7 +33,7 @@ class Assessment:
         intervals: of metrics that have one.
         baselines: by metric and name.
         better: whether `lower` or `higher` is, by metric.
-        references: names in `baselines` that nobody expects to be beaten, such as real images against real ones.
+        ideals: names in `baselines` that nobody expects to be beaten, such as real images against real ones.
         decisive: the metric that decides; None, or one without baselines: the first that has some.
 
     Example:
@@ -46,7 +46,7 @@ class Assessment:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     baselines: Baselines = field(default_factory=dict)
     better: Mapping[str, Better] = field(default_factory=dict)
-    references: Sequence[str] = ()
+    ideals: Sequence[str] = ()
     decisive: str | None = None
 
     def comparisons(self, metric: str) -> list[Comparison]:
@@ -63,7 +63,7 @@ class Assessment:
                 interval=self.intervals.get(metric),
             )
             for name, value in self.baselines.get(metric, {}).items()
-            if name not in self.references
+            if name not in self.ideals
         ]
 
     def verdict(self) -> Verdict:
@@ -117,7 +117,7 @@ class Assessment:
         interval = self.intervals.get(metric)
         source = f" ({interval.source()})" if interval else ""
         return source + "".join(
-            f"; {'for reference, ' if name in self.references else ''}{name} {number(value)}"
+            f"; {'ideal: ' if name in self.ideals else ''}{name} {number(value)}"
             for name, value in self.baselines.get(metric, {}).items()
         )
 
@@ -130,7 +130,7 @@ class Assessment:
             "verdict": {"text": verdict.text, "beats_baseline": verdict.beats_baseline},
             "held_out": {name: interval.facts() for name, interval in self.intervals.items()},
             "better": dict(self.better),
-            "references": list(self.references),
+            "ideals": list(self.ideals),
             "decisive": self.decisive,
         }
 
@@ -144,7 +144,7 @@ class Assessment:
             intervals={name: Interval.of(bounds, held_out.get(name, {})) for name, bounds in intervals.items()},
             baselines=facts.get("baselines", {}),
             better=facts.get("better", {}),
-            references=tuple(facts.get("references", ())),
+            ideals=tuple(facts.get("ideals", ())),
             decisive=facts.get("decisive"),
         )
 

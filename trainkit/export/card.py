@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def run_card(run: RunFacts, *, recipe: str, reproducible: bool) -> str:
     Returns:
         Markdown; see `model_card`.
     """
-    use = [f"trainkit evaluate {run.name}", f"trainkit export {run.name} --to FORMAT TARGET", "trainkit --help"]
+    name = shlex.quote(_on_one_line(run.name))
+    use = [f"trainkit evaluate {name}", f"trainkit export {name} --to FORMAT TARGET"]
     again = (
         f"`trainkit reproduce` on {code(run.name)} trains it again, from its manifest.json."
         if reproducible

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SIGNS = re.compile(r"([\\`*_{}\[\]()#|~$!>])")
+_SIGNS = re.compile(r"([\\`*_\[\]#|~$>])")
 
 
 def escaped(text: Any) -> str:

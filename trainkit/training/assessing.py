@@ -31,7 +31,7 @@ def assess(recipe: Recipe) -> Assessment:
         intervals=_intervals(recipe, metrics),
         baselines={metric: dict(values) for metric, values in baselines.items()},
         better=_directions(recipe),
-        references=tuple(recipe.references),
+        ideals=tuple(recipe.ideals),
         decisive=recipe.best_metric.removeprefix("-") if recipe.best_metric else None,
     )
 

@@ -14,7 +14,7 @@ RESULT_FILE = "result.json"
 def write(runtime: Runtime, result: Mapping[str, Any]) -> None:
     """Writes result.json: `step`, `metrics`, `intervals`, `baselines`, `verdict`, `reason`, `budget`, `audit` of a run.
 
-    `held_out`, `better`, `references` and `decisive` are what the verdict is computed from; see `Assessment.facts`.
+    `held_out`, `better`, `ideals` and `decisive` are what the verdict is computed from; see `Assessment.facts`.
     """
     if not runtime.ranks.is_main or runtime.run_dir is None:
         return
