@@ -51,6 +51,12 @@ def test_plain_lines(tmp_path):
     ]
 
 
+def test_intervals_have_a_line(tmp_path):
+    tracker, out = console(tmp_path, [0.0], summary=())
+    tracker.intervals(7, {"accuracy": (0.25, 0.5), "loss": (1.0, 2.0)})
+    assert out.getvalue() == "step        7  95 % intervals  accuracy [0.25, 0.5]  loss [1, 2]\n"
+
+
 def test_baselines_have_lines(tmp_path):
     tracker, out = console(tmp_path, [0.0], summary=())
     tracker.baselines(7, {"accuracy": {"most frequent class": 0.25, "nearest neighbour": 0.5}})

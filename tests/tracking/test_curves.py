@@ -1,3 +1,4 @@
+import json
 import math
 import random
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from trainkit.tracking import Curve, Jsonl, Run, Trackers, curves, series
 from trainkit.tracking.curves import _dashed, draw
+from trainkit.tracking.series import read_series
 
 
 def bert(tracker):
@@ -123,3 +125,22 @@ def test_what_is_measured_at_another_resolution_is_another_line():
     assert np.array_equal(values, [1, 2, np.nan, 7, 6], equal_nan=True)
     same = series.with_gaps(np.array([10, 20]), np.array([1.0, 2.0]), {})
     assert [part.tolist() for part in same] == [[10, 20], [1.0, 2.0]]
+
+
+def test_intervals_are_read_and_unknown_kinds_passed_over(tmp_path):
+    lines = [
+        {"step": 1, "time": 0, "kind": "evaluation", "accuracy": 0.9},
+        {"step": 1, "time": 0, "kind": "interval", "accuracy": [0.8, 0.95]},
+        {"step": 1, "time": 0, "kind": "of a later trainkit", "text": "x"},
+        {"step": 2, "time": 1, "kind": "evaluation", "accuracy": 0.92},
+        {"step": 2, "time": 1, "kind": "interval", "accuracy": [0.85, 0.96]},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measured = read_series(path)
+    assert [part.tolist() for part in measured.intervals["accuracy"]] == [[1, 2], [0.8, 0.85], [0.95, 0.96]]
+    assert measured.training == {} and [*measured.evaluation] == ["accuracy"]
+    draw(path, tmp_path / "with.png")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["kind"] == "evaluation"))
+    draw(path, tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()

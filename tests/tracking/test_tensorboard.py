@@ -11,6 +11,7 @@ def tell(directory, steps, resumed_step=None):
     for step in steps:
         tracker.log(step, {"loss": 1.0 / step})
     tracker.evaluation(step, {"held_out_loss": 0.5})
+    tracker.intervals(step, {"held_out_loss": (0.4, 0.75)})
     tracker.image(step, "grid", np.zeros((4, 4, 3), np.uint8))
     tracker.text(step, "sentences", "the [cat]")
     tracker.table(step, "words", ["word"], [["a|b"]])
@@ -26,6 +27,8 @@ def test_events_read_back_after_a_resume_hold_no_step_twice(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 21))
     assert [event.step for event in events.Scalars("held_out_loss")] == [20]
+    ends = [events.Scalars(f"held_out_loss_{end}")[0].value for end in ("low", "high")]
+    assert ends == pytest.approx([0.4, 0.75])
     assert events.Tags()["images"] == ["grid"]
 
 
