@@ -18,11 +18,13 @@ from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from tests.recipes.gan import Rows
+from tests.recipes.gan import Rows, make_recipe
 from trainkit import Runtime, Tracker
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError
+from trainkit.evaluation import Assessment
 from trainkit.testing import run_ranks
+from trainkit.training.assessing import assess
 from trainkit_recipes.progressive_gan import measure
 from trainkit_recipes.progressive_gan.end import TRAINING_IMAGES, measure_all
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
@@ -378,3 +380,21 @@ def test_the_command_measures_pictures_beside_real_ones(network_path, tmp_path, 
     ):
         assert measure.main(wrong) == 2
         assert re.search(message.replace("[", r"\[").replace("]", r"\]"), capsys.readouterr().err)
+
+
+def test_an_untrained_generator_is_the_baseline_and_real_images_the_ideal():
+    recipe = make_recipe()
+    found = assess(recipe)
+    assert found.baselines["swd"].keys() == {"untrained generator", "as many training images"}
+    assert [one.baseline for one in found.comparisons("swd")] == ["untrained generator"]
+    assert found.intervals == {} and "swd: " in found.verdict().text and "(no interval)" in found.verdict().text
+    assert found.verdict().beats_baseline is not None
+    recipe.runtime.stream.clock.position = 64  # within the fade: the baseline stays
+    recipe._distances_untrained = {}
+    assert recipe.baselines()["swd"]["untrained generator"] == found.baselines["swd"]["untrained generator"]
+    better = Assessment(
+        metrics={"swd": 0.5 * found.baselines["swd"]["as many training images"]},
+        baselines=found.baselines, better=recipe.better, ideals=recipe.ideals,
+    )  # fmt: skip
+    assert better.verdict().beats_baseline is True
+    recipe.runtime.close()

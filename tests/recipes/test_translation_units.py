@@ -11,6 +11,7 @@ from tests.present import present
 from tests.recipes.translation import TINY, make_recipe
 from trainkit.errors import ConfigError, DataError
 from trainkit.export.onnx import _one_tf32_setting
+from trainkit.training.assessing import assess
 from trainkit_recipes.translation_gan import translate as command
 from trainkit_recipes.translation_gan.evaluation import SIDES, Side
 from trainkit_recipes.translation_gan.networks import Discriminator, Generator, Shape, reflect
@@ -204,3 +205,12 @@ def test_a_folder_is_translated(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no image"):
         command.translate(tmp_path, tmp_path / "empty", to="first", output=tmp_path / "new")
+
+
+def test_untranslated_images_are_what_is_to_be_beaten():
+    recipe = make_recipe()
+    found = assess(recipe)
+    by_side = [found.baselines[f"swd_{side}"]["untranslated images"] for side in SIDES]
+    assert found.baselines["swd"]["untranslated images"] == pytest.approx(sum(by_side) / 2)
+    assert found.decisive == "swd" and [one.baseline for one in found.comparisons("swd")] == ["untranslated images"]
+    recipe.runtime.close()
