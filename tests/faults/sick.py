@@ -148,7 +148,8 @@ def said(run_dir):
 
 
 def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] in ("training", "evaluation")]
 
 
 def saved_steps(run_dir):

@@ -30,12 +30,12 @@ JOB = [*TOY, "recipe.num_steps=400", "log_every=1", "save_every=null", "evaluate
 
 
 def _lines(run_dir: Path) -> list[tuple[int, str]]:
-    """(step, kind) of the whole lines of metrics.jsonl."""
+    """(step, kind) of the whole lines of metrics.jsonl that hold measurements."""
     path = run_dir / "metrics.jsonl"
     lines = (
         [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
     )
-    return [(line["step"], line["kind"]) for line in lines]
+    return [(line["step"], line["kind"]) for line in lines if line["kind"] in ("training", "evaluation")]
 
 
 def _has_come_to(run_dir: Path, step: int) -> bool:

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -61,12 +62,17 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
+def _evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "evaluation"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [None, 1, 2, 4])
 def test_any_folder_of_text(ranks, texts, tmp_path):
     result = run([*BERT, *SHORT, f"data.path={texts}", f"run_dir={tmp_path / 'run'}"], ranks)
     assert result.returncode == 0, result.stderr
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = _evaluations(tmp_path / "run")
     assert told[-1]["step"] == 6 and told[-1]["held_out_loss"] > 0
     assert "held-out" in result.stdout and "bigram" in result.stdout
 
@@ -76,6 +82,5 @@ def test_any_folder_of_text(ranks, texts, tmp_path):
 def test_any_folder_of_pictures(ranks, pictures, tmp_path):
     result = run([*GAN, *SHORT, f"data.path={pictures}", f"run_dir={tmp_path / 'run'}"], ranks)
     assert result.returncode == 0, result.stderr
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert told[-1]["swd"] > 0
+    assert _evaluations(tmp_path / "run")[-1]["swd"] > 0
     assert "growth: 8x8 training" in result.stdout
