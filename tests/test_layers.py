@@ -17,6 +17,7 @@ LAYERS = (
     ("reproduction",),
     ("job", "testing"),
     ("trainer",),
+    ("dashboard",),
     ("training", "enlarge"),
     ("recipe",),
     ("runtime",),

@@ -11,7 +11,8 @@ from trainkit.tracking.jsonl import read
 
 
 def told(path):
-    return [(line["step"], line["kind"]) for line in map(json.loads, path.read_text().splitlines())]
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["step"], line["kind"]) for line in lines if line["kind"] != "message"]
 
 
 def write(directory, steps, resumed_step=None):
@@ -48,8 +49,27 @@ def test_a_torn_last_line_is_repaired(torn, tmp_path):
         file.write(torn.encode("utf-8", errors="surrogateescape"))
     assert [line["step"] for line in read(path)] == [1, 2, 3]
     write(tmp_path, range(4, 6), resumed_step=3)
-    assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5, 5]
-    told(path)  # every line parses
+    assert [step for step, _ in told(path)] == [1, 2, 3, 4, 5, 5]  # and every line parses
+
+
+def test_messages_are_kept_at_the_step_of_the_line_before(tmp_path):
+    tracker = Jsonl()
+    tracker.message("before the start")
+    tracker.start(Run(directory=tmp_path, name="run", resumed_step=2))
+    tracker.log(3, {"loss": 1.0})
+    tracker.message("after three")
+    tracker.log(5, {"loss": 1.0})
+    tracker.message("after five")
+    tracker.finish("finished")
+    path = tmp_path / "metrics.jsonl"
+    said = [(line["step"], line["text"]) for line in read(path) if line["kind"] == "message"]
+    assert said[1:] == [(2, "before the start"), (3, "after three"), (5, "after five")]
+    assert said[0] == (2, "the run continues after step 2")
+    tracker = Jsonl()
+    tracker.start(Run(directory=tmp_path, name="run", resumed_step=4))
+    tracker.finish("finished")
+    said = [(line["step"], line["text"]) for line in read(path) if line["kind"] == "message"]
+    assert [step for step, _ in said] == [2, 2, 3, 4] and said[-1][1] == "the run continues after step 4"
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):

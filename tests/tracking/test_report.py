@@ -1,5 +1,6 @@
 """The report of a run: one file that holds everything, with the right numbers at the right places."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,10 +10,23 @@ import pytest
 from trainkit.cli.main import main
 from trainkit.tracking import Jsonl, Media, Run, Trackers
 from trainkit.tracking.report import Report
-from trainkit.tracking.report.chart import Chart
+from trainkit.tracking.report.document import document
+from trainkit.tracking.report.record import read_record
 from trainkit.tracking.series import read_series
 
 MILESTONES = ((0, "4x4 training"), (40, "8x8 fading in"), (70, "8x8 training"))
+
+
+def _data(text):
+    """What the script of a page draws."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(data)
+
+
+def _document(run_dir):
+    record = read_record(run_dir)
+    assert record is not None
+    return document([record])["runs"][0]
 
 
 class _Page(HTMLParser):
@@ -64,12 +78,13 @@ def test_a_page_shows_all_that_was_logged(tmp_path):
     assert ["hidden" in picture for picture in page.of("img")] == [True] * 4 + [False]
     assert page.of("input")[0]["data-steps"] == "[2, 4, 6, 8, 10]"
     assert "[hidden]{display:none!important}" in text  # or `display:block` of pictures would show all at once
-    charts = [chart["aria-label"] for chart in page.of("svg")]
-    assert charts == ["loss over steps", "swd over steps", "probability over steps"]
+    charts = [chart["family"] for chart in _data(text)["charts"]]
+    assert charts == ["loss", "swd", "probability"]
     for expected in ("G: 5 parameters", "name: <gan>", "trainkit evaluate run", "0.1235", "at 10 & after", "step 10"):
         assert expected in said, expected
     assert "as many training images: 2" in said and "lowest 0, highest 8" in said
-    assert re.findall(r"width:([\d.]+)%", text.split("<main>")[1]) == ["40.00", "30.00", "30.00"]
+    widths = [svg["width"] for svg in page.of("svg") if svg["width"] != "100%"]
+    assert widths == ["40%", "30%", "30%"]
 
 
 def test_milestones_lie_at_the_steps_that_reach_them(tmp_path):
@@ -78,24 +93,18 @@ def test_milestones_lie_at_the_steps_that_reach_them(tmp_path):
     measured = read_series(tmp_path / "metrics.jsonl")
     assert measured.milestones == ((0.0, "4x4 training"), (4.0, "8x8 fading in"), (7.0, "8x8 training"))
     assert measured.training["d_loss"][0].tolist() == list(range(1, 11))
-    svg = Chart("loss", measured, 10).svg()
-    marks = re.findall(r'class="mark" x1="([\d.]+)"', svg)
-    left, right = 64, 560 - 28  # of the axes
-    assert [float(x) for x in marks] == pytest.approx([left + (right - left) * s / 10 for s in (4, 7)], abs=0.06)
-    assert "8x8 fading in, from step 4" in svg
+    marks = [(mark["step"], mark["text"]) for mark in _document(tmp_path)["marks"]]
+    assert marks == [(4, "8x8 fading in"), (7, "8x8 training"), (4, "the run continues after step 4")]
 
 
-def test_a_chart_draws_to_scale_and_leaves_gaps(tmp_path):
+def test_what_is_not_finite_is_left_out_and_counted(tmp_path):
     trackers = Trackers(jsonl=Jsonl())
     trackers.start(Run(tmp_path, "run"))
     for step, value in ((2, 0.0), (4, 10.0), (6, float("nan")), (8, 5.0)):
         trackers.evaluation(step, {"swd": value})
     trackers.finish("finished")
-    chart = Chart("swd", read_series(tmp_path / "metrics.jsonl"), 8)
-    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart.svg())]
-    assert len(points) == 3
-    (_, low), (_, high), (_, middle) = points
-    assert middle == pytest.approx((low + high) / 2, abs=0.06) and high < low
+    (swd,) = _document(tmp_path)["evaluation"]
+    assert (swd["s"], swd["v"], swd["left_out"]) == ([2, 4, 8], [0, 10, 5], 1)
 
 
 def test_a_page_is_written_whatever_lies_in_media(tmp_path):

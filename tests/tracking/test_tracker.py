@@ -67,7 +67,7 @@ def test_a_failing_tracker_is_reported_once(method, tmp_path, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert "'broken'" in line
     assert "RuntimeError: it has broken" in line
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
 
 
 def test_a_failing_tracker_of_ones_own_loop_does_not_end_it(capfd):

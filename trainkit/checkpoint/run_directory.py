@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainkit.distributed import agent
 from trainkit.distributed.ranks import Ranks
@@ -205,6 +205,33 @@ def user_of(directory: Path, *, report: Callable[[str], None] = lambda text: Non
 
     owner = _alive(directory, read, report)
     return _named(owner) if owner else None
+
+
+def state_of(directory: Path) -> Literal["held", "left", "free"]:
+    """Tells whether a process holds a run directory, without waiting for a heartbeat.
+
+    Args:
+        directory: of a run, which may be anybody's.
+
+    Returns:
+        `held`; `left`: by a process that is gone, and did not release it; `free`. A process of another host counts as
+        gone where its heartbeat is old.
+    """
+    path = directory / LOCK_FILE
+    if not path.is_file() or path.is_symlink():
+        return "free"
+    try:
+        with path.open("rb") as file:
+            owner = _owner(file.read(4096))
+        silence_s = time.time() - path.stat().st_mtime
+    except OSError:  # it is not ours to read
+        return "free"
+    if not owner or not isinstance(owner["pid"], int):
+        return "free"
+    if owner["host"] == socket.gethostname():
+        started = _started(owner["pid"])
+        return "held" if started is not None and started == owner["started"] else "left"
+    return "held" if silence_s < MAX_SILENCE_S else "left"
 
 
 def _alive(directory: Path, read: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> dict[str, Any]:

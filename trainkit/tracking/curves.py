@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainkit.tracking import jsonl
-from trainkit.tracking.series import (
-    Measured,
-    Series,
-    family_of,
-    panels_of,
-    read_series,
-    running_mean,
-    thinned,
-    with_gaps,
-)
+from trainkit.tracking.series import Measured, Series, family_of, panels_of, read_series, running_mean, with_gaps
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "curve.png"
@@ -116,7 +107,7 @@ def draw(metrics: Path, picture: Path, *, title: str = "") -> None:
 def _panel(axes: Any, family: str, measured: Measured, baselines: Series, last_step: int) -> None:
     shown, training, evaluation = [], measured.training, measured.evaluation
     for index, name in enumerate(name for name in training if family_of(name) == family):
-        steps, values = thinned(*training[name])
+        steps, values = training[name]
         smooth = running_mean(values)
         axes.plot(steps, values, color=f"C{index}", linewidth=0.6, alpha=0.35)
         axes.plot(steps, smooth, color=f"C{index}", linewidth=1.6, label=name)

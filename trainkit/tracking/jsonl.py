@@ -11,14 +11,16 @@ from typing import Any
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
 FILE_NAME = "metrics.jsonl"
+RESUMED = "the run continues after step {step}"
 
 
 class Jsonl(Tracker):
     """Writes `{"step", "time", "kind": "training" | "evaluation", ...values}` lines to metrics.jsonl, each flushed.
 
     A line of kind "baseline" contains `{name: value}` for each metric, one of kind "interval" `[low, high]`, one of
-    kind "milestones" the position and the name of each part of the run. `time` is in seconds since 1970. A value that
-    is not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
+    kind "milestones" the position and the name of each part of the run, one of kind "message" a `text` about the run,
+    at the step of the line before it. Readers ignore kinds that they do not know. `time` is in seconds since 1970. A
+    value that is not finite becomes null, which every JSON parser reads, and is listed under `nonfinite`:
     `{"loss": null, "nonfinite": {"loss": "nan"}}`. On a resume, the file is first truncated to the resumed step, in one
     rename, so it never contains a step twice. Lines that cannot be written (a full disk) are kept, and written with the
     next one.
@@ -27,16 +29,23 @@ class Jsonl(Tracker):
     def __init__(self) -> None:
         self._file = -1
         self._unwritten = b""
+        self._step = 0
+        self._early: list[str] = []  # messages of before the start
 
     def start(self, run: Run) -> None:
         """Opens metrics.jsonl in the run directory, truncated to the resumed step."""
         path = run.directory / FILE_NAME
         if path.exists():
             truncate_to_step(path, -1 if run.resumed_step is None else run.resumed_step)
-        self._unwritten = b""
+        self._unwritten, self._step = b"", run.resumed_step or 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         if run.milestones:
-            self._write_line(run.resumed_step or 0, "milestones", {"milestones": run.milestones})
+            self._write_line(self._step, "milestones", {"milestones": run.milestones})
+        if run.resumed_step is not None:
+            self._early.insert(0, RESUMED.format(step=run.resumed_step))
+        early, self._early = self._early, []
+        for text in early:
+            self.message(text)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line of kind "training"."""
@@ -60,6 +69,13 @@ class Jsonl(Tracker):
             step, "interval", {name: ends for name, ends in intervals.items() if all(map(math.isfinite, ends))}
         )
 
+    def message(self, text: str) -> None:
+        """Writes a line of kind "message"; what is said before the start is written by it."""
+        if self._file < 0:
+            self._early.append(text)
+        else:
+            self._write_line(self._step, "message", {"text": text})
+
     def finish(self, status: Status) -> None:
         """Writes what is outstanding and closes the file."""
         if self._file >= 0:
@@ -76,6 +92,7 @@ class Jsonl(Tracker):
 
     def _write_line(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         assert self._file >= 0, "start() comes first"
+        self._step = step
         line = {"step": step, "time": round(time.time(), 3), "kind": kind, **values}
         self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
         self._write_out()

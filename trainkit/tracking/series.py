@@ -1,18 +1,14 @@
 """Series: the measurements of a run over its steps, read from metrics.jsonl."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainkit.errors import DataError
-from trainkit.tracking import jsonl
-
-MAX_POINTS = 2000  # of a line: more than a picture has columns of pixels
-OWN_KEYS = {"step", "time", "kind", "nonfinite", "position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s"}
+from trainkit.tracking.buckets import Buckets
+from trainkit.tracking.metrics_file import MetricsFile
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
 Baselines = dict[str, Series]  # metric -> name -> (steps from which a value holds, values)
@@ -23,8 +19,8 @@ class Measured:
     """What a metrics.jsonl holds.
 
     Args:
-        training: means over the steps since the last line.
-        evaluation: metrics of evaluations.
+        training: means over the steps since the last line; of a long run, means of neighbouring ones.
+        evaluation: metrics of evaluations, likewise.
         baselines: of these metrics.
         intervals: of these metrics: steps, lower and upper ends.
         milestones: the step at which each part of the run begins, and its name; of those that have begun.
@@ -51,67 +47,47 @@ def read_series(metrics: Path) -> Measured:
 
     Returns:
         Its measurements.
+
+    Raises:
+        DataError: it is no record of a run.
     """
-    Points = defaultdict[str, list[tuple[int, float]]]
-    points: dict[str, Points] = {"training": defaultdict(list), "evaluation": defaultdict(list)}
-    baselines: defaultdict[str, Points] = defaultdict(lambda: defaultdict(list))
-    intervals: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    positions, times, milestones = [(0, 0)], [], []
-    for line in _lines(metrics):
-        times.append(line["time"])
-        if line["kind"] == "milestones":
-            milestones = line["milestones"]
-            continue
-        if line.get("position") is not None:
-            positions.append((line["step"], line["position"]))
-        for name in line.keys() - OWN_KEYS:
-            if line["kind"] == "interval":
-                intervals[name].append((line["step"], *line[name]))
-            elif line["kind"] == "baseline":
-                for baseline, value in line[name].items():
-                    baselines[name][baseline].append((line["step"], value))
-            elif line["kind"] in points and line[name] is not None:  # others are of a later trainkit
-                points[line["kind"]][name].append((line["step"], line[name]))
+    file = MetricsFile(metrics)
+    file.read()
+    return measured(file)
+
+
+def measured(file: MetricsFile) -> Measured:
+    """Returns what a file holds as far as it was read."""
+    baselines: defaultdict[str, Series] = defaultdict(dict)
+    for (metric, name), points in file.baselines.items():
+        baselines[metric][name] = (np.array([p[0] for p in points]), np.array([p[1] for p in points]))
     return Measured(
-        training=_arrays(dict(sorted(points["training"].items()))),
-        evaluation=_arrays(dict(sorted(points["evaluation"].items()))),
-        baselines={metric: _arrays(lines) for metric, lines in baselines.items()},
-        milestones=_in_steps(milestones, positions),
-        plan=tuple((int(position), name) for position, name in milestones),
-        seconds=times[-1] - times[0] if times else 0.0,
-        position=positions[-1][1],
-        intervals={name: _columns(rows) for name, rows in intervals.items()},
+        training=_means(file.curves["training"]),
+        evaluation=_means(file.curves["evaluation"]),
+        baselines=dict(baselines),
+        milestones=_in_steps(file.milestones, file.positions),
+        plan=tuple((int(position), name) for position, name in file.milestones),
+        seconds=file.seconds,
+        position=file.position,
+        intervals=_ends(file),
     )
 
 
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a metrics.jsonl, or says that it is none."""
-    try:
-        for line in jsonl.read(metrics):
-            if not {"step", "time", "kind"} <= line.keys():
-                raise DataError(f"{metrics} is no record of a run: a line has no step, time and kind; remove that line")
-            yield line
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{metrics} is no record of a run: a line is no JSON ({error}); remove that line") from error
+def _means(curves: Mapping[str, Buckets]) -> Series:
+    return {name: curves[name].means() for name in sorted(curves)}
 
 
-def _in_steps(milestones: list[tuple[int, str]], positions: list[tuple[int, int]]) -> tuple[tuple[float, str], ...]:
+def _in_steps(milestones: list[tuple[int, str]], positions: Buckets) -> tuple[tuple[float, str], ...]:
     """The milestones that a run has reached, by step: between logged steps, batches are of equal size."""
-    steps, samples = np.array(positions, float).T
+    steps, samples = (np.insert(column, 0, 0.0) for column in positions.points())
     return tuple(
         (float(np.interp(position, samples, steps)), name) for position, name in milestones if position <= samples[-1]
     )
 
 
-def _arrays(points: Mapping[str, list[tuple[int, float]]]) -> Series:
-    return {name: (np.array([p[0] for p in points[name]]), np.array([p[1] for p in points[name]])) for name in points}
-
-
-def _columns(rows: list[tuple[int, float, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    steps, low, high = np.array(rows, float).T
-    return steps, low, high
+def _ends(file: MetricsFile) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    low, high = (_means(file.curves[f"interval {end}"]) for end in ("low", "high"))
+    return {name: (*low[name], high[name][1]) for name in low if name in high}
 
 
 def family_of(name: str) -> str:
@@ -137,14 +113,6 @@ def with_gaps(steps: np.ndarray, values: np.ndarray, training: Series) -> tuple[
     at = resolutions[np.clip(np.searchsorted(known, steps, side="right") - 1, 0, None)]
     changes = np.flatnonzero(np.diff(at)) + 1
     return np.insert(steps.astype(float), changes, np.nan), np.insert(values.astype(float), changes, np.nan)
-
-
-def thinned(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most `most` points, each the mean of its neighbours."""
-    size = -(-len(steps) // most)
-    starts = np.arange(0, len(steps), size)
-    counts = np.diff([*starts, len(steps)])
-    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

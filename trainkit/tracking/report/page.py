@@ -1,29 +1,26 @@
-"""Page: the report of a run as one HTML file, with its pictures and curves inside."""
+"""Page: the report of one run or several as one HTML file, with its pictures and curves inside."""
 
-import base64
-import io
-import json
+import hashlib
 import time
-from collections.abc import Iterator, MutableMapping
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.console import duration
-from trainkit.tracking.report.chart import COLOURS, Chart
+from trainkit.tracking.metrics_file import MetricsFile
+from trainkit.tracking.report.document import document
+from trainkit.tracking.report.evaluation import evaluation_section, last_values
+from trainkit.tracking.report.events import events_section
+from trainkit.tracking.report.machine import machine_section
+from trainkit.tracking.report.markup import Markup, page, tag
+from trainkit.tracking.report.media import Encoded, tables_section, through_time
+from trainkit.tracking.report.parts import parts_bar
 from trainkit.tracking.report.record import Record, read_record
-from trainkit.tracking.report.style import CSS, SCRIPT
-from trainkit.tracking.series import Measured, family_of, panels_of
+from trainkit.tracking.report.tree import files_section
 
 FILE_NAME = "report.html"
-MAX_SIDE = 800  # pixels of a picture; larger ones are scaled down
-QUALITY = 88  # of WebP
-MAX_TEXT = 4000  # characters of a text
-MAX_ROWS = 200  # of a table
-
-Encoded = MutableMapping[tuple[Path, int], str]
+NUM_COLOURS = 8  # of runs; c0 to c7 in report.css
 
 
 def write_report(
@@ -33,6 +30,7 @@ def write_report(
     status: str | None = None,
     num_samples: int | None = None,
     encoded: Encoded | None = None,
+    file: MetricsFile | None = None,
 ) -> bool:
     """Writes the report of a run directory, in one rename.
 
@@ -42,186 +40,164 @@ def write_report(
         status: such as `finished`; None: not known.
         num_samples: the position at which the run ends; None: not known.
         encoded: pictures that were encoded before, which are taken from here and added.
+        file: metrics.jsonl as it was read before, which is read on.
 
     Returns:
         False where the directory has no metrics.jsonl.
+
+    Raises:
+        DataError: metrics.jsonl is no record of a run.
+        OSError: the file cannot be written.
     """
-    record = read_record(run_dir)
+    record = read_record(run_dir, status=status, num_samples=num_samples, file=file)
     if record is None:
         return False
-    path = path or run_dir / FILE_NAME
-    page = "".join(_page(record, run_dir, status, num_samples, {} if encoded is None else encoded))
+    write_page([record], path or run_dir / FILE_NAME, encoded)
+    return True
+
+
+def write_page(records: Sequence[Record], path: Path, encoded: Encoded | None = None) -> None:
+    """Writes the report of runs, in one rename.
+
+    Args:
+        records: of the runs, of which the curves are drawn over one another.
+        path: the file.
+        encoded: as for `write_report`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    written = page(title(records), _body(records, {} if encoded is None else encoded), document(records))
     temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(written, encoding="utf-8")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    return True
 
 
-def _page(
-    record: Record, run_dir: Path, status: str | None, num_samples: int | None, encoded: Encoded
-) -> Iterator[str]:
-    measured = record.measured
-    last_step = max((steps[-1] for steps, _ in [*measured.training.values(), *measured.evaluation.values()]), default=0)
-    yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(record.name)}</title>"
-    yield f"<meta name=viewport content='width=device-width'><style>{CSS}</style><main>"
-    yield f"<h1>{escape(record.name)}</h1><p class=sub>{escape(_state(measured, last_step, status))}</p>"
-    yield from _parts(measured, num_samples)
-    yield from _facts(measured)
-    yield from _through_time(record, encoded)
-    yield from _curves(measured, last_step)
-    yield from _tables(record)
-    yield from _commands(record, run_dir)
-    yield "<h2>The run</h2>"
-    for title, text in (
-        ("machine, networks, data and messages", "\n".join(record.summary)),
-        ("configuration", record.config),
-    ):
-        if text:
-            yield f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>"
-    yield f"</main><script>{SCRIPT}</script></html>\n"
+def live_page(records: Sequence[Record], address: str, encoded: Encoded) -> str:
+    """The report of runs as a page that follows them.
+
+    Args:
+        records: of the runs.
+        address: where the page finds what `live_document` returns, on the same server.
+        encoded: as for `write_report`.
+    """
+    data = document(records) | {"live": address}
+    return page(title(records), _body(records, encoded, live=True), data, connect="'self'")
 
 
-def _state(measured: Measured, last_step: float, status: str | None) -> str:
-    parts = [status] if status else []
-    parts += [f"step {last_step:,.0f}", f"{measured.position:,} samples", f"{duration(measured.seconds)} of logs"]
-    parts.append(time.strftime("written %Y-%m-%d %H:%M"))
-    return " · ".join(parts)
+def live_document(records: Sequence[Record], encoded: Encoded) -> dict[str, Any]:
+    """The numbers of runs, and a digest of each section of their page, by which it knows what to load again."""
+    digests = {name: _digest(made) for name, made in _sections(records, encoded)}
+    return document(records) | {"sections": digests}
 
 
-def _parts(measured: Measured, num_samples: int | None) -> Iterator[str]:
-    """A bar of the run's parts, in proportion to their samples; what has not been reached is grey."""
-    plan = measured.plan
-    if len(plan) < 2:
-        return
-    end = max(num_samples or 0, measured.position, plan[-1][0] + 1)
-    yield "<div class=parts>"
-    for index, (start, name) in enumerate(plan):
-        stop = plan[index + 1][0] if index + 1 < len(plan) else end
-        todo = "" if start <= measured.position else " class=todo"
-        share = 100 * (stop - start) / end
-        yield f'<i{todo} style="width:{share:.2f}%;background:{COLOURS[index % len(COLOURS)]}" '
-        yield f'title="{escape(name)}: {start:,} to {stop:,} samples">{escape(name)}</i>'
-    yield "</div>"
+def title(records: Sequence[Record]) -> str:
+    """The names of runs in a few words."""
+    names = [record.name for record in records]
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} runs: {names[0]}, {names[1]}, ..."
 
 
-def _facts(measured: Measured) -> Iterator[str]:
-    """The metrics of the last evaluation, beside their baselines."""
-    if not measured.evaluation:
-        return
-    yield "<h2>Last evaluation</h2><div class=row>"
-    for name, (_, values) in measured.evaluation.items():
-        best = (
-            f"<small>lowest {np.nanmin(values):.4g}, highest {np.nanmax(values):.4g}</small>" if len(values) > 1 else ""
+def _body(records: Sequence[Record], encoded: Encoded, *, live: bool = False) -> Iterator[Markup]:
+    if live:
+        yield tag(
+            "p", tag("a", "all runs", href="."), tag("span", "following", id="live", role="status"), class_="live"
         )
-        beside = "".join(
-            f"<small>{escape(baseline)}: {held[-1]:.4g}</small>"
-            for baseline, (_, held) in measured.baselines.get(name, {}).items()
+    for name, made in _sections(records, encoded):
+        yield tag("section", made, id=name, data_digest=_digest(made) if live else None)
+
+
+def _sections(records: Sequence[Record], encoded: Encoded) -> Iterator[tuple[str, list[Markup]]]:
+    """The name and the content of each section. Those of charts are filled by the script."""
+    yield "head", [_head(records)]
+    yield "evaluation", list(evaluation_section(records))
+    yield "charts", list(_charts(records))
+    yield "values", list(last_values(records))
+    yield "media", list(through_time(records, encoded))
+    yield "events", list(events_section(records))
+    yield "machine", list(machine_section(records))
+    yield "tables", list(tables_section(records))
+    yield "files", [*files_section(records), *_commands(records)]
+
+
+def _digest(made: Sequence[Markup]) -> str:
+    return hashlib.blake2b("".join(made).encode("utf-8", errors="replace"), digest_size=8).hexdigest()
+
+
+def _head(records: Sequence[Record]) -> Markup:
+    if len(records) == 1:
+        (record,) = records
+        return tag(
+            "header", _verdict(record), tag("h1", record.name), _state(record), parts_bar(record), _problems(record)
         )
-        yield f"<div class='card fact'><span>{escape(name)}</span><b>{values[-1]:.5g}</b>{beside}{best}</div>"
-    yield "</div>"
+    rows = [
+        tag(
+            "li",
+            tag(
+                "label",
+                tag("input", type="checkbox", checked=True, data_shows=number),
+                tag("i", class_=f"c{number % NUM_COLOURS}"),
+                tag("b", record.name),
+            ),
+            _verdict(record),
+            _state(record),
+            _problems(record),
+        )
+        for number, record in enumerate(records)
+    ]
+    return tag("header", tag("h1", f"{len(records)} runs"), tag("ul", rows, class_="runs"))
 
 
-def _through_time(record: Record, encoded: Encoded) -> Iterator[str]:
-    """Pictures and texts of each name, all at the step that a slider shows: the newest that existed then."""
-    shown = [*record.pictures.values(), *record.texts.values()]  # a name may have both
-    steps = sorted({step for files in shown for step, _ in files})
-    if not steps:
+def _verdict(record: Record) -> Markup | None:
+    result = record.json.get("result")
+    verdict = result.get("verdict") if isinstance(result, dict) else None
+    if not (isinstance(verdict, dict) and isinstance(verdict.get("text"), str)):
+        return None
+    beats = verdict.get("beats_baseline")
+    return tag(
+        "p",
+        verdict["text"][:2000],
+        class_=f"verdict {'good' if beats is True else 'poor' if beats is False else ''}".strip(),
+    )
+
+
+def _state(record: Record) -> Markup:
+    file, parts = record.file, [record.status] if record.status else []
+    parts += [f"step {file.last_step:,}", f"{file.position:,} samples", f"{duration(_bounded(file.seconds))} of logs"]
+    if record.status == "running" and (left := file.last.get("eta_s")) is not None:
+        parts.append(f"{duration(_bounded(left))} left")
+    if file.started == file.started:
+        parts.append(time.strftime("last line %Y-%m-%d %H:%M", time.localtime(_bounded(file.started + file.seconds))))
+    return tag("p", " · ".join(parts), class_="sub")
+
+
+def _bounded(seconds: float) -> float:
+    """A time that any calendar has, whatever a file says."""
+    return seconds if 0 <= seconds <= 4e9 else 0.0
+
+
+def _problems(record: Record) -> list[Markup]:
+    return [tag("p", problem, class_="problem") for problem in record.problems]
+
+
+def _charts(records: Sequence[Record]) -> Iterator[Markup]:
+    if not any(record.measured.training or record.measured.evaluation for record in records):
         return
-    yield "<h2>Through the run</h2>"
-    if len(steps) > 1:
-        names = [_part_at(record.measured, step) for step in steps]
-        yield (
-            f"<div class=steps><button>play</button><input type=range min=0 max={len(steps) - 1} "
-            f"value={len(steps) - 1} data-steps='{json.dumps(steps)}' data-names='{escape(json.dumps(names))}'>"
-            f"<output></output></div>"
-        )
-    yield "<div class=wide>"
-    for name, files in record.pictures.items():
-        yield f"<figure class='card picture' data-through>{_caption(name, files[-1][0])}"
-        for step, path in files:
-            hidden = _hidden(step, files)
-            try:
-                picture = _picture(path, encoded)
-            except OSError:  # another picture may still be shown
-                yield f"<p data-step={step}{hidden}>{escape(path.name)} cannot be read as an image</p>"
-            else:
-                yield f"<img data-step={step} alt='{escape(name)}, step {step}' src='{picture}'{hidden}>"
-        yield "</figure>"
-    for name, files in record.texts.items():
-        yield f"<figure class=card data-through>{_caption(name, files[-1][0])}"
-        for step, path in files:
-            text = path.read_text(encoding="utf-8", errors="replace")[:MAX_TEXT]
-            yield f"<pre class=scroll data-step={step}{_hidden(step, files)}>{escape(text)}</pre>"
-        yield "</figure>"
-    yield "</div>"
+    yield tag("div", id="controls", role="group", aria_label="all curves")
+    yield tag(
+        "noscript",
+        tag("p", "The curves need JavaScript. The last, lowest and highest values are below.", class_="problem"),
+    )
+    for name, words in (("curves", "Curves"), ("other", "Other curves of training"), ("speed", "Speed")):
+        yield tag("div", tag("h2", words), tag("div", class_="wide"), id=f"charts-{name}", hidden=True)
 
 
-def _caption(name: str, step: int) -> str:
-    return f"<figcaption>{escape(name.replace('_', ' '))}<small> step {step:,}</small></figcaption>"
-
-
-def _hidden(step: int, files: list[tuple[int, Path]]) -> str:
-    return "" if step == files[-1][0] else " hidden"
-
-
-def _part_at(measured: Measured, step: int) -> str:
-    reached = [name for start, name in measured.milestones if start <= step]
-    return f" · {reached[-1]}" if reached else ""
-
-
-def _picture(path: Path, encoded: Encoded) -> str:
-    """The picture as a data: address; encoded once for all reports of a process."""
-    key = path, path.stat().st_mtime_ns
-    if key not in encoded:
-        from PIL import Image
-
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        image.thumbnail((MAX_SIDE, MAX_SIDE))
-        file = io.BytesIO()
-        image.save(file, "WEBP", quality=QUALITY)
-        encoded[key] = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-    return encoded[key]
-
-
-def _curves(measured: Measured, last_step: float) -> Iterator[str]:
-    families = panels_of(measured.training, measured.evaluation)
-    others = [family for family in dict.fromkeys(map(family_of, measured.training)) if family not in families]
-    for title, shown in (("Curves", families), ("Other curves of training", others)):
-        if shown:
-            yield f"<h2>{title}</h2><div class=wide>"
-            yield from (Chart(family, measured, last_step).svg() for family in shown)
-            yield "</div>"
-
-
-def _tables(record: Record) -> Iterator[str]:
-    if record.tables:
-        yield "<h2>Tables</h2><div class=wide>"
-    for name, (step, rows) in record.tables.items():
-        yield f"<figure class=card>{_caption(name, step)}<div class=scroll><table>"
-        for number, row in enumerate(rows[: MAX_ROWS + 1]):
-            cell = "th" if number == 0 else "td"
-            yield "<tr>" + "".join(f"<{cell}>{escape(_number(value))}</{cell}>" for value in row) + "</tr>"
-        yield "</table></div></figure>"
-    if record.tables:
-        yield "</div>"
-
-
-def _number(text: str) -> str:
-    """A number with few digits; other text as it is."""
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return text if value == round(value) else f"{value:.4g}"
-
-
-def _commands(record: Record, run_dir: Path) -> Iterator[str]:
-    again = as_typed(["trainkit", "report", str(run_dir)])
-    yield "<h2>What to type next</h2>"
-    for command in dict.fromkeys([*record.commands, again]):
-        yield f"<pre class=command>{escape(command)}</pre>"
+def _commands(records: Sequence[Record]) -> Iterator[Markup]:
+    directories = [str(record.directory) for record in records]
+    own = [["trainkit", "report", *directories], ["trainkit", "dashboard", str(records[0].directory.parent)]]
+    commands = dict.fromkeys([*(line for record in records for line in record.commands), *map(as_typed, own)])
+    yield tag("h2", "What to type next")
+    yield tag("div", [tag("pre", command, class_="command") for command in commands])

@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainkit.tracking import jsonl
+from trainkit.tracking.metrics_file import MetricsFile
 from trainkit.tracking.report.page import write_report
 from trainkit.tracking.tracker import Run, Status, Tracker, WriteDeferredError
 
@@ -20,10 +22,11 @@ class Report(Tracker):
         self._run: Run | None = None
         self._next_s = 0.0
         self._encoded: dict[tuple[Path, int], str] = {}
+        self._file: MetricsFile | None = None
 
     def start(self, run: Run) -> None:
         """Takes the directory and the length of the run."""
-        self._run = run
+        self._run, self._file = run, MetricsFile(run.directory / jsonl.FILE_NAME)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the report, unless writing has taken more than 2 % of the time."""
@@ -38,7 +41,9 @@ class Report(Tracker):
         assert self._run is not None, "start() comes first"
         began, run = time.monotonic(), self._run
         try:
-            write_report(run.directory, status=status, num_samples=run.num_samples, encoded=self._encoded)
+            write_report(
+                run.directory, status=status, num_samples=run.num_samples, encoded=self._encoded, file=self._file
+            )
             self.is_behind = False
         except OSError as error:  # the next report contains everything that this one would have shown
             self.is_behind = True
