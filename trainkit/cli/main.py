@@ -10,7 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainkit.cli import card, checkpoint, data, diff, doctor, export, manifest, report, reproduce, seeds, topo
+from trainkit.cli import (
+    card,
+    checkpoint,
+    dashboard,
+    data,
+    diff,
+    doctor,
+    export,
+    manifest,
+    report,
+    reproduce,
+    seeds,
+    topo,
+)
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -36,6 +49,7 @@ examples:
   trainkit diff runs/bert runs/other
   trainkit manifest show runs/bert
   trainkit card runs/bert
+  trainkit dashboard runs
   trainkit checkpoint ls runs/bert
   trainkit data inspect ~/pictures
   trainkit data audit train.csv test.csv
@@ -179,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_parser(commands)
     manifest.add_parser(commands)
     card.add_parser(commands)
+    dashboard.add_parser(commands)
     checkpoint.add_parser(commands)
     for parser_of_run in data.add_parser(commands):
         add_trust(parser_of_run)

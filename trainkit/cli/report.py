@@ -5,7 +5,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +45,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from trainkit.tracking.report.page import FILE_NAME, write_page
+    from trainkit.tracking.report.page import FILE_NAME, with_names, write_page
 
     directories = list(dict.fromkeys(Path(path).expanduser() for path in arguments.paths))
     output = Path(arguments.output).expanduser() if arguments.output else _shared(directories) / FILE_NAME
-    records = named([_read(directory) for directory in directories])
+    records = [_read(directory) for directory in directories]
+    records = with_names(records, _names(records))
     with writing(output):
         write_page(records, output)
     say(f"the report is in {output}")
@@ -73,10 +73,10 @@ def _read(run_dir: Path) -> "Record":
     return record
 
 
-def named(records: "Sequence[Record]") -> "list[Record]":
-    """Records of which runs of the same name are called by their paths."""
+def _names(records: "Sequence[Record]") -> list[str]:
+    """Runs of the same name are called by their paths."""
     counts = Counter(record.name for record in records)
-    return [replace(record, name=str(record.directory)) if counts[record.name] > 1 else record for record in records]
+    return [str(record.directory) if counts[record.name] > 1 else record.name for record in records]
 
 
 def _progress(run_dir: Path) -> Callable[[int, int], None]:

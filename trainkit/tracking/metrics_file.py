@@ -151,13 +151,16 @@ class MetricsFile:
         elif kind in ("training", "evaluation"):
             self._take_values(line)
         elif kind in ("baseline", "interval"):
-            for name in line.keys() - OWN_KEYS:
-                (self._take_baseline if kind == "baseline" else self._take_interval)(step, name, line[name])
+            take = self._take_baseline if kind == "baseline" else self._take_interval
+            for name in line:
+                if name not in OWN_KEYS:
+                    take(step, name, line[name])
 
     def _take_values(self, line: dict[str, Any]) -> None:
         at = np.array([line["step"]], float)
-        for name in line.keys() - OWN_KEYS:
-            self._extend(line["kind"], name, at, _numbers([line[name]]))
+        for name in line:
+            if name not in OWN_KEYS:
+                self._extend(line["kind"], name, at, _numbers([line[name]]))
         if line["kind"] == "training":
             if _is_number(line.get("position")):
                 self._extend_with(self.positions, at, _numbers([line["position"]]))

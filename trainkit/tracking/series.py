@@ -62,7 +62,7 @@ def measured(file: MetricsFile) -> Measured:
     for (metric, name), points in file.baselines.items():
         baselines[metric][name] = (np.array([p[0] for p in points]), np.array([p[1] for p in points]))
     return Measured(
-        training=_means(file.curves["training"]),
+        training=dict(sorted(_means(file.curves["training"]).items())),
         evaluation=_means(file.curves["evaluation"]),
         baselines=dict(baselines),
         milestones=_in_steps(file.milestones, file.positions),
@@ -74,7 +74,7 @@ def measured(file: MetricsFile) -> Measured:
 
 
 def _means(curves: Mapping[str, Buckets]) -> Series:
-    return {name: curves[name].means() for name in sorted(curves)}
+    return {name: curve.means() for name, curve in curves.items()}
 
 
 def _in_steps(milestones: list[tuple[int, str]], positions: Buckets) -> tuple[tuple[float, str], ...]:

@@ -55,7 +55,7 @@ def _run(record: Record) -> dict[str, Any]:
             for name, curve in sorted(file.curves["training"].items())
             if len(curve)
         ],
-        "evaluation": [_evaluation(record, name) for name in sorted(file.curves["evaluation"])],
+        "evaluation": [_evaluation(record, name) for name in file.curves["evaluation"]],
         "baselines": [
             {"name": name, "family": family_of(metric), "s": _rounded(steps), "v": _rounded(values)}
             for metric, lines in record.measured.baselines.items()

@@ -100,7 +100,7 @@ def policy(connect: str = "'none'") -> str:
     styles, scripts = (" ".join(f"'sha256-{_digest(_asset(name))}'" for name in names) for names in (STYLES, SCRIPTS))
     return (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; connect-src {connect}; "
-        f"base-uri 'none'; form-action 'none'"
+        f"base-uri 'none'; form-action {connect}"
     )
 
 

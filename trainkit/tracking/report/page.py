@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,11 @@ def live_document(records: Sequence[Record], encoded: Encoded) -> dict[str, Any]
     """The numbers of runs, and a digest of each section of their page, by which it knows what to load again."""
     digests = {name: _digest(made) for name, made in _sections(records, encoded)}
     return document(records) | {"sections": digests}
+
+
+def with_names(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    """Records under other names, such as their paths where the names are the same."""
+    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
 
 
 def title(records: Sequence[Record]) -> str:

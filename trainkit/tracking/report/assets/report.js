@@ -232,7 +232,7 @@ class Chart {
           if (u.select.width < 4) return;
           look([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
         }],
-        draw: [u => this.mark(u)],
+        drawAxes: [u => this.mark(u)],
         setCursor: [u => this.read(u)],
       },
     };
