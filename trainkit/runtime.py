@@ -33,11 +33,14 @@ from trainkit.modules.blocks import check_compiler
 from trainkit.ops.switch import Kernels, Ops
 from trainkit.optim.ema import ExponentialMovingAverage
 from trainkit.optim.source import OptimizerFactory
+from trainkit.planning.choice import Choice
 from trainkit.precision import Name, Precision
 from trainkit.reduction.comm import Comm, Plan
+from trainkit.reduction.links_file import LinksFile
 from trainkit.reduction.reducer import Reducer
 from trainkit.strategy import Strategy, StrategyName, by_name
 from trainkit.strategy.preparation import Preparation, check_step
+from trainkit.topology.topology import Topology
 from trainkit.tracking import Last, RunLog, Status, Tracker, Trackers, trackers
 
 LAST_SAVE_S = 60.0
@@ -228,10 +231,21 @@ class Runtime:
             group=self.ranks.group,
             report=self.run_log.message,
             during=self.during,
+            chosen=self._links_chosen(),
+            # A wait in a GPU's queue is none of this process.
+            waited=self._waited_for_gradients if self.device.type == "cpu" else None,
         )
         if self.strategy.own_plan is None:
             reducer.check()
         return reducer
+
+    def _links_chosen(self) -> Callable[[int, Choice, Topology | None], None]:
+        if self.run_dir is None or not self.ranks.is_main:
+            return lambda num_bytes, choice, topology: None
+        return LinksFile(self.run_dir, self.ranks.cluster, self.device, self.tracker.message).chosen
+
+    def _waited_for_gradients(self, seconds: float) -> None:
+        self.run_log.throughput.waited("comm_wait", seconds)
 
     # -- description -----------------------------------------------------------------------------------------------
 
@@ -443,11 +457,11 @@ class Runtime:
             yield
 
     def _iterated(self, batches: Iterator[Batch], is_training: bool) -> Iterator[Batch]:
-        if is_training:
-            self._preparation.require_fp32_modules_found()
-        else:
+        if not is_training:
             batches = self._with_shared_buffers(batches)
-        return self._watchdog.watched(batches, self.step if is_training else None)
+            return self._watchdog.watched(batches)
+        self._preparation.require_fp32_modules_found()
+        return self._watchdog.watched(self.run_log.timed(batches), self.step)
 
     def _with_shared_buffers(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         self.share_buffers()

@@ -1,5 +1,7 @@
 """Backward: the gradients of a loss, without the layers of Python around PyTorch's engine where they do nothing."""
 
+import time
+
 import torch
 from torch import Tensor, _tensor
 from torch.autograd import Variable
@@ -25,3 +27,23 @@ def run_backward(loss: Tensor) -> None:
         allow_unreachable=True,
         accumulate_grad=True,
     )
+
+
+def timed_backward(loss: Tensor) -> float:
+    """Calls `run_backward`, and measures how long it waited at its end, such as for gradients that DDP reduces.
+
+    Returns:
+        Seconds between the end of the computation and that of the call, without anything that is on a GPU.
+    """
+    computed: list[float] = []
+
+    def note(gradient: Tensor) -> None:
+        # Called after all gradients, in the order of the calls here: DDP queues its wait later, when it has them.
+        Variable._execution_engine.queue_callback(lambda: computed.append(time.perf_counter()))
+
+    handle = loss.register_hook(note)
+    try:
+        run_backward(loss)
+    finally:
+        handle.remove()
+    return time.perf_counter() - computed[0] if computed else 0.0

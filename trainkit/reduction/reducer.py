@@ -43,6 +43,9 @@ class Reducer:
         group: a gloo group of all ranks; None for one process.
         report: called on every rank with lines about the choice and its reason.
         during: a context manager around work that takes a while, called with a name for it.
+        chosen: called on every rank with the bytes of a bucket, the choice for it, and the topology where it was read.
+        waited: called with the seconds for which a backward pass waited for the other ranks' gradients; None: where
+            that cannot be seen, as on a GPU, whose queue waits in the place of this process.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class Reducer:
         group: dist.ProcessGroup | None,
         report: Callable[[str], None],
         during: Callable[[str], AbstractContextManager[None]],
+        chosen: Callable[[int, Choice, Topology | None], None] = lambda num_bytes, choice, topology: None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
-        self.comm = comm
+        self.comm, self.waited, self._chosen = comm, waited, chosen
         self._cluster, self._device, self._group = cluster, device, group
         self._deterministic, self._report, self._during = deterministic, report, during
         self._topology: Topology | None = None
@@ -121,6 +126,7 @@ class Reducer:
             for line in choice.why:
                 self._report(line)
             self._choices[num_bytes] = choice
+            self._chosen(num_bytes, choice, self._topology)
             self._close_others()
         return self._choices[num_bytes]
 

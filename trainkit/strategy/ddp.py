@@ -1,7 +1,8 @@
 """DistributedDataParallel: every process holds the whole module, gradients are averaged."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainkit.distributed.cluster import Cluster
 from trainkit.distributed.shard import broadcast_from_first
 from trainkit.engine.backend import Backend
-from trainkit.engine.backward import run_backward
+from trainkit.engine.backward import run_backward, timed_backward
 from trainkit.engine.gradient_reduction import GradientReduction
 from trainkit.engine.sharded_tensors import ShardedTensors, num_bytes
 from trainkit.errors import UsageError, require_at_least
@@ -124,7 +125,10 @@ class _DDPBackend(Backend):
         self._has_counted = not self._adds_nothing or (self._has_counted and not self._is_first)
         self._is_first = last
         try:
-            run_backward(loss)
+            if last and (waited := self._buckets.waited) is not None:
+                waited(timed_backward(loss))
+            else:
+                run_backward(loss)
         except RuntimeError:
             failure = self._buckets.failure()
             if failure is not None:
@@ -138,7 +142,10 @@ class _DDPBackend(Backend):
         else:
             # DDP reduces only after a forward pass of its own; the gradient of a loss computed with the raw module
             # alone, such as a gradient penalty, would silently stay local.
+            began = time.perf_counter()
             self._all_reduce_gradients()
+            if self._buckets.waited is not None:
+                self._buckets.waited(time.perf_counter() - began)
         self._forward_was_wrapped = False
 
     def backward_of_nothing(self, loss: Tensor, last: bool) -> None:
@@ -214,6 +221,11 @@ class _DDPReduction(GradientReduction):
         self._choice: Choice | None = None
         self._hook: Hook | None = None
         self._is_chosen = False
+
+    @property
+    def waited(self) -> Callable[[float], None] | None:
+        """See Reducer."""
+        return self.reducer.waited if self.reducer is not None else None
 
     def choose(self, known: Mapping[str, Any] | None) -> None:
         if self._is_chosen or self.reducer is None:

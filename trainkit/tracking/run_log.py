@@ -1,9 +1,10 @@
 """RunLog: means over steps and ranks of a run's metrics, for its tracker and its summary file."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from trainkit.tracking.throughput import Throughput
 from trainkit.tracking.tracker import Run, Status, Tracker
 
 SUMMARY_FILE = "summary.txt"
+Item = TypeVar("Item")
 
 
 class RunLog:
@@ -114,8 +116,21 @@ class RunLog:
         """
         self.start()
         means, (position, _) = self._means_over_ranks(), self._progress()
-        self.tracker.log(step, {**means, "position": position, **self.throughput.rates(position)})
+        speed = {**self.throughput.rates(position), **self.throughput.shares()}
+        self.tracker.log(step, {**means, "position": position, **speed})
         return means
+
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yields batches of training, and measures how long each is waited for; see `data_wait` of `Tracker.log`."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.throughput.waited("data_wait", time.perf_counter() - began)
+            yield batch
 
     def images(self, step: int, images: Mapping[str, Any]) -> None:
         """Logs pictures by name, from rank 0. Not collective.

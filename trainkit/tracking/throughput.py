@@ -40,9 +40,11 @@ class Throughput:
     ):
         self._left = TimeLeft(costs or [(num_samples, 1.0)]) if num_samples is not None else None
         self._clock = clock
-        self._paused_s = 0.0
+        self._paused_s, self._num_paused = 0.0, 0
+        self._waits: dict[str, float] = {}  # seconds by name, since the last `shares`
         self._deadline = math.inf
         self._marks = deque([(clock(), start)])
+        self._shared_at = self._marks[0][0]
         self._is_first = True
 
     def end_within(self, seconds: float) -> None:
@@ -57,10 +59,34 @@ class Throughput:
     def paused(self) -> Iterator[None]:
         """Context manager: excludes the time spent inside (evaluation, saving) from the speed."""
         began = self._clock()
+        self._num_paused += 1
         try:
             yield
         finally:
+            self._num_paused -= 1
             self._paused_s += self._clock() - began
+
+    def waited(self, name: str, seconds: float) -> None:
+        """Counts a wait of this process, unless it is paused.
+
+        Args:
+            name: of what it waited for, such as `data_wait`.
+            seconds: of the wait.
+        """
+        if not self._num_paused:
+            self._waits[name] = self._waits.get(name, 0.0) + seconds
+
+    def shares(self) -> dict[str, float]:
+        """The share of each wait in the time since the last call, pauses excluded.
+
+        Returns:
+            0 to 1, by name. Empty before any time has passed.
+        """
+        now = self._clock() - self._paused_s
+        passed, self._shared_at = now - self._shared_at, now
+        waits = self._waits
+        self._waits = dict.fromkeys(waits, 0.0)
+        return {name: min(seconds / passed, 1.0) for name, seconds in waits.items()} if passed > 0 else {}
 
     def rates(self, position: int) -> dict[str, float]:
         """Measures the speed and predicts the time left. Call it when the device has caught up (after a reduction).
