@@ -407,6 +407,29 @@ def _intervals(results: Results) -> str:
     return f"{_table(header, times)}\n\n{coverage}"
 
 
+def _report_page(results: Results) -> str:
+    rows = [
+        [
+            result["question"],
+            f"{result['gb_of_metrics']:.2f}",
+            f"{result['report_s']:.1f} ({result['report_cpu_s']:.1f})",
+            f"{result['report_peak_gb']:.2f}",
+            f"{result['page_mb']:.2f}",
+            f"{result['opened_s']:.2f} ({result['opened_worst_s']:.2f})",
+        ]
+        for result in results
+    ]
+    header = [
+        "",
+        "metrics.jsonl, GB",
+        "`trainkit report`, s (CPU)",
+        "memory at most, GB",
+        "page, MB",
+        "opened, s (worst of 5)",
+    ]
+    return _table(header, rows)
+
+
 RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "overhead": _overhead,
     "overhead-distributed": _overhead,
@@ -428,4 +451,5 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "bert-peers": _peers,
     "audit": _audit,
     "intervals": _intervals,
+    "report-page": _report_page,
 }

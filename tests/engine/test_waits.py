@@ -12,7 +12,7 @@ from trainkit.testing import run_ranks
 SLEEP_S = 0.03
 
 
-class _Slow(torch.utils.data.Dataset):
+class _Slow(torch.utils.data.Dataset[torch.Tensor]):
     """Samples that take a while to read."""
 
     def __init__(self, seconds):

@@ -115,3 +115,22 @@ def test_no_more_time_is_left_than_a_budget_has():
     assert throughput.rates(20) == {"samples_per_s": 10.0, "eta_s": 8.0}  # of 98
     now[0] = 9.0
     assert throughput.rates(200)["eta_s"] == pytest.approx(1.0)
+
+
+def test_waits_are_fractions_of_training_alone():
+    now = [0.0]
+    throughput = Throughput(clock=lambda: now[0])
+    assert throughput.fractions() == {}
+    now[0] = 10.0
+    throughput.waited("data_wait", 1.0)
+    throughput.waited("data_wait", 1.0)
+    throughput.waited("comm_wait", 5.0)
+    assert throughput.fractions() == {"data_wait": 0.2, "comm_wait": 0.5}
+    with throughput.paused():
+        now[0] = 100.0
+        throughput.waited("data_wait", 60.0)
+    now[0] = 104.0
+    assert throughput.fractions() == {"data_wait": 0.0, "comm_wait": 0.0}, "4 s of training, without the pause"
+    now[0] = 105.0
+    throughput.waited("comm_wait", 3.0)
+    assert throughput.fractions()["comm_wait"] == 1.0, "the end of a wait that began before"

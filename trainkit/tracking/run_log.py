@@ -116,7 +116,7 @@ class RunLog:
         """
         self.start()
         means, (position, _) = self._means_over_ranks(), self._progress()
-        speed = {**self.throughput.rates(position), **self.throughput.shares()}
+        speed = {**self.throughput.rates(position), **self.throughput.fractions()}
         self.tracker.log(step, {**means, "position": position, **speed})
         return means
 

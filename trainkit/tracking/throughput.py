@@ -41,7 +41,7 @@ class Throughput:
         self._left = TimeLeft(costs or [(num_samples, 1.0)]) if num_samples is not None else None
         self._clock = clock
         self._paused_s, self._num_paused = 0.0, 0
-        self._waits: dict[str, float] = {}  # seconds by name, since the last `shares`
+        self._waits: dict[str, float] = {}  # seconds by name, since the last `fractions`
         self._deadline = math.inf
         self._marks = deque([(clock(), start)])
         self._shared_at = self._marks[0][0]
@@ -76,8 +76,8 @@ class Throughput:
         if not self._num_paused:
             self._waits[name] = self._waits.get(name, 0.0) + seconds
 
-    def shares(self) -> dict[str, float]:
-        """The share of each wait in the time since the last call, pauses excluded.
+    def fractions(self) -> dict[str, float]:
+        """The fraction of each wait in the time since the last call, pauses excluded.
 
         Returns:
             0 to 1, by name. Empty before any time has passed.

@@ -72,9 +72,9 @@ class Tracker:
             step: the number of steps done.
             values: means over the steps since the last call, by name. Besides the recipe's own: `position` (samples so
                 far), `samples_per_s` and `eta_s` (seconds left); where that is uncertain also `eta_low_s` and
-                `eta_high_s` (see `Throughput`). `data_wait` and `comm_wait`: the shares of the time since the last call
-                for which rank 0 waited for its next batch, and for the gradients of other ranks; the latter where that
-                can be seen, under DDP on the CPU.
+                `eta_high_s` (see `Throughput`). `data_wait` and `comm_wait`: the fractions of the time since the last
+                call for which rank 0 waited for its next batch, and for the gradients of other ranks; the latter where
+                that can be seen, under DDP on the CPU.
         """
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:

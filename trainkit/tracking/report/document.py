@@ -10,7 +10,7 @@ from trainkit.tracking.report.events import events
 from trainkit.tracking.report.record import Record
 from trainkit.tracking.series import family_of, panels_of, with_gaps
 
-SPEED, SPLIT = "samples per second", "share of the time"
+SPEED, SPLIT = "samples per second", "fraction of the time"
 WAITS = ("data_wait", "comm_wait")
 DIGITS = 6
 MAX_MARKS = 200
