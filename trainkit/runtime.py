@@ -166,6 +166,7 @@ class Runtime:
             progress=lambda: (self.position, self.stream.num_samples),
             describe=self._describe,
             started=self._started,
+            measure=self._measure,
         )
 
     def _make_preparation(self, activation_checkpointing: Sequence[str]) -> Preparation:
@@ -473,6 +474,12 @@ class Runtime:
         """The first lines of the summary. Raises ConfigError for a name of a module that no module has."""
         self._preparation.require_all_found()
         return self.summary()
+
+    def _measure(self) -> dict[str, float]:
+        """What rank 0 logs about its device, without waiting for it."""
+        if self.device.type != "cuda":
+            return {}
+        return {"peak_memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
 
     def _started(self) -> None:
         # What a tracker registered meanwhile comes after this: at exit the last one is called first.

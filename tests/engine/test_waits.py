@@ -72,3 +72,19 @@ def test_the_plan_and_the_hosts_are_recorded(tmp_path):
     links = trainkit.json_text.read_json(tmp_path / "links.json")
     assert [host["ranks"] for host in links["hosts"]] == [[0, 1, 2, 3]]
     assert links["plan"]["kind"] == "flat" and links["transport"] == "gloo"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_is_told_on_a_gpu_and_no_wait_is_made_up(tmp_path):
+    runtime = trainkit.Runtime(strategy="ddp", device="cuda", run_dir=tmp_path, log_every=1)
+    module = torch.nn.Linear(1000, 1000)
+    engine = runtime.setup(module, torch.optim.SGD(module.parameters(), lr=1e-3))
+    for step, batch in enumerate(runtime.batches(torch.zeros(8, 1000), batch_size=4, num_steps=3), 1):
+        loss = engine(batch.data).mean()
+        engine.backward(loss)
+        engine.step()
+        runtime.log(step, loss=loss)
+    runtime.close()
+    for line in sick.metrics(tmp_path):
+        assert line["peak_memory_gb"] > 4e-3 and "comm_wait" not in line, "weights of 4 MB"

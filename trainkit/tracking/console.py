@@ -18,7 +18,7 @@ ETA_WIDTH = 7
 UNITS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0))
 CERTAIN = 1.1  # a range of times with a smaller ratio is shown as one time
 OWN_COLUMNS = ("position", "samples_per_s", "eta_s", "eta_low_s", "eta_high_s")  # shown in columns of their own
-NOT_SHOWN = ("data_wait", "comm_wait")
+NOT_SHOWN = ("data_wait", "comm_wait", "peak_memory_gb")
 LINE_INTERVAL_S = 10.0  # where the output is no terminal
 ONLY_IF_ANY = ("skipped",)  # shown only where it is not zero
 

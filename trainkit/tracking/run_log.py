@@ -28,6 +28,7 @@ class RunLog:
         progress: returns the samples in the steps done, and the position at which training ends (None: not known).
         describe: returns the first lines of the summary; called by `start`, which raises what it raises.
         started: called once the tracker has started.
+        measure: returns further numbers of a logged step, such as the memory in use.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class RunLog:
         progress: Callable[[], tuple[int, int | None]] = lambda: (0, None),
         describe: Callable[[], tuple[str, ...]] = tuple,
         started: Callable[[], None] = lambda: None,
+        measure: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.tracker, self.is_started = tracker, False
         self.resumed_step: int | None = None
         self.throughput = Throughput()
         self._ranks, self._run_dir, self._progress = ranks, run_dir, progress
-        self._describe, self._started = describe, started
+        self._describe, self._started, self._measure = describe, started, measure
         self._means = Means()
 
     def start(
@@ -116,7 +118,7 @@ class RunLog:
         """
         self.start()
         means, (position, _) = self._means_over_ranks(), self._progress()
-        speed = {**self.throughput.rates(position), **self.throughput.fractions()}
+        speed = {**self.throughput.rates(position), **self.throughput.fractions(), **self._measure()}
         self.tracker.log(step, {**means, "position": position, **speed})
         return means
 

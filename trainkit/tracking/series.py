@@ -10,6 +10,8 @@ import numpy as np
 from trainkit.tracking.buckets import Buckets
 from trainkit.tracking.metrics_file import MetricsFile
 
+ORDINALS = ("first", "second")  # of two generators, two domains
+
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values)
 Baselines = dict[str, Series]  # metric -> name -> (steps from which a value holds, values)
 
@@ -91,8 +93,9 @@ def _ends(file: MetricsFile) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def family_of(name: str) -> str:
-    """Returns the last word of a name that is no number: `swd_32` belongs to `swd`."""
-    return next((word for word in reversed(name.split("_")) if not word.isdecimal()), name)
+    """Returns the last word of a name that is no number: `swd_32` and `swd_first` belong to `swd`."""
+    words = reversed(name.split("_"))
+    return next((word for word in words if not word.isdecimal() and word not in ORDINALS), name)
 
 
 def panels_of(training: Series, evaluation: Series) -> list[str]:

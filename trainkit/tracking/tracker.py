@@ -74,7 +74,7 @@ class Tracker:
                 far), `samples_per_s` and `eta_s` (seconds left); where that is uncertain also `eta_low_s` and
                 `eta_high_s` (see `Throughput`). `data_wait` and `comm_wait`: the fractions of the time since the last
                 call for which rank 0 waited for its next batch, and for the gradients of other ranks; the latter where
-                that can be seen, under DDP on the CPU.
+                that can be seen, under DDP on the CPU. On a GPU `peak_memory_gb`, the most that rank 0 has allocated.
         """
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:

@@ -10,8 +10,8 @@ from trainkit.tracking.report.events import events
 from trainkit.tracking.report.record import Record
 from trainkit.tracking.series import family_of, panels_of, with_gaps
 
-SPEED, SPLIT = "samples per second", "fraction of the time"
-WAITS = ("data_wait", "comm_wait")
+SPEED, SPLIT, PEAK = "samples per second", "fraction of the time", "peak memory, GB"
+OWN_FAMILIES = {"samples_per_s": SPEED, "data_wait": SPLIT, "comm_wait": SPLIT, "peak_memory_gb": PEAK}
 DIGITS = 6
 MAX_MARKS = 200
 
@@ -27,20 +27,22 @@ def document(records: Sequence[Record]) -> dict[str, Any]:
     training = {name: curve for record in records for name, curve in record.measured.training.items()}
     evaluation = {name: curve for record in records for name, curve in record.measured.evaluation.items()}
     families = panels_of(training, evaluation)
-    others = [family for family in dict.fromkeys(map(_family, training)) if family not in [*families, SPEED, SPLIT]]
+    others = [
+        family for family in dict.fromkeys(map(_family, training)) if family not in [*families, SPEED, SPLIT, PEAK]
+    ]
     charts: list[dict[str, Any]] = [{"family": family, "section": "curves"} for family in families]
     charts += [{"family": family, "section": "other"} for family in others]
     if "samples_per_s" in training:
         charts.append({"family": SPEED, "section": "speed"})
-    if "data_wait" in training:
-        charts += [{"family": SPLIT, "section": "speed", "run": run} for run in range(len(records))]
+    if "peak_memory_gb" in training:
+        charts.append({"family": PEAK, "section": "speed"})
+    timed = [number for number, record in enumerate(records) if "data_wait" in record.measured.training]
+    charts += [{"family": SPLIT, "section": "speed", "run": number} for number in timed]
     return {"runs": [_run(record) for record in records], "charts": charts}
 
 
 def _family(name: str) -> str:
-    if name == "samples_per_s":
-        return SPEED
-    return SPLIT if name in WAITS else family_of(name)
+    return OWN_FAMILIES.get(name) or family_of(name)
 
 
 def _run(record: Record) -> dict[str, Any]:

@@ -296,7 +296,7 @@ class Chart {
       this.values.set(curve, value);
       const line = make("i");
       line.style.borderColor = colour(curve.colour);
-      line.style.borderTopStyle = curve.dash.length ? "dashed" : "solid";
+      line.style.borderTopStyle = !curve.dash.length ? "solid" : curve.dash[0] < 3 ? "dotted" : "dashed";
       return make("li", {}, make("button", {type: "button", "aria-pressed": String(!state.hidden.has(curve.key)), "data-run": curve.run,
         hidden: state.hiddenRuns.has(curve.run), onclick: () => toggle(curve.key)}, line, `${curve.name} `, value));
     });
