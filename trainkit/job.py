@@ -1,6 +1,5 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
-import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,12 +16,13 @@ from trainkit.encryption import (
     encrypt_files,
     plain_in_memory,
     recipients_of,
+    room_in_memory,
     use_identity_of,
     without_identity,
 )
 from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.evaluation import Assessment
-from trainkit.export import Export, Exporter
+from trainkit.export import Export, Exporter, Sealing
 from trainkit.export.export import facts_of_run, require_free, whole
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
@@ -176,18 +176,12 @@ def _recipients(directory: Path, encrypt: bool, given: Sequence[str]) -> tuple[R
 
 def _written(exporter: Exporter, given: Export, keys: Sequence[Recipient]) -> list[str]:
     """What the exporter says, once all that it wrote is in its place."""
-    if not keys:
+    if not keys or isinstance(exporter, Sealing):
         with whole(given.destination) as temporary:
-            return list(exporter(replace(given, target=temporary)))
+            return list(exporter(replace(given, target=temporary, recipients=tuple(keys))))
     with plain_in_memory() as memory:
-        try:
+        with room_in_memory():
             lines = list(exporter(replace(given, target=memory / given.destination.name)))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ConfigError(
-                f"{memory.parents[1]} cannot hold what is not encrypted yet: {error.strerror or error}; make room there"
-            ) from error
         is_directory = (memory / given.destination.name).is_dir()
         final = given.destination if is_directory else _with_suffix(given.destination)
         with whole(final) as temporary:

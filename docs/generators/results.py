@@ -157,6 +157,28 @@ def _encryption(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _edge(results: Results) -> str:
+    parts = []
+    for result in results:
+        for length, contenders in result["texts"].items():
+            rows = [
+                [name, _range(one["ms_a_text"]), _range(one["times_as_fast"]), f"{one['largest_difference']:.1g}"]
+                for name, one in contenders.items()
+            ]
+            header = ["", "ms a text", "times as fast as PyTorch", "largest difference of a logit"]
+            largest = next(iter(contenders.values()))["largest_output"]
+            about = f"{length}, {result['num_threads']} thread{'s' if result['num_threads'] > 1 else ''}"
+            title = f"{about}; median (quartiles) of {result['num_turns']} turns; the largest logit is {largest:.2g}:"
+            parts.append(f"{title}\n\n{_table(header, rows)}")
+        rows = [[name, f"{one['seconds']:.1f}", f"{one['memory_mb']:.0f}"] for name, one in result["processes"].items()]
+        header = ["a process that predicts one text", "seconds", "MB of memory at most"]
+        parts.append(_table(header, rows))
+        sizes = ", ".join(f"{kind} {value:.1f} MB" for kind, value in result["bundle_mb"].items())
+        accuracy = ", ".join(f"{kind} {value:.4f}" for kind, value in result["accuracy"].items())
+        parts.append(f"Size of the bundle: {sizes}. Held-out accuracy: {accuracy}.")
+    return "\n\n".join(parts)
+
+
 def _steps_of_ops(results: Results) -> str:
     names = list(dict.fromkeys(name for result in results for name in result["median_ms"]))
     rows = [
@@ -436,6 +458,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "start-and-end": _start_and_end,
     "memory": _memory,
     "saving": _saving,
+    "edge": _edge,
     "encryption": _encryption,
     "ops-steps": _steps_of_ops,
     "links": _links,

@@ -1,4 +1,4 @@
-"""Exporters of a pre-trained BERT: a directory for transformers, and an ONNX file."""
+"""Exporters of a pre-trained BERT: a directory for transformers, an ONNX file, and a bundle for small devices."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +8,8 @@ from torch import nn
 
 from trainkit import Engine
 from trainkit.errors import ConfigError
-from trainkit.export import Export, write_onnx
+from trainkit.export import Export, write_bundle, write_onnx
+from trainkit_recipes.bert.edge import text_bundle
 from trainkit_recipes.bert.hugging_face import head_weights, write_directory
 from trainkit_recipes.bert.model import MaskedLanguageModel
 from trainkit_recipes.bert.next_sentence import PreTrainingModel
@@ -81,6 +82,29 @@ def to_onnx(recipe: "MaskedLanguageModelling", export: Export) -> Iterator[str]:
         yield from write_onnx(onnx_model(recipe, module), export)
     if recipe.next_sentence:
         yield "The file has no head for the next sentence: --to huggingface writes both."
+
+
+def to_edge(recipe: "MaskedLanguageModelling", export: Export) -> Iterator[str]:
+    """Writes a bundle that predicts masked words without PyTorch; see `write_bundle`.
+
+    Args:
+        recipe: with the trained model, and with data where int8 is wanted.
+        export: where to, of which run, whether as int8, and for whom it is encrypted.
+
+    Yields:
+        Lines for the user.
+    """
+    with weights_of(recipe.model, export.averaged) as module:
+        assert isinstance(module, MaskedLanguageModel)
+        bundle = text_bundle(
+            onnx_model(recipe, module),
+            recipe.tokenizer,
+            task="masked_words",
+            max_length=module.encoder.architecture.max_length,
+            usage="A line is a sentence with [MASK] in the place of a word; the three most likely words are printed.",
+            example="Close the [MASK] and release its resources.",
+        )
+        yield from write_bundle(bundle, export)
 
 
 def weights_of(engine: Engine, averaged: bool | None, usual: bool = False) -> AbstractContextManager[nn.Module]:

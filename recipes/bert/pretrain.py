@@ -16,9 +16,9 @@ from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.evaluation import Better, SampleSums
-from trainkit.export import Exporter
+from trainkit.export import Exporter, Sealing
 from trainkit_recipes.bert.data import Kind, Masked, Masking, check_masking
-from trainkit_recipes.bert.export import to_hugging_face, to_onnx
+from trainkit_recipes.bert.export import to_edge, to_hugging_face, to_onnx
 from trainkit_recipes.bert.filled import Filled, fill
 from trainkit_recipes.bert.held_out import LOSS, TOKENS, HeldOut
 from trainkit_recipes.bert.hugging_face import (
@@ -389,8 +389,12 @@ class MaskedLanguageModelling(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.fill", str(run_dir), sentence]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers, and an ONNX file."""
-        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
+        """Returns what writes a directory for transformers, an ONNX file, and a bundle for small devices."""
+        return {
+            "huggingface": partial(to_hugging_face, self),
+            "onnx": partial(to_onnx, self),
+            "edge": Sealing(partial(to_edge, self)),
+        }
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

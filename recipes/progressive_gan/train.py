@@ -12,7 +12,7 @@ from torch import Tensor
 from trainkit import Engine, Last, Recipe, Runtime, Schedule, Stage
 from trainkit.data import Batch, Datasets
 from trainkit.errors import ConfigError, require_above_zero
-from trainkit.export import Exporter
+from trainkit.export import Exporter, Sealing
 from trainkit.ops import downsample, fade_in
 from trainkit_recipes.progressive_gan.augment import Augmentation, Augmenter
 from trainkit_recipes.progressive_gan.classes import require_same_classes
@@ -25,7 +25,7 @@ from trainkit_recipes.progressive_gan.end import (
     untrained,
 )
 from trainkit_recipes.progressive_gan.evaluation import Evaluation, Evaluator
-from trainkit_recipes.progressive_gan.export import to_onnx
+from trainkit_recipes.progressive_gan.export import to_edge, to_onnx
 from trainkit_recipes.progressive_gan.grids import Grids
 from trainkit_recipes.progressive_gan.growth import Phase, images_of, phase_at, plan, require_next, require_resolutions
 from trainkit_recipes.progressive_gan.image_sets import Generate, GeneratedImages, ImageSet
@@ -443,5 +443,5 @@ class ProgressiveGAN(Recipe):
         return [["python", "-m", "trainkit_recipes.progressive_gan.sample", str(run_dir), "--output", "samples.png"]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes an ONNX file of the generator."""
-        return {"onnx": partial(to_onnx, self)}
+        """Returns what writes an ONNX file of the generator, and a bundle for small devices."""
+        return {"onnx": partial(to_onnx, self), "edge": Sealing(partial(to_edge, self))}

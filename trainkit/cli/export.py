@@ -12,6 +12,7 @@ examples:
   trainkit export runs/bert --to onnx bert.onnx
   trainkit export runs/bert --to onnx bert_int8.onnx --int8 dynamic --max-drop 0.005
   trainkit export runs/faces --to onnx generator.onnx
+  trainkit export runs/reviews --to edge reviews.zip --int8 dynamic
   trainkit export runs/bert --to onnx bert.onnx --recipient 'ssh-ed25519 AAAA...'
 """
 
@@ -20,15 +21,20 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Adds `export` to `commands`, of argparse; returns its parser."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "export",
-        help="write a trained model for other programs: huggingface, onnx",
+        help="write a trained model for other programs: huggingface, onnx, edge",
         description="Write a trained model in the format of another program, completely or not at all: `huggingface`, "
-        "a directory for from_pretrained of transformers, or `onnx`, one file, compared with PyTorch by onnxruntime.",
+        "a directory for from_pretrained of transformers; `onnx`, one file, compared with PyTorch by onnxruntime; or "
+        "`edge`, that file with a program that runs it on a small device, which needs onnxruntime and numpy alone.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", metavar="RUN", help="a run directory that has ended, or one of its checkpoints/step_*")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="huggingface, onnx, or what the recipe offers")
-    parser.add_argument("target", metavar="TARGET", help="the directory or file to write; it must not exist")
+    parser.add_argument(
+        "--to", required=True, metavar="FORMAT", help="huggingface, onnx, edge, or what the recipe offers"
+    )
+    parser.add_argument(
+        "target", metavar="TARGET", help="the directory or file to write; it must not exist; of edge, also a .zip"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the stored configuration")
     parser.add_argument(
         "--averaged",
@@ -38,8 +44,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8",
         choices=("dynamic", "static"),
-        help="onnx: 8-bit weights, with activations scaled as they come or as calibrated on held-out data; prints the "
-        "accuracy before and after",
+        help="onnx, edge: 8-bit weights, with activations scaled as they come or as calibrated on held-out data; "
+        "prints the accuracy before and after",
     )
     parser.add_argument(
         "--max-drop",
@@ -69,8 +75,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if rank():
         raise ConfigError("trainkit export runs in one process: type it without torchrun")
-    if arguments.int8 is not None and arguments.to != "onnx":
-        raise ConfigError(f"--int8 {arguments.int8} is for --to onnx, and not for --to {arguments.to}: leave it out")
+    if arguments.int8 is not None and arguments.to not in ("onnx", "edge"):
+        raise ConfigError(
+            f"--int8 {arguments.int8} is for --to onnx and edge, and not for --to {arguments.to}: leave it out"
+        )
     if arguments.max_drop is not None and arguments.int8 is None:
         raise ConfigError(f"--max-drop {arguments.max_drop:g} is for --int8, which is not given: leave it out")
     limit = {} if arguments.max_drop is None else {"max_drop": arguments.max_drop}

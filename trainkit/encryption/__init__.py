@@ -15,7 +15,7 @@ from trainkit.encryption.recipient import Recipient
 from trainkit.lazy import exports
 
 if TYPE_CHECKING:
-    from trainkit.encryption.files import encrypt_files, plain_in_memory
+    from trainkit.encryption.files import encrypt_files, plain_in_memory, room_in_memory
     from trainkit.encryption.reader import AgeReader
     from trainkit.encryption.writer import AgeWriter
 
@@ -30,6 +30,7 @@ __all__ = [
     "identities_in_use",
     "plain_in_memory",
     "recipients_of",
+    "room_in_memory",
     "use_identity",
     "use_identity_of",
     "without_identity",
@@ -42,6 +43,6 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         {
             "AgeReader": "trainkit.encryption.reader",
             "AgeWriter": "trainkit.encryption.writer",
-            **dict.fromkeys(("encrypt_files", "plain_in_memory"), "trainkit.encryption.files"),
+            **dict.fromkeys(("encrypt_files", "plain_in_memory", "room_in_memory"), "trainkit.encryption.files"),
         },
     )

@@ -1,5 +1,6 @@
 """Files: what other programs have written, encrypted one by one; until then it lies in memory only."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -83,6 +84,19 @@ def plain_in_memory() -> Iterator[Path]:
             assert cleaner.stdin is not None
             with suppress(OSError):
                 cleaner.stdin.close()
+
+
+@contextmanager
+def room_in_memory() -> Iterator[None]:
+    """Context manager for what writes to `plain_in_memory()`. Raises ConfigError where there is no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigError(
+            f"{_IN_MEMORY} cannot hold what is not encrypted yet: {error.strerror or error}; make room there"
+        ) from error
 
 
 def _is_in_memory(path: Path) -> bool:

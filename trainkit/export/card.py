@@ -44,7 +44,7 @@ def model_card(run: RunFacts, *, title: str, text: str, tags: Iterable[str], **h
     if data := {**run.data, **{f"fingerprint of {name}": value for name, value in run.fingerprints.items()}}:
         parts += ["## Data", table(data)]
     training = {"run": run.name, "steps": run.step, "samples": run.position, **run.training}
-    config = yaml.safe_dump(_public(run.config), sort_keys=False, allow_unicode=True)
+    config = yaml.safe_dump(public_configuration(run.config), sort_keys=False, allow_unicode=True)
     parts += ["## Training", table(training), "## Configuration", block(config, "yaml")]
     parts += ["## Versions", table({**run.versions, **run.environment})]
     return "\n\n".join(parts) + "\n"
@@ -144,7 +144,7 @@ def _name_of(data: Any) -> str:
     return Path(path).name if isinstance(path, str) and Path(path).name else str(data.get("_target_", "data"))
 
 
-def _public(config: Mapping[str, Any]) -> Any:
+def public_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what is of one machine only; of an absolute path, the name."""
     left_out = ("run_dir", "resume", "tracking", "comm", *(key for key in config.get("recipe") or {} if key in config))
     return {key: _named(value) for key, value in config.items() if key not in left_out}

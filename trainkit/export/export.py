@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trainkit.encryption import Recipient
 from trainkit.errors import ConfigError
 
 
@@ -83,6 +84,7 @@ class Export:
         averaged: whether the averaged weights are asked for; None: as the recipe evaluates.
         int8: whether weights, and activations either `dynamic` or `static`, are quantized to 8 bits.
         max_drop: the largest drop by `int8` of the model's held-out metric that is accepted; see `OnnxModel`.
+        recipients: for whom a `Sealing` exporter encrypts; for others it is empty.
     """
 
     target: Path
@@ -91,6 +93,7 @@ class Export:
     averaged: bool | None = None
     int8: Literal["dynamic", "static"] | None = None
     max_drop: float = 0.01
+    recipients: tuple[Recipient, ...] = ()
 
 
 Exporter = Callable[[Export], Iterable[str]]

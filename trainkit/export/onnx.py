@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,6 +27,7 @@ OPSET = 20
 TOLERANCE = 1e-5
 _MAX_INLINE_BYTES = 2_000_000_000  # protobuf holds less than 2 GiB; the weights are in NAME.data then
 _TRT_LIMIT_S = 900
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 Predict = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
@@ -74,7 +75,26 @@ class OnnxModel:
     calibration: Callable[[], Iterable[Mapping[str, Tensor]]] | None = None
 
 
-def write_onnx(model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX_INLINE_BYTES) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What is known of a file that was written.
+
+    Args:
+        difference: the largest to PyTorch's outputs, over the largest of these; before int8.
+        inputs: name, dtype and shape of each; sizes that may vary are names.
+        outputs: the same.
+        measured: of int8, the metric's name, and its value before and after.
+    """
+
+    difference: float
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    measured: dict[str, Any] | None = None
+
+
+def write_onnx(
+    model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX_INLINE_BYTES
+) -> Generator[str, None, Written]:
     """Writes an ONNX file by PyTorch's exporter, and checks it.
 
     Args:
@@ -84,6 +104,9 @@ def write_onnx(model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX
 
     Yields:
         Lines for the user: the difference to PyTorch, the accuracy of int8, and the command for TensorRT.
+
+    Returns:
+        What is known of the file: `written = yield from write_onnx(...)`.
 
     Raises:
         ConfigError: where packages are missing, the module cannot be exported, the file differs from PyTorch by more
@@ -99,14 +122,28 @@ def write_onnx(model: OnnxModel, export: Export, *, max_inline_bytes: int = _MAX
     with tempfile.TemporaryDirectory(dir=export.target.parent) as aside:
         plain = Path(aside) / export.target.name if export.int8 is not None else export.target
         _write(module, model, export, plain, external=is_large)
-        yield _compared(module, model, plain)
+        difference, compared = _compared(module, model, plain)
+        yield compared
+        measured = None
         if export.int8 is not None:
-            yield from _quantized(model, export, plain, external=is_large)
+            measured = yield from _quantized(model, export, plain, external=is_large)
     others = sorted(path.name for path in export.target.parent.iterdir() if path != export.target)
     beside = f", with {', '.join(others)} beside it" if others else ""
     yield f"ONNX opset {OPSET}, step {export.run.step:,}: {export.destination}{beside}"
     if export.int8 is None:  # TensorRT reads neither scales that are computed nor zero points other than 0
         yield from _tensor_rt(model, export)
+    return _written(export.target, difference, measured)
+
+
+def _written(path: Path, difference: float, measured: dict[str, Any] | None) -> Written:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs, outputs = (
+        [{"name": one.name, "dtype": _DTYPES[one.type], "shape": list(one.shape)} for one in ends]
+        for ends in (session.get_inputs(), session.get_outputs())
+    )
+    return Written(difference=difference, inputs=inputs, outputs=outputs, measured=measured)
 
 
 def _require_packages() -> None:
@@ -150,8 +187,8 @@ def _write(module: nn.Module, model: OnnxModel, export: Export, path: Path, *, e
     program.save(path, external_data=external)
 
 
-def _compared(module: nn.Module, model: OnnxModel, path: Path) -> str:
-    """The largest difference between onnxruntime and PyTorch, as a line. Raises ConfigError where it is too large."""
+def _compared(module: nn.Module, model: OnnxModel, path: Path) -> tuple[float, str]:
+    """The largest difference of onnxruntime from PyTorch, and a line on it. Raises ConfigError for too large a one."""
     predict, worst, count, own = predictor(path), 0.0, 0, 0.0
     for inputs in (model.inputs, *model.checks):
         expected = _called(module, inputs)
@@ -168,7 +205,8 @@ def _compared(module: nn.Module, model: OnnxModel, path: Path) -> str:
             )
         worst, count = max(worst, difference), count + 1
     beside = f" (PyTorch's fp32 from its float64: {own:.2g})" if own else ""
-    return f"onnxruntime differs from PyTorch by {worst:.2g} of the largest output at most{beside}, on {count} batches"
+    at_most = f"by {worst:.2g} of the largest output at most{beside}"
+    return worst, f"onnxruntime differs from PyTorch {at_most}, on {count} batches"
 
 
 def _called(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -216,7 +254,9 @@ def predictor(path: Path) -> Predict:
 # -- int8 --------------------------------------------------------------------------------------------------------------
 
 
-def _quantized(model: OnnxModel, export: Export, plain: Path, *, external: bool) -> Iterator[str]:
+def _quantized(
+    model: OnnxModel, export: Export, plain: Path, *, external: bool
+) -> Generator[str, None, dict[str, Any]]:
     """Writes the int8 form of the file `plain`. Raises ConfigError where it loses too much."""
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -248,6 +288,7 @@ def _quantized(model: OnnxModel, export: Export, plain: Path, *, external: bool)
         )
     sizes = [sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) for path in (plain, export.target)]
     yield f"{measured}; {sizes[0]:,} and {sizes[1]:,} bytes"
+    return {"metric": model.measured, "fp32": before, "int8": after}
 
 
 def _forget_shapes(path: Path, *, external: bool) -> None:

@@ -1,4 +1,4 @@
-"""Exporters of fine-tuned models: a directory for transformers, and an ONNX file."""
+"""Exporters of fine-tuned models: a directory for transformers, an ONNX file, and a bundle for small devices."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainkit.errors import ConfigError
-from trainkit.export import Export, write_onnx
+from trainkit.export import Export, write_bundle, write_onnx
+from trainkit_recipes.bert.edge import text_bundle
 from trainkit_recipes.bert.export import weights_of
 from trainkit_recipes.bert.finetuning.lora import merged
 from trainkit_recipes.bert.finetuning.model import FineTuned
@@ -35,6 +36,16 @@ model = {auto}.from_pretrained("{directory}")
 ```
 
 {note}"""
+
+
+# By task that a bundle's runner knows: what a line of the input is.
+_PAIRS = "A line is a text; of pairs, a tab divides it from its pair."
+_LINES = {
+    "classification": f"{_PAIRS} Its class and the probability of each are printed.",
+    "regression": f"{_PAIRS} A number is printed.",
+    "token_classification": "A line is a sentence, whose words are divided by spaces. A tag of each word is printed.",
+    "sentence_embeddings": "A line is a text, whose embedding is printed, or two and a tab between them: the cosine.",
+}
 
 
 def to_hugging_face(recipe: "FineTuning", export: Export) -> Iterator[str]:
@@ -97,6 +108,38 @@ def to_onnx(recipe: "FineTuning", export: Export) -> Iterator[str]:
     with weights_of(recipe.model, export.averaged) as module:
         assert isinstance(module, FineTuned)
         yield from write_onnx(onnx_model(recipe, module), export)
+
+
+def to_edge(recipe: "FineTuning", export: Export) -> Iterator[str]:
+    """Writes a bundle that predicts what the recipe does without PyTorch; see `write_bundle`.
+
+    Args:
+        recipe: with the trained model, and with data where int8 is wanted.
+        export: where to, of which run, whether as int8, and for whom it is encrypted.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        ConfigError: for averaged weights, which the recipe does not keep, and for a task that the runner cannot do.
+    """
+    if recipe.task.name not in _LINES:
+        raise ConfigError(
+            f"--to edge: the runner does {', '.join(_LINES)}, and not {recipe.task.name}: use --to onnx, whose outputs "
+            f"are the starts and ends of answers"
+        )
+    with weights_of(recipe.model, export.averaged) as module:
+        assert isinstance(module, FineTuned)
+        bundle = text_bundle(
+            onnx_model(recipe, module),
+            recipe.tokenizer,
+            task=recipe.task.name,
+            max_length=recipe.encoder.max_length,
+            labels=recipe.task.state_dict().get("classes", ()),
+            usage=_LINES[recipe.task.name],
+            example="a text of yours",
+        )
+        yield from write_bundle(bundle, export)
 
 
 def _head(module: FineTuned, name: str) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from trainkit import Engine, Last, Recipe, Runtime, Schedule
 from trainkit.data import Batch, Datasets, Example, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, require_above_zero, require_at_least
 from trainkit.evaluation import HeldOutSamples, SampleSums
-from trainkit.export import Exporter
+from trainkit.export import Exporter, Sealing
 from trainkit_recipes.bert.architecture import Architecture
 from trainkit_recipes.bert.finetuning.answers import Answering
-from trainkit_recipes.bert.finetuning.export import to_hugging_face, to_onnx
+from trainkit_recipes.bert.finetuning.export import to_edge, to_hugging_face, to_onnx
 from trainkit_recipes.bert.finetuning.layers import freeze, make_optimizer, num_frozen_at
 from trainkit_recipes.bert.finetuning.lora import add_lora
 from trainkit_recipes.bert.finetuning.model import FineTuned, Pooling
@@ -294,8 +294,12 @@ class FineTuning(Recipe):
         return [["python", "-m", "trainkit_recipes.bert.finetuning.predict", str(run_dir), words, *pair]]
 
     def exporters(self) -> dict[str, Exporter]:
-        """Returns what writes a directory for transformers, and an ONNX file."""
-        return {"huggingface": partial(to_hugging_face, self), "onnx": partial(to_onnx, self)}
+        """Returns what writes a directory for transformers, an ONNX file, and a bundle for small devices."""
+        return {
+            "huggingface": partial(to_hugging_face, self),
+            "onnx": partial(to_onnx, self),
+            "edge": Sealing(partial(to_edge, self)),
+        }
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
