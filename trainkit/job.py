@@ -29,13 +29,15 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker
 from trainkit.trainer import Trainer
-from trainkit.training import accumulation, leakage
+from trainkit.training import accumulation, leakage, memory_budget
 from trainkit.training.assessing import assess
+from trainkit.training.memory_budget import MemoryBudget
 from trainkit.training.resume import where_to_resume
 from trainkit.training.trust import require_ours
 
 _BY_TORCH = {"_target_": "trainkit.Comm", "plan": "flat"}
 _NO_ENCRYPTION: Node = {"_target_": "trainkit.encryption.Encryption", "recipients": [], "identity": None}
+_NO_BUDGET: Node = {"_target_": "trainkit.training.memory_budget.MemoryBudget", "budget": None}
 _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
@@ -249,6 +251,7 @@ def load_recipe(
     _require_of_use(overrides)
     stored = {**config, "tracking": _UNTRACKED, "resume": str(directory), "run_dir": None}
     stored["comm"] = _BY_TORCH  # the links may be others here, and nothing is reduced
+    stored["memory"] = _NO_BUDGET
     stored["checkpoint"] = _NO_ENCRYPTION  # nothing is saved, and a stored configuration chooses no key of ours
     if not trust:
         require_ours(stored)
@@ -268,7 +271,7 @@ def _use_given_identity(overrides: Sequence[str]) -> None:
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
-    of_training = {"run_dir", "tracking", "log_every", *arguments_of(Trainer), *arguments_of(leakage.look)}
+    of_training = {"run_dir", "tracking", "log_every", "memory", *arguments_of(Trainer), *arguments_of(leakage.look)}
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in of_training:
             raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
@@ -313,7 +316,14 @@ def _prepare(
         if make is None or settings.get("on_leak") == "drop":  # what was trained on is what was left
             looked = leakage.look(runtime, make_recipe, **settings)
             make_recipe, audited = looked.make_recipe, looked.found
-        if searches:
+        budget: MemoryBudget = build(checked["memory"])
+        if budget.budget is not None:
+            choice = memory_budget.find(runtime, make_recipe, config, budget)
+            config, composed, found = choice.of(config), choice.of(composed), dict(choice.found)
+            if choice.steps is not None:
+                make_recipe = partial(make_recipe, grad_accumulation_steps=choice.steps)
+            make_recipe = partial(memory_budget.measured, make_recipe=make_recipe, choice=choice)
+        elif searches:
             found = accumulation.find(runtime, make_recipe, checked["resume"])
             config = accumulation.with_steps(config, found["grad_accumulation_steps"])
             composed = accumulation.with_steps(composed, found["grad_accumulation_steps"])

@@ -151,6 +151,8 @@ class Runtime:
         self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
         self._resumed: str | None = None
+        self.block_classes: set[type[nn.Module]] = set()
+        """Classes of the repeated parts of the modules that were set up."""
         self._engine_names: set[str] = set()
         self._buffers: list[Tensor] = []  # of engines; not the engines, which may be let go of at any time
         self._watchdog = self._make_watchdog(hang_timeout_s)
@@ -399,6 +401,7 @@ class Runtime:
             name = inherit.name if inherit is not None else f"engine{next(free)}"
         self._engine_names.add(name)
         self.ranks.require_same({"name": name, "ema_decay": ema_decay, **given})
+        self.block_classes |= {*blocks}
         backend = self._preparation.backend(module, optimizer, blocks, name=name)
         backend.reduction.reducer = self.reducer
         average = None
@@ -421,6 +424,35 @@ class Runtime:
             engine.inherit(inherit, optimizer=inherit_optimizer)
         self._buffers += engine.state.buffers()
         return engine
+
+    def adapt(
+        self,
+        *,
+        strategy: Strategy | None = None,
+        precision: Precision | None = None,
+        activation_checkpointing: Sequence[str] = (),
+    ) -> None:
+        """Changes how modules that are set up from here on are trained. Collective: every rank must call.
+
+        Args:
+            strategy: None: stays as it is.
+            precision: None: stays as it is.
+            activation_checkpointing: as of the Runtime.
+
+        Raises:
+            ConfigError: for what cannot be used; nothing is changed then.
+        """
+        new_strategy, new_precision = strategy or self.strategy, precision or self.precision
+        self.comm.check(new_strategy.name, own_plan=new_strategy.own_plan, deterministic=self.deterministic)
+        new_strategy.check(self.ranks.cluster, new_precision, self.device)
+        if new_strategy.needs_group:
+            self.ranks.require_group()
+        self.precision_obtained = new_precision.apply(self.device)
+        is_other, self.strategy, self.precision = new_strategy != self.strategy, new_strategy, new_precision
+        self._preparation = self._make_preparation(activation_checkpointing)
+        if is_other:
+            self.reducer.close()
+            self.reducer = self._make_reducer()
 
     def reset(self) -> None:
         """Restores seeds and engine names to their first values: what is set up next equals what was set up first."""

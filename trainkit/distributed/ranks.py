@@ -42,6 +42,11 @@ class Ranks:
         # Of its own: building a cache may take longer than the timeout of the default group.
         self.group = self.new_group()
 
+    def require_group(self) -> None:
+        """Initializes a process group for one process, too, where there is none."""
+        if not dist.is_initialized():
+            self._made_group = join(self.cluster, self.device, alone=True)
+
     def new_group(self, description: str | None = None) -> dist.ProcessGroup | None:
         """Creates a gloo group of all ranks with a timeout of 7 days. Collective: every rank must call.
 

@@ -12,6 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainkit.errors import ConfigError, PeerError
 
 _FINE, _DOES_NOT_FIT, _FAILED = range(3)
+AUTO = "grad_accumulation_steps=auto"
+
+
+class TooLittleMemoryError(ConfigError):
+    """Nothing that was tried fits into memory."""
 
 
 def fewest_that_fit(
@@ -21,8 +26,10 @@ def fewest_that_fit(
     group: dist.ProcessGroup | None,
     report: Callable[[str], None] = lambda text: None,
     where: Callable[[], str] = lambda: "",
+    least: int = 1,
+    asked: str = AUTO,
 ) -> int:
-    """The smallest n of 1 .. `largest()` for which `attempt(n)` does not run out of memory on any rank.
+    """The smallest n of `least` .. `largest()` for which `attempt(n)` does not run out of memory on any rank.
 
     Doubles n, then bisects. Collective: every rank must call.
 
@@ -33,24 +40,26 @@ def fewest_that_fit(
         group: a gloo group of all ranks; None: one process.
         report: called with a line for each attempt.
         where: returns what these lines and the error add, such as " at 8x8".
+        least: the smallest n that is tried.
+        asked: the key and its value, for these lines.
 
     Raises:
-        ConfigError: where none fits.
+        TooLittleMemoryError: where none fits.
         PeerError: where another rank failed for another reason.
     """
 
     def is_enough(num: int) -> bool:
-        found = fits(partial(attempt, num), group, refusals=(ConfigError,) if num > 1 else ())
+        found = fits(partial(attempt, num), group, refusals=(ConfigError,) if num > least else ())
         outcome = "fit" if found else "do not fit"
-        report(f"grad_accumulation_steps=auto: {num} micro-batches a rank {outcome} into memory{where()}")
+        report(f"{asked}: {num} micro-batches a rank {outcome} into memory{where()}")
         return found
 
-    enough, too_few = 1, 0
+    enough, too_few = least, least - 1
     while not is_enough(enough):
         too_few = enough
         if too_few >= largest():
-            raise ConfigError(
-                f"grad_accumulation_steps=auto: a rank's share does not fit into memory in {too_few} micro-batches"
+            raise TooLittleMemoryError(
+                f"{asked}: a rank's share does not fit into memory in {too_few} micro-batches"
                 f"{where()}, and there can be no more: use strategy=fsdp or zero3, activation_checkpointing=[...], or "
                 f"a smaller model"
             )

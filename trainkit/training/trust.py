@@ -22,6 +22,7 @@ from trainkit.recipe import Recipe
 from trainkit.reduction.comm import Comm
 from trainkit.strategy import Strategy
 from trainkit.tracking import Tracker
+from trainkit.training.memory_budget import MemoryBudget
 
 KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (Recipe,),
@@ -34,6 +35,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "ops": (Ops,),
     "tracking": (Tracker,),
     "checkpoint": (Encryption,),
+    "memory": (MemoryBudget,),
 }
 """What the `_target_` of each node makes; the nodes of a recipe that are called so, too."""
 
