@@ -9,7 +9,7 @@ import trainkit
 from tests.faults import sick
 from trainkit.testing import run_ranks
 
-SLEEP_S = 0.03
+SLEEP_S = 0.1
 
 
 class _Slow(torch.utils.data.Dataset[torch.Tensor]):
@@ -50,21 +50,21 @@ def _told(run_dir):
 def test_the_wait_for_a_slow_rank_is_seen(ranks, raw, tmp_path):
     run_ranks(_trained, ranks, "ddp", tmp_path, ranks - 1, 0.0, raw)
     for line in _told(tmp_path):
-        assert line["comm_wait"] > 0.5 and line["data_wait"] < 0.4, line
+        assert line["comm_wait"] > max(0.3, line["data_wait"]), line
         assert line["comm_wait"] + line["data_wait"] <= 1.001
 
 
 def test_the_wait_for_slow_data_is_seen(tmp_path):
     run_ranks(_trained, 2, "ddp", tmp_path, -1, SLEEP_S / 2)
     for line in _told(tmp_path):
-        assert line["data_wait"] > 0.5 and line["comm_wait"] < 0.4, line
+        assert line["data_wait"] > max(0.3, line["comm_wait"]), line
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [("single", 1), ("ddp", 1), ("fsdp", 2)])
 def test_what_cannot_be_seen_is_left_out(strategy, ranks, tmp_path):
     run_ranks(_trained, ranks, strategy, tmp_path, -1, SLEEP_S)
     for line in _told(tmp_path):
-        assert "comm_wait" not in line and line["data_wait"] > 0.5, line
+        assert "comm_wait" not in line and line["data_wait"] > 0.3, line
 
 
 def test_the_plan_and_the_hosts_are_recorded(tmp_path):

@@ -382,7 +382,7 @@ def test_the_command_measures_pictures_beside_real_ones(network_path, tmp_path, 
         assert re.search(message.replace("[", r"\[").replace("]", r"\]"), capsys.readouterr().err)
 
 
-def test_an_untrained_generator_is_the_baseline_and_real_images_the_ideal():
+def test_an_untrained_generator_is_what_is_to_be_beaten():
     recipe = make_recipe()
     found = assess(recipe)
     assert found.baselines["swd"].keys() == {"untrained generator", "as many training images"}

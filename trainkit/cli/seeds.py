@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainkit.cli.output import console, say
 from trainkit.errors import ConfigError
-from trainkit.evaluation import Assessment, OverSeeds
+
+if TYPE_CHECKING:
+    from trainkit.evaluation import Assessment
 
 EXAMPLES = """\
 examples:
@@ -60,7 +62,7 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
-def summarise(runs: Sequence[Assessment]) -> dict[str, dict[str, Any]]:
+def summarise(runs: "Sequence[Assessment]") -> dict[str, dict[str, Any]]:
     """Computes what several runs measured.
 
     Args:
@@ -72,6 +74,8 @@ def summarise(runs: Sequence[Assessment]) -> dict[str, dict[str, Any]]:
         samples (None where a run has none), the mean of each of its `baselines`, and `against` these, by name, whether
         the mean is `better`, `worse` or `alike` by more than the seeds differ (None: one run, or not known which is).
     """
+    from trainkit.evaluation import OverSeeds
+
     found: dict[str, dict[str, Any]] = {}
     for metric in runs[0].metrics:
         values = OverSeeds([run.metrics[metric] for run in runs])
@@ -90,8 +94,10 @@ def summarise(runs: Sequence[Assessment]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def statements(runs: Sequence[Assessment]) -> Iterator[str]:
+def statements(runs: "Sequence[Assessment]") -> Iterator[str]:
     """Yields for each metric and each baseline that it is to beat whether the mean over the runs does."""
+    from trainkit.evaluation import OverSeeds
+
     for metric in runs[0].metrics:
         values, better = OverSeeds([run.metrics[metric] for run in runs]), runs[0].better.get(metric)
         for name, each in _baselines(runs, metric).items():
@@ -99,7 +105,7 @@ def statements(runs: Sequence[Assessment]) -> Iterator[str]:
                 yield values.statement(metric, name, each, better)
 
 
-def _baselines(runs: Sequence[Assessment], metric: str) -> dict[str, list[float]]:
+def _baselines(runs: "Sequence[Assessment]", metric: str) -> dict[str, list[float]]:
     """By name, the value in each run; of those that every run has."""
     beside = [run.baselines.get(metric, {}) for run in runs]
     return {name: [of[name] for of in beside] for name in beside[0] if all(name in of for of in beside)}
@@ -130,9 +136,10 @@ def _run(arguments: argparse.Namespace) -> int | None:
     return None
 
 
-def _measured(run_dir: Path) -> Assessment:
+def _measured(run_dir: Path) -> "Assessment":
     """The last evaluation of a run that has ended."""
     from trainkit.checkpoint import find, read_manifest
+    from trainkit.evaluation import Assessment
 
     values = read_manifest(find(run_dir))["values"]
     if not values.get("metrics"):

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainkit.config.tree import flat
-
 Part = Literal["configuration", "code", "data", "packages", "environment", "hardware", "processes"]
 
 NOTHING = "nothing"
@@ -73,6 +71,8 @@ def differences(
 
 
 def _of_configuration(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    from trainkit.config.tree import flat  # a Runtime does not import Hydra
+
     old, new = flat(before), flat(now)
     for key in dict.fromkeys([*old, *new]):
         first, second = _shown(old, key), _shown(new, key)

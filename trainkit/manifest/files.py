@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trainkit.config.tree import flat
 from trainkit.data.files import walk
 from trainkit.json_text import MAX_BYTES, parse_json, read_bounded
 
@@ -77,6 +76,8 @@ def read_files(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _roots(data: Any) -> Iterator[Path]:
+    from trainkit.config.tree import flat  # a Runtime does not import Hydra
+
     for key, text in flat({"data": data}).items():
         if not isinstance(text, str) or key.endswith(("_dir", "_target_")) or len(text) > _LONGEST or "\0" in text:
             continue

@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from trainkit.errors import DataError
 from trainkit.json_text import read_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -104,6 +106,8 @@ def read(run_dir: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         known = found.get("format") if isinstance(found, dict) else None
         raise DataError(f"{path} is no manifest of format {FORMAT}, but {known!r}: read it with a newer trainkit")
+    from pydantic import ValidationError  # takes a while to import, and few processes read a manifest
+
     try:
         _schema().validate_python(found, strict=True)
     except ValidationError as error:
@@ -114,5 +118,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 @cache
-def _schema() -> TypeAdapter[_Read]:
+def _schema() -> "TypeAdapter[_Read]":
+    from pydantic import TypeAdapter
+
     return TypeAdapter(_Read)
