@@ -51,8 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not root.is_dir():
         raise ConfigError(f"{root} is no directory: give one in which runs are, such as runs")
     with _started(root, arguments.host, arguments.port) as dashboard:
-        say(f"the dashboard of {root} is at {dashboard.url}; Ctrl-C ends it")
         try:
+            say(f"the dashboard of {root} is at {dashboard.url}; Ctrl-C ends it")
             dashboard.serve_forever()
         except KeyboardInterrupt:
             say("the dashboard has ended")
