@@ -126,13 +126,9 @@ class Runtime:
         checkpoint.check(rewinds=nonfinite == "rewind")
         recipients, self._encrypted = checkpoint.public_keys(), checkpoint.describe()
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
-        others = {
-            "nonfinite": nonfinite,
-            "run_dir": run_dir,
-            "hang_timeout_s": hang_timeout_s,
-            "recipients": recipients,
-        }
-        self._require_same_arguments(activation_checkpointing=[*activation_checkpointing], **others)
+        others: dict[str, Any] = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
+        others |= {"recipients": recipients, "activation_checkpointing": [*activation_checkpointing]}
+        self._require_same_arguments(**others)
         if deterministic:
             compute_deterministically()
         self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()
@@ -144,9 +140,7 @@ class Runtime:
         self.step = 0
         """Steps done; the Trainer and `log` keep it."""
         self.guard = Guard(nonfinite, self.ranks, self.stream.clock, report=lambda text: self.tracker.message(text))
-        self.manifest = Manifest(
-            self.run_dir if self.ranks.is_main else None, training=self._facts, report=self.tracker.message
-        )
+        self.manifest = self._make_manifest()
         self.run_log = self._make_run_log()
         self._preparation = self._make_preparation(activation_checkpointing)
         self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
@@ -159,6 +153,10 @@ class Runtime:
         self.stream.clock.meet = self._watchdog.times.meet
         self.reducer = self._make_reducer()
         atexit.register(self.close)
+
+    def _make_manifest(self) -> Manifest:
+        directory = self.run_dir if self.ranks.is_main else None
+        return Manifest(directory, training=self._facts, report=self.tracker.message)
 
     def _make_run_log(self) -> RunLog:
         return RunLog(

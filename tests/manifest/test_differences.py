@@ -94,5 +94,6 @@ def test_many_are_counted():
 def test_manifests_of_anybody_are_compared_without_a_crash():
     junk: Any
     for junk in (None, [], 3, "x", {"modules": 3, "packages": ["a"], "cpu": 1, "gpus": 4, "fingerprints": []}):
-        differences(FIRST, dict.fromkeys(FIRST, junk))
-        differences(dict.fromkeys(FIRST, junk), FIRST)
+        other = dict.fromkeys(FIRST, junk)
+        for found in (differences(FIRST, other), differences(other, FIRST)):
+            assert {"configuration", "packages", "environment", "hardware", "processes"} <= {one.part for one in found}

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainkit.data.files import walk
 from trainkit.json_text import MAX_BYTES, parse_json, read_bounded
+from trainkit.manifest.store import write_text
 
 FILES = "data_files.jsonl"
 MAX_FILES = 200_000
@@ -54,9 +55,7 @@ def write_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
         The sha256 of the list.
     """
     text = "".join(json.dumps({"path": name, **facts}) + "\n" for name, facts in files.items())
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)
+    write_text(path, text)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

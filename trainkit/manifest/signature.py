@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainkit.errors import ConfigError, DataError
 from trainkit.json_text import read_bounded
+from trainkit.manifest.store import write_text
 
 SUFFIX = ".sig"
 NAMESPACE = "file"
@@ -52,12 +53,9 @@ def sign(path: Path, key: Path) -> Path:
     blob = _MAGIC + (1).to_bytes(4, "big") + _string(wire) + head + _string(signature)
     target = path.with_name(path.name + SUFFIX)
     text = "\n".join([_BEGIN, *textwrap.wrap(base64.b64encode(blob).decode(), 70), _END, ""])
-    half = target.with_name(f".{target.name}.part")
     try:
-        half.write_text(text)
-        half.replace(target)
+        write_text(target, text)
     except OSError as error:
-        half.unlink(missing_ok=True)
         raise ConfigError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 

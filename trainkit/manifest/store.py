@@ -71,10 +71,22 @@ def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         OSError: where it cannot be written; one that exists stays.
     """
-    path = run_dir / FILE_NAME
-    half = path.with_name(f".{FILE_NAME}.part")
+    write_text(run_dir / FILE_NAME, json.dumps(manifest, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all.
+
+    Args:
+        path: the file.
+        text: all of it.
+
+    Raises:
+        OSError: where it cannot be written; one that exists stays.
+    """
+    half = path.with_name(f".{path.name}.part")
     try:
-        half.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        half.write_text(text, encoding="utf-8")
         half.replace(path)
     except OSError:
         half.unlink(missing_ok=True)

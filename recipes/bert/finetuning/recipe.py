@@ -127,8 +127,7 @@ class FineTuning(Recipe):
         num_parts = runtime.ranks.world_size * grad_accumulation_steps
         settings: dict[str, Any] = {**of_classes, **of_answers, **contrast}
         self.task = make_task(task, self._train, batch_size=batch_size, num_parts=num_parts, **settings)
-        self.best_metric = self.task.best_metric
-        self.task_name = self.task.hub_name
+        self.best_metric, self.task_name = self.task.best_metric, self.task.hub_name
         self.better = {"held_out_loss": "lower", **self.task.better}
         self.datasets: Datasets = runtime.ranks.first_on_host(lambda: self._encoded(loaded))
         num_steps = self._num_steps(num_steps, num_epochs)
