@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_modules_are_ours_and_the_users():
     assert not [name for name in found if name.partition(".")[0] in ("torch", "numpy", "json", "pytest", "_pytest")]
     assert code.modules_by_name(found) | found == found, "what is found by name is what was imported"
     assert {"trainkit.runtime", "tests.counting"} <= code.modules_by_name(found).keys()
+
+
+def test_modules_that_a_package_wrote_are_not_the_users(tmp_path, monkeypatch):
+    """torch.compile imports each kernel that it wrote into its cache as a module of torch."""
+    for name in ("torch._inductor.runtime.compile_tasks.c0ffee", "user_module_of_a_test"):
+        path = tmp_path / f"{name.rpartition('.')[2]}.py"
+        path.write_text("")
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        monkeypatch.setattr(sys.modules[name], "__file__", str(path), raising=False)
+    found = code.modules()
+    assert "user_module_of_a_test" in found and not [name for name in found if name.startswith("torch")]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

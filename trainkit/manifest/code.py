@@ -146,7 +146,15 @@ def _files_of_modules() -> Iterator[tuple[str, Path]]:
             continue
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and (path := Path(file)).suffix in (".py", ".so") and path.is_file():
+            if _is_generated(name, path):
+                continue
             yield (f"__main__ ({path.name})" if name == "__main__" else name), path
+
+
+def _is_generated(name: str, path: Path) -> bool:
+    """Whether an installed package wrote it in a folder of its own, as torch.compile does with each kernel."""
+    top = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+    return isinstance(top, str) and _is_installed(Path(top)) and not _is_ours(path) and not _is_installed(path)
 
 
 def _is_ours(path: Path) -> bool:
