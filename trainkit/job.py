@@ -1,5 +1,6 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from trainkit.errors import CheckpointError, ConfigError, nearest
 from trainkit.evaluation import Assessment
 from trainkit.export import Export, Exporter, Sealing
 from trainkit.export.export import facts_of_run, require_free, whole
+from trainkit.logger import logger
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
@@ -134,7 +136,7 @@ def export(
     destination, run = Path(target).expanduser(), Path(path).expanduser()
     if not max_drop >= 0:
         raise ConfigError(f"--max-drop={max_drop}: must be 0 or more")
-    directory = checkpoint.find(run)
+    directory = checkpoint.find(run, report)
     _use_given_identity(overrides)
     keys = _recipients(directory, encrypt, recipients)
     if keys:
@@ -242,7 +244,7 @@ def load_recipe(
         print(recipe.evaluate())
         recipe.runtime.close()
     """
-    directory = checkpoint.find(Path(path).expanduser())
+    directory = checkpoint.find(Path(path).expanduser(), _say_once)
     _use_given_identity(overrides)
     values = checkpoint.read_manifest(directory)["values"]
     config = values.get("composed") or values.get("config")
@@ -262,6 +264,12 @@ def load_recipe(
     trainer = _prepare(changed, tracker=Tracker(), make=adapt)
     trainer.restore()
     return trainer.recipe
+
+
+def _say_once(text: str) -> None:
+    """Says something before the processes of a job have met."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        logger(__name__).warning(text)
 
 
 def _use_given_identity(overrides: Sequence[str]) -> None:

@@ -108,3 +108,17 @@ def test_what_is_no_checkpoint(capsys, tmp_path):
         assert code == 2 and "nowhere: no such directory" in err
         code, _, err = _run(capsys, command[0], tmp_path, *command[1:])
         assert code == 2 and "holds no" in err
+
+
+def test_a_damaged_newest_one_is_passed_over_aloud(saved, capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(saved[0], run_dir)
+    *_, before, newest = sorted((run_dir / "checkpoints").glob("step_*"))
+    (newest / "rank_00000.safetensors").write_bytes(b"")
+    code, out, err = _run(capsys, "show", run_dir)
+    assert code == 0 and before.name in out
+    assert f"passed over: {newest / 'rank_00000.safetensors'} has 0 bytes instead of " in err and err.count("\n") == 1
+    for path in run_dir.glob("checkpoints/*/rank_00000.safetensors"):
+        path.write_bytes(b"")
+    code, _, err = _run(capsys, "show", run_dir)
+    assert code == 2 and f"no complete trainkit checkpoint; of the newest, {newest}" in err.splitlines()[-1]

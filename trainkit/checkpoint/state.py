@@ -88,6 +88,7 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
     Raises:
         CheckpointError: on all ranks; also where the key of an encrypted checkpoint is missing.
     """
+    passed_over: list[CheckpointError] = []
     for directory in _on_first(ranks, lambda: store.candidates(path, report)):
         error: CheckpointError | ConfigError | None = None
         try:
@@ -104,9 +105,10 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
             if directory == path or isinstance(caught, store.MissingKeyError):
                 raise
             report(f"passed over: {caught}")
+            passed_over.append(caught)
             continue
         return directory
-    raise store.no_complete_checkpoint(path)
+    raise store.no_complete_checkpoint(path, passed_over)
 
 
 def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:

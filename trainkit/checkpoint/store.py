@@ -326,6 +326,7 @@ def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
     Raises:
         CheckpointError: where there is none.
     """
+    passed_over: list[CheckpointError] = []
     for directory in candidates(path, report):
         try:
             _verify_sizes(directory, read_outside(directory)["files"])
@@ -333,13 +334,22 @@ def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
             if directory == path:
                 raise
             report(f"passed over: {error}")
+            passed_over.append(error)
             continue
         return directory
-    raise no_complete_checkpoint(path)
+    raise no_complete_checkpoint(path, passed_over)
 
 
-def no_complete_checkpoint(path: Path) -> CheckpointError:
-    """The error for a run directory without a complete checkpoint."""
+def no_complete_checkpoint(path: Path, passed_over: Sequence[CheckpointError] = ()) -> CheckpointError:
+    """The error for a run directory without a complete checkpoint.
+
+    Args:
+        path: of the run.
+        passed_over: what is wrong with its checkpoints, newest first.
+    """
+    if passed_over:
+        newest = str(passed_over[0]).removesuffix(f"; {_ADVICE}")
+        return CheckpointError(f"{path} holds no complete trainkit checkpoint; of the newest, {newest}")
     return CheckpointError(
         f"{path} holds no complete trainkit checkpoint; give a run directory or a checkpoints/step_* in one"
     )

@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from trainkit.export.export import facts_of_run
 
     path = Path(arguments.path).expanduser()
-    directory = find(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    directory = find(path / "checkpoints" if (path / "checkpoints").is_dir() else path, say)
     run_dir = directory.resolve().parent.parent
     manifest = read_manifest(directory)
     if "config" not in manifest["values"]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainkit.cli.output import say
 from trainkit.errors import CheckpointError, nearest
 
 NUM_SHOWN = 20
@@ -138,7 +139,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from trainkit.encryption import identities_in_use
     from trainkit.planning.reduce_plan import ReducePlan
 
-    path = checkpoint.find(arguments.path.expanduser())
+    path = checkpoint.find(arguments.path.expanduser(), say)
     manifest = checkpoint.read_outside(path)
     owners = manifest.get("encrypted_for")
     if owners and not (identities_in_use() or arguments.tensors):
@@ -215,7 +216,7 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     from trainkit.encryption import recipients_of
 
     recipients = recipients_of(arguments.recipient, "--recipient")
-    path = checkpoint.find(arguments.path.expanduser())
+    path = checkpoint.find(arguments.path.expanduser(), say)
     manifest = checkpoint.read_manifest(path)
     engines = list(manifest["engines"])
     if arguments.engine is not None and arguments.engine not in engines:
@@ -250,7 +251,7 @@ def _consolidate(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     from trainkit import checkpoint
 
-    paths = [checkpoint.find(path.expanduser()) for path in (arguments.a, arguments.b)]
+    paths = [checkpoint.find(path.expanduser(), say) for path in (arguments.a, arguments.b)]
     a, b = (checkpoint.read_manifest(path) for path in paths)
     for manifest in (a, b):
         for scalars in manifest["engines"].values():
