@@ -15,6 +15,7 @@ from trainkit.config import Node, arguments_of, build, build_partial, check, com
 from trainkit.encryption import (
     Recipient,
     encrypt_files,
+    hide_identity,
     plain_in_memory,
     recipients_of,
     room_in_memory,
@@ -58,6 +59,7 @@ def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[s
     Raises:
         TrainkitError: what is wrong, by its key where it is one.
     """
+    hide_identity()
     trainer = _prepare(config)
     trainer.stop_after = stop_after
     return trainer.fit()

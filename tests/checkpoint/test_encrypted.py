@@ -15,6 +15,7 @@ from safetensors.torch import load as load_safetensors
 
 import trainkit
 from tests.encryption.keys import age_key, ssh_key
+from tests.jobs import TOY, run
 from trainkit import checkpoint
 from trainkit.checkpoint import store
 from trainkit.cli.main import main
@@ -287,3 +288,22 @@ def test_verify_with_the_key_sees_a_clever_change(saved, keys, capsys, tmp_path)
     assert _run(capsys, "verify", damaged)[0] == 0
     code, out, _ = _run(capsys, "verify", damaged, "--identity", keys[0].file)
     assert code == 1 and f"{RANKS[1]} was changed" in out
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_the_path_of_its_key_nowhere(keys, tmp_path, capfd):
+    run_dir = tmp_path / "run"
+    given = [f"checkpoint.recipients=[{keys[0].recipient}]", f"checkpoint.identity={keys[0].file}", "save_every=5"]
+    done = run([*TOY, f"run_dir={run_dir}", "tracking=default", *given])
+    assert done.returncode == 0, done.stderr
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if bytes(keys[0].file) in path.read_bytes()] == []
+    assert "checkpoint.identity=FILE" in (run_dir / "manifest.json").read_text()
+    *_, newest = checkpoint.step_directories(run_dir / "checkpoints")
+    (newest / RANKS[0]).write_bytes(b"")
+    recipe = trainkit.load_recipe(run_dir, [f"checkpoint.identity={keys[0].file}", "device=cpu"], trust=True)
+    recipe.runtime.close()
+    assert f"passed over: {newest / RANKS[0]} has 0 bytes instead of" in capfd.readouterr().err

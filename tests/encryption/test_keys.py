@@ -3,13 +3,22 @@
 import copy
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import trainkit
 from tests.encryption.keys import age_key, ssh_key
-from trainkit.encryption import IDENTITY_VARIABLE, Encryption, Identity, Recipient, bech32, identities_in_use
+from trainkit.encryption import (
+    IDENTITY_VARIABLE,
+    Encryption,
+    Identity,
+    Recipient,
+    bech32,
+    hide_identity,
+    identities_in_use,
+)
 from trainkit.errors import ConfigError
 
 
@@ -74,6 +83,14 @@ def test_an_identity_shows_its_recipient_and_stays_here(tmp_path):
     for leave in (pickle.dumps, copy.deepcopy):
         with pytest.raises(TypeError, match="not copied"):
             leave(identity)
+
+
+@pytest.mark.parametrize("typed", ["checkpoint.identity=FILE_OF_KEY", "++checkpoint={identity: FILE_OF_KEY}"])
+def test_the_path_of_a_key_is_hidden_in_arguments(monkeypatch, typed):
+    kept = ["train.py", "recipe=bert", "checkpoint.recipients=[age1]", "run_dir=identity"]
+    monkeypatch.setattr(sys, "argv", [*kept, typed])
+    hide_identity()
+    assert sys.argv == [*kept, "checkpoint.identity=FILE"]
 
 
 def test_files_that_hold_no_key(tmp_path):

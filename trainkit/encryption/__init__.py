@@ -6,6 +6,7 @@ from trainkit.encryption.encryption import Encryption, recipients_of
 from trainkit.encryption.identity import (
     IDENTITY_VARIABLE,
     Identity,
+    hide_identity,
     identities_in_use,
     use_identity,
     use_identity_of,
@@ -27,6 +28,7 @@ __all__ = [
     "Identity",
     "Recipient",
     "encrypt_files",
+    "hide_identity",
     "identities_in_use",
     "plain_in_memory",
     "recipients_of",

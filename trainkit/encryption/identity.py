@@ -5,6 +5,7 @@ The file holds for the process, and for those that it starts: its path is in an 
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainkit.encryption.stanza import Stanza, public_of, require_cryptography, 
 from trainkit.errors import ConfigError
 
 IDENTITY_VARIABLE = "TRAINKIT_IDENTITY"
+_HIDDEN = "checkpoint.identity=FILE"
 _MAX_FILE_BYTES = 1 << 20
 _ALLOWED = "a key file of age (by age-keygen), or a private ssh-ed25519 key without a passphrase"
 
@@ -126,6 +128,15 @@ def use_identity_of(config: Mapping[str, Any]) -> None:
     """Uses the identity that a configuration names, if it does. Raises ConfigError as `use_identity`."""
     node = config.get("checkpoint")
     use_identity(node.get("identity") if isinstance(node, Mapping) else None)
+
+
+def hide_identity() -> None:
+    """Takes the path of the key out of the arguments of this process, which manifests and trackers store."""
+    sys.argv[1:] = [_HIDDEN if _names_identity(word) else word for word in sys.argv[1:]]
+
+
+def _names_identity(word: str) -> bool:
+    return word.lstrip("+").startswith(("checkpoint.", "checkpoint=")) and "identity" in word
 
 
 def without_identity(config: Mapping[str, Any]) -> dict[str, Any]:
