@@ -67,6 +67,18 @@ def test_a_page_is_drawn_without_any_request(chromium, tmp_path, width, scheme):
     assert (dark == "rgb(18, 22, 31)") == (scheme == "dark")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_label_of_the_last_step_is_not_cut_off(chromium, tmp_path, width):
+    run = _logged(tmp_path / "run", num_steps=2000)
+    assert main(["report", str(run)]) == 0
+    seen = _opened(chromium, run / "report.html", viewport={"width": width, "height": 900})
+    painted = seen.page.evaluate(
+        "[...document.querySelectorAll('canvas')].map(c => c.getContext('2d').getImageData(c.width - 2, 0, 2, c.height)"
+        ".data.reduce((sum, value, i) => sum + (i % 4 === 3 && value > 0), 0))"
+    )
+    assert painted and max(painted) == 0
+
+
 def test_curves_are_zoomed_by_mouse_and_keyboard(chromium, tmp_path):
     run = _logged(tmp_path / "run")
     main(["report", str(run)])

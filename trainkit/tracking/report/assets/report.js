@@ -208,7 +208,7 @@ class Chart {
     });
     return {
       width: this.plot.clientWidth || 300, height: HEIGHT, legend: {show: false}, bands,
-      padding: [12, 14, 0, 0],
+      padding: [12, 30, 0, 0],  // room for half of the label below the right end
       cursor: {
         sync: {key: "all", setSeries: false, scales: ["x", null]},
         drag: {x: true, y: false, setScale: false},
