@@ -43,6 +43,11 @@ def test_the_same_differ_in_nothing():
     assert differences(FIRST, copy.deepcopy(FIRST), files=(FILES, FILES)) == []
 
 
+def test_what_torchrun_and_compiling_set_is_no_difference():
+    own = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_root"}
+    assert differences(_changed("environment", "variables", {"OMP_NUM_THREADS": "1", **own}), FIRST) == []
+
+
 @pytest.mark.parametrize(
     ("change", "part", "name", "effect"),
     [

@@ -15,7 +15,7 @@ from trainkit.cli.main import main
 from trainkit.errors import ConfigError, UntrustedError
 from trainkit.manifest import code
 from trainkit.reproduction import pinned
-from trainkit.reproduction.again import prepare
+from trainkit.reproduction.again import differences_here, prepare
 
 SMALL = [
     "recipe=bert_finetune", "data.vocab_size=150", "recipe.model.hidden_size=16", "recipe.model.num_layers=1",
@@ -56,6 +56,16 @@ def test_a_few_steps_stop_there_and_leave_the_schedule(original, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the same bits: 4 recorded steps up to step 4" in done.stdout
     assert not (tmp_path / "again" / "checkpoints").exists() and not (tmp_path / "again" / "result.json").exists()
+
+
+@pytest.mark.parametrize("here", [None, "7"])
+def test_threads_that_processes_are_told_are_no_difference(original, monkeypatch, here):
+    if here is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", here)
+    found = differences_here(original, prepare(original).config)
+    assert "OMP_NUM_THREADS" not in [difference.name for difference in found]
 
 
 def test_another_seed_is_named(original, tmp_path):

@@ -18,6 +18,8 @@ _BY_PACKAGE = {
     "deepspeed": "how parameters are updated: every weight",
     "trainkit": "anything",
 }
+# Variables that torchrun and torch.compile set in the processes that train, wherever these are; they change no number.
+_SET_BY_TORCH = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _MOST_NAMED = 20  # of files, packages or modules, each
 
 
@@ -142,7 +144,8 @@ def _of_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
         yield from _of(_part(before, "cuda"), _part(now, "cuda"), name, "environment", _BY_PACKAGE["torch"])
     old, new = _part(before, "variables"), _part(now, "variables")
     for name in dict.fromkeys([*old, *new]):
-        yield from _of(old, new, name, "environment", "what the library that reads it does")
+        if name not in _SET_BY_TORCH:
+            yield from _of(old, new, name, "environment", "what the library that reads it does")
 
 
 def _of_hardware(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:

@@ -15,6 +15,7 @@ from trainkit.tracking.command import as_typed
 from trainkit.training.trust import require_ours
 
 SPECIFICATION = "specification.json"
+_THREADS = "OMP_NUM_THREADS"
 _TRACKED = {"_target_": "trainkit.tracking.trackers", "console": True, "jsonl": True}
 _NOT_TRACKED = dict.fromkeys(("curve", "media", "report", "tensorboard"), False)
 
@@ -135,6 +136,11 @@ def differences_here(run: Path, config: Mapping[str, Any]) -> list[Difference]:
     modules = manifest.modules_by_name(known if isinstance(known, Mapping) else {})
     present["code"]["modules"] = modules
     present["environment"]["imported"] = before["environment"].get("imported", [])
+    if _number(before["training"].get("num_threads")) is not None:  # which the processes are told
+        own = before["environment"].get("variables")
+        told = own.get(_THREADS) if isinstance(own, Mapping) else None
+        others = {name: value for name, value in present["environment"]["variables"].items() if name != _THREADS}
+        present["environment"]["variables"] = others if told is None else {**others, _THREADS: told}
     return manifest.differences(
         {**before, "configuration": {}, "training": {}, "data": {}},
         {**present, "configuration": {}, "training": {}, "data": {}},
