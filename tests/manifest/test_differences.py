@@ -89,6 +89,22 @@ def test_files_that_changed_came_or_went():
     ]
 
 
+@pytest.mark.parametrize("folder", ["there/texts/", "/data/"])
+def test_files_that_lie_elsewhere_are_compared_by_place(folder):
+    moved = {f"{folder}{name}": facts for name, facts in FILES.items()}
+    here = {f"texts/{name}": facts for name, facts in FILES.items()}
+    assert differences(FIRST, FIRST, files=(here, moved)) == []
+    (changed,) = differences(FIRST, FIRST, files=(here, {**moved, f"{folder}b.txt": {"num_bytes": 2, "sha256": "z"}}))
+    assert (changed.name, changed.before, changed.now) == ("b.txt", "1 bytes y", "2 bytes z")
+
+
+def test_one_file_may_have_another_name():
+    one, same = {"a.csv": FILES["a.txt"]}, {"/data/b.csv": FILES["a.txt"]}
+    assert differences(FIRST, FIRST, files=(one, same)) == []
+    (changed,) = differences(FIRST, FIRST, files=(one, {"/data/b.csv": {"num_bytes": 2, "sha256": "z"}}))
+    assert changed.name == "a.csv"
+
+
 def test_many_are_counted():
     many = {f"{i:03}.txt": {"num_bytes": i, "sha256": ""} for i in range(50)}
     more = {name: {"num_bytes": -1, "sha256": ""} for name in many}

@@ -1,7 +1,9 @@
 """Differences: what differs between the manifests of two runs, and what each difference can change."""
 
+import os.path
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Part = Literal["configuration", "code", "data", "packages", "environment", "hardware", "processes"]
@@ -93,7 +95,7 @@ def _effect_of_key(key: str) -> str:
 def _of_data(
     before: Mapping[str, Any], now: Mapping[str, Any], files: tuple[Mapping[str, Any], Mapping[str, Any]]
 ) -> Iterator[Difference]:
-    old, new = files
+    old, new = _at_the_same_place(*files)
     effect = "batches, and what is measured on"
     names = [name for name in dict.fromkeys([*old, *new]) if _content(old.get(name)) != _content(new.get(name))]
     for name in names[:_MOST_NAMED] if old and new else []:
@@ -104,6 +106,23 @@ def _of_data(
     for name in first:
         if name in second and first[name] != second[name]:
             yield Difference("data", f"fingerprint of {name}", str(first[name]), str(second[name]), effect)
+
+
+def _at_the_same_place(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Files of data that lie elsewhere now, by their places in the folder that holds them all."""
+    if old.keys() & new.keys():
+        return old, new
+    if len(old) == len(new) == 1:
+        return old, dict(zip(old, new.values(), strict=True))
+    try:
+        return _below(old), _below(new)
+    except ValueError:  # none, or absolute paths beside relative ones
+        return old, new
+
+
+def _below(files: Mapping[str, Any]) -> dict[str, Any]:
+    root = os.path.commonpath([Path(name).parent for name in files])
+    return {str(Path(name).relative_to(root)): facts for name, facts in files.items()}
 
 
 def _of_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
