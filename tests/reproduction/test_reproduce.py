@@ -155,6 +155,19 @@ def test_what_cannot_be_the_same_is_said(original, tmp_path):
     assert [difference.name for difference in prepare(copy).changed] == ["minutes", "config.yaml"]
 
 
+def test_only_an_edited_configuration_counts_as_edited(original, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(original, copy)
+    found = json.loads((copy / "manifest.json").read_text())
+    config = {**yaml.safe_load((copy / "config.yaml").read_text()), "more": {4: 400, 8: 1e-5}}  # numbers for keys
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (copy / "manifest.json").write_text(json.dumps({**found, "configuration": config}))
+    assert "config.yaml" not in [difference.name for difference in prepare(copy).changed]
+    for edited in ("seed: 3\n", "a: [\n", "day: 2026-01-01\n"):
+        (copy / "config.yaml").write_text(edited)
+        assert "config.yaml" in [difference.name for difference in prepare(copy).changed]
+
+
 def test_a_container_from_a_manifest(original, tmp_path, capsys):
     assert main(["manifest", "container", str(original), str(tmp_path / "container")]) == 0
     written = tmp_path / "container"

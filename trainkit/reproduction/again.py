@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from trainkit import manifest
-from trainkit.config import Node, compose_onto, resolve, to_yaml
+from trainkit.config import Node, compose_onto, resolve
 from trainkit.errors import ConfigError, DataError
 from trainkit.manifest import Difference
 from trainkit.manifest.files import read_files
@@ -191,9 +193,17 @@ def _ranks(run: Path, training: Mapping[str, Any]) -> int:
 def _edited(run: Path, recorded: Mapping[str, Any]) -> list[Difference]:
     """What somebody changed in config.yaml since the run was made."""
     path = run / "config.yaml"
-    if not path.is_file() or path.read_text(errors="replace") == to_yaml(recorded):
+    if not path.is_file() or _holds(path, recorded):
         return []
     return [Difference("configuration", "config.yaml", "as recorded", "edited", "nothing: the manifest is what counts")]
+
+
+def _holds(path: Path, recorded: Mapping[str, Any]) -> bool:
+    """Whether a file of YAML holds what a manifest does; keys that are numbers are strings there."""
+    try:
+        return json.dumps(yaml.safe_load(path.read_text(errors="replace"))) == json.dumps(recorded)
+    except (yaml.YAMLError, TypeError):  # the second for what JSON does not have, such as dates
+        return False
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
