@@ -79,6 +79,22 @@ def test_the_label_of_the_last_step_is_not_cut_off(chromium, tmp_path, width):
     assert painted and max(painted) == 0
 
 
+def test_a_label_of_many_digits_is_not_cut_off(chromium, tmp_path):
+    trackers, run = Trackers(jsonl=Jsonl()), tmp_path / "run"
+    run.mkdir()
+    trackers.start(Run(run, run.name))
+    for step in range(1, 5):
+        trackers.log(step, {"lr": 1e-3 - 2e-7 * step, "samples_per_s": 9.0})
+    trackers.finish("finished")
+    assert main(["report", str(run)]) == 0
+    seen = _opened(chromium, run / "report.html")
+    painted = seen.page.locator("[data-family=lr] canvas").evaluate(
+        "c => c.getContext('2d').getImageData(0, 0, 2, c.height).data"
+        ".reduce((sum, value, i) => sum + (i % 4 === 3 && value > 0), 0)"
+    )
+    assert painted == 0 and seen.errors == []
+
+
 def test_curves_are_zoomed_by_mouse_and_keyboard(chromium, tmp_path):
     run = _logged(tmp_path / "run")
     main(["report", str(run)])

@@ -148,6 +148,15 @@ const splitOf = number => {
     steps, values, own: values.map((value, i) => value - (index ? parts[index - 1][1][i] : 0))}));
 };
 
+// Room for the longest label of an axis, as uPlot's own demo measures it; the same for most charts, so that they line up.
+const roomFor = (u, labels, index, cycle) => {
+  const axis = u.axes[index];
+  if (cycle > 1) return axis._size;
+  u.ctx.font = axis.font[0];
+  const widest = Math.max(0, ...(labels || []).map(label => u.ctx.measureText(label).width / devicePixelRatio));
+  return Math.max(62, Math.ceil(widest + axis.ticks.size + axis.gap) + 4);
+};
+
 const full = () => {
   const ends = data.runs.map(run => state.axis === "step" ? run.last : Math.max(0, ...interpolated(run[state.axis], [run.last])));
   return [0, Math.max(...ends) || 1];
@@ -224,7 +233,7 @@ class Chart {
         {...axis, values: (u, ticks) => ticks.map(tick => seconds ? lasting(tick) : short(tick)), size: 32, space: 70,
           ...(seconds ? {incrs: [1e-3, 1e-2, 0.1, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200,
             86400, 172800, 432000, 864000, 2592000, 8640000]} : {})},
-        {...axis, size: 62, values: (u, ticks) => ticks.map(tick => this.given.run != null ? `${Math.round(100 * tick)} %` : short(tick))},
+        {...axis, size: roomFor, values: (u, ticks) => ticks.map(tick => this.given.run != null ? `${Math.round(100 * tick)} %` : short(tick))},
       ],
       series: [{}, ...this.curves.map(curve => this.series(curve))],
       hooks: {
