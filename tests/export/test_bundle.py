@@ -124,6 +124,7 @@ def test_masked_words_are_those_of_fill(tmp_path, monkeypatch, capsys):
     assert main(args) == 0
     said = capsys.readouterr().out
     assert "in int8 (dynamic)" in said and "python -m zipfile -e out.zip out; echo 'Close" in said
+    assert ": out/model.onnx" in said and "out.zip/" not in said, "there is no path into a zip"
     with zipfile.ZipFile(out) as archive:
         archive.extractall(tmp_path / "int8")
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}

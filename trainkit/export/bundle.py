@@ -141,7 +141,8 @@ def _workplace(export: Export) -> Iterator[Path]:
 
 
 def _model(bundle: Bundle, export: Export, plain: Path) -> Generator[str, None, Written]:
-    inside = replace(export, target=plain / MODEL, destination=export.destination / MODEL)
+    unpacked = Path(export.destination.stem) if _is_zip(export) else export.destination
+    inside = replace(export, target=plain / MODEL, destination=unpacked / MODEL)
     written = yield from write_onnx(bundle.model, inside)
     if len(beside := [path.name for path in plain.iterdir()]) > 1:
         raise ConfigError(
