@@ -48,7 +48,9 @@ def test_the_whole_run_has_the_same_bits(original, tmp_path):
     assert found["comparison"]["result"] == "same bits" and found["differences"] == []
     results = [json.loads((path / "result.json").read_text())["metrics"] for path in (original, tmp_path / "again")]
     assert results[0] == results[1]
-    assert trainkit("diff", original, tmp_path / "again").returncode == 0
+    compared = trainkit("diff", original, tmp_path / "again")
+    (loss,) = (line.split() for line in compared.stdout.splitlines() if line.split()[:1] == ["loss"])
+    assert compared.returncode == 0 and loss[1] == "20" and loss[-1] == "0.0e+00"
 
 
 def test_a_few_steps_stop_there_and_leave_the_schedule(original, tmp_path):

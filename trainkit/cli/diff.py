@@ -65,7 +65,7 @@ def _curves(first: Path, second: Path) -> Iterator[tuple[str, str, str, str, str
             if steps:
                 worst = max(_relative(values[step], others[step]) for step in steps)
                 last = steps[-1]
-                yield name, f"{last:,}", f"{values[last]:.6g}", f"{others[last]:.6g}", f"{worst:.1e}"
+                yield name, f"{last:,.0f}", f"{values[last]:.6g}", f"{others[last]:.6g}", f"{worst:.1e}"
 
 
 def _relative(a: float, b: float) -> float:
