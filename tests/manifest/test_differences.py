@@ -74,7 +74,15 @@ def test_one_change_is_named(change, part, name, effect):
     assert str(found).startswith(f"{part}: {name} ")
 
 
-@pytest.mark.parametrize("change", [("run_dir", "runs/b"), ("log_every", 5), ("tracking", {"console": True})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("run_dir", "runs/b"),
+        ("log_every", 5),
+        ("tracking", {"console": True}),
+        ("checkpoint", {"recipients": ["age1"]}),
+    ],
+)
 def test_what_is_watched_and_kept_does_not_count(change):
     assert differences(FIRST, _changed("configuration", *change)) == []
 

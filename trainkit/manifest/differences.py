@@ -10,7 +10,10 @@ Part = Literal["configuration", "code", "data", "packages", "environment", "hard
 
 NOTHING = "nothing"
 # Keys of what is watched and kept, which change nothing that is trained.
-_NOT_TRAINED = ("run_dir", "resume", "tracking", "log_every", "keep_", "save_every", "evaluate_every", "hang_timeout_s")
+_NOT_TRAINED = (
+    *("run_dir", "resume", "tracking", "log_every", "keep_", "save_every", "checkpoint."),
+    *("evaluate_every", "hang_timeout_s"),
+)
 _BY_PACKAGE = {
     **dict.fromkeys(("torch", "triton", "mkl", "intel-openmp"), "the kernels: every number, by rounding"),
     **dict.fromkeys(("numpy", "scipy"), "what is drawn and computed while data are read: batches"),
