@@ -333,9 +333,10 @@ def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
         except CheckpointError as error:
             if directory == path:
                 raise
-            report(f"passed over: {error}")
             passed_over.append(error)
             continue
+        for what in passed_over:
+            report(f"passed over: {what}")
         return directory
     raise no_complete_checkpoint(path, passed_over)
 
