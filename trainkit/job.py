@@ -65,6 +65,22 @@ def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[s
     return trainer.fit()
 
 
+@not_imported_by_optimizers()
+def new_recipe(config: Mapping[str, Any]) -> Recipe:
+    """Makes the recipe of a configuration as `train` does, untrained and without trackers. Collective.
+
+    Args:
+        config: as `compose` returns it, resolved or not.
+
+    Returns:
+        The recipe. Its `runtime` is open: close it with `recipe.runtime.close()`.
+
+    Raises:
+        TrainkitError: what is wrong, by its key where it is one.
+    """
+    return _prepare(config, tracker=Tracker()).recipe
+
+
 def evaluate(
     path: str | Path, overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, trust: bool = False
 ) -> dict[str, float]:

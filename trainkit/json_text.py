@@ -1,5 +1,6 @@
 """JSON that others wrote: bounded in length, and what is nested too deeply is an error as any other."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,33 @@ def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
     return content
+
+
+def digest(value: Any) -> str:
+    """A digest of a value that JSON can hold, whatever the order of its keys.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, in one rename.
+
+    Args:
+        path: of the file.
+        value: that JSON can hold; a number that is not finite is an error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
