@@ -121,8 +121,8 @@ def with_figures(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             cell.pop("figures", None)
             continue
         per_s = rates(cell["repeats"])
-        flops = (results.get("flops", {}).get(cell["model"]) or {}).get("flops_per_sample")
-        peak = (results.get("peaks", {}).get(cell["precision"]) or {}).get("flops_per_s")
+        flops = _fitting(results["flops"].get(cell["model"]), cell, "model_settings", "flops_per_sample")
+        peak = _fitting(results["peaks"].get(cell["precision"]), cell, "threads", "flops_per_s")
         speed = per_s["samples"].median
         cell["figures"] = {
             **{unit: found.as_json() for unit, found in per_s.items()},
@@ -134,6 +134,11 @@ def with_figures(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if is_measured(cell):
             cell["figures"]["efficiency"] = efficiency(cell, cells.values())
     return cells
+
+
+def _fitting(found: Mapping[str, Any] | None, cell: Mapping[str, Any], key: str, value: str) -> float | None:
+    """A value that was measured with what the cell was measured with; None: there is none."""
+    return None if found is None or found.get(key) != cell.get(key) else found.get(value)
 
 
 def efficiency(cell: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> float | None:
@@ -159,4 +164,4 @@ def efficiency(cell: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> f
 
 
 def _is_alike(cell: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(cell[name] == other[name] for name in ("model", "precision"))
+    return all(cell.get(name) == other.get(name) for name in ("model", "precision", "model_settings", "threads"))

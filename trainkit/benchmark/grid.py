@@ -1,12 +1,10 @@
 """Grid: the cells that are measured, of models x precisions x strategies x numbers of processes. Pure."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from trainkit.errors import ConfigError, nearest
-from trainkit.json_text import digest
 
 CHOICES = ("recipe", "experiment")
 """The groups of which an option is a model of the grid."""
@@ -84,28 +82,6 @@ class Length:
         for name, value, least in (("steps", self.steps, 1), ("warmup", self.warmup, 1), ("repeats", self.repeats, 1)):
             if value < least:
                 raise ConfigError(f"--{name}={value}: must be {least} or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a cell is measured with; a cell that was measured with the same is not measured again.
-
-    Args:
-        length: of the measurement.
-        batch_size: samples of each process in a step; None: searched for on a GPU, as configured on the CPU.
-        threads: of each process on the CPU.
-        versions: by package.
-    """
-
-    length: Length = field(default_factory=Length)
-    batch_size: int | None = None
-    threads: int = 1
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def digest_of(self, overrides: Sequence[str], *more: Any) -> str:
-        """A digest of these settings, of a model's overrides, and of anything else that JSON can hold."""
-        own = [self.length.steps, self.length.warmup, self.length.repeats, self.batch_size, self.threads]
-        return digest([own, dict(self.versions), list(overrides), *more])
 
 
 def models(overrides: Sequence[str], *, has_gpu: bool) -> list[Model]:

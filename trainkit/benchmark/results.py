@@ -62,9 +62,7 @@ class Results:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, ValidationError) as error:
-            raise DataError(
-                f"{path} is no file of trainkit benchmark: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise DataError(f"{path} is no file of trainkit benchmark: {' '.join(str(error).split())[:200]}") from error
         return cls(path, value)
 
     def known(self, part: str, key: str, settings: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainkit.cli import (
+    benchmark,
     card,
     checkpoint,
     dashboard,
@@ -54,6 +55,7 @@ examples:
   trainkit data inspect ~/pictures
   trainkit data audit train.csv test.csv
   trainkit data augment runs/digits more_digits --num 5000
+  trainkit benchmark
   trainkit topo show
   trainkit doctor
 """
@@ -197,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_parser(commands)
     for parser_of_run in data.add_parser(commands):
         add_trust(parser_of_run)
+    add_config_dir(benchmark.add_parser(commands))
     topo.add_parser(commands)
     doctor.add_parser(commands)
     return parser

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -68,7 +68,15 @@ def json_in_script(value: Any) -> str:
     return text.encode("utf-8", errors="replace").decode()
 
 
-def page(title: str, body: Iterable[Any], data: Any, *, connect: str = "'none'") -> str:
+def page(
+    title: str,
+    body: Iterable[Any],
+    data: Any,
+    *,
+    connect: str = "'none'",
+    styles: Sequence[str | Path] = STYLES,
+    scripts: Sequence[str | Path] = SCRIPTS,
+) -> str:
     """A whole page, with its style sheets, its scripts and their data inside.
 
     Args:
@@ -76,36 +84,41 @@ def page(title: str, body: Iterable[Any], data: Any, *, connect: str = "'none'")
         body: children of its main element.
         data: JSON values that the scripts read.
         connect: where scripts may send requests to.
+        styles: names of the report's assets, or paths of others.
+        scripts: likewise.
     """
-    styles, scripts = [_asset(name) for name in STYLES], [_asset(name) for name in SCRIPTS]
     head = [
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy(connect)),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy(connect, tuple(styles), tuple(scripts))),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        [tag("style", Markup(style)) for style in styles],
+        [tag("style", Markup(_asset(style))) for style in styles],
     ]
     last = [
         Markup(f'<script type="application/json" id="data">{json_in_script(data)}</script>'),
-        [tag("script", Markup(script)) for script in scripts],
+        [tag("script", Markup(_asset(script))) for script in scripts],
     ]
     html = tag("html", tag("head", head), tag("body", tag("main", body), last), lang="en")
     return f"<!doctype html>{html}\n".encode("utf-8", errors="replace").decode()
 
 
 @cache
-def policy(connect: str = "'none'") -> str:
+def policy(
+    connect: str = "'none'",
+    styles: tuple[str | Path, ...] = STYLES,
+    scripts: tuple[str | Path, ...] = SCRIPTS,
+) -> str:
     """The Content-Security-Policy of a page: only our own scripts and styles, by their hashes, and no requests."""
-    styles, scripts = (" ".join(f"'sha256-{_digest(_asset(name))}'" for name in names) for names in (STYLES, SCRIPTS))
+    style, script = (" ".join(f"'sha256-{_digest(_asset(name))}'" for name in names) for names in (styles, scripts))
     return (
-        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; connect-src {connect}; "
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src {connect}; "
         f"base-uri 'none'; form-action {connect}"
     )
 
 
 @cache
-def _asset(name: str) -> str:
+def _asset(name: str | Path) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
