@@ -66,6 +66,7 @@ class Measurement:
         self.results, self._runner, self._settings = results, runner, settings
         self._again, self._report = again, report
         self._done: set[tuple[str, str]] = set()
+        self._digests: dict[tuple[str, Cell], str] = {}
         results.value["settings"] = settings.as_json()
 
     def is_known(self, cell: Cell) -> bool:
@@ -151,10 +152,15 @@ class Measurement:
 
     def _of_cell(self, cell: Cell) -> str:
         own = self._settings
-        return digest([config_of(cell, own.config_dir), own.as_json()])
+        if ("cell", cell) not in self._digests:  # composing takes a while
+            self._digests["cell", cell] = digest([config_of(cell, own.config_dir), own.as_json()])
+        return self._digests["cell", cell]
 
     def _of_model(self, cell: Cell) -> str:
-        return digest([config_of_count(cell, self._settings.config_dir), dict(self._settings.versions)])
+        own = self._settings
+        if ("model", cell) not in self._digests:
+            self._digests["model", cell] = digest([config_of_count(cell, own.config_dir), dict(own.versions)])
+        return self._digests["model", cell]
 
 
 def check(cells: Sequence[Cell], settings: Settings) -> None:

@@ -64,7 +64,7 @@ def _body(title: str, machines: Sequence[Machine]) -> Iterator[Markup]:
     yield tag("h2", "Published by others")
     yield tag(
         "p",
-        "Other tasks, batches, data and versions: figures of these machines relative to one another, not to those above.",
+        "Other tasks, batches, data and versions: they compare these machines with one another, not with those above.",
         class_="sub",
     )
     for source in published():

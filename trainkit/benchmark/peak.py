@@ -34,7 +34,7 @@ def measure_peak(precision: Precision, device: torch.device, sizes: Sequence[int
         rate = 2.0 * size**3 / _fastest(size, dtype, device)
         if rate > best["flops_per_s"]:
             best = {"flops_per_s": rate, "size": size, "dtype": str(dtype).removeprefix("torch.")}
-    return {**best, "precision": obtained}
+    return {**best, "precision_obtained": obtained}
 
 
 def _fastest(size: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -45,7 +45,7 @@ def measure_steps(config: Mapping[str, Any], length: Length) -> dict[str, Any]:
             "batch_size": batch.size,
             "stage": stage_of(recipe),
             "device": runtime.device_name,
-            "precision": runtime.precision_obtained,
+            "precision_obtained": runtime.precision_obtained,
             "peak_memory_bytes": None if None in most else max(each or 0 for each in most),
             "memory": memory,
             "energy": meter.energy.reason or "NVML's counter of each GPU",
@@ -115,6 +115,7 @@ class _Meter:
         own: dict[str, Tensor | float] = {name: float(number) for name, number in self._sums.items()}
         if joules is not None and self._joules is not None:
             own["joules"] = joules - self._joules
-        found = {"seconds": seconds, "samples": float(self._samples), **self._runtime.ranks.all_reduce_sum(own)}
+        sums = self._runtime.ranks.all_reduce_sum(own) if own else {}  # what a batch holds is the same on every rank
+        found = {"seconds": seconds, "samples": float(self._samples), **sums}
         self.start()
         return found

@@ -1,0 +1,156 @@
+"""FLOPs, peaks, the largest batch, energy and steps, each against what is known."""
+
+import math
+
+import pytest
+import torch
+
+from tests.jobs import ROOT
+from trainkit.benchmark.batches import contents
+from trainkit.benchmark.configuration import config_of, config_of_count, with_batch_size
+from trainkit.benchmark.energy import EnergyMeter
+from trainkit.benchmark.fitting import find_batch_size, largest_that_fits
+from trainkit.benchmark.flops import FlopCounter, count_flops
+from trainkit.benchmark.grid import Cell, Length, Model
+from trainkit.benchmark.peak import measure_peak
+from trainkit.benchmark.peak_memory import ON_HOST, peak_memory
+from trainkit.benchmark.steps import measure_steps
+from trainkit.data.batch import Batch
+from trainkit.errors import ConfigError
+from trainkit.memory.probe import TooLittleMemoryError
+from trainkit.precision import Precision
+
+USER = ROOT / "tests" / "user" / "conf"
+CPU = torch.device("cpu")
+
+
+def _cell(*overrides, precision="fp32"):
+    model = Model(name="toy", overrides=("recipe=toy", "device=cpu", *overrides))
+    return Cell(model=model, precision=precision, strategy="ddp", processes=1)
+
+
+def _bert(*overrides):
+    small = ("recipe=bert", "device=cpu", "data.vocab_size=300", "recipe.model.num_layers=2")
+    return Cell(model=Model(name="bert", overrides=small + overrides), precision="fp32", strategy="ddp", processes=1)
+
+
+def test_the_flops_of_a_network_by_hand():
+    forward = 2 * 4 * 16 + 2 * 16 * 1
+    backward = 2 * 4 * 16 + 2 * (2 * 16 * 1)  # nothing needs the gradient of the input
+    found = count_flops(with_batch_size(config_of_count(_cell(), USER), 8))
+    assert found == {"flops_per_sample": forward + backward, "batch_size": 8, "stage": None}
+
+
+def test_flops_do_not_depend_on_what_is_computed_twice():
+    config = with_batch_size(config_of_count(_bert("activation_checkpointing=[Layer]")), 2)
+    assert count_flops(config)["flops_per_sample"] == _flops_of_bert()
+
+
+def _flops_of_bert():
+    """Of conf/recipe/bert.yaml with 2 layers, 64 tokens of which a quarter is masked, and 300 words."""
+    width, inner, layers, tokens, masked = 128, 512, 2, 64, 16
+    matrices = layers * (4 * width**2 + 2 * width * inner)
+    attention = layers * 2 * tokens * width  # products of queries and keys, and of weights and values
+    head = width**2 + 320 * width  # the vocabulary, padded to a multiple of 64
+    return 6 * (tokens * (matrices + attention) + masked * head)
+
+
+def test_a_gradient_of_a_gradient_is_counted():
+    x = torch.ones(2, 3, requires_grad=True)
+    weight = torch.ones(3, 5, requires_grad=True)
+    with FlopCounter() as counter:
+        (gradient,) = torch.autograd.grad((x @ weight).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+    assert counter.total == 3 * 2 * 2 * 3 * 5  # the product, its gradient, and that of the gradient
+
+
+def test_steps_are_counted_and_timed():
+    found = measure_steps(config_of(_cell("recipe.num_steps=9"), USER), Length(steps=3, warmup=2, repeats=2))
+    assert [repeat["samples"] for repeat in found["repeats"]] == [24, 24]
+    assert all(0 < repeat["seconds"] < 60 and "joules" not in repeat for repeat in found["repeats"])
+    assert found["batch_size"] == 8 and found["energy"].startswith("there is no GPU")
+    assert found["memory"] == ON_HOST and 1e8 < found["peak_memory_bytes"] < 1e11
+
+
+def test_tokens_of_text_and_images_of_the_last_stage():
+    found = measure_steps(with_batch_size(config_of(_bert()), 2), Length(steps=2, warmup=1, repeats=1))
+    assert found["repeats"][0]["tokens"] == 2 * 2 * 64
+    gan = Model(name="gan", overrides=("experiment=glyphs", "device=cpu"))
+    gan_config = config_of(Cell(model=gan, precision="fp32", strategy="ddp", processes=1))
+    found = measure_steps(with_batch_size(gan_config, 4), Length(steps=1, warmup=1, repeats=1))
+    assert found["stage"] == "16x16" and found["repeats"][0]["images"] == 4
+
+
+def test_tokens_leave_padding_out():
+    tokens = torch.tensor([[5, 6, 0], [7, 0, 0]])
+    batch = Batch(data={"tokens": tokens}, position=0, size=2, positions=torch.arange(2), indices=torch.arange(2))
+    assert contents(batch, 0) == {"tokens": 3} and contents(batch, None) == {"tokens": 6}
+
+
+def test_the_peak_is_the_fastest_product(monkeypatch):
+    monkeypatch.setattr("trainkit.benchmark.peak.SECONDS", 0.05)
+    found = measure_peak(Precision(name="bf16"), CPU, sizes=(32, 256))
+    assert found["size"] == 256 and found["dtype"] == "bfloat16" and 1e6 < found["flops_per_s"] < 1e15
+    with pytest.raises(ConfigError, match="precision=tf32: the CPU cannot"):
+        measure_peak(Precision(name="tf32"), CPU, sizes=(32,))
+
+
+@pytest.mark.parametrize("start", [1, 8, 64])
+@pytest.mark.parametrize("most", [1, 3, 27, 100])
+def test_the_largest_batch_is_found(start, most):
+    tried = []
+    found = largest_that_fits(lambda num: tried.append(num) or num <= most, start)
+    assert found <= most < found + max(1, 2 ** math.floor(math.log2(most)) / 4) * 1.01
+    assert len(tried) == len(set(tried)) < 14
+    with pytest.raises(TooLittleMemoryError, match="one sample"):
+        largest_that_fits(lambda num: False, start)
+
+
+def test_a_batch_is_searched_within_a_limit():
+    config = config_of(_bert())
+    few, many = (find_batch_size(config, limit=limit)["batch_size"] for limit in (60_000_000, 120_000_000))
+    assert 1 <= few < many
+    assert many / few == pytest.approx(2, rel=0.7)
+    with pytest.raises(TooLittleMemoryError):
+        find_batch_size(config, limit=1_000_000)
+
+
+class _Nvml:
+    """A counter that goes up by 1500 mJ with each reading."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, has_counter=True):
+        self.asked, self.reading, self._has_counter = None, 0, has_counter
+
+    def nvmlInit(self):  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByPciBusId(self, name):  # noqa: N802
+        self.asked = name
+        return "handle"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
+        assert handle == "handle"
+        if not self._has_counter:
+            raise self.NVMLError("Not Supported")
+        self.reading += 1500
+        return self.reading
+
+
+def test_joules_are_those_of_the_counter():
+    gpu, nvml = torch.device("cuda", 0), _Nvml()
+    meter = EnergyMeter(gpu, nvml=nvml, bus_id=lambda device: "00000000:0F:00.0")
+    assert meter.reason is None and nvml.asked == b"00000000:0F:00.0"
+    assert meter.joules() == 3.0 and meter.joules() == 4.5
+    old = EnergyMeter(gpu, nvml=_Nvml(has_counter=False), bus_id=lambda device: "")
+    assert old.joules() is None and "no energy counter" in str(old.reason)
+    assert EnergyMeter(CPU).joules() is None
+
+
+def test_the_peak_of_this_process_grows():
+    before, kind = peak_memory(CPU)
+    kept = torch.ones(50_000_000)
+    after, _ = peak_memory(CPU)
+    assert kind == ON_HOST and after - before > 0.7 * kept.numel() * 4
