@@ -1,6 +1,7 @@
 """FLOPs, peaks, the largest batch, energy and steps, each against what is known."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trainkit.benchmark.energy import EnergyMeter
 from trainkit.benchmark.fitting import find_batch_size, largest_that_fits
 from trainkit.benchmark.flops import FlopCounter, count_flops
 from trainkit.benchmark.grid import Cell, Length, Model
+from trainkit.benchmark.other_work import OtherWork
 from trainkit.benchmark.peak import measure_peak
 from trainkit.benchmark.peak_memory import ON_HOST, peak_memory
 from trainkit.benchmark.steps import measure_steps
@@ -69,6 +71,7 @@ def test_steps_are_counted_and_timed():
     assert [repeat["samples"] for repeat in found["repeats"]] == [24, 24]
     assert all(0 < repeat["seconds"] < 60 and "joules" not in repeat for repeat in found["repeats"])
     assert found["batch_size"] == 8 and found["energy"].startswith("there is no GPU")
+    assert 0 <= found["other_cores"] < os.cpu_count() + 1
     assert found["memory"] == ON_HOST and 1e8 < found["peak_memory_bytes"] < 1e11
 
 
@@ -124,14 +127,14 @@ class _Nvml:
     def __init__(self, has_counter=True):
         self.asked, self.reading, self._has_counter = None, 0, has_counter
 
-    def nvmlInit(self):  # noqa: N802
+    def nvmlInit(self):
         pass
 
-    def nvmlDeviceGetHandleByPciBusId(self, name):  # noqa: N802
+    def nvmlDeviceGetHandleByPciBusId(self, name):
         self.asked = name
         return "handle"
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
         assert handle == "handle"
         if not self._has_counter:
             raise self.NVMLError("Not Supported")
@@ -147,6 +150,19 @@ def test_joules_are_those_of_the_counter():
     old = EnergyMeter(gpu, nvml=_Nvml(has_counter=False), bus_id=lambda device: "")
     assert old.joules() is None and "no energy counter" in str(old.reason)
     assert EnergyMeter(CPU).joules() is None
+
+
+def test_cores_of_other_programs(tmp_path, monkeypatch):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  1000 200 300 99999 7 10 20 30 5 5\ncpu0 1 1 1 1\n")
+    times = iter([100.0, 110.0])
+    monkeypatch.setattr("trainkit.benchmark.other_work.time.monotonic", lambda: next(times))
+    work = OtherWork(stat)
+    ticks = 18 * os.sysconf("SC_CLK_TCK")
+    stat.write_text(f"cpu  {1000 + ticks} 200 300 199999 7 10 20 30 5 5\n")
+    assert work.cores(own_s=8.0) == pytest.approx(1.0), "18 s of processors in 10 s, of which 8 are our own"
+    monkeypatch.undo()
+    assert OtherWork(tmp_path / "none").cores(0.0) is None
 
 
 def test_the_peak_of_this_process_grows():

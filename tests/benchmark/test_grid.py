@@ -48,7 +48,7 @@ def test_the_batch_size_reaches_every_phase():
     phases = resolve(with_batch_size(config, 8))["recipe"]["phases"]
     assert all("batch_size" not in phase for phase in phases.values()) and len(phases) == 2
     assert batch_size_of(with_batch_size(config, 8)) == 8
-    with pytest.raises(ConfigError, match="has no key recipe.batch_size"):
+    with pytest.raises(ConfigError, match=r"has no key recipe\.batch_size"):
         with_batch_size({"recipe": {"_target_": "mine"}}, 8)
 
 

@@ -205,7 +205,7 @@ def test_the_rank_that_failed_itself_says_why():
         .replace("failure_0", "failure_1")
         .replace("RuntimeError: Connection closed by peer", "out of memory: planted")
     )
-    with pytest.raises(FailedError, match="^out of memory: planted$"):
+    with pytest.raises(FailedError, match=r"^out of memory: planted$"):
         _runner(f"{own}; {peer.removeprefix('import os, sys, pathlib; ')}").run({"kind": "steps"})
 
 

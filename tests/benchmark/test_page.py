@@ -30,9 +30,10 @@ def _results(path, speed=100.0, gpus=()):
     cells["gan bf16 2"] = {"model": "gan", "precision": "bf16", "strategy": "ddp", "processes": 2, "settings": "s",
                            "reason": "out of memory: <script>alert(1)</script>"}  # fmt: skip
     own = {**machine.describe(), "gpus": [{"name": name} for name in gpus]}
+    peak = {"flops_per_s": 1e12, "threads": 1, "settings": "s", "size": 8, "dtype": "float32"}
     value = {"format": 1, "machine": own, "date": "2026-11-29T12:00:00+0000", "settings": {}, "cells": cells,
              "flops": {"<b>bert": {"flops_per_sample": 1e9, "model_settings": "s", "settings": "s"}},
-             "peaks": {"fp32": {"flops_per_s": 1e12, "threads": 1, "settings": "s", "size": 8, "dtype": "float32"}}}  # fmt: skip
+             "peaks": {"fp32": peak}}  # fmt: skip
     results = Results(path, value)
     results.write()
     return Results.read(path)

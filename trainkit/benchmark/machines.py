@@ -12,6 +12,8 @@ from trainkit.errors import ConfigError, nearest
 
 THIS = "this"
 DIGITS = 6
+QUIET = 0.1
+"""Cores of other programs that are not worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,12 @@ class Machine:
         for threads in dict.fromkeys(cell.get("threads") for cell in cells):
             if threads is not None:
                 yield f"{threads} thread{'s' if threads > 1 else ''} in each process"
+        others = [cell["other_cores"] for cell in cells if cell.get("other_cores") is not None]
+        if others and max(others) > QUIET:
+            yield (
+                f"other programs kept {min(others):.1f} to {max(others):.1f} cores busy meanwhile: measure again on an "
+                f"idle machine, with --again"
+            )
         for kind in dict.fromkeys(cell.get("memory") for cell in cells if cell["peak_memory_bytes"] is not None):
             yield f"peak memory: {kind}, of the process that held most"
         for kind in dict.fromkeys(cell.get("energy") for cell in cells):

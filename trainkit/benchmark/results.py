@@ -144,6 +144,7 @@ class _Cell(_Part):
     processes: int = Field(ge=1)
     batch_size: int | None = None
     peak_memory_bytes: int | None = None
+    other_cores: float | None = Field(default=None, ge=0)
     repeats: list[_Repeat] = []
     reason: str | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainkit.benchmark.batches import batches_of, contents, padding_of, stage_of
 from trainkit.benchmark.energy import EnergyMeter
 from trainkit.benchmark.grid import Length
+from trainkit.benchmark.other_work import OtherWork
 from trainkit.benchmark.peak_memory import peak_memory
 from trainkit.data.batch import Batch
 from trainkit.errors import ConfigError
@@ -28,7 +29,8 @@ def measure_steps(config: Mapping[str, Any], length: Length) -> dict[str, Any]:
 
     Returns:
         `repeats`, each with its `seconds` and, of all ranks, `samples`, `tokens` or `images` and `joules` where there
-        are such; the global `batch_size`, `peak_memory_bytes` of the rank that held most, and what it is of.
+        are such; the global `batch_size`; `peak_memory_bytes` of the rank that held most, and what it is of;
+        `other_cores`, the cores that other programs kept busy meanwhile.
 
     Raises:
         ConfigError: where the run is shorter than what is to be measured.
@@ -48,6 +50,7 @@ def measure_steps(config: Mapping[str, Any], length: Length) -> dict[str, Any]:
             "precision_obtained": runtime.precision_obtained,
             "peak_memory_bytes": None if None in most else max(each or 0 for each in most),
             "memory": memory,
+            "other_cores": meter.other_cores(),
             "energy": meter.energy.reason or "NVML's counter of each GPU",
         }
     finally:
@@ -92,6 +95,7 @@ class _Meter:
         self._began, self._joules = 0.0, self.energy.joules()
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
+        self._work: OtherWork | None = None
 
     def start(self) -> None:
         """Collective."""
@@ -100,6 +104,7 @@ class _Meter:
         self._runtime.ranks.all_reduce_sum({"arrived": 1.0})
         self._began, self._joules = time.perf_counter(), self.energy.joules()
         self._sums, self._samples = {}, 0
+        self._work = self._work or OtherWork()
 
     def add(self, batch: Batch) -> None:
         self._samples += batch.size
@@ -119,3 +124,9 @@ class _Meter:
         found = {"seconds": seconds, "samples": float(self._samples), **sums}
         self.start()
         return found
+
+    def other_cores(self) -> float | None:
+        """Cores that were busy with other programs since the first start. Collective."""
+        assert self._work is not None, "it was started"
+        own_s = self._runtime.ranks.all_reduce_sum({"own": self._work.own_s()})["own"]
+        return self._work.cores(own_s)
