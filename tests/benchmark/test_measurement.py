@@ -199,14 +199,13 @@ def test_why_processes_failed(code, says):
 
 
 def test_the_rank_that_failed_itself_says_why():
-    peer = WRITES.format(name="failure_0.json", text='{"reason": "RuntimeError: Connection closed by peer"}', code=1)
-    own = (
-        peer.replace("sys.exit(1)", "")
-        .replace("failure_0", "failure_1")
-        .replace("RuntimeError: Connection closed by peer", "out of memory: planted")
+    code = (
+        "import pathlib, sys; directory = pathlib.Path(sys.argv[1]);"
+        """(directory / "failure_0.json").write_text('{"reason": "RuntimeError: Connection closed by peer"}');"""
+        """(directory / "failure_1.json").write_text('{"reason": "out of memory: planted"}'); sys.exit(1)"""
     )
     with pytest.raises(FailedError, match=r"^out of memory: planted$"):
-        _runner(f"{own}; {peer.removeprefix('import os, sys, pathlib; ')}").run({"kind": "steps"})
+        _runner(code).run({"kind": "steps"})
 
 
 def test_processes_that_take_too_long_are_ended():

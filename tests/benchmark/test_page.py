@@ -124,7 +124,7 @@ def test_a_browser_draws_bars_and_curves(chromium, tmp_path, width, scheme):
     page.locator("#figure").select_option("samples")
     page.get_by_label("best first").check()
     assert "h100 · bf16 · ddp · 4 processes" in page.locator("[data-model=gan] li").first.inner_text()
-    page.get_by_label("bf16").uncheck()
+    page.get_by_role("checkbox", name="bf16").uncheck()
     assert page.locator(".bars li").count() == 12
     page.locator("[data-model=gan] li").first.focus()
     assert re.search(

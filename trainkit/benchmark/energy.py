@@ -1,7 +1,6 @@
 """Energy: the joules of a GPU, from the counter that NVML reads."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ class EnergyMeter:
     Args:
         device: of this process.
         nvml: in place of the module `pynvml`.
-        bus_id: returns the PCI bus id of the device, as NVML takes it; None: that of torch.
+        uuid: of the GPU, as NVML takes it; None: that of torch.
     """
 
-    def __init__(
-        self, device: torch.device, *, nvml: Nvml = None, bus_id: Callable[[torch.device], str] | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, *, nvml: Nvml = None, uuid: str | None = None) -> None:
         self.reason: str | None = None
         self._nvml, self._handle = nvml, None
         if device.type != "cuda":
@@ -36,7 +33,7 @@ class EnergyMeter:
             return
         try:
             self._nvml.nvmlInit()
-            self._handle = self._nvml.nvmlDeviceGetHandleByPciBusId((bus_id or _bus_id)(device).encode())
+            self._handle = self._nvml.nvmlDeviceGetHandleByUUID((uuid or _uuid(device)).encode())
             self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except self._nvml.NVMLError as error:
             self.reason = f"NVML has no energy counter for this GPU: {error}"
@@ -49,6 +46,6 @@ class EnergyMeter:
         return millijoules / 1e3
 
 
-def _bus_id(device: torch.device) -> str:
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.pci_domain_id:08X}:{found.pci_bus_id:02X}:{found.pci_device_id:02X}.0"
+def _uuid(device: torch.device) -> str:
+    found = str(torch.cuda.get_device_properties(device).uuid)
+    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"

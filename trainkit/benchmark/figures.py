@@ -138,7 +138,10 @@ def with_figures(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _fitting(found: Mapping[str, Any] | None, cell: Mapping[str, Any], key: str, value: str) -> float | None:
     """A value that was measured with what the cell was measured with; None: there is none."""
-    return None if found is None or found.get(key) != cell.get(key) else found.get(value)
+    if found is None or found.get(key) != cell.get(key):
+        return None
+    known: float | None = found.get(value)
+    return known
 
 
 def efficiency(cell: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> float | None:

@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two descriptions are of the same hardware."""
-    return one["cpu"] == other["cpu"] and one["gpus"] == other["gpus"]
+    return all(one[part] == other[part] for part in ("cpu", "gpus"))
 
 
 def in_words(machine: Mapping[str, Any]) -> str:

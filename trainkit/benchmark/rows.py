@@ -1,6 +1,6 @@
 """Rows: the figures of cells as the words of a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainkit.benchmark import words
@@ -36,13 +36,14 @@ def row_of(machine: Machine, cell: Mapping[str, Any]) -> dict[str, str]:
     for unit in UNITS:
         if unit in figures:
             found[f"{unit}/s"] = words.number(figures[unit]["median"])
-    for name, value, text in (
+    known: list[tuple[str, Any, Callable[[Any], str]]] = [
         ("MFU", figures["mfu"], words.percent),
         ("efficiency", figures["efficiency"], words.percent),
         ("peak memory", cell["peak_memory_bytes"], in_words),
         ("J/sample", figures["joules_per_sample"], words.number),
         ("$/million", cost, words.dollars),
-    ):
+    ]
+    for name, value, text in known:
         if value is not None:
             found[name] = text(value)
     return found
