@@ -1,5 +1,6 @@
 """A grid that goes on, a cell that fails, and files of results: the measurements themselves are planted."""
 
+import re
 import sys
 import time
 
@@ -219,3 +220,8 @@ def test_the_reason_of_an_error():
     assert reason_of(ConfigError("a\n  b")) == "a b"
     assert reason_of(RuntimeError("[enforce fail] can't allocate memory")).startswith("out of memory")
     assert reason_of(KeyError("x")) == "KeyError: 'x'"
+    with pytest.raises(ZeroDivisionError) as raised:
+        _ = 1 / 0
+    assert re.fullmatch(
+        r"ZeroDivisionError: division by zero \(\S+test_measurement.py, line \d+\)", reason_of(raised.value)
+    )

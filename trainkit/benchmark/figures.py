@@ -161,8 +161,7 @@ def efficiency(cell: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> f
     }
     for strategy in (cell["strategy"], "ddp", "single"):
         if strategy in alone:
-            speed: float = cell["figures"]["samples"]["median"]
-            return speed / (cell["processes"] * alone[strategy])
+            return float(cell["figures"]["samples"]["median"] / (cell["processes"] * alone[strategy]))
     return None
 
 

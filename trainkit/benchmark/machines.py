@@ -63,9 +63,9 @@ class Machine:
                 f"other programs kept {min(others):.1f} to {max(others):.1f} cores busy meanwhile: measure again on an "
                 f"idle machine, with --again"
             )
-        for kind in dict.fromkeys(cell.get("memory") for cell in cells if cell["peak_memory_bytes"] is not None):
+        for kind in dict.fromkeys(cell["memory"] for cell in cells if cell.get("memory")):
             yield f"peak memory: {kind}, of the process that held most"
-        for kind in dict.fromkeys(cell.get("energy") for cell in cells):
+        for kind in dict.fromkeys(cell["energy"] for cell in cells if cell.get("energy")):
             has_joules = any(cell["figures"]["joules_per_sample"] is not None for cell in cells)
             yield f"joules: {kind}" if has_joules else f"no joules: {kind}"
 

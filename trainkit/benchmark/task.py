@@ -29,8 +29,7 @@ def work(directory: Path) -> int:
     try:
         answer = _answer(read_json(directory / "task.json"))
     except Exception as error:
-        failure = {"reason": reason_of(error), "trace": traceback.format_exc()}
-        write_json(directory / FAILURE.format(rank=rank), failure)
+        write_json(directory / FAILURE.format(rank=rank), {"reason": reason_of(error)})
         return 1
     if rank == 0:
         write_json(directory / ANSWER, answer)
@@ -38,7 +37,7 @@ def work(directory: Path) -> int:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line.
+    """An error in one line; of one that is nobody's message to a user, also where it was raised.
 
     Example:
         >>> reason_of(MemoryError("3 GB"))
@@ -47,7 +46,11 @@ def reason_of(error: BaseException) -> str:
     first = " ".join(str(error).split())[:300]
     if is_out_of_memory(error):
         return f"out of memory: {first}"
-    return first if isinstance(error, TrainkitError) else f"{type(error).__name__}: {first}"
+    if isinstance(error, TrainkitError):
+        return first
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first}{where}"
 
 
 def _answer(task: Mapping[str, Any]) -> dict[str, Any]:

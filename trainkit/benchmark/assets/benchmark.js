@@ -83,7 +83,7 @@ const drawBars = () => {
     const most = Math.max(...cells.map(cell => cell[state.figure].high ?? cell[state.figure].median), 0) || 1;
     const said = make("p", {class: "said", role: "status", text: cells.length ? "Point at a bar for all its figures." : "Nothing of it is shown."});
     const list = make("ul", {class: "bars"}, ...cells.map(cell => bar(cell, most, text => { said.textContent = text; })));
-    return make("figure", {class: "card", "data-model": model}, make("figcaption", {text: model + ": "},
+    return make("figure", {class: "card", "data-model": model}, make("figcaption", {text: model + " "},
       make("small", {text: figure.text + (figure.isLowGood ? ", lower is better" : "")})), list, said);
   }));
   document.documentElement.dataset.bars = document.querySelectorAll(".bars li").length;
@@ -119,13 +119,15 @@ const drawScaling = () => {
       font: "12px system-ui, sans-serif"};
     const place = make("div", {class: "plot", role: "img", "aria-label": `${model}, times the speed of one process: ` +
       curves.map(([name], i) => `${name} ${counts.map((num, at) => ys[i][at] == null ? "" : `${num}: ${short(ys[i][at])}`).join(", ")}`).join("; ")});
-    box.append(make("figure", {class: "card", "data-scaling": model}, make("figcaption", {text: model + ": "},
-      make("small", {text: "times the speed of one process"})), place));
+    box.append(make("figure", {class: "card", "data-scaling": model}, make("figcaption", {text: model + " "},
+      make("small", {text: "times the speed of one process, over processes"})), place));
     const last = counts[counts.length - 1];
+    const showLast = u => u.setLegend({idx: counts.length - 1}, false);
     const plot = new uPlot({
       width: place.clientWidth || 300, height: HEIGHT, padding: [12, 14, 0, 0], cursor: {drag: {x: false, y: false}, points: {size: 7}},
+      hooks: {ready: [showLast], setCursor: [u => { if (u.cursor.idx == null) showLast(u); }]},
       scales: {x: {time: false, range: [1 - 0.05 * (last - 1), last + 0.05 * (last - 1)]}, y: {range: (u, low, high) => [0, Math.max(high, 1) * 1.08]}},
-      axes: [{...axis, splits: () => counts, values: (u, ticks) => ticks.map(tick => plural(tick)), size: 32},
+      axes: [{...axis, splits: () => counts, values: (u, ticks) => ticks.map(String), size: 32},
         {...axis, size: 44, values: (u, ticks) => ticks.map(short)}],
       series: [{label: "processes", value: (u, value) => value == null ? "" : String(value)},
         {label: "ideal", stroke: colour("soft"), dash: [4, 4], width: 1, points: {show: false}, value: (u, value) => short(value)},
