@@ -3,11 +3,13 @@
 import math
 import os
 import random
+import time
 
 import pytest
 import torch
 
 from tests.jobs import ROOT
+from trainkit.benchmark import peak
 from trainkit.benchmark.batches import contents
 from trainkit.benchmark.configuration import config_of, config_of_count, with_batch_size
 from trainkit.benchmark.energy import EnergyMeter
@@ -102,9 +104,15 @@ def test_tokens_leave_padding_out():
 
 
 def test_the_peak_is_the_fastest_product(monkeypatch):
-    monkeypatch.setattr("trainkit.benchmark.peak.SECONDS", 0.05)
+    monkeypatch.setattr(peak, "SECONDS", 0.05)
     found = measure_peak(Precision(name="bf16"), CPU, sizes=(32, 256))
     assert found["size"] == 256 and found["dtype"] == "bfloat16" and 1e6 < found["flops_per_s"] < 1e15
+    monkeypatch.setitem(peak.PRODUCTS, "mm", lambda a, b: time.sleep(0.02))
+    slow = measure_peak(Precision(name="fp32"), CPU, sizes=(32,))
+    assert slow["by"] == "bmm"
+    monkeypatch.setitem(peak.PRODUCTS, "bmm", lambda a, b: time.sleep(0.1))
+    slow = measure_peak(Precision(name="fp32"), CPU, sizes=(32,))
+    assert slow["by"] == "mm" and slow["flops_per_s"] <= 2 * 32**3 / 0.02, "a product and a sum for each element"
     with pytest.raises(ConfigError, match="precision=tf32: the CPU cannot"):
         measure_peak(Precision(name="tf32"), CPU, sizes=(32,))
 

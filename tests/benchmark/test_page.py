@@ -50,7 +50,7 @@ def test_rows_and_columns_hold_what_is_known(tmp_path):
     assert len(rows) == 11
     assert rows[0] == {
         "model": "<b>bert", "machine": "this", "precision": "bf16", "strategy": "ddp", "processes": "1", "batch": "8",
-        "samples/s": "150", "tokens/s": "9,600", "spread": "7.0 %", "efficiency": "100 %", "peak memory": "3.0 GB",
+        "samples/s": "150", "tokens/s": "9,600", "spread": "7.0 %", "efficiency": "100 %", "memory": "3.0 GB",
         "$/million": "$3.33",
     }  # fmt: skip
     assert rows[3]["MFU"] == "10 %" and rows[4]["efficiency"] == "93 %"

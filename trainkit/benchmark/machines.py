@@ -46,7 +46,7 @@ class Machine:
         for precision, peak in self.results.value["peaks"].items():
             if peak.get("flops_per_s"):
                 size, dtype = peak.get("size"), peak.get("dtype")
-                how = f"a product of matrices of {size} x {size} in {dtype}"
+                how = f"torch.{peak.get('by')} of matrices of {size} x {size} in {dtype}"
                 yield f"peak of {precision} for MFU, measured here: {words.flops(peak['flops_per_s'])} a process, {how}"
             elif peak.get("reason"):
                 yield f"no MFU in {precision}, whose peak was not measured: {peak['reason']}"
@@ -54,6 +54,11 @@ class Machine:
             if count.get("reason"):
                 yield f"no MFU of {model}, whose FLOPs were not counted: {count['reason']}"
         cells = self.results.measured
+        if any((cell["figures"]["mfu"] or 0) > 1 for cell in cells):
+            yield (
+                "an MFU above 100 %: convolutions by Winograd's algorithm need fewer multiplications than are counted; "
+                "or the peak was measured beside other work"
+            )
         for threads in dict.fromkeys(cell.get("threads") for cell in cells):
             if threads is not None:
                 yield f"{threads} thread{'s' if threads > 1 else ''} in each process"

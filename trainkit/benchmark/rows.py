@@ -10,8 +10,11 @@ from trainkit.memory.memory import in_words
 
 COLUMNS = (
     *("model", "machine", "precision", "strategy", "processes", "batch", "samples/s", "tokens/s", "images/s", "spread"),
-    *("MFU", "efficiency", "peak memory", "J/sample", "$/million"),
+    *("MFU", "efficiency", "memory", "J/sample", "$/million"),
 )
+
+COMMON = ("model", "precision", "strategy", "processes", "batch")
+"""Columns that are left out of a narrow table where all rows have the same."""
 
 
 def row_of(machine: Machine, cell: Mapping[str, Any]) -> dict[str, str]:
@@ -39,7 +42,7 @@ def row_of(machine: Machine, cell: Mapping[str, Any]) -> dict[str, str]:
     known: list[tuple[str, Any, Callable[[Any], str]]] = [
         ("MFU", figures["mfu"], words.percent),
         ("efficiency", figures["efficiency"], words.percent),
-        ("peak memory", cell["peak_memory_bytes"], in_words),
+        ("memory", cell["peak_memory_bytes"], in_words),
         ("J/sample", figures["joules_per_sample"], words.number),
         ("$/million", cost, words.dollars),
     ]
@@ -58,3 +61,14 @@ def columns_of(cells: Sequence[tuple[Machine, Mapping[str, Any]]], *, is_one: bo
     """
     held = {name for machine, cell in cells for name in row_of(machine, cell)}
     return [name for name in COLUMNS if name in held and not (is_one and name == "machine")]
+
+
+def alike(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What several rows have in common, by column: it need not stand in each.
+
+    Example:
+        >>> alike(["model", "strategy"], [{"model": "a", "strategy": "ddp"}, {"model": "b", "strategy": "ddp"}])
+        {'strategy': 'ddp'}
+    """
+    found = {name: {row.get(name, "") for row in rows} for name in names if name in COMMON}
+    return {name: values.pop() for name, values in found.items() if len(values) == 1 and len(rows) > 1}

@@ -241,20 +241,24 @@ def _print(machines: "Sequence[Machine]") -> None:
     from rich.table import Table
 
     from trainkit.benchmark.figures import is_measured
-    from trainkit.benchmark.rows import columns_of, row_of
+    from trainkit.benchmark.rows import alike, columns_of, row_of
 
     cells = [(one, cell) for one in machines for cell in one.results.cells]
     out = console()
     for one in machines:
         out.print(f"{one.name}: {one.words}, measured until {one.results.value['date'][:16].replace('T', ' ')}")
     measured = [(one, cell) for one, cell in cells if is_measured(cell)]
-    names = columns_of(measured, is_one=len(machines) == 1)
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("model", "machine", "precision", "strategy") else "right")
-    for one, cell in measured:
-        values = row_of(one, cell)
-        table.add_row(*(values.get(name, "") for name in names))
+    names, rows = columns_of(measured, is_one=len(machines) == 1), [row_of(one, cell) for one, cell in measured]
+    same = alike(names, rows)
+    if same:
+        out.print(f"in all cells: {', '.join(f'{name} {value}' for name, value in same.items())}", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = [name for name in names if name not in same]
+    for name in shown:
+        is_text = name in ("model", "machine", "precision", "strategy")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "model")
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in shown))
     if measured:
         out.print(table)
     for one, cell in cells:
