@@ -4,12 +4,13 @@ import math
 import os
 import random
 import time
+from typing import Any
 
 import pytest
 import torch
 
 from tests.jobs import ROOT
-from trainkit.benchmark import peak
+from trainkit.benchmark import peak, steps
 from trainkit.benchmark.batches import contents
 from trainkit.benchmark.configuration import config_of, config_of_count, with_batch_size
 from trainkit.benchmark.energy import EnergyMeter
@@ -86,6 +87,31 @@ def test_steps_are_counted_and_timed():
     assert found["batch_size"] == 8 and found["energy"].startswith("there is no GPU")
     assert 0 <= found["other_cores"] < 1 + (os.cpu_count() or 1)
     assert found["memory"] == ON_HOST and 1e8 < found["peak_memory_bytes"] < 1e11
+
+
+def test_a_run_that_is_too_short_says_so():
+    class Short:
+        length_key = "recipe.num_steps"
+
+        def stages(self):
+            return {}
+
+        def batches(self, start):
+            return iter("ab")
+
+    recipe: Any = Short()
+    with pytest.raises(
+        ConfigError, match=r"ends after 2 steps, and 7 are .* \(recipe.num_steps\), or give fewer --steps"
+    ):
+        list(steps.limited(recipe, 7))
+    assert list(steps.limited(recipe, 2)) == ["a", "b"]
+
+
+def test_joules_of_all_ranks_are_in_a_repeat(monkeypatch):
+    counter = iter(range(0, 1000, 5))
+    monkeypatch.setattr(EnergyMeter, "joules", lambda meter: float(next(counter)))
+    found = measure_steps(config_of(_cell(), USER), Length(steps=1, warmup=1, repeats=2))
+    assert [repeat["joules"] for repeat in found["repeats"]] == [5, 5]
 
 
 def test_tokens_of_text_and_images_of_the_last_stage(text):

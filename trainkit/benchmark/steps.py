@@ -1,5 +1,6 @@
 """Steps: the time of a configuration's steps, in the processes of one job."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -61,7 +62,7 @@ def _measured(recipe: Recipe, meter: "_Meter", length: Length) -> tuple[list[dic
     repeats: list[dict[str, float]] = []
     num_steps = length.warmup + length.repeats * length.steps
     batch: Batch | None = None
-    for step, batch in enumerate(_limited(recipe, num_steps), start=1):
+    for step, batch in enumerate(limited(recipe, num_steps), start=1):
         recipe.runtime.log(step, **recipe.train_step(batch))
         if step == length.warmup:
             meter.start()
@@ -73,7 +74,16 @@ def _measured(recipe: Recipe, meter: "_Meter", length: Length) -> tuple[list[dic
     return repeats, batch
 
 
-def _limited(recipe: Recipe, num_steps: int) -> Iterator[Batch]:
+def limited(recipe: Recipe, num_steps: int) -> Iterator[Batch]:
+    """The first batches to measure. Collective: every rank must call.
+
+    Args:
+        recipe: of the run.
+        num_steps: how many.
+
+    Raises:
+        ConfigError: where the run has fewer.
+    """
     batches = batches_of(recipe)
     for number in range(num_steps):
         batch = next(batches, None)
@@ -118,9 +128,12 @@ class _Meter:
         self._runtime.ranks.all_reduce_sum({"arrived": 1.0})  # the slowest rank's time is that of all
         seconds, joules = time.perf_counter() - self._began, self.energy.joules()
         own: dict[str, Tensor | float] = {name: float(number) for name, number in self._sums.items()}
+        own["joules"] = math.nan  # all ranks must give the same names
         if joules is not None and self._joules is not None:
             own["joules"] = joules - self._joules
-        sums = self._runtime.ranks.all_reduce_sum(own) if own else {}  # what a batch holds is the same on every rank
+        sums = self._runtime.ranks.all_reduce_sum(own)
+        if math.isnan(sums["joules"]):
+            del sums["joules"]
         found = {"seconds": seconds, "samples": float(self._samples), **sums}
         self.start()
         return found

@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="recipe=a,b and experiment=c,d are models of the grid; other keys hold for all of them",
     )
     add = parser.add_argument
-    add("--precision", metavar="LIST", help="default: bf16 and, on a GPU, tf32, else fp32; what the device can")
+    add("--precision", metavar="LIST", help="default: fp32,bf16; on a GPU tf32,bf16, or fp32,fp16 if it is older")
     add("--processes", metavar="LIST", help="of each job; default: powers of two up to the GPUs, or 1,2 on the CPU")
     add("--strategy", metavar="LIST", default="ddp", help="default: ddp")
     add("--steps", type=int, default=20, metavar="N", help="steps of a repeat; default: 20")
@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="samples of each process in a step; default: on a GPU the largest that fits, on the CPU as configured",
     )
-    add("--threads", type=int, metavar="N", help="of each process on the CPU; default: as many as all jobs have cores")
+    add("--threads", type=int, metavar="N", help="of each process on the CPU; default: cores / most processes")
     add("--timeout", type=float, default=30.0, metavar="MINUTES", help="of one measurement; default: 30")
     add("--to", type=Path, default=Path("benchmark.json"), metavar="FILE", help="default: benchmark.json")
     add("--page", type=Path, metavar="FILE", help="default: that name with .html")
