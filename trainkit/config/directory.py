@@ -6,6 +6,8 @@ from pathlib import Path
 from trainkit.errors import ConfigError
 
 _PACKAGE = Path(__file__).parent.parent
+_NO_GROUPS = {"sweep"}
+"""Folders beside the groups, whose files are not composed: searches of `trainkit sweep`."""
 _PACKAGED = _PACKAGE / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "conf"
 """Inside the package in a wheel, at the top of a checkout otherwise."""
@@ -27,6 +29,8 @@ def groups(config_dir: str | Path | None = None) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for root in (CONF_DIR, *([Path(config_dir).expanduser()] if config_dir is not None else [])):
         for path in root.glob("*/*.yaml"):
+            if path.parent.name in _NO_GROUPS:
+                continue
             found.setdefault(path.parent.name, set()).add(path.stem)
     return {name: sorted(options) for name, options in sorted(found.items())}
 
