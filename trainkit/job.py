@@ -30,7 +30,7 @@ from trainkit.logger import logger
 from trainkit.optim.dynamo import not_imported_by_optimizers
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
-from trainkit.tracking import Tracker
+from trainkit.tracking import Tracker, Trackers
 from trainkit.trainer import Trainer
 from trainkit.training import accumulation, leakage, memory_budget
 from trainkit.training.assessing import assess
@@ -45,13 +45,22 @@ _UNTRACKED = {"_target_": "trainkit.tracking.trackers"}
 
 
 @not_imported_by_optimizers()
-def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[str, float]:
+def train(
+    config: Mapping[str, Any],
+    *,
+    stop_after: int | None = None,
+    observer: Tracker | None = None,
+    goes_on: Callable[[], bool] | None = None,
+) -> dict[str, float]:
     """Runs the whole job that a configuration describes. Collective: every rank must call.
 
     Args:
         config: as `compose` returns it, resolved or not.
         stop_after: steps after which it ends, with neither an evaluation nor a checkpoint, and with the schedules of
             the whole job; None: at its end.
+        observer: a tracker beside those of the configuration, which does not become a part of it.
+        goes_on: asked on rank 0 after each evaluation within the run; false: it saves, and ends as by SIGTERM. Given on
+            all ranks, or on none.
 
     Returns:
         The metrics of the last evaluation; empty where it was stopped.
@@ -60,8 +69,8 @@ def train(config: Mapping[str, Any], *, stop_after: int | None = None) -> dict[s
         TrainkitError: what is wrong, by its key where it is one.
     """
     hide_identity()
-    trainer = _prepare(config)
-    trainer.stop_after = stop_after
+    trainer = _prepare(config, observer=observer)
+    trainer.stop_after, trainer.goes_on = stop_after, goes_on
     return trainer.fit()
 
 
@@ -321,6 +330,7 @@ def _prepare(
     config: Mapping[str, Any],
     tracker: Tracker | None = None,
     make: Callable[[Node], Callable[..., Recipe]] | None = None,
+    observer: Tracker | None = None,
 ) -> Trainer:
     """Makes the Trainer. `make`: of a recipe's node; None: as configured, or as the resumed checkpoint needs."""
     composed, config = without_identity(config), resolve(config)
@@ -331,7 +341,11 @@ def _prepare(
     config = without_identity(config)
     make_recipe = (make or build_partial)(checked["recipe"])
     given = {key: build(checked[key]) for key in arguments_of(Runtime)}
-    runtime = Runtime(**given, tracker=tracker or build(checked["tracking"]))
+    tracker = tracker or build(checked["tracking"])
+    if observer is not None:
+        tracker = tracker if isinstance(tracker, Trackers) else Trackers(configured=tracker)
+        tracker.add("observer", observer)
+    runtime = Runtime(**given, tracker=tracker)
     found: dict[str, Any] = {}
     audited: dict[str, Any] = {}
     try:

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -99,6 +99,9 @@ class Trainer:
         self.stop_after: int | None = None
         """Steps after which `fit` ends, with neither an evaluation nor a checkpoint, to be compared with another run;
         None: at the recipe's end. Schedules stay those of the whole run."""
+        self.goes_on: Callable[[], bool] | None = None
+        """Asked on rank 0 after each evaluation within the run; false: the run saves, and ends as by SIGTERM. Set it on
+        all ranks, or on none."""
         self.rewinds = Rewinds()
         self.trace = Trace(self.runtime)
         self._origin: Path | None = None
@@ -152,6 +155,7 @@ class Trainer:
             batches = self._begin(position)
             if self.step and self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()  # the last process was interrupted before it
+                self._ask_whether_to_go_on()
             self._train(batches)
             self.trace.end(self.step, self.recipe.engines())
             if self._stops_here():
@@ -257,6 +261,7 @@ class Trainer:
                 return
             if self.evaluate_every and self.step % self.evaluate_every == 0:
                 self._evaluate()
+                self._ask_whether_to_go_on()
             if self.save_every and self.step % self.save_every == 0:
                 self._save()
             if self._is_over():
@@ -397,6 +402,10 @@ class Trainer:
             self._stop(self._signals.number)
         self.length.time_is_up = True
         return True
+
+    def _ask_whether_to_go_on(self) -> None:
+        if self.goes_on is not None and not self.runtime.ranks.broadcast_object(self.goes_on()):
+            self._stop(signal.SIGTERM)
 
     def _stop(self, number: int) -> NoReturn:
         """Saves, marks the run to be requeued, and ends it. Collective."""

@@ -52,7 +52,7 @@ def tell(tracker, directory, steps, status="finished", resumed_step=None):
 
 
 def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
-    tracker = WandB(project="a-project", tags=("quick",))
+    tracker = WandB(project="a-project", tags=("quick",), group="a-sweep")
     tell(tracker, tmp_path, range(1, 11), status=None)
     tracker.image(10, "grid", np.zeros((8, 8, 3), np.uint8))
     tracker.text(10, "sentences", "the [cat] <sat>")
@@ -70,6 +70,7 @@ def test_without_a_key_the_history_is_kept_offline(tmp_path, capfd):
     assert kinds == {"grid": "image-file", "sentences": "html-file", "words": "table-file"}
     (run,) = [record["run"] for record in records(segment) if record["type"] == "run"]
     assert (run["project"], run["display_name"], run["tags"]) == ("a-project", "a-run", ["quick"])
+    assert run["run_group"] == "a-sweep"
     assert run["config"]["update"]["seed"] == 3
 
 

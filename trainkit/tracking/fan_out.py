@@ -41,6 +41,16 @@ class Trackers(Tracker):
         }
         self._states: dict[str, dict[str, Any]] = {}
 
+    def add(self, name: str, tracker: Tracker) -> None:
+        """Calls another tracker too, after all others.
+
+        Args:
+            name: its name, which none of the others has.
+            tracker: it, before it is started.
+        """
+        assert name not in self._trackers
+        self._trackers[name] = _QueuedTracker(name, tracker)
+
     @property
     def names(self) -> list[str]:
         """Names of the trackers that have not failed."""

@@ -41,6 +41,7 @@ class WandB(Tracker):
         entity: the W&B user or team; None: the default of the account.
         name: the name of the run; None: the name of the run directory.
         tags: tags of the run.
+        group: what W&B shows the run with, such as a sweep; None: the run is alone.
         mode: "online" or "offline"; None: as WANDB_MODE or `wandb offline` sets it, else online where a key is found,
             else offline.
 
@@ -55,6 +56,7 @@ class WandB(Tracker):
         entity: str | None = None,
         name: str | None = None,
         tags: tuple[str, ...] = (),
+        group: str | None = None,
         mode: Mode | None = None,
     ):
         if find_spec("wandb") is None:
@@ -62,7 +64,7 @@ class WandB(Tracker):
         self._project = project
         self._entity = entity
         self._name = name
-        self._tags = tags
+        self._tags, self._group = tags, group
         self._mode = mode
         self._id: str | None = None
         self._run: Any = None
@@ -183,6 +185,7 @@ class WandB(Tracker):
             "entity": self._entity,
             "name": self._name or run.name,
             "tags": self._tags,
+            "group": self._group,
             "notes": notes,
             "id": run_id,
             "resume": "allow",
