@@ -1,6 +1,7 @@
 """Values: each is held against the annotation of the argument that takes it, by pydantic."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -26,14 +27,9 @@ def convert(path: str, value: Any, annotation: Any) -> Any:
     """
     if annotation is Any or annotation is None:
         return value
-    try:
-        adapter = TypeAdapter(annotation, config=_RULES)
-    except PydanticSchemaGenerationError:
+    adapter = _adapter(annotation)
+    if adapter is None:
         return value
-    except Exception as error:
-        if "config" not in str(error):
-            raise
-        adapter = TypeAdapter(annotation)  # a dataclass brings its own configuration
     if value == "" and is_text(annotation):
         raise ConfigError(f"{path} is empty: give it a value, or {path}=null for none")
     try:
@@ -41,6 +37,19 @@ def convert(path: str, value: Any, annotation: Any) -> Any:
     except ValidationError as error:
         allowed = "; or ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
         raise ConfigError(f"{path}={value!r}: {allowed}{_advice(path, value)}") from error
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    """What validates values of an annotation; None: pydantic knows nothing of it."""
+    try:
+        return TypeAdapter(annotation, config=_RULES)
+    except PydanticSchemaGenerationError:
+        return None
+    except Exception as error:
+        if "config" not in str(error):
+            raise
+        return TypeAdapter(annotation)  # a dataclass brings its own configuration
 
 
 def holds_node(value: Any) -> bool:

@@ -78,8 +78,7 @@ def needed(names: Iterable[str]) -> list[str]:
         if name in found or name not in packages():
             continue
         found.add(name)
-        given = map(Requirement, importlib.metadata.requires(name) or ())
-        left += [normalized(each.name) for each in given if each.marker is None or each.marker.evaluate({"extra": ""})]
+        left += _required(name)
     return sorted(found)
 
 
@@ -133,6 +132,13 @@ def _content(record: str) -> str:
         if len(row) == 3 and row[1] and not row[0].startswith("../") and ".dist-info/" not in row[0]
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@cache
+def _required(name: str) -> list[str]:
+    """The packages that one requires here, without extras."""
+    given = map(Requirement, importlib.metadata.requires(name) or ())
+    return [normalized(each.name) for each in given if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
 @cache
