@@ -23,6 +23,7 @@ from trainkit.cli import (
     report,
     reproduce,
     seeds,
+    sweep,
     topo,
 )
 from trainkit.distributed.agent import FAILED, recall, remember
@@ -43,6 +44,7 @@ HELP = """\
 examples:
   trainkit train recipe=bert data.path=~/texts
   trainkit seeds 5 recipe=bert_finetune data.path=reviews.csv
+  trainkit sweep recipe=bert data.path=~/texts optimizer.lr=log(1e-4,1e-2)
   trainkit evaluate runs/bert
   trainkit export runs/bert --to onnx bert.onnx
   trainkit report runs/bert
@@ -189,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
     add_config_dir(seeds.add_parser(commands))
+    add_config_dir(sweep.add_parser(commands))
     add_trust(add_config_dir(export.add_parser(commands)))
     report.add_parser(commands)
     add_trust(add_config_dir(reproduce.add_parser(commands)))

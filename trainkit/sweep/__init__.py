@@ -1,0 +1,10 @@
+"""Sweeps: many trials of a configuration, searched by Optuna, in every slot of a machine."""
+
+from trainkit.sweep.settings import Settings
+from trainkit.sweep.study import Study, Trial, read
+
+__all__ = ["Settings", "Study", "Trial", "read"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
