@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
 
 from benchmarks.overhead import machine, write
-from trainkit.sweep import read
+from trainkit.sweep import front, read
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS = "trials"
@@ -73,7 +73,7 @@ def storm(directory: Path, trials: int, kills: int, drivers: int, seed: int) -> 
     assert driver.returncode == 0, log.read_text()[-3000:]
     opened = read(directory)
     found = opened.trials()
-    best = opened.best(found)[0]
+    best = front(found, opened.signs)[0]
     alone = directory.parent / "alone"
     again = [*CONF, *OF_TRIALS, *opened.overrides(best), f"run_dir={alone}", "tracking.jsonl=true"]
     subprocess.run([sys.executable, "-m", "trainkit.cli", "train", *again], check=True, env=_environment())

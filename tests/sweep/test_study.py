@@ -10,6 +10,7 @@ import pytest
 
 from tests.jobs import environment
 from trainkit.errors import ConfigError
+from trainkit.sweep import front
 from trainkit.sweep.driver import evaluations, present
 from trainkit.sweep.settings import Settings
 from trainkit.sweep.study import JOURNAL, SETTINGS_FILE, Study, Trial, begin, read, require_free
@@ -47,7 +48,7 @@ def test_a_trial_has_one_state_after_another(tmp_path):
         assert [trial.state for trial in study.trials()] == ["finished", "pruned", "failed", "waiting"]
         again = study.take()
         assert (again.number, again.record.num_starts, again.record.seconds) == (3, 2, 1.5)
-        assert study.best(study.trials())[0].number == 0 and study.trials()[2].record.error == "it broke"
+        assert front(study.trials(), study.signs)[0].number == 0 and study.trials()[2].record.error == "it broke"
 
 
 def test_what_needs_too_much_memory_counts_as_the_worst(tmp_path):
@@ -99,6 +100,7 @@ def test_a_torn_line_of_the_journal_is_left_out(tmp_path):
 TAKING = """\
 import sys
 from pathlib import Path
+from trainkit.sweep import front
 from trainkit.sweep.driver import present
 from trainkit.sweep.settings import Settings
 from trainkit.sweep.study import begin
@@ -192,7 +194,7 @@ def test_higher_is_better_after_a_minus(tmp_path):
     study = begin(tmp_path, settings, metrics=["-accuracy"], storage=None, driver="one")
     for value in (0.5, 0.9, 0.7):
         study.finish(_take(study), [value], seconds=1.0)
-    assert study.best(study.trials())[0].values == [0.9]
+    assert front(study.trials(), study.signs)[0].values == [0.9]
     study.close()
 
 
@@ -202,7 +204,7 @@ def test_the_front_of_two_metrics(tmp_path):
     study = begin(tmp_path, settings, metrics=["loss", "-speed"], storage=None, driver="one")
     for values in ([1.0, 5.0], [2.0, 9.0], [2.0, 4.0], [0.5, 1.0], [1.0, 5.0]):
         study.finish(_take(study), values, seconds=1.0)
-    assert [trial.number for trial in study.best(study.trials())] == [0, 1, 3, 4]
+    assert [trial.number for trial in front(study.trials(), study.signs)] == [3, 0, 4, 1]
     study.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.sweep_faults import storm
 from tests.jobs import ROOT, environment, run
 from trainkit.cli.main import main
-from trainkit.sweep.study import read
+from trainkit.sweep import front, read
 
 CONF = ["--config-dir", str(ROOT / "tests" / "user" / "conf")]
 TOY = [*CONF, "experiment=toy_short", "deterministic=true"]
@@ -38,7 +38,7 @@ def test_a_paused_trial_equals_an_uninterrupted_run(tmp_path, capsys):
     assert "6 of 6 trials have ended" in said.out and "slot core" in said.err
     study = read(tmp_path / "sweep")
     trials = study.trials()
-    best = study.best(trials)[0]
+    best = front(trials, study.signs)[0]
     assert best.record.num_starts > 1, "it was paused at a rung, and continued"
     assert Counter(trial.state for trial in trials)["pruned"] >= 3
     alone = tmp_path / "alone"
@@ -132,7 +132,10 @@ def test_a_metric_that_is_never_measured(tmp_path, capsys):
         (["optimizer=adamw,adamx"], "optimizer=adamx: must be one of"),
         (["optimizer.lr=0.1"], "nothing is varied"),
         (["seed=0,1", "run_dir=x"], "run_dir: leave it out"),
-        (["seed=0,1", "--sampler", "tpee"], "sampler=tpee: must be one of tpe, random, grid, cmaes, nsga2, pbt. Did you"),
+        (
+            ["seed=0,1", "--sampler", "tpee"],
+            "sampler=tpee: must be one of tpe, random, grid, cmaes, nsga2, pbt. Did you",
+        ),
         (["seed=0,1", "--pruner", "asha"], "pruner=asha: must be one of none, median, halving, hyperband"),
         (["optimizer.lr=log(1e-3,1e-1)", "--sampler", "grid"], "optimizer.lr=log(1e-3,1e-1) has no steps"),
         (["seed=0,1", "--sampler", "cmaes"], "every key has single values here"),

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainkit.cli import sweep_results
 from trainkit.cli.output import say
 from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainkit.sweep.driver import Looked
+    from trainkit.sweep.driver import Driver, Looked
     from trainkit.sweep.settings import Settings
+    from trainkit.sweep.study import Study
 
 OPTIONS = ("trials", "metric", "sampler", "pruner", "interval", "seed", "processes")
-ACTIONS = ("show", "best", "export")
+ACTIONS = ("show", "best", "export", "report")
 EXAMPLES = """\
 examples:
   trainkit sweep recipe=bert optimizer.lr=log(1e-4,1e-2) recipe.mask_share=0.15,0.3 --trials 30
@@ -22,6 +24,7 @@ examples:
   trainkit sweep show runs/sweep_bert
   trainkit sweep best runs/sweep_bert --write conf/experiment/best.yaml
   trainkit sweep export runs/sweep_bert trials.csv
+  trainkit sweep report runs/sweep_bert
 
 values: 0.1,0.2 or choice(a,b); range(1,9); interval(0,0.5); log(1e-4,1e-2), drawn evenly by the logarithm
 typed again, it goes on: what was running is continued from its checkpoints
@@ -63,27 +66,28 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--busy", action="store_true", help="also use GPUs and slices that other processes use")
     parser.add_argument("--to", type=Path, metavar="DIR", help="the directory of the sweep; default: runs/sweep_NAME")
     parser.add_argument("--storage", metavar="URL", help="a database for Optuna, such as postgresql+psycopg://host/db")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="best: write an experiment file")
+    sweep_results.add_arguments(parser)
     parser.set_defaults(run=_run, from_here=True)
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int | None:
+def _run(arguments: argparse.Namespace) -> None:
     words = arguments.overrides
     if words and words[0] in ACTIONS:
-        raise NotImplementedError
-    _search(arguments, words)
-    return None
+        sweep_results.run(arguments, words)
+    else:
+        _search(arguments, words)
 
 
 def _search(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    from trainkit.cli.sweep_progress import Progress, headline, line_of
+    from trainkit.cli.sweep_progress import Progress
     from trainkit.distributed.processes import require_no_job
     from trainkit.sweep import busy
     from trainkit.sweep import settings as given
     from trainkit.sweep.driver import Driver, present
     from trainkit.sweep.slots import slots
     from trainkit.sweep.study import begin, require_free
+    from trainkit.tracking.command import as_typed
 
     require_no_job("trainkit sweep")
     config_dir = Path(arguments.config_dir) if arguments.config_dir else None
@@ -108,17 +112,30 @@ def _search(arguments: argparse.Namespace, words: Sequence[str]) -> None:
                 with progress.shown():
                     driver.run(study, show=lambda: progress.show(driver))
             finally:
-                trials = study.trials()
-                print(
-                    f"{headline(trials, study.num_trials, None)}; slots were busy {driver.busy_share():.0%} of the time"
-                )
-                for best in study.best(trials):
-                    print(f"best: {line_of(best, study.metrics)}")
-                    print(f"  {study.run_dir(best.number)}")
+                _conclude(study, driver, config_dir)
                 study.close()
     finally:
         driver.close()
-    print(f"next: trainkit sweep show {directory}; trainkit sweep best {directory}")
+    for action in ("show", "best", "report"):
+        print(f"next: {as_typed(['trainkit', 'sweep', action, str(directory)])}")
+
+
+def _conclude(study: "Study", driver: "Driver", config_dir: Path | None) -> None:
+    """Prints what the sweep has found so far, and writes its page."""
+    from trainkit.cli.sweep_progress import headline, line_of
+    from trainkit.sweep import front
+    from trainkit.sweep.report import FILE_NAME, write_report
+
+    trials = study.trials()
+    print(f"{headline(trials, study.num_trials, None)}; slots were busy {driver.busy_share():.0%} of the time")
+    for best in front(trials, study.signs):
+        print(f"best: {line_of(best, study.metrics)}\n  {study.run_dir(best.number)}")
+    path = study.directory / FILE_NAME
+    try:
+        write_report(study, path, config_dir)
+        print(f"report: {path}")
+    except OSError as error:
+        say(f"{path} cannot be written: {error.strerror or error}")
 
 
 def _metrics(settings: "Settings", looked: "Looked") -> list[str]:

@@ -78,6 +78,8 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
+        from trainkit.sweep import front
+
         trials = driver.study.trials()
         table = Table("slot", "trial", "step", "", "configuration", box=None)
         for worker in driver.workers:
@@ -87,7 +89,7 @@ class Progress:
                 continue
             bar = ProgressBar(total=1.0, completed=worker.share or 0.0, width=20)
             table.add_row(worker.slot.name, str(trial.number), f"{worker.step:,}", bar, _configuration(trial.params))
-        best = driver.study.best(trials)
+        best = front(trials, driver.study.signs)
         lines = [headline(trials, driver.study.num_trials, driver.seconds_left(trials))]
         lines += [f"best: {line_of(trial, driver.study.metrics)}" for trial in best[:3]]
         return Group(*map(Text, lines), table, *map(Text, self._newest))

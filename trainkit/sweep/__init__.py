@@ -2,8 +2,9 @@
 
 from trainkit.sweep.settings import Settings
 from trainkit.sweep.study import Study, Trial, read
+from trainkit.sweep.table import front
 
-__all__ = ["Settings", "Study", "Trial", "read"]
+__all__ = ["Settings", "Study", "Trial", "front", "read"]
 
 
 def __dir__() -> list[str]:

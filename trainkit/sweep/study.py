@@ -71,6 +71,7 @@ class Trial:
         reported: the first metric by how many evaluations.
         record: beside Optuna's own.
         started: in seconds since 1970.
+        ended: likewise; None: it has not.
     """
 
     number: int
@@ -80,6 +81,7 @@ class Trial:
     reported: Mapping[int, float]
     record: Record
     started: float
+    ended: float | None = None
 
 
 class Study:
@@ -171,25 +173,6 @@ class Study:
                 break
             self._ended.append(_trial_of(found[number]))
         return [*self._ended, *(_trial_of(each) for each in found[len(self._ended) :])]
-
-    def best(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best of the trials that have finished; of several metrics, all that no other one is better than in each.
-
-        Args:
-            trials: all of them.
-        """
-        done = [
-            (trial, [s * v for s, v in zip(self.signs, trial.values or (), strict=True)])
-            for trial in trials
-            if trial.state == "finished"
-        ]
-        if len(self.signs) == 1:
-            return [min(done, key=lambda each: (each[1], each[0].number))[0]] if done else []
-        return [
-            trial
-            for trial, own in done
-            if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for _, other in done)
-        ]
 
     def run_dir(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -473,7 +456,8 @@ def _trial_of(found: "FrozenTrial") -> Trial:
     if state == "pruned" and record.error is not None:
         state = "failed"
     started = found.datetime_start.timestamp() if found.datetime_start else time.time()
-    return Trial(found.number, found.params, state, found.values, found.intermediate_values, record, started)
+    ended = found.datetime_complete.timestamp() if found.datetime_complete else None
+    return Trial(found.number, found.params, state, found.values, found.intermediate_values, record, started, ended)
 
 
 def _opened(directory: Path, storage: str | None) -> "BaseStorage":

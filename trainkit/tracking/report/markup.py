@@ -11,7 +11,8 @@ from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "report.css")
-SCRIPTS = ("uPlot.iife.min.js", "report.js")
+UPLOT = "uPlot.iife.min.js"
+SCRIPTS = (UPLOT, "report.js")
 _VOID = {"img", "input", "meta", "br"}
 
 
