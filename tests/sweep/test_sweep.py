@@ -132,6 +132,7 @@ def test_a_metric_that_is_never_measured(tmp_path, capsys):
         (["optimizer=adamw,adamx"], "optimizer=adamx: must be one of"),
         (["optimizer.lr=0.1"], "nothing is varied"),
         (["seed=0,1", "run_dir=x"], "run_dir: leave it out"),
+        (["seed=0,1", "checkpoint.identity=key"], "leave it out; set TRAINKIT_IDENTITY=FILE"),
         (
             ["seed=0,1", "--sampler", "tpee"],
             "sampler=tpee: must be one of tpe, random, grid, cmaes, nsga2, pbt. Did you",

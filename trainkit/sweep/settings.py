@@ -19,6 +19,7 @@ PRUNERS = ("none", "median", "halving", "hyperband")
 _OF_TRIALS = {
     "run_dir": "each trial has a run directory of its own below --to",
     "resume": "a trial resumes its own checkpoint",
+    "checkpoint.identity": "set TRAINKIT_IDENTITY=FILE, which is not stored with the sweep",
 }
 _QUIET = ("console", "curve", "report")
 """Trackers that write a page, a picture or a line for each trial: `trainkit sweep` shows all trials in one place."""
