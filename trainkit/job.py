@@ -212,7 +212,7 @@ def _written(exporter: Exporter, given: Export, keys: Sequence[Recipient]) -> li
             return list(exporter(replace(given, target=temporary, recipients=tuple(keys))))
     with plain_in_memory() as memory:
         with room_in_memory():
-            lines = list(exporter(replace(given, target=memory / given.destination.name)))
+            lines = list(exporter(replace(given, target=memory / given.destination.name, recipients=tuple(keys))))
         is_directory = (memory / given.destination.name).is_dir()
         final = given.destination if is_directory else _with_suffix(given.destination)
         with whole(final) as temporary:

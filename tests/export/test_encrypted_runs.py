@@ -99,11 +99,12 @@ def test_a_directory_of_hugging_face(run, tmp_path, capsys):
 
 
 @needs_memory
-def test_an_onnx_file_for_somebody_else(run, tmp_path):
+def test_an_onnx_file_for_somebody_else(run, tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
     run_dir, _, key, other = run
     given = ["export", str(run_dir), "--to", "onnx", str(tmp_path / "bert.onnx"), f"checkpoint.identity={key.file}"]
     assert main([*given, "--recipient", other.recipient]) == 0
+    assert "for TensorRT, once decrypted: trtexec" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["bert.onnx.age"]
     with AgeReader(tmp_path / "bert.onnx.age", other.identities) as file:
         onnx.checker.check_model(onnx.load_from_string(bytes(file.read(0, file.num_bytes))))

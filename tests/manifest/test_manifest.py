@@ -82,6 +82,13 @@ def test_a_run_and_its_checkpoints_hold_one(tmp_path, world_size):
     assert {*stored["code"]["modules"].items()} <= {*found["code"]["modules"].items()}
 
 
+def test_a_run_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(DataError, match="there is no such directory"):
+        manifest.read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
+        manifest.read(tmp_path)
+
+
 def test_history_says_who_resumed_what(tmp_path):
     _fit(tmp_path / "run", 4)
     _fit(tmp_path / "run", 8)

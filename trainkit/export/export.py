@@ -84,7 +84,7 @@ class Export:
         averaged: whether the averaged weights are asked for; None: as the recipe evaluates.
         int8: whether weights, and activations either `dynamic` or `static`, are quantized to 8 bits.
         max_drop: the largest drop by `int8` of the model's held-out metric that is accepted; see `OnnxModel`.
-        recipients: for whom a `Sealing` exporter encrypts; for others it is empty.
+        recipients: for whom it is encrypted: by a `Sealing` exporter itself, otherwise once it is written.
     """
 
     target: Path

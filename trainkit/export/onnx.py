@@ -317,7 +317,8 @@ class _Reader:
 def _tensor_rt(model: OnnxModel, export: Export) -> Iterator[str]:
     options = [f"{option}={_shapes(model, size)}" for option, size in (("--minShapes", 0), ("--optShapes", 1))]
     options.append(f"--maxShapes={_shapes(model, 2)}")
-    yield " ".join(["for TensorRT: trtexec", f"--onnx={export.destination}", *options, "--saveEngine=model.engine"])
+    when = ", once decrypted" if export.recipients else ""
+    yield " ".join([f"for TensorRT{when}: trtexec", f"--onnx={export.destination}", *options, "--saveEngine=model.engine"])
     program = shutil.which("trtexec")
     if program is None:
         return

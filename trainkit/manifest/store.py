@@ -106,6 +106,8 @@ def read(run_dir: Path) -> dict[str, Any]:
         DataError: there is none, or it is none.
     """
     path = run_dir if run_dir.is_file() else run_dir / FILE_NAME
+    if not run_dir.exists():
+        raise DataError(f"{run_dir}: there is no such directory; give that of a run, run_dir of its configuration")
     if not path.is_file():
         raise DataError(
             f"{run_dir} has no {FILE_NAME}: give the directory of a run; one of an older trainkit has none, and "
