@@ -318,7 +318,9 @@ def _tensor_rt(model: OnnxModel, export: Export) -> Iterator[str]:
     options = [f"{option}={_shapes(model, size)}" for option, size in (("--minShapes", 0), ("--optShapes", 1))]
     options.append(f"--maxShapes={_shapes(model, 2)}")
     when = ", once decrypted" if export.recipients else ""
-    yield " ".join([f"for TensorRT{when}: trtexec", f"--onnx={export.destination}", *options, "--saveEngine=model.engine"])
+    yield " ".join(
+        [f"for TensorRT{when}: trtexec", f"--onnx={export.destination}", *options, "--saveEngine=model.engine"]
+    )
     program = shutil.which("trtexec")
     if program is None:
         return
