@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 FREQUENCIES = "token frequencies"
 MOST_FREQUENT = "most frequent token"
 LEFT_BIGRAM = "best left-neighbour bigram"
 TWO_SIDED = "two-sided neighbours"
+_DENSE = 4  # numbers a count, up to which all of them are counted
 
 
 class NeighbourCounts:
@@ -73,15 +76,24 @@ class _MostFrequent:
     """For each key, the value that occurred with it most often; the smallest of equally frequent ones."""
 
     def __init__(self, keys: Tensor, values: Tensor, vocab_size: int) -> None:
-        pairs, counts = torch.unique(keys * vocab_size + values, return_counts=True)
-        by_count = torch.argsort(counts, descending=True, stable=True)
-        by_key = by_count[torch.argsort(pairs[by_count] // vocab_size, stable=True)]
-        keys, values = pairs[by_key] // vocab_size, pairs[by_key] % vocab_size
-        is_first = torch.ones_like(keys, dtype=torch.bool)
-        is_first[1:] = keys[1:] != keys[:-1]
-        self._keys, self._values = keys[is_first], values[is_first]
+        pairs, counts = _counted((keys * vocab_size + values).numpy())
+        of_pairs = pairs // vocab_size
+        starts = np.flatnonzero(np.diff(of_pairs, prepend=-1))  # of each key
+        most = np.repeat(np.maximum.reduceat(counts, starts), np.diff(starts, append=len(pairs)))
+        best = np.flatnonzero(counts == most)  # several of a key where they are equally frequent
+        best = best[np.diff(of_pairs[best], prepend=-1) > 0]
+        self._keys, self._values = torch.from_numpy(of_pairs[best]), torch.from_numpy(pairs[best] % vocab_size)
 
     def look_up(self, keys: Tensor, otherwise: Tensor) -> Tensor:
         """Returns the values of `keys`, and `otherwise` for unknown keys."""
         found = torch.searchsorted(self._keys, keys.contiguous()).clamp(max=len(self._keys) - 1)
         return torch.where(self._keys[found] == keys, self._values[found], otherwise)
+
+
+def _counted(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different numbers in their order, and how often each occurs."""
+    if len(numbers) and numbers.max() < _DENSE * len(numbers):  # faster than sorting
+        counts = np.bincount(numbers)
+        found = np.flatnonzero(counts)
+        return found, counts[found]
+    return np.unique(numbers, return_counts=True)

@@ -33,8 +33,7 @@ def describe() -> dict[str, Any]:
 
 def modules() -> dict[str, str]:
     """Returns the sha256 of the files of imported modules of trainkit, its recipes, and the user's own."""
-    found = {name: path for name, path in _files_of_modules() if _is_ours(path) or not _is_installed(path)}
-    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in sorted(found.items())}
+    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in sorted(_files_of_modules())}
 
 
 def modules_by_name(names: Iterable[str]) -> dict[str, str]:
@@ -141,20 +140,26 @@ def _git(directory: Path, *arguments: str) -> bytes | None:
 
 
 def _files_of_modules() -> Iterator[tuple[str, Path]]:
+    """Those of trainkit, its recipes and the user, by the names of the modules."""
     for name, module in [*sys.modules.items()]:
-        if name == "__mp_main__":  # __main__ again
-            continue
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and (path := Path(file)).suffix in (".py", ".so") and path.is_file():
-            if _is_generated(name, path):
-                continue
+        if name == "__mp_main__" or not isinstance(file, str):  # __main__ again
+            continue
+        top = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+        if _is_described(file, top if isinstance(top, str) else None) and (path := Path(file)).is_file():
             yield (f"__main__ ({path.name})" if name == "__main__" else name), path
 
 
-def _is_generated(name: str, path: Path) -> bool:
-    """Whether an installed package wrote it in a folder of its own, as torch.compile does with each kernel."""
-    top = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
-    return isinstance(top, str) and _is_installed(Path(top)) and not _is_ours(path) and not _is_installed(path)
+@cache  # of the thousands of modules of a process with torch it would take a tenth of a second each time
+def _is_described(file: str, top: str | None) -> bool:
+    """Whether a module's file, and that of its package, are not of Python or another package."""
+    path = Path(file)
+    if path.suffix not in (".py", ".so"):
+        return False
+    if _is_ours(path):
+        return True
+    # What an installed package wrote in a folder of its own, as torch.compile does with each kernel, is its own too.
+    return not _is_installed(path) and (top is None or not _is_installed(Path(top)))
 
 
 def _is_ours(path: Path) -> bool:

@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 from trainkit.config import check, resolve
 from trainkit.errors import NonFiniteError, TrainkitError
-from trainkit.manifest import environment
+from trainkit.manifest import code, environment
+from trainkit.ops import build, library
 from trainkit.sweep.reporter import Reporter, send
 from trainkit.training.accumulation import checkable
 
@@ -45,7 +46,7 @@ def main(imported: Path, events: int, commands: int, answers: int, memory_share:
     # The driver ends it by closing the commands. What ends a terminal's processes is the driver's to pass on.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    _import(["trainkit.job", "trainkit.config.compose"])
+    _import(["trainkit.job", "trainkit.config.compose", "trainkit.checkpoint.sharded"])
     with os.fdopen(commands, "rb") as lines:
         environment.needed(["trainkit", *environment.imported()])  # read once, and not by each trial
         send(events, event="ready")
@@ -53,9 +54,16 @@ def main(imported: Path, events: int, commands: int, answers: int, memory_share:
             command = json.loads(line)
             if number == 0:
                 with contextlib.suppress(Exception):  # the trial says what is wrong
-                    check(checkable(resolve(command["config"])))
+                    _prepare(command["config"])
             _import(imported.read_text().split())
             _run(command, events, answers, commands, memory_share, imported)
+
+
+def _prepare(config: Mapping[str, Any]) -> None:
+    """Does once what each trial would do by itself."""
+    checked = check(checkable(resolve(config)))
+    if checked["ops"]["kernels"] == "fused" and library.find(build.plan()):  # a build is left to a trial that needs it
+        library.load()
 
 
 def _import(names: list[str]) -> None:
@@ -66,6 +74,7 @@ def _import(names: list[str]) -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     if missing:
+        code.modules()  # read once, and not by each trial
         gc.collect()
         gc.freeze()  # a collection in a trial would copy every page of the worker
 
