@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         found = storm(Path(name) / "sweep", options.trials, options.kills, options.drivers, options.seed)
-    write("sweep_faults", machine(), [found], options.output)
+    write("sweep-faults", machine(), [found], options.output)
 
 
 def storm(directory: Path, trials: int, kills: int, drivers: int, seed: int) -> dict[str, Any]:
