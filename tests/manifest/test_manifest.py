@@ -38,6 +38,18 @@ def test_packages_are_those_that_pip_lists():
     assert {"torch", "sympy", "mpmath"} <= {*needed} and "trainkit" not in needed
 
 
+def test_packages_inside_of_packages_are_not_installed(tmp_path, monkeypatch):
+    """`import setuptools`, as torch.compile does, puts its copies of packages on the path."""
+    for folder in ("setuptools/_vendor/in_setuptools-1.0.dist-info", "beside-2.0.dist-info"):
+        (tmp_path / folder).mkdir(parents=True)
+        name, version = folder.rpartition("/")[2].removesuffix(".dist-info").split("-")
+        (tmp_path / folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path / "setuptools" / "_vendor")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = environment.packages.__wrapped__()
+    assert found["beside"] == {"version": "2.0"} and "in-setuptools" not in found and "torch" in found
+
+
 def test_variables_without_what_may_be_secret(monkeypatch):
     for name in ("NCCL_DEBUG", "OMP_NUM_THREADS", "TRAINKIT_IDENTITY", "TORCH_API_TOKEN", "HOME_OF_MINE"):
         monkeypatch.setenv(name, "value")

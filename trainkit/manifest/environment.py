@@ -51,6 +51,8 @@ def packages() -> dict[str, dict[str, Any]]:
         name = normalized(distribution.metadata["Name"] or "")
         if not name or name in found:  # the first one on the path is the one that is imported
             continue
+        if "_vendor" in Path(str(distribution.locate_file(""))).parts:  # setuptools puts copies of its own on the path
+            continue
         origin, record = distribution.read_text("direct_url.json"), distribution.read_text("RECORD")
         found[name] = {"version": distribution.version}
         if record is not None:
