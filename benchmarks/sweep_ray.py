@@ -16,18 +16,18 @@ sys.path.insert(0, str(ROOT))  # a bare checkout is enough
 
 def trained(config: dict[str, Any]) -> None:
     """One trial."""
+    import json
     import os
 
     from ray import tune
 
-    from benchmarks.sweep_trial import METRIC, note, overrides
-    from trainkit.config import compose_unresolved
-    from trainkit.job import train
+    from benchmarks.sweep_trial import METRIC, note, overrides, train
 
     begin = time.perf_counter()
     run_dir = Path(config["runs"]) / f"{os.getpid()}-{time.time_ns()}"
     given = overrides(config["lr"], config["mask_share"], str(run_dir))
-    value = train(compose_unresolved(given))[METRIC]
+    train(given)
+    value = json.loads((run_dir / "result.json").read_text())["metrics"][METRIC]
     note(busy_s=time.perf_counter() - begin)
     tune.report({METRIC: value})
 

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks.overhead import machine, write
 from benchmarks.sweep_trial import BERT, METRIC
-from trainkit.sweep import study
-from trainkit.sweep.settings import Settings
+from trainkit.sweep import Settings, front, samplers, study
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_EVALUATIONS, STEPS_EACH = 27, 10
@@ -98,7 +97,7 @@ def searched(directory: Path, pruner: str, seed: int, trials: int) -> dict[str, 
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     opened = study.read(directory)
     found = opened.trials()
-    best = opened.best(found)[0]
+    best = front(found, opened.signs)[0]
     opened.close()
     assert best.values is not None
     return {
@@ -151,9 +150,7 @@ def fill(opened: study.Study, num: int) -> None:
     from optuna.storages import JournalStorage, journal
     from optuna.trial import TrialState, create_trial
 
-    from trainkit.sweep.samplers import distributions
-
-    spaces = distributions(opened.varied)
+    spaces = samplers.distributions(opened.varied)
     draw = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     record = {study._KEY: dataclasses.asdict(study.Record(phase="running", num_starts=1, seconds=1.0))}
     storage = JournalStorage(journal.JournalFileBackend(str(opened.directory / study.JOURNAL)))

@@ -1,5 +1,6 @@
 """One trial of sweep_peers.py: the configuration that all contenders train, and a recipe that notes its own work."""
 
+import argparse
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trainkit import Last
+from trainkit.cli import add_train_arguments, parse, run_train
 from trainkit.data import Batch
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
 
@@ -80,3 +82,10 @@ def note(**values: float) -> None:
 def overrides(lr: float, mask_share: float, run_dir: str) -> list[str]:
     """The configuration of a trial as it is typed."""
     return [*FIXED, *QUIET, f"optimizer.lr={lr}", f"recipe.mask_share={mask_share}", f"run_dir={run_dir}"]
+
+
+def train(given: list[str]) -> None:
+    """Trains a configuration in this process, as `trainkit train` does."""
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    run_train(parse(parser, given))
