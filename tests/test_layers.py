@@ -33,6 +33,7 @@ LAYERS = (
     ("distributed", "ops"),
     ("random", "config", "cache", "encryption"),
     ("errors", "json_text", "lazy", "logger", "version"),
+    ("whole_file",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 KNOWS_HYDRA = {"config"}

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainkit.whole_file import write_text
+
 MAX_BYTES = 1 << 28
 
 
@@ -81,10 +83,4 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -219,6 +219,7 @@ def test_an_axis_chooses_trials_for_the_table(chromium, tmp_path):
     page.wait_for_function(f"document.querySelector('#pages output').textContent.endsWith('of {wanted}')")
     page.mouse.click(x, box["y"] + 200)
     page.wait_for_function("document.querySelector('#pages output').textContent.endsWith('of 60')")
+    assert 0 < wanted < 60 and seen.errors == []
 
 
 @in_a_browser
@@ -309,4 +310,5 @@ def test_ten_thousand_trials_are_drawn(chromium, tmp_path):
 def test_a_document_is_of_finite_numbers(tmp_path):
     trials = [trial(0, [float("nan")]), trial(1, state="pruned", reported={1: float("inf"), 2: 1.0})]
     study = _study(tmp_path / "sweep", trials)
-    json.dumps(document(study, trials, [], tmp_path / "page.html"), allow_nan=False)
+    written = json.dumps(document(study, trials, [], tmp_path / "page.html"), allow_nan=False)  # raises for any other
+    assert "NaN" not in written and "Infinity" not in written

@@ -9,6 +9,7 @@ from trainkit.benchmark.machines import Machine, as_json
 from trainkit.benchmark.published import Source, published
 from trainkit.benchmark.rows import columns_of, row_of
 from trainkit.tracking.report.markup import STYLES, UPLOT, Markup, page, tag
+from trainkit.whole_file import write_text
 
 ASSETS = Path(__file__).parent / "assets"
 OWN_STYLES = (*STYLES, ASSETS / "benchmark.css")
@@ -38,13 +39,7 @@ def write_page(machines: Sequence[Machine], path: Path) -> None:
     title = f"Benchmark of {machines[0].words}" if len(machines) == 1 else f"Benchmark of {len(machines)} machines"
     data = as_json(machines)
     written = page(title, _body(title, machines), data, styles=OWN_STYLES, scripts=OWN_SCRIPTS)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(written, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, written)
 
 
 def _body(title: str, machines: Sequence[Machine]) -> Iterator[Markup]:

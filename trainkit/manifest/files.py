@@ -9,7 +9,7 @@ from typing import Any
 
 from trainkit.data.files import walk
 from trainkit.json_text import MAX_BYTES, parse_json, read_bounded
-from trainkit.manifest.store import write_text
+from trainkit.whole_file import write_text
 
 FILES = "data_files.jsonl"
 MAX_FILES = 200_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainkit.errors import ConfigError, DataError
 from trainkit.json_text import read_bounded
-from trainkit.manifest.store import write_text
+from trainkit.whole_file import write_text
 
 SUFFIX = ".sig"
 NAMESPACE = "file"

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from trainkit.errors import DataError
 from trainkit.json_text import read_json
+from trainkit.whole_file import write_text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -72,25 +73,6 @@ def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
         OSError: where it cannot be written; one that exists stays.
     """
     write_text(run_dir / FILE_NAME, json.dumps(manifest, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all.
-
-    Args:
-        path: the file.
-        text: all of it.
-
-    Raises:
-        OSError: where it cannot be written; one that exists stays.
-    """
-    half = path.with_name(f".{path.name}.part")
-    try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    except OSError:
-        half.unlink(missing_ok=True)
-        raise
 
 
 def read(run_dir: Path) -> dict[str, Any]:

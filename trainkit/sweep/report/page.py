@@ -11,6 +11,7 @@ from trainkit.sweep.report.importance import LEAST, importances, share_of_best
 from trainkit.sweep.study import Study, Trial
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.report.markup import STYLES, UPLOT, Markup, page, tag
+from trainkit.whole_file import write_text
 
 FILE_NAME = "report.html"
 ASSETS = Path(__file__).parent / "assets"
@@ -37,13 +38,7 @@ def write_report(study: Study, path: Path, config_dir: Path | None = None) -> No
         styles=(*STYLES, ASSETS / "sweep.css"),
         scripts=(UPLOT, ASSETS / "sweep.js"),
     )
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(written, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, written)
 
 
 def _body(

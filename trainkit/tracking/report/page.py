@@ -19,6 +19,7 @@ from trainkit.tracking.report.media import Encoded, tables_section, through_time
 from trainkit.tracking.report.parts import parts_bar
 from trainkit.tracking.report.record import Record, read_record
 from trainkit.tracking.report.tree import files_section
+from trainkit.whole_file import write_text
 
 FILE_NAME = "report.html"
 NUM_COLOURS = 8  # of runs; c0 to c7 in report.css
@@ -69,13 +70,7 @@ def write_page(records: Sequence[Record], path: Path, encoded: Encoded | None = 
         OSError: the file cannot be written.
     """
     written = page(title(records), _body(records, {} if encoded is None else encoded), document(records))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(written, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, written)
 
 
 def live_page(records: Sequence[Record], address: str, encoded: Encoded) -> str:
