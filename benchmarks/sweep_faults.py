@@ -36,17 +36,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20, help="of workers and trials")
+    parser.add_argument("--servers", type=int, default=2, help="kills of the process that forks workers")
     parser.add_argument("--drivers", type=int, default=3, help="kills of the driver")
     parser.add_argument("--seed", type=int, default=0, help="of the times and the victims")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = storm(Path(name) / "sweep", options.trials, options.kills, options.drivers, options.seed)
+        found = storm(
+            Path(name) / "sweep",
+            options.trials,
+            options.kills,
+            options.drivers,
+            servers=options.servers,
+            seed=options.seed,
+        )
     write("sweep-faults", machine(), [found], options.output)
 
 
-def storm(directory: Path, trials: int, kills: int, drivers: int, seed: int) -> dict[str, Any]:
-    """What a sweep of `trials` ends with, after `kills` of workers or trials and `drivers` of the driver.
+def storm(directory: Path, trials: int, kills: int, drivers: int, *, servers: int = 1, seed: int = 0) -> dict[str, Any]:
+    """What a sweep of `trials` ends with, after `kills` of workers or trials, and those of the driver and the server.
 
     One is killed after every so many trials, at a random moment.
     """
@@ -56,7 +64,7 @@ def storm(directory: Path, trials: int, kills: int, drivers: int, seed: int) -> 
     start, num_killed = time.perf_counter(), Counter[str]()
     log = directory.parent / "driver.log"
     driver = _started(command, log)
-    victims = ["driver"] * drivers + ["worker"] * (kills // 2) + ["trial"] * (kills - kills // 2)
+    victims = ["driver"] * drivers + ["server"] * servers + ["worker"] * (kills // 2) + ["trial"] * (kills - kills // 2)
     draw.shuffle(victims)
     for number, victim in enumerate(victims):
         _wait_until(lambda n=number: _num_started(directory) >= (n + 1) * trials // (len(victims) + 1), driver)
@@ -113,9 +121,11 @@ def _wait_until(condition: Any, driver: "subprocess.Popen[bytes]") -> None:
 
 
 def _kill_one(driver: int, victim: str, draw: random.Random) -> bool:
-    """Kills a worker, or the process of a trial; False where there was none."""
-    workers = _children(driver)
-    found = workers if victim == "worker" else [child for worker in workers for child in _children(worker)]
+    """Kills a server, a worker, or the process of a trial; False where there was none."""
+    servers = [child for child in _children(driver) if _children(child)]
+    workers = [child for server in servers for child in _children(server)]
+    trials = [child for worker in workers for child in _children(worker)]
+    found = {"server": servers, "worker": workers, "trial": trials}[victim]
     if not found:
         return False
     try:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks.overhead import machine, write
 from benchmarks.sweep_trial import BERT, METRIC
-from trainkit.sweep import Settings, front, samplers, study
+from trainkit.sweep import Settings, front, samplers, storage, study, trial
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_EVALUATIONS, STEPS_EACH = 27, 10
@@ -125,11 +125,11 @@ def cost(directory: Path, sampler: str, num_finished: int) -> dict[str, Any]:
     spent: dict[str, list[float]] = {"take": [], "report": [], "finish": []}
     opening_s = time.perf_counter() - begin
     for number in range(NUM_TIMED):
-        trial = _timed(spent["take"], opened.take)
-        assert trial is not None
+        taken = _timed(spent["take"], opened.take)
+        assert taken is not None
         value = 6.0 + number / 100
-        _timed(spent["report"], lambda t=trial, v=value: opened.report(t.number, 1, v, of=1))  # type: ignore[misc]
-        _timed(spent["finish"], lambda t=trial, v=value: opened.finish(t, [v], seconds=1.0))  # type: ignore[misc]
+        _timed(spent["report"], lambda t=taken, v=value: opened.report(t.number, 1, v, of=1))  # type: ignore[misc]
+        _timed(spent["finish"], lambda t=taken, v=value: opened.finish(t, [v], seconds=1.0))  # type: ignore[misc]
     opened.close()
     medians = {f"{name}_s": statistics.median(seconds) for name, seconds in spent.items()}
     found = {"sampler": sampler, "finished": num_finished, **medians, "opening_s": opening_s}
@@ -152,9 +152,9 @@ def fill(opened: study.Study, num: int) -> None:
 
     spaces = samplers.distributions(opened.varied)
     draw = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    record = {study._KEY: dataclasses.asdict(study.Record(phase="running", num_starts=1, seconds=1.0))}
-    storage = JournalStorage(journal.JournalFileBackend(str(opened.directory / study.JOURNAL)))
-    written = optuna.load_study(study_name=study.NAME, storage=storage)
+    record = {trial.KEY: dataclasses.asdict(trial.Record(phase="running", num_starts=1, seconds=1.0))}
+    kept = JournalStorage(journal.JournalFileBackend(str(opened.directory / storage.JOURNAL)))
+    written = optuna.load_study(study_name=study.NAME, storage=kept)
     for number in range(num):
         params, value = draw.ask(spaces).params, 6.0 + (number * 7919 % 1000) / 1000
         written.add_trial(

@@ -4,7 +4,6 @@ Shape suffixes: B samples, K masked tokens per sample, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import numpy as np
 import torch
@@ -18,13 +17,14 @@ from trainkit.evaluation import SampleSums
 from trainkit_recipes.bert.data import IGNORED, Masked, Masking
 from trainkit_recipes.bert.losses import masked_loss
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, majority
-from trainkit_recipes.bert.report import baseline_sums
+from trainkit_recipes.bert.report import Example, baseline_sums
 from trainkit_recipes.bert.samples import Samples, Windows, masked_by, samples_of
 from trainkit_recipes.bert.unit_sums import UnitSums, knows_documents, units_of
 
 LOSS, TOKENS = "held_out_loss", "held_out_accuracy"
 """Metrics of masked tokens."""
 _MASK_SHARE = 0.15
+_NUM_EXAMPLES = 4
 
 
 class HeldOut:
@@ -43,32 +43,29 @@ class HeldOut:
         self._baselines: dict[str, dict[str, float]] = {}
         self._beside: dict[str, NDArray[np.float64]] = {}
         self._rows, self._pairs = np.empty((0, 3)), np.empty((0, 1))
+        self.examples: list[Example] = []
+        """Some windows of this rank from all over the split, as `measure` has predicted them."""
 
-    def samples(self, every: int = 1) -> Iterator[tuple[Samples, Masked]]:
-        """Yields this rank's samples, and how they are masked.
-
-        Args:
-            every: yields each so many-th global batch, from the first one on.
-        """
+    def samples(self) -> Iterator[tuple[Samples, Masked]]:
+        """Yields this rank's samples, and how they are masked."""
         held_out, collate = self.datasets.held_out, self.datasets.collate
         batches = self.runtime.evaluation_batches(held_out, batch_size=self.batch_size, collate=collate)
-        for batch in islice(batches, 0, None, every):
+        for batch in batches:
             samples = samples_of(batch, held_out, self.datasets.tokenizer.pad)
             yield samples, masked_by(self.masking, samples.batch, self.runtime, "held-out mask")
 
     @torch.no_grad()
-    def outputs(self, model: Engine, every: int = 1) -> Iterator[tuple[Samples, Masked, Tensor, Tensor | None]]:
+    def outputs(self, model: Engine) -> Iterator[tuple[Samples, Masked, Tensor, Tensor | None]]:
         """Yields samples, masking, logits_BKV, and logits [B, 2] of the next sentence where it is predicted.
 
         Collective: every rank must call.
 
         Args:
             model: of the run.
-            every: as for `samples`.
         """
         model.module.eval()
         try:
-            for samples, masked in self.samples(every):
+            for samples, masked in self.samples():
                 if self.next_sentence:
                     assert isinstance(samples, Windows)
                     yield samples, masked, *samples.predict_pairs(model, masked)
@@ -88,7 +85,11 @@ class HeldOut:
         names = ("loss", "correct", "masked", "next_sentence_correct", "samples")
         sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
         of_units, of_pairs = UnitSums(3), UnitSums(1)
-        for samples, masked, logits_BKV, next_B2 in self.outputs(model):
+        every = max(1, -(-len(self.datasets.held_out) // self.batch_size) // _NUM_EXAMPLES)
+        self.examples = []
+        for number, (samples, masked, logits_BKV, next_B2) in enumerate(self.outputs(model)):
+            if number % every == 0 and number < every * _NUM_EXAMPLES:
+                self.examples += Example.first_of(samples.batch, masked, logits_BKV)
             if next_B2 is not None:
                 is_right_B = next_B2.argmax(dim=-1) == samples.batch.data[LABEL]
                 sums["next_sentence_correct"] += is_right_B.sum()

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from trainkit_recipes.bert.losses import masked_loss, pair_loss
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, check_pairs, with_pairs
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
-from trainkit_recipes.bert.report import NUM_EXAMPLES, Report, outlook
+from trainkit_recipes.bert.report import Report, outlook
 from trainkit_recipes.bert.samples import Samples, Windows, masked_by, require_uncompiled, samples_of
 
 _NUM_STEPS = 2000
@@ -287,10 +286,8 @@ class MaskedLanguageModelling(Recipe):
     def report(self) -> Report:
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""
         measured = self._measured or self._evaluated.measure(self.model)
-        num_batches = -(-len(self._evaluated.datasets.held_out) // self.evaluation_batch_size)
-        every = max(1, num_batches // NUM_EXAMPLES)  # examples from all over the split
         return Report.of(
-            islice(self.held_out(every), NUM_EXAMPLES),
+            self._evaluated.examples,
             accuracy=measured["accuracy"],
             num_masked=int(measured["masked"]),
             tokenizer=self.tokenizer,
@@ -306,13 +303,9 @@ class MaskedLanguageModelling(Recipe):
         """Returns loss and accuracy by document, or by window of data that do not know documents."""
         return self._evaluated.held_out_samples()
 
-    def held_out(self, every: int = 1) -> Iterator[tuple[Batch, Masked, Tensor]]:
-        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call.
-
-        Args:
-            every: yields each so many-th global batch, from the first one on.
-        """
-        for samples, masked, logits_BKV, _ in self._evaluated.outputs(self.model, every):
+    def held_out(self) -> Iterator[tuple[Batch, Masked, Tensor]]:
+        """Yields (batch, masking, logits_BKV) over this rank's held-out windows. Collective: every rank must call."""
+        for samples, masked, logits_BKV, _ in self._evaluated.outputs(self.model):
             yield samples.batch, masked, logits_BKV
 
     def masked_held_out(self) -> Iterator[tuple[Batch, Masked]]:

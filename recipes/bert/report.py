@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,49 @@ from torch import Tensor
 
 from trainkit import Runtime
 from trainkit.data import Batch, Datasets
-from trainkit_recipes.bert.baselines import FREQUENCIES, LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
+from trainkit_recipes.bert.baselines import FORMAT, FREQUENCIES, LEFT_BIGRAM, MOST_FREQUENT, TWO_SIDED, NeighbourCounts
 from trainkit_recipes.bert.data import IGNORED, Masked
 from trainkit_recipes.bert.filled import Filled
 from trainkit_recipes.bert.unit_sums import UnitSums, units_of
 
-NUM_EXAMPLES = 4
 _COUNTED_TOKENS = 1 << 22  # of the training text, for the baselines: more would take memory and change little
 _READ_AT_ONCE = 4096  # windows
+
+
+@dataclass(frozen=True)
+class Example:
+    """A window, and what was predicted in it.
+
+    Args:
+        tokens_T: int64, unmasked.
+        chosen_K: int64, the positions that were masked.
+        labels_K: int64, IGNORED in slots that are not used.
+        predicted_K: int64, on the device of the model.
+    """
+
+    tokens_T: Tensor
+    chosen_K: Tensor
+    labels_K: Tensor
+    predicted_K: Tensor
+
+    @classmethod
+    def first_of(cls, batch: Batch, masked: Masked, logits_BKV: Tensor) -> list["Example"]:
+        """Returns that of the first window of a rank's share, or none where the share is empty."""
+        first = slice(0, 1)
+        rows = zip(
+            batch.tokens[first],
+            masked.chosen_BK[first],
+            masked.labels_BK[first],
+            logits_BKV[first].argmax(dim=-1),
+            strict=True,
+        )
+        return [cls(*row) for row in rows]
+
+    def text(self, tokenizer: Any) -> str:
+        """The window as words."""
+        slots = zip(self.chosen_K.tolist(), self.labels_K.tolist(), self.predicted_K.tolist(), strict=True)
+        predictions = {position: prediction for position, label, prediction in slots if label != IGNORED}
+        return _text(tokenizer, self.tokens_T.tolist(), predictions)
 
 
 @dataclass(frozen=True)
@@ -42,7 +77,7 @@ class Report:
     @classmethod
     def of(
         cls,
-        held_out: Iterable[tuple[Batch, Masked, Tensor]],
+        examples: Iterable["Example"],
         *,
         accuracy: float,
         num_masked: int,
@@ -53,8 +88,7 @@ class Report:
         """Describes a measurement on the whole held-out split.
 
         Args:
-            held_out: this rank's shares of some global batches, how they were masked, and logits [B, K, V]; the first
-                window of each is shown.
+            examples: held-out windows.
             accuracy: of the model, on the masked positions of the split.
             num_masked: those positions.
             tokenizer: of the model.
@@ -64,11 +98,8 @@ class Report:
         Returns:
             The report; its rows are the same on every rank.
         """
-        examples: list[str] = []
-        for batch, masked, logits_BKV in held_out:
-            examples += islice(_examples(tokenizer, batch, masked, logits_BKV.argmax(dim=-1).cpu()), 1)
         return cls(
-            examples="\n\n".join(examples),
+            examples="\n\n".join(example.text(tokenizer) for example in examples),
             sentences="\n".join(map(str, sentences)),
             columns=("predicted by", f"accuracy on {num_masked:,} tokens"),
             rows=[("model", accuracy), *baselines.items()],
@@ -90,7 +121,7 @@ def baseline_sums(
         By the name of a baseline, float64 [units, 3]: of each unit of the text the sum of losses, the tokens that were
         right, and all tokens; NaN where a baseline has no loss, or no prediction. The same on every rank.
     """
-    counts = NeighbourCounts(_windows(datasets.train), tokenizer)
+    counts = runtime.ranks.first_on_host(lambda: _counts_of(datasets, tokenizer))
     sums = UnitSums(5)
     for batch, masked in held_out:
         labels_BK = masked.labels_BK.cpu()
@@ -142,6 +173,22 @@ def outlook(
     )
 
 
+def _counts_of(datasets: Datasets, tokenizer: Any) -> NeighbourCounts:
+    """The counts of the training text, which the next run of the same text finds."""
+    found: list[NeighbourCounts] = []
+
+    def build(directory: Path) -> None:
+        found.append(NeighbourCounts.of(_windows(datasets.train), tokenizer))
+        found[0].save(directory)
+
+    directory = datasets.derived(f"neighbours-{FORMAT}-{_COUNTED_TOKENS}", build)
+    if found:
+        return found[0]
+    if directory is None:
+        return NeighbourCounts.of(_windows(datasets.train), tokenizer)
+    return NeighbourCounts.load(directory, tokenizer)
+
+
 def _windows(dataset: Any) -> Iterator[Tensor]:
     """Yields all training windows, or evenly spaced ones with the number of tokens to count."""
     length = len(dataset[0]["tokens"])
@@ -153,22 +200,6 @@ def _windows(dataset: Any) -> Iterator[Tensor]:
             yield dataset.__getitems__(selected)["tokens"]
         else:
             yield torch.stack([dataset[index]["tokens"] for index in selected])
-
-
-def _examples(tokenizer: Any, batch: Batch, masked: Masked, predicted_BK: Tensor) -> Iterator[str]:
-    for tokens_T, chosen_K, labels_K, predicted_K in zip(
-        batch.tokens.tolist(),
-        masked.chosen_BK.tolist(),
-        masked.labels_BK.tolist(),
-        predicted_BK.tolist(),
-        strict=True,
-    ):
-        predictions = {
-            position: prediction
-            for position, label, prediction in zip(chosen_K, labels_K, predicted_K, strict=True)
-            if label != IGNORED
-        }
-        yield _text(tokenizer, tokens_T, predictions)
 
 
 def _text(tokenizer: Any, tokens: list[int], predictions: dict[int, int]) -> str:

@@ -221,4 +221,4 @@ def test_an_interrupt_ends_it_quietly(root):
         with socket.create_connection(("127.0.0.1", port)):
             process.send_signal(signal.SIGINT)
             rest = process.stderr.read()
-        assert process.wait(20) == 0 and rest == "trainkit: the dashboard has ended\n"
+        assert (rest, process.wait(20)) == ("trainkit: the dashboard has ended\n", 0)

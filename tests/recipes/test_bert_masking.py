@@ -103,7 +103,7 @@ def test_a_share_that_cannot_be_is_refused():
 def test_baselines_count_neighbours():
     #          a  b  c        d  b  e        a  b  c        d  b  c    x  x  x  x  x  x
     text = [2, 5, 6, 7, 3, 2, 8, 6, 9, 3, 2, 5, 6, 7, 3, 2, 8, 6, 7, 3, 10, 10, 10, 10, 10, 10]
-    counts = NeighbourCounts([torch.tensor([text])], TOKENIZER)
+    counts = NeighbourCounts.of([torch.tensor([text])], TOKENIZER)
     asked = torch.tensor([[5, 99, 9, 0], [6, 99, 3, 0], [99, 99, 99, 0], [8, 99, 7, 0]])
     predictions = counts.predictions(asked, torch.ones(4, 1, dtype=torch.int64))
     assert predictions[MOST_FREQUENT].flatten().tolist() == [10, 10, 10, 10]
@@ -111,7 +111,7 @@ def test_baselines_count_neighbours():
     assert predictions[TWO_SIDED].flatten().tolist() == [6, 7, 10, 6]
     between = counts.predictions(torch.tensor([[6, 99, 3]]), torch.tensor([[1]]))
     assert between[TWO_SIDED].item() == 7
-    only_right_differs = NeighbourCounts([torch.tensor([[5, 6, 7], [5, 8, 9], [5, 8, 9]])], TOKENIZER)
+    only_right_differs = NeighbourCounts.of([torch.tensor([[5, 6, 7], [5, 8, 9], [5, 8, 9]])], TOKENIZER)
     predictions = only_right_differs.predictions(
         torch.tensor([[5, 99, 7], [5, 99, 9]]), torch.ones(2, 1, dtype=torch.int64)
     )

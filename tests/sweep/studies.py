@@ -5,7 +5,8 @@ import random
 from typing import Any
 
 from trainkit.sweep.settings import Settings
-from trainkit.sweep.study import DRIVERS, Record, Trial, begin
+from trainkit.sweep.study import DRIVERS, begin
+from trainkit.sweep.trial import Record, Trial
 
 SPACE = {"optimizer.lr": "log(1e-4,1e-1)", "recipe.batch_size": "4,8,16", "recipe.dropout": "interval(0.0,0.5)"}
 

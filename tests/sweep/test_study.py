@@ -13,7 +13,9 @@ from trainkit.errors import ConfigError
 from trainkit.sweep import front
 from trainkit.sweep.driver import evaluations, present
 from trainkit.sweep.settings import Settings
-from trainkit.sweep.study import JOURNAL, SETTINGS_FILE, Study, Trial, begin, read, require_free
+from trainkit.sweep.storage import JOURNAL
+from trainkit.sweep.study import SETTINGS_FILE, Study, begin, read, require_free
+from trainkit.sweep.trial import Trial
 
 SPACE = {"optimizer.lr": "log(1e-4,1e-1)", "recipe.batch_size": "4,8"}
 

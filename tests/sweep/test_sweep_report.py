@@ -44,7 +44,7 @@ def _data(path):
 def _opened(chromium, path, **given):
     seen = Seen(chromium, **({"viewport": {"width": 1280, "height": 900}} | given))
     seen.page.goto(path.as_uri())
-    seen.page.wait_for_function("document.documentElement.dataset.ready")
+    seen.page.wait_for_selector("html[data-ready]", state="attached")
     return seen
 
 
@@ -216,9 +216,10 @@ def test_an_axis_chooses_trials_for_the_table(chromium, tmp_path):
     page.mouse.move(x, box["y"] + 40 + (340 - 16 - 40) / 3, steps=4)
     page.mouse.up()
     wanted = sum(one.params["optimizer.lr"] >= 0.01 for one in trials)
-    page.wait_for_function(f"document.querySelector('#pages output').textContent.endsWith('of {wanted}')")
+    # Not wait_for_function, which evaluates text where it has to wait: the page's policy forbids that.
+    page.locator("#pages output", has_text=re.compile(f"of {wanted}$")).wait_for()
     page.mouse.click(x, box["y"] + 200)
-    page.wait_for_function("document.querySelector('#pages output').textContent.endsWith('of 60')")
+    page.locator("#pages output", has_text=re.compile("of 60$")).wait_for()
     assert 0 < wanted < 60 and seen.errors == []
 
 

@@ -15,7 +15,7 @@ from trainkit.tracking import Jsonl, Run
 from trainkit.tracking.report.document import document
 from trainkit.tracking.report.links import links_picture
 from trainkit.tracking.report.machine import memory_of, memory_picture
-from trainkit.tracking.report.markup import ASSETS, json_in_script, tag
+from trainkit.tracking.report.markup import ASSETS, SCRIPTS, json_in_script, tag
 from trainkit.tracking.report.record import read_record
 
 UPLOT = {  # of npm's uplot 1.6.32, unpacked from its package
@@ -72,7 +72,7 @@ def test_a_hostile_run_adds_no_markup(tmp_path):
     assert {name for name, _ in page.tags} <= ALLOWED
     attributes = {attribute for _, given in page.tags for attribute in given}
     assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc", "href")]
-    assert len(page.content["script"]) == 3 and len(page.content["style"]) == 2
+    assert len(page.content["script"]) == len(SCRIPTS) + 1 and len(page.content["style"]) == 2  # and the data
     assert all(given["src"].startswith("data:image/webp;base64,") for name, given in page.tags if name == "img")
     assert "root:" not in text, "a link out of the directory was followed"
     assert NASTY.replace("\u2028", "") in "".join(page.text).replace("\u2028", "")

@@ -8,12 +8,12 @@ from trainkit.benchmark.figures import is_measured
 from trainkit.benchmark.machines import Machine, as_json
 from trainkit.benchmark.published import Source, published
 from trainkit.benchmark.rows import columns_of, row_of
-from trainkit.tracking.report.markup import STYLES, UPLOT, Markup, page, tag
+from trainkit.tracking.report.markup import LIBRARIES, STYLES, Markup, page, tag
 from trainkit.whole_file import write_text
 
 ASSETS = Path(__file__).parent / "assets"
 OWN_STYLES = (*STYLES, ASSETS / "benchmark.css")
-OWN_SCRIPTS = (UPLOT, ASSETS / "benchmark.js")
+OWN_SCRIPTS = (*LIBRARIES, ASSETS / "benchmark.js")
 HOW = (
     "Each cell is a job in processes of its own, configured as a training run is. Its time contains data, forward and "
     "backward passes, reduction, update and logging; warm-up steps are left out. Every process takes the batch that is "

@@ -80,21 +80,24 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    from trainkit.cli.sweep_progress import Progress
     from trainkit.distributed.processes import require_no_job
-    from trainkit.sweep import busy
     from trainkit.sweep import settings as given
-    from trainkit.sweep.driver import Driver, present
     from trainkit.sweep.slots import slots
-    from trainkit.sweep.study import begin, require_free
-    from trainkit.tracking.command import as_typed
+    from trainkit.sweep.worker_process import start_server, threads_of
 
     require_no_job("trainkit sweep")
     config_dir = Path(arguments.config_dir) if arguments.config_dir else None
     options = {name: getattr(arguments, name) for name in OPTIONS}
     name, settings = given.of_words(words, options)
-    given.require_usable(settings, config_dir)
     here = slots(arguments.slots, processes=settings.processes, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    start_server(threads_of(here[0], settings.processes))  # it imports what trials need while this process goes on
+    from trainkit.cli.sweep_progress import Progress
+    from trainkit.sweep import busy
+    from trainkit.sweep.driver import Driver, present
+    from trainkit.sweep.study import begin, require_free
+    from trainkit.tracking.command import as_typed
+
+    given.require_usable(settings, config_dir)
     if not arguments.busy:
         busy.require_free(here)
     directory = (arguments.to or Path("runs") / f"sweep_{name}").expanduser()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from trainkit.sweep.driver import Driver
-    from trainkit.sweep.study import Trial
+    from trainkit.sweep.trial import Trial
 
 _NUM_SHOWN = 5  # of the newest trials
 _EVERY_S = 0.5
@@ -83,12 +83,12 @@ class Progress:
         trials = driver.study.trials()
         table = Table("slot", "trial", "step", "", "configuration", box=None)
         for worker in driver.workers:
-            trial = worker.trial
+            trial, slot = worker.trial, worker.process.slot.name
             if trial is None:
-                table.add_row(worker.slot.name, "-")
+                table.add_row(slot, "-")
                 continue
             bar = ProgressBar(total=1.0, completed=worker.share or 0.0, width=20)
-            table.add_row(worker.slot.name, str(trial.number), f"{worker.step:,}", bar, _configuration(trial.params))
+            table.add_row(slot, str(trial.number), f"{worker.step:,}", bar, _configuration(trial.params))
         best = front(trials, driver.study.signs)
         lines = [headline(trials, driver.study.num_trials, driver.seconds_left(trials))]
         lines += [f"best: {line_of(trial, driver.study.metrics)}" for trial in best[:3]]

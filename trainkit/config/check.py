@@ -38,10 +38,9 @@ def check(config: Mapping[str, Any]) -> Node:
     for name in schema:
         if name not in config:
             raise ConfigError(f"{name} is missing from the configuration")
-    values = {
-        name: _checked(name, config[name], annotation) for name, annotation in schema.items() if name not in groups()
-    }
-    nodes = {name: convert(name, config[name], annotation) for name, annotation in schema.items() if name in groups()}
+    known = groups()
+    values = {name: _checked(name, config[name], of) for name, of in schema.items() if name not in known}
+    nodes = {name: convert(name, config[name], of) for name, of in schema.items() if name in known}
     _require_usable_targets(nodes)
     return {**{name: node and _checked_node(name, node) for name, node in nodes.items()}, **values}
 

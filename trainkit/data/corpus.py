@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from trainkit.cache import cached
@@ -126,10 +127,12 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
     return _folder(path, field)
 
 
+@cache
 def documentation() -> Corpus:
     """Returns the built-in corpus: the docstrings of the installed Python, NumPy and PyTorch; nothing is downloaded.
 
-    About 35,000 paragraphs and 8 MB of technical English. It changes with the installed versions.
+    About 35,000 paragraphs and 8 MB of technical English. It changes with the installed versions; a process lists them
+    once.
     """
     roots = [Path(sysconfig.get_path("stdlib"))]
     for name in ("numpy", "torch"):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from trainkit.cache import cached
 from trainkit.data.fingerprint import fingerprint
 from trainkit.data.sides import Entry, LeftOut, Sides
+from trainkit.errors import DataError
 
 _IN_MEMORY = (list, tuple, Tensor, np.ndarray, TensorDataset)
 
@@ -32,6 +35,7 @@ class Datasets:
         tokenizer: the tokenizer of text; needed by recipes that print sentences.
         facts: other properties to show to a reader of the run, such as the number of documents.
         classes: the names of the classes, by label; empty: items have no labels.
+        cache: where `derived` keeps files, for data whose fingerprint is a hash of all their content; None: nowhere.
     """
 
     train: Any
@@ -40,6 +44,7 @@ class Datasets:
     tokenizer: Any = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    cache: Path | None = None
 
     def describe(self) -> dict[str, int | str]:
         """Returns the numbers of samples, where a length is known, and the `facts`, by their names in a summary."""
@@ -49,6 +54,23 @@ class Datasets:
     def fingerprints(self) -> dict[str, str]:
         """Returns the fingerprints of the training data and the held-out data."""
         return {"train": fingerprint(self.train), "held_out": fingerprint(self.held_out)}
+
+    def derived(self, name: str, build: Callable[[Path], object]) -> Path | None:
+        """Makes files from the training data, once for all runs that have the same.
+
+        Args:
+            name: of what is made; it contains everything beside the data that decides the files.
+            build: called with the directory to fill.
+
+        Returns:
+            The directory; None: they cannot be kept, because there is no `cache`, or it cannot be written.
+        """
+        if self.cache is None:
+            return None
+        try:
+            return cached(self.cache, f"{name}-{fingerprint(self.train)}", build)
+        except DataError:  # it says that of a cache that is only read, or full; a run can do without
+            return None
 
     def load(self, progress: bool = True) -> "Datasets":
         """Returns itself: there is nothing to build."""

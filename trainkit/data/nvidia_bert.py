@@ -141,7 +141,8 @@ class NvidiaBert:
             facts["note"] = f"{len(sets[1])} held-out samples are too few to measure well: set data.held_out_path"
         if progress:
             remark(facts, "note")
-        return Datasets(train=sets[0], held_out=sets[1], tokenizer=tokenizer, facts=facts)
+        cache = cache_root(self.cache_dir)
+        return Datasets(train=sets[0], held_out=sets[1], tokenizer=tokenizer, facts=facts, cache=cache)
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         """The files to train on, and those that are held out by their names or by `held_out_path`."""

@@ -147,7 +147,8 @@ class Text:
         if progress:
             remark(facts, "note")
         train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
-        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts)
+        cache = cache_root(self.cache_dir)
+        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, cache=cache)
 
     def sides(self, progress: bool = True) -> Sides:
         """Returns the documents of both sides, for an audit.

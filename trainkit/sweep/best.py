@@ -16,7 +16,8 @@ from trainkit.encryption import without_identity
 from trainkit.errors import ConfigError, TrainkitError
 from trainkit.json_text import read_bounded
 from trainkit.sweep import table
-from trainkit.sweep.study import TRIALS, Study, Trial
+from trainkit.sweep.study import TRIALS, Study
+from trainkit.sweep.trial import Trial
 from trainkit.tracking.command import as_typed
 from trainkit.training import accumulation
 

@@ -1,13 +1,10 @@
 """Driver: keeps every slot of a machine busy with the trials of a sweep, and decides about them."""
 
-import json
 import math
 import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,29 +19,26 @@ from trainkit.errors import ClusterError, ConfigError, TrainkitError, nearest
 from trainkit.sweep.reporter import GO_ON, STOP
 from trainkit.sweep.settings import Settings
 from trainkit.sweep.slots import Slot
-from trainkit.sweep.study import DRIVERS, Study, Trial
+from trainkit.sweep.study import DRIVERS, Study
+from trainkit.sweep.trial import Trial
 from trainkit.sweep.worker import LOG_FILE
+from trainkit.sweep.worker_process import WorkerProcess
 
 MOST_LOST = 5
 """Starts in a row that end by SIGKILL without a new checkpoint, after which a trial has failed."""
 _IDLE_S = 1.0
 _MOST_FAILED = 3  # starts of a worker
-_PATIENCE_S = 60.0  # for trials to save, after a signal to the driver
 
 
 @dataclass
 class Worker:
-    """The process of one slot, and the trial that it runs.
+    """The worker of one slot, and the trial that it runs.
 
     Args:
-        slot: where it runs.
+        process: of the slot.
     """
 
-    slot: Slot
-    process: "subprocess.Popen[bytes] | None" = None
-    events: int = -1
-    commands: int = -1
-    answers: int = -1
+    process: WorkerProcess
     is_ready: bool = False
     num_failed: int = 0
     """Starts in a row that it did not survive."""
@@ -64,7 +58,6 @@ class Worker:
     stops_for: Literal["", "pause", "prune", "end", "driver"] = ""
     newest: str = ""
     """The newest checkpoint when the trial was started."""
-    rest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -103,14 +96,16 @@ class Driver:
         left: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         self.directory, self.settings, self.config_dir = directory.resolve(), settings, config_dir
-        self.workers = [Worker(slot) for slot in slots]
         self.study: Study
         self.report, self.left = report, left
         self.name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() % 10**9:09d}"
         self._selector = selectors.DefaultSelector()
         self._shared = tempfile.TemporaryDirectory(prefix="trainkit_sweep_")
-        self._imported = Path(self._shared.name) / "modules"
-        self._imported.touch()
+        imported = Path(self._shared.name) / "modules"
+        imported.touch()
+        self.workers = [
+            Worker(WorkerProcess(slot, num_processes=settings.processes, imported=imported)) for slot in slots
+        ]
         self._began = time.monotonic()
         self._signal: int | None = None
         self._base: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -125,15 +120,17 @@ class Driver:
         Raises:
             ConfigError: for what no trial could do without.
         """
-        for each in self.workers:  # they import meanwhile
-            self._start(each)
-        worker = self.workers[0]
+        worker, *others = self.workers
         first = [variation.extremes()[0] for variation in self._varied.values()]
         log = self.directory / "look.log"
         config = self._config(first)
         config |= {"run_dir": None, "resume": "never", "on_leak": "ignore"}
         config["memory"] = {**config["memory"], "budget": None}
-        self._send(worker, {"looks": True, "config": config, "log": str(log)})
+        for each in self.workers:
+            self._start(each)
+        worker.process.send({"looks": True, "config": config, "log": str(log)})
+        for each in others:
+            each.process.send({"prepares": True, "config": config})
         has_ended = False
         while not has_ended:
             for other, event in self._events(_IDLE_S):
@@ -199,7 +196,7 @@ class Driver:
         stops = self._signal is not None or self._error is not None
         is_empty = False
         for worker in self.workers if not stops else ():
-            if worker.process is None:
+            if not worker.process.is_started:
                 self._start(worker)
             if worker.is_ready and worker.trial is None and not self._fill(worker):
                 is_empty = True
@@ -232,7 +229,7 @@ class Driver:
             config["resume"] = str(self.study.run_dir(trial.record.parent))
         worker.every = config["evaluate_every"]
         config["tracking"] = _grouped(config["tracking"], self.directory.name, trial.number)
-        self._send(worker, {"config": config, "log": str(run_dir / LOG_FILE)})
+        worker.process.send({"config": config, "log": str(run_dir / LOG_FILE), "processes": self.settings.processes})
         return True
 
     def _config(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -252,14 +249,11 @@ class Driver:
         """What workers and their trials have told since the last call."""
         for key, _ in self._selector.select(timeout_s):
             worker: Worker = key.data
-            chunk = os.read(worker.events, 1 << 20)
-            if not chunk:
+            events = worker.process.events()
+            if events is None:
                 yield worker, {"event": "gone"}
                 self._end(worker)
-                continue
-            *lines, worker.rest = (worker.rest + chunk).split(b"\n")
-            for line in lines:
-                event = json.loads(line)
+            for event in events or ():
                 if event["event"] in ("done", "stopped", "failed", "looked"):
                     worker.outcome = event
                 yield worker, event
@@ -272,7 +266,7 @@ class Driver:
             worker.num_failed += 1
             if worker.num_failed >= _MOST_FAILED:
                 self._error = ClusterError(
-                    f"the worker of {worker.slot.name} ends before it is ready; see its lines above"
+                    f"the worker of {worker.process.slot.name} ends before it is ready; see its lines above"
                 )
                 self._stop_all()
         elif worker.trial is None:
@@ -305,8 +299,7 @@ class Driver:
             found = self.study.report(worker.trial.number, at, event["metrics"][metric], of=of)
             if found != "go on":
                 worker.stops_for = found
-        with suppress(OSError):  # it was killed meanwhile
-            os.write(worker.answers, STOP if worker.stops_for else GO_ON)
+        worker.process.answer(STOP if worker.stops_for else GO_ON)
 
     def _ended(self, worker: Worker, code: int) -> None:
         """Takes what a trial ended with into the study."""
@@ -390,61 +383,19 @@ class Driver:
 
     def _kill(self) -> None:
         for worker in self.workers:
-            if worker.process is not None:
-                worker.process.kill()
+            worker.process.kill()
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
     def _start(self, worker: Worker) -> None:
-        (events, told), (commanded, commands), (answered, answers) = os.pipe(), os.pipe(), os.pipe()
-        slot = worker.slot
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, len(slot.cores) // self.settings.processes))}
-        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to count GPUs must not start CUDA: forks could not use it
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
-        paths = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        share = [str(slot.memory_share)] if slot.memory_share is not None else []
-        worker.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "trainkit.sweep.worker",
-                *map(str, (self._imported, told, commanded, answered)),
-                *share,
-            ],
-            pass_fds=(told, commanded, answered),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver
-        )
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(worker.process.pid, slot.cores)
-        for descriptor in (told, commanded, answered):
-            os.close(descriptor)
-        worker.events, worker.commands, worker.answers = events, commands, answers
-        worker.is_ready, worker.rest = False, b""
-        self._selector.register(events, selectors.EVENT_READ, worker)
-
-    def _send(self, worker: Worker, command: Mapping[str, Any]) -> None:
-        line = (
-            json.dumps({**command, "processes": 1 if "looks" in command else self.settings.processes}) + "\n"
-        ).encode()
-        with suppress(BrokenPipeError):  # it is gone, and its events say so
-            while line:
-                line = line[os.write(worker.commands, line) :]
+        worker.process.start()
+        worker.is_ready = False
+        self._selector.register(worker.process, selectors.EVENT_READ, worker)
 
     def _end(self, worker: Worker) -> None:
-        if worker.process is None:
-            return
-        self._selector.unregister(worker.events)
-        for descriptor in (worker.commands, worker.answers, worker.events):
-            os.close(descriptor)
-        try:
-            worker.process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-        worker.process = None
+        if worker.process.is_started:
+            self._selector.unregister(worker.process)
+            worker.process.end()
 
 
 def evaluations(step: int, share: float | None, every: int | None) -> tuple[int, int | None]:

@@ -12,7 +12,6 @@ import yaml
 from trainkit.config import check, compose_unresolved, groups, resolve
 from trainkit.config.variation import Variation, variation_of
 from trainkit.errors import ConfigError, nearest, require_at_least
-from trainkit.training.accumulation import checkable
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2", "pbt")
 PRUNERS = ("none", "median", "halving", "hyperband")
@@ -191,6 +190,8 @@ def _require_search(settings: Settings, varied: Mapping[str, Variation]) -> None
 
 def _require_valid(settings: Settings, varied: Mapping[str, Variation], config_dir: Path | None) -> None:
     """Holds each value against the types of the configuration, the others being the first of theirs."""
+    from trainkit.training.accumulation import checkable  # imports PyTorch; the workers' server is to start before
+
     first = {key: variation.extremes()[0] for key, variation in varied.items()}
     for variation in varied.values():
         for override in variation.extremes():

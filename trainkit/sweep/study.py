@@ -9,13 +9,11 @@ import fcntl
 import json
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from trainkit.checkpoint import run_directory, write_text
 from trainkit.errors import ConfigError
@@ -23,65 +21,12 @@ from trainkit.sweep import samplers
 from trainkit.sweep.population import following
 from trainkit.sweep.rungs import Rungs
 from trainkit.sweep.settings import Settings, require_same
+from trainkit.sweep.storage import JOURNAL, mend_journal, open_storage, without_password
+from trainkit.sweep.trial import KEY, Phase, Record, Trial, trial_of
 
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
-
-SETTINGS_FILE, JOURNAL, LOCK = "sweep.json", "study.journal", ".lock"
+SETTINGS_FILE, LOCK = "sweep.json", ".lock"
 TRIALS, DRIVERS = "trials", "drivers"
 NAME = "trainkit"  # of the study in a journal of its own
-_KEY = "trainkit"  # of the attribute of a trial, and of the study
-
-Phase = Literal["running", "paused", "waiting"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What is known of a trial beside Optuna's own.
-
-    Args:
-        phase: `running`; `paused`, until it is among the best; or `waiting` to be started or continued.
-        driver: the name of the driver that runs it.
-        num_starts: how often it was started.
-        num_lost: how often in a row its process was killed without a new checkpoint.
-        seconds: of its processes, those that were killed included.
-        error: why it failed, in one line.
-        parent: the trial whose checkpoint it started from.
-    """
-
-    phase: Phase = "waiting"
-    driver: str | None = None
-    num_starts: int = 0
-    num_lost: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-    parent: int | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial, as the storage has it.
-
-    Args:
-        number: from 0 on.
-        params: the value of each key.
-        state: `running`, `finished`, `pruned` or `failed`; `paused` and `waiting` as of a Record.
-        values: what its metrics ended with; None: it has not, or did not.
-        reported: the first metric by how many evaluations.
-        record: beside Optuna's own.
-        started: in seconds since 1970.
-        ended: likewise; None: it has not.
-    """
-
-    number: int
-    params: Mapping[str, Any]
-    state: str
-    values: Sequence[float] | None
-    reported: Mapping[int, float]
-    record: Record
-    started: float
-    ended: float | None = None
 
 
 class Study:
@@ -116,7 +61,7 @@ class Study:
         self._ended: list[Trial] = []  # the first trials, as long as all of them have ended
         directions = [StudyDirection.MAXIMIZE if sign < 0 else StudyDirection.MINIMIZE for sign in self.signs]
         with self.locked():
-            self._storage = _opened(self.directory, storage)
+            self._storage = open_storage(self.directory, storage)
             try:
                 self._study = optuna.create_study(
                     storage=self._storage,
@@ -125,10 +70,10 @@ class Study:
                     load_if_exists=True,
                 )
             except optuna.exceptions.OptunaError as error:
-                raise ConfigError(f"--storage {_without_password(storage)}: {error}") from error
-            number = self._study.user_attrs.get(f"{_KEY} drivers", 0)
+                raise ConfigError(f"--storage {without_password(storage)}: {error}") from error
+            number = self._study.user_attrs.get(f"{KEY} drivers", 0)
             if driver is not None:
-                self._study.set_user_attr(f"{_KEY} drivers", number + 1)
+                self._study.set_user_attr(f"{KEY} drivers", number + 1)
             self._study.sampler = samplers.sampler(settings, self.varied, number=number)
         self._median = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0)
 
@@ -143,7 +88,7 @@ class Study:
         if self._depth == 0:
             fcntl.lockf(self._lock, fcntl.LOCK_EX)
             if self._journal is not None:
-                _mend(self._journal)
+                mend_journal(self._journal)
         self._depth += 1
         try:
             yield
@@ -171,8 +116,8 @@ class Study:
         for number in range(len(self._ended), len(found)):
             if not found[number].state.is_finished():
                 break
-            self._ended.append(_trial_of(found[number]))
-        return [*self._ended, *(_trial_of(each) for each in found[len(self._ended) :])]
+            self._ended.append(trial_of(found[number]))
+        return [*self._ended, *(trial_of(each) for each in found[len(self._ended) :])]
 
     def run_dir(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -189,7 +134,7 @@ class Study:
     @property
     def num_evaluations(self) -> int | None:
         """Evaluations of a whole trial, once one has been seen."""
-        found = self._study.user_attrs.get(f"{_KEY} evaluations")
+        found = self._study.user_attrs.get(f"{KEY} evaluations")
         return int(found) if found is not None else None
 
     # -- which trial comes next ------------------------------------------------------------------------------------
@@ -285,7 +230,7 @@ class Study:
         """
         with self.locked():
             if self.num_evaluations is None and of is not None:
-                self._study.set_user_attr(f"{_KEY} evaluations", of)
+                self._study.set_user_attr(f"{KEY} evaluations", of)
             self._storage.set_trial_intermediate_value(self._id(number), num_evaluations, float(value))
             of = of or self.num_evaluations
             if of is None or num_evaluations >= of:
@@ -368,7 +313,7 @@ class Study:
         self._study.tell(number, values, state=optuna.trial.TrialState[state])
 
     def _write(self, number: int, record: Record) -> None:
-        self._storage.set_trial_user_attr(self._id(number), _KEY, asdict(record))
+        self._storage.set_trial_user_attr(self._id(number), KEY, asdict(record))
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
@@ -406,7 +351,7 @@ def begin(directory: Path, settings: Settings, *, metrics: Sequence[str], storag
         ConfigError: it cannot be opened, or is a sweep for another metric.
     """
     path = directory / SETTINGS_FILE
-    facts = {"settings": settings.facts(), "metrics": [*metrics], "storage": _without_password(storage)}
+    facts = {"settings": settings.facts(), "metrics": [*metrics], "storage": without_password(storage)}
     with suppress(FileNotFoundError):
         before = _facts(path)
         if before["metrics"] != facts["metrics"]:
@@ -447,57 +392,3 @@ def _facts(path: Path) -> dict[str, Any]:
     if not (isinstance(facts, dict) and facts.keys() >= {"settings", "metrics", "storage"}):
         raise ConfigError(f"{path} is damaged: it is no mapping of settings, metrics and storage; give another --to")
     return facts
-
-
-def _trial_of(found: "FrozenTrial") -> Trial:
-    stored = found.user_attrs.get(_KEY)
-    record = Record(**stored) if stored else Record()
-    state = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}.get(found.state.name, record.phase)
-    if state == "pruned" and record.error is not None:
-        state = "failed"
-    started = found.datetime_start.timestamp() if found.datetime_start else time.time()
-    ended = found.datetime_complete.timestamp() if found.datetime_complete else None
-    return Trial(found.number, found.params, state, found.values, found.intermediate_values, record, started, ended)
-
-
-def _opened(directory: Path, storage: str | None) -> "BaseStorage":
-    """Optuna's storage; called by the holder of the sweep's lock."""
-    from optuna import storages
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    if storage is not None:
-        try:
-            return storages.RDBStorage(storage)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"--storage {_without_password(storage)}: cannot be opened: {reason}") from error
-    path = directory / JOURNAL
-    return storages.JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
-
-
-def _mend(path: Path) -> None:
-    """Removes what a driver has left that was killed while it wrote the journal; the sweep's lock is held.
-
-    To a line that is not complete Optuna appends, and cannot read the file any more. All who write hold the sweep's
-    lock: the journal's own lock then belongs to nobody.
-    """
-    Path(f"{path}.lock").unlink(missing_ok=True)
-    with suppress(FileNotFoundError), path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end:
-            start = max(0, end - 4096)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-
-
-def _without_password(url: str | None) -> str | None:
-    """A URL as it may be shown; PostgreSQL's own PGPASSWORD or ~/.pgpass has the password then."""
-    password = urlsplit(url).password if url is not None else None
-    return url.replace(f":{password}@", "@") if url is not None and password else url

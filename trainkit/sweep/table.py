@@ -16,7 +16,8 @@ from trainkit.checkpoint import write_text
 from trainkit.config.overrides import read
 from trainkit.errors import ConfigError
 from trainkit.json_text import parse_json
-from trainkit.sweep.study import Study, Trial
+from trainkit.sweep.study import Study
+from trainkit.sweep.trial import Trial
 from trainkit.tracking import jsonl
 from trainkit.tracking.console import duration
 

@@ -16,12 +16,20 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from trainkit.config import build as build_node
 from trainkit.config import check, resolve
+from trainkit.data import Text
+from trainkit.data.corpus import documentation
 from trainkit.errors import NonFiniteError, TrainkitError
-from trainkit.manifest import code, environment
+from trainkit.job import new_recipe, train
+from trainkit.manifest import code
 from trainkit.ops import build, library
 from trainkit.sweep.reporter import Reporter, send
 from trainkit.training.accumulation import checkable
@@ -33,30 +41,65 @@ _tried = set[str]()
 """Names that the worker has imported, or cannot."""
 
 
-def main(imported: Path, events: int, commands: int, answers: int, memory_share: float | None) -> None:
+@dataclass(frozen=True)
+class Ends:
+    """What a worker and its trials share.
+
+    Args:
+        events: a file descriptor.
+        answers: a file descriptor.
+        commands: a file descriptor.
+        imported: as of `main`.
+        memory_share: as of `main`.
+    """
+
+    events: int
+    answers: int
+    commands: int
+    imported: Path
+    memory_share: float | None
+
+
+def main(
+    imported: Path,
+    events: Connection,
+    commands: Connection,
+    answers: Connection,
+    *,
+    threads: int,
+    devices: str,
+    memory_share: float | None,
+) -> None:
     """Runs trials until there are no more commands, or the driver is gone.
 
     Args:
         imported: a file with the names of the modules that trials of all workers have imported.
-        events: a file descriptor for events.
-        commands: a file descriptor with one line of JSON for each trial.
-        answers: a file descriptor with a byte for each evaluation.
+        events: to be written to, a line of JSON for each.
+        commands: one line of JSON for each.
+        answers: a byte for each evaluation.
+        threads: of a process of a trial.
+        devices: the GPUs of the slot, as CUDA_VISIBLE_DEVICES names them.
         memory_share: of the GPU that a trial may use; None: all.
     """
+    os.setsid()  # Ctrl-C is for the driver
     # The driver ends it by closing the commands. What ends a terminal's processes is the driver's to pass on.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    _import(["trainkit.job", "trainkit.config.compose", "trainkit.checkpoint.sharded"])
-    with os.fdopen(commands, "rb") as lines:
-        environment.needed(["trainkit", *environment.imported()])  # read once, and not by each trial
-        send(events, event="ready")
+    os.environ.update(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES=devices)
+    if torch.get_num_threads() != threads:  # the server was started for another slot
+        torch.set_num_threads(threads)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(commands.fileno()), "rb") as lines:
+        commands.close()
+        ends = Ends(events.fileno(), answers.fileno(), lines.fileno(), imported, memory_share)
+        send(ends.events, event="ready")
         for number, line in enumerate(lines):
             command = json.loads(line)
             if number == 0:
                 with contextlib.suppress(Exception):  # the trial says what is wrong
                     _prepare(command["config"])
             _import(imported.read_text().split())
-            _run(command, events, answers, commands, memory_share, imported)
+            if not command.get("prepares"):
+                _run(command, ends)
 
 
 def _prepare(config: Mapping[str, Any]) -> None:
@@ -64,6 +107,8 @@ def _prepare(config: Mapping[str, Any]) -> None:
     checked = check(checkable(resolve(config)))
     if checked["ops"]["kernels"] == "fused" and library.find(build.plan()):  # a build is left to a trial that needs it
         library.load()
+    if isinstance(data := build_node(checked.get("data")), Text) and data.path is None:
+        documentation()  # listed once, and not by each trial
 
 
 def _import(names: list[str]) -> None:
@@ -79,9 +124,7 @@ def _import(names: list[str]) -> None:
         gc.freeze()  # a collection in a trial would copy every page of the worker
 
 
-def _run(
-    command: Mapping[str, Any], events: int, answers: int, commands: int, memory_share: float | None, imported: Path
-) -> None:
+def _run(command: Mapping[str, Any], ends: Ends) -> None:
     num = command.get("processes", 1)
     environment: dict[str, str] = {}
     if num > 1:
@@ -92,10 +135,10 @@ def _run(
         child = os.fork()
         if child == 0:
             os.environ.update({**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if num > 1 else {})})
-            os.close(commands)
-            _be_a_trial(command, rank, events, answers, memory_share, imported, known)
+            os.close(ends.commands)
+            _be_a_trial(command, rank, ends, known)
         children[child] = rank
-    send(events, event="ended", code=_waited_for(children, commands))
+    send(ends.events, event="ended", code=_waited_for(children, ends.commands))
 
 
 def _waited_for(children: Mapping[int, int], commands: int) -> int:
@@ -127,15 +170,7 @@ def _signal(pids: Iterable[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def _be_a_trial(
-    command: Mapping[str, Any],
-    rank: int,
-    events: int,
-    answers: int,
-    memory_share: float | None,
-    imported: Path,
-    known: set[str],
-) -> NoReturn:
+def _be_a_trial(command: Mapping[str, Any], rank: int, ends: Ends, known: set[str]) -> NoReturn:
     code = 1
     try:
         _end_with_parent()
@@ -143,10 +178,10 @@ def _be_a_trial(
             signal.signal(number, signal.SIG_DFL)
         _write_to(Path(command["log"]), rank)
         if rank == 0:
-            send(events, event="started", pid=os.getpid())
-        code = _train(command, rank, events, answers, memory_share)
+            send(ends.events, event="started", pid=os.getpid())
+        code = _train(command, rank, ends)
         if rank == 0 and (new := [name for name in sys.modules if name not in known]):
-            with imported.open("a") as file:
+            with ends.imported.open("a") as file:
                 file.write("".join(f"{name}\n" for name in new))
     except BaseException:
         traceback.print_exc()
@@ -156,22 +191,18 @@ def _be_a_trial(
         os._exit(code)  # not what the worker has registered to be done at exit
 
 
-def _train(command: Mapping[str, Any], rank: int, events: int, answers: int, memory_share: float | None) -> int:
-    from trainkit.job import new_recipe, train
-
+def _train(command: Mapping[str, Any], rank: int, ends: Ends) -> int:
     event: dict[str, Any]
     try:
-        if memory_share is not None:
-            import torch
-
-            torch.cuda.set_per_process_memory_fraction(memory_share)
+        if ends.memory_share is not None:
+            torch.cuda.set_per_process_memory_fraction(ends.memory_share)
         if command.get("looks"):
             recipe = new_recipe(command["config"])
             recipe.runtime.close()
             better = {name: str(value) for name, value in recipe.better.items()}
             event = {"event": "looked", "best_metric": recipe.best_metric, "better": better}
         else:
-            reporter = Reporter(events, answers)
+            reporter = Reporter(ends.events, ends.answers)
             observer = reporter if rank == 0 else None
             metrics = train(command["config"], observer=observer, goes_on=lambda: reporter.goes_on)
             event = {"event": "done", "metrics": metrics}
@@ -183,7 +214,7 @@ def _train(command: Mapping[str, Any], rank: int, events: int, answers: int, mem
             traceback.print_exc()
         event, code = {"event": "failed", "error": _in_a_line(error), "kind": _kind(error)}, 2
     if rank == 0 or event["event"] == "failed":
-        send(events, **event)
+        send(ends.events, **event)
     return code
 
 
@@ -225,9 +256,3 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the driver is gone, and nobody is left to be told
-        given = [int(text) for text in sys.argv[2:5]]
-        main(Path(sys.argv[1]), given[0], given[1], given[2], float(sys.argv[5]) if len(sys.argv) > 5 else None)

@@ -1,29 +1,11 @@
 "use strict";
 (() => {
 const HEIGHT = 240, NUM_COLOURS = 8;
-const find = (selector, root = document) => root.querySelector(selector);
-const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const {find, colour, make} = common;
 const data = JSON.parse(find("#data").textContent);
 const several = data.machines.length > 1;
 
-const make = (name, given = {}, ...children) => {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(given)) {
-    if (key === "text") element.textContent = value;
-    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value === true) element.setAttribute(key, "");
-    else if (value !== false && value != null) element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-};
-
-const short = value => {
-  if (value == null || !isFinite(value)) return "";
-  if (Math.abs(value) >= 1e6)
-    return new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 2}).format(value);
-  return (+value.toPrecision(3)).toLocaleString("en", {maximumFractionDigits: 6});
-};
+const short = value => common.short(value, 3);
 const percent = value => short(100 * value) + " %";
 const bytes = value => {
   for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6]]) if (value >= size) return short(value / size) + " " + unit;

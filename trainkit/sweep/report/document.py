@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from trainkit.config.variation import Variation
 from trainkit.sweep import table
-from trainkit.sweep.study import Study, Trial
+from trainkit.sweep.study import Study
+from trainkit.sweep.trial import Trial
 from trainkit.tracking.report import FILE_NAME as REPORT_OF_RUN
 
 MAX_CURVES = 500

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainkit.sweep import samplers, table
-from trainkit.sweep.study import Trial
+from trainkit.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -8,9 +8,10 @@ from trainkit.sweep import best as best_module
 from trainkit.sweep import table
 from trainkit.sweep.report.document import MAX_CURVES, addresses, document
 from trainkit.sweep.report.importance import LEAST, importances, share_of_best
-from trainkit.sweep.study import Study, Trial
+from trainkit.sweep.study import Study
+from trainkit.sweep.trial import Trial
 from trainkit.tracking.command import as_typed
-from trainkit.tracking.report.markup import STYLES, UPLOT, Markup, page, tag
+from trainkit.tracking.report.markup import LIBRARIES, STYLES, Markup, page, tag
 from trainkit.whole_file import write_text
 
 FILE_NAME = "report.html"
@@ -36,7 +37,7 @@ def write_report(study: Study, path: Path, config_dir: Path | None = None) -> No
         _body(study, trials, best, path, config_dir),
         document(study, trials, best, path),
         styles=(*STYLES, ASSETS / "sweep.css"),
-        scripts=(UPLOT, ASSETS / "sweep.js"),
+        scripts=(*LIBRARIES, ASSETS / "sweep.js"),
     )
     write_text(path, written)
 

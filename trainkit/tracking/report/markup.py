@@ -11,8 +11,8 @@ from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "report.css")
-UPLOT = "uPlot.iife.min.js"
-SCRIPTS = (UPLOT, "report.js")
+LIBRARIES = ("uPlot.iife.min.js", "common.js")
+SCRIPTS = (*LIBRARIES, "report.js")
 _VOID = {"img", "input", "meta", "br"}
 
 

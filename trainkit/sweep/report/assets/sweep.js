@@ -2,8 +2,7 @@
 (() => {
 const HEIGHT = 280, NUM_SHADES = 16, PAGE = 50, NEAR = 40, MANY = 2000;
 const BEST_SHARE_SHOWN = 0.9, LEAST_TO_CUT = 10;
-const find = (selector, root = document) => root.querySelector(selector);
-const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const {find, colour, make, lasting} = common;
 const data = JSON.parse(find("#data").textContent);
 const {metrics, keys} = data;
 const size = data.number.length;
@@ -11,33 +10,9 @@ const best = new Set(data.best);
 const state = {isLog: false, hasOthers: true, at: null, chosen: null, sort: null, descending: false, page: 0, shown: ""};
 let charts = [];
 
-const make = (name, given = {}, ...children) => {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(given)) {
-    if (key === "text") element.textContent = value;
-    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value === true) element.setAttribute(key, "");
-    else if (value !== false && value != null) element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-};
-
 // -- numbers ---------------------------------------------------------------------------------------------------------
 
-const short = value => {
-  if (value == null || !isFinite(value)) return "";
-  const amount = Math.abs(value);
-  if (amount >= 1e15 || (amount && amount < 1e-4)) return value.toExponential(2).replace(/\.?0+e/, "e");
-  if (amount >= 1e6) return new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 2}).format(value);
-  return (+value.toPrecision(5)).toLocaleString("en", {maximumFractionDigits: 8});
-};
-
-const lasting = seconds => {
-  for (const [unit, amount] of [["d", 86400], ["h", 3600], ["min", 60]])
-    if (Math.abs(seconds) >= 2 * amount) return short(+(seconds / amount).toPrecision(3)) + " " + unit;
-  return short(+seconds.toPrecision(3)) + " s";
-};
+const short = value => common.short(value, 5);
 
 // The lowest tick of a logarithmic axis is where the axis begins, with all its digits.
 const marked = tick => tick == null ? "" : short(Number.isInteger(tick) ? tick : +tick.toPrecision(3));

@@ -3,9 +3,8 @@
 const HEIGHT = 260, MAX_POINTS_SHOWN = 150, EVERY_MS = 3000, NUM_COLOURS = 8;
 const STROKES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 const SIGNS = {part: "", resume: "resumed", skipped: "skipped", rewind: "rewound", straggler: "slow rank", failure: "!"};
-const find = (selector, root = document) => root.querySelector(selector);
+const {find, colour, make, lasting} = common;
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 let data = JSON.parse(find("#data").textContent);
@@ -13,33 +12,9 @@ const live = data.live;
 const state = {smoothing: 0.6, isLog: false, axis: "step", view: null, hiddenRuns: new Set(), hidden: new Set()};
 let charts = [];
 
-const make = (name, given = {}, ...children) => {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(given)) {
-    if (key === "text") element.textContent = value;
-    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value === true) element.setAttribute(key, "");
-    else if (value !== false && value != null) element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-};
-
 // -- numbers ---------------------------------------------------------------------------------------------------------
 
-const short = value => {
-  if (value == null || !isFinite(value)) return "";
-  const size = Math.abs(value);
-  if (size >= 1e15 || (size && size < 1e-4)) return value.toExponential(2);
-  if (size >= 1e6) return new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 2}).format(value);
-  return (+value.toPrecision(4)).toLocaleString("en", {maximumFractionDigits: 8});
-};
-
-const lasting = seconds => {
-  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]])
-    if (Math.abs(seconds) >= 2 * size) return short(seconds / size) + " " + unit;
-  return short(seconds) + " s";
-};
+const short = value => common.short(value, 4);
 
 // Linear between the points of a curve, and beyond its ends on along its mean slope.
 const interpolated = (curve, steps) => {
