@@ -20,6 +20,7 @@ from trainkit.cli import (
     doctor,
     export,
     manifest,
+    plan,
     report,
     reproduce,
     seeds,
@@ -58,6 +59,7 @@ examples:
   trainkit data audit train.csv test.csv
   trainkit data augment runs/digits more_digits --num 5000
   trainkit benchmark
+  trainkit plan --preset dgx-h100 experiment=bert_large
   trainkit topo show
   trainkit doctor
 """
@@ -203,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     for parser_of_run in data.add_parser(commands):
         add_trust(parser_of_run)
     add_config_dir(benchmark.add_parser(commands))
+    add_config_dir(plan.add_parser(commands))
     topo.add_parser(commands)
     doctor.add_parser(commands)
     return parser

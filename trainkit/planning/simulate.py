@@ -156,7 +156,12 @@ RECIPES = {"bert-base": _bert("bert-base", 12, 768, 128), "bert-large": _bert("b
 
 
 def simulate(
-    topology_of_one_node: Topology, num_nodes: Sequence[int], workload: Workload, *, wire_dtype: WireDtype = "exact"
+    topology_of_one_node: Topology,
+    num_nodes: Sequence[int],
+    workload: Workload,
+    *,
+    wire_dtype: WireDtype = "exact",
+    traffic: float = 1.0,
 ) -> list[Point]:
     """Predicts weak scaling: the batch of each device stays the same.
 
@@ -167,6 +172,7 @@ def simulate(
         num_nodes: numbers of nodes to predict.
         workload: of each device.
         wire_dtype: a format that is allowed between hosts in addition to `exact`.
+        traffic: of a strategy, see `Strategy.traffic`.
 
     Returns:
         A point for each number of nodes.
@@ -182,7 +188,7 @@ def simulate(
         num_buckets = max(1, round(workload.gradient_bytes / BUCKET_BYTES))
         bucket = workload.gradient_bytes // num_buckets
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
-        bucket_us = CostModel(topology).all_reduce_us(plan, bucket)
+        bucket_us = traffic * CostModel(topology).all_reduce_us(plan, bucket)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
         slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
         points.append(

@@ -71,6 +71,11 @@ class Strategy(ABC):
             ConfigError: for a module or an optimizer that the strategy cannot run.
         """
 
+    @property
+    def traffic(self) -> float:
+        """The bytes that a step sends, as a multiple of an all-reduce of all gradients."""
+        return 1.0
+
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
     ) -> Memory:

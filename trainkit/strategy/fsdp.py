@@ -86,6 +86,11 @@ class FSDP(Strategy):
             _FSDPTensors(module, source.make(), mesh), mesh, reshard_after_forward=self.reshard_after_forward
         )
 
+    @property
+    def traffic(self) -> float:
+        # A reduce-scatter and an all-gather are an all-reduce; parameters that were freed are gathered once more.
+        return 1.5 if self.reshard_after_forward else 1.0
+
     def predict(
         self, trained: Sequence[int], frozen: Sequence[int], state_tensors: int | None, cluster: Cluster
     ) -> Memory:
@@ -130,6 +135,10 @@ class HSDP(FSDP):
                 f"strategy.shard_size={size} does not divide the job's {cluster.world_size} processes: "
                 f"it must be one of {', '.join(divisors)}"
             )
+
+    @property
+    def traffic(self) -> float:
+        return 1.0  # parameters are gathered within a machine, whose links are not what a step waits for
 
     def layout(self, cluster: Cluster) -> str:
         replicate, shard = self._shape(cluster)

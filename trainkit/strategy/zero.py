@@ -146,6 +146,10 @@ class Zero3(Zero1):
         super().__post_init__()
         require_at_least(0, "strategy.", keep_below=self.keep_below)
 
+    @property
+    def traffic(self) -> float:
+        return 1.5  # parameters are gathered for the forward and for the backward pass, gradients are scattered
+
     def layout(self, cluster: Cluster) -> str:
         return f"{cluster.world_size} x shard"
 

@@ -1,0 +1,1 @@
+"""Forecasts: what a job will hold in memory, how long its steps take, and how many hosts pay off."""
