@@ -84,15 +84,15 @@ class ShardedTensors:
             if p in self.optimizer.state
         }
 
-    def empty_state(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Shard:
-        """A shard of zeros that a state of parameter `name` can be read into.
+    @staticmethod
+    def empty_state(weight: Shard, shape: torch.Size, dtype: torch.dtype) -> Shard:
+        """A shard of zeros that a state of a parameter can be read into.
 
         Args:
-            name: of the parameter.
+            weight: of the parameter; see `weights`, which looks at all of them.
             shape: of the whole state; one of the parameter's own shape is sharded as the parameter is.
             dtype: of the state.
         """
-        weight = self.weights()[name]
         if shape == weight.shape:
             return weight.like(torch.zeros_like(weight.local, dtype=dtype))
         return Shard.whole(torch.zeros(shape, dtype=dtype))
@@ -123,12 +123,13 @@ class ShardedTensors:
 
         Collective: every rank must call.
         """
-        mine = {name: shard.shape for name, shard in self.weights().items()}
+        weights = self.weights()
+        mine = {name: shard.shape for name, shard in weights.items()}
         kept: dict[str, dict[str, Shard]] = {}
         for name, entry in old.optimizer_state().items():
             whole = {key: shard.full() for key, shard in entry.items()}
             if all(value.ndim == 0 or value.shape == mine.get(name) for value in whole.values()) and name in mine:
-                kept[name] = {k: self.empty_state(name, v.shape, v.dtype) for k, v in whole.items()}
+                kept[name] = {k: self.empty_state(weights[name], v.shape, v.dtype) for k, v in whole.items()}
                 for key, value in whole.items():
                     kept[name][key].take(value)
         self.load_optimizer_state(kept)

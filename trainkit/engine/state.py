@@ -194,7 +194,7 @@ class EngineState:
             name = path.rpartition("/")[0]
             if name not in weights:
                 raise ConfigError(f"optimizer state of {name!r}, which {where} has no parameter for")
-            optimizer[path] = self._backend.tensors.empty_state(name, shape, dtype)
+            optimizer[path] = self._backend.tensors.empty_state(weights[name], shape, dtype)
         return {
             "module": self._module_shards(),
             "optimizer": optimizer,
