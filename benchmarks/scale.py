@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 import trainkit
 from benchmarks.overhead import machine, write
-from trainkit import checkpoint
+from trainkit.checkpoint import find, read_manifest
 
 NUM_LAYERS, WIDTH = 200, 16  # 400 parameters, as BERT-large has
 FAR = 1024
@@ -75,9 +75,9 @@ def job(ranks: int, folder: Path) -> dict[str, float]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(proxy, 0)
     each = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
-    newest = checkpoint.find(folder / "run")
+    newest = find(folder / "run")
     begin = time.perf_counter()
-    manifest = checkpoint.read_manifest(newest)
+    manifest = read_manifest(newest)
     read_s = time.perf_counter() - begin
     logs = [(folder / f"{rank}.log").stat().st_size for rank in range(ranks)]
     num_bytes, connections = map(int, counted.read_text().split())

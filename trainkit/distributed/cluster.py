@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from trainkit.distributed import agent
+from trainkit.distributed.open_files import allow_open_files
 from trainkit.errors import ClusterError
+from trainkit.logger import logger
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
     if cluster.is_one_host and os.uname().sysname == "Linux":
         # Otherwise gloo resolves the hostname, which fails or is slow on many machines.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if (scarce := allow_open_files(cluster.world_size)) is not None and cluster.rank == 0:
+        logger(__name__).warning(scarce)
     try:
         device_id = device if device.type == "cuda" else None
         store = agent.rendezvous_store(cluster.rank, cluster.world_size)
