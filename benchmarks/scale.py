@@ -5,15 +5,14 @@
 
 The ranks are forks of one process that has imported everything, joined by gloo over loopback; they share its cores, so
 that times show how work grows and not what a cluster takes. What is counted, bytes, connections and files, is the
-same on any machine. Each figure is fitted by a * N^b; the fit says what 1024 ranks would come to. The store's traffic
-is counted by a proxy before it.
+same on any machine. Each figure is fitted by a + b N + c N^2; the fit says what 1024 ranks would come to. The store's
+traffic is counted by a proxy before it.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
-import math
 import os
 import resource
 import socket
@@ -25,7 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout is enough
@@ -194,15 +195,19 @@ async def forward(outside: int, port: int, counted: Path) -> None:
 
 
 def fit(found: Sequence[Mapping[str, float]], key: str) -> dict[str, float]:
-    """a * N^b by least squares of logarithms over the larger half, where what is constant no longer counts."""
-    points = [(one["ranks"], one[key]) for one in found if one[key] > 0][len(found) // 2 - 1 :]
-    if len(points) < 2:
-        return {"at_1024": max((one[key] for one in found), default=0.0)}
-    xs, ys = [math.log(n) for n, _ in points], [math.log(value) for _, value in points]
-    middle_x, middle_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    power = sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True))
-    power /= sum((x - middle_x) ** 2 for x in xs)
-    return {"power": power, "at_1024": math.exp(middle_y + power * (math.log(FAR) - middle_x))}
+    """a + b N + c N^2 with none below 0, by the least squares of relative errors; and what it says of 1024 ranks."""
+    ranks, values = (np.array([one[name] for one in found], float) for name in ("ranks", key))
+    if not values.all():
+        return {"at_1024": float(values.max())}
+    powers = np.stack([np.ones_like(ranks), ranks, ranks**2], axis=1)
+    coefficients, _ = nnls(powers / values[:, None], np.ones_like(values))
+    errors = powers @ coefficients / values - 1
+    names = ("constant", "of_each_rank", "of_each_pair")
+    return {
+        **dict(zip(names, coefficients.tolist(), strict=True)),
+        "largest_relative_error": float(abs(errors).max()),
+        "at_1024": float(coefficients @ [1, FAR, FAR**2]),
+    }
 
 
 if __name__ == "__main__":

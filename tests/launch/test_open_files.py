@@ -18,9 +18,9 @@ print(allow_open_files({ranks}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 @pytest.mark.parametrize(
     ("soft", "hard", "ranks", "said"),
     [
-        (256, 4096, 2, "None 528"),
+        (256, 4096, 2, "None 520"),
         (1024, 4096, 64, "None 1024"),
-        (1024, 4096, 256, "None 2560"),
+        (1024, 4096, 256, "None 1536"),
         (1024, 4096, 1024, "this machine allows 4096"),
     ],
 )

@@ -2,9 +2,9 @@
 
 import resource
 
-_EACH, _BESIDE = 8, 512
-"""Files for each rank of the job: gloo joins all ranks to all, in each of its groups, benchmarks/scale.py counts them;
-and those for all else, such as data and libraries."""
+_EACH, _BESIDE = 4, 512
+"""Files for each rank of the job, of which benchmarks/scale.py counts 3: gloo joins all ranks to all, in each group.
+And those for all else, such as data and libraries."""
 
 
 def allow_open_files(world_size: int) -> str | None:
