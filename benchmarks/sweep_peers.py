@@ -191,7 +191,7 @@ def _busy_of_ours(directory: Path) -> list[float]:
 
 def summarise(ran: Mapping[str, list[Ran]], trials: int) -> dict[str, Any]:
     contenders = {
-        name: figures(rounds, trials, has_all_cpu=ENVIRONMENT_OF.get(name) != "ray")  # Ray's daemons keep theirs
+        name: figures(rounds, trials, has_all_cpu=name in (PROCESSES, JOBLIB))  # the others' servers keep theirs
         for name, rounds in ran.items()
     }
     found: dict[str, float] = {}
