@@ -32,7 +32,7 @@ def main() -> int:
     add_train_arguments(parser)
     parser.set_defaults(command=[str(Path(__file__).resolve())])
     arguments = parse(parser)
-    return guarded(lambda: run_train(arguments), from_here=True)
+    return guarded(lambda: run_train(arguments), from_here=True, temporary=1)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Trainer:
         self.resume, self.data_changed = str(resume), data_changed
         self.config, self.found = dict(config or {}), dict(found or {})
         self._composed = dict(composed or self.config)
-        self.step = 0
+        self.step = self._began = 0
         self.stop_after: int | None = None
         """Steps after which `fit` ends, with neither an evaluation nor a checkpoint, to be compared with another run;
         None: at the recipe's end. Schedules stay those of the whole run."""
@@ -119,7 +119,7 @@ class Trainer:
         """Trains to the recipe's end. Collective: every rank must call.
 
         On SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any rank, all ranks save after the same step and raise Preempted, a
-        SystemExit; a second signal ends the process at once.
+        SystemExit whose code says whether it should be started again; a second signal ends the process at once.
 
         Returns:
             The metrics of the last evaluation.
@@ -139,6 +139,8 @@ class Trainer:
             self._best_value = self.runtime.ranks.broadcast_object(
                 min(self.checkpoints.values().values(), default=math.inf)
             )
+            # What the job began with, not what torchrun's last restart did.
+            self._began = int(self.runtime.ranks.same_as_before("began", lambda: str(self.step)))
             mark_requeue(self.runtime, None, self.step)
             for path in self.checkpoints.tidy(self.step) if self.runtime.ranks.is_main else ():
                 self._message(f"the run continues from step {self.step}: a later checkpoint was moved to {path}")
@@ -413,13 +415,14 @@ class Trainer:
         if self.step:
             self._save()
             self.runtime.finish_saving()
+        has_saved = self.checkpoints.directory is not None and self.step > self._began
         # After Ctrl-C the user decides whether the run is resumed.
-        mark_requeue(self.runtime, None if number == signal.SIGINT else number, self.step)
-        self._message(message_of(number, self.runtime, self.step, self.config, self.resume))
+        mark_requeue(self.runtime, number if has_saved and number != signal.SIGINT else None, self.step)
+        self._message(message_of(number, self.runtime, self.step, self.config, self.resume, has_saved=has_saved))
         self.runtime.run_log.end("interrupted")
         # A launcher may kill the others when the first has ended.
         self.runtime.ranks.broadcast_object(None)
-        raise Preempted(number)
+        raise Preempted(number, has_saved=has_saved)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

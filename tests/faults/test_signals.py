@@ -185,7 +185,7 @@ def test_a_signal_before_an_evaluation_delays_the_evaluation(whole, tmp_path):
     """It saves first, for an evaluation may take longer than is left."""
     job, run_dir = [*JOB, f"run_dir={tmp_path / 'run'}"], tmp_path / "run"
     ended = run([*job, "evaluate_every=100", "recipe.fault=told_at_step_200"])
-    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert ended.returncode == os.EX_TEMPFAIL, ended.stderr
     assert json.loads((run_dir / "REQUEUE").read_text())["step"] == 200
     assert _lines(run_dir)[-1] == (200, "training")
     assert run(job).returncode == 0
@@ -308,7 +308,9 @@ def test_a_process_that_was_started_to_ignore_ctrl_c_ignores_it():
 
 def test_preempted_says_to_launchers_what_they_understand(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert Preempted(signal.SIGTERM).code == 143
+    assert Preempted(signal.SIGTERM).code == os.EX_TEMPFAIL
+    assert Preempted(signal.SIGTERM, has_saved=False).code == 128 + signal.SIGTERM
+    assert Preempted(signal.SIGINT).code == 128 + signal.SIGINT
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert Preempted(signal.SIGTERM).code == 0
 

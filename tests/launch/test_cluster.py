@@ -6,8 +6,7 @@ import socket
 import pytest
 import torch
 
-import trainkit
-from trainkit.distributed.cluster import Cluster, _require_no_other_launcher, _why, current_cluster
+from trainkit.distributed.cluster import Cluster, _why, current_cluster
 from trainkit.errors import ClusterError
 from trainkit.testing import run_ranks
 
@@ -52,32 +51,6 @@ def test_the_variables_of_a_launcher(told, expected):
         return
     with pytest.raises(ClusterError, match=expected):
         Cluster.from_environment(told)
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "srun has started 4 processes .* this is SLURM_PROCID=2"),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun has started 2 processes"),
-        ({"PMI_SIZE": "3", "PMI_RANK": "0"}, "mpiexec has started 3 processes"),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # of a batch shell
-        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "RANK": "5", "WORLD_SIZE": "8"}, None),  # torchrun's
-    ],
-)
-def test_processes_without_variables_do_not_train_alone(told, expected, monkeypatch):
-    for name in (*told, "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    if expected is None:
-        _require_no_other_launcher(os.environ)
-        return
-    with pytest.raises(ClusterError, match=expected):
-        trainkit.Runtime(device="cpu", tracker=trainkit.Tracker())
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert current_cluster() == Cluster()
 
 
 def _clusters_of_a_group_made_by_hand(hosts):

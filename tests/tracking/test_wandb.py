@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import wandb
 
+from tests.tracking.wandb_files import history, records
 from trainkit.tracking import Run, WandB
 from trainkit.tracking.command import as_typed
 
@@ -20,25 +21,6 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     wandb.teardown()  # it reads the environment once a process
-
-
-def records(segment):
-    """What W&B's own reader finds in an offline run's directory."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
-    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return [json.loads(line) for line in output.splitlines()]
-
-
-def history(directory):
-    """{step: row} over all segments of a run; fails where a step is told twice."""
-    rows = {}
-    for segment in sorted((directory / "wandb").glob("offline-run-*")):
-        for record in records(segment):
-            if record["type"] == "history":
-                row = record["history"]["item"]
-                assert row["_step"] not in rows, "told twice"
-                rows[row["_step"]] = row
-    return rows
 
 
 def tell(tracker, directory, steps, status="finished", resumed_step=None):
@@ -217,6 +199,34 @@ def test_a_service_that_dies_is_restarted_and_loses_no_row(dies_before, tmp_path
     assert [step for step in rows if step < 13] == list(range(1, 13))
     assert all(rows[step]["loss"] == pytest.approx(1.0 / step) for step in range(1, 13))
     assert rows[5]["grid._type"] == "image-file"
+
+
+@pytest.mark.parametrize(
+    ("number", "delay_s"), [("SIGTERM", 0.0), ("SIGTERM", 0.003), ("SIGTERM", 0.3), ("SIGUSR1", 0.0)]
+)
+def test_a_signal_to_the_whole_job_while_it_ends(number, delay_s, tmp_path):
+    """As Slurm sends it: the service gets it too, before or in the last call, or after it."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys, threading, time
+        from pathlib import Path
+        from trainkit.tracking import Run, WandB
+        tracker = WandB()
+        tracker.start(Run(directory=Path(sys.argv[1]), name="a-run"))
+        (pid,) = map(int, Path(f"/proc/self/task/{{os.getpid()}}/children").read_text().split())
+        for step in range(1, 13):
+            tracker.log(step, {{"loss": 1.0 / step}})
+        timer = threading.Timer({delay_s}, os.kill, (pid, signal.{number}))
+        timer.start()
+        tracker.finish("interrupted")
+        timer.join()
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "Traceback" not in ended.stderr and "has not written" not in ended.stderr, ended.stderr
+    assert number == "SIGTERM" or "started again" not in ended.stderr, "it can be kept from the service"
+    assert list(history(tmp_path)) == list(range(1, 13))
+    last = sorted((tmp_path / "wandb").glob("offline-run-*"))[-1]
+    assert [record["exit"]["exit_code"] for record in records(last) if record["type"] == "exit"] == [1]
 
 
 def test_what_comes_late_goes_into_the_next_row(tmp_path):

@@ -49,7 +49,15 @@ class Toy(trainkit.Recipe):
         num_steps: int = 40,
         grad_accumulation_steps: int = 1,
         fault: Literal[
-            "none", "two_backwards", "not_finite", "not_finite_once", "out_of_memory", "told_at_step_200"
+            "none",
+            "two_backwards",
+            "not_finite",
+            "not_finite_once",
+            "out_of_memory",
+            "told_at_step_200",
+            "told_at_the_start",
+            "told_at_the_end",
+            "stuck_at_step_50",
         ] = "none",
     ) -> None:
         self.runtime, self.data, self.batch_size, self.fault = runtime, data.load(), batch_size, fault
@@ -69,6 +77,9 @@ class Toy(trainkit.Recipe):
         return {"network": self.network}
 
     def batches(self, start=0):
+        if self.fault == "told_at_the_start":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # until it is heard
         return self.runtime.batches(self.data.train, batch_size=self.batch_size, start=start, collate=self.data.collate)
 
     def _loss(self, batch):
@@ -81,6 +92,8 @@ class Toy(trainkit.Recipe):
             if self.fault == "told_at_step_200" and self.runtime.position == 199 * self.batch_size:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)  # until it is heard
+            if self.fault == "stuck_at_step_50" and self.runtime.position == 49 * self.batch_size:
+                time.sleep(1000)
             loss = self._loss(micro)
             is_sick = self.fault == "not_finite" or (self.fault == "not_finite_once" and 100 in micro.positions)
             self.network.backward(loss * float("nan") if is_sick else loss)
@@ -99,3 +112,8 @@ class Toy(trainkit.Recipe):
         self.network.module.train()
         sums = self.runtime.ranks.all_reduce_sum(total)
         return {"held_out_loss": sums["loss"] / sums["count"], "num_held_out": sums["count"]}
+
+    def finish(self):
+        if self.fault == "told_at_the_end" and self.runtime.ranks.is_main:
+            os.kill(os.getppid(), signal.SIGTERM)  # the agent
+            time.sleep(0.5)  # until it is heard

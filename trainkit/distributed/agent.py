@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 FAILED = "failed"
 """The key under which a process stores an error that would recur; launch/train.py reads it before any import."""
 
+STOPPED = "stopped"
+"""The key under which a process that a signal has ended stores the exit code of the job; `trainkit agent` reads it."""
+
 _RENDEZVOUS_S = 1800.0  # torch's default timeout
 _asked: Counter[str] = Counter()
 

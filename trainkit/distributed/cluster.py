@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from trainkit.distributed import agent
+from trainkit.distributed import agent, launchers
 from trainkit.distributed.open_files import allow_open_files
 from trainkit.errors import ClusterError
 from trainkit.logger import logger
@@ -144,12 +144,12 @@ def current_cluster() -> Cluster:
     """The cluster of the default process group where one is initialized, otherwise that of the environment.
 
     Raises:
-        ClusterError: where srun or mpirun has started several processes without the variables of torchrun.
+        ClusterError: where srun or mpirun has started several processes, and does not tell where they meet.
     """
-    cluster = Cluster.from_environment()
     if not dist.is_initialized():
-        _require_no_other_launcher(os.environ)
-    elif cluster.world_size != dist.get_world_size():
+        launchers.join()
+    cluster = Cluster.from_environment()
+    if dist.is_initialized() and cluster.world_size != dist.get_world_size():
         return _cluster_of_group()
     return cluster
 
@@ -161,24 +161,3 @@ def _cluster_of_group() -> Cluster:
     store.set(str(rank), socket.gethostname())
     hosts = [store.get(str(other)) for other in range(size)]
     return Cluster(rank, size, hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
-
-
-_LAUNCHERS = {  # launcher -> its variables for the number of processes and the rank
-    "Slurm's srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    "Open MPI's mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    "MPI's mpiexec": ("PMI_SIZE", "PMI_RANK"),
-}
-
-
-def _require_no_other_launcher(environment: Mapping[str, str]) -> None:
-    """Otherwise each of its processes would train alone, on all the data, without a message."""
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        return
-    for launcher, (size, number) in _LAUNCHERS.items():
-        if (num_processes := environment.get(size, "1")) not in ("", "0", "1"):
-            raise ClusterError(
-                f"{launcher} has started {num_processes} processes ({size}; this is {number}="
-                f"{environment.get(number)}), and RANK and WORLD_SIZE are not set: each would train alone. Start "
-                f"one torchrun on each node, as launch/slurm.sbatch does (srun --ntasks-per-node=1 torchrun ...); for "
-                f"independent runs set RANK=0 and WORLD_SIZE=1"
-            )

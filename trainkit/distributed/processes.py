@@ -1,6 +1,5 @@
 """Processes of a job on this machine, started by torch's elastic agent, as `torchrun --standalone` does."""
 
-import logging
 import os
 import pickle
 import signal
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainkit.distributed import launchers
+from trainkit.distributed.elastic_log import silenced
 from trainkit.errors import ClusterError, ConfigError, UsageError
-from trainkit.logger import logger
 
 _OF_A_JOB = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # not LOCAL_RANK, which DeepSpeed leaves behind
 _CALL, _LOOKING_S = "call", 1.0
-_AGENT = "torch.distributed.elastic"
 
 
 def launch(function: Callable[..., Any], *args: Any, processes: int | Literal["auto"] = "auto") -> list[Any]:
@@ -71,7 +70,9 @@ def launch(function: Callable[..., Any], *args: Any, processes: int | Literal["a
         _raise(answers, min(raised)[1])
     silent = [rank for rank in (*failed.codes, *range(num)) if answers[rank] is None]
     if silent:
-        how = _ended(failed.codes.get(silent[0], 0))
+        from trainkit.distributed.host_agent import how_ended
+
+        how = how_ended(failed.codes.get(silent[0], 0))
         raise ClusterError(f"rank {silent[0]} of {num} {how} before {_name(function)} returned")
     return [answer.value for answer in answers if isinstance(answer, _Returned)]
 
@@ -84,17 +85,18 @@ def run(arguments: Sequence[str], num: int) -> int:
         num: processes.
 
     Returns:
-        The exit code: 0, or that of the first process that failed; 128 + n where signal n ended it or this process.
+        The exit code, as `trainkit.distributed.host_agent.run` returns it.
+
+    Raises:
+        ClusterError: where they cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="trainkit_") as logs:
-        failed = _run([sys.executable, "-u", *arguments], num, Path(logs))
-    if failed.interrupted_by is not None:
-        return 128 + failed.interrupted_by
-    rank, code = next(iter(failed.codes.items()), (0, 0))
-    if code >= 0:
-        return code
-    logger(__name__).error(f"rank {rank} {_ended(code)}")
-    return 128 - code
+    from trainkit.distributed.host import Host
+    from trainkit.distributed.host_agent import run as run_host
+
+    with _restored():
+        if num > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, which prints three lines about it
+        return run_host(Host(processes=num), arguments)
 
 
 def count(processes: int | str, name: str = "--processes=") -> int:
@@ -126,8 +128,8 @@ def require_no_job(what: str) -> None:
         UsageError: where it does.
     """
     found = [f"{name}={os.environ[name]}" for name in _OF_A_JOB if name in os.environ]
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        found.append(f"SLURM_STEP_NUM_TASKS={os.environ['SLURM_STEP_NUM_TASKS']}")
+    if (launcher := launchers.launcher_of(os.environ)) is not None:
+        found.append(f"{launcher.size}={os.environ[launcher.size]}")
     if found:
         raise UsageError(
             f"{what} starts processes, and this process already belongs to a job ({' '.join(found)}): leave it out "
@@ -163,7 +165,7 @@ def _run(command: Sequence[str], num: int, logs: Path) -> _Failed:
         logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
     )
     try:
-        with _restored():
+        with _restored(), silenced():
             if num > 1:
                 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, which prints three lines about it
             elastic_launch(config, command[0])(*command[1:])
@@ -177,30 +179,18 @@ def _run(command: Sequence[str], num: int, logs: Path) -> _Failed:
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Silences the agent's log, and restores the environment and signal handlers that the agent changes."""
-    environment, agent = dict(os.environ), logging.getLogger(_AGENT)
+    """Restores the environment and signal handlers that torch's agent changes."""
+    environment = dict(os.environ)
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if is_main else {}
-    propagated, silence = agent.propagate, logging.NullHandler()
-    agent.propagate = False
-    agent.addHandler(silence)
     try:
         yield
     finally:
-        agent.propagate = propagated
-        agent.removeHandler(silence)
         for number, handler in handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(environment)
-
-
-def _ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    why = " (Linux does that when memory runs out)" if -code == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{why}"
 
 
 # -- arguments and results of a launched function ----------------------------------------------------------------------

@@ -21,6 +21,7 @@ from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
+from trainkit.distributed import agent
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ClusterError
 
@@ -33,21 +34,26 @@ TIME_IS_UP = 0
 _POLL_S = 0.5
 _AGREEING_POLL_S = 0.01
 _TIMEOUT_S = 20.0  # less than the 30 s after which torchrun kills
+_LEAVING_S = 5.0
 _ECHO_S = 1.0  # Slurm and terminals signal every process of a group, and torchrun passes the signal on to its workers
 
 
 class Preempted(SystemExit):
-    """Raised after a run was ended by a signal and has saved.
+    """Raised after a run was ended by a signal.
 
-    Its exit `code` is 0 under torchrun, where anything else is restarted or reported as a failure; elsewhere 128 + the
-    signal's number.
+    Its exit `code` is 0 under torchrun, where anything else is restarted or reported as a failure; `trainkit agent`,
+    which leaves a word for it, ends with what the code is elsewhere: 75 where it would continue from a checkpoint that
+    it did not start from, 128 + the signal's number otherwise, and after Ctrl-C.
 
     Args:
         number: of the signal.
+        has_saved: whether there is a checkpoint that is newer than what this job began with.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + number)
+    def __init__(self, number: int, *, has_saved: bool = True) -> None:
+        code = os.EX_TEMPFAIL if has_saved and number != signal.SIGINT else 128 + number
+        agent.remember(agent.STOPPED, str(code))
+        super().__init__(0 if "TORCHELASTIC_RUN_ID" in os.environ else code)
 
 
 class Signals:
@@ -143,6 +149,8 @@ class Signals:
         self._thread.join(timeout=5)
         if kind is None:
             self._release_others()
+        if kind is None or issubclass(kind, Preempted):
+            self._leave_last()
         self._receiver.close()
         self._sender.close()
 
@@ -156,6 +164,18 @@ class Signals:
             if self._ranks.is_main:
                 self._store.set("last_step", str(self._num_passed))
         except RuntimeError:  # the store has gone with the rank that held it
+            return
+
+    def _leave_last(self) -> None:
+        """Keeps rank 0, whose process may hold the store, until no rank uses it: torch prints lost connections."""
+        if self._store is None:
+            return
+        try:
+            num_left, deadline = self._store.add("left", 1), time.monotonic() + _LEAVING_S
+            while self._ranks.is_main and num_left < self._ranks.world_size and time.monotonic() < deadline:
+                time.sleep(_AGREEING_POLL_S)
+                num_left = self._store.add("left", 0)
+        except RuntimeError:  # it is held elsewhere, and has gone
             return
 
     # -- the thread --------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class Driver:
         Raises:
             ConfigError: where a metric is none that the recipe measures.
             ClusterError: where a worker cannot be started.
-            SystemExit: 128 + the number of a signal, once all trials have saved.
+            SystemExit: after a signal, once all trials have saved: 75 to be started again; 130 after Ctrl-C.
         """
         self.study, self._began = study, time.monotonic()
         with self._signals():
@@ -165,7 +165,7 @@ class Driver:
         if self._error is not None:
             raise self._error
         if self._signal is not None:
-            raise SystemExit(128 + self._signal)
+            raise SystemExit(130 if self._signal == signal.SIGINT else os.EX_TEMPFAIL)
 
     def busy_share(self) -> float:
         """Of the time of the slots since `run` began, the share in which trials ran."""

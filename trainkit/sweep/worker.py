@@ -160,7 +160,7 @@ def _waited_for(children: Mapping[int, int], commands: int) -> int:
             del left[pid]
             if code and not first:
                 first = code
-                if code != 128 + signal.SIGTERM:
+                if code not in (os.EX_TEMPFAIL, 128 + signal.SIGTERM):  # it was stopped, and so are they
                     _signal(left, signal.SIGKILL)  # they would wait for it
     return first
 

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import numpy as np
 
 from trainkit.errors import ConfigError
 from trainkit.logger import logger
+from trainkit.tracking import wandb_service
 from trainkit.tracking.command import as_typed
 from trainkit.tracking.tracker import Run, Status, Tracker, by_end
 from trainkit.tracking.wandb_rows import HistoryFile, Row, Table, Text, Value, as_json, from_json
@@ -143,7 +143,7 @@ class WandB(Tracker):
         self._send()
         try:
             self._end_run(status)
-        except OSError as error:
+        except wandb_service.errors() as error:
             self._start_service_again(error)
             self._end_run(status)
         if self._run.offline:
@@ -169,7 +169,9 @@ class WandB(Tracker):
 
     def _begin(self, run: Run, notes: str | None) -> None:
         assert self._id is not None
-        self._run = self._init(run, self._id, notes)
+        with wandb_service.shielded():
+            self._run = self._init(run, self._id, notes)
+        wandb_service.end_at_exit()
         path = None if self._run.disabled else getattr(self._run.settings, "sync_file", None)
         self._file = HistoryFile(Path(path)) if path else None
 
@@ -225,7 +227,7 @@ class WandB(Tracker):
         self._sent_step, self._row = step, {}
         try:
             self._log(step, row)
-        except OSError as error:  # a broken pipe, say
+        except wandb_service.errors() as error:
             self._start_service_again(error)
         if len(self._unwritten) % CHECK_EVERY == 0:
             self._drop_written()
@@ -233,19 +235,16 @@ class WandB(Tracker):
     def _log(self, step: int, row: Row) -> None:
         self._run.log({name: _for_wandb(value) for name, value in row.items()}, step=step, commit=True)
 
-    def _start_service_again(self, error: OSError) -> None:
+    def _start_service_again(self, error: Exception) -> None:
         """Restarts W&B's service process after its end, and continues from the first row that no file contains."""
-        import wandb
-
         if self._num_restarts == MAX_RESTARTS:
             raise error
         self._num_restarts += 1
         self._drop_written()
-        with suppress(OSError):  # the service is gone, which raises once more
-            wandb.teardown()
+        wandb_service.end()
         self._begin(self._of, None)
         logger(__name__).warning(
-            f"the process of Weights & Biases ended ({error}) and was started again; "
+            f"the process of Weights & Biases ended ({str(error) or type(error).__name__}) and was started again; "
             f"{len(self._unwritten)} rows are sent to it again"
         )
         for step, row in self._unwritten:

@@ -8,7 +8,9 @@ from trainkit.health.signals import REQUEUE_FILE, write_requeue
 from trainkit.runtime import Runtime
 
 
-def message_of(number: int, runtime: Runtime, step: int, config: Mapping[str, Any], resume: str) -> str:
+def message_of(
+    number: int, runtime: Runtime, step: int, config: Mapping[str, Any], resume: str, *, has_saved: bool
+) -> str:
     """A line that names the signal, the last step, and the command that resumes the run.
 
     Args:
@@ -17,12 +19,18 @@ def message_of(number: int, runtime: Runtime, step: int, config: Mapping[str, An
         step: steps done.
         config: of the run.
         resume: as configured.
+        has_saved: whether there is a checkpoint that is newer than what the job began with.
     """
     run_dir = runtime.run_dir
     is_dated = "%" in str(config.get("run_dir"))  # the same command would start another run
     stopped = f"{signal.Signals(number).name}: stopped after step {step}"
     if run_dir is None:
         return f"{stopped}; nothing was saved: there is no run_dir"
+    if not has_saved and number != signal.SIGINT:
+        return (
+            f"{stopped}, with no checkpoint that is newer than what this job began with: started again, it would come "
+            f"no further; give it more time between its start and the signal, or a smaller save_every"
+        )
     command = "the same command" + (f" with run_dir={run_dir}" if is_dated or resume != "auto" else "")
     command += " resume=auto" if resume != "auto" else ""
     return f"{stopped}, saved in {run_dir}; {command} resumes it"
