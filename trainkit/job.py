@@ -32,7 +32,7 @@ from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking import Tracker, Trackers
 from trainkit.trainer import Trainer
-from trainkit.training import accumulation, leakage, memory_budget
+from trainkit.training import accumulation, leakage, machines, memory_budget
 from trainkit.training.assessing import assess
 from trainkit.training.memory_budget import MemoryBudget
 from trainkit.training.resume import where_to_resume
@@ -306,7 +306,8 @@ def _use_given_identity(overrides: Sequence[str]) -> None:
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
-    of_training = {"run_dir", "tracking", "log_every", "memory", *arguments_of(Trainer), *arguments_of(leakage.look)}
+    of_training = {"run_dir", "tracking", "log_every", "memory", *arguments_of(Trainer)}
+    of_training |= {*arguments_of(leakage.look), *arguments_of(machines.look_at_machines)}
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in of_training:
             raise ConfigError(f"{override} changes nothing about a trained model: it is for training; leave it out")
@@ -351,6 +352,7 @@ def _prepare(
     try:
         runtime.ranks.require_same(flat(config))
         if make is None:
+            machines.look_at_machines(runtime, machine_check=checked.get("machine_check", "report"))
             make_recipe = _as_resumed(make_recipe, runtime, checked["resume"])
         settings = {key: checked[key] for key in arguments_of(leakage.look) if key in checked}
         if make is None or settings.get("on_leak") == "drop":  # what was trained on is what was left

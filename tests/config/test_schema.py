@@ -9,12 +9,13 @@ from trainkit import Runtime, Trainer
 from trainkit.config import CONF_DIR, arguments_of, check, compose, groups
 from trainkit.errors import ConfigError
 from trainkit.training.leakage import look
+from trainkit.training.machines import look_at_machines
 
 OTHER_IN_A_JOB = {"run_dir", "evaluate_every", "save_every"}
 """Keys whose default in conf/train.yaml differs: a job has a run directory, and evaluates and saves on its way."""
 OF_RECIPES = {"weights"}
 """Keys that recipes link to."""
-OWNERS = (Runtime, Trainer, look)
+OWNERS = (Runtime, Trainer, look, look_at_machines)
 MADE_BY_A_JOB = {"tracker", "config", "composed", "found"}
 
 

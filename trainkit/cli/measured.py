@@ -25,7 +25,7 @@ def probe(arguments: argparse.Namespace) -> int:
     from trainkit.topology.picture import text
 
     with machine.job(arguments) as (topology, _):
-        with _patience() as report:
+        with patience() as report:
             measured = measure.probe(topology, report=report)
         if rank():
             return 0
@@ -112,8 +112,8 @@ def _wait(future: Any) -> None:
 
 
 @contextmanager
-def _patience() -> Iterator[Any]:
-    """Yields a function to call when a part starts; rank 0 prints its name to stderr if it takes long."""
+def patience() -> Iterator[Any]:
+    """A context with a function to call when a part starts; rank 0 prints its name to stderr if it takes long."""
     timers: list[threading.Timer] = []
 
     def report(text: str) -> None:

@@ -13,7 +13,10 @@ from trainkit.config.tree import Node, owner
 from trainkit.errors import ConfigError
 
 # By name, as nodes name their targets: all are of layers above this one.
-_TARGETS = ("trainkit.Runtime", "trainkit.Trainer", "trainkit.training.leakage.look")
+_TARGETS = (
+    *("trainkit.Runtime", "trainkit.Trainer"),
+    *("trainkit.training.leakage.look", "trainkit.training.machines.look_at_machines"),
+)
 _OF_A_JOB = {"runtime", "make_recipe", "tracker", "config", "composed", "found"}
 """Arguments that a job makes by itself."""
 _OPTIONAL = {"schedule"}
@@ -28,7 +31,7 @@ def annotations() -> Mapping[str, Any]:
     """Returns the annotation of every key of `conf/train.yaml`.
 
     A group's is a node, which is held against the signature of its `_target_`; every other is that of the argument of
-    Runtime, of Trainer or of the audit with this name, or of `OF_RECIPES`.
+    Runtime, of Trainer, of the audit or of the check of machines with this name, or of `OF_RECIPES`.
     """
     found: dict[str, Any] = {
         name: Node | None if name in _OPTIONAL else Node for name in groups() if name not in _NO_KEYS

@@ -12,7 +12,7 @@ NOTHING = "nothing"
 # Keys of what is watched and kept, which change nothing that is trained.
 _NOT_TRAINED = (
     *("run_dir", "resume", "tracking", "log_every", "keep_", "save_every", "checkpoint."),
-    *("evaluate_every", "hang_timeout_s"),
+    *("evaluate_every", "hang_timeout_s", "machine_check"),
 )
 _BY_PACKAGE = {
     **dict.fromkeys(("torch", "triton", "mkl", "intel-openmp"), "the kernels: every number, by rounding"),

@@ -106,10 +106,10 @@ def probe(topology: Topology, group: dist.ProcessGroup | None = None, report: Re
     inside, across = None, None
     if any(len(ring) > 1 for ring in rings):
         report("links inside each host")
-        inside = _exchange(next(ring for ring in rings if rank in ring), device, group)
+        inside = exchange(next(ring for ring in rings if rank in ring), device, group)
     if len(rings) > 1:
         report("links between hosts")
-        across = _exchange([ring[0] for ring in rings], device, group)
+        across = exchange([ring[0] for ring in rings], device, group)
     everyone: list[tuple[Flow | None, ...]] = [()] * world_size
     dist.all_gather_object(everyone, (inside, across), group=group)
     phases = [[flow for flow in flows if flow is not None] for flows in zip(*everyone, strict=True)]
@@ -119,8 +119,18 @@ def probe(topology: Topology, group: dist.ProcessGroup | None = None, report: Re
     return answer[0]
 
 
-def _exchange(ring: Sequence[int], device: torch.device, group: dist.ProcessGroup | None) -> Flow | None:
-    """Each rank of `ring` sends to the next; returns what this rank received. All ranks use the same sizes."""
+def exchange(ring: Sequence[int], device: torch.device, group: dist.ProcessGroup | None = None) -> Flow | None:
+    """Sends messages around rings, in all of them at the same time. Collective: every rank must call.
+
+    Args:
+        ring: the ranks of this rank's ring, each of which sends to the next; two of them exchange. One alone: this rank
+            only waits for the others.
+        device: of the messages.
+        group: of all ranks; None: the default one.
+
+    Returns:
+        What this rank received; None for a ring of one. All rings use the same sizes.
+    """
     rank = dist.get_rank(group)
     takes_part = rank in ring and len(ring) > 1
     index = ring.index(rank) if takes_part else 0

@@ -1,0 +1,1 @@
+"""Starting a job on several machines: over ssh, or by a file for a scheduler. Nothing here imports torch."""
