@@ -2,6 +2,7 @@
 
 from trainkit.config.build import build, build_partial
 from trainkit.config.check import check
+from trainkit.config.cluster import cluster, of_cluster
 from trainkit.config.compose import compose, compose_onto, compose_unresolved, resolve, to_yaml
 from trainkit.config.directory import CONF_DIR, groups
 from trainkit.config.schema import OF_RECIPES, arguments_of
@@ -15,11 +16,13 @@ __all__ = [
     "build",
     "build_partial",
     "check",
+    "cluster",
     "compose",
     "compose_onto",
     "compose_unresolved",
     "flat",
     "groups",
+    "of_cluster",
     "resolve",
     "to_yaml",
 ]

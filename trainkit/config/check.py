@@ -42,7 +42,7 @@ def check(config: Mapping[str, Any]) -> Node:
     values = {name: _checked(name, config[name], of) for name, of in schema.items() if name not in known}
     nodes = {name: convert(name, config[name], of) for name, of in schema.items() if name in known}
     _require_usable_targets(nodes)
-    return {**{name: node and _checked_node(name, node) for name, node in nodes.items()}, **values}
+    return {**{name: node and checked_node(name, node) for name, node in nodes.items()}, **values}
 
 
 def _require_usable_targets(nodes: Mapping[str, Any]) -> None:
@@ -63,7 +63,16 @@ def _require_usable_targets(nodes: Mapping[str, Any]) -> None:
         )
 
 
-def _checked_node(path: str, node: Node) -> Node:
+def checked_node(path: str, node: Node) -> Node:
+    """Converts the values of a node to the types that the signature of its `_target_` gives them.
+
+    Args:
+        path: the key of the node, for messages.
+        node: resolved; one without `_target_` is a mapping of nodes and values.
+
+    Raises:
+        ConfigError: as for `check`.
+    """
     if not is_node(node):
         return {key: _checked(f"{path}.{key}", value, Any) for key, value in node.items()}
     target = locate(path, node["_target_"])
@@ -83,7 +92,7 @@ def _checked_node(path: str, node: Node) -> Node:
 def _checked(path: str, value: Any, annotation: Any) -> Any:
     """`value` as `annotation` says; nodes in it are checked by themselves, and are built later."""
     if is_node(value):
-        return _checked_node(path, value)
+        return checked_node(path, value)
     if not holds_node(value):
         return convert(path, value, annotation)
     items = annotation_of_items(path, value, annotation)

@@ -115,14 +115,14 @@ def to_yaml(config: Mapping[str, Any]) -> str:
 def _composed(given: Sequence[Override], config_dir: str | Path | None) -> Node:
     """What Hydra makes of `given`; keys below a mapping of free keys need no `+`."""
     try:
-        return _by_hydra([override.text for override in given], config_dir)
+        return by_hydra("train", [override.text for override in given], config_dir)
     except (HydraException, OmegaConfBaseException) as error:
         failure = error
     if not _is_choices(given, config_dir):
         tree = _of_choices(given, config_dir)
         texts = [f"++{o.text.lstrip('+')}" if _adds(tree, o) else o.text for o in given]
         try:
-            return _by_hydra(texts, config_dir)
+            return by_hydra("train", texts, config_dir)
         except (HydraException, OmegaConfBaseException) as error:
             failure = error
     raise ConfigError(_explain(failure, given, config_dir)) from failure
@@ -134,7 +134,19 @@ def _adds(tree: Node, override: Override) -> bool:
     return of_mapping or adds_key(tree, override.key)
 
 
-def _by_hydra(texts: Sequence[str], config_dir: str | Path | None) -> Node:
+def by_hydra(name: str, texts: Sequence[str], config_dir: str | Path | None) -> Node:
+    """Composes a file of `conf/` with Hydra, unresolved.
+
+    Args:
+        name: of the file, without its ending.
+        texts: overrides in Hydra's grammar.
+        config_dir: as for `compose`.
+
+    Raises:
+        ConfigError: there is no such `config_dir`.
+        HydraException: an override is wrong.
+        OmegaConfBaseException: likewise.
+    """
     texts = list(texts)
     if config_dir is not None:
         path = Path(config_dir).expanduser().resolve()
@@ -144,7 +156,7 @@ def _by_hydra(texts: Sequence[str], config_dir: str | Path | None) -> Node:
         texts.append(f"hydra.searchpath=[{quoted(f'file://{path}')}]")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
-        return _plain(hydra_compose("train", texts), resolve=False)
+        return _plain(hydra_compose(name, texts), resolve=False)
 
 
 def _plain(composed: Any, *, resolve: bool) -> Node:

@@ -6,8 +6,8 @@ from pathlib import Path
 from trainkit.errors import ConfigError
 
 _PACKAGE = Path(__file__).parent.parent
-_NO_GROUPS = {"sweep"}
-"""Folders beside the groups, whose files are not composed: searches of `trainkit sweep`."""
+_NO_GROUPS = {"cluster", "sweep"}
+"""Folders beside the groups of a run: clusters of `trainkit launch`, and searches of `trainkit sweep`."""
 _PACKAGED = _PACKAGE / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "conf"
 """Inside the package in a wheel, at the top of a checkout otherwise."""
