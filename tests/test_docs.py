@@ -34,13 +34,19 @@ PAGES = sorted(
 NOT_OURS = {
     "age",
     "age-keygen",
+    "apptainer",
     "cat",
+    "docker",
+    "enroot",
     "export",
+    "kubectl",
     "pip",
     "python",
     "sbatch",
+    "scancel",
     "seq",
     "source",
+    "srun",
     "torchrun",
     ".venv/bin/pre-commit",
 }
@@ -114,6 +120,8 @@ def _parse(first: str, rest: list[str], files: list[str]) -> None:
         _check_train(rest[1:])
     elif first == "trainkit":
         parse(_parser(), rest)
+    elif first == "srun" and "trainkit" in rest:
+        parse(_parser(), rest[rest.index("trainkit") + 1 :])
     elif "trainkit.cli" in rest:
         parse(_parser(), rest[rest.index("trainkit.cli") + 1 :])
     for file in files:

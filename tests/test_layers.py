@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # From the top down; modules on one line are independent of one another unless they are of one package.
 LAYERS = (
     ("cli",),
-    ("sweep", "forecast"),
+    ("sweep", "launcher", "forecast"),
     ("reproduction", "benchmark"),
     ("job", "testing"),
     ("trainer",),

@@ -15,6 +15,7 @@ from trainkit import Runtime, Trainer
 from trainkit.cli.listing import comments
 from trainkit.config import OF_RECIPES
 from trainkit.training.leakage import look
+from trainkit.training.machines import look_at_machines
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 
@@ -27,7 +28,7 @@ def reference() -> str:
 def _top_level() -> str:
     text = (CONF / "train.yaml").read_text()
     values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
-    owners = (Runtime, Trainer, look)
+    owners = (Runtime, Trainer, look, look_at_machines)
     types = {**OF_RECIPES, **{name: hint for owner in owners for name, hint in hints(owner).items()}}
     described = {name: text for owner in owners for name, text in documented(owner).items()}
     rows = _rows(values, dict(comments(text)), types, "", described=described)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainkit.cli import (
+    agent,
     benchmark,
     card,
     checkpoint,
@@ -19,6 +20,7 @@ from trainkit.cli import (
     diff,
     doctor,
     export,
+    launch,
     manifest,
     plan,
     report,
@@ -27,6 +29,7 @@ from trainkit.cli import (
     sweep,
     topo,
 )
+from trainkit.distributed import launchers
 from trainkit.distributed.agent import FAILED, recall, remember
 from trainkit.errors import TrainkitError
 
@@ -44,6 +47,9 @@ configuration: any number of key=value; the name of a group selects one of its f
 HELP = """\
 examples:
   trainkit train recipe=bert data.path=~/texts
+  trainkit agent --nnodes 2 --node-rank 0 --rdzv-endpoint node1:29400 recipe=bert data.path=/shared/texts
+  trainkit launch --hosts node1:8,node2:8 -- recipe=bert data.path=/shared/texts
+  trainkit launch --slurm cluster.nodes=4 recipe=bert data.path=/shared/texts
   trainkit seeds 5 recipe=bert_finetune data.path=reviews.csv
   trainkit sweep recipe=bert data.path=~/texts optimizer.lr=log(1e-4,1e-2)
   trainkit evaluate runs/bert
@@ -82,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse(_parser(), argv)
     from_here = getattr(arguments, "from_here", False) or getattr(arguments, "trust", False)
-    return guarded(lambda: arguments.run(arguments), from_here=from_here)
+    return guarded(lambda: arguments.run(arguments), from_here=from_here, temporary=getattr(arguments, "temporary", 2))
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,13 +106,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return arguments
 
 
-def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> int:
+def guarded(function: Callable[[], int | None], *, from_here: bool = False, temporary: int = 2) -> int:
     """Calls a function, and prints a TrainkitError as one line on stderr, by one rank only.
 
     Args:
         function: returns an exit code; None: 0.
         from_here: whether Python can import modules from the current directory, for `_target_` of user code. It must be
             False for commands that read an untrusted checkpoint.
+        temporary: the exit code for a TrainkitError that would not recur. Commands that train give 1: to what starts
+            jobs, 2 says that it need not start this one again.
 
     Returns:
         The exit code: that of `function`, 2 for a TrainkitError, 130 for an interrupt, 141 for a closed pipe.
@@ -114,6 +122,8 @@ def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> i
     if recall(FAILED) is not None:
         return 2  # torchrun restarts a process that has already printed why it cannot run
     _find_modules(from_here)
+    if "torch" not in sys.modules:  # its warnings about closed connections come with the stack of its own code
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     atexit.register(gc.freeze)  # at exit Python searches all objects for cycles, which takes longer than all else there
     try:
         code = function() or 0
@@ -123,7 +133,7 @@ def guarded(function: Callable[[], int | None], *, from_here: bool = False) -> i
         _print_error(error)
         if error.recurs:  # last: a rank that starts later exits as soon as it reads this, and so does the job
             remember(FAILED, str(error))
-        return 2
+        return 2 if error.recurs else temporary
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -177,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(train)
-    train.set_defaults(run=run_train, from_here=True, command=["-m", "trainkit.cli", "train"])
+    train.set_defaults(run=run_train, from_here=True, temporary=1, command=["-m", "trainkit.cli", "train"])
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a checkpoint on its held-out data",
@@ -192,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     add_config_dir(evaluate)
     add_trust(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+    add_config_dir(agent.add_parser(commands))
+    add_config_dir(launch.add_parser(commands))
     add_config_dir(seeds.add_parser(commands))
     add_config_dir(sweep.add_parser(commands))
     add_trust(add_config_dir(export.add_parser(commands)))
@@ -260,6 +272,7 @@ def run_train(arguments: argparse.Namespace) -> int | None:
     show = arguments.list or arguments.print_config
     if arguments.processes != "1" and not show:
         return _start_processes(arguments)
+    launchers.join()  # before a first error, which one rank prints
     # To import Hydra takes a while.
     from trainkit.cli.listing import listing
     from trainkit.config import CONF_DIR, check, compose_unresolved, groups, resolve, to_yaml
