@@ -78,7 +78,7 @@ def test_ones_own_directory_adds_recipes_data_and_experiments():
     with pytest.raises(ConfigError, match="Did you mean 'toy'"):
         compose(["recipe=toi"], config_dir=USER)
     with pytest.raises(
-        ConfigError, match=r"recipe.fault='three'.*'none', 'two_backwards', 'not_finite', .*'out_of_memory' or"
+        ConfigError, match=r"recipe.fault='three'.*'none', 'two_backwards', 'not_finite', .*'out_of_memory'.* or"
     ):
         check(compose(["recipe=toy", "recipe.fault=three"], config_dir=USER))
     with pytest.raises(ConfigError, match=r"data.train.nois: there is no such key.*Did you mean 'noise'"):

@@ -28,7 +28,7 @@ def measured():
 
 
 def test_memory_is_that_of_the_whole_batch(measured):
-    """Counted with 2 and 4 samples; the oracle is a step of all 48."""
+    """Counted with 4 and 8 samples; the oracle is a step of all 48."""
     alone = sum(sizes.held() for sizes in measured.engines.values())
     predicted = alone + measured.bytes_beside + measured.bytes_per_sample * measured.batch_size
     counted = _peak(compose_unresolved([*BERT, *_ALONE, "precision=bf16"]), measured.batch_size)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,13 @@ class Podman:
         """Starts a pod with the address that `address` says."""
         path = self.directory / f"pod{index}.yaml"
         path.write_text(yaml.safe_dump(dict(pod)))
-        self.run("kube", "play", "--network", "trainkit", "--ip", address(index), str(path))
+        for is_last in (False, False, False, True):
+            played = self.run(
+                "kube", "play", "--replace", "--network", "trainkit", "--ip", address(index), str(path), check=is_last
+            )
+            if played.returncode == 0:
+                return
+            time.sleep(2)  # podman gives an address back some time after its pod has been removed
 
     def wait(self, *containers: str) -> list[int]:
         """Exit codes, once all have ended."""

@@ -60,9 +60,9 @@ def test_a_told_job_goes_on_and_the_next_phase_waits_for_it(slurm, tmp_path):
     assert 0 < newest(run_dir) < NUM_STEPS and f"job {first} has saved" in log(tmp_path, first)
     # Not now: slurmd refuses a start within the second in which it has revoked the credential of the one before.
     slurm.run("scontrol", "update", f"jobid={first}", "starttime=now+3")
-    slurm.wait(first, "COMPLETED", "FAILED")
+    slurm.wait(first, "COMPLETED", "FAILED", timeout_s=300.0)
     assert newest(run_dir) == NUM_STEPS
-    slurm.wait(second, "COMPLETED")
+    slurm.wait(second, "COMPLETED", timeout_s=300.0)
     assert newest(tmp_path / "second") == 24
 
 

@@ -192,7 +192,7 @@ async def _share(able: Sequence[tuple[Connection, Verdict]], wanted: Wanted, say
         if not (await connection.ask("see", path=left["path"])).get("seen"):
             verdict.errors.append(
                 f"does not see a file that {first.host.name} wrote into {left['path'].rpartition('/')[0]}: "
-                f"run_dir={wanted.run_dir} must be on a file system that all hosts share"
+                f"run_dir={wanted.run_dir}: must be on a file system that all hosts share"
             )
 
     await _all([leave()], [verdict], "to write a file", say)

@@ -141,7 +141,7 @@ def _git(directory: Path, *arguments: str) -> bytes | None:
 
 def _files_of_modules() -> Iterator[tuple[str, Path]]:
     """Those of trainkit, its recipes and the user, by the names of the modules."""
-    for name, module in [*sys.modules.items()]:
+    for name, module in sys.modules.copy().items():  # another thread may import
         file = getattr(module, "__file__", None)
         if name == "__mp_main__" or not isinstance(file, str):  # __main__ again
             continue

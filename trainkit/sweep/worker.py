@@ -66,6 +66,8 @@ def main(
     commands: Connection,
     answers: Connection,
     *,
+    environment: Mapping[str, str],
+    directory: Path,
     threads: int,
     devices: str,
     memory_share: float | None,
@@ -77,6 +79,8 @@ def main(
         events: to be written to, a line of JSON for each.
         commands: one line of JSON for each.
         answers: a byte for each evaluation.
+        environment: of the driver.
+        directory: in which it works.
         threads: of a process of a trial.
         devices: the GPUs of the slot, as CUDA_VISIBLE_DEVICES names them.
         memory_share: of the GPU that a trial may use; None: all.
@@ -85,6 +89,9 @@ def main(
     # The driver ends it by closing the commands. What ends a terminal's processes is the driver's to pass on.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.update(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES=devices)
     if torch.get_num_threads() != threads:  # the server was started for another slot
         torch.set_num_threads(threads)

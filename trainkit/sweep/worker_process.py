@@ -27,13 +27,8 @@ def start_server(threads: int) -> None:
     Args:
         threads: of a worker, until it is told another number.
     """
-    paths = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     _CONTEXT.set_forkserver_preload(["trainkit.sweep.imported"])
-    with _environment(
-        OMP_NUM_THREADS=str(threads),
-        PYTHONPATH=os.pathsep.join(filter(None, paths)),
-        PYTORCH_NVML_BASED_CUDA_CHECK="1",  # to count GPUs must not start CUDA: forks could not use it
-    ):
+    with _set(OMP_NUM_THREADS=str(threads), **_of_workers()):
         forkserver.ensure_running()
 
 
@@ -71,6 +66,8 @@ class WorkerProcess:
             target=_work,
             args=(self._imported, told, commanded, answered),
             kwargs={
+                "environment": {**os.environ, **_of_workers()},  # the server has that of its start
+                "directory": Path.cwd(),
                 "threads": self.threads,
                 "devices": ",".join(self.slot.devices),
                 "memory_share": self.slot.memory_share,
@@ -130,8 +127,17 @@ def _work(*args: Any, **kwargs: Any) -> None:
     main(*args, **kwargs)
 
 
+def _of_workers() -> dict[str, str]:
+    """The variables that differ from those of the driver in all workers."""
+    paths = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to count GPUs must not start CUDA: forks could not use it
+    }
+
+
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _set(**values: str) -> Iterator[None]:
     """A context in which these variables are set."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

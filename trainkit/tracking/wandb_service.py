@@ -35,7 +35,7 @@ def end() -> None:
     """Ends the service, and forgets one that has ended."""
     import wandb
 
-    with suppress(*errors()):  # of a service that is gone
+    with suppress(*errors(), SystemExit):  # of a service that is gone, or has ended with a code that teardown repeats
         wandb.teardown()
 
 
