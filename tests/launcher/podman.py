@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -117,8 +117,9 @@ class Podman:
         """Exit codes, once all have ended."""
         return [int(line) for line in self.run("wait", *containers).stdout.split()]
 
-    def remove(self, pods: Sequence[str]) -> None:
-        self.run("pod", "rm", "--force", "--time", "0", "--ignore", *pods, check=False)
+    def remove(self) -> None:
+        """Removes all pods: also those of another job, which still have their addresses."""
+        self.run("pod", "rm", "--all", "--force", "--time", "0")
 
 
 def address(index: int) -> str:

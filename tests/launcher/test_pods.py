@@ -49,7 +49,7 @@ def start(podman, shared, name, *words):
     own = str(ROOT / "tests" / "user" / "conf")
     job = manifests(cluster, Job(words=("experiment=toy_short", "tracking=none", *words), config_dir=own))[-1]
     pods = pods_of(job, shared)
-    podman.remove([pod["metadata"]["name"] for pod in pods])
+    podman.remove()
     for index, pod in enumerate(pods):
         podman.play(pod, index)
     return [f"{pod['metadata']['name']}-{pod['spec']['containers'][0]['name']}" for pod in pods]
