@@ -5,8 +5,8 @@
 
 The ranks are forks of one process that has imported everything, joined by gloo over loopback; they share its cores, so
 that times show how work grows and not what a cluster takes. What is counted, bytes, connections and files, is the
-same on any machine. Each figure is fitted by a + b N + c N^2; the fit says what 1024 ranks would come to. The store's
-traffic is counted by a proxy before it.
+same on any machine, and is fitted by a + b N + c N^2; the fit says what 1024 ranks would come to. The store's traffic
+is counted by a proxy before it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ import trainkit
 from benchmarks.overhead import machine, write
 from trainkit.checkpoint import find, read_manifest
 
-NUM_LAYERS, WIDTH = 200, 16  # 400 parameters, as BERT-large has
+NUM_LAYERS, WIDTH = 200, 64  # 400 parameters, as BERT-large has; a rank holds whole rows
 FAR = 1024
 LIMIT_S = 900.0
 
@@ -51,7 +51,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found.append(job(ranks, Path(folder)))
         print(json.dumps(found[-1]), flush=True)
-    fits = {key: fit(found, key) for key in found[0] if key != "ranks"} if len(found) > 2 else {}
+    counted = [key for key in found[0] if key != "ranks" and not key.endswith("_s")]  # times are of shared cores
+    fits = {key: fit(found, key) for key in counted} if len(found) > 2 else {}
     print(json.dumps(fits, indent=1))
     write("scale", machine(), [{"ranks": found, "fits": fits, "extrapolated_to": FAR}], options.output)
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from benchmarks import gan_small_data
-from docs.generators import scale, sweeps
+from docs.generators import sweeps
 from docs.generators.markdown import table as _table
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -477,5 +477,4 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "intervals": _intervals,
     "report-page": _report_page,
     **sweeps.RENDERERS,
-    **scale.RENDERERS,
 }
