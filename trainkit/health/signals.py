@@ -35,9 +35,7 @@ _POLL_S = 0.5
 _AGREEING_POLL_S = 0.01
 _TIMEOUT_S = 20.0  # less than the 30 s after which torchrun kills
 _LEAVING_S = 5.0
-# Slurm and terminals signal every process of a group, and an agent passes the signal on to its workers, late on a busy
-# machine. Nobody types SIGTERM twice within seconds.
-_ECHO_S = {signal.SIGINT: 1.0, signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0}
+_ECHO_S = 1.0  # Slurm and terminals signal every process of a group, and torchrun passes the signal on to its workers
 
 
 class Preempted(SystemExit):
@@ -206,7 +204,7 @@ class Signals:
         now = time.monotonic()
         if self._received is None:
             self._received = number, now
-        elif now - self._received[1] > _ECHO_S[signal.Signals(number)]:
+        elif now - self._received[1] > _ECHO_S:
             os.write(2, f"trainkit: a second {signal.Signals(number).name}: stopped at once\n".encode())
             os._exit(128 + number)
 
