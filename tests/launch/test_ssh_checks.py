@@ -109,7 +109,7 @@ def test_a_run_directory_that_is_not_shared(network, tmp_path):
         code, _, lines = launch(network, hosts="node1:1,node4:1", run_dir=f"{tmp_path}/runs/%Y")
     assert code == 2
     assert errors(lines) == [
-        f"node4: does not see a file that node1 wrote into {tmp_path}: run_dir={tmp_path}/runs must be on a file "
+        f"node4: does not see a file that node1 wrote into {tmp_path}: run_dir={tmp_path}/runs: must be on a file "
         "system that all hosts share"
     ]
     assert list(tmp_path.iterdir()) == []
