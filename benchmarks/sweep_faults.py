@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20, help="of workers and trials")
-    parser.add_argument("--servers", type=int, default=2, help="kills of the process that forks workers")
+    parser.add_argument("--servers", type=int, default=1, help="kills of the process that forks workers")
     parser.add_argument("--drivers", type=int, default=3, help="kills of the driver")
     parser.add_argument("--seed", type=int, default=0, help="of the times and the victims")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
@@ -64,8 +64,9 @@ def storm(directory: Path, trials: int, kills: int, drivers: int, *, servers: in
     start, num_killed = time.perf_counter(), Counter[str]()
     log = directory.parent / "driver.log"
     driver = _started(command, log)
-    victims = ["driver"] * drivers + ["server"] * servers + ["worker"] * (kills // 2) + ["trial"] * (kills - kills // 2)
+    victims = ["driver"] * drivers + ["worker"] * (kills // 2) + ["trial"] * (kills - kills // 2)
     draw.shuffle(victims)
+    victims += ["server"] * servers  # last: workers that it leaves are not found
     for number, victim in enumerate(victims):
         _wait_until(lambda n=number: _num_started(directory) >= (n + 1) * trials // (len(victims) + 1), driver)
         time.sleep(draw.random() / 2)
@@ -73,8 +74,10 @@ def storm(directory: Path, trials: int, kills: int, drivers: int, *, servers: in
             driver.kill()
             driver.wait()
             driver = _started(command, log)
-        elif not _kill_one(driver.pid, victim, draw):
-            continue
+        else:
+            _wait_until(lambda v=victim, d=driver: _kill_one(d.pid, v, draw), driver)  # there may be none for a moment
+        if driver.poll() is not None:
+            break
         num_killed[victim] += 1
     _wait_until(lambda: driver.poll() is not None, driver)
     seconds = time.perf_counter() - start

@@ -10,8 +10,10 @@ import trainkit.checkpoint.sharded
 import trainkit.config.compose
 import trainkit.job
 import trainkit.sweep.worker  # noqa: F401
+from trainkit.data.corpus import documentation
 from trainkit.manifest import code, environment
 
+documentation()  # the files of the built-in text, listed once for all trials
 environment.needed(["trainkit", *environment.imported()])  # read once, and not by each trial
 code.modules()
 gc.collect()

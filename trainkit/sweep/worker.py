@@ -23,10 +23,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from trainkit.config import build as build_node
 from trainkit.config import check, resolve
-from trainkit.data import Text
-from trainkit.data.corpus import documentation
 from trainkit.errors import NonFiniteError, TrainkitError
 from trainkit.job import new_recipe, train
 from trainkit.manifest import code
@@ -114,8 +111,6 @@ def _prepare(config: Mapping[str, Any]) -> None:
     checked = check(checkable(resolve(config)))
     if checked["ops"]["kernels"] == "fused" and library.find(build.plan()):  # a build is left to a trial that needs it
         library.load()
-    if isinstance(data := build_node(checked.get("data")), Text) and data.path is None:
-        documentation()  # listed once, and not by each trial
 
 
 def _import(names: list[str]) -> None:
