@@ -47,7 +47,7 @@ def _no_process_is_left() -> Iterator[None]:
     end_pools()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _cluster() -> "Iterator[Cluster]":
     from tests.launch.slurm_cluster import cluster, why_not
 
@@ -59,7 +59,7 @@ def _cluster() -> "Iterator[Cluster]":
 
 @pytest.fixture
 def slurm(_cluster: "Cluster") -> "Iterator[Cluster]":
-    """A Slurm of three nodes, all of which are idle. Its tests are of the xdist group `slurm`."""
+    """A Slurm of three nodes, all of which are idle."""
     yield _cluster
     _cluster.cancel_all()
 

@@ -1,11 +1,14 @@
 """Hosts with networks of their own on this machine: each has an eth0 on one bridge, and a link that can be lost."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def why_not() -> str | None:
@@ -25,6 +28,7 @@ class Member:
 
     name: str
     address: str
+    gateway: str
     link: str
 
     @property
@@ -41,11 +45,34 @@ class Member:
 
 
 @contextmanager
-def bridged(num_hosts: int, subnet: str) -> Iterator[list[Member]]:
-    """Hosts `.11`, `.12` and so on of a subnet such as `10.93.7`, in which this machine is `.1`."""
+def locked(name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock of a name among the test processes of this machine; yields whether it is held."""
+    with (Path(tempfile.gettempdir()) / f"trainkit-{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def _subnet() -> Iterator[str]:
+    """A subnet that no other test process uses."""
+    for number in range(1, 250):
+        with locked(f"subnet-{number}", wait=False) as is_free:
+            if is_free:
+                yield f"10.93.{number}"
+                return
+    raise RuntimeError("all subnets are in use")
+
+
+@contextmanager
+def bridged(num_hosts: int) -> Iterator[list[Member]]:
+    """Hosts `.11`, `.12` and so on of a subnet, in which this machine is `.1`."""
     prefix = f"tk{os.getpid() % 100000}"
-    bridge = f"{prefix}b{subnet.rpartition('.')[2]}"
-    with ExitStack() as stack:
+    with _subnet() as subnet, ExitStack() as stack:
+        bridge = f"{prefix}b{subnet.rpartition('.')[2]}"
         _ip("link", "add", bridge, "type", "bridge")
         stack.callback(_ip, "link", "delete", bridge)
         _ip("addr", "add", f"{subnet}.1/24", "dev", bridge)
@@ -64,7 +91,7 @@ def _member(name: str, number: int, subnet: str, bridge: str) -> Iterator[Member
         _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         _ip("-n", name, "link", "set", "eth0", "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        yield Member(name=name, address=address, link=link)
+        yield Member(name=name, address=address, gateway=f"{subnet}.1", link=link)
     finally:
         subprocess.run(["ip", "link", "delete", link], check=False)  # not there where the lines above have failed
         _ip("netns", "delete", name)

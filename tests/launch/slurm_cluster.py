@@ -1,6 +1,5 @@
 """A Slurm of three nodes on this machine: each has a network of its own, and a host name that Slurm does not know."""
 
-import fcntl
 import os
 import random
 import shutil
@@ -26,14 +25,11 @@ PACKAGES = (
     *("openmpi-bin", "mpich"),
 )
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "mpirun.openmpi", "mpiexec.mpich")
-LOCK = Path(tempfile.gettempdir()) / "trainkit-slurm.lock"  # of those who write to /etc/hosts
-MARKS = ("# trainkit-slurm begin", "# trainkit-slurm end")
 NODES = ("c1", "c2", "c3")
-SUBNET = "10.93.8"
 CONF = """\
 ClusterName=ci
 FirstJobId={first_job}
-SlurmctldHost={host}({subnet}.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -192,18 +188,16 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A cluster that runs in the context. Another test process that wants one waits."""
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        state = Path(tempfile.mkdtemp(prefix="trainkit_slurm_"))
-        with networks.bridged(len(NODES), SUBNET) as hosts:
-            made = Cluster(state, hosts)
-            try:
-                _start(made)
-                yield made
-            finally:
-                _stop(made)
-                shutil.rmtree(state, ignore_errors=True)
+    """A cluster that runs in the context. Other test processes may have theirs at the same time."""
+    state = Path(tempfile.mkdtemp(prefix="trainkit_slurm_"))
+    with networks.bridged(len(NODES)) as hosts:
+        made = Cluster(state, hosts)
+        try:
+            _start(made)
+            yield made
+        finally:
+            _stop(made)
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _start(made: Cluster) -> None:
@@ -217,12 +211,11 @@ def _start(made: Cluster) -> None:
         for node, host in zip(NODES, made.hosts, strict=True)
     )
     given = {"host": socket.gethostname(), "port": free_port(), "first_job": random.randrange(1000, 1000000)}
-    given["subnet"] = SUBNET
+    given["address"] = made.hosts[0].gateway
     conf = CONF.format(**given, state=state, nodes=nodes)
     (state / "slurm.conf").write_text(conf)
-    # Names by which gloo finds the hosts; those of the nodes are known to Slurm only.
-    names = [f"{host.address} {host.name}" for host in made.hosts]
-    _write_hosts("\n".join([MARKS[0], *names, MARKS[1]]) + "\n")
+    # By these gloo finds the hosts; the names of the nodes are known to Slurm only.
+    _write_hosts([f"{host.address} {host.name}" for host in made.hosts])
     key = state / "munge" / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
@@ -236,12 +229,18 @@ def _start(made: Cluster) -> None:
     wait_for(made._all_idle, 60.0, "idle nodes")
 
 
-def _write_hosts(text: str) -> None:
-    """Puts lines at the end of /etc/hosts, in place of those of an earlier cluster."""
-    path = Path("/etc/hosts")
-    kept = path.read_text().partition(MARKS[0])
-    rest = kept[2].partition(f"{MARKS[1]}\n")[2] if kept[1] else ""
-    path.write_text(kept[0] + rest + text)  # in place: a container's is a mount
+def _write_hosts(lines: Sequence[str]) -> None:
+    """Ends /etc/hosts with lines of this process, in place of its earlier ones and of those of processes that ended."""
+    path, mark = Path("/etc/hosts"), "# trainkit-slurm"
+
+    def is_kept(line: str) -> bool:
+        owner = line.partition(mark)[2].strip()
+        return not owner or (owner != str(os.getpid()) and _runs(int(owner)))
+
+    with networks.locked("hosts"):
+        kept = [line for line in path.read_text().splitlines() if is_kept(line)]
+        own = [f"{line} {mark} {os.getpid()}" for line in lines]
+        path.write_text("".join(f"{line}\n" for line in (*kept, *own)))  # in place: a container's is a mount
 
 
 def _stop(made: Cluster) -> None:
@@ -256,7 +255,7 @@ def _stop(made: Cluster) -> None:
         wait_for(lambda: not any(map(_runs, running)), 20.0, "the daemons' end")
     for pid in filter(_runs, running):
         os.kill(pid, signal.SIGKILL)
-    _write_hosts("")
+    _write_hosts([])
 
 
 def _runs(pid: int) -> bool:

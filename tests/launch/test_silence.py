@@ -15,7 +15,6 @@ from tests.launch.networks import bridged, why_not
 from trainkit.distributed import silence
 from trainkit.distributed.silence import SILENT_S, Beats
 
-SUBNET = "10.93.9"
 JOB = (*TOY, "recipe.num_steps=1000000", "log_every=1", "save_every=20", "evaluate_every=null", "device=cpu")
 
 
@@ -87,7 +86,7 @@ def test_a_lost_link_ends_one_host_and_the_other_goes_on(tmp_path):
     command = [sys.executable, "-m", "trainkit.cli", "agent", "--nnodes=1:2", "--nproc-per-node=1", "--rdzv-id=lost"]
     variables = {**environment(), "GLOO_SOCKET_IFNAME": "eth0"}
     pipe, out = subprocess.PIPE, subprocess.STDOUT
-    with bridged(2, SUBNET) as hosts:
+    with bridged(2) as hosts:
         try:
             for number, host in enumerate(hosts):
                 where = [f"--node-rank={number}", f"--rdzv-endpoint={hosts[0].address}:29400"]

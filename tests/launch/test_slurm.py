@@ -15,7 +15,7 @@ from tests.jobs import ROOT, TOY, newest_tensors, run
 from tests.launch.slurm_cluster import wait_for
 from tests.tracking.wandb_files import history, records
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 SCRIPT = "launch/slurm.sbatch"
 NUM_STEPS = 300
 JOB = (

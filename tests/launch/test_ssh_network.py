@@ -10,7 +10,6 @@ from tests.launch.networks import bridged, why_not
 from tests.launch.sshd import Network, require_sshd
 from tests.launch.test_ssh import ENDLESS, is_training, losses, require_nothing_left, train, wait_for
 
-SUBNET = "10.93.7"
 ETH0 = {"GLOO_SOCKET_IFNAME": "eth0"}
 SILENT_S = 20.0
 
@@ -21,7 +20,7 @@ def machines(tmp_path_factory):
         pytest.skip(reason)
     require_sshd()
     network = Network(tmp_path_factory.mktemp("ssh"))
-    with bridged(2, SUBNET) as members, ExitStack() as stack:
+    with bridged(2) as members, ExitStack() as stack:
         hosts = [
             stack.enter_context(network.host(f"node{number}", member.address, before=member.enter))
             for number, member in enumerate(members, 1)

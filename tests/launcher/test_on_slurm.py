@@ -8,7 +8,7 @@ import pytest
 from tests.jobs import TOY
 from tests.launch.slurm_cluster import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1500)]  # others have it first
+pytestmark = pytest.mark.slow
 NUM_STEPS = 400
 SMALL = ("cluster.gpus_per_node=0", "cluster.cpus_per_task=2", "cluster.time=10", "cluster.signal_lead=60")
 LONG = (*TOY, f"recipe.num_steps={NUM_STEPS}", "save_every=20", "evaluate_every=null", "device=cpu")
