@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def test_racks_are_nvlink_domains():
     assert [len(ranks) for ranks in topology.ranks_by_nvlink_node()] == [72, 8]
     assert Topology.from_json(topology.to_json()).ranks_by_nvlink_node() == topology.ranks_by_nvlink_node()
     assert [topology.nvlink_node(0) for topology in (preset("gb200-nvl72"), preset("dgx-h100", 2))] == [0, 0]
+    apart = [replace(host, facts={"nvlink_domain": f"{i}"}) for i, host in enumerate(topology.hosts)]
+    assert replace(topology, hosts=tuple(apart)).fingerprint() != topology.fingerprint()
+    read = replace(
+        topology.hosts[0], facts={"nvlink_domain": "a"}
+    )  # of NVML, which does not say how many hosts are in it
+    assert len(Topology(hosts=(read,)).times(3).ranks_by_nvlink_node()) == 3
 
 
 @pytest.mark.parametrize(
