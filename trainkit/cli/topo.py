@@ -220,7 +220,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from trainkit.planning import chart
-    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
+    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if
+    from trainkit.planning.workload import workload
 
     _check_picture(arguments.output)
     _check_format(arguments.wire_dtype)

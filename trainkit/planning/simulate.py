@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from trainkit.errors import TopologyError, nearest
+from trainkit.errors import TopologyError
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
+from trainkit.planning.workload import Precision, Workload
 from trainkit.topology.topology import Host, Link, Topology
 
-Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 BUCKET_BYTES = 25_000_000
 """Of DDP's buckets, except for its smaller first one."""
 BACKWARD_SHARE = 2 / 3
@@ -29,32 +28,6 @@ KNEE = 0.9
 SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
 """The largest ratio of published to predicted time of all-reduces from 16 MiB on, within a host and over several:
 see benchmarks/predictions.py."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """The computation of one device in one step, between two reductions of its gradient.
-
-    Args:
-        name: of the model.
-        num_parameters: of the model.
-        flops_per_sample: of forward and backward passes together.
-        samples_per_device: of all micro-batches of a step.
-        tflops: sustained by one device; None: 45 % of its peak in this precision, for the devices in PEAK_TFLOPS.
-        precision: of the computation.
-    """
-
-    name: str
-    num_parameters: int
-    flops_per_sample: float
-    samples_per_device: int
-    tflops: float | None = None
-    precision: Precision = "bf16"
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Bytes of all gradients, which are float32 under autocast, too."""
-        return 4 * self.num_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,49 +83,6 @@ class WhatIf:
     change: str
     point: Point
     gain: float
-
-
-def workload(
-    name: str, *, samples_per_device: int | None = None, tflops: float | None = None, precision: Precision = "bf16"
-) -> Workload:
-    """The workload of a recipe.
-
-    Args:
-        name: `bert-base` or `bert-large`, with sequences of 128 tokens of which 20 are masked.
-        samples_per_device: in a step; None: 128 for bert-base, 64 for bert-large.
-        tflops: sustained by one device; see `Workload`.
-        precision: of the computation.
-
-    Raises:
-        TopologyError: for another name.
-
-    Example:
-        >>> workload("bert-base").num_parameters
-        110111042
-    """
-    if name not in RECIPES:
-        raise TopologyError(
-            f"there is no recipe {name!r}: must be one of {', '.join(RECIPES)}.{nearest(name, RECIPES)}"
-        )
-    known = replace(RECIPES[name], tflops=tflops, precision=precision)
-    return known if samples_per_device is None else replace(known, samples_per_device=samples_per_device)
-
-
-def _bert(name: str, layers: int, width: int, samples_per_device: int) -> Workload:
-    tokens, masked, vocabulary, inner = 128, 20, 30_528, 4 * width
-    matrices = layers * (4 * width**2 + 2 * width * inner)
-    head = width**2 + vocabulary * width
-    per_token = 6 * matrices + 12 * layers * width * tokens + 6 * masked / tokens * head
-    vectors = layers * (9 * width + inner) + vocabulary + 2 * (width**2 + width) + 6 * width + 2
-    return Workload(
-        name=name,
-        num_parameters=matrices + vectors + (vocabulary + 512 + 2) * width,
-        flops_per_sample=per_token * tokens,
-        samples_per_device=samples_per_device,
-    )
-
-
-RECIPES = {"bert-base": _bert("bert-base", 12, 768, 128), "bert-large": _bert("bert-large", 24, 1024, 64)}
 
 
 def simulate(
