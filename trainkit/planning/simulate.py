@@ -1,14 +1,15 @@
 """Predicts the step time of data-parallel training on any number of machines. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from trainkit.errors import TopologyError
+from trainkit.planning.changed_host import has_nvlink, with_faster_nics, with_nvswitch, without_nvlink
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
 from trainkit.planning.workload import Precision, Workload
-from trainkit.topology.topology import Host, Link, Topology
+from trainkit.topology.topology import Host, Topology
 
 BUCKET_BYTES = 25_000_000
 """Of DDP's buckets, except for its smaller first one."""
@@ -21,9 +22,11 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "H100": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
     "H200": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
     "RTX 4090": {"bf16": 165.0, "fp16": 165.0, "tf32": 82.6, "fp32": 82.6},
+    "L40S": {"bf16": 362.0, "fp16": 362.0, "tf32": 183.0, "fp32": 91.6},
+    "A40": {"bf16": 149.7, "fp16": 149.7, "tf32": 74.8, "fp32": 37.4},
+    "MI300X": {"bf16": 1307.4, "fp16": 1307.4, "fp32": 163.4},
 }
-"""Dense peak of one device, by a part of its name."""
-NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
+"""Dense peak of one device, by a part of its name, as in the makers' data sheets."""
 KNEE = 0.9
 SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
 """The largest ratio of published to predicted time of all-reduces from 16 MiB on, within a host and over several:
@@ -170,13 +173,13 @@ def what_if(
     base = simulate(topology_of_one_node, [num_nodes], workload, wire_dtype=wire_dtype)[0]
     changes: list[tuple[str, Host]] = []
     if len(host.devices) > 1:
-        without = _without_nvlink(host)
+        without = without_nvlink(host)
         if without is not None:
             changes.append(("without NVLink", without))
-        if not any(link.kind == "nvswitch" for link in host.links):
-            changes.append(("with NVLink through an NVSwitch, 12 links a device", _with_nvswitch(host)))
+        if not has_nvlink(host, ["nvswitch"]):
+            changes.append(("with NVLink through an NVSwitch, 12 links a device", with_nvswitch(host)))
     if num_nodes > 1:
-        changes += [(f"network cards {factor} x as fast", _with_faster_nics(host, factor)) for factor in (2, 4)]
+        changes += [(f"network cards {factor} x as fast", with_faster_nics(host, factor)) for factor in (2, 4)]
     found = []
     for change, other in changes:
         point = simulate(Topology(hosts=(other,)), [num_nodes], workload, wire_dtype=wire_dtype)[0]
@@ -194,41 +197,3 @@ def _tflops(host: Host, workload: Workload) -> float:
             f"precision={workload.precision}: {name} must use one of {', '.join(peaks)}; or set tflops="
         )
     return MODEL_FLOPS_UTILISATION * peaks[workload.precision]
-
-
-def _without_nvlink(host: Host) -> Host | None:
-    """The host without NVLink; None where it has none, or no other links."""
-    others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
-    joined = {end for link in others for end in (link.a, link.b)}
-    if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
-        return None
-    return replace(host, links=others)
-
-
-def _with_nvswitch(host: Host) -> Host:
-    added = tuple(
-        Link(
-            a=device.id,
-            b="nvswitch",
-            kind="nvswitch",
-            bandwidth_gb_per_s=NVSWITCH_GB_PER_S,
-            latency_us=0.5,
-            rated_gb_per_s=NVSWITCH_RATED_GB_PER_S,
-        )
-        for device in host.devices
-    )
-    kept = tuple(link for link in host.links if link.kind != "nvlink")
-    return replace(host, switches=(*host.switches, "nvswitch"), links=(*kept, *added))
-
-
-def _with_faster_nics(host: Host, factor: int) -> Host:
-    """The host with faster network cards in faster slots."""
-    nics = {nic.id for nic in host.nics}
-
-    def faster(link: Link) -> Link:
-        if link.kind != "nic" and not nics & {link.a, link.b}:
-            return link
-        rated = link.rated_gb_per_s * factor if link.rated_gb_per_s else None
-        return replace(link, bandwidth_gb_per_s=link.bandwidth_gb_per_s * factor, rated_gb_per_s=rated)
-
-    return replace(host, links=tuple(faster(link) for link in host.links))

@@ -1,0 +1,107 @@
+"""PublishedScaling: published throughputs of several devices beside those of one, and what is predicted."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainkit.benchmark.published import Row, Source, published
+from trainkit.forecast.speed import machine_of
+from trainkit.planning.changed_host import part
+from trainkit.planning.simulate import simulate
+from trainkit.planning.workload import RECIPES, Workload
+from trainkit.topology.gpus import gpus
+from trainkit.topology.presets import preset
+from trainkit.topology.topology import Topology
+
+_CARDS = {
+    "RTX 3090": "RTX-3090",
+    "RTX 4090": "RTX-4090",
+    "RTX A6000": "RTX-A6000",
+    "RTX 6000 Ada": "RTX-6000-Ada",
+    "A100 80GB PCIe": "A100-PCIe",
+    "A100 80GB SXM4": "A100-SXM",
+    "H100 80GB SXM5": "H100-SXM",
+    "B200 192GB SXM5": "B200",
+}
+_PRESETS = {
+    "V100 16GB": "dgx-1",
+    "DGX-1 (V100 16 GB)": "dgx-1",
+    "DGX-1 (V100 32 GB)": "dgx-1",
+    "DGX-2 (V100 32 GB)": "dgx-2",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedScaling:
+    """A published throughput on several devices, as a share of that of as many single ones.
+
+    Args:
+        source: its name.
+        machine: as the source calls the device or machine.
+        num_devices: that were used.
+        model: `bert-base` or `bert-large`.
+        precision: as the source calls it.
+        published: the share.
+        predicted: for the same batch on a device, from its published throughput and the links that the machine is
+            assumed to have, without bridges where the source does not name any.
+        unhidden: the same if the backward pass hid nothing of the communication.
+    """
+
+    source: str
+    machine: str
+    num_devices: int
+    model: str
+    precision: str
+    sequence_length: int
+    published: float
+    predicted: float
+    unhidden: float
+
+
+def published_scaling() -> list[PublishedScaling]:
+    """All published figures of several devices for which the source has one of a single device, too."""
+    return [row for source in published() for row in _of(source)]
+
+
+def _of(source: Source) -> Iterator[PublishedScaling]:
+    def key(row: Row) -> tuple[str, str, str, int]:
+        return machine_of(row), row.model, row.precision, row.sequence_length
+
+    alone = {key(row): row for row in source.rows if row.num_gpus == 1}
+    for row in source.rows:
+        one, machine = alone.get(key(row)), _machine(row)
+        if row.num_gpus == 1 or one is None or machine is None or not row.batch_size:
+            continue
+        point = simulate(machine, [1], _work(row, one))[0]
+        yield PublishedScaling(
+            source=re.split(r",", source.name)[0],
+            machine=machine_of(row),
+            num_devices=row.num_gpus,
+            model=row.model,
+            precision=row.precision,
+            sequence_length=row.sequence_length,
+            published=row.samples_per_s / one.samples_per_s / row.num_gpus,
+            predicted=point.efficiency,
+            unhidden=point.compute_us / (point.compute_us + point.communication_us),
+        )
+
+
+def _work(row: Row, one: Row) -> Workload:
+    flops = 1e12  # any number: the published rate of one device says how long a sample takes
+    return Workload(
+        name=row.model,
+        num_parameters=RECIPES[row.model].num_parameters,
+        flops_per_sample=flops,
+        samples_per_device=(row.batch_size or 0) // row.num_gpus,
+        tflops=one.samples_per_s * flops / 1e12,
+    )
+
+
+def _machine(row: Row) -> Topology | None:
+    name = machine_of(row)
+    if name in _CARDS:
+        return gpus(f"{row.num_gpus}x{_CARDS[name]}")
+    if name in _PRESETS:
+        whole = preset(_PRESETS[name])
+        return Topology(hosts=(part(whole.hosts[0], row.num_gpus),), source=whole.source)
+    return None

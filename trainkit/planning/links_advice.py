@@ -1,0 +1,141 @@
+"""LinksAdvice: what a job waits for on a machine, and what other links or settings would save of a step. Pure."""
+
+from dataclasses import dataclass
+
+from trainkit.errors import TopologyError, nearest
+from trainkit.planning import changed_host
+from trainkit.planning.changes import TRAFFIC, WITHOUT_NVLINK, Change, Job, Kind
+from trainkit.planning.reduce_plan import WireDtype
+from trainkit.planning.simulate import Point, simulate
+from trainkit.planning.workload import Workload
+from trainkit.topology.gpus import card_of
+from trainkit.topology.topology import Host, Topology
+
+HARDLY, MUCH = 0.05, 0.2
+"""The shares of a step below which faster links are not worth money, and above which they decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinksAdvice:
+    """What is known of a job on a machine.
+
+    Args:
+        topology: of one machine.
+        work: of each device.
+        strategy: of the job.
+        point: the predicted step.
+        changes: the one that saves most comes first.
+    """
+
+    topology: Topology
+    work: Workload
+    strategy: str
+    point: Point
+    changes: tuple[Change, ...]
+
+    @property
+    def lost(self) -> float:
+        """The share of a step that waits for gradients."""
+        return 1 - self.point.efficiency
+
+    @property
+    def unhidden_efficiency(self) -> float:
+        """The efficiency if the backward pass hid nothing of the communication, as in programs that reduce after it."""
+        return self.point.compute_us / (self.point.compute_us + self.point.communication_us)
+
+    def best(self, kind: Kind) -> Change | None:
+        """The change of a kind that saves most; None where none saves a hundredth of a step."""
+        return next((change for change in self.changes if change.kind == kind and change.gain >= 0.01), None)
+
+    def verdict(self) -> str:
+        """The answer in a few sentences."""
+        point, host = self.point, self.topology.hosts[0]
+        if point.num_devices == 1:
+            return "One card waits for nobody: links do not matter."
+        speed = (
+            f"{self.work.name} trains {point.num_devices * point.efficiency:.3g} times as fast as on one card "
+            f"({100 * point.efficiency:.0f} % of {point.num_devices} times)"
+        )
+        without = next((change for change in self.changes if change.what == WITHOUT_NVLINK), None)
+        if changed_host.has_nvlink(host) and without is not None:
+            text = f"{_worth_of_nvlink(without)} With it, {speed}."
+        elif self.lost < HARDLY:
+            text = f"NVLink is not needed: {speed}; no link would save more than {100 * self.lost:.2g} % of a step."
+        else:
+            text = f"{self._worth_of_links()}: {speed}, and {100 * self.lost:.0f} % of a step waits for gradients."
+            links = self.best("links")
+            if links is not None:
+                text += f" Best buy: {links.what} saves {100 * links.gain:.0f} %."
+        setting = self.best("setting")
+        if setting is not None and self.lost >= HARDLY:
+            text += f" For nothing: {setting.what} saves {100 * setting.gain:.0f} %."
+        return text
+
+    def _worth_of_links(self) -> str:
+        return "Links decide" if self.lost >= MUCH else "Faster links help a little"
+
+
+def _worth_of_nvlink(without: Change) -> str:
+    longer = 100 * -without.gain
+    if -without.gain < HARDLY:
+        return f"NVLink is hardly used: without it, a step would take {longer:.2g} % longer."
+    word = "earns its price" if -without.gain >= MUCH else "helps"
+    return f"NVLink {word}: without it, a step would take {longer:.0f} % longer."
+
+
+def advise_links(
+    node: Topology,
+    work: Workload,
+    *,
+    num_nodes: int = 1,
+    strategy: str = "ddp",
+    wire_dtype: WireDtype = "exact",
+) -> LinksAdvice:
+    """Predicts a step, and the same step after each change that applies to the machine and the job.
+
+    Args:
+        node: one machine, of which all are copies.
+        work: of each device.
+        num_nodes: machines.
+        strategy: one of TRAFFIC.
+        wire_dtype: a format that is allowed between groups of ranks in addition to `exact`.
+
+    Raises:
+        TopologyError: for an unknown strategy, and as `simulate`.
+    """
+    if strategy not in TRAFFIC:
+        raise TopologyError(f"strategy={strategy}: must be one of {', '.join(TRAFFIC)}.{nearest(strategy, TRAFFIC)}")
+    job = Job(node=node, work=work, num_nodes=num_nodes, strategy=strategy, wire_dtype=wire_dtype)
+    changes = sorted(job.changes(), key=lambda change: -change.gain)
+    return LinksAdvice(topology=node, work=work, strategy=strategy, point=job.point, changes=tuple(changes))
+
+
+def scaling(advice: LinksAdvice) -> dict[str, list[Point]]:
+    """The step on 1, 2, 4 ... of the machine's devices, as they are linked, and linked otherwise.
+
+    Args:
+        advice: of the machine.
+
+    Returns:
+        Points by a name of the links. The machine's own come first.
+    """
+    host, num = advice.topology.hosts[0], len(advice.topology.hosts[0].devices)
+    counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < num] + [num]
+    series: dict[str, list[Point]] = {}
+    for count in counts:
+        few = changed_host.part(host, count)
+        for name, one in {"as it is": few, **_otherwise(few)}.items():
+            found = simulate(Topology(hosts=(one,)), [1], advice.work, traffic=TRAFFIC[advice.strategy])
+            series.setdefault(name, []).append(found[0])
+    return {name: points for name, points in series.items() if len(points) == len(counts)}
+
+
+def _otherwise(host: Host) -> dict[str, Host]:
+    if changed_host.has_nvlink(host):
+        plain = changed_host.without_nvlink(host)
+        return {} if plain is None else {WITHOUT_NVLINK: plain}
+    card = card_of(host.devices[0].name)
+    bridged = changed_host.with_bridges(host, card.bridge_gb_per_s) if card and card.bridge_links else None
+    if card and card.bridge_links:
+        return {"with NVLink bridges": bridged or host}  # a single device needs none
+    return {"with an NVSwitch": changed_host.with_nvswitch(host)}
