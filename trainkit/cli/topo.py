@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.cli import amounts, machine, measured
-from trainkit.cli.output import console, count, rank, say, writing
-from trainkit.errors import ConfigError, nearest
+from trainkit.cli import advise, amounts, machine, measured
+from trainkit.cli.output import check_format, check_picture, console, count, in_time, rank, say, writing
+from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 120
 PATIENCE_S = 2.0
-PICTURES = (".svg", ".png", ".pdf")
 BAR = 40  # characters
+RECIPES = "bert-base, bert-large (default), progressive_gan-64 ... progressive_gan-1024"
 EXAMPLES = {
     "topo": """\
 examples:
@@ -26,6 +26,7 @@ examples:
   torchrun --nproc-per-node=8 -m trainkit.cli topo probe --output links.json
   trainkit topo plan --bytes 25MB --topology links.json
   trainkit topo simulate --preset dgx-h100 --nodes 1..128 --recipe bert-large
+  trainkit topo advise --gpus 4x3090                    do I need NVLink?
 """,
     "show": """\
 examples:
@@ -108,6 +109,8 @@ def add_parser(commands: Any) -> None:
         add("simulate", _simulate, "predict the step time on many machines", "Predict the step time of a job.")
     )
 
+    advise.add_parser(own)
+
     bench = add(
         "bench",
         measured.bench,
@@ -127,7 +130,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     machine.add_machine(parser, nodes="1..128")
-    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="bert-base or bert-large (default)")
+    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help=RECIPES)
     parser.add_argument(
         "--samples", type=int, metavar="N", help="samples of a device in a step; default: that of the recipe"
     )
@@ -147,7 +150,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from trainkit.planning.advice import advise
     from trainkit.topology.picture import drawing, text
 
-    _check_picture(arguments.output)
+    check_picture(arguments.output)
     with machine.described(arguments) as topology:
         if rank():
             return 0
@@ -180,7 +183,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     size = amounts.num_bytes(arguments.bytes, "--bytes")
     wire_dtype = arguments.wire_dtype
-    _check_format(wire_dtype)
+    check_format(wire_dtype)
     with machine.described(arguments) as topology:
         if rank():
             return 0
@@ -198,7 +201,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             table.add_row(
                 "→" if entry.plan == chosen else "",
                 entry.plan.describe(),
-                _time(entry.time_us),
+                in_time(entry.time_us),
                 f"{bus:.3g}",
                 f"{flat.time_us / entry.time_us:.2f}x" if entry.time_us else "",
                 f"{sent / size:.2f} S" if sent else "-",
@@ -223,8 +226,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if
     from trainkit.planning.workload import workload
 
-    _check_picture(arguments.output)
-    _check_format(arguments.wire_dtype)
+    check_picture(arguments.output)
+    check_format(arguments.wire_dtype)
     nodes = amounts.counts(arguments.nodes, "--nodes")
     for name in ("tflops", "samples"):
         value = getattr(arguments, name)
@@ -265,7 +268,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
         if abs(change.gain) < 0.005:
             took = "the same time a step"
-        out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {_time(change.point.step_us)}", soft_wrap=True)
+        out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {in_time(change.point.step_us)}", soft_wrap=True)
     if arguments.output:
         title = f"{arguments.recipe} on {node.source.removeprefix('preset ') or 'machines like this one'}"
         with writing(arguments.output):
@@ -290,7 +293,7 @@ def _scaling(points: "Sequence[Point]") -> "Table":
         table.add_row(
             str(point.num_nodes),
             str(point.num_devices),
-            _time(point.step_us),
+            in_time(point.step_us),
             f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
             f"{point.samples_per_s:,.0f}",
             bar,
@@ -302,25 +305,5 @@ def _scaling(points: "Sequence[Point]") -> "Table":
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _check_picture(path: Path | None) -> None:
-    if path is not None and path.suffix not in PICTURES:
-        raise ConfigError(f"--output={path}: must end in {', '.join(PICTURES)}")
-
-
-def _check_format(wire_dtype: str) -> None:
-    from trainkit.planning.reduce_plan import WIRE_DTYPES
-
-    if wire_dtype not in WIRE_DTYPES:
-        raise ConfigError(
-            f"--wire-dtype={wire_dtype}: must be one of {', '.join(WIRE_DTYPES)}.{nearest(wire_dtype, WIRE_DTYPES)}"
-        )
-
-
 def _nodes(num_nodes: int) -> str:
     return f"{num_nodes} node{'s' if num_nodes > 1 else ''}"
-
-
-def _time(time_us: float) -> str:
-    if time_us < 1000:
-        return f"{time_us:.0f} us"
-    return f"{time_us / 1e3:.3g} ms" if time_us < 1e6 else f"{time_us / 1e6:.3g} s"

@@ -38,9 +38,11 @@ class PublishedScaling:
     Args:
         source: its name.
         machine: as the source calls the device or machine.
+        device: the name of the device as its driver calls it.
         num_devices: that were used.
         model: `bert-base` or `bert-large`.
         precision: as the source calls it.
+        sequence_length: in tokens.
         published: the share.
         predicted: for the same batch on a device, from its published throughput and the links that the machine is
             assumed to have, without bridges where the source does not name any.
@@ -49,6 +51,7 @@ class PublishedScaling:
 
     source: str
     machine: str
+    device: str
     num_devices: int
     model: str
     precision: str
@@ -76,13 +79,14 @@ def _of(source: Source) -> Iterator[PublishedScaling]:
         yield PublishedScaling(
             source=re.split(r",", source.name)[0],
             machine=machine_of(row),
+            device=machine.hosts[0].devices[0].name,
             num_devices=row.num_gpus,
             model=row.model,
             precision=row.precision,
             sequence_length=row.sequence_length,
             published=row.samples_per_s / one.samples_per_s / row.num_gpus,
             predicted=point.efficiency,
-            unhidden=point.compute_us / (point.compute_us + point.communication_us),
+            unhidden=point.unhidden_efficiency,
         )
 
 

@@ -34,7 +34,7 @@ def speed_of(device: Device, precision: Precision, model: str = "bert-large") ->
     """The sustained speed of a device.
 
     It is that of fine-tuning BERT on sequences of 384 tokens, as Lambda published it for one device; otherwise 45 % of
-    the peak. Published `fp32` is taken for TF32 on devices that have it: the figure of an A100 is above its peak in fp32.
+    the peak. Published `fp32` is taken for TF32 on devices that have it: an A100's figure is above its peak in fp32.
 
     Args:
         device: with its name.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from trainkit.errors import TopologyError, nearest
 from trainkit.planning import changed_host
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
@@ -18,6 +19,12 @@ HALF = 0.5
 WITHOUT_NVLINK = "without NVLink"
 NVSWITCH = "NVLink through an NVSwitch (12 links of an A100)"
 PATCHED_DRIVER = "github.com/tinygrad/open-gpu-kernel-modules"
+
+
+def require_strategy(name: str) -> None:
+    """Raises TopologyError for an unknown strategy."""
+    if name not in TRAFFIC:
+        raise TopologyError(f"--strategy={name}: must be one of {', '.join(TRAFFIC)}.{nearest(name, TRAFFIC)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainkit.errors import TopologyError, nearest
 from trainkit.planning import changed_host
-from trainkit.planning.changes import TRAFFIC, WITHOUT_NVLINK, Change, Job, Kind
+from trainkit.planning.changes import TRAFFIC, WITHOUT_NVLINK, Change, Job, Kind, require_strategy
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import Workload
@@ -38,11 +37,6 @@ class LinksAdvice:
         """The share of a step that waits for gradients."""
         return 1 - self.point.efficiency
 
-    @property
-    def unhidden_efficiency(self) -> float:
-        """The efficiency if the backward pass hid nothing of the communication, as in programs that reduce after it."""
-        return self.point.compute_us / (self.point.compute_us + self.point.communication_us)
-
     def best(self, kind: Kind) -> Change | None:
         """The change of a kind that saves most; None where none saves a hundredth of a step."""
         return next((change for change in self.changes if change.kind == kind and change.gain >= 0.01), None)
@@ -60,19 +54,29 @@ class LinksAdvice:
         if changed_host.has_nvlink(host) and without is not None:
             text = f"{_worth_of_nvlink(without)} With it, {speed}."
         elif self.lost < HARDLY:
-            text = f"NVLink is not needed: {speed}; no link would save more than {100 * self.lost:.2g} % of a step."
+            text = self._not_needed(speed)
         else:
-            text = f"{self._worth_of_links()}: {speed}, and {100 * self.lost:.0f} % of a step waits for gradients."
-            links = self.best("links")
-            if links is not None:
-                text += f" Best buy: {links.what} saves {100 * links.gain:.0f} %."
-        setting = self.best("setting")
-        if setting is not None and self.lost >= HARDLY:
-            text += f" For nothing: {setting.what} saves {100 * setting.gain:.0f} %."
-        return text
+            text = f"{'Links decide' if self.lost >= MUCH else 'Faster links help a little'}: {speed}."
+        return text if self.lost < HARDLY else f"{text} {self._what_first()}"
 
-    def _worth_of_links(self) -> str:
-        return "Links decide" if self.lost >= MUCH else "Faster links help a little"
+    def _not_needed(self, speed: str) -> str:
+        most = 1 - self.point.unhidden_efficiency
+        saves = f"{speed}; no link would save more than {100 * self.lost:.2g} % of a step."
+        if most < 2 * HARDLY:
+            return f"NVLink is not needed: {saves}"
+        return (
+            f"NVLink is not needed where the backward pass hides the all-reduces, as under DDP: {saves} Where it hides "
+            f"nothing, {100 * most:.0f} % of a step would be lost."
+        )
+
+    def _what_first(self) -> str:
+        text = f"{100 * self.lost:.0f} % of a step waits for gradients."
+        links, setting = self.best("links"), self.best("setting")
+        if links is not None:
+            text += f" Of hardware, {links.what} saves most: {100 * links.gain:.0f} %."
+        if setting is not None:
+            text += f" For nothing, {setting.what} saves {100 * setting.gain:.0f} %."
+        return text
 
 
 def _worth_of_nvlink(without: Change) -> str:
@@ -103,8 +107,7 @@ def advise_links(
     Raises:
         TopologyError: for an unknown strategy, and as `simulate`.
     """
-    if strategy not in TRAFFIC:
-        raise TopologyError(f"strategy={strategy}: must be one of {', '.join(TRAFFIC)}.{nearest(strategy, TRAFFIC)}")
+    require_strategy(strategy)
     job = Job(node=node, work=work, num_nodes=num_nodes, strategy=strategy, wire_dtype=wire_dtype)
     changes = sorted(job.changes(), key=lambda change: -change.gain)
     return LinksAdvice(topology=node, work=work, strategy=strategy, point=job.point, changes=tuple(changes))

@@ -68,6 +68,11 @@ class Point:
         return self.compute_us / self.step_us
 
     @property
+    def unhidden_efficiency(self) -> float:
+        """`efficiency` if the backward pass hid nothing of the communication, as in programs that reduce after it."""
+        return self.compute_us / (self.compute_us + self.communication_us)
+
+    @property
     def slow_efficiency(self) -> float:
         """`efficiency` with `slow_step_us`."""
         return self.compute_us / self.slow_step_us

@@ -67,13 +67,13 @@ def gpus(text: str) -> Topology:
         >>> gpus("2x3090+nvlink").world_size
         2
     """
-    found = re.fullmatch(r"(\d{1,4})\s*[x×*]\s*(.+?)(\s*\+\s*nvlink)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,4})\s*[x*]\s*(.+?)(\s*\+\s*nvlink)?", text.strip(), re.IGNORECASE)
     if found is None:
         raise TopologyError(
             f"--gpus={text!r}: must be a number, x and a card, such as 4x3090, 8xL40S or 2x3090+nvlink; cards: "
             f"{', '.join(CARDS)}"
         )
-    count, key, has_bridges = int(found[1]), _card(text, found[2]), found[3] is not None
+    count, key, has_bridges = int(found[1]), card_key(found[2], f"--gpus={text!r}"), found[3] is not None
     card = CARDS[key]
     if not 1 <= count <= MOST:
         raise TopologyError(f"--gpus={text!r}: must be 1 to {MOST} cards, those of one machine; for more, --topology")
@@ -82,7 +82,8 @@ def gpus(text: str) -> Topology:
         raise TopologyError(f"--gpus={text!r}: {key} {reason}: give {count}x{key}")
     if has_bridges and count % 2:
         raise TopologyError(f"--gpus={text!r}: bridges join pairs: must be an even number of cards")
-    return Topology(hosts=(_host(f"{count}x{key}", card, count, has_bridges),), source=f"{count} x {key}")
+    name = f"{count}x{key}" + ("+nvlink" if has_bridges else "")
+    return Topology(hosts=(_host(name, card, count, has_bridges),), source=name)
 
 
 def card_of(device_name: str) -> Card | None:
@@ -90,7 +91,20 @@ def card_of(device_name: str) -> Card | None:
     return next((card for card in CARDS.values() if card.name == device_name), None)
 
 
-def _card(text: str, given: str) -> str:
+def card_key(given: str, where: str) -> str:
+    """The key of CARDS that a name means.
+
+    Args:
+        given: such as `3090`, `rtx 3090` or `A100-PCIe`.
+        where: it was given, for the message of an error.
+
+    Raises:
+        TopologyError: for an unknown or ambiguous name.
+
+    Example:
+        >>> card_key("rtx 6000 ada", "--gpus")
+        'RTX-6000-Ada'
+    """
     plain = {_plain(key): key for key in CARDS}
     wanted = _plain(given)
     if wanted in plain:
@@ -101,8 +115,8 @@ def _card(text: str, given: str) -> str:
     if len(likely) == 1 and any(letter.isdigit() for letter in wanted):
         return likely[0]
     if likely:
-        raise TopologyError(f"--gpus={text!r}: {given} is not one card: must be one of {', '.join(likely)}")
-    raise TopologyError(f"--gpus={text!r}: must be one of {', '.join(CARDS)}.{nearest(wanted, plain)}")
+        raise TopologyError(f"{where}: {given} is not one card: must be one of {', '.join(likely)}")
+    raise TopologyError(f"{where}: must be one of {', '.join(CARDS)}.{nearest(given, CARDS)}")
 
 
 def _plain(name: str) -> str:
