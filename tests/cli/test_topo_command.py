@@ -22,7 +22,7 @@ def _run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["", "show", "probe", "plan", "simulate", "bench"])
+@pytest.mark.parametrize("command", ["", "show", "probe", "plan", "simulate", "advise", "bench"])
 def test_help_shows_examples(capsys, command):
     with pytest.raises(SystemExit):
         main(["topo", *command.split(), "--help"])

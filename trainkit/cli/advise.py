@@ -29,8 +29,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "advise",
         help="say whether a job needs NVLink, and what else would save time",
-        description="Say how well a recipe scales over some GPUs, whether faster links such as NVLink would help, by how "
-        "much of a step, and what helps for nothing. Needs no GPU.",
+        description="Say how well a recipe scales over some GPUs, whether faster links such as NVLink would help, by "
+        "how much of a step, and what helps for nothing. Needs no GPU.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,9 +140,7 @@ def _node(arguments: argparse.Namespace, options: "Sequence[Option]") -> "Topolo
         return options[0].topology
     node = machine.one_node(arguments)
     if node.hosts[0].devices[0].kind != "cuda" and arguments.tflops is None:
-        raise ConfigError(
-            "this machine has no GPU: say which one is meant: --gpus 4x3090, --preset NAME or --topology FILE"
-        )
+        raise ConfigError("this machine has no GPU: give --gpus 4x3090, --preset NAME or --topology FILE")
     return node
 
 

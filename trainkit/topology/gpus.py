@@ -116,7 +116,8 @@ def card_key(given: str, where: str) -> str:
         return likely[0]
     if likely:
         raise TopologyError(f"{where}: {given} is not one card: must be one of {', '.join(likely)}")
-    raise TopologyError(f"{where}: must be one of {', '.join(CARDS)}.{nearest(given, CARDS)}")
+    short = [name.removeprefix("rtx") for name in plain]
+    raise TopologyError(f"{where}: must be one of {', '.join(CARDS)}.{nearest(wanted, short)}")
 
 
 def _plain(name: str) -> str:
