@@ -17,7 +17,7 @@ def _run(capsys, *arguments):
 def test_the_verdict_comes_first(capsys):
     code, out, _ = _run(capsys, "--gpus", "8xL40S")
     title, _, verdict = out.splitlines()[:3]
-    assert code == 0 and title.startswith("bert-large on 8xL40S, bf16, ddp, 64 samples a card")
+    assert code == 0 and title.startswith("bert-large on 8x L40S, bf16, ddp, 64 samples a card")
     assert re.match(r"(Links decide|Faster links|NVLink)", verdict)
     shares = [float(share) for share in re.findall(r"^ *([+-]?\d[\d.]*) %  ", out, re.MULTILINE) if share[0] in "+-"]
     assert len(shares) > 4 and shares == sorted(shares)
@@ -48,7 +48,7 @@ def test_a_budget_without_a_machine_takes_the_fastest(capsys):
     assert code == 0 and found["machine"] == names[0] and len(found["options"]) == 6
     assert {option["usd"] for option in found["options"]} == {700, 1400, 1550, 2100, 2800, 3100}
     _, out, _ = _run(capsys, "--budget", 3100, "--price", "3090=700", "--gpus", "2x3090")
-    assert out.startswith("bert-large on 2xRTX-3090,") and "within the budget" in out and "2,800" in out
+    assert out.startswith("bert-large on 2x GeForce RTX 3090,") and "within the budget" in out and "2,800" in out
 
 
 def test_presets_and_files_are_machines_too(capsys, tmp_path):
@@ -64,7 +64,7 @@ def test_the_picture_names_both_kinds_of_links(capsys, tmp_path):
     code, _, err = _run(capsys, "--gpus", "4x3090", "--output", tmp_path / "scaling.svg")
     drawn = (tmp_path / "scaling.svg").read_text()
     assert code == 0 and "drawn into" in err
-    assert "with NVLink bridges" in drawn and "as it is" in drawn and "bert-large on 4xRTX-3090" in drawn
+    assert "with NVLink bridges" in drawn and "as it is" in drawn and "bert-large on 4x GeForce RTX 3090" in drawn
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from trainkit.benchmark.published import published
 from trainkit.errors import ConfigError, TopologyError
 from trainkit.forecast.published_scaling import published_scaling
 from trainkit.forecast.purchase import Prices, Task, options, prices_of
-from trainkit.forecast.speed import known_devices, speed_of
+from trainkit.forecast.speed import speed_of
 from trainkit.planning.workload import bert_flops
-from trainkit.topology.gpus import CARDS
+from trainkit.topology.cards import cards
 from trainkit.topology.topology import Device
 
 TASK = Task(recipe="bert-large")
@@ -18,9 +18,9 @@ def _speed(name, precision="bf16", model="bert-large"):
     return speed_of(Device(id="gpu0", name=name), precision, model)
 
 
-@pytest.mark.parametrize("key", CARDS)
-def test_every_card_has_a_speed(key):
-    assert 10 < _speed(CARDS[key].name).tflops < 2000
+@pytest.mark.parametrize("card", [card for card in cards() if "fp16" in card.tflops], ids=lambda card: card.name)
+def test_published_and_nominal_speeds_are_below_the_peak(card):
+    assert 0.1 * card.tflops["fp16"] < _speed(card.name, "fp16").tflops < 0.65 * card.tflops["fp16"]
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,6 @@ def test_a_precision_that_a_card_lacks_names_the_others():
         _speed("Tesla V100-SXM2-16GB")
 
 
-def test_known_devices_are_those_of_the_sources():
-    assert {"RTX 3090", "H100 80GB SXM5", "L40S"} <= set(known_devices())
-
-
 def test_published_scaling_is_a_quotient_of_two_rows():
     rows = {(row.machine, row.num_devices, row.precision): row for row in published_scaling() if row.source == "Lambda"}
     assert rows["RTX 3090", 2, "fp16"].published == pytest.approx(89 / 52 / 2)
@@ -86,17 +82,17 @@ def test_every_published_row_of_several_devices_is_compared():
 
 def test_prices_add_up():
     found = options(3100, prices_of(["3090=700", "4090=1700", "bridge=150"]), TASK)
-    usd = {option.topology.hosts[0].name: option.usd for option in found}
-    assert usd["4xRTX-3090+nvlink"] == 4 * 700 + 2 * 150
-    assert usd["2xRTX-3090"] == 1400 and usd["1xRTX-4090"] == 1700
-    assert "2xRTX-4090" not in usd and not any("4090+nvlink" in name for name in usd)
+    usd = {option.topology.source: option.usd for option in found}
+    assert usd["4x GeForce RTX 3090, bridged"] == 4 * 700 + 2 * 150
+    assert usd["2x GeForce RTX 3090"] == 1400 and usd["1x GeForce RTX 4090"] == 1700
+    assert "2x GeForce RTX 4090" not in usd and not any("4090, bridged" in name for name in usd)
     rates = [option.point.samples_per_s for option in found]
     assert rates == sorted(rates, reverse=True)
     assert found[0].samples_per_s_per_1000_usd == pytest.approx(rates[0] / found[0].usd * 1000)
 
 
 def test_the_host_is_paid_once():
-    with_host = options(2500, Prices(cards={"RTX-3090": 700.0}, host=1000.0), TASK)
+    with_host = options(2500, Prices(cards={"GeForce RTX 3090": 700.0}, host=1000.0), TASK)
     assert {option.usd for option in with_host} == {1700.0, 2400.0}
 
 
@@ -105,7 +101,7 @@ def test_the_host_is_paid_once():
     [
         ([], "needs the price of a card, which trainkit does not know"),
         (["bridge=100"], "needs the price of a card"),
-        (["3090=5000"], "buys none of these cards: one RTX-3090 costs 5000"),
+        (["3090=5000"], "buys none of these cards: one GeForce RTX 3090 costs 5000"),
         (["3090"], "must be NAME=USD"),
         (["3090=cheap"], "must be NAME=USD"),
         (["3090=-1"], "must be NAME=USD"),

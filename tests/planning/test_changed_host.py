@@ -11,7 +11,7 @@ from trainkit.topology.topology import Topology
 BYTES = 100_000_000
 CHANGES = {
     "nvswitch": changed_host.with_nvswitch,
-    "bridges": lambda host: changed_host.with_bridges(host, 48.0),
+    "bridges": changed_host.with_bridges,
     "peers": changed_host.with_peer_access,
     "switches": changed_host.behind_switches,
     "slots": lambda host: changed_host.with_slots(host, 0.5),
@@ -57,7 +57,7 @@ def test_cards_below_switches_do_not_cross_the_host_bridge():
 
 
 def test_what_is_there_is_not_added():
-    assert changed_host.with_bridges(gpus("2x3090+nvlink").hosts[0], 48.0) is None
-    assert changed_host.with_bridges(gpus("1x3090").hosts[0], 48.0) is None
+    assert changed_host.with_bridges(gpus("2x3090+nvlink").hosts[0]) is None
+    assert changed_host.with_bridges(gpus("1x3090").hosts[0]) is None
     assert changed_host.with_peer_access(gpus("4xL40S").hosts[0]) is None
     assert changed_host.without_nvlink(gpus("4x3090").hosts[0]) is None

@@ -118,7 +118,7 @@ def _bought(options: "Sequence[Option]") -> "Table":
         table.add_column(name, justify="right")
     for option in options[:MOST_OPTIONS]:
         table.add_row(
-            option.topology.hosts[0].name,
+            option.topology.source,
             f"{option.usd:,.0f}",
             f"{option.point.samples_per_s:,.0f}",
             f"{option.samples_per_s_per_1000_usd:,.0f}",
@@ -167,8 +167,7 @@ def facts(answer: Answer) -> dict[str, Any]:
         "scaling": {name: [_step(point) for point in points] for name, points in answer.scaling.items()},
         "published": [asdict(row) for row in answer.published],
         "options": [
-            {"machine": option.topology.hosts[0].name, "usd": option.usd, **_step(option.point)}
-            for option in answer.options
+            {"machine": option.topology.source, "usd": option.usd, **_step(option.point)} for option in answer.options
         ],
     }
 

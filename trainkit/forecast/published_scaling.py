@@ -14,10 +14,10 @@ from trainkit.topology.presets import preset
 from trainkit.topology.topology import Topology
 
 _CARDS = {
-    "RTX 3090": "RTX-3090",
-    "RTX 4090": "RTX-4090",
-    "RTX A6000": "RTX-A6000",
-    "RTX 6000 Ada": "RTX-6000-Ada",
+    "RTX 3090": "3090",
+    "RTX 4090": "4090",
+    "RTX A6000": "A6000",
+    "RTX 6000 Ada": "6000 Ada",
     "A100 80GB PCIe": "A100-PCIe",
     "A100 80GB SXM4": "A100-SXM",
     "H100 80GB SXM5": "H100-SXM",

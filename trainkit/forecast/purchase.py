@@ -8,8 +8,9 @@ from trainkit.errors import ConfigError
 from trainkit.forecast.speed import speed_of
 from trainkit.planning.changes import TRAFFIC, require_strategy
 from trainkit.planning.simulate import Point, simulate
-from trainkit.planning.workload import Precision, workload
-from trainkit.topology.gpus import CARDS, card_key, gpus
+from trainkit.planning.workload import workload
+from trainkit.topology.cards import Precision
+from trainkit.topology.gpus import card_named, has_bridges, machine_of
 from trainkit.topology.topology import Topology
 
 BRIDGE, HOST = "bridge", "host"
@@ -22,7 +23,7 @@ class Prices:
     """US dollars of the parts.
 
     Args:
-        cards: by their key in CARDS.
+        cards: by the name of the card.
         bridge: of one NVLink bridge; None: not known.
         host: of the machine without cards; 0: it is there.
     """
@@ -81,7 +82,7 @@ def prices_of(texts: Sequence[str]) -> Prices:
 
     Example:
         >>> prices_of(["3090=700", "bridge=120"]).cards
-        {'RTX-3090': 700.0}
+        {'GeForce RTX 3090': 700.0}
     """
     cards: dict[str, float] = {}
     others: dict[str, float] = {}
@@ -96,7 +97,7 @@ def prices_of(texts: Sequence[str]) -> Prices:
         if name in (BRIDGE, HOST):
             others[name] = usd
         else:
-            cards[card_key(name, f"--price={text}")] = usd
+            cards[card_named(name, f"--price={text}").name] = usd
     return Prices(cards=cards, bridge=others.get(BRIDGE), host=others.get(HOST, 0.0))
 
 
@@ -121,12 +122,15 @@ def options(budget: float, prices: Prices, task: Task) -> list[Option]:
             f"bridge=USD and host=USD (board, processor, power supply)"
         )
     found = []
-    for key, usd in prices.cards.items():
+    for name, usd in prices.cards.items():
+        card = card_named(name, "price")
         for count in COUNTS:
             total = prices.host + count * usd
-            found.append(_option(f"{count}x{key}", total, budget, task))
-            if prices.bridge is not None and CARDS[key].bridge_links and count % 2 == 0:
-                found.append(_option(f"{count}x{key}+nvlink", total + count // 2 * prices.bridge, budget, task))
+            found.append(_option(machine_of(card, count), total, budget, task))
+            if prices.bridge is not None and has_bridges(card) and count % 2 == 0:
+                num_bridges = -(-count // (card.bridge_size or 2))
+                bridged = machine_of(card, count, is_bridged=True)
+                found.append(_option(bridged, total + num_bridges * prices.bridge, budget, task))
     bought = [option for option in found if option is not None]
     if not bought:
         cheapest = min(prices.cards, key=lambda key: prices.cards[key])
@@ -135,10 +139,9 @@ def options(budget: float, prices: Prices, task: Task) -> list[Option]:
     return sorted(bought, key=lambda option: (-option.point.samples_per_s, option.usd))
 
 
-def _option(text: str, usd: float, budget: float, task: Task) -> Option | None:
+def _option(machine: Topology, usd: float, budget: float, task: Task) -> Option | None:
     if usd > budget:
         return None
-    machine = gpus(text)
     speed = speed_of(machine.hosts[0].devices[0], task.precision, task.recipe)
     work = workload(
         task.recipe,

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 
 from trainkit.benchmark.published import Row, published
-from trainkit.errors import TopologyError, nearest
-from trainkit.planning.simulate import MODEL_FLOPS_UTILISATION, PEAK_TFLOPS
-from trainkit.planning.workload import Precision, bert_flops
+from trainkit.errors import TopologyError
+from trainkit.planning.simulate import MODEL_FLOPS_UTILISATION
+from trainkit.planning.workload import bert_flops
+from trainkit.topology.cards import PRECISIONS, Precision, card_of, nearest_card
 from trainkit.topology.discover.nominal import compute_capability
 from trainkit.topology.topology import Device
 
@@ -14,7 +15,6 @@ SOURCE = "Lambda"
 """The publisher whose figures of one device are used: one program on all of them."""
 _OTHER_CARD = {"ti", "super", "d", "laptop", "max"}
 _FIRST_WITH_TF32 = 8
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "tf32", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,8 @@ def speed_of(device: Device, precision: Precision, model: str = "bert-large") ->
         raise TopologyError(f"--precision={precision}: known for {name} are {', '.join(can)}; or give --tflops")
     raise TopologyError(
         f"the speed of {name!r} is not known: give --tflops, what it sustains, which `trainkit benchmark` measures."
-        f"{nearest(name, known_devices())}"
+        f"{nearest_card(name)}"
     )
-
-
-def known_devices() -> list[str]:
-    """The devices whose speed is known without --tflops."""
-    return sorted({machine_of(row) for row in _rows()} | set(PEAK_TFLOPS))
 
 
 def machine_of(row: Row) -> str:
@@ -72,13 +67,14 @@ def machine_of(row: Row) -> str:
 
 
 def _find(device: Device, precision: Precision, model: str) -> Speed | None:
-    capability = device.compute_capability or compute_capability(device.name) or "0.0"
+    capability = compute_capability(device) or "0.0"
     row = _published(device.name, _as_published(precision, int(capability.split(".")[0])), model)
     if row is not None:
         tflops = row.samples_per_s * bert_flops(row.model, tokens=row.sequence_length, masked=0) / 1e12
         rate = f"{row.samples_per_s:g} sequences of {row.sequence_length} tokens/s of {row.model}"
         return Speed(tflops=tflops, why=f"{SOURCE} published {rate} ({row.precision}) for one {machine_of(row)}")
-    peaks: dict[Precision, float] = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in device.name), {})
+    card = card_of(device)
+    peaks = card.tflops if card is not None else {}
     if precision not in peaks:
         return None
     why = f"{100 * MODEL_FLOPS_UTILISATION:.0f} % of its peak of {peaks[precision]:g}, what BERT reaches on an A100"

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from trainkit.topology.cards import card_of
+from trainkit.topology.gpus import bridges, has_bridges
 from trainkit.topology.topology import Host, Link, LinkKind
 
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
@@ -35,21 +37,15 @@ def with_nvswitch(host: Host) -> Host:
     return replace(host, switches=(*host.switches, "nvswitch"), links=(*kept, *added))
 
 
-def with_bridges(host: Host, gb_per_s: float) -> Host | None:
-    """The host with NVLink bridges between its first two devices, the next two and so on.
+def with_bridges(host: Host) -> Host | None:
+    """The host with NVLink bridges between its devices.
 
-    Args:
-        host: without NVLink.
-        gb_per_s: of a bridge, in one direction.
-
-    Returns:
-        The host; None where it has NVLink, or fewer than two devices.
+    None where it has NVLink, fewer than two devices, or devices that have no bridges as far as is known.
     """
-    if len(host.devices) < 2 or any(link.kind in ("nvlink", "nvswitch") for link in host.links):
+    card = card_of(host.devices[0])
+    if len(host.devices) < 2 or has_nvlink(host) or card is None or not has_bridges(card):
         return None
-    names = [device.id for device in host.devices]
-    added = tuple(_link(a, b, "nvlink", gb_per_s) for a, b in zip(names[::2], names[1::2], strict=False))
-    return replace(host, links=(*host.links, *added))
+    return replace(host, links=(*host.links, *bridges(card, [device.id for device in host.devices])))
 
 
 def with_peer_access(host: Host) -> Host | None:

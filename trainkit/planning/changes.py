@@ -9,7 +9,7 @@ from trainkit.planning import changed_host
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import Workload
-from trainkit.topology.gpus import card_of
+from trainkit.topology.cards import card_of
 from trainkit.topology.topology import Host, Topology
 
 TRAFFIC = {"ddp": 1.0, "zero1": 1.0, "zero2": 1.0, "hsdp": 1.0, "fsdp": 1.5, "zero3": 1.5}
@@ -132,13 +132,13 @@ class Job:
     def _links(self) -> Iterator[tuple[str, Host, str]]:
         host = self.node.hosts[0]
         name = host.devices[0].name
-        card = card_of(name)
+        card = card_of(host.devices[0])
         if len(host.devices) < 2:
             return
-        bridged = changed_host.with_bridges(host, card.bridge_gb_per_s) if card and card.bridge_links else None
-        if bridged is not None:
-            pairs = len(host.devices) // 2
-            which = "an NVLink bridge" if pairs == 1 else f"{pairs} NVLink bridges, one for each pair"
+        bridged = changed_host.with_bridges(host)
+        if bridged is not None and card is not None:
+            size = card.bridge_size or 2
+            which = f"NVLink bridges, each for up to {size} cards" if len(host.devices) > size else "an NVLink bridge"
             yield which, bridged, "of this card's kind, and as wide as your slots are apart"
         if not changed_host.has_nvlink(host, ["nvswitch"]):
             yield NVSWITCH, changed_host.with_nvswitch(host), "another machine: HGX or DGX, or a cloud's"

@@ -7,7 +7,8 @@ from trainkit.planning.changes import TRAFFIC, WITHOUT_NVLINK, Change, Job, Kind
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import Workload
-from trainkit.topology.gpus import card_of
+from trainkit.topology.cards import card_of
+from trainkit.topology.gpus import has_bridges
 from trainkit.topology.topology import Host, Topology
 
 HARDLY, MUCH = 0.05, 0.2
@@ -137,8 +138,7 @@ def _otherwise(host: Host) -> dict[str, Host]:
     if changed_host.has_nvlink(host):
         plain = changed_host.without_nvlink(host)
         return {} if plain is None else {WITHOUT_NVLINK: plain}
-    card = card_of(host.devices[0].name)
-    bridged = changed_host.with_bridges(host, card.bridge_gb_per_s) if card and card.bridge_links else None
-    if card and card.bridge_links:
-        return {"with NVLink bridges": bridged or host}  # a single device needs none
+    card = card_of(host.devices[0])
+    if card is not None and has_bridges(card):
+        return {"with NVLink bridges": changed_host.with_bridges(host) or host}  # a single device needs none
     return {"with an NVSwitch": changed_host.with_nvswitch(host)}

@@ -1,11 +1,10 @@
 """Workload: what one device computes in a step, and the recipes whose steps are known. Pure."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from trainkit.errors import TopologyError, nearest
+from trainkit.topology.cards import Precision
 
-Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 GAN = "progressive_gan"
 GAN_RESOLUTIONS = (64, 128, 256, 512, 1024)
 GAN_IMAGES_PER_DEVICE = 4
@@ -24,7 +23,8 @@ class Workload:
         num_parameters: of the model.
         flops_per_sample: of forward and backward passes together.
         samples_per_device: of all micro-batches of a step.
-        tflops: sustained by one device; None: 45 % of its peak in this precision, for the devices in PEAK_TFLOPS.
+        tflops: sustained by one device; None: 45 % of its peak in this precision, for the GPUs whose peak is
+            in the table of cards.
         precision: of the computation.
     """
 
