@@ -52,10 +52,21 @@ def test_published_fp32_of_an_a100_is_above_its_peak():
     assert _speed("NVIDIA A100-SXM4-80GB", "fp32").tflops == pytest.approx(0.45 * 19.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [("NVIDIA L40S", "RTX 6000 Ada Generation"), ("NVIDIA H200", "H100 80GB HBM3"), ("NVIDIA A40", "RTX A6000")],
+)
+def test_a_card_without_a_figure_is_like_the_most_similar_one(name, alike):
+    found, other = _speed(name), _speed(f"NVIDIA {alike}")
+    assert f"as for {alike}: Lambda published" in found.why
+    assert found.tflops == pytest.approx(other.tflops, rel=0.05)
+    assert _speed("NVIDIA GeForce RTX 5090").tflops == pytest.approx(0.45 * 209.5)
+
+
 @pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A10G", "", "NVIDIA GeForce RTX 4090 D"])
 def test_another_card_of_a_similar_name_is_not_taken(name):
     try:
-        assert "published" not in _speed(name).why
+        assert "as for" in _speed(name).why
     except TopologyError as error:
         assert "give --tflops" in str(error)
 

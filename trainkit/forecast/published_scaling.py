@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainkit.benchmark.published import Row, Source, published
-from trainkit.forecast.speed import machine_of
+from trainkit.forecast.speed import machine_of, speed_of
 from trainkit.planning.changed_host import part
 from trainkit.planning.simulate import simulate
-from trainkit.planning.workload import RECIPES, Workload
+from trainkit.planning.workload import GAN, RECIPES, Workload, workload
 from trainkit.topology.gpus import gpus
 from trainkit.topology.presets import preset
 from trainkit.topology.topology import Topology
@@ -23,6 +23,11 @@ _CARDS = {
     "H100 80GB SXM5": "H100-SXM",
     "B200 192GB SXM5": "B200",
 }
+GAN_SOURCE = (
+    "https://github.com/tkarras/progressive_growing_of_gans/blob/35d6c23c578bdf2be185d026c6b3d366c1518120/README.md"
+)
+GAN_DAYS = {1: 14.0, 2: 7.0, 4: 3.0, 8: 2.0}
+"""Of training on as many V100s, which the authors give in whole days and weeks."""
 _PRESETS = {
     "V100 16GB": "dgx-1",
     "DGX-1 (V100 16 GB)": "dgx-1",
@@ -40,9 +45,9 @@ class PublishedScaling:
         machine: as the source calls the device or machine.
         device: the name of the device as its driver calls it.
         num_devices: that were used.
-        model: `bert-base` or `bert-large`.
+        model: the recipe.
         precision: as the source calls it.
-        sequence_length: in tokens.
+        sequence_length: in tokens; 0: of images.
         published: the share.
         predicted: for the same batch on a device, from its published throughput and the links that the machine is
             assumed to have, without bridges where the source does not name any.
@@ -64,6 +69,31 @@ class PublishedScaling:
 def published_scaling() -> list[PublishedScaling]:
     """All published figures of several devices for which the source has one of a single device, too."""
     return [row for source in published() for row in _of(source)]
+
+
+def gan_scaling() -> list[PublishedScaling]:
+    """The authors' training times of the progressive GAN, and what is predicted of its steps at 1024x1024."""
+    machine = preset("dgx-1")
+    device = machine.hosts[0].devices[0]
+    work = workload(GAN, tflops=speed_of(device, "fp32").tflops, precision="fp32")
+    found = []
+    for count, days in GAN_DAYS.items():
+        point = simulate(Topology(hosts=(part(machine.hosts[0], count),)), [1], work)[0]
+        found.append(
+            PublishedScaling(
+                source=GAN_SOURCE,
+                machine="V100",
+                device=device.name,
+                num_devices=count,
+                model=work.name,
+                precision="fp32",
+                sequence_length=0,
+                published=GAN_DAYS[1] / days / count,
+                predicted=point.efficiency,
+                unhidden=point.unhidden_efficiency,
+            )
+        )
+    return found
 
 
 def _of(source: Source) -> Iterator[PublishedScaling]:

@@ -1,5 +1,6 @@
 """Speed: what one device sustains in a precision, from published throughputs of BERT where there are any."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from trainkit.benchmark.published import Row, published
 from trainkit.errors import TopologyError
 from trainkit.planning.simulate import MODEL_FLOPS_UTILISATION
 from trainkit.planning.workload import bert_flops
-from trainkit.topology.cards import PRECISIONS, Precision, card_of, nearest_card
+from trainkit.topology.cards import PRECISIONS, Card, Precision, card_of, cards, nearest_card
 from trainkit.topology.discover.nominal import compute_capability
 from trainkit.topology.topology import Device
 
@@ -33,8 +34,9 @@ class Speed:
 def speed_of(device: Device, precision: Precision, model: str = "bert-large") -> Speed:
     """The sustained speed of a device.
 
-    It is that of fine-tuning BERT on sequences of 384 tokens, as Lambda published it for one device; otherwise 45 % of
-    the peak. Published `fp32` is taken for TF32 on devices that have it: an A100's figure is above its peak in fp32.
+    It is that of fine-tuning BERT on sequences of 384 tokens, as Lambda published it for one device; otherwise the
+    share of the peak that the most similar device of its compute capability reaches there; otherwise 45 % of the peak.
+    Published `fp32` is taken for TF32 on devices that have it: an A100's figure is above its peak in fp32.
 
     Args:
         device: with its name.
@@ -68,17 +70,40 @@ def machine_of(row: Row) -> str:
 
 def _find(device: Device, precision: Precision, model: str) -> Speed | None:
     capability = compute_capability(device) or "0.0"
-    row = _published(device.name, _as_published(precision, int(capability.split(".")[0])), model)
+    as_published = _as_published(precision, int(capability.split(".")[0]))
+    row = _published(device.name, as_published, model)
     if row is not None:
-        tflops = row.samples_per_s * bert_flops(row.model, tokens=row.sequence_length, masked=0) / 1e12
-        rate = f"{row.samples_per_s:g} sequences of {row.sequence_length} tokens/s of {row.model}"
-        return Speed(tflops=tflops, why=f"{SOURCE} published {rate} ({row.precision}) for one {machine_of(row)}")
+        return Speed(tflops=_tflops_of(row), why=f"{_said(row)} for one {machine_of(row)}")
     card = card_of(device)
-    peaks = card.tflops if card is not None else {}
-    if precision not in peaks:
+    if card is None or precision not in card.tflops:
         return None
-    why = f"{100 * MODEL_FLOPS_UTILISATION:.0f} % of its peak of {peaks[precision]:g}, what BERT reaches on an A100"
-    return Speed(tflops=MODEL_FLOPS_UTILISATION * peaks[precision], why=why)
+    peak = card.tflops[precision]
+    share, why = MODEL_FLOPS_UTILISATION, "what BERT reaches on an A100"
+    alike = _most_alike(card, precision, as_published, model)
+    if alike is not None:
+        other, of_other = alike
+        share, why = _tflops_of(of_other) / other.tflops[precision], f"as for {other.name}: {_said(of_other)}"
+    return Speed(tflops=share * peak, why=f"{100 * share:.0f} % of its peak of {peak:g}, {why}")
+
+
+def _most_alike(card: Card, precision: Precision, as_published: str | None, model: str) -> tuple[Card, Row] | None:
+    """Of the cards of the same compute capability that have a published figure, the one with the nearest peak."""
+    found = [
+        (abs(math.log(other.tflops[precision] / card.tflops[precision])), other, row)
+        for other in cards()
+        if other.compute_capability == card.compute_capability and precision in other.tflops
+        if (row := _published(other.name, as_published, model)) is not None
+    ]
+    return min(found, key=lambda entry: entry[0])[1:] if found and card.compute_capability else None
+
+
+def _tflops_of(row: Row) -> float:
+    return row.samples_per_s * bert_flops(row.model, tokens=row.sequence_length, masked=0) / 1e12
+
+
+def _said(row: Row) -> str:
+    rate = f"{row.samples_per_s:g} sequences of {row.sequence_length} tokens/s of {row.model}"
+    return f"{SOURCE} published {rate} ({row.precision})"
 
 
 def _as_published(precision: Precision, major: int) -> str | None:
