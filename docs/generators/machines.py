@@ -46,7 +46,7 @@ MACHINES: dict[str, str | tuple[str, int]] = {
 }
 """Name -> text of `--gpus`, or a preset and the number of hosts."""
 RECIPES = ("bert-base", "bert-large", "progressive_gan-64", "progressive_gan-256", "progressive_gan-1024")
-PICTURE = ("4 x RTX 4090", "8 x L40S", "8 x A100 PCIe, 4 bridges", "HGX A100 (8; AWS p4d, Azure ND A100 v4)")
+PICTURE = ("8 x RTX 4090", "8 x A100 PCIe", "8 x A100 PCIe, 4 bridges", "HGX A100 (8; AWS p4d, Azure ND A100 v4)")
 VERDICTS = (
     ("2 x RTX 3090", "bert-large"),
     ("4 x RTX 4090", "bert-large"),

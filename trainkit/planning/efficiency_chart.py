@@ -48,9 +48,7 @@ def draw(title: str, series: Mapping[str, Sequence[Point]]) -> "Figure":
         devices = [point.num_devices for point in points]
         hidden = [100 * point.efficiency for point in points]
         axes.plot(devices, hidden, "o-", color=colour, linewidth=2, markersize=4, label=name)
-        axes.fill_between(
-            devices, [100 * point.unhidden_efficiency for point in points], hidden, color=colour, alpha=0.12
-        )
+        axes.plot(devices, [100 * point.unhidden_efficiency for point in points], ":", color=colour, linewidth=1.5)
     every = sorted({point.num_devices for points in series.values() for point in points})
     axes.axhline(100, linestyle="--", color=IDEAL, linewidth=1.2)
     axes.set_xscale("log", base=2)
@@ -59,7 +57,7 @@ def draw(title: str, series: Mapping[str, Sequence[Point]]) -> "Figure":
     axes.set_ylim(0, 106)
     axes.set_xlabel("cards", fontsize=9, color=INK)
     axes.set_title(
-        "% of as many times one card; band: down to nothing of the communication hidden by the backward pass",
+        "% of as many times one card; dotted: if the backward pass hid nothing of the communication",
         fontsize=8.5, color=SOFT, loc="left",
     )  # fmt: skip
     axes.grid(alpha=0.25)
