@@ -6,6 +6,7 @@ import re
 import pytest
 
 from trainkit.cli.main import main
+from trainkit.topology.presets import preset
 
 
 def _run(capsys, *arguments):
@@ -94,3 +95,13 @@ def test_errors_are_one_line(capsys, monkeypatch, arguments, says):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, err = _run(capsys, *arguments)
     assert code == 2 and says in err and err.count("\n") == 1 and err.startswith("trainkit: error: ")
+
+
+def test_what_is_wrong_with_a_machine_is_said_too(capsys, tmp_path):
+    slow = preset("pcie-8").to_dict()
+    slow["hosts"][0]["facts"]["environment"] = {"NCCL_P2P_DISABLE": "1"}
+    (tmp_path / "links.json").write_text(json.dumps(slow))
+    _, out, _ = _run(capsys, "--topology", tmp_path / "links.json")
+    assert "warning: NCCL_P2P_DISABLE" in out and "unset NCCL_P2P_DISABLE" in out
+    _, out, _ = _run(capsys, "--topology", tmp_path / "links.json", "--json")
+    assert [finding["subject"] for finding in json.loads(out)["findings"]] == ["NCCL_P2P_DISABLE"]

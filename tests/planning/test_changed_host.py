@@ -1,5 +1,7 @@
 """Each change does what its name says to the links, and leaves every device within reach."""
 
+from dataclasses import replace
+
 import pytest
 
 from trainkit.planning import CostModel, changed_host, flat
@@ -61,3 +63,15 @@ def test_what_is_there_is_not_added():
     assert changed_host.with_bridges(gpus("1x3090").hosts[0]) is None
     assert changed_host.with_peer_access(gpus("4xL40S").hosts[0]) is None
     assert changed_host.without_nvlink(gpus("4x3090").hosts[0]) is None
+
+
+def test_settings_change_facts_and_no_links():
+    host = gpus("4x4090").hosts[0]
+    engines = changed_host.with_copy_engines(host)
+    assert engines is not None and engines.links == host.links
+    assert engines.facts == {"p2p": False, "environment": {"NCCL_SHM_USE_CUDA_MEMCPY": "1"}}
+    assert changed_host.with_copy_engines(engines) is None
+    assert changed_host.with_copy_engines(gpus("8xL40S").hosts[0]) is None
+    redirected = replace(host, facts={"acs": True})
+    plain = changed_host.without_acs(redirected)
+    assert plain is not None and plain.facts == {"acs": False} and changed_host.without_acs(plain) is None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from trainkit.forecast.published_scaling import PublishedScaling
     from trainkit.forecast.purchase import Option
+    from trainkit.planning.advice import Advice
     from trainkit.planning.links_advice import LinksAdvice
     from trainkit.planning.simulate import Point
 
@@ -26,6 +27,7 @@ class Answer:
         advice: of the machine.
         scaling: points by a name of the links.
         options: what the budget buys; empty: none was given.
+        findings: what is wrong with the machine.
         published: throughputs of the same devices.
         why_so_fast: where the speed of a device is from.
     """
@@ -33,6 +35,7 @@ class Answer:
     advice: "LinksAdvice"
     scaling: "Mapping[str, Sequence[Point]]"
     options: "Sequence[Option]"
+    findings: "Sequence[Advice]"
     published: "Sequence[PublishedScaling]"
     why_so_fast: str
 
@@ -65,6 +68,8 @@ def show(answer: Answer, out: "Console") -> None:
     if answer.options:
         out.print()
         out.print(_bought(answer.options))
+    for finding in answer.findings:
+        out.print(f"\n{finding.severity}: {finding.subject}: {finding.problem}\n  → {finding.remedy}")
     if answer.published:
         out.print("\nPublished, with its own batches; predicted from nothing hidden to what can be:")
         for row in answer.published:
@@ -165,6 +170,7 @@ def facts(answer: Answer) -> dict[str, Any]:
         **_step(advice.point),
         "changes": [asdict(change) for change in advice.changes],
         "scaling": {name: [_step(point) for point in points] for name, points in answer.scaling.items()},
+        "findings": [asdict(finding) for finding in answer.findings],
         "published": [asdict(row) for row in answer.published],
         "options": [
             {"machine": option.topology.source, "usd": option.usd, **_step(option.point)} for option in answer.options

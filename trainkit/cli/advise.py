@@ -147,6 +147,7 @@ def _node(arguments: argparse.Namespace, options: "Sequence[Option]") -> "Topolo
 def _answer(arguments: argparse.Namespace, node: "Topology", num_nodes: int, options: "Sequence[Option]") -> Answer:
     from trainkit.forecast.published_scaling import published_scaling
     from trainkit.forecast.speed import speed_of
+    from trainkit.planning.advice import advise
     from trainkit.planning.links_advice import advise_links, scaling
     from trainkit.planning.workload import workload
 
@@ -159,5 +160,8 @@ def _answer(arguments: argparse.Namespace, node: "Topology", num_nodes: int, opt
         arguments.recipe, samples_per_device=arguments.samples, tflops=tflops, precision=arguments.precision
     )
     advice = advise_links(node, work, num_nodes=num_nodes, strategy=arguments.strategy, wire_dtype=arguments.wire_dtype)
+    findings = [] if arguments.gpus else advise(node.times(num_nodes))
     beside = [row for row in published_scaling() if row.device == device.name and row.model == work.name]
-    return Answer(advice=advice, scaling=scaling(advice), options=options, published=beside, why_so_fast=why)
+    return Answer(
+        advice=advice, scaling=scaling(advice), options=options, findings=findings, published=beside, why_so_fast=why
+    )

@@ -8,6 +8,7 @@ from trainkit.topology.gpus import bridges, has_bridges
 from trainkit.topology.topology import Host, Link, LinkKind
 
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
+COPY_ENGINES = "NCCL_SHM_USE_CUDA_MEMCPY"
 BEHIND_SWITCH = 5 / 6
 """The share of a slot's bandwidth that passes a PCIe host bridge (benchmarks/predictions.py); a switch passes all."""
 
@@ -51,6 +52,19 @@ def with_bridges(host: Host) -> Host | None:
 def with_peer_access(host: Host) -> Host | None:
     """The host with copies between its devices; None where these are not known to be off."""
     return replace(host, facts={**host.facts, "p2p": True}) if host.facts.get("p2p") is False else None
+
+
+def with_copy_engines(host: Host) -> Host | None:
+    """The host with messages through its memory copied by the GPUs' copy engines; None where none takes this way."""
+    environment = host.facts.get("environment", {})
+    if host.facts.get("p2p") is not False or environment.get(COPY_ENGINES) == "1":
+        return None
+    return replace(host, facts={**host.facts, "environment": {**environment, COPY_ENGINES: "1"}})
+
+
+def without_acs(host: Host) -> Host | None:
+    """The host without PCIe's access control services, which send messages up to the socket; None: they are not on."""
+    return replace(host, facts={**host.facts, "acs": False}) if host.facts.get("acs") is True else None
 
 
 def behind_switches(host: Host) -> Host | None:

@@ -142,6 +142,9 @@ class Job:
             yield which, bridged, "of this card's kind, and as wide as your slots are apart"
         if not changed_host.has_nvlink(host, ["nvswitch"]):
             yield NVSWITCH, changed_host.with_nvswitch(host), "another machine: HGX or DGX, or a cloud's"
+        redirected = changed_host.without_acs(host)
+        if redirected is not None:
+            yield "ACS off on PCIe bridges", redirected, "in the BIOS, or sudo setpci -s <bridge> ECAP_ACS+0x6.w=0000"
         peers = changed_host.with_peer_access(host)
         if peers is not None:
             yield "peer access over PCIe", peers, _how_peers(name)
@@ -161,6 +164,10 @@ class Job:
     def _settings(self, base: Point) -> Iterator[Change]:
         for factor in (2, 4):
             yield self._larger(base, factor)
+        engines = changed_host.with_copy_engines(self.node.hosts[0])
+        if engines is not None and (gain := self._gain(base, self.predicted(engines))):
+            how = f"export {changed_host.COPY_ENGINES}=1"
+            yield Change(what="copies by copy engines, not by NCCL's kernels", kind="setting", gain=gain, how=how)
         if self.strategy == "ddp":
             yield from self._formats(base)
         other = "fsdp" if TRAFFIC[self.strategy] == 1 else "ddp"
