@@ -34,9 +34,9 @@ def test_a_table_has_every_machine_and_recipe(part):
 def test_the_errors_are_those_of_the_rows():
     rows = published_scaling()
     text = machines.machines("published")
-    total, inside, above, below = map(
-        int, re.search(r"Of (\d+) .*? (\d+) lie .*?, (\d+) above .* (\d+) below", text).groups()
-    )
+    said = re.search(r"Of (\d+) .*? (\d+) lie .*?, (\d+) above .* (\d+) below", text)
+    assert said is not None
+    total, inside, above, below = map(int, said.groups())
     assert total == len(rows) == inside + above + below == text.count("| Lambda |") + text.count("| NVIDIA |")
     assert above == sum(row.published > row.predicted for row in rows)
 

@@ -1,7 +1,7 @@
 """Tables of common machines side by side: what is predicted, and what was published."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from statistics import median
 
@@ -60,14 +60,15 @@ VERDICTS = (
 
 def machines(what: str, *words: str) -> str:
     """A table, the picture or the list of verdicts: `efficiency STRATEGY PRECISION`, `gain`, `published` and so on."""
-    return {
+    parts: dict[str, Callable[..., str]] = {
         "efficiency": efficiency,
         "gain": gain,
         "published": published,
         "gan": gan,
         "verdicts": verdicts,
         "picture": picture,
-    }[what](*words)
+    }
+    return parts[what](*words)
 
 
 def efficiency(strategy: str, precision: Precision) -> str:

@@ -207,6 +207,8 @@ class Job:
 
 
 def _how_peers(name: str) -> str:
-    if "GeForce" in name:
+    if "RTX 4090" in name:
         return f"NVIDIA's driver has none for this card; a patched one, without warranty: {PATCHED_DRIVER}"
+    if "GeForce" in name:
+        return "NVIDIA's driver has none for this card: cards for workstations have it"
     return "see why with nvidia-smi topo -p2p r; IOMMU and ACS off in the BIOS, or iommu=pt"
