@@ -38,9 +38,13 @@ MACHINES: dict[str, str | tuple[str, int]] = {
     "8 x A100 PCIe": "8xA100 PCIe",
     "8 x A100 PCIe, 4 bridges": "8xA100 PCIe+nvlink",
     "8 x H100 PCIe, 4 bridges": "8xH100 PCIe+nvlink",
+    "8 x H200 NVL, 2 four-way bridges": ("h200-nvl", 1),
     "DGX-1 (8 x V100; AWS p3.16xlarge)": ("dgx-1", 1),
     "HGX A100 (8; AWS p4d, Azure ND A100 v4)": ("dgx-a100", 1),
     "HGX H100 (8; AWS p5, Azure ND H100 v5)": ("dgx-h100", 1),
+    "HGX B200 (8)": ("dgx-b200", 1),
+    "8 x MI300X": ("mi300x", 1),
+    "4 x GH200": ("gh200", 1),
     "4 hosts of 8 x A100 PCIe, 100 Gb/s each": ("pcie-8", 4),
     "4 hosts of HGX A100, 8 x 200 Gb/s each": ("dgx-a100", 4),
 }
@@ -89,7 +93,7 @@ def gain() -> str:
         cells = []
         for recipe in RECIPES:
             advice = _advice(name, recipe)
-            gains = {word: _gain(advice, word) for word in ("without NVLink", "bridge", "NVSwitch")}
+            gains = {word: _gain(advice, word) for word in ("without ", "bridge", "NVSwitch")}
             cells.append(_gains({word: gain for word, gain in gains.items() if gain is not None}))
         rows.append([name, *cells])
     return table(["machine", *RECIPES], rows)
@@ -200,8 +204,8 @@ def _gain(advice: LinksAdvice, word: str) -> float | None:
 
 
 def _gains(gains: Mapping[str, float]) -> str:
-    if "without NVLink" in gains:
-        return f"{-100 * gains['without NVLink']:+.0f} % without"
+    if "without " in gains:
+        return f"{-100 * gains['without ']:+.0f} % without"
     return ", ".join(f"{-100 * gain:+.0f} % {word}" for word, gain in gains.items()).replace("-0 %", "0 %")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainkit.topology.cards import card_of
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, Topology
 
 Severity = Literal["error", "warning", "hint"]
 _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
@@ -103,6 +103,7 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     yield from _unread(host)
     if gpus:
         yield from _unknown_models(host, gpus)
+        yield from _amd(host)
         yield from _flat_guest(host, gpus)
         yield from _peer_access(host, gpus)
         yield from _narrow_links(host)
@@ -153,11 +154,22 @@ def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
         )
 
 
+def _amd(host: Host) -> Iterator[Advice]:
+    if any(link.kind == "xgmi" for link in host.links):
+        yield Advice(
+            severity="hint",
+            subject="Infinity Fabric",
+            problem="the links are nominal, RCCL's algorithms are taken to be NCCL's, and no prediction for such a "
+            "machine was compared with a measurement",
+            remedy="trainkit topo probe measures the links, trainkit topo bench the bus bandwidth",
+        )
+
+
 def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     """A virtual machine that hides its PCIe switches."""
     guest_of = host.facts.get("hypervisor")
     tree = any(link.kind == "pcie" and link.a.startswith("pcie") for link in host.links)
-    joined = any(link.kind in ("nvlink", "nvswitch") for link in host.links)
+    joined = any(link.kind in GPU_LINKS for link in host.links)
     if not guest_of or tree or len(gpus) < 2 or "nccl xml" in host.facts.get("sources", ()):
         return
     if joined and not host.nics:
@@ -318,7 +330,7 @@ def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
     out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
-    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
+    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in GPU_LINKS]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
     if used and inside and min(inside) > _MUCH_SLOWER * out:
         unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from trainkit.topology.cards import card_of
 from trainkit.topology.gpus import bridges, has_bridges
-from trainkit.topology.topology import Host, Link, LinkKind
+from trainkit.topology.topology import GPU_LINKS, Host, Link, LinkKind
 
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
 COPY_ENGINES = "NCCL_SHM_USE_CUDA_MEMCPY"
@@ -21,12 +21,13 @@ def part(host: Host, num_devices: int) -> Host:
 
 
 def without_nvlink(host: Host) -> Host | None:
-    """The host without NVLink; None where it has none, or no other links."""
-    others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
+    """The host without NVLink or Infinity Fabric; None where it has none, or no other links."""
+    others = tuple(link for link in host.links if link.kind not in GPU_LINKS)
     joined = {end for link in others for end in (link.a, link.b)}
     if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
         return None
-    return replace(host, links=others)
+    facts = {key: value for key, value in host.facts.items() if not key.startswith("nvlink_domain")}
+    return replace(host, links=others, facts=facts)
 
 
 def with_nvswitch(host: Host) -> Host:
@@ -44,7 +45,7 @@ def with_bridges(host: Host) -> Host | None:
     None where it has NVLink, fewer than two devices, or devices that have no bridges as far as is known.
     """
     card = card_of(host.devices[0])
-    if len(host.devices) < 2 or has_nvlink(host) or card is None or not has_bridges(card):
+    if len(host.devices) < 2 or has_links(host) or card is None or not has_bridges(card):
         return None
     return replace(host, links=(*host.links, *bridges(card, [device.id for device in host.devices])))
 
@@ -116,7 +117,7 @@ def with_faster_nics(host: Host, factor: int) -> Host:
     return replace(host, links=tuple(faster(link) for link in host.links))
 
 
-def has_nvlink(host: Host, kinds: Sequence[LinkKind] = ("nvlink", "nvswitch")) -> bool:
+def has_links(host: Host, kinds: Sequence[LinkKind] = GPU_LINKS) -> bool:
     """Whether the host has any such link."""
     return any(link.kind in kinds for link in host.links)
 

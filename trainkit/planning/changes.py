@@ -16,7 +16,7 @@ TRAFFIC = {"ddp": 1.0, "zero1": 1.0, "zero2": 1.0, "hsdp": 1.0, "fsdp": 1.5, "ze
 """What a step sends under a strategy, as a multiple of an all-reduce: `Strategy.traffic`."""
 Kind = Literal["links", "setting", "code", "bound", "worse"]
 HALF = 0.5
-WITHOUT_NVLINK = "without NVLink"
+WITHOUT = ("without NVLink", "without Infinity Fabric")
 NVSWITCH = "NVLink through an NVSwitch (12 links of an A100)"
 PATCHED_DRIVER = "github.com/tinygrad/open-gpu-kernel-modules"
 
@@ -120,9 +120,9 @@ class Job:
             return
         plain = changed_host.without_nvlink(host)
         if plain is not None:
-            yield WITHOUT_NVLINK, plain, "cards in slots, without bridges or NVSwitch"
+            yield without_links(host), plain, "cards in slots, without bridges or NVSwitch"
         narrow = changed_host.with_slots(host, HALF)
-        if narrow is not None and not changed_host.has_nvlink(host, ["nvswitch"]):
+        if narrow is not None and not changed_host.has_links(host, ["nvswitch"]):
             yield (
                 "8 lanes a slot in place of 16",
                 narrow,
@@ -140,7 +140,7 @@ class Job:
             size = card.bridge_size or 2
             which = f"NVLink bridges, each for up to {size} cards" if len(host.devices) > size else "an NVLink bridge"
             yield which, bridged, "of this card's kind, and as wide as your slots are apart"
-        if not changed_host.has_nvlink(host, ["nvswitch"]):
+        if not changed_host.has_links(host, ["nvswitch", "xgmi"]):
             yield NVSWITCH, changed_host.with_nvswitch(host), "another machine: HGX or DGX, or a cloud's"
         redirected = changed_host.without_acs(host)
         if redirected is not None:
@@ -149,7 +149,7 @@ class Job:
         if peers is not None:
             yield "peer access over PCIe", peers, _how_peers(name)
         switched = changed_host.behind_switches(peers or host)
-        if switched is not None and not changed_host.has_nvlink(host):
+        if switched is not None and not changed_host.has_links(host):
             yield (
                 "peer access, and a PCIe switch for each socket" if peers else "a PCIe switch for each socket",
                 switched,
@@ -204,6 +204,11 @@ class Job:
             how = f"recipe.batch_size={samples * base.num_devices}, if {samples} samples fit a card"
         what = f"{factor} times the samples in a step"
         return Change(what=what, kind="setting", gain=1 - step_us / factor / base.step_us, how=how)
+
+
+def without_links(host: Host) -> str:
+    """The name of the change that takes the links between GPUs away: one of WITHOUT."""
+    return WITHOUT[changed_host.has_links(host, ["xgmi"])]
 
 
 def _how_peers(name: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trainkit.planning import changed_host
-from trainkit.planning.changes import TRAFFIC, WITHOUT_NVLINK, Change, Job, Kind, require_strategy
+from trainkit.planning.changes import TRAFFIC, WITHOUT, Change, Job, Kind, require_strategy, without_links
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import Workload
@@ -51,8 +51,8 @@ class LinksAdvice:
             f"{self.work.name} trains {point.num_devices * point.efficiency:.3g} times as fast as on one card "
             f"({100 * point.efficiency:.0f} % of {point.num_devices} times)"
         )
-        without = next((change for change in self.changes if change.what == WITHOUT_NVLINK), None)
-        if changed_host.has_nvlink(host) and without is not None:
+        without = next((change for change in self.changes if change.what in WITHOUT), None)
+        if changed_host.has_links(host) and without is not None:
             text = f"{_worth_of_nvlink(without)} With it, {speed}."
         elif self.lost < HARDLY:
             text = self._not_needed(speed)
@@ -81,11 +81,11 @@ class LinksAdvice:
 
 
 def _worth_of_nvlink(without: Change) -> str:
-    longer = 100 * -without.gain
+    links, longer = without.what.removeprefix("without "), 100 * -without.gain
     if -without.gain < HARDLY:
-        return f"NVLink is hardly used: without it, a step would take {longer:.2g} % longer."
+        return f"{links} is hardly used: without it, a step would take {longer:.2g} % longer."
     word = "earns its price" if -without.gain >= MUCH else "helps"
-    return f"NVLink {word}: without it, a step would take {longer:.0f} % longer."
+    return f"{links} {word}: without it, a step would take {longer:.0f} % longer."
 
 
 def advise_links(
@@ -135,9 +135,9 @@ def scaling(advice: LinksAdvice) -> dict[str, list[Point]]:
 
 
 def _otherwise(host: Host) -> dict[str, Host]:
-    if changed_host.has_nvlink(host):
+    if changed_host.has_links(host):
         plain = changed_host.without_nvlink(host)
-        return {} if plain is None else {WITHOUT_NVLINK: plain}
+        return {} if plain is None else {without_links(host): plain}
     card = card_of(host.devices[0])
     if card is not None and has_bridges(card):
         return {"with NVLink bridges": changed_host.with_bridges(host) or host}  # a single device needs none

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainkit.errors import TopologyError
-from trainkit.planning.changed_host import has_nvlink, with_faster_nics, with_nvswitch, without_nvlink
+from trainkit.planning.changed_host import has_links, with_faster_nics, with_nvswitch, without_nvlink
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
@@ -119,7 +119,7 @@ def simulate(
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
         bucket_us = traffic * CostModel(topology).all_reduce_us(plan, bucket)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
-        slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
+        slow = SLOW_ACROSS if len(topology.ranks_by_nvlink_node()) > 1 else SLOW_INSIDE
         points.append(
             Point(
                 num_nodes=count,
@@ -170,9 +170,10 @@ def what_if(
     changes: list[tuple[str, Host]] = []
     if len(host.devices) > 1:
         without = without_nvlink(host)
+        amd = has_links(host, ["xgmi"])
         if without is not None:
-            changes.append(("without NVLink", without))
-        if not has_nvlink(host, ["nvswitch"]):
+            changes.append((f"without {'Infinity Fabric' if amd else 'NVLink'}", without))
+        if not amd and not has_links(host, ["nvswitch"]):
             changes.append(("with NVLink through an NVSwitch, 12 links a device", with_nvswitch(host)))
     if num_nodes > 1:
         changes += [(f"network cards {factor} x as fast", with_faster_nics(host, factor)) for factor in (2, 4)]

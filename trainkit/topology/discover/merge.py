@@ -7,7 +7,7 @@ from itertools import count
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.build import link, nic_link
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
 
@@ -77,7 +77,7 @@ def richness(host: Host) -> tuple[int, ...]:
     It counts devices, then NVLinks, network cards, links, known properties of devices, and facts.
     """
     known = sum(value not in (None, "") for device in host.devices for value in vars(device).values())
-    nvlinks = sum(way.kind in ("nvlink", "nvswitch") for way in host.links)
+    nvlinks = sum(way.kind in GPU_LINKS for way in host.links)
     return len(host.devices), nvlinks, len(host.nics), len(host.links), known, len(host.facts)
 
 

@@ -34,6 +34,7 @@ LOOPBACK_GB_PER_S = 2.0
 LATENCY_US: dict[LinkKind, float] = {
     "nvlink": 0.6,
     "nvswitch": 0.3,  # two on the way from GPU to GPU
+    "xgmi": 0.6,
     "pcie": 0.5,
     "socket": 0.5,
     "nic": 2.5,
