@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -22,6 +23,8 @@ SHEETS = {
     "2x3090-nvlink": (2, 1, 10, 4, 14.0625),
     "4x4090": (4, 1, 10, 0, 0),
     "8x-l40s": (8, 1, 400, 0, 0),
+    "aws-p4d": (8, 4, 100, 12, 25),
+    "aws-p5": (8, 32, 100, 18, 25),
     "dgx-1": (8, 4, 100, 6, 25),
     "dgx-2": (16, 8, 100, 6, 25),
     "dgx-a100": (8, 8, 200, 12, 25),
@@ -137,6 +140,12 @@ def test_racks_are_nvlink_domains():
     assert [len(ranks) for ranks in topology.ranks_by_nvlink_node()] == [72, 8]
     assert Topology.from_json(topology.to_json()).ranks_by_nvlink_node() == topology.ranks_by_nvlink_node()
     assert [topology.nvlink_node(0) for topology in (preset("gb200-nvl72"), preset("dgx-h100", 2))] == [0, 0]
+    apart = [replace(host, facts={"nvlink_domain": f"{i}"}) for i, host in enumerate(topology.hosts)]
+    assert replace(topology, hosts=tuple(apart)).fingerprint() != topology.fingerprint()
+    read = replace(
+        topology.hosts[0], facts={"nvlink_domain": "a"}
+    )  # of NVML, which does not say how many hosts are in it
+    assert len(Topology(hosts=(read,)).times(3).ranks_by_nvlink_node()) == 3
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,11 @@ def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
             by_model.setdefault((named, assumed.get(gpu.id, "")), []).append(gpu.id)
     for (named, figures), ids in by_model.items():
         model = f"{named} is not in the table of GPUs" if named else "the model is unknown"
+        used = f"{figures} is assumed" if figures else "its links are as read, or those of its compute capability"
         yield Advice(
             severity="hint",
             subject=", ".join(ids),
-            problem=f"{model}: {f'{figures} is assumed' if figures else 'its links are used as they were read'}",
+            problem=f"{model}: {used}",
             remedy="trainkit topo probe measures its links; --tflops gives its speed to predictions",
         )
 

@@ -205,16 +205,22 @@ class Topology:
     def times(self, num_nodes: int) -> "Topology":
         """A topology of `num_nodes` hosts like the first one, with one rank for each device, host after host.
 
-        NVLink domains of `facts["nvlink_domain_hosts"]` hosts are filled one after another.
+        NVLink domains of `facts["nvlink_domain_hosts"]` hosts are filled one after another; without that number the
+        hosts share none.
         """
         first, size = self.hosts[0], self.hosts[0].facts.get("nvlink_domain_hosts")
         if num_nodes == 1:
             return Topology(hosts=(first,), source=self.source)
-        hosts = [replace(first, name=f"{first.name}-{i}") for i in range(num_nodes)]
-        if size is not None:
-            domains = [{**first.facts, "nvlink_domain": f"{first.name}-domain-{i // size}"} for i in range(num_nodes)]
-            hosts = [replace(host, facts=facts) for host, facts in zip(hosts, domains, strict=True)]
-        return Topology(hosts=tuple(hosts), source=self.source)
+        facts = {key: value for key, value in first.facts.items() if key != "nvlink_domain"}
+        hosts = tuple(
+            replace(
+                first,
+                name=f"{first.name}-{i}",
+                facts=facts if size is None else {**facts, "nvlink_domain": f"{first.name}-domain-{i // size}"},
+            )
+            for i in range(num_nodes)
+        )
+        return Topology(hosts=hosts, source=self.source)
 
     def fingerprint(self) -> str:
         """A hash of the machines and the order of the ranks.
@@ -223,6 +229,8 @@ class Topology:
         """
         plain = self.to_dict()
         plain.pop("source")
+        if (nodes := self.ranks_by_nvlink_node()) != self.ranks_by_host():
+            plain["nvlink_nodes"] = nodes
         for host in plain["hosts"]:
             host.pop("name")
             host.pop("facts")

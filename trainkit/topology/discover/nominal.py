@@ -70,6 +70,13 @@ def pcie_generation(device: Device) -> int | None:
     return None if capability is None else _PCIE_GENERATION.get(int(capability.split(".")[0]))
 
 
+def slot_gb_per_s(device: Device) -> float:
+    """The bandwidth of a GPU's PCIe link, where it could not be read."""
+    card = card_of(device)
+    lanes = card.pcie_lanes if card is not None and card.pcie_lanes is not None else 16
+    return pcie_gb_per_s(pcie_generation(device) or ASSUMED_PCIE_GENERATION, lanes)
+
+
 def nvlink_gb_per_s(device: Device) -> float | None:
     """The bandwidth of one NVLink of a GPU, by its compute capability; None: unknown."""
     capability = compute_capability(device)
