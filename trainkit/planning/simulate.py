@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainkit.errors import TopologyError, nearest
+from trainkit.planning.accuracy import time_range_us
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
@@ -26,9 +27,6 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
 """Dense peak of one device, by a part of its name."""
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
 KNEE = 0.9
-SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
-"""The largest ratio of published to predicted time of all-reduces from 16 MiB on, within a host and over several:
-see benchmarks/predictions.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,8 @@ class Point:
         compute_us: of forward and backward passes.
         communication_us: of all buckets, one after another.
         exposed_us: of the communication after the end of the backward pass.
-        slow_step_us: of a step if all-reduces were as slow as the slowest published ones of their size.
+        fast_step_us: of a step whose all-reduces take the shorter time of `accuracy.time_range_us`.
+        slow_step_us: the same with the longer time. Both are the time of the step over gloo.
         samples_per_s: of all devices.
         plan: of a full bucket.
     """
@@ -77,6 +76,7 @@ class Point:
     compute_us: float
     communication_us: float
     exposed_us: float
+    fast_step_us: float
     slow_step_us: float
     samples_per_s: float
     plan: ReducePlan
@@ -90,6 +90,11 @@ class Point:
     def efficiency(self) -> float:
         """The share of the throughput that the same devices would have without communication."""
         return self.compute_us / self.step_us
+
+    @property
+    def fast_efficiency(self) -> float:
+        """`efficiency` with `fast_step_us`."""
+        return self.compute_us / self.fast_step_us
 
     @property
     def slow_efficiency(self) -> float:
@@ -188,9 +193,10 @@ def simulate(
         num_buckets = max(1, round(workload.gradient_bytes / BUCKET_BYTES))
         bucket = workload.gradient_bytes // num_buckets
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
-        bucket_us = traffic * CostModel(topology).all_reduce_us(plan, bucket)
+        model = CostModel(topology)
+        bucket_us = traffic * model.all_reduce_us(plan, bucket)
+        fast_us, slow_us = time_range_us(model, plan, bucket) or (bucket_us / traffic, bucket_us / traffic)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
-        slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
         points.append(
             Point(
                 num_nodes=count,
@@ -198,7 +204,8 @@ def simulate(
                 compute_us=compute_us,
                 communication_us=num_buckets * bucket_us,
                 exposed_us=step_us - compute_us,
-                slow_step_us=_step_us(compute_us, num_buckets, slow * bucket_us),
+                fast_step_us=_step_us(compute_us, num_buckets, traffic * fast_us),
+                slow_step_us=_step_us(compute_us, num_buckets, traffic * slow_us),
                 samples_per_s=topology.world_size * workload.samples_per_device / step_us * 1e6,
                 plan=plan,
             )
