@@ -18,6 +18,7 @@ PLAIN_WIDTH = 120
 PATIENCE_S = 2.0
 BAR = 40  # characters
 RECIPES = "bert-base, bert-large (default), progressive_gan-64 ... progressive_gan-1024"
+RANGE_NOTE = "of 8 in 10 published all-reduces of such machines and sizes"
 EXAMPLES = {
     "topo": """\
 examples:
@@ -177,6 +178,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
+    from trainkit.planning.accuracy import time_range_us
     from trainkit.planning.cost import CostModel
     from trainkit.planning.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
     from trainkit.planning.traffic import network_bytes
@@ -193,7 +195,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         shown = every if arguments.all else shortlist(every, len(every))
         model = CostModel(topology)
         table = Table("", "plan", box=None, pad_edge=False)
-        for name in ("time", "bus GB/s", "over flat", "sent by a host"):
+        for name in ("time", "range", "bus GB/s", "over flat", "sent by a host"):
             table.add_column(name, justify="right")
         for entry in shown:
             sent = network_bytes(topology, entry.plan, size, orders_rings=model.backend == "nccl")
@@ -202,6 +204,7 @@ def _plan(arguments: argparse.Namespace) -> int:
                 "→" if entry.plan == chosen else "",
                 entry.plan.describe(),
                 in_time(entry.time_us),
+                _span(time_range_us(model, entry.plan, size)),
                 f"{bus:.3g}",
                 f"{flat.time_us / entry.time_us:.2f}x" if entry.time_us else "",
                 f"{sent / size:.2f} S" if sent else "-",
@@ -218,12 +221,14 @@ def _plan(arguments: argparse.Namespace) -> int:
         else:
             why = f"the fastest is predicted to save {100 * gain:.1f} %; flat is kept below {100 * MIN_GAIN:.0f} %"
         out.print(f"\nchosen: {chosen.describe()}: {why}", soft_wrap=True)
+        if model.backend == "nccl":
+            out.print(f"range: {RANGE_NOTE}")
     return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from trainkit.planning import chart
-    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if
+    from trainkit.planning.simulate import KNEE, knee, simulate, what_if
     from trainkit.planning.workload import workload
 
     check_picture(arguments.output)
@@ -251,11 +256,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     out.print(_scaling(points))
-    out.print(
-        f"\nefficiency in brackets: if all-reduces were as slow as the slowest published ones, {SLOW_INSIDE:g} times "
-        f"as long as predicted within a host and {SLOW_ACROSS:g} times over hosts; `topo bench` measures yours",
-        soft_wrap=True,
-    )
+    if any(point.fast_step_us < point.slow_step_us for point in points):
+        out.print(f"\nin brackets: the range {RANGE_NOTE}; `topo bench` measures yours", soft_wrap=True)
     if any(link.kind == "xgmi" for link in node.hosts[0].links):
         out.print("\nof machines with Infinity Fabric no prediction was compared with a measurement", soft_wrap=True)
     bend = knee(points)
@@ -265,7 +267,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         out.print(f"\nknee: from {_nodes(bend.num_nodes)} on less than {100 * KNEE:.0f} % of the time is computation")
     slow = next((point for point in points if point.slow_efficiency < KNEE), None)
     if slow is not None and slow is not bend:
-        out.print(f"by the efficiency in brackets, from {_nodes(slow.num_nodes)} on")
+        out.print(f"by the lower efficiency in brackets, from {_nodes(slow.num_nodes)} on")
     for change in changes:
         took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
         if abs(change.gain) < 0.005:
@@ -296,7 +298,7 @@ def _scaling(points: "Sequence[Point]") -> "Table":
             str(point.num_nodes),
             str(point.num_devices),
             in_time(point.step_us),
-            f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
+            _efficiency(point),
             f"{point.samples_per_s:,.0f}",
             bar,
             point.plan.kind + ("" if point.plan.wire_dtype == "exact" else f", {point.plan.wire_dtype}"),
@@ -304,7 +306,18 @@ def _scaling(points: "Sequence[Point]") -> "Table":
     return table
 
 
+def _efficiency(point: "Point") -> str:
+    if point.fast_step_us == point.slow_step_us:
+        return f"{100 * point.efficiency:.0f} %"
+    low, high = 100 * point.slow_efficiency, 100 * point.fast_efficiency
+    return f"{100 * point.efficiency:.0f} % ({low:.0f}-{high:.0f} %)"
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _span(times_us: tuple[float, float] | None) -> str:
+    return f"{in_time(times_us[0])} - {in_time(times_us[1])}" if times_us else "-"
 
 
 def _nodes(num_nodes: int) -> str:

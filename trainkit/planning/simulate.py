@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainkit.errors import TopologyError
+from trainkit.planning.accuracy import time_range_us
 from trainkit.planning.changed_host import has_links, with_faster_nics, with_nvswitch, without_nvlink
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
@@ -18,9 +19,6 @@ BACKWARD_SHARE = 2 / 3
 MODEL_FLOPS_UTILISATION = 0.45
 """The share of the peak where no sustained rate is given: that of BERT on an A100 and on an H100."""
 KNEE = 0.9
-SLOW_INSIDE, SLOW_ACROSS = 1.5, 3.0
-"""The largest ratio of published to predicted time of all-reduces from 16 MiB on, within a host and over several:
-see benchmarks/predictions.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,8 @@ class Point:
         compute_us: of forward and backward passes.
         communication_us: of all buckets, one after another.
         exposed_us: of the communication after the end of the backward pass.
-        slow_step_us: of a step if all-reduces were as slow as the slowest published ones of their size.
+        fast_step_us: of a step whose all-reduces take the shorter time of `accuracy.time_range_us`.
+        slow_step_us: the same with the longer time. Both are the time of the step over gloo.
         samples_per_s: of all devices.
         plan: of a full bucket.
     """
@@ -43,6 +42,7 @@ class Point:
     compute_us: float
     communication_us: float
     exposed_us: float
+    fast_step_us: float
     slow_step_us: float
     samples_per_s: float
     plan: ReducePlan
@@ -61,6 +61,11 @@ class Point:
     def unhidden_efficiency(self) -> float:
         """`efficiency` if the backward pass hid nothing of the communication, as in programs that reduce after it."""
         return self.compute_us / (self.compute_us + self.communication_us)
+
+    @property
+    def fast_efficiency(self) -> float:
+        """`efficiency` with `fast_step_us`."""
+        return self.compute_us / self.fast_step_us
 
     @property
     def slow_efficiency(self) -> float:
@@ -117,9 +122,10 @@ def simulate(
         num_buckets = max(1, round(workload.gradient_bytes / BUCKET_BYTES))
         bucket = workload.gradient_bytes // num_buckets
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
-        bucket_us = traffic * CostModel(topology).all_reduce_us(plan, bucket)
+        model = CostModel(topology)
+        bucket_us = traffic * model.all_reduce_us(plan, bucket)
+        fast_us, slow_us = time_range_us(model, plan, bucket) or (bucket_us / traffic, bucket_us / traffic)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
-        slow = SLOW_ACROSS if len(topology.ranks_by_nvlink_node()) > 1 else SLOW_INSIDE
         points.append(
             Point(
                 num_nodes=count,
@@ -127,7 +133,8 @@ def simulate(
                 compute_us=compute_us,
                 communication_us=num_buckets * bucket_us,
                 exposed_us=step_us - compute_us,
-                slow_step_us=_step_us(compute_us, num_buckets, slow * bucket_us),
+                fast_step_us=_step_us(compute_us, num_buckets, traffic * fast_us),
+                slow_step_us=_step_us(compute_us, num_buckets, traffic * slow_us),
                 samples_per_s=topology.world_size * workload.samples_per_device / step_us * 1e6,
                 plan=plan,
             )
