@@ -12,6 +12,7 @@ from trainkit.errors import TopologyError
 from trainkit.forecast.published_scaling import GAN_SOURCE, PublishedScaling, gan_scaling, published_scaling
 from trainkit.forecast.speed import speed_of
 from trainkit.planning import efficiency_chart
+from trainkit.planning.changed_host import with_copy_engines
 from trainkit.planning.changes import TRAFFIC
 from trainkit.planning.links_advice import LinksAdvice, advise_links, scaling
 from trainkit.planning.simulate import Point, simulate
@@ -21,14 +22,17 @@ from trainkit.topology.gpus import gpus
 from trainkit.topology.presets import preset
 from trainkit.topology.topology import Topology
 
+ENGINES = " with copy engines"
 MACHINES: dict[str, str | tuple[str, int]] = {
     "2 x RTX 3090": "2x3090",
     "2 x RTX 3090, bridge": "2x3090+nvlink",
     "4 x RTX 3090": "4x3090",
     "4 x RTX 3090, 2 bridges": "4x3090+nvlink",
+    "4 x RTX 3090, copy engines": f"4x3090{ENGINES}",
     "8 x RTX 3090": "8x3090",
     "2 x RTX 4090": "2x4090",
     "4 x RTX 4090": "4x4090",
+    "4 x RTX 4090, copy engines": f"4x4090{ENGINES}",
     "8 x RTX 4090": "8x4090",
     "4 x RTX 5090": "4x5090",
     "4 x RTX A6000": "4xA6000",
@@ -48,7 +52,7 @@ MACHINES: dict[str, str | tuple[str, int]] = {
     "4 hosts of 8 x A100 PCIe, 100 Gb/s each": ("pcie-8", 4),
     "4 hosts of HGX A100, 8 x 200 Gb/s each": ("dgx-a100", 4),
 }
-"""Name -> text of `--gpus`, or a preset and the number of hosts."""
+"""Name -> text of `--gpus`, which ENGINES may follow, or a preset and the number of hosts."""
 RECIPES = ("bert-base", "bert-large", "progressive_gan-64", "progressive_gan-256", "progressive_gan-1024")
 PICTURE = ("8 x RTX 4090", "8 x A100 PCIe", "8 x A100 PCIe, 4 bridges", "HGX A100 (8; AWS p4d, Azure ND A100 v4)")
 VERDICTS = (
@@ -93,7 +97,7 @@ def gain() -> str:
         cells = []
         for recipe in RECIPES:
             advice = _advice(name, recipe)
-            gains = {word: _gain(advice, word) for word in ("without ", "bridge", "NVSwitch")}
+            gains = {word: _gain(advice, word) for word in ("without ", "bridge", "copy engines", "NVSwitch")}
             cells.append(_gains({word: gain for word, gain in gains.items() if gain is not None}))
         rows.append([name, *cells])
     return table(["machine", *RECIPES], rows)
@@ -166,7 +170,11 @@ def picture() -> str:
 @cache
 def _machine(name: str) -> tuple[Topology, int]:
     given = MACHINES[name]
-    return (gpus(given), 1) if isinstance(given, str) else (preset(given[0]), given[1])
+    if not isinstance(given, str):
+        return preset(given[0]), given[1]
+    machine = gpus(given.removesuffix(ENGINES))
+    engines = with_copy_engines(machine.hosts[0]) if given.endswith(ENGINES) else None
+    return (Topology(hosts=(engines,), source=machine.source), 1) if engines else (machine, 1)
 
 
 def _for_card(machine: Topology, precision: Precision) -> Precision:

@@ -37,7 +37,7 @@ def test_json_holds_all_that_is_said(capsys):
     found = json.loads(out)
     assert code == 0 and found["num_devices"] == 4 and found["tflops"] == 40 and found["tflops_from"] == "--tflops"
     assert found["step_us"] == pytest.approx(found["compute_us"] + found["exposed_us"])
-    assert {"what", "kind", "gain", "how"} == set(found["changes"][0])
+    assert {"what", "kind", "gain", "how", "effort"} == set(found["changes"][0])
     assert [point["num_devices"] for point in found["scaling"]["as it is"]] == [1, 2, 4]
     assert found["verdict"] and found["published"] and found["options"] == []
 

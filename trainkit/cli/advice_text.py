@@ -56,8 +56,8 @@ def show(answer: Answer, out: "Console") -> None:
         f"\nA step takes {in_time(point.step_us)}: {in_time(point.compute_us)} of computation and "
         f"{in_time(point.exposed_us)} of waiting; all-reduces take {in_time(point.communication_us)}, of which the "
         f"backward pass hides the rest. {point.samples_per_s:,.0f} samples/s. Efficiency: "
-        f"{_percent(point.efficiency)}; {_percent(point.slow_efficiency)} with all-reduces as slow as the slowest "
-        f"published; {_percent(point.unhidden_efficiency)} where nothing is hidden."
+        f"{_percent(point.efficiency)}; {100 * point.slow_efficiency:.0f} to {_percent(point.fast_efficiency)} in the "
+        f"range of 8 in 10 published all-reduces; {_percent(point.unhidden_efficiency)} where nothing is hidden."
     )
     if advice.changes:
         out.print()
@@ -180,5 +180,5 @@ def facts(answer: Answer) -> dict[str, Any]:
 
 def _step(point: "Point") -> dict[str, float]:
     names = ("num_nodes", "num_devices", "step_us", "compute_us", "communication_us", "exposed_us", "samples_per_s")
-    shares = ("efficiency", "slow_efficiency", "unhidden_efficiency")
+    shares = ("efficiency", "slow_efficiency", "fast_efficiency", "unhidden_efficiency")
     return {name: getattr(point, name) for name in (*names, *shares)}

@@ -37,12 +37,14 @@ class Change:
             what the fastest imaginable links save; `worse`: what would cost time.
         gain: the share of the time of a sample that is saved; negative where it is slower.
         how: what to type, or to do.
+        effort: of two changes that save about as much, one tries the one with less.
     """
 
     what: str
     kind: Kind
     gain: float
     how: str
+    effort: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,9 @@ class Job:
             gain=base.exposed_us / base.step_us,
             how="no hardware does more",
         )
-        for what, host, how in (*self._links(), *self._network()):
-            yield Change(what=what, kind="links", gain=self._gain(base, self.predicted(host)), how=how)
+        for effort, (what, host, how) in enumerate((*self._cards(), *self._network(), *self._boards())):
+            gain = self._gain(base, self.predicted(host))
+            yield Change(what=what, kind="links", gain=gain, how=how, effort=effort)
         for what, host, how in self._poorer():
             yield Change(what=what, kind="worse", gain=self._gain(base, self.predicted(host)), how=how)
         yield from self._settings(base)
@@ -129,25 +132,28 @@ class Job:
                 "as most desktop boards run two cards: see LnkSta in lspci -vv",
             )
 
-    def _links(self) -> Iterator[tuple[str, Host, str]]:
+    def _cards(self) -> Iterator[tuple[str, Host, str]]:
+        """Changes to cards and settings of the machine, the simplest first."""
         host = self.node.hosts[0]
-        name = host.devices[0].name
         card = card_of(host.devices[0])
-        if len(host.devices) < 2:
-            return
+        redirected = changed_host.without_acs(host)
+        if redirected is not None:
+            yield "ACS off on PCIe bridges", redirected, "in the BIOS, or sudo setpci -s <bridge> ECAP_ACS+0x6.w=0000"
         bridged = changed_host.with_bridges(host)
         if bridged is not None and card is not None:
             size = card.bridge_size or 2
             which = f"NVLink bridges, each for up to {size} cards" if len(host.devices) > size else "an NVLink bridge"
             yield which, bridged, "of this card's kind, and as wide as your slots are apart"
-        if not changed_host.has_links(host, ["nvswitch", "xgmi"]):
-            yield NVSWITCH, changed_host.with_nvswitch(host), "another machine: HGX or DGX, or a cloud's"
-        redirected = changed_host.without_acs(host)
-        if redirected is not None:
-            yield "ACS off on PCIe bridges", redirected, "in the BIOS, or sudo setpci -s <bridge> ECAP_ACS+0x6.w=0000"
         peers = changed_host.with_peer_access(host)
-        if peers is not None:
-            yield "peer access over PCIe", peers, _how_peers(name)
+        if peers is not None and len(host.devices) > 1:
+            yield "peer access over PCIe", peers, _how_peers(host.devices[0].name)
+
+    def _boards(self) -> Iterator[tuple[str, Host, str]]:
+        """Other machines, the cheaper one first."""
+        host = self.node.hosts[0]
+        if len(host.devices) < 2:
+            return
+        peers = changed_host.with_peer_access(host)
         switched = changed_host.behind_switches(peers or host)
         if switched is not None and not changed_host.has_links(host):
             yield (
@@ -155,6 +161,8 @@ class Job:
                 switched,
                 "another board, or a server whose block diagram shows PCIe switches",
             )
+        if not changed_host.has_links(host, ["nvswitch", "xgmi"]):
+            yield NVSWITCH, changed_host.with_nvswitch(host), "another machine: HGX or DGX, or a cloud's"
 
     def _network(self) -> Iterator[tuple[str, Host, str]]:
         for factor in (2, 4) if self.num_nodes > 1 else ():
@@ -203,7 +211,8 @@ class Job:
             step_us = self.predicted(work=replace(self.work, samples_per_device=samples)).step_us
             how = f"recipe.batch_size={samples * base.num_devices}, if {samples} samples fit a card"
         what = f"{factor} times the samples in a step"
-        return Change(what=what, kind="setting", gain=1 - step_us / factor / base.step_us, how=how)
+        gain = 1 - step_us / factor / base.step_us
+        return Change(what=what, kind="setting", gain=gain, how=how, effort=factor)  # it changes what is learned
 
 
 def without_links(host: Host) -> str:

@@ -13,6 +13,9 @@ from trainkit.topology.topology import Host, Topology
 
 HARDLY, MUCH = 0.05, 0.2
 """The shares of a step below which faster links are not worth money, and above which they decide."""
+LEAST = 0.01
+NEARLY = 0.8
+"""The share of the most that can be saved with which one is content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,13 @@ class LinksAdvice:
         return 1 - self.point.efficiency
 
     def best(self, kind: Kind) -> Change | None:
-        """The change of a kind that saves most; None where none saves a hundredth of a step."""
-        return next((change for change in self.changes if change.kind == kind and change.gain >= 0.01), None)
+        """The change of a kind with the least effort of those that save about as much as the best.
+
+        None where none saves a hundredth of a step.
+        """
+        found = [change for change in self.changes if change.kind == kind and change.gain >= LEAST]
+        most = max((change.gain for change in found), default=0.0)
+        return min((c for c in found if c.gain >= NEARLY * most), key=lambda change: change.effort, default=None)
 
     def verdict(self) -> str:
         """The answer in a few sentences."""
@@ -51,11 +59,14 @@ class LinksAdvice:
             f"{self.work.name} trains {point.num_devices * point.efficiency:.3g} times as fast as on one card "
             f"({100 * point.efficiency:.0f} % of {point.num_devices} times)"
         )
+        setting = self.best("setting")
         without = next((change for change in self.changes if change.what in WITHOUT), None)
         if changed_host.has_links(host) and without is not None:
             text = f"{_worth_of_nvlink(without)} With it, {speed}."
         elif self.lost < HARDLY:
             text = self._not_needed(speed)
+        elif setting is not None and setting.gain >= NEARLY * self.lost:
+            text = f"NVLink is not needed, a setting is: {setting.how}. Without it, {speed}."
         else:
             text = f"{'Links decide' if self.lost >= MUCH else 'Faster links help a little'}: {speed}."
         return text if self.lost < HARDLY else f"{text} {self._what_first()}"
@@ -74,7 +85,7 @@ class LinksAdvice:
         text = f"{100 * self.lost:.0f} % of a step waits for gradients."
         links, setting = self.best("links"), self.best("setting")
         if links is not None:
-            text += f" Of hardware, {links.what} saves most: {100 * links.gain:.0f} %."
+            text += f" Of hardware, {links.what} would save {100 * links.gain:.0f} %."
         if setting is not None:
             text += f" For nothing, {setting.what} saves {100 * setting.gain:.0f} %."
         return text
