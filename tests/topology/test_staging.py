@@ -8,6 +8,7 @@ import pytest
 from benchmarks.machines import machine
 from trainkit.topology.graph import Graph
 from trainkit.topology.staging import KERNEL_GB_PER_S, SHARE, is_staged, link_gb_per_s
+from trainkit.topology.topology import Device, Host, Link
 
 CARDS: dict[str, Any] = {"num_gpus": 4, "capability": "8.9", "gpus_per_switch": 2}
 UPLINK_GB_PER_S = 20.0
@@ -32,6 +33,19 @@ def test_redirected_messages_cross_the_uplink_up_and_down(facts):
     assert found == [("gpu0", "pcie0"), ("pcie0", "socket0"), ("socket0", "pcie0"), ("pcie0", "gpu1")]
     between = crossings(graph(**facts), "gpu0", "gpu2")
     assert between == [("gpu0", "pcie0"), ("pcie0", "socket0"), ("socket0", "pcie1"), ("pcie1", "gpu2")]
+
+
+def test_messages_turn_above_the_highest_switch_on_their_way():
+    links = [("gpu0", "pcie1"), ("pcie1", "pcie0"), ("gpu1", "pcie0"), ("pcie0", "socket0")]
+    host = Host(
+        name="nested",
+        devices=(Device(id="gpu0"), Device(id="gpu1")),
+        switches=("pcie0", "pcie1", "socket0"),
+        links=tuple(Link(a=a, b=b, kind="pcie", bandwidth_gb_per_s=24, latency_us=1) for a, b in links),
+        facts={"acs": True},
+    )
+    found = crossings(Graph(host), "gpu0", "gpu1")
+    assert found == [*links[:2], ("pcie0", "socket0"), ("socket0", "pcie0"), ("pcie0", "gpu1")]
 
 
 def test_two_flows_share_an_uplink_under_acs():

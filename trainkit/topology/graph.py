@@ -93,18 +93,21 @@ class Graph:
 
     def _through_root(self, path: Path) -> Path:
         """The path with a detour from its PCIe switch to the socket above and back; others stay as they are."""
-        ends = [{self.links[number].a, self.links[number].b} for number, _ in path]
-        if any(self.links[number].kind != "pcie" for number, _ in path) or len(path) < 2:
+        if any(self.links[number].kind != "pcie" for number, _ in path):
             return path
-        middle = len(path) // 2
-        (switch,) = ends[middle - 1] & ends[middle]
-        sockets = [vertex for vertex in self._forwards if vertex.startswith("socket")]
-        ups = [some[0] for socket in sorted(sockets) if (some := self._shortest(switch, socket, 0.0, None))]
-        if switch in sockets or not ups:
+        sockets = sorted(vertex for vertex in self._forwards if vertex.startswith("socket"))
+        switches = [self.links[number].b if forward else self.links[number].a for number, forward in path[:-1]]
+        ways = [
+            (len(ups[0]), place, ups[0])
+            for place, switch in enumerate(switches, 1)
+            for socket in sockets
+            if (ups := self._shortest(switch, socket, 0.0, None))
+        ]
+        if not ways:
             return path
-        up = min(ups, key=len)
+        _, place, up = min(ways)  # empty where the path passes a socket already
         down = tuple((number, not forward) for number, forward in reversed(up))
-        return (*path[:middle], *up, *down, *path[middle:])
+        return (*path[:place], *up, *down, *path[place:])
 
     def _shortest(self, start: str, end: str, width: float, nic: str | None) -> tuple[Path, ...]:
         """All shortest paths over links of at least this width."""
