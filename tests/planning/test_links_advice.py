@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
 from trainkit.planning.changes import TRAFFIC, Kind
 from trainkit.planning.links_advice import advise_links, scaling
@@ -16,6 +17,7 @@ from trainkit.topology.presets import preset
 
 CHATTY = Workload(name="chatty", num_parameters=340_000_000, flops_per_sample=1e9, samples_per_device=64, tflops=100.0)
 QUIET = replace(CHATTY, name="quiet", flops_per_sample=1e12)
+STRATEGIES = (DDP(), FSDP(), HSDP(), Zero1(), Zero2(), Zero3())
 MACHINES = ("2x3090", "4x3090", "4x3090+nvlink", "8xL40S", "8xA100-SXM")
 
 
@@ -23,9 +25,18 @@ def _changes(text, work=CHATTY, **options):
     return {change.what: change for change in advise_links(gpus(text), work, **options).changes}
 
 
-@pytest.mark.parametrize("strategy", [DDP(), FSDP(), HSDP(), Zero1(), Zero2(), Zero3()], ids=lambda one: one.name)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda one: one.name)
 def test_traffic_is_that_of_the_strategies(strategy):
     assert TRAFFIC[strategy.name] == strategy.traffic
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda one: one.name)
+def test_state_is_that_of_the_strategies(strategy):
+    advice = advise_links(preset("dgx-a100"), CHATTY, num_nodes=2, strategy=strategy.name)
+    cluster = Cluster(world_size=16, local_world_size=8)
+    memory = strategy.predict([CHATTY.num_parameters], [], 2, cluster)
+    assert memory.optimizer is not None
+    assert advice.state_bytes == pytest.approx(memory.parameters + memory.gradients + memory.optimizer)
 
 
 @pytest.mark.parametrize("text", MACHINES)

@@ -78,7 +78,8 @@ def show(answer: Answer, out: "Console") -> None:
                 f"{_percent(row.published)} ({row.source}); predicted {_percent(row.unhidden)} to "
                 f"{_percent(row.predicted)}"
             )
-    out.print(f"\nA card computes {advice.work.tflops:.3g} TFLOPS: {answer.why_so_fast}.")
+    out.print(f"\n{_memory(advice)}")
+    out.print(f"A card computes {advice.work.tflops:.3g} TFLOPS: {answer.why_so_fast}.")
     out.print(_assumed(advice))
     _show_next(advice, out)
 
@@ -133,11 +134,27 @@ def _bought(options: "Sequence[Option]") -> "Table":
 
 
 def _assumed(advice: "LinksAdvice") -> str:
-    if any(link.source == "measured" for link in advice.topology.hosts[0].links):
+    host = advice.topology.hosts[0]
+    if any(link.source == "measured" for link in host.links):
         return "Its links were measured."
+    if host.nics:
+        return (
+            "Its links have nominal speeds; `trainkit topo show` draws them. docs/which_machine.md: what this is worth."
+        )
     return (
-        "Links are assumed, as `trainkit topo show` draws them: slots of 16 lanes, up to 4 cards a socket, nominal "
-        "speeds. These are predictions: docs/which_machine.md has what was published beside them."
+        "Slots of 16 lanes with a host bridge each are assumed, and up to 4 cards a socket, at nominal speeds. "
+        "docs/which_machine.md says what this is worth."
+    )
+
+
+def _memory(advice: "LinksAdvice") -> str:
+    from trainkit.topology.cards import card_of
+
+    card = card_of(advice.topology.hosts[0].devices[0])
+    of = f" of {card.memory_bytes / 1e9:.0f} GB" if card is not None and card.memory_bytes else ""
+    return (
+        f"Parameters, gradients and Adam's state take {advice.state_bytes / 1e9:.2g} GB{of} on a card; activations "
+        f"come on top, which `trainkit plan` counts."
     )
 
 
@@ -168,6 +185,7 @@ def facts(answer: Answer) -> dict[str, Any]:
         "tflops_from": answer.why_so_fast,
         "verdict": advice.verdict(),
         **_step(advice.point),
+        "state_bytes": advice.state_bytes,
         "changes": [asdict(change) for change in advice.changes],
         "scaling": {name: [_step(point) for point in points] for name, points in answer.scaling.items()},
         "findings": [asdict(finding) for finding in answer.findings],

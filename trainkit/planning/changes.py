@@ -14,6 +14,16 @@ from trainkit.topology.topology import Host, Topology
 
 TRAFFIC = {"ddp": 1.0, "zero1": 1.0, "zero2": 1.0, "hsdp": 1.0, "fsdp": 1.5, "zero3": 1.5}
 """What a step sends under a strategy, as a multiple of an all-reduce: `Strategy.traffic`."""
+STATE_BYTES = {
+    "ddp": (16, 0),
+    "zero1": (8, 12),
+    "zero2": (4, 16),
+    "hsdp": (0, 16),
+    "fsdp": (0, 16),
+    "zero3": (0, 20),
+}
+"""Of a parameter, its gradient and Adam's state under a strategy: on every rank, and divided among the ranks (under
+hsdp those of a host); `Strategy.predict`."""
 Kind = Literal["links", "setting", "code", "bound", "worse"]
 HALF = 0.5
 WITHOUT = ("without NVLink", "without Infinity Fabric")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trainkit.planning import changed_host
-from trainkit.planning.changes import TRAFFIC, WITHOUT, Change, Job, Kind, require_strategy, without_links
+from trainkit.planning.changes import STATE_BYTES, TRAFFIC, WITHOUT, Change, Job, Kind, require_strategy, without_links
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import Workload
@@ -40,6 +40,13 @@ class LinksAdvice:
     def lost(self) -> float:
         """The share of a step that waits for gradients."""
         return 1 - self.point.efficiency
+
+    @property
+    def state_bytes(self) -> int:
+        """Of parameters, gradients and Adam's state on a device. Activations come on top."""
+        whole, shared = STATE_BYTES[self.strategy]
+        ranks = len(self.topology.hosts[0].devices) if self.strategy == "hsdp" else self.point.num_devices
+        return round(self.work.num_parameters * (whole + shared / ranks))
 
     def best(self, kind: Kind) -> Change | None:
         """The change of a kind with the least effort of those that save about as much as the best.
