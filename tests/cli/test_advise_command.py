@@ -19,7 +19,7 @@ def test_the_verdict_comes_first(capsys):
     code, out, _ = _run(capsys, "--gpus", "8xL40S")
     title, _, verdict = out.splitlines()[:3]
     assert code == 0 and title.startswith("bert-large on 8x L40S, bf16, ddp, 64 samples a card")
-    assert re.match(r"(Links decide|Faster links|NVLink)", verdict)
+    assert re.match(r"(Links decide|Faster links|NVLink|Try a setting)", verdict)
     shares = [float(share) for share in re.findall(r"^ *([+-]?\d[\d.]*) %  ", out, re.MULTILINE) if share[0] in "+-"]
     assert len(shares) > 4 and shares == sorted(shares)
     assert "next:" in out and "topo bench" in out

@@ -6,6 +6,7 @@ import pytest
 
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
+from trainkit.planning.changed_host import with_copy_engines
 from trainkit.planning.changes import TRAFFIC, Kind
 from trainkit.planning.links_advice import advise_links, scaling
 from trainkit.planning.workload import Workload, workload
@@ -14,6 +15,7 @@ from trainkit.strategy.fsdp import FSDP, HSDP
 from trainkit.strategy.zero import Zero1, Zero2, Zero3
 from trainkit.topology.gpus import gpus
 from trainkit.topology.presets import preset
+from trainkit.topology.topology import Topology
 
 CHATTY = Workload(name="chatty", num_parameters=340_000_000, flops_per_sample=1e9, samples_per_device=64, tflops=100.0)
 QUIET = replace(CHATTY, name="quiet", flops_per_sample=1e12)
@@ -137,4 +139,13 @@ def test_a_setting_that_is_enough_comes_before_money():
     advice = advise_links(gpus("4x3090"), workload("bert-large", tflops=38.4))
     setting = advice.best("setting")
     assert setting is not None and setting.how == "export NCCL_SHM_USE_CUDA_MEMCPY=1"
-    assert advice.verdict().startswith("NVLink is not needed, a setting is: export NCCL_SHM")
+    assert advice.verdict().startswith("Try a setting before NVLink: export NCCL_SHM")
+
+
+def test_what_waits_after_the_setting_is_predicted_again():
+    host = with_copy_engines(gpus("4x3090").hosts[0])
+    assert host is not None
+    work = workload("bert-large", tflops=38.4)
+    after = advise_links(Topology(hosts=(host,)), work)
+    said = advise_links(gpus("4x3090"), work).verdict()
+    assert f"with it, {100 * after.lost:.0f} %, by the prediction" in said

@@ -185,7 +185,7 @@ class Job:
         engines = changed_host.with_copy_engines(self.node.hosts[0])
         if engines is not None and (gain := self._gain(base, self.predicted(engines))):
             how = f"export {changed_host.COPY_ENGINES}=1"
-            yield Change(what="copies by copy engines, not by NCCL's kernels", kind="setting", gain=gain, how=how)
+            yield Change(what="copying by copy engines in place of NCCL's kernels", kind="setting", gain=gain, how=how)
         if self.strategy == "ddp":
             yield from self._formats(base)
         other = "fsdp" if TRAFFIC[self.strategy] == 1 else "ddp"
