@@ -123,8 +123,9 @@ def simulate(
         bucket = workload.gradient_bytes // num_buckets
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
         model = CostModel(topology)
-        bucket_us = traffic * model.all_reduce_us(plan, bucket)
-        fast_us, slow_us = time_range_us(model, plan, bucket) or (bucket_us / traffic, bucket_us / traffic)
+        time_us = model.all_reduce_us(plan, bucket)
+        fast_us, slow_us = time_range_us(model, plan, bucket) or (time_us, time_us)
+        bucket_us = traffic * time_us
         step_us = _step_us(compute_us, num_buckets, bucket_us)
         points.append(
             Point(
