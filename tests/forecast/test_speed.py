@@ -102,6 +102,13 @@ def test_prices_add_up():
     assert found[0].samples_per_s_per_1000_usd == pytest.approx(rates[0] / found[0].usd * 1000)
 
 
+def test_a_setting_is_tried_where_messages_are_staged():
+    found = {one.topology.source: one for one in options(3100, prices_of(["3090=700", "A6000=1500"]), TASK)}
+    four = found["4x GeForce RTX 3090"]
+    assert four.tuned is not None and four.tuned.efficiency > four.point.efficiency
+    assert found["1x GeForce RTX 3090"].tuned is None and found["2x RTX A6000"].tuned is None
+
+
 def test_the_host_is_paid_once():
     with_host = options(2500, Prices(cards={"GeForce RTX 3090": 700.0}, host=1000.0), TASK)
     assert {option.usd for option in with_host} == {1700.0, 2400.0}

@@ -120,7 +120,7 @@ def _bought(options: "Sequence[Option]") -> "Table":
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("within the budget")
-    for name in ("USD", "samples/s", "for 1000 USD", "efficiency"):
+    for name in ("USD", "samples/s", "for 1000 USD", "efficiency", "by copy engines"):
         table.add_column(name, justify="right")
     for option in options[:MOST_OPTIONS]:
         table.add_row(
@@ -129,6 +129,7 @@ def _bought(options: "Sequence[Option]") -> "Table":
             f"{option.point.samples_per_s:,.0f}",
             f"{option.samples_per_s_per_1000_usd:,.0f}",
             _percent(option.point.efficiency),
+            _percent(option.tuned.efficiency) if option.tuned else "",
         )
     return table
 
@@ -191,7 +192,13 @@ def facts(answer: Answer) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in answer.findings],
         "published": [asdict(row) for row in answer.published],
         "options": [
-            {"machine": option.topology.source, "usd": option.usd, **_step(option.point)} for option in answer.options
+            {
+                "machine": option.topology.source,
+                "usd": option.usd,
+                **_step(option.point),
+                "tuned": _step(option.tuned) if option.tuned else None,
+            }
+            for option in answer.options
         ],
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trainkit.errors import ConfigError
 from trainkit.forecast.speed import speed_of
+from trainkit.planning.changed_host import with_copy_engines
 from trainkit.planning.changes import TRAFFIC, require_strategy
 from trainkit.planning.simulate import Point, simulate
 from trainkit.planning.workload import workload
@@ -41,11 +42,13 @@ class Option:
         topology: of it.
         usd: of its parts that have a price.
         point: the predicted step.
+        tuned: the same where copy engines copy through the host's memory; None: nothing is copied that way.
     """
 
     topology: Topology
     usd: float
     point: Point
+    tuned: Point | None = None
 
     @property
     def samples_per_s_per_1000_usd(self) -> float:
@@ -150,4 +153,7 @@ def _option(machine: Topology, usd: float, budget: float, task: Task) -> Option 
         precision=task.precision,
     )
     require_strategy(task.strategy)
-    return Option(topology=machine, usd=usd, point=simulate(machine, [1], work, traffic=TRAFFIC[task.strategy])[0])
+    traffic = TRAFFIC[task.strategy]
+    engines = with_copy_engines(machine.hosts[0]) if machine.world_size > 1 else None
+    tuned = simulate(Topology(hosts=(engines,)), [1], work, traffic=traffic)[0] if engines else None
+    return Option(topology=machine, usd=usd, point=simulate(machine, [1], work, traffic=traffic)[0], tuned=tuned)
