@@ -2,35 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from trainkit.planning.finding import SEVERITIES, Advice
+from trainkit.planning.readings import findings
 from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
 
-Severity = Literal["error", "warning", "hint"]
-_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
+__all__ = ["Advice", "advise"]
+
 _NARROW = 0.6
 """Fewer lanes or an older generation halve a link's bandwidth; protocols take up to a third of the rated one."""
 _MUCH_SLOWER = 4.0
 """The ratio of the bandwidth within a host to that of its network above which a hint is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """One problem of a topology.
-
-    Args:
-        severity: `error`: the job will fail or hang; `warning`: it is slower than the machine allows; `hint`: it could
-            be faster.
-        subject: the host, device or link.
-        problem: what is wrong, and its cost.
-        remedy: what to type or change.
-    """
-
-    severity: Severity
-    subject: str
-    problem: str
-    remedy: str
 
 
 def advise(topology: Topology) -> list[Advice]:
@@ -55,7 +38,7 @@ def advise(topology: Topology) -> list[Advice]:
         Advice(severity=severity, subject=_subject(subject, hosts, topology), problem=problem, remedy=remedy)  # type: ignore[arg-type]
         for (severity, subject, problem, remedy), hosts in found.items()
     ]
-    return sorted(every, key=lambda advice: _SEVERITIES.index(advice.severity))
+    return sorted(every, key=lambda advice: SEVERITIES.index(advice.severity))
 
 
 def _subject(subject: str, hosts: Sequence[str], topology: Topology) -> str:
@@ -99,7 +82,7 @@ def _of_job(topology: Topology) -> Iterator[Advice]:
 
 def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     gpus = [device for device in host.devices if device.kind == "cuda" and device.id in mine]
-    yield from _unread(host)
+    yield from findings(host, [gpu.id for gpu in gpus])
     if gpus:
         yield from _flat_guest(host, gpus)
         yield from _peer_access(host, gpus)
@@ -111,26 +94,6 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
             yield from _gpudirect(host)
         yield from _idle_nics(host)
         yield from _slow_way_out(host, mine)
-
-
-def _unread(host: Host) -> Iterator[Advice]:
-    unread = host.facts.get("unread")
-    if unread:
-        reasons = "; ".join(dict.fromkeys(unread.values()))
-        yield Advice(
-            severity="hint",
-            subject=", ".join(unread),
-            problem=f"could not read the links ({reasons}); those of other ranks or nominal figures are used",
-            remedy="pip install nvidia-ml-py, and give the container the driver's libraries: "
-            "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility. Or measure: trainkit topo probe",
-        )
-    if "topo_file" in host.facts:
-        yield Advice(
-            severity="warning",
-            subject="NCCL_TOPO_FILE",
-            problem=f"{host.facts['topo_file']}: it describes another machine, so NCCL plans for wrong links",
-            remedy="unset NCCL_TOPO_FILE, or set it to the file of this machine type",
-        )
 
 
 def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from trainkit.topology.discover import nominal
-from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, pair
+from trainkit.topology.discover import nominal, nvlinks
+from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, joined
 from trainkit.topology.topology import NETWORK, Device, Host, Link, LinkKind
 
 
@@ -12,11 +12,13 @@ def host_of(parts: Parts, name: str) -> Host:
     """The host called `name` with these parts, and their facts."""
     sockets = _sockets(parts)
     switches, pcie = _pcie(parts, sockets)
-    nvswitches, nvlinks = _nvlinks(parts)
+    nvswitches, direct = _nvlinks(parts)
     names = [f"socket{i}" for i in range(len(sockets))]
     between = parts.socket_gb_per_s or nominal.socket_gb_per_s()
     wires = [nic_link(nic.id, nic.kind, parts.nic_gbit_per_s.get(nic.id)) for nic in parts.nics]
     facts = dict(parts.facts)
+    if down := nvlinks.missing(parts):
+        facts["nvlinks_down"] = down
     if any(nic.id not in parts.nic_gbit_per_s for nic in parts.nics):
         facts["nic_speed"] = "unknown"
     return Host(
@@ -24,7 +26,7 @@ def host_of(parts: Parts, name: str) -> Host:
         devices=parts.devices,
         nics=parts.nics,
         switches=(*nvswitches, *switches, *names),
-        links=(*nvlinks, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
+        links=(*direct, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
         facts=facts,
     )
 
@@ -55,21 +57,12 @@ def nic_link(nic: str, kind: str, gbit_per_s: float | None, *, by_sockets: bool 
 
 def _nvlinks(parts: Parts) -> tuple[list[str], list[Link]]:
     each = parts.nvlink_gb_per_s or _usual_nvlink(parts.devices)
-    direct = {ends: count for ends, count in parts.nvlinks.items() if NVSWITCH not in ends}
-    to_switch = {d.id: n for d in parts.devices if (n := parts.nvlinks.get(pair(d.id, NVSWITCH)))}
-    islands: list[dict[str, int]] = [to_switch] if to_switch else []
-    links: list[Link] = []
-    for members in _joined([device.id for device in parts.devices], direct):
-        counts = {direct.get(pair(a, b), 0) for a, b in combinations(members, 2)}
-        most = max(counts, default=0)
-        if len(counts) == 1 and most * (len(members) - 1) > nominal.MOST_NVLINKS:
-            islands.append(dict.fromkeys(members, most))
-            continue
-        known = [(a, b, direct[pair(a, b)]) for a, b in combinations(members, 2) if pair(a, b) in direct]
-        links += [link(a, b, "nvlink", n * each) for a, b, n in known]
-    names = [NVSWITCH] if len(islands) == 1 else [f"{NVSWITCH}{i}" for i in range(len(islands))]
-    for name, island in zip(names, islands, strict=True):
-        links += [link(device, name, "nvswitch", count * each) for device, count in island.items()]
+    switched, direct = nvlinks.islands(parts)
+    names = [NVSWITCH] if len(switched) == 1 else [f"{NVSWITCH}{i}" for i in range(len(switched))]
+    links = [link(a, b, "nvlink", count * each) for (a, b), count in direct.items()]
+    for name, island in zip(names, switched, strict=True):
+        most = max(island.values()) * each
+        links += [link(device, name, "nvswitch", count * each, most) for device, count in island.items()]
     return names, links
 
 
@@ -92,7 +85,7 @@ def _sockets(parts: Parts) -> list[list[str]]:
     apart = {part for ends, how in parts.near.items() if how == "SYS" for part in ends}
     first_of: dict[int, str] = {}
     same = [(first_of.setdefault(node, part), part) for part, node in numa.items()]
-    groups = _joined([part.id for part in parts.everything], [*near, *same])
+    groups = joined([part.id for part in parts.everything], [*near, *same])
     groups.sort(key=lambda group: min((float(numa[part]) for part in group if part in numa), default=float("inf")))
     placed = [group for group in groups if any(part in numa or part in apart for part in group)]
     homeless = [part for group in groups if group not in placed for part in group]
@@ -137,23 +130,4 @@ def _usual_pcie(devices: Sequence[Device]) -> float:
 
 def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]]:
     enough = NEARNESS[: NEARNESS.index(level) + 1]
-    return _joined(members, [ends for ends, how in parts.near.items() if how in enough])
-
-
-def _joined(members: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Groups the members that `pairs` connect, in their order."""
-    inside = set(members)
-    root = {member: member for member in members}
-
-    def top(member: str) -> str:
-        while root[member] != member:
-            member = root[member]
-        return member
-
-    for a, b in pairs:
-        if a in inside and b in inside:
-            root[top(b)] = top(a)
-    groups: dict[str, list[str]] = {}
-    for member in members:
-        groups.setdefault(top(member), []).append(member)
-    return list(groups.values())
+    return joined(members, [ends for ends, how in parts.near.items() if how in enough])

@@ -121,7 +121,8 @@ class _Reader:
                 if count < 1:
                     raise self._error(link, f"<nvlink count={link.get('count')!r}>: must be at least 1")
                 if target in ids:
-                    links[pair(device.id, ids[target])] = count  # the other end has the same count
+                    key = pair(device.id, ids[target])
+                    links[key] = min(count, links.get(key, count))  # a link is up where both of its ends are
                 elif link.get("tclass", "").startswith(_NVSWITCH_CLASS):
                     key = pair(device.id, NVSWITCH)
                     links[key] = links.get(key, 0) + count

@@ -178,7 +178,8 @@ def _nvlinks(nvml: Nvml, devices: Iterable[Device], of: Mapping[str, Any]) -> di
                 other = NVSWITCH  # in a virtual machine a switch has no address
             if other is not None:
                 mine[pair(name, other)] = mine.get(pair(name, other), 0) + 1
-        links |= mine  # the other end has the same count
+        for ends, count in mine.items():
+            links[ends] = min(count, links.get(ends, count))  # a link is up where both of its ends are
     return links
 
 

@@ -1,6 +1,6 @@
 """Parts: the devices and network cards of a host as one source describes them. Several are merged into a Host."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -125,6 +125,25 @@ class Parts:
 def pair(a: str, b: str) -> Pair:
     """The key of a mapping for two ids in any order."""
     return (a, b) if a <= b else (b, a)
+
+
+def joined(members: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Groups the members that `pairs` connect, in their order."""
+    inside = set(members)
+    root = {member: member for member in members}
+
+    def top(member: str) -> str:
+        while root[member] != member:
+            member = root[member]
+        return member
+
+    for a, b in pairs:
+        if a in inside and b in inside:
+            root[top(b)] = top(a)
+    groups: dict[str, list[str]] = {}
+    for member in members:
+        groups.setdefault(top(member), []).append(member)
+    return list(groups.values())
 
 
 def bus_id(text: str) -> str:
