@@ -141,7 +141,7 @@ def test_a_host_that_could_not_be_read():
     assert "(NVML: no driver)" in found.problem
     assert found.severity == "hint"
     wrong = only(said(matrix("two_cards", topo_file="t.xml names none of this host's GPUs")), "NCCL_TOPO_FILE")
-    assert wrong.problem.startswith("t.xml names none")
+    assert "not used here: t.xml names none" in wrong.problem
 
 
 # -- several hosts -----------------------------------------------------------------------------------------------------
@@ -203,6 +203,11 @@ def test_a_network_much_slower_than_the_gpus():
     assert found.subject == "every host: network"
     assert found.problem.startswith("it carries 0.12 GB/s (assumed) per host, and the links between its GPUs 240")
     assert found.severity == "hint"
+
+
+def test_a_card_without_a_link_to_the_network():
+    host = nvml_host(paired_host(2))
+    assert said(*twice(replace(host, nics=(Nic(id="nic0", name="eth0"),)))) == []
 
 
 def test_the_worst_comes_first_in_the_same_order():

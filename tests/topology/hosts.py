@@ -182,10 +182,12 @@ def links(host: Host, kind: str) -> dict[tuple[str, str], float]:
     return {(way.a, way.b): way.bandwidth_gb_per_s for way in host.links if way.kind == kind}
 
 
-def sources(root: Path = NOWHERE, proc: Path = NOWHERE, *, module=None, smi_text: str = "", **environment) -> Sources:
+def sources(
+    root: Path = NOWHERE, proc: Path = NOWHERE, *, etc: Path = NOWHERE, module=None, smi_text: str = "", **environment
+) -> Sources:
     """Of a machine that has only what is given; NVML is missing unless given."""
     module = FakeNvml([], broken="Driver Not Loaded") if module is None else module
-    return Sources(environment=environment, root=root, proc=proc, nvml=module, smi_text=smi_text or None)
+    return Sources(environment=environment, root=root, proc=proc, etc=etc, nvml=module, smi_text=smi_text or None)
 
 
 def matrix(num_gpus: int, cell: Callable[[int, int], str], more: str = "") -> str:
@@ -206,3 +208,10 @@ def nccl_xml(below_gpus: list[str], capability: str = "90") -> str:
         for i, inside in enumerate(below_gpus)
     )
     return f'<system version="1"><cpu numaid="0" arch="x86_64">\n{gpus}\n</cpu></system>'
+
+
+def write(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text + "\n")
+    return path

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainkit.planning.finding import SEVERITIES, Advice
 from trainkit.planning.readings import findings
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.topology.topology import NETWORK, Device, Host, Nic, Topology
 
 __all__ = ["Advice", "advise"]
 
@@ -232,8 +232,8 @@ def _gpudirect(host: Host) -> Iterator[Advice]:
 def _idle_nics(host: Host) -> Iterator[Advice]:
     used = {nic.id for nic in _used_nics(host)}
     idle = [nic for nic in host.nics if nic.id not in used]
-    fast = max((_wire(host, nic).bandwidth_gb_per_s for nic in host.nics if nic.id in used), default=0.0)
-    worth = [nic for nic in idle if _wire(host, nic).bandwidth_gb_per_s >= fast]
+    fast = max((_wire_gb_per_s(host, nic) for nic in host.nics if nic.id in used), default=0.0)
+    worth = [nic for nic in idle if _wire_gb_per_s(host, nic) >= fast]
     if used and worth:
         setting = "NCCL_IB_HCA" if "NCCL_IB_HCA" in host.facts.get("environment", {}) else "NCCL_SOCKET_IFNAME"
         everything = ",".join(nic.name for nic in host.nics if nic.name)
@@ -258,10 +258,10 @@ def _idle_nics(host: Host) -> Iterator[Advice]:
 def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
-    out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
+    out = sum(_wire_gb_per_s(host, nic) for nic in used)
     inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
-    if used and inside and min(inside) > _MUCH_SLOWER * out:
+    if out and inside and min(inside) > _MUCH_SLOWER * out:
         unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""
         yield Advice(
             severity="hint",
@@ -295,5 +295,6 @@ def _used_nics(host: Host) -> list[Nic]:
     return [nic for nic in cards if listed(nic) != inverted]
 
 
-def _wire(host: Host, nic: Nic) -> Link:
-    return next(link for link in host.links if {link.a, link.b} == {nic.id, NETWORK})
+def _wire_gb_per_s(host: Host, nic: Nic) -> float:
+    """Of a network card to the network; 0 where it has no link to it."""
+    return sum(link.bandwidth_gb_per_s for link in host.links if {link.a, link.b} == {nic.id, NETWORK})

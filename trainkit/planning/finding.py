@@ -23,3 +23,7 @@ class Advice:
     subject: str
     problem: str
     remedy: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.severity}: {self.subject}: {self.problem}; {self.remedy}"

@@ -42,8 +42,9 @@ def _unread(host: Host) -> Iterator[Advice]:
         yield Advice(
             severity="warning",
             subject="NCCL_TOPO_FILE",
-            problem=f"{host.facts['topo_file']}: it describes another machine, so NCCL plans for wrong links",
-            remedy="unset NCCL_TOPO_FILE, or set it to the file of this machine type",
+            problem=f"it is not used here: {host.facts['topo_file']}. NCCL may use it all the same, and plan for wrong "
+            "links or end the job",
+            remedy="set it to the file of this machine type, or unset it (also in /etc/nccl.conf and ~/.nccl.conf)",
         )
 
 

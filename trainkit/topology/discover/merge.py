@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.build import link, nic_link
 from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
@@ -22,7 +21,6 @@ class View:
         host: all that this rank can read of its host; None where it can read nothing.
         host_name: of the host.
         problem: the reason where `host` is None.
-        error: of a file that the user named and that cannot be used: then no topology is built.
     """
 
     host_id: str
@@ -30,7 +28,6 @@ class View:
     host: Host | None
     host_name: str = ""
     problem: str = ""
-    error: str = ""
 
 
 def merge(views: Sequence[View]) -> Topology:
@@ -44,13 +41,7 @@ def merge(views: Sequence[View]) -> Topology:
 
     Returns:
         The topology of the job.
-
-    Raises:
-        TopologyError: for the error of a view.
     """
-    for rank, view in enumerate(views):
-        if view.error:
-            raise TopologyError(f"rank {rank} on {view.host_name or view.host_id}: {view.error}")
     by_host: dict[str, list[int]] = {}
     for rank, view in enumerate(views):
         by_host.setdefault(view.host_id, []).append(rank)

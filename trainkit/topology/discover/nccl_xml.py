@@ -31,12 +31,13 @@ def parse_nccl_xml(text: str, where: str = "NCCL's topology file") -> Host:
     return build.host_of(parts_of(text, where), name=where)
 
 
-def parts_of(text: str, where: str = "NCCL's topology file") -> Parts:
+def parts_of(text: str, where: str = "NCCL's topology file", *, needs_gpus: bool = True) -> Parts:
     """Parses NCCL's topology XML into parts; see `parse_nccl_xml`.
 
-    Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes.
+    Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes,
+    or only the network cards.
     """
-    return _Reader(text, where).read()
+    return _Reader(text, where).read(needs_gpus=needs_gpus)
 
 
 class _Reader:
@@ -46,10 +47,12 @@ class _Reader:
         self.root = self._parse(text)
         self.above = {id(child): parent for parent in self.root.iter() for child in parent}
 
-    def read(self) -> Parts:
+    def read(self, *, needs_gpus: bool) -> Parts:
         if self.root.tag != "system":
             raise self._error(self.root, f"the outermost element is <{self.root.tag}>; NCCL writes <system>")
         gpus = self._devices()
+        if needs_gpus and not gpus:
+            raise self._error(self.root, "there is no <gpu> in it, and no <pci> of a GPU's class")
         cards = self._cards()
         nodes = {device.id: node for device, node in gpus} | {nic.id: node for nic, node in cards}
         near = {pair(a, b): self._nearness(nodes[a], nodes[b]) for a, b in combinations(nodes, 2)}
@@ -78,10 +81,8 @@ class _Reader:
         """The GPUs with their <pci>, in the order of `dev`, or of the file."""
         named = list(self.root.iter("gpu"))
         nodes = [self._pci_of(gpu) for gpu in named] or list(self._of_class(_GPU_CLASSES))
-        if not nodes:
-            raise self._error(self.root, "there is no <gpu> in it, and no <pci> of a GPU's class")
         numbers = [int(self._number(gpu, "dev", -1)) for gpu in named]
-        if len(set(numbers)) != len(nodes) or min(numbers) < 0:
+        if len(set(numbers)) != len(nodes) or min(numbers, default=0) < 0:
             numbers = list(range(len(nodes)))
         capabilities = [gpu.get("sm", "") for gpu in named] or [""] * len(nodes)
         found = [

@@ -13,10 +13,10 @@ MODULES = (
     ("A100.*SXM", 12),
     ("A800.*SXM|H800", 8),
     ("V100.*SXM", 6),
-    ("P100.*SXM", 4),
 )
-"""NVLinks of GPUs on a carrier board, by name: of NVIDIA's specifications, as the GPU's bandwidth in both directions over
-that of one NVLink (V100: 300 / 50 GB/s, A100: 600 / 50, A800 and H800: 400 / 50, H100: 900 / 50, B200: 1800 / 100)."""
+"""NVLinks of GPUs on a carrier board, by name: the bandwidth of the GPU over that of one NVLink, both in two directions
+and by NVIDIA's specifications (V100: 300 / 50 GB/s, A100: 600 / 50, A800 and H800: 400 / 50, H100: 900 / 50, B200: 1800
+/ 100)."""
 BRIDGED = (
     ("A100.*PCIe|A100-PCIE|H100.*PCIe|H100 NVL", 12),
     ("RTX A6000|RTX A5000|A40$|RTX 3090", 4),

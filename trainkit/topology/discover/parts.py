@@ -73,6 +73,25 @@ class Parts:
             facts=dict(other.facts) | dict(self.facts) | {"sources": self.sources + other.sources},
         )
 
+    def placed_by(self, file: "Parts") -> "Parts":
+        """Takes from a file where the parts are on PCI and what is missing, as `filled_by` does.
+
+        Args:
+            file: NCCL's XML, which overrides the distances, NUMA nodes and PCIe links that a guest sees.
+        """
+        names, _ = self._same(file)
+        numa = {names[part.id]: part.numa for part in file.everything if part.id in names and part.numa is not None}
+        apart = {pair(names[a], names[b]) for a, b in file.near if a in names and b in names}
+        linked = {names[part] for part in file.pcie_gb_per_s if part in names}
+        base = replace(
+            self,
+            devices=tuple(replace(d, numa=numa.get(d.id, d.numa)) for d in self.devices),
+            nics=tuple(replace(n, numa=numa.get(n.id, n.numa)) for n in self.nics),
+            near={ends: how for ends, how in self.near.items() if ends not in apart},
+            pcie_gb_per_s={part: v for part, v in self.pcie_gb_per_s.items() if part not in linked},
+        )
+        return base.filled_by(file)
+
     @property
     def everything(self) -> tuple[Device | Nic, ...]:
         """Devices and network cards."""
@@ -112,9 +131,11 @@ class Parts:
                 names[device.id] = device.id
         cards = {nic.name: nic.id for nic in self.nics if nic.name}
         unnamed = {nic.bus_id: nic.id for nic in self.nics if nic.bus_id and not nic.name}
+        slots = {nic.bus_id: nic.id for nic in reversed(self.nics) if nic.bus_id}
         added: list[Nic] = []
         for nic in other.nics:
-            here = cards.get(nic.name) or unnamed.pop(nic.bus_id or "", None)
+            here = (cards if nic.name else slots).get(nic.name or nic.bus_id or "")
+            here = here or unnamed.pop(nic.bus_id or "", None)
             if here is None:
                 here = f"nic{len(self.nics) + len(added)}"
                 added.append(replace(nic, id=here))
