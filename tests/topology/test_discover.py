@@ -39,7 +39,7 @@ def test_ranks_sit_where_their_gpus_are():
     assert [d.id for d in topology.hosts[0].devices] == ["gpu0", "gpu1", "gpu2", "gpu3"]
     assert topology.hosts[0].switches == ("nvswitch", "pcie0", "pcie1", "socket0")
     # Two hosts need a way to one another.
-    assert links(topology.hosts[1], "nic") == {("nic0", NETWORK): 0.12}
+    assert links(topology.hosts[1], "nic") == {("nic0", NETWORK): 1.2}
     assert topology.hosts[1].facts["nic_speed"] == "unknown"
 
 
@@ -94,7 +94,7 @@ def test_cpu_ranks_get_a_place_each_whatever_the_launcher_says():
     assert [(place.host, place.device) for place in topology.places] == [
         (h, f"cpu{i}") for h in (0, 1) for i in range(3)
     ]
-    assert links(topology.hosts[0], "nic") == {("nic0", NETWORK): 0.12}
+    assert links(topology.hosts[0], "nic") == {("nic0", NETWORK): 1.2}
 
 
 def test_two_hosts_of_one_name_are_two():

@@ -355,7 +355,7 @@ def test_the_interface_of_gloo(machine):
     root, proc = machine
     chosen = discover_host("cpu", 1, sources=sources(root, proc, GLOO_SOCKET_IFNAME="eth1"))
     assert chosen.nics[0].name == "eth1"
-    assert links(chosen, "nic") == {("nic0", NETWORK): 0.12}  # -1: taken for 1 Gb/s
+    assert links(chosen, "nic") == {("nic0", NETWORK): 1.2}  # its speed is -1
     assert chosen.facts["nic_speed"] == "unknown"
     assert discover_host("cpu", 1, sources=sources(root, proc, GLOO_SOCKET_IFNAME="lo")).nics == ()
     assert discover_host("cpu", 1, sources=sources()).nics == ()

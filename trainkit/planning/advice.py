@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainkit.planning.finding import SEVERITIES, Advice
-from trainkit.planning.readings import findings
+from trainkit.planning.readings import assumed_nics, findings, unknown_speed
 from trainkit.topology.topology import NETWORK, Device, Host, Nic, Topology
 
 __all__ = ["Advice", "advise"]
@@ -93,6 +93,7 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
             yield from _far_nics(host, gpus)
             yield from _gpudirect(host)
         yield from _idle_nics(host)
+        yield from unknown_speed(host)
         yield from _slow_way_out(host, mine)
 
 
@@ -262,7 +263,7 @@ def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
     if out and inside and min(inside) > _MUCH_SLOWER * out:
-        unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""
+        unknown = " (assumed)" if assumed_nics(host, used) else ""
         yield Advice(
             severity="hint",
             subject="network",

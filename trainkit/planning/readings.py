@@ -1,10 +1,10 @@
 """What is wrong with the readings of a host themselves: sources that cannot be used, and NVLinks that are down."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trainkit.planning.finding import Advice
-from trainkit.topology.topology import Host
+from trainkit.topology.topology import NETWORK, Host, Nic
 
 CHECK_NVLINK = (
     "nvidia-smi nvlink -s (links that are <inactive>) and nvidia-smi nvlink -e (errors); "
@@ -25,6 +25,33 @@ def findings(host: Host, devices: Sequence[str]) -> Iterator[Advice]:
     """
     yield from _unread(host)
     yield from _nvlinks_down(host, devices)
+    if host.facts.get("pcie_lanes") == "unknown":
+        yield Advice(
+            severity="hint",
+            subject="PCIe links",
+            problem="their number of lanes is not shown, as in many guests: 16 is assumed, as NCCL does",
+            remedy="measure them: trainkit topo probe",
+        )
+
+
+def assumed_nics(host: Host, nics: Iterable[Nic]) -> list[Nic]:
+    """Those of `nics` whose speed is assumed."""
+    assumed = {link.a for link in host.links if link.source == "assumed"}
+    return [nic for nic in nics if nic.id in assumed]
+
+
+def unknown_speed(host: Host) -> Iterator[Advice]:
+    """Network cards of unknown speed, of one of several hosts."""
+    cards = assumed_nics(host, host.nics)
+    if cards:
+        more = f" and {len(cards) - 3} more" if len(cards) > 3 else ""
+        gb_per_s = next(link.bandwidth_gb_per_s for link in host.links if link.a == cards[0].id and link.b == NETWORK)
+        yield Advice(
+            severity="hint",
+            subject=f"speed of {', '.join(nic.name or nic.id for nic in cards[:3])}{more}",
+            problem=f"unknown: {gb_per_s:g} GB/s is assumed, as NCCL does, and predictions between hosts depend on it",
+            remedy="measure it: trainkit topo probe; or state it: --nic-gbit 100",
+        )
 
 
 def _unread(host: Host) -> Iterator[Advice]:

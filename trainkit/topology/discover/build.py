@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from trainkit.topology.discover import nominal, nvlinks
+from trainkit.topology.discover.nics import nic_link
 from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, joined
-from trainkit.topology.topology import NETWORK, Device, Host, Link, LinkKind
+from trainkit.topology.topology import Device, Host, Link, LinkKind
 
 
 def host_of(parts: Parts, name: str) -> Host:
@@ -15,7 +16,7 @@ def host_of(parts: Parts, name: str) -> Host:
     nvswitches, direct = _nvlinks(parts)
     names = [f"socket{i}" for i in range(len(sockets))]
     between = parts.socket_gb_per_s or nominal.socket_gb_per_s()
-    wires = [nic_link(nic.id, nic.kind, parts.nic_gbit_per_s.get(nic.id)) for nic in parts.nics]
+    wires = [nic_link(nic.id, parts.nic_gbit_per_s.get(nic.id)) for nic in parts.nics]
     facts = dict(parts.facts)
     if down := nvlinks.missing(parts):
         facts["nvlinks_down"] = down
@@ -42,14 +43,6 @@ def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float 
         latency_us=nominal.LATENCY_US[kind],
         rated_gb_per_s=rated,
     )
-
-
-def nic_link(nic: str, kind: str, gbit_per_s: float | None, *, by_sockets: bool = False) -> Link:
-    """The link of a network card to NETWORK; `by_sockets`: with the latency of TCP."""
-    rate = gbit_per_s or nominal.UNKNOWN_NIC_GBIT[kind]
-    latency_us = nominal.TCP_NIC_LATENCY_US if by_sockets else nominal.LATENCY_US["nic"]
-    bandwidth = round(rate * nominal.NIC_GB_PER_S_PER_GBIT, 4)
-    return Link(a=nic, b=NETWORK, kind="nic", bandwidth_gb_per_s=bandwidth, latency_us=latency_us)
 
 
 # -- NVLink --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from trainkit.topology.discover import nominal
-from trainkit.topology.discover.build import link, nic_link
+from trainkit.topology.discover.build import link
+from trainkit.topology.discover.nics import nic_link
 from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
@@ -82,7 +83,7 @@ def bare_host(name: str, bus_ids: Sequence[str | None]) -> Host:
 def cpu_host(name: str, num_ranks: int, nic: Nic | None, gbit_per_s: float | None) -> Host:
     """A host whose ranks run on the CPU and communicate through its memory."""
     nics: tuple[Nic, ...] = () if nic is None else (nic,)
-    ways = [way for n in nics for way in (_to_memory(n), nic_link(n.id, n.kind, gbit_per_s, by_sockets=True))]
+    ways = [way for n in nics for way in (_to_memory(n), nic_link(n.id, gbit_per_s, by_sockets=True))]
     host = Host(
         name=name,
         devices=(Device(id="cpu0", kind="cpu"),),
@@ -166,12 +167,12 @@ def _of_size(host: Host, num_ranks: int) -> Host:
 
 def _with_unknown_nic(host: Host) -> Host:
     """Adds a network card: there must be one, because there are other hosts."""
-    nic = Nic(id="nic0")
+    nic = Nic(id="nic0", kind="unknown")
     by_sockets = host.devices[0].kind == "cpu"
     near = "memory" if by_sockets else next((s for s in host.switches if s.startswith("socket")), host.devices[0].id)
     ways = (
         link(near, nic.id, "pcie", nominal.pcie_gb_per_s(3)),
-        nic_link(nic.id, nic.kind, None, by_sockets=by_sockets),
+        nic_link(nic.id, None, by_sockets=by_sockets),
     )
     return replace(host, nics=(nic,), links=(*host.links, *ways), facts={**host.facts, "nic_speed": "unknown"})
 

@@ -9,12 +9,15 @@ from xml.parsers import expat
 
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import build, nominal
+from trainkit.topology.discover.nics import kind_of
 from trainkit.topology.discover.parts import NVSWITCH, Nearness, Pair, Parts, bus_id, nearness, pair
 from trainkit.topology.topology import Device, Host, Nic
 
 _GPU_CLASSES = ("0x0302", "0x0300")
 _NIC_CLASSES = ("0x0200", "0x0207")
 _NVSWITCH_CLASS = "0x0680"
+_UNKNOWN_LANES = 16
+"""Of a link_width 0, which guests show; NCCL takes it for 16 too."""
 Node = ElementTree.Element
 
 
@@ -61,6 +64,8 @@ class _Reader:
         pcie = {name: figures for name, node in nodes.items() if (figures := self._pcie(node)) is not None}
         cpu = next(self.root.iter("cpu"), None)
         facts: dict[str, Any] = {"sources": ["nccl xml"]}
+        if any(node.get("link_width") == "0" for node in nodes.values()):
+            facts["pcie_lanes"] = "unknown"
         direct = [n.get("gdr") for n in self.root.iter("net") if n.get("gdr") in ("0", "1")]
         if direct:
             facts["gpudirect"] = "1" in direct
@@ -106,9 +111,8 @@ class _Reader:
             found = [("", node) for node in self._of_class(_NIC_CLASSES)]
         cards = []
         for i, (name, node) in enumerate(found):
-            infiniband = not name.startswith(("eth", "en", "bond")) and not node.get("class", "").startswith("0x0200")
             busid = bus_id(node.get("busid", "")) or None
-            kind: Any = "infiniband" if infiniband else "ethernet"
+            kind = kind_of(name, pci_class=node.get("class", ""), vendor=node.get("vendor", ""))
             cards.append((Nic(id=f"nic{i}", name=name, kind=kind, bus_id=busid, numa=self._numa(node)), node))
         return cards
 
@@ -173,9 +177,10 @@ class _Reader:
             figure = self._number(chip, "bw") * self._number(chip, "count") / 1000
             return (figure, figure) if figure > 0 else None
         generation = nominal.pcie_generation_of(node.get("link_speed", ""))
-        lanes = int(self._number(node, "link_width", 0))
-        if generation is None or lanes <= 0:
+        if generation is None:
             return None
+        lanes = int(self._number(node, "link_width", 0))
+        lanes = lanes if lanes > 0 else _UNKNOWN_LANES
         figure = nominal.pcie_gb_per_s(generation, lanes)
         return figure, figure
 

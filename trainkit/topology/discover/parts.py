@@ -206,6 +206,6 @@ def _find(parts: Iterable[T], names: Mapping[str, str], name: str) -> T | None:
 def _filled(mine: T, theirs: T | None) -> T:
     if theirs is None:
         return mine
-    given = {key: value for key, value in vars(theirs).items() if value not in (None, "")}
-    own = {key: value for key, value in vars(mine).items() if value not in (None, "")}
-    return type(mine)(**(given | own))
+    given = {key: value for key, value in vars(theirs).items() if value not in (None, "", "unknown")}
+    own = {key: value for key, value in vars(mine).items() if value not in (None, "", "unknown")}
+    return type(mine)(**(vars(mine) | given | own))

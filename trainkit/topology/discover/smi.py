@@ -76,9 +76,7 @@ def parts_of(
         facts["mig"] = slices
     return Parts(
         devices=tuple(Device(id=ids[n], name=listed.get(n, gpu_name), numa=numa.get(n)) for n in gpus),
-        nics=tuple(
-            Nic(id=ids[n], name=legend.get(n, n), kind=_kind(legend.get(n, n)), numa=numa.get(n)) for n in cards
-        ),
+        nics=tuple(Nic(id=ids[n], name=legend.get(n, n), kind="infiniband", numa=numa.get(n)) for n in cards),
         near=near,
         nvlinks=nvlinks,
         nvlink_gb_per_s=nvlink_gb_per_s,
@@ -204,11 +202,6 @@ def _listed(lines: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
         elif last and _SLICE.match(line):
             slices[f"gpu{last}"] = slices.get(f"gpu{last}", 0) + 1
     return names, slices
-
-
-def _kind(name: str) -> Any:
-    rdma = re.match(r"NIC\d|mlx|ib|bnxt_re|irdma|roce|rdmap|efa|hns", name)
-    return "infiniband" if rdma else "ethernet"
 
 
 def _error(where: str, word: _Word, problem: str, allowed: Sequence[str] = ()) -> TopologyError:
