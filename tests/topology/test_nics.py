@@ -124,4 +124,7 @@ def test_lanes_that_a_guest_does_not_show():
     hidden = parse_nccl_xml(nccl_xml(["", ""]).replace('link_width="16"', 'link_width="0"'))
     assert set(links(hidden, "pcie").values()) == {48.0}  # PCIe 5, 16 lanes
     assert hidden.facts["pcie_lanes"] == "unknown"
+    # Azure's NCv4 shows neither: by the generation of the GPU
+    neither = nccl_xml(["", ""], "80").replace('link_width="16"', 'link_width="0"').replace("32.0 GT/s PCIe", "")
+    assert set(links(parse_nccl_xml(neither), "pcie").values()) == {24.0}
     assert "pcie_lanes" not in parse_nccl_xml(nccl_xml(["", ""])).facts

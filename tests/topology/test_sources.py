@@ -54,6 +54,13 @@ def test_nvml_of_nvlink_pairs():
     assert links(host, "nvlink") == {("gpu0", "gpu1"): 4 * 12.0, ("gpu2", "gpu3"): 4 * 12.0}
     assert host.switches == ("socket0",)
     assert host.facts["p2p_off"] == {"gpu0 gpu2": "chipset not supported", "gpu1 gpu3": "chipset not supported"}
+    assert "p2p" not in host.facts  # a ring 0 1 2 3 needs no other pair
+
+
+def test_nvml_of_gpus_without_peer_access():
+    between = {(a, b): 2 for a in (0, 1) for b in (2, 3)}
+    assert nvml_host(paired_host(p2p=between)).facts["p2p"] is False
+    assert nvml_host(FakeNvml([bus(0), bus(1)], p2p={(0, 1): 2})).facts["p2p"] is False
 
 
 def test_nvml_numbers_gpus_by_bus_id():
@@ -84,7 +91,7 @@ def test_a_driver_that_knows_little():
     assert len(host.devices) == 8
     assert host.switches == ("socket0",)
     assert {way.bandwidth_gb_per_s for way in host.links} == {12.0}
-    assert host.facts == {"sources": ["nvml"]}
+    assert host.facts == {"sources": ["nvml"], "assumed": {f"gpu{i}": "PCIe 3 with 16 lanes" for i in range(8)}}
 
 
 def test_hoppers_links_are_asked_for_by_field():

@@ -6,6 +6,7 @@ from typing import Any
 
 from trainkit.planning.finding import SEVERITIES, Advice
 from trainkit.planning.readings import assumed_nics, findings, unknown_speed
+from trainkit.topology.cards import card_of
 from trainkit.topology.topology import NETWORK, Device, Host, Nic, Topology
 
 __all__ = ["Advice", "advise"]
@@ -84,6 +85,7 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     gpus = [device for device in host.devices if device.kind == "cuda" and device.id in mine]
     yield from findings(host, [gpu.id for gpu in gpus])
     if gpus:
+        yield from _unknown_models(host, gpus)
         yield from _flat_guest(host, gpus)
         yield from _peer_access(host, gpus)
         yield from _narrow_links(host)
@@ -95,6 +97,24 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
         yield from _idle_nics(host)
         yield from unknown_speed(host)
         yield from _slow_way_out(host, mine)
+
+
+def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    """GPUs that are not in the table of cards, and the figures that were assumed for them."""
+    assumed: dict[str, str] = host.facts.get("assumed", {})
+    by_model: dict[tuple[str, str], list[str]] = {}
+    for gpu in gpus:
+        named = gpu.name or (f"PCI id {gpu.pci_id}" if gpu.pci_id else "")
+        if gpu.id in assumed or (named and card_of(gpu) is None):
+            by_model.setdefault((named, assumed.get(gpu.id, "")), []).append(gpu.id)
+    for (named, figures), ids in by_model.items():
+        model = f"{named} is not in the table of GPUs" if named else "the model is unknown"
+        yield Advice(
+            severity="hint",
+            subject=", ".join(ids),
+            problem=f"{model}: {f'{figures} is assumed' if figures else 'its links are used as they were read'}",
+            remedy="trainkit topo probe measures its links; --tflops gives its speed to predictions",
+        )
 
 
 def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
@@ -137,7 +157,9 @@ def _peer_access(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     off = {ends: why for ends, why in host.facts.get("p2p_off", {}).items() if set(ends.split()) <= known}
     if not off:
         return
-    consumer = any(word in device.name for device in gpus for word in ("GeForce", "RTX 40", "RTX 50", "TITAN"))
+    models = [card_of(gpu) for gpu in gpus]
+    consumer = any(card is not None and card.peer_access == "off" for card in models)
+    consumer = consumer or any({"GeForce", "TITAN"} & set(gpu.name.split()) for gpu in gpus)
     reason = ", ".join(sorted(set(off.values())))
     pairs = len(known) * (len(known) - 1) // 2
     if consumer and "GPU not supported" in reason:

@@ -27,6 +27,7 @@ class Device:
         bus_id: of PCI, such as `0000:3b:00.0`.
         numa: its NUMA node.
         compute_capability: such as `9.0`.
+        pci_id: of its model, vendor and device, such as `10de:2330`.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Device:
     bus_id: str | None = None
     numa: int | None = None
     compute_capability: str | None = None
+    pci_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,8 @@ class Topology:
         for host in plain["hosts"]:
             host.pop("name")
             host.pop("facts")
+            for device in host["devices"]:
+                device.pop("pci_id")  # the name says as much, and plans that were kept before stay valid
             for link in host["links"]:
                 for key in ("latency_us", "source", "bandwidth_gb_per_s") if link["source"] == "measured" else ():
                     link.pop(key)

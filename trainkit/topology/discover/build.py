@@ -1,11 +1,14 @@
 """Builds a Host from its parts: PCIe switches, sockets, NVSwitches, and the links."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
+from trainkit.topology.cards import card_of
 from trainkit.topology.discover import nominal, nvlinks
 from trainkit.topology.discover.nics import nic_link
-from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, joined
+from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, joined, pair
 from trainkit.topology.topology import Device, Host, Link, LinkKind
 
 
@@ -22,14 +25,40 @@ def host_of(parts: Parts, name: str) -> Host:
         facts["nvlinks_down"] = down
     if any(nic.id not in parts.nic_gbit_per_s for nic in parts.nics):
         facts["nic_speed"] = "unknown"
+    facts |= _of_cards(parts)
     return Host(
         name=name,
-        devices=parts.devices,
+        devices=tuple(replace(d, compute_capability=nominal.compute_capability(d)) for d in parts.devices),
         nics=parts.nics,
         switches=(*nvswitches, *switches, *names),
         links=(*direct, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
         facts=facts,
     )
+
+
+def _of_cards(parts: Parts) -> dict[str, Any]:
+    """Facts that follow from the models of the GPUs: figures that had to be assumed, and peer access that is off."""
+    facts: dict[str, Any] = {}
+    linked = {part for ends in parts.nvlinks for part in ends} if parts.nvlink_gb_per_s is None else set()
+    assumed = {
+        d.id: nominal.assumed(d, pcie=d.id not in parts.pcie_gb_per_s, nvlink=d.id in linked) for d in parts.devices
+    }
+    if any(assumed.values()):
+        facts["assumed"] = {name: figures for name, figures in assumed.items() if figures}
+    models = [card_of(device) for device in parts.devices]
+    if "p2p_off" in parts.facts:
+        if not _reached_by_peers(parts):
+            facts["p2p"] = False
+    elif any(card is not None and card.peer_access == "off" for card in models):
+        facts["p2p"] = False
+    return facts
+
+
+def _reached_by_peers(parts: Parts) -> bool:
+    """Whether pairs with access to each other's memory connect all GPUs, so that rings need no other pair."""
+    off = {pair(*ends.split()) for ends in parts.facts["p2p_off"]}
+    ids = [device.id for device in parts.devices]
+    return len(joined(ids, [ends for ends in combinations(ids, 2) if pair(*ends) not in off])) < 2
 
 
 def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float | None = None) -> Link:
@@ -60,7 +89,7 @@ def _nvlinks(parts: Parts) -> tuple[list[str], list[Link]]:
 
 
 def _usual_nvlink(devices: Sequence[Device]) -> float:
-    figures = [nominal.nvlink_gb_per_s(d.name, d.compute_capability) for d in devices]
+    figures = [nominal.nvlink_gb_per_s(device) or nominal.ANY_NVLINK_GB_PER_S for device in devices]
     return min(figures, default=nominal.ANY_NVLINK_GB_PER_S)
 
 
@@ -118,7 +147,8 @@ def _pcie(parts: Parts, sockets: list[list[str]]) -> tuple[list[str], list[Link]
 
 
 def _usual_pcie(devices: Sequence[Device]) -> float:
-    return nominal.pcie_gb_per_s(min((nominal.pcie_generation(d.name) for d in devices), default=3))
+    known = [nominal.pcie_generation(device) or nominal.ASSUMED_PCIE_GENERATION for device in devices]
+    return nominal.pcie_gb_per_s(min(known, default=nominal.ASSUMED_PCIE_GENERATION))
 
 
 def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]]:

@@ -133,7 +133,9 @@ def _with_device(host: Host, bus: str, others: Sequence[Host]) -> Host:
     neighbours = [d.id for d in host.devices if d.numa == device.numa and d.numa is not None]
     sockets = [name for name in host.switches if name.startswith("socket")]
     near = next((s for s in sockets if host.below(s) & set(neighbours)), sockets[0] if sockets else "socket0")
-    way = link(free, near, "pcie", nominal.pcie_gb_per_s(nominal.pcie_generation(device.name)))
+    way = link(
+        free, near, "pcie", nominal.pcie_gb_per_s(nominal.pcie_generation(device) or nominal.ASSUMED_PCIE_GENERATION)
+    )
     switches = host.switches if near in host.switches else (*host.switches, near)
     return replace(host, devices=(*host.devices, device), switches=switches, links=(*host.links, way))
 

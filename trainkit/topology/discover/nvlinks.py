@@ -1,27 +1,13 @@
 """NVLinks: which of them lead to an NVSwitch, what they carry, and which GPUs have fewer than they should."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trainkit.topology.cards import card_of
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.parts import NVSWITCH, Pair, Parts, joined, pair
 from trainkit.topology.topology import Device
 
-MODULES = (
-    ("GB200|GB300|B200|H100.*HBM|H100.*SXM|H200(?! NVL)", 18),
-    ("A100.*SXM", 12),
-    ("A800.*SXM|H800", 8),
-    ("V100.*SXM", 6),
-)
-"""NVLinks of GPUs on a carrier board, by name: the bandwidth of the GPU over that of one NVLink, both in two directions
-and by NVIDIA's specifications (V100: 300 / 50 GB/s, A100: 600 / 50, A800 and H800: 400 / 50, H100: 900 / 50, B200: 1800
-/ 100)."""
-BRIDGED = (
-    ("A100.*PCIe|A100-PCIE|H100.*PCIe|H100 NVL", 12),
-    ("RTX A6000|RTX A5000|A40$|RTX 3090", 4),
-)
-"""NVLinks between two cards with all bridges in place, likewise: 600 / 50 and 112.5 / 28.1 GB/s."""
 FEWEST_OF_A_BRIDGE = 3
 """Pairs with fewer NVLinks are of boards with Pascal or Volta, whose pairs have one or two by design."""
 
@@ -63,7 +49,7 @@ def missing(parts: Parts) -> dict[str, dict[str, Any]]:
     for switch in switched:
         usual = max(switch.values())
         for device in devices:
-            modules = _known(MODULES, device)
+            modules = _of_module(device)
             expected = max(usual, modules or 0)
             alike = device.id in switch or _is_alike(device, parts.devices, switch)
             if alike and switch.get(device.id, 0) < expected:
@@ -81,7 +67,7 @@ def _weak_pairs(devices: Sequence[Device], direct: Mapping[Pair, int]) -> Iterat
         name = by_id[a].name
         alike = [n for (c, _), n in direct.items() if c in by_id and by_id[c].name == name]
         usual = max(alike) if max(alike) >= FEWEST_OF_A_BRIDGE else count
-        bridged = _known(BRIDGED, by_id[a]) if name == by_id[b].name else None
+        bridged = _of_a_bridge(by_id[a]) if name == by_id[b].name else None
         expected = max(usual, bridged or 0)
         if count < expected:
             of = "that the other pairs have" if usual == expected else "that a pair of these cards has"
@@ -96,7 +82,7 @@ def _unlinked(devices: Sequence[Device], direct: Mapping[Pair, int]) -> Iterator
         if device.id in linked:
             continue
         on_board = [other for group in boards for other in group if _is_alike(device, devices, group)]
-        expected = _known(MODULES, device)
+        expected = _of_module(device)
         if on_board:
             totals = (sum(n for ends, n in direct.items() if other in ends) for other in on_board)
             yield device.id, {"up": 0, "expected": max(totals), "of": "that the other GPUs have"}
@@ -110,8 +96,17 @@ def _is_alike(device: Device, devices: Sequence[Device], others: Sequence[str] |
 
 
 def _most(device: Device) -> int:
-    return _known((*MODULES, *BRIDGED), device) or nominal.MOST_NVLINKS
+    card = card_of(device)
+    return (card.num_nvlinks if card else None) or nominal.MOST_NVLINKS
 
 
-def _known(table: Sequence[tuple[str, int]], device: Device) -> int | None:
-    return next((count for words, count in table if re.search(words, device.name)), None)
+def _of_module(device: Device) -> int | None:
+    """The NVLinks of a GPU on a carrier board, which are all in use; None for a card, and where it is unknown."""
+    card = card_of(device)
+    return card.num_nvlinks or None if card is not None and card.bridge_size == 0 else None
+
+
+def _of_a_bridge(device: Device) -> int | None:
+    """The NVLinks between two cards with all bridges in place; None for other GPUs, and where it is unknown."""
+    card = card_of(device)
+    return card.num_nvlinks if card is not None and card.bridge_size == 2 else None

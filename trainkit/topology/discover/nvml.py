@@ -140,7 +140,14 @@ def _device(nvml: Nvml, handle: Any, name: str) -> Device:
         bus_id=_bus_id(nvml, handle),
         numa=_numa(nvml, handle),
         compute_capability=None if capability is None else ".".join(str(part) for part in capability),
+        pci_id=_pci_id(nvml, handle),
     )
+
+
+def _pci_id(nvml: Nvml, handle: Any) -> str | None:
+    """Vendor and device; NVML writes the device first."""
+    number = getattr(nvml.nvmlDeviceGetPciInfo(handle), "pciDeviceId", 0)
+    return f"{number & 0xFFFF:04x}:{number >> 16:04x}" if number else None
 
 
 def _numa(nvml: Nvml, handle: Any) -> int | None:
