@@ -7,7 +7,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.topology.hosts import DATA, NOWHERE, FakeNvml, bus, links, nvml_host, nvswitch_host, paired_host, sources
+from tests.topology.hosts import (
+    DATA,
+    NOWHERE,
+    FakeNvml,
+    bus,
+    links,
+    matrix,
+    nccl_xml,
+    nvml_host,
+    nvswitch_host,
+    paired_host,
+    sources,
+)
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
 from trainkit.testing import run_ranks
@@ -160,6 +172,17 @@ def test_a_users_file_stands_for_all_reading(tmp_path):
     (first, text), second = run_ranks(_discover_on_every_rank, 2, str(file), None)
     assert second == (first, text)
     assert Topology.from_json(text) == Topology.read(file)
+
+
+@pytest.mark.parametrize("text", [matrix(2, lambda a, b: "NV4"), nccl_xml(["", ""])])
+def test_a_users_file_may_be_of_any_form(tmp_path, text):
+    file = tmp_path / "node1.txt"
+    file.write_text(text)
+    (first, found), second = run_ranks(_discover_on_every_rank, 2, str(file), None)
+    assert second == (first, found)
+    topology = Topology.from_json(found)
+    assert topology.source == str(file)
+    assert [topology.device_of(rank).id for rank in range(2)] == ["gpu0", "gpu1"]
 
 
 def _what_discovery_says(path):

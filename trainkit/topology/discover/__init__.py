@@ -7,15 +7,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.distributed as dist
-
-from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
 from trainkit.json_text import read_bounded
-from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs
+from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs, texts
 from trainkit.topology.discover.merge import CPU, View, bare_host, cpu_host, merge
 from trainkit.topology.discover.nccl_xml import parse_nccl_xml
 from trainkit.topology.discover.nvml import read_nvml
@@ -24,6 +20,12 @@ from trainkit.topology.discover.smi import parse_topo_matrix
 from trainkit.topology.discover.sources import Sources
 from trainkit.topology.discover.sysfs import read_sysfs
 from trainkit.topology.topology import Host, Nic, Topology
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from trainkit.distributed.cluster import Cluster
 
 __all__ = [
     "Sources",
@@ -41,7 +43,11 @@ __all__ = [
 
 
 def discover(
-    device: torch.device, cluster: Cluster, *, group: dist.ProcessGroup | None = None, path: str | Path | None = None
+    device: "torch.device",
+    cluster: "Cluster",
+    *,
+    group: "dist.ProcessGroup | None" = None,
+    path: str | Path | None = None,
 ) -> Topology:
     """Reads the topology of the job. Collective: every rank must call.
 
@@ -49,7 +55,7 @@ def discover(
         device: of this process.
         cluster: the processes of the job.
         group: of all processes; None: this is the only one.
-        path: a topology file, which is used in place of all other sources.
+        path: a file that `texts.read_files` reads, which is used in place of all other sources.
 
     Returns:
         The topology, the same on all ranks.
@@ -60,6 +66,8 @@ def discover(
     view = look(device, cluster)
     if group is None:
         return _decided([view], path)
+    import torch.distributed as dist
+
     views: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(views, view, group=group)
     answer: list[Any] = [None]
@@ -100,7 +108,7 @@ def discover_host(
     return build.host_of(parts, _host_name(sources))
 
 
-def look(device: torch.device, cluster: Cluster, sources: Sources | None = None) -> View:
+def look(device: "torch.device", cluster: "Cluster", sources: Sources | None = None) -> View:
     """Reads the host of this rank, with all its GPUs, also those that the rank does not use.
 
     Args:
@@ -185,7 +193,7 @@ def _supplemented(whole: Parts, xml: Parts, name: str) -> Parts:
 def _decided(views: Sequence[View], path: str | Path | None) -> Topology:
     if path is None:
         return merge(views)
-    topology = Topology.read(path)
+    topology = texts.read_files([path])
     if topology.world_size != len(views):
         raise TopologyError(
             f"{path}: it has places for {topology.world_size} ranks, and this job has {len(views)}: "
@@ -221,6 +229,8 @@ def _host_name(sources: Sources) -> str:
     return sources.environment.get("NCCL_HOSTID") or socket.gethostname()
 
 
-def _bus_id_of(device: torch.device) -> str:
+def _bus_id_of(device: "torch.device") -> str:
+    import torch
+
     properties: Any = torch.cuda.get_device_properties(device)
     return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"

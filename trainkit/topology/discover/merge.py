@@ -56,11 +56,10 @@ def merge(views: Sequence[View]) -> Topology:
             host = replace(host, facts={**host.facts, "unread": unread})
         hosts.append(host)
         places |= {rank: RankPlacement(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
-    if len(hosts) > 1:
-        hosts = [host if host.nics else _with_unknown_nic(host) for host in hosts]
+    hosts = with_network(hosts)
     source = "+".join(dict.fromkeys(name for host in hosts for name in host.facts.get("sources", ["hostnames"])))
     in_order = tuple(places[rank] for rank in range(len(views)))
-    return Topology(hosts=tuple(_named_apart(hosts)), places=in_order, source=source)
+    return Topology(hosts=tuple(named_apart(hosts)), places=in_order, source=source)
 
 
 def richness(host: Host) -> tuple[int, ...]:
@@ -167,19 +166,27 @@ def _of_size(host: Host, num_ranks: int) -> Host:
     return replace(host, devices=devices, links=(*ways, *others))
 
 
-def _with_unknown_nic(host: Host) -> Host:
-    """Adds a network card: there must be one, because there are other hosts."""
+def with_network(hosts: Sequence[Host]) -> list[Host]:
+    """Hosts of which each has a way to the others: one without network cards gets one of unknown speed."""
+    return [joinable(host) for host in hosts] if len(hosts) > 1 else list(hosts)
+
+
+def joinable(host: Host) -> Host:
+    """A host that others can reach: one without network cards gets one of unknown speed."""
+    if host.nics:
+        return host
     nic = Nic(id="nic0", kind="unknown")
     by_sockets = host.devices[0].kind == "cpu"
     near = "memory" if by_sockets else next((s for s in host.switches if s.startswith("socket")), host.devices[0].id)
+    slots = [way.bandwidth_gb_per_s for way in host.links if way.kind == "pcie"]  # where unknown, it is as fast
     ways = (
-        link(near, nic.id, "pcie", nominal.pcie_gb_per_s(3)),
+        link(near, nic.id, "pcie", max(slots, default=nominal.pcie_gb_per_s(3))),
         nic_link(nic.id, None, by_sockets=by_sockets),
     )
     return replace(host, nics=(nic,), links=(*host.links, *ways), facts={**host.facts, "nic_speed": "unknown"})
 
 
-def _named_apart(hosts: Sequence[Host]) -> list[Host]:
+def named_apart(hosts: Sequence[Host]) -> list[Host]:
     """Makes names unique: containers on different hosts can have the same name."""
     names = [host.name for host in hosts]
     return [
