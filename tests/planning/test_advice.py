@@ -74,7 +74,7 @@ def test_gpus_of_unknown_model_are_named_with_what_is_assumed():
     assert "topo probe" in hint.remedy
     assert "the model is unknown: PCIe 3" in only(said(matrix("titan_v_pcie", "")), "gpu0").problem
     known = nvml_host(paired_host(name="NVIDIA H900"))  # NVML says all that a prediction needs
-    assert only(said(known), "gpu0").problem.endswith("its links are used as they were read")
+    assert only(said(known), "gpu0").problem.endswith("as read, or those of its compute capability")
 
 
 def test_two_hosts_that_are_as_they_should_be():

@@ -233,6 +233,11 @@ def test_the_xml_of_nccl_has_the_pci_id():
     assert device.pci_id == "10de:2331" and card_of(device).name == "H100 PCIe"  # type: ignore[union-attr]
 
 
+def test_a_slot_has_the_lanes_of_the_card():
+    names = ["NVIDIA GeForce RTX 4060", "NVIDIA GeForce RTX 4090", "NVIDIA H900"]
+    assert [nominal.slot_gb_per_s(Device(id="gpu0", name=name)) for name in names] == [12.0, 24.0, 12.0]
+
+
 def test_assumed_figures_are_marked():
     text = "\tGPU0\tGPU1\nGPU0\tX\tNV4\nGPU1\tNV4\tX\n"
     facts = parse_topo_matrix(text).facts

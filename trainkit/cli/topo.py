@@ -262,6 +262,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         f"as long as predicted within a host and {SLOW_ACROSS:g} times over hosts; `topo bench` measures yours",
         soft_wrap=True,
     )
+    if any(link.kind == "xgmi" for link in node.hosts[0].links):
+        out.print("\nof machines with Infinity Fabric no prediction was compared with a measurement", soft_wrap=True)
     bend = knee(points)
     if bend is None:
         out.print(f"\nno knee up to {_nodes(nodes[-1])}: the efficiency stays above {100 * KNEE:.0f} %")

@@ -7,7 +7,7 @@ from typing import Any
 from trainkit.planning.finding import SEVERITIES, Advice
 from trainkit.planning.readings import assumed_nics, findings, unknown_speed
 from trainkit.topology.cards import card_of
-from trainkit.topology.topology import NETWORK, Device, Host, Nic, Topology
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Nic, Topology
 
 __all__ = ["Advice", "advise"]
 
@@ -86,6 +86,7 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     yield from findings(host, [gpu.id for gpu in gpus])
     if gpus:
         yield from _unknown_models(host, gpus)
+        yield from _amd(host)
         yield from _flat_guest(host, gpus)
         yield from _peer_access(host, gpus)
         yield from _narrow_links(host)
@@ -109,11 +110,23 @@ def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
             by_model.setdefault((named, assumed.get(gpu.id, "")), []).append(gpu.id)
     for (named, figures), ids in by_model.items():
         model = f"{named} is not in the table of GPUs" if named else "the model is unknown"
+        used = f"{figures} is assumed" if figures else "its links are as read, or those of its compute capability"
         yield Advice(
             severity="hint",
             subject=", ".join(ids),
-            problem=f"{model}: {f'{figures} is assumed' if figures else 'its links are used as they were read'}",
+            problem=f"{model}: {used}",
             remedy="trainkit topo probe measures its links; --tflops gives its speed to predictions",
+        )
+
+
+def _amd(host: Host) -> Iterator[Advice]:
+    if any(link.kind == "xgmi" for link in host.links):
+        yield Advice(
+            severity="hint",
+            subject="Infinity Fabric",
+            problem="the links are nominal, RCCL's algorithms are taken to be NCCL's, and no prediction for such a "
+            "machine was compared with a measurement",
+            remedy="trainkit topo probe measures the links, trainkit topo bench the bus bandwidth",
         )
 
 
@@ -121,7 +134,7 @@ def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     """A virtual machine that hides its PCIe switches."""
     guest_of = host.facts.get("hypervisor")
     tree = any(link.kind == "pcie" and link.a.startswith("pcie") for link in host.links)
-    joined = any(link.kind in ("nvlink", "nvswitch") for link in host.links)
+    joined = any(link.kind in GPU_LINKS for link in host.links)
     if not guest_of or tree or len(gpus) < 2 or "nccl xml" in host.facts.get("sources", ()):
         return
     if joined and not host.nics:
@@ -282,7 +295,7 @@ def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
     out = sum(_wire_gb_per_s(host, nic) for nic in used)
-    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
+    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in GPU_LINKS]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
     if out and inside and min(inside) > _MUCH_SLOWER * out:
         unknown = " (assumed)" if assumed_nics(host, used) else ""

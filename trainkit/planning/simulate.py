@@ -8,7 +8,7 @@ from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
 from trainkit.topology.cards import Precision, card_of, nearest_card
-from trainkit.topology.topology import Device, Host, Link, Topology
+from trainkit.topology.topology import GPU_LINKS, Device, Host, Link, Topology
 
 BUCKET_BYTES = 25_000_000
 """Of DDP's buckets, except for its smaller first one."""
@@ -183,7 +183,7 @@ def simulate(
         plan = plan_all_reduce(topology, bucket, wire_dtype=wire_dtype)
         bucket_us = traffic * CostModel(topology).all_reduce_us(plan, bucket)
         step_us = _step_us(compute_us, num_buckets, bucket_us)
-        slow = SLOW_ACROSS if count > 1 else SLOW_INSIDE
+        slow = SLOW_ACROSS if len(topology.ranks_by_nvlink_node()) > 1 else SLOW_INSIDE
         points.append(
             Point(
                 num_nodes=count,
@@ -234,9 +234,10 @@ def what_if(
     changes: list[tuple[str, Host]] = []
     if len(host.devices) > 1:
         without = _without_nvlink(host)
+        amd = any(link.kind == "xgmi" for link in host.links)
         if without is not None:
-            changes.append(("without NVLink", without))
-        if not any(link.kind == "nvswitch" for link in host.links):
+            changes.append((f"without {'Infinity Fabric' if amd else 'NVLink'}", without))
+        if not amd and not any(link.kind == "nvswitch" for link in host.links):
             changes.append(("with NVLink through an NVSwitch, 12 links a device", _with_nvswitch(host)))
     if num_nodes > 1:
         changes += [(f"network cards {factor} x as fast", _with_faster_nics(host, factor)) for factor in (2, 4)]
@@ -276,12 +277,13 @@ def _tflops(device: Device, precision: Precision) -> float:
 
 
 def _without_nvlink(host: Host) -> Host | None:
-    """The host without NVLink; None where it has none, or no other links."""
-    others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
+    """The host without NVLink or Infinity Fabric; None where it has none, or no other links."""
+    others = tuple(link for link in host.links if link.kind not in GPU_LINKS)
     joined = {end for link in others for end in (link.a, link.b)}
     if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
         return None
-    return replace(host, links=others)
+    facts = {key: value for key, value in host.facts.items() if not key.startswith("nvlink_domain")}
+    return replace(host, links=others, facts=facts)
 
 
 def _with_nvswitch(host: Host) -> Host:

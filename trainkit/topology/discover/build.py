@@ -147,8 +147,8 @@ def _pcie(parts: Parts, sockets: list[list[str]]) -> tuple[list[str], list[Link]
 
 
 def _usual_pcie(devices: Sequence[Device]) -> float:
-    known = [nominal.pcie_generation(device) or nominal.ASSUMED_PCIE_GENERATION for device in devices]
-    return nominal.pcie_gb_per_s(min(known, default=nominal.ASSUMED_PCIE_GENERATION))
+    assumed = nominal.pcie_gb_per_s(nominal.ASSUMED_PCIE_GENERATION)
+    return min((nominal.slot_gb_per_s(device) for device in devices), default=assumed)
 
 
 def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]]:

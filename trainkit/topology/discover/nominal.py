@@ -31,6 +31,7 @@ LOOPBACK_GB_PER_S = 2.0
 LATENCY_US: dict[LinkKind, float] = {
     "nvlink": 0.6,
     "nvswitch": 0.3,  # two on the way from GPU to GPU
+    "xgmi": 0.6,
     "pcie": 0.5,
     "socket": 0.5,
     "nic": 2.5,
@@ -64,6 +65,13 @@ def pcie_generation(device: Device) -> int | None:
         return card.pcie_generation
     capability = compute_capability(device)
     return None if capability is None else _PCIE_GENERATION.get(int(capability.split(".")[0]))
+
+
+def slot_gb_per_s(device: Device) -> float:
+    """The bandwidth of a GPU's PCIe link, where it could not be read."""
+    card = card_of(device)
+    lanes = card.pcie_lanes if card is not None and card.pcie_lanes is not None else 16
+    return pcie_gb_per_s(pcie_generation(device) or ASSUMED_PCIE_GENERATION, lanes)
 
 
 def nvlink_gb_per_s(device: Device) -> float | None:
