@@ -46,7 +46,7 @@ def test_one_card_is_the_same_from_every_source(machine):
         of_xml(NAMED.format("mlx5_0", 'speed="0"')),
         of_xml(NAMED.format("mlx5_0", 'speed="-1"')),
         of_xml(UNNAMED.format("0x020700", "")),
-        of_xml(UNNAMED.format("0x020000", 'vendor="0x15b3"')),
+        of_xml(UNNAMED.format("0x020000", 'vendor="0x15b3" device="0x101e"')),
         parse_topo_matrix(ONE_CARD),
         parse_topo_matrix(ONE_CARD.partition("NIC Legend")[0]),
         parse_topo_matrix(ONE_CARD.partition("NIC Legend")[0].replace("NIC0", "mlx5_0")),
@@ -66,30 +66,32 @@ def test_a_stated_speed_is_used():
 
 
 @pytest.mark.parametrize(
-    "name, pci_class, vendor, expected",
+    "name, pci_class, pci_id, expected",
     [
         ("mlx5_bond_0", "", "", "infiniband"),
         ("rocep23s0f0", "", "", "infiniband"),
-        ("rdmap16s27", "0x020000", "0x1d0f", "infiniband"),
+        ("rdmap16s27", "0x020000", "1d0f:efa1", "infiniband"),
         ("efa_0", "", "", "infiniband"),
         ("ibp12s0", "", "", "infiniband"),
         ("NIC3", "", "", "infiniband"),
-        ("eth0", "0x020000", "0x15b3", "ethernet"),
+        ("eth0", "0x020000", "15b3:101e", "ethernet"),
         ("enp5s0", "", "", "ethernet"),
         ("bond0", "", "", "ethernet"),
-        ("", "0x020700", "0x15b3", "infiniband"),
-        ("", "0x020000", "0x8086", "unknown"),
+        ("", "0x020700", "15b3:101b", "infiniband"),
+        ("", "0x020000", "1d0f:efa0", "infiniband"),
+        ("", "0x020000", "1d0f:ec20", "unknown"),
+        ("", "0x020000", "8086:1593", "unknown"),
         ("", "", "", "unknown"),
     ],
 )
-def test_the_kind_of_a_card(name, pci_class, vendor, expected):
-    assert kind_of(name, pci_class=pci_class, vendor=vendor) == expected
+def test_the_kind_of_a_card(name, pci_class, pci_id, expected):
+    assert kind_of(name, pci_class=pci_class, pci_id=pci_id) == expected
 
 
 def test_sysfs_knows_the_speed_and_kind_of_a_card_of_the_file(machine, tmp_path):
     root, proc = machine
     file = tmp_path / "topo.xml"
-    card = UNNAMED.format("0x020000", 'vendor="0x8086"').replace("51:00", "1b:00")
+    card = UNNAMED.format("0x020000", 'vendor="0x8086" device="0x1593"').replace("51:00", "1b:00")
     file.write_text(CARDS.format(card))
     module = FakeNvml([bus(0)], capability=(9, 0))
     host = discover_host("cuda", 1, sources=sources(root, proc, module=module, NCCL_TOPO_FILE=str(file)))

@@ -92,6 +92,21 @@ def test_fabric_manager_does_not_run():
     assert said(of_matrix(1, lambda a, b: "")) == []
 
 
+def test_a_source_that_does_not_show_nvlinks():
+    """Neither a cloud's file, nor sysfs, nor an old driver says that they are down."""
+    tree = nccl_xml([""] * 4, "80").replace("class=", 'vendor="0x10de" device="0x20b0" class=')
+    old = FakeNvml([bus(i) for i in range(4)], lacking=("nvmlDeviceGetNvLinkState",))
+    for host in (parse_nccl_xml(tree), nvml_host(old)):
+        assert said(host) == []
+        assert host.facts["nvlinks"] == "unknown"
+        (found,) = [entry for entry in advise(Topology(hosts=(host,))) if entry.subject == "NVLink"]
+        assert found.severity == "hint"
+    shown = FakeNvml([bus(i) for i in range(4)], name="NVIDIA A10")
+    assert "nvlinks" not in nvml_host(shown).facts
+    without = tree.replace("0x20b0", "0x2684").replace('sm="80"', 'sm="89"')  # RTX 4090
+    assert "nvlinks" not in parse_nccl_xml(without).facts
+
+
 def test_half_of_the_gpus_are_visible():
     half = of_matrix(4, lambda a, b: "NV18", name="")
     assert list(links(half, "nvswitch").values()) == pytest.approx([18 * 20.0] * 4)

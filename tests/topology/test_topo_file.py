@@ -53,6 +53,30 @@ def test_a_file_of_network_cards_only(tmp_path, machine):
     assert advise(Topology(hosts=(host,))) == []
 
 
+def test_a_file_of_bus_ids_without_classes(tmp_path, machine):
+    """As that of AWS's g5.48xlarge."""
+    root, proc = machine
+    gpus = [f'<pci busid="{bus_id(bus(i))}"/>' for i in range(4)]
+    text = (
+        f'<system version="1"><cpu numaid="0">{"".join(gpus[2:])}</cpu>'
+        f'<cpu numaid="1">{"".join(gpus[:2])}<pci busid="0000:1b:00.0"/></cpu></system>'
+    )
+    host = with_topo_file(tmp_path, text, root, proc)
+    assert [d.numa for d in host.devices] == [1, 1, 0, 0]
+    assert [(n.name, n.numa) for n in host.nics] == [("mlx5_0", 1), ("eth0", 1)]
+    below = [{end for end, top in links(host, "pcie") if top == socket} for socket in ("socket0", "socket1")]
+    assert {"gpu2", "gpu3"} <= below[0]
+    assert {"gpu0", "gpu1", "nic0"} <= below[1]
+    assert {link.bandwidth_gb_per_s for link in host.links if link.a in ("gpu0", "gpu3")} == {240.0, 24.0}
+
+
+def test_a_file_of_rccl_is_told(tmp_path):
+    inside = '<xgmi target="0000:11:00.0" count="1" tclass="0x038000"/>'
+    host = with_topo_file(tmp_path, nccl_xml([inside, ""]))
+    assert "<xgmi>: a file of RCCL" in host.facts["topo_file"]
+    assert links(host, "nvlink") == BRIDGED
+
+
 def test_a_file_of_some_gpus_places_these_and_drops_none(tmp_path):
     gpu = f'<pci busid="{bus_id(bus(2))}" class="0x030200" link_speed="16 GT/s" link_width="16"/>'
     host = with_topo_file(tmp_path, TREE.format(CARD + gpu))

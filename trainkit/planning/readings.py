@@ -25,6 +25,13 @@ def findings(host: Host, devices: Sequence[str]) -> Iterator[Advice]:
     """
     yield from _unread(host)
     yield from _nvlinks_down(host, devices)
+    if host.facts.get("nvlinks") == "unknown" and len(devices) > 1:
+        yield Advice(
+            severity="hint",
+            subject="NVLink",
+            problem="what was read does not show NVLinks: predictions are those of GPUs without them",
+            remedy="pip install nvidia-ml-py, which asks the driver; or --topology with what nvidia-smi topo -m prints",
+        )
     if host.facts.get("pcie_lanes") == "unknown":
         yield Advice(
             severity="hint",

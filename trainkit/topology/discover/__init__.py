@@ -171,7 +171,8 @@ def read_gpus(sources: Sources) -> tuple[Parts | None, str]:
     facts: dict[str, Any] = {"environment": settings} if settings else {}
     if given := settings.get("NCCL_TOPO_FILE"):
         try:
-            whole = _supplemented(whole, _read_xml(Path(given).expanduser()), given)
+            known = whole if whole is below else whole.filled_by(below)
+            whole = _supplemented(whole, _read_xml(Path(given).expanduser(), known), given)
         except TopologyError as error:
             facts["topo_file"] = str(error)
     if whole is not below:
@@ -216,13 +217,13 @@ def _cpu_host(num_ranks: int, sources: Sources) -> Host:
     return replace(host, facts=facts if hypervisor is None else {**facts, "hypervisor": hypervisor})
 
 
-def _read_xml(path: Path) -> Parts:
+def _read_xml(path: Path, of: Parts) -> Parts:
     try:
         text = read_bounded(path).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TopologyError(f"{path} cannot be read: {reason}") from error
-    return nccl_xml.parts_of(text, str(path), needs_gpus=False)
+    return nccl_xml.parts_of(text, str(path), of=of)
 
 
 def _host_name(sources: Sources) -> str:

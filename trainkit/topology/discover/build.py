@@ -23,6 +23,8 @@ def host_of(parts: Parts, name: str) -> Host:
     facts = dict(parts.facts)
     if down := nvlinks.missing(parts):
         facts["nvlinks_down"] = down
+    if nvlinks.may_be_hidden(parts):
+        facts["nvlinks"] = "unknown"
     if any(nic.id not in parts.nic_gbit_per_s for nic in parts.nics):
         facts["nic_speed"] = "unknown"
     facts |= _of_cards(parts)

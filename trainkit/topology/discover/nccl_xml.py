@@ -2,7 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Any
 from xml.parsers import expat
@@ -16,6 +16,8 @@ from trainkit.topology.topology import Device, Host, Nic
 _GPU_CLASSES = ("0x0302", "0x0300")
 _NIC_CLASSES = ("0x0200", "0x0207")
 _NVSWITCH_CLASS = "0x0680"
+INSTEAD = "measure them (trainkit topo probe --output links.json), or take --preset mi300x or a topology file"
+"""Of links of AMD GPUs."""
 _UNKNOWN_LANES = 16
 """Of a link_width 0, which guests show; NCCL takes it for 16 too."""
 Node = ElementTree.Element
@@ -34,13 +36,18 @@ def parse_nccl_xml(text: str, where: str = "NCCL's topology file") -> Host:
     return build.host_of(parts_of(text, where), name=where)
 
 
-def parts_of(text: str, where: str = "NCCL's topology file", *, needs_gpus: bool = True) -> Parts:
+def parts_of(text: str, where: str = "NCCL's topology file", *, of: Parts | None = None) -> Parts:
     """Parses NCCL's topology XML into parts; see `parse_nccl_xml`.
 
     Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes,
-    or only the network cards.
+    only network cards, or only the bus ids of both.
+
+    Args:
+        text: of the file.
+        where: its name, for the message of an error.
+        of: the parts of this host, whose bus ids are looked for, and without which there need not be any GPU.
     """
-    return _Reader(text, where).read(needs_gpus=needs_gpus)
+    return _Reader(text, where, of).read()
 
 
 def _pci_id(node: Node) -> str | None:
@@ -50,17 +57,17 @@ def _pci_id(node: Node) -> str | None:
 
 
 class _Reader:
-    def __init__(self, text: str, where: str) -> None:
-        self.where = where
+    def __init__(self, text: str, where: str, of: Parts | None) -> None:
+        self.where, self.of = where, of
         self.at: dict[int, tuple[int, int]] = {}
         self.root = self._parse(text)
         self.above = {id(child): parent for parent in self.root.iter() for child in parent}
 
-    def read(self, *, needs_gpus: bool) -> Parts:
+    def read(self) -> Parts:
         if self.root.tag != "system":
             raise self._error(self.root, f"the outermost element is <{self.root.tag}>; NCCL writes <system>")
         gpus = self._devices()
-        if needs_gpus and not gpus:
+        if self.of is None and not gpus:
             raise self._error(self.root, "there is no <gpu> in it, and no <pci> of a GPU's class")
         cards = self._cards()
         nodes = {device.id: node for device, node in gpus} | {nic.id: node for nic, node in cards}
@@ -79,7 +86,8 @@ class _Reader:
             devices=tuple(device for device, _ in gpus),
             nics=tuple(nic for nic, _ in cards),
             near=near,
-            nvlinks=self._nvlinks(gpus),
+            nvlinks=(nvlinks := self._nvlinks(gpus)),
+            nvlinks_known=bool(nvlinks),
             pcie_gb_per_s=pcie,
             nic_gbit_per_s={nic: rate for nic, rate in rates.items() if rate > 0},
             socket_gb_per_s=None if cpu is None else self._socket(cpu),
@@ -92,10 +100,11 @@ class _Reader:
         """The GPUs with their <pci>, in the order of `dev`, or of the file."""
         named = list(self.root.iter("gpu"))
         nodes = [self._pci_of(gpu) for gpu in named] or list(self._of_class(_GPU_CLASSES))
+        nodes += self._at([] if self.of is None else [device.bus_id for device in self.of.devices], nodes)
         numbers = [int(self._number(gpu, "dev", -1)) for gpu in named]
         if len(set(numbers)) != len(nodes) or min(numbers, default=0) < 0:
             numbers = list(range(len(nodes)))
-        capabilities = [gpu.get("sm", "") for gpu in named] or [""] * len(nodes)
+        capabilities = [gpu.get("sm", "") for gpu in named] + [""] * (len(nodes) - len(named))
         found = [
             (
                 Device(
@@ -115,11 +124,13 @@ class _Reader:
         nets = [net for net in self.root.iter("net") if net.get("name")]
         found = [(net.get("name", ""), self._place_of(net)) for net in nets]
         if not found:
-            found = [("", node) for node in self._of_class(_NIC_CLASSES)]
+            nodes = list(self._of_class(_NIC_CLASSES))
+            nodes += self._at([] if self.of is None else [nic.bus_id for nic in self.of.nics], nodes)
+            found = [("", node) for node in nodes]
         cards = []
         for i, (name, node) in enumerate(found):
             busid = bus_id(node.get("busid", "")) or None
-            kind = kind_of(name, pci_class=node.get("class", ""), vendor=node.get("vendor", ""))
+            kind = kind_of(name, pci_class=node.get("class", ""), pci_id=_pci_id(node))
             cards.append((Nic(id=f"nic{i}", name=name, kind=kind, bus_id=busid, numa=self._numa(node)), node))
         return cards
 
@@ -127,6 +138,8 @@ class _Reader:
         ids = {device.bus_id: device.id for device, _ in gpus}
         links: dict[Pair, int] = {}
         for device, node in gpus:
+            if (amd := next(node.iter("xgmi"), None)) is not None:
+                raise self._error(amd, f"<xgmi>: a file of RCCL: links of AMD GPUs are not read; {INSTEAD}")
             for link in node.iter("nvlink"):
                 target = bus_id(self._attribute(link, "target"))
                 count = int(self._number(link, "count"))
@@ -159,6 +172,11 @@ class _Reader:
 
     def _of_class(self, classes: tuple[str, ...]) -> Iterator[Node]:
         return (node for node in self.root.iter("pci") if node.get("class", "").startswith(classes))
+
+    def _at(self, bus_ids: Iterable[str | None], found: list[Node]) -> list[Node]:
+        """The <pci> at these bus ids that are not found yet: the class may be left out."""
+        wanted = set(bus_ids) - {None, *(bus_id(node.get("busid", "")) for node in found)}
+        return [node for node in self.root.iter("pci") if bus_id(node.get("busid", "")) in wanted]
 
     def _nearness(self, a: Node, b: Node) -> Nearness:
         if a is b:

@@ -11,20 +11,20 @@ ASSUMED_GBIT = 10.0
 """Of a network card of unknown speed: NCCL plans with this figure too (graph/topo.cc, transport/net_socket.cc)."""
 
 _RDMA = re.compile(r"NIC\d|mlx|ib[ps]?\d+s|ib_|bnxt_re|irdma|roce|rdmap|efa|erdma|hns|hfi|qedr|mana")
-_INFINIBAND, _ETHERNET = "0x0207", "0x0200"
-_MELLANOX = "0x15b3"
+_INFINIBAND = "0x0207"
+_MELLANOX, _EFA = "15b3:", "1d0f:efa"
 
 
-def kind_of(name: str = "", *, pci_class: str = "", vendor: str = "") -> Kind:
+def kind_of(name: str = "", *, pci_class: str = "", pci_id: str | None = None) -> Kind:
     """The kind of a network card.
 
     Args:
         name: of its RDMA device (`mlx5_0`) or its network interface (`eth0`); empty: unknown.
         pci_class: such as `0x020700`.
-        vendor: of PCI. Cards of NVIDIA (Mellanox) of the class Ethernet can RoCE.
+        pci_id: vendor and device: NVIDIA's (Mellanox) cards of the class Ethernet can RoCE, and Amazon's EFA is RDMA.
 
     Returns:
-        `infiniband` for InfiniBand and RoCE.
+        `infiniband` for InfiniBand, RoCE and EFA.
 
     Example:
         >>> kind_of("mlx5_0"), kind_of("eth0"), kind_of(pci_class="0x020000")
@@ -32,8 +32,8 @@ def kind_of(name: str = "", *, pci_class: str = "", vendor: str = "") -> Kind:
     """
     if name:
         return "infiniband" if _RDMA.match(name) else "ethernet"
-    is_roce = pci_class.startswith(_ETHERNET) and vendor == _MELLANOX
-    return "infiniband" if pci_class.startswith(_INFINIBAND) or is_roce else "unknown"
+    is_rdma = pci_class.startswith(_INFINIBAND) or (pci_id or "").startswith((_MELLANOX, _EFA))
+    return "infiniband" if is_rdma else "unknown"
 
 
 def nic_link(nic: str, gbit_per_s: float | None, *, by_sockets: bool = False) -> Link:

@@ -42,6 +42,8 @@ def missing(parts: Parts) -> dict[str, dict[str, Any]]:
         By GPU (`gpu3`), or by pair (`gpu0 gpu1`) where they are connected directly: how many NVLinks are `up`, how many
         are `expected`, and `of`: what that number is of, in words.
     """
+    if not parts.nvlinks_known:
+        return {}
     cut = parts.facts.get("mig", {})
     devices = [device for device in parts.devices if device.id not in cut]  # MIG turns NVLink off
     switched, direct = islands(parts)
@@ -57,6 +59,12 @@ def missing(parts: Parts) -> dict[str, dict[str, Any]]:
                 found[device.id] = {"up": switch.get(device.id, 0), "expected": expected, "of": of}
     found |= dict(_weak_pairs(devices, direct))
     return found if switched else found | dict(_unlinked(devices, direct))
+
+
+def may_be_hidden(parts: Parts) -> bool:
+    """Whether the source shows no NVLinks although the GPUs may have some."""
+    may_have = any(card is None or card.num_nvlinks != 0 for card in map(card_of, parts.devices))
+    return may_have and not parts.nvlinks_known and not parts.nvlinks
 
 
 def _weak_pairs(devices: Sequence[Device], direct: Mapping[Pair, int]) -> Iterator[tuple[str, dict[str, Any]]]:

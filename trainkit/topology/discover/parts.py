@@ -25,6 +25,7 @@ class Parts:
         nics: network cards.
         near: the distance of two parts over PCIe.
         nvlinks: the number of NVLinks between two devices, or between a device and NVSWITCH.
+        nvlinks_known: whether a GPU without any in `nvlinks` has none; otherwise they may not have been shown.
         nvlink_gb_per_s: of one NVLink; None: unknown.
         pcie_gb_per_s: the bandwidth of a part's PCIe link, and the rated one.
         nic_gbit_per_s: the rate of a network card.
@@ -36,6 +37,7 @@ class Parts:
     nics: tuple[Nic, ...] = ()
     near: Mapping[Pair, Nearness] = field(default_factory=dict)
     nvlinks: Mapping[Pair, int] = field(default_factory=dict)
+    nvlinks_known: bool = False
     nvlink_gb_per_s: float | None = None
     pcie_gb_per_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     nic_gbit_per_s: Mapping[str, float] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Parts:
             near=known(other.near) | dict(self.near),
             # A source with some NVLinks has all of them.
             nvlinks=dict(self.nvlinks) or known(other.nvlinks),
+            nvlinks_known=self.nvlinks_known or other.nvlinks_known,
             nvlink_gb_per_s=self.nvlink_gb_per_s or other.nvlink_gb_per_s,
             pcie_gb_per_s=of_parts(other.pcie_gb_per_s) | dict(self.pcie_gb_per_s),
             nic_gbit_per_s=of_parts(other.nic_gbit_per_s) | dict(self.nic_gbit_per_s),

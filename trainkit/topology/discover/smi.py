@@ -68,6 +68,7 @@ def parts_of(
         nics=tuple(Nic(id=ids[n], name=legend.get(n, n), kind="infiniband", numa=numa.get(n)) for n in cards),
         near=near,
         nvlinks=nvlinks,
+        nvlinks_known=True,
         nvlink_gb_per_s=nvlink_gb_per_s,
         facts=facts,
     )

@@ -88,7 +88,7 @@ def form_of(text: str, where: str) -> Form:
     if _OF_AMD.search(text):
         raise TopologyError(
             f"{where}: it is the output of rocm-smi or amd-smi, which does not state the bandwidth of links between "
-            "AMD GPUs: measure them on the machine (trainkit topo probe --output links.json), or write a topology file"
+            f"AMD GPUs: {nccl_xml.INSTEAD}"
         )
     if any(GPU.match(word) for line in lines_of(text) for word in line.split()[:1]) or "GPU0GPU1" in text:
         return "matrix"
