@@ -38,6 +38,17 @@ def test_a_file_does_not_hide_the_nvlinks_of_the_driver(tmp_path, named):
     assert links(host, "nvlink") == BRIDGED
 
 
+def test_a_file_does_not_raise_nvlinks_that_are_down(tmp_path):
+    inside = [f'<nvlink target="{bus(i ^ 1)}" count="12" tclass="0x030200"/>' for i in range(2)]
+    file = tmp_path / "topo.xml"
+    file.write_text(nccl_xml(inside, "80"))
+    dark = FakeNvml([bus(0), bus(1)])
+    assert links(discover_host("cuda", 2, sources=sources(module=dark, NCCL_TOPO_FILE=str(file))), "nvlink") == {}
+    old = FakeNvml([bus(0), bus(1)], lacking=("nvmlDeviceGetNvLinkState",))
+    told = discover_host("cuda", 2, sources=sources(module=old, NCCL_TOPO_FILE=str(file)))
+    assert links(told, "nvlink") == {("gpu0", "gpu1"): 240.0}
+
+
 def test_a_file_of_network_cards_only(tmp_path, machine):
     root, proc = machine
     file = TREE.format(CARD + '<pci busid="0000:1b:00.0" class="0x020700" link_speed="16 GT/s" link_width="16"/>')

@@ -109,8 +109,9 @@ def warn(topology: "Topology", num_nodes: int) -> None:
     for advice in advise(topology):
         if advice.severity != "hint":
             say(str(advice))
-    for advice in unknown_speed(topology.hosts[0]) if num_nodes > 1 else ():
-        say(str(advice))
+    unknown = [str(advice) for host in topology.hosts for advice in unknown_speed(host)]
+    for line in dict.fromkeys(unknown) if num_nodes > 1 else ():
+        say(line)
 
 
 @contextmanager
@@ -153,12 +154,13 @@ def _with_speeds(topology: "Topology", nic_gbit: float | None) -> "Topology":
 
     if nic_gbit is None:
         return topology
-    if not any(link.source == "assumed" for host in topology.hosts for link in host.links):
+    if not any(link.kind == "nic" and link.source == "assumed" for host in topology.hosts for link in host.links):
         raise ConfigError(f"--nic-gbit={nic_gbit:g}: there is no network card of unknown speed; leave it out")
 
     def stated(link: "Link") -> "Link":
-        gb_per_s = nic_link(link.a, nic_gbit).bandwidth_gb_per_s
-        return replace(link, bandwidth_gb_per_s=gb_per_s, source="nominal") if link.source == "assumed" else link
+        if link.kind != "nic" or link.source != "assumed":
+            return link
+        return replace(link, bandwidth_gb_per_s=nic_link(link.a, nic_gbit).bandwidth_gb_per_s, source="nominal")
 
     hosts = (replace(host, links=tuple(stated(link) for link in host.links)) for host in topology.hosts)
     return replace(topology, hosts=tuple(hosts))

@@ -43,7 +43,7 @@ def findings(host: Host, devices: Sequence[str]) -> Iterator[Advice]:
 
 def assumed_nics(host: Host, nics: Iterable[Nic]) -> list[Nic]:
     """Those of `nics` whose speed is assumed."""
-    assumed = {link.a for link in host.links if link.source == "assumed"}
+    assumed = {end for link in host.links if link.source == "assumed" for end in (link.a, link.b)}
     return [nic for nic in nics if nic.id in assumed]
 
 
@@ -52,7 +52,7 @@ def unknown_speed(host: Host) -> Iterator[Advice]:
     cards = assumed_nics(host, host.nics)
     if cards:
         more = f" and {len(cards) - 3} more" if len(cards) > 3 else ""
-        gb_per_s = next(link.bandwidth_gb_per_s for link in host.links if link.a == cards[0].id and link.b == NETWORK)
+        gb_per_s = next(link.bandwidth_gb_per_s for link in host.links if {link.a, link.b} == {cards[0].id, NETWORK})
         yield Advice(
             severity="hint",
             subject=f"speed of {', '.join(nic.name or nic.id for nic in cards[:3])}{more}",

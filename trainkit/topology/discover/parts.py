@@ -67,7 +67,7 @@ class Parts:
             nics=nics + added,
             near=known(other.near) | dict(self.near),
             # A source with some NVLinks has all of them.
-            nvlinks=dict(self.nvlinks) or known(other.nvlinks),
+            nvlinks=dict(self.nvlinks) if self.nvlinks or self.nvlinks_known else known(other.nvlinks),
             nvlinks_known=self.nvlinks_known or other.nvlinks_known,
             nvlink_gb_per_s=self.nvlink_gb_per_s or other.nvlink_gb_per_s,
             pcie_gb_per_s=of_parts(other.pcie_gb_per_s) | dict(self.pcie_gb_per_s),

@@ -41,8 +41,7 @@ def read_files(paths: Sequence[str | Path]) -> Topology:
     Raises:
         TopologyError: naming the file, for one that cannot be read or is of none of the forms.
     """
-    named = [_named(path) for path in paths]
-    return of_texts(named)
+    return of_texts([_named(path) for path in paths])
 
 
 def of_texts(named: Sequence[tuple[str, str]]) -> Topology:
@@ -99,7 +98,10 @@ def form_of(text: str, where: str) -> Form:
 
 def _named(path: str | Path) -> tuple[str, str]:
     if str(path) == STANDARD_INPUT:
-        return "standard input", _decoded(sys.stdin.buffer.read(MAX_BYTES), "standard input")
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise TopologyError(f"standard input cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+        return "standard input", _decoded(content, "standard input")
     path = Path(path).expanduser()
     try:
         return str(path), _decoded(read_bounded(path), str(path))
