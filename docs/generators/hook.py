@@ -16,11 +16,12 @@ ROOT = Path(__file__).parent.parent.parent
 if str(ROOT) not in sys.path:  # `mkdocs` is a script elsewhere, and puts its own folder there
     sys.path.insert(0, str(ROOT))
 
-from docs.generators import configuration, layers, results, sources  # noqa: E402
+from docs.generators import configuration, layers, machines, results, sources  # noqa: E402
 
 GENERATORS: dict[str, Callable[..., str]] = {
     "configuration": configuration.reference,
     "layers": layers.picture,
+    "machines": machines.machines,
     "packages": layers.table_of_packages,
     "results": results.table,
 }

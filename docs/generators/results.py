@@ -336,8 +336,12 @@ def _small_pictures(results: Results) -> str:
 
 
 def _predictions(written: Mapping[str, Any]) -> str:
-    rows = [[name, one["rows"], one["median"], one["worst"]] for name, one in written["summary_percent"].items()]
-    return _table(["published bus bandwidths", "number", "median error, %", "worst, %"], rows)
+    goals = written["goals_percent"]
+    rows = [
+        [name, one["rows"], one["median"], one["worst"], " and ".join(f"{goal:g}" for goal in goals.get(name, ()))]
+        for name, one in written["summary_percent"].items()
+    ]
+    return _table(["published bus bandwidths", "number", "median error, %", "worst, %", "goals, %"], rows)
 
 
 def _values(results: Results) -> str:

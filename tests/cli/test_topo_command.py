@@ -22,7 +22,7 @@ def _run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["", "show", "probe", "plan", "simulate", "bench"])
+@pytest.mark.parametrize("command", ["", "show", "probe", "plan", "simulate", "advise", "bench"])
 def test_help_shows_examples(capsys, command):
     with pytest.raises(SystemExit):
         main(["topo", *command.split(), "--help"])
@@ -124,15 +124,16 @@ def test_plan_says_what_it_chose_and_why(capsys, tmp_path):
     code, everything, _ = _run(capsys, "plan", "--topology", file, "--all")
     assert everything.count("chunks of") > out.count("chunks of")
     code, out, _ = _run(capsys, "plan", "--preset", "dgx-h100")
-    assert code == 0 and "chosen: flat" in out
+    assert code == 0 and "chosen: flat" in out and "range: of 8 in 10 published" in out
 
 
 def test_simulate_says_where_the_knee_is(capsys, tmp_path):
     arguments = ("simulate", "--recipe", "bert-large", "--nodes", "1..4")
     code, out, _ = _run(capsys, *arguments, "--preset", "workstation-2", "--output", tmp_path / "chart.svg")
-    assert code == 0 and "knee: from 2 nodes on" in out and "network cards 4 x as fast, 4 nodes:" in out
+    assert code == 0 and "knee: from 1 node on" in out and "network cards 4 x as fast, 4 nodes:" in out
     rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit() and "█" in line]
     assert [row[:2] for row in rows] == [["1", "2"], ["2", "4"], ["4", "8"]]
+    assert "in brackets: the range of 8 in 10 published" in out
     assert "exposed communication" in (tmp_path / "chart.svg").read_text()
     code, out, _ = _run(capsys, *arguments, "--preset", "dgx-h100", "--ranks-per-host", 4)
     assert code == 0 and "4 devices a node" in out and "no knee up to 4 nodes" in out

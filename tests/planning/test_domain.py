@@ -9,8 +9,9 @@ from tests.topology.hosts import FakeNvml, bus, nvml_host
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import candidates, groupings, plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, flat
-from trainkit.planning.simulate import simulate, workload
+from trainkit.planning.simulate import simulate
 from trainkit.planning.traffic import network_bytes
+from trainkit.planning.workload import workload
 from trainkit.topology.paths import between
 from trainkit.topology.presets import preset
 from trainkit.topology.topology import Device, Host, Link, RankPlacement, Topology

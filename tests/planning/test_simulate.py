@@ -5,7 +5,8 @@ import pytest
 from tests.topology.machines import cpu_hosts
 from trainkit.errors import TopologyError
 from trainkit.planning.cost import CostModel
-from trainkit.planning.simulate import BUCKET_BYTES, Point, Workload, knee, simulate, what_if, workload
+from trainkit.planning.simulate import BUCKET_BYTES, Point, knee, simulate, what_if
+from trainkit.planning.workload import Workload, workload
 from trainkit.topology.presets import preset
 
 CHATTY = Workload(name="chatty", num_parameters=340_000_000, flops_per_sample=1e9, samples_per_device=64, tflops=100.0)

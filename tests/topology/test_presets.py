@@ -7,7 +7,8 @@ import pytest
 
 from trainkit.errors import TopologyError
 from trainkit.planning.advice import advise
-from trainkit.planning.simulate import what_if, workload
+from trainkit.planning.simulate import what_if
+from trainkit.planning.workload import workload
 from trainkit.topology.cards import card_of
 from trainkit.topology.graph import Graph
 from trainkit.topology.paths import path

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainkit.topology.topology import Topology
 
 PLAIN_WIDTH = 120
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def rank() -> int:
@@ -42,6 +43,29 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"--output={path} cannot be written: {error.strerror or error}") from error
+
+
+def check_picture(path: Path | None) -> None:
+    """Raises ConfigError for a file of --output that cannot be drawn into; None: there is none."""
+    if path is not None and path.suffix not in PICTURES:
+        raise ConfigError(f"--output={path}: must end in {', '.join(PICTURES)}")
+
+
+def check_format(wire_dtype: str) -> None:
+    """Raises ConfigError for an unknown --wire-dtype."""
+    from trainkit.planning.reduce_plan import WIRE_DTYPES
+
+    if wire_dtype not in WIRE_DTYPES:
+        raise ConfigError(
+            f"--wire-dtype={wire_dtype}: must be one of {', '.join(WIRE_DTYPES)}.{nearest(wire_dtype, WIRE_DTYPES)}"
+        )
+
+
+def in_time(time_us: float) -> str:
+    """A time as text, such as `12.3 ms`."""
+    if time_us < 1000:
+        return f"{time_us:.0f} us"
+    return f"{time_us / 1e3:.3g} ms" if time_us < 1e6 else f"{time_us / 1e6:.3g} s"
 
 
 def count(topology: "Topology") -> str:

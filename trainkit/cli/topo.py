@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.cli import amounts, machine, measured
-from trainkit.cli.output import console, count, rank, say, writing
-from trainkit.errors import ConfigError, nearest
+from trainkit.cli import advise, amounts, machine, measured
+from trainkit.cli.output import check_format, check_picture, console, count, in_time, rank, say, writing
+from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 120
 PATIENCE_S = 2.0
-PICTURES = (".svg", ".png", ".pdf")
 BAR = 40  # characters
+RECIPES = "bert-base, bert-large (default), progressive_gan-64 ... progressive_gan-1024"
+RANGE_NOTE = "of 8 in 10 published all-reduces of such machines and sizes"
 EXAMPLES = {
     "topo": """\
 examples:
@@ -26,6 +27,7 @@ examples:
   torchrun --nproc-per-node=8 -m trainkit.cli topo probe --output links.json
   trainkit topo plan --bytes 25MB --topology links.json
   trainkit topo simulate --preset dgx-h100 --nodes 1..128 --recipe bert-large
+  trainkit topo advise --gpus 4x3090                    do I need NVLink?
 """,
     "show": """\
 examples:
@@ -114,6 +116,8 @@ def add_parser(commands: Any) -> None:
         add("simulate", _simulate, "predict the step time on many machines", "Predict the step time of a job.")
     )
 
+    advise.add_parser(own)
+
     bench = add(
         "bench",
         measured.bench,
@@ -136,7 +140,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     machine.add_machine(parser, nodes="1..128")
-    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help="bert-base or bert-large (default)")
+    parser.add_argument("--recipe", default="bert-large", metavar="NAME", help=RECIPES)
     parser.add_argument(
         "--samples", type=int, metavar="N", help="samples of a device in a step; default: that of the recipe"
     )
@@ -156,7 +160,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from trainkit.planning.advice import advise
     from trainkit.topology.picture import drawing, text
 
-    _check_picture(arguments.output)
+    check_picture(arguments.output)
     with machine.described(arguments) as topology:
         if rank():
             return 0
@@ -183,13 +187,14 @@ def _show(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
+    from trainkit.planning.accuracy import time_range_us
     from trainkit.planning.cost import CostModel
     from trainkit.planning.plan import MIN_GAIN, candidates, plan_all_reduce, shortlist
     from trainkit.planning.traffic import network_bytes
 
     size = amounts.num_bytes(arguments.bytes, "--bytes")
     wire_dtype = arguments.wire_dtype
-    _check_format(wire_dtype)
+    check_format(wire_dtype)
     with machine.described(arguments) as topology:
         if rank():
             return 0
@@ -199,7 +204,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         shown = every if arguments.all else shortlist(every, len(every))
         model = CostModel(topology)
         table = Table("", "plan", box=None, pad_edge=False)
-        for name in ("time", "bus GB/s", "over flat", "sent by a host"):
+        for name in ("time", "range", "bus GB/s", "over flat", "sent by a host"):
             table.add_column(name, justify="right")
         for entry in shown:
             sent = network_bytes(topology, entry.plan, size, orders_rings=model.backend == "nccl")
@@ -207,7 +212,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             table.add_row(
                 "→" if entry.plan == chosen else "",
                 entry.plan.describe(),
-                _time(entry.time_us),
+                in_time(entry.time_us),
+                _span(time_range_us(model, entry.plan, size)),
                 f"{bus:.3g}",
                 f"{flat.time_us / entry.time_us:.2f}x" if entry.time_us else "",
                 f"{sent / size:.2f} S" if sent else "-",
@@ -224,16 +230,19 @@ def _plan(arguments: argparse.Namespace) -> int:
         else:
             why = f"the fastest is predicted to save {100 * gain:.1f} %; flat is kept below {100 * MIN_GAIN:.0f} %"
         out.print(f"\nchosen: {chosen.describe()}: {why}", soft_wrap=True)
+        if model.backend == "nccl":
+            out.print(f"range: {RANGE_NOTE}")
         machine.warn(topology, len(topology.hosts))
     return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from trainkit.planning import chart
-    from trainkit.planning.simulate import KNEE, SLOW_ACROSS, SLOW_INSIDE, knee, simulate, what_if, workload
+    from trainkit.planning.simulate import KNEE, knee, simulate, what_if
+    from trainkit.planning.workload import workload
 
-    _check_picture(arguments.output)
-    _check_format(arguments.wire_dtype)
+    check_picture(arguments.output)
+    check_format(arguments.wire_dtype)
     nodes = amounts.counts(arguments.nodes, "--nodes")
     for name in ("tflops", "samples"):
         value = getattr(arguments, name)
@@ -257,11 +266,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     out.print(_scaling(points))
-    out.print(
-        f"\nefficiency in brackets: if all-reduces were as slow as the slowest published ones, {SLOW_INSIDE:g} times "
-        f"as long as predicted within a host and {SLOW_ACROSS:g} times over hosts; `topo bench` measures yours",
-        soft_wrap=True,
-    )
+    if any(point.fast_step_us < point.slow_step_us for point in points):
+        out.print(f"\nin brackets: the range {RANGE_NOTE}; `topo bench` measures yours", soft_wrap=True)
     if any(link.kind == "xgmi" for link in node.hosts[0].links):
         out.print("\nof machines with Infinity Fabric no prediction was compared with a measurement", soft_wrap=True)
     bend = knee(points)
@@ -271,12 +277,12 @@ def _simulate(arguments: argparse.Namespace) -> int:
         out.print(f"\nknee: from {_nodes(bend.num_nodes)} on less than {100 * KNEE:.0f} % of the time is computation")
     slow = next((point for point in points if point.slow_efficiency < KNEE), None)
     if slow is not None and slow is not bend:
-        out.print(f"by the efficiency in brackets, from {_nodes(slow.num_nodes)} on")
+        out.print(f"by the lower efficiency in brackets, from {_nodes(slow.num_nodes)} on")
     for change in changes:
         took = f"{abs(100 * change.gain):.0f} % {'less' if change.gain > 0 else 'more'} time a step"
         if abs(change.gain) < 0.005:
             took = "the same time a step"
-        out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {_time(change.point.step_us)}", soft_wrap=True)
+        out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {in_time(change.point.step_us)}", soft_wrap=True)
     machine.warn(node, nodes[-1])
     if arguments.output:
         title = f"{arguments.recipe} on {node.source.removeprefix('preset ') or 'machines like this one'}"
@@ -302,8 +308,8 @@ def _scaling(points: "Sequence[Point]") -> "Table":
         table.add_row(
             str(point.num_nodes),
             str(point.num_devices),
-            _time(point.step_us),
-            f"{100 * point.efficiency:.0f} % ({100 * point.slow_efficiency:.0f} %)",
+            in_time(point.step_us),
+            _efficiency(point),
             f"{point.samples_per_s:,.0f}",
             bar,
             point.plan.kind + ("" if point.plan.wire_dtype == "exact" else f", {point.plan.wire_dtype}"),
@@ -311,28 +317,19 @@ def _scaling(points: "Sequence[Point]") -> "Table":
     return table
 
 
+def _efficiency(point: "Point") -> str:
+    if point.fast_step_us == point.slow_step_us:
+        return f"{100 * point.efficiency:.0f} %"
+    low, high = 100 * point.slow_efficiency, 100 * point.fast_efficiency
+    return f"{100 * point.efficiency:.0f} % ({low:.0f}-{high:.0f} %)"
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _check_picture(path: Path | None) -> None:
-    if path is not None and path.suffix not in PICTURES:
-        raise ConfigError(f"--output={path}: must end in {', '.join(PICTURES)}")
-
-
-def _check_format(wire_dtype: str) -> None:
-    from trainkit.planning.reduce_plan import WIRE_DTYPES
-
-    if wire_dtype not in WIRE_DTYPES:
-        raise ConfigError(
-            f"--wire-dtype={wire_dtype}: must be one of {', '.join(WIRE_DTYPES)}.{nearest(wire_dtype, WIRE_DTYPES)}"
-        )
+def _span(times_us: tuple[float, float] | None) -> str:
+    return f"{in_time(times_us[0])} - {in_time(times_us[1])}" if times_us else "-"
 
 
 def _nodes(num_nodes: int) -> str:
     return f"{num_nodes} node{'s' if num_nodes > 1 else ''}"
-
-
-def _time(time_us: float) -> str:
-    if time_us < 1000:
-        return f"{time_us:.0f} us"
-    return f"{time_us / 1e3:.3g} ms" if time_us < 1e6 else f"{time_us / 1e6:.3g} s"

@@ -9,7 +9,8 @@ from trainkit.distributed.cluster import Cluster
 from trainkit.forecast.measured import Measured
 from trainkit.memory.memory import Memory
 from trainkit.planning.reduce_plan import WireDtype
-from trainkit.planning.simulate import Point, Workload, simulate
+from trainkit.planning.simulate import Point, simulate
+from trainkit.planning.workload import Workload
 from trainkit.topology.cards import card_of
 from trainkit.topology.topology import Device, Topology
 

@@ -9,7 +9,7 @@ from trainkit.planning import nccl
 from trainkit.planning.nccl import Algorithm, Fabric
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, WireDtype
 from trainkit.topology.graph import Edge, Graph
-from trainkit.topology.topology import NETWORK, RankPlacement, Topology
+from trainkit.topology.topology import NETWORK, Host, RankPlacement, Topology
 
 CommBackend = Literal["nccl", "gloo"]
 GLOO_CALL_US = 100.0
@@ -24,6 +24,9 @@ CAST_GB_PER_S = {"cuda": 800.0, "cpu": 2.0}
 """The speed of a cast between float32 and a 16-bit format, in float32 GB/s."""
 QUANTIZE_GB_PER_S = {"cuda": 400.0, "cpu": 4.0}
 """The speed of quantization between float32 and int8 with its scales, in float32 GB/s."""
+EFA_CLOUD = "Amazon EC2"
+FACTS = ("p2p", "acs", "cpu", "environment")
+"""Of a host, beside its parts: hosts that are alike in all of them share a graph."""
 ELEMENT_BYTES = 4
 """Of a float32 gradient. A wire_dtype saves less than predicted for 16-bit gradients."""
 WIRE_BYTES: dict[WireDtype, float] = {"exact": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0 + 4.0 / INT8_BLOCK}
@@ -86,7 +89,7 @@ class CostModel:
         self._device = "cuda" if kinds == {"cuda"} else "cpu"
         alike: dict[object, Graph] = {}
         self._graphs = [
-            alike.setdefault((h.devices, h.nics, h.switches, h.links, h.facts.get("p2p")), Graph(h))
+            alike.setdefault((h.devices, h.nics, h.switches, h.links, *(str(h.facts.get(f)) for f in FACTS)), Graph(h))
             for h in topology.hosts
         ]
         self._capability = {
@@ -94,6 +97,7 @@ class CostModel:
             for i, host in enumerate(topology.hosts)
             for device in host.devices
         }
+        self._network_factor = max(_network_factor(host) for host in topology.hosts)
         self._phases: dict[tuple[object, ...], tuple[_PhaseCost, ...]] = {}
 
     def all_reduce_us(self, plan: ReducePlan, num_bytes: int) -> float:
@@ -218,7 +222,8 @@ class CostModel:
         if self.backend == "gloo":
             return self._gloo(name, flows, steps=n - 1)
         load = self._load(flows)
-        latency = nccl.CALL_US["ring"]["Simple"] + (n - 1) * nccl.STEP_US["nic"]["ring"]["Simple"]
+        step_us = nccl.STEP_US["nic"]["ring"]["Simple"] * nccl.STEP_FACTOR["nic"]["Simple"] * self._network_factor
+        latency = nccl.CALL_US["ring"]["Simple"] + (n - 1) * step_us
         return load.phase(name, latency)
 
     def _reduce(self, groups: Sequence[Sequence[int]]) -> _PhaseCost:
@@ -274,6 +279,7 @@ class CostModel:
             switch_gb_per_s=0.0,
             nvlink=False,
             generation=self._generation(rings[0]),
+            network_factor=self._network_factor,
         )
         algorithms = tuple(_scaled(each, share) for each in nccl.all_reduce(fabric))
         return _PhaseCost(name=name, algorithms=(algorithms,), busy=load.busy)
@@ -298,6 +304,7 @@ class CostModel:
             switch_gb_per_s=min(graph.switch_gb_per_s(tuple(devices)) for graph, devices in parts),
             nvlink=all(graph.joined_by_nvlink(devices) for graph, devices in parts if len(devices) > 1),
             generation=self._generation(ranks),
+            network_factor=self._network_factor,
         )
 
     def _fabric_of_domains(self, ranks: Sequence[int], by_host: Mapping[int, Iterable[str]]) -> Fabric | None:
@@ -321,6 +328,7 @@ class CostModel:
             switch_gb_per_s=switch,
             nvlink=True,
             generation=self._generation(ranks),
+            network_factor=self._network_factor,
         )
 
     def _generation(self, ranks: Iterable[int]) -> nccl.Generation:
@@ -395,6 +403,12 @@ class _Load:
         sent = self.sent[slowest] if slowest is not None else 0.0
         only = Algorithm(name="", latency_us=latency_us, us_per_byte=self.us_per_byte, sent=sent)
         return _PhaseCost(name=name, algorithms=((only,),), busy=busy)
+
+
+def _network_factor(host: Host) -> float:
+    """EFA is known by its cloud: its cards look like InfiniBand ones."""
+    by_sockets = bool(host.nics) and all(nic.kind == "ethernet" for nic in host.nics)
+    return nccl.NETWORK_FACTOR if by_sockets or host.facts.get("hypervisor") == EFA_CLOUD else 1.0
 
 
 def _ring(ranks: Sequence[int]) -> list[tuple[int, int]]:

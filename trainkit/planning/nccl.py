@@ -1,6 +1,9 @@
-"""The time of NCCL's ring, tree and NVLS algorithms, as its tuner estimates them.
+"""The time of NCCL's ring, tree and NVLS algorithms.
 
-The figures are those of NCCL 2.28 (graph/tuning.cc): latencies in us, bandwidths in GB/s.
+The tables are those of NCCL 2.28's tuner (graph/tuning.cc): latencies in us, bandwidths in GB/s. What its kernels take
+differs from what the tuner expects, above all below 128 MiB. The factors that are called fitted say by how much; they
+minimize the absolute errors over the fitted half of the published rows (benchmarks/predictions.py). NCCL is taken to
+choose the fastest algorithm: what its tuner's other choices cost is within the range of the predictions.
 """
 
 import math
@@ -23,16 +26,32 @@ STEP_US: dict[str, dict[str, dict[Protocol, float]]] = {
     "pcie": {"tree": {"LL": 1.0, "LL128": 1.9, "Simple": 4.0}, "ring": {"LL": 1.0, "LL128": 2.5, "Simple": 5.7}},
     "nic": {"tree": {"LL": 5.0, "LL128": 8.5, "Simple": 14.0}, "ring": {"LL": 2.7, "LL128": 4.0, "Simple": 14.0}},
 }
-NVLS_US = 80.0
-"""The latency of NVLS. NCCL's tuner has 25; fitted to 8 x H100 (benchmarks/predictions.py)."""
-NVLS_TREE_STEP_US = 20.9
+STEP_FACTOR: dict[str, dict[Protocol, float]] = {
+    "nvlink": {"LL": 0.33, "LL128": 1.0, "Simple": 2.7},
+    "pcie": {"LL": 1.0, "LL128": 1.0, "Simple": 1.0},
+    "nic": {"LL": 1.0, "LL128": 3.7, "Simple": 2.8},
+}
+"""The latency of a step over that of the tuner; those that are not 1 are fitted."""
+GPU_FACTOR: dict[Generation, float] = {"volta": 2.3, "ampere": 2.3, "hopper": 1.0, "blackwell": 1.0}
+"""On the latencies of kernels that wait for NVLink. Fitted to the A100."""
+NETWORK_FACTOR = 6.6
+"""On the latencies between hosts over EFA, and over network cards without RDMA. Fitted to EFA."""
+NVLS_US = 87.0
+"""The latency of NVLS. NCCL's tuner has 25; fitted."""
+NVLS_TREE_US = 207.0
+"""The latency of NVLS over hosts without its steps between them. NCCL's tuner has 25; fitted."""
+NVLS_TREE_STEP_US = 11.0
+"""Of a step between hosts. NCCL's tuner has 20.9; fitted."""
 PROTOCOL_EFFICIENCY: dict[Protocol, float] = {"LL": 0.5, "LL128": 0.92, "Simple": 1.0}
+LL_FACTOR = 0.41
+"""The bandwidth of the LL protocol over the tuner's. Fitted."""
 LL_GB_PER_S: dict[Generation, float] = {"volta": 39.0, "ampere": 87.7, "hopper": 141.0, "blackwell": 282.0}
 LL_GB_PER_S_ACROSS_HOSTS = {2: 22.5, 3: 19.0}
+TREE_LL_EFFICIENCY = 1 / 3.8
 TREE_EFFICIENCY = 0.92
 """Of trees within a host."""
 NVLS_EFFICIENCY: dict[Generation, float] = {"volta": 0.0, "ampere": 0.0, "hopper": 0.83, "blackwell": 0.74}
-"""Of the bandwidth of the links. That of Hopper is fitted to 8 x H100; NCCL's tuner has 0.85."""
+"""Of the bandwidth of the links. That of Hopper is fitted; NCCL's tuner has 0.85."""
 TREE_CHANNEL_GB_PER_S: dict[Generation, tuple[float, float]] = {
     "volta": (18.5, 10.0),
     "ampere": (23.6, 17.8),
@@ -43,9 +62,10 @@ TREE_CHANNEL_GB_PER_S: dict[Generation, tuple[float, float]] = {
 NVLS_TREE_CHANNEL_GB_PER_S: dict[Generation, tuple[float, float]] = {
     "volta": (18.5, 10.0),
     "ampere": (23.6, 17.8),
-    "hopper": (57.7, 45.5),
+    "hopper": (59.9, 45.5),
     "blackwell": (96.0, 80.0),
 }
+"""Of an NVLS tree. That of Hopper over two hosts is fitted; NCCL's tuner has 57.7."""
 NET_OVERHEAD_US: dict[Protocol, float] = {"LL": 2.0, "LL128": 2.0, "Simple": 6.0}
 RING_PLATEAU = 1.4
 """The factor on the latency of a ring over hosts with the Simple protocol, as in NCCL's tuner."""
@@ -64,6 +84,7 @@ class Fabric:
         switch_gb_per_s: of one device into an NVSwitch; 0 without one.
         nvlink: whether the devices of a host are connected by NVLink.
         generation: of the oldest device.
+        network_factor: on the latencies between hosts: 1 over InfiniBand and RoCE, otherwise NETWORK_FACTOR.
     """
 
     num_ranks: int
@@ -74,11 +95,29 @@ class Fabric:
     switch_gb_per_s: float
     nvlink: bool
     generation: Generation
+    network_factor: float = 1.0
 
     @property
     def ranks_per_host(self) -> int:
         """The number of ranks on each host, rounded up."""
         return math.ceil(self.num_ranks / self.num_hosts)
+
+    def step_us(self, what: Literal["ring", "tree"], protocol: Protocol) -> float:
+        """The latency of a step within a host."""
+        link = "nvlink" if self.nvlink else "pcie"
+        return STEP_US[link][what][protocol] * STEP_FACTOR[link][protocol] * self._gpu_factor
+
+    def step_across_us(self, what: Literal["ring", "tree"], protocol: Protocol) -> float:
+        """The latency of a step between hosts."""
+        return STEP_US["nic"][what][protocol] * STEP_FACTOR["nic"][protocol] * self.network_factor
+
+    def call_us(self, what: Literal["ring", "tree"], protocol: Protocol) -> float:
+        """The latency of a call."""
+        return CALL_US[what][protocol] * self._gpu_factor
+
+    @property
+    def _gpu_factor(self) -> float:
+        return GPU_FACTOR[self.generation] if self.nvlink else 1.0
 
     @property
     def num_channels(self) -> int:
@@ -141,17 +180,17 @@ def _rings(fabric: Fabric, what: Literal["all_reduce", "reduce_scatter", "broadc
         gb_per_s = narrowest * efficiency
         if protocol == "LL":
             across = LL_GB_PER_S_ACROSS_HOSTS[min(hosts, 3)] if hosts > 1 else math.inf
-            gb_per_s = min(gb_per_s, across, LL_GB_PER_S[fabric.generation])
-        inside = STEP_US["nvlink" if fabric.nvlink else "pcie"]["ring"][protocol]
+            gb_per_s = min(gb_per_s, across * LL_FACTOR, LL_GB_PER_S[fabric.generation] * LL_FACTOR)
+        inside = fabric.step_us("ring", protocol)
         steps, steps_across = rounds * (n - 1), rounds * (hosts - 1)
         if hosts > 1:
             inside = max(inside, NET_OVERHEAD_US[protocol])
-        latency = (steps - steps_across) * inside + steps_across * STEP_US["nic"]["ring"][protocol]
+        latency = (steps - steps_across) * inside + steps_across * fabric.step_across_us("ring", protocol)
         if protocol == "Simple" and hosts > 1:
             latency *= RING_PLATEAU
         yield Algorithm(
             name=f"ring, {protocol}",
-            latency_us=CALL_US["ring"][protocol] + latency,
+            latency_us=fabric.call_us("ring", protocol) + latency,
             us_per_byte=sent / (gb_per_s * 1e3),
             sent=sent,
         )
@@ -170,12 +209,12 @@ def _trees(fabric: Fabric) -> Iterator[Algorithm]:
     for protocol, efficiency in PROTOCOL_EFFICIENCY.items():
         if protocol == "LL128" and not fabric.nvlink:
             continue
-        kept = 1 / 3.8 if protocol == "LL" else efficiency
-        step = STEP_US["nvlink" if fabric.nvlink else "pcie"]["tree"][protocol]
-        latency = 2 * ((local - 1) * step + rounds * STEP_US["nic"]["tree"][protocol])
+        kept = TREE_LL_EFFICIENCY * LL_FACTOR if protocol == "LL" else efficiency
+        step = fabric.step_us("tree", protocol)
+        latency = 2 * ((local - 1) * step + rounds * fabric.step_across_us("tree", protocol))
         yield Algorithm(
             name=f"tree, {protocol}",
-            latency_us=CALL_US["tree"][protocol] + latency,
+            latency_us=fabric.call_us("tree", protocol) + latency,
             us_per_byte=max(
                 sent_inside / (fabric.inside_gb_per_s * TREE_EFFICIENCY * kept * 1e3),
                 sent_across / (fabric.across_gb_per_s * kept * 1e3),
@@ -200,7 +239,7 @@ def _nvls(fabric: Fabric) -> Iterator[Algorithm]:
     channels_gb_per_s = min(fabric.num_nics, local) * NVLS_TREE_CHANNEL_GB_PER_S[fabric.generation][hosts > 2]
     yield Algorithm(
         name="NVLS tree",
-        latency_us=NVLS_US + 2 * rounds * NVLS_TREE_STEP_US,
+        latency_us=NVLS_TREE_US + 2 * rounds * NVLS_TREE_STEP_US * fabric.network_factor,
         us_per_byte=max(inside, sent / (fabric.across_gb_per_s * 1e3), 2 * (n - 1) / n / (channels_gb_per_s * 1e3)),
         sent=sent,
     )

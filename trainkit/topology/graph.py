@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainkit.errors import TopologyError
+from trainkit.topology.staging import link_gb_per_s, turns_at_root
 from trainkit.topology.topology import GPU_LINKS, NETWORK, Host, Link
 
 Edge = tuple[int, bool]
 """A link's number in `Host.links`, and whether it is used from a to b."""
 Path = tuple[Edge, ...]
 
-STAGED = 0.88
-"""The share of a PCIe link's bandwidth that is left for copies through host memory, without peer access between GPUs.
-Fitted to 4 x RTX 5090 (benchmarks/predictions.py)."""
 MAX_RINGS = 32
 SEARCH_STEPS = 1000
 SAME = 1 - 1e-9
@@ -35,11 +33,9 @@ class Graph:
         self._host = host
         self._nvlinks: Graph | None = None
         self.links: tuple[Link, ...] = host.links
-        staged = STAGED if host.facts.get("p2p") is False else 1.0
-        self.gb_per_s = tuple(
-            link.bandwidth_gb_per_s * (staged if link.kind == "pcie" and link.source == "nominal" else 1.0)
-            for link in host.links
-        )
+        self.gb_per_s = tuple(link_gb_per_s(host, link) for link in host.links)
+        self._turns_at_root = turns_at_root(host)
+        self._devices = {device.id for device in host.devices}
         self.nics = tuple(nic.id for nic in host.nics)
         self._forwards = {*host.switches, *self.nics}
         self._neighbours: dict[str, list[tuple[str, Edge]]] = {}
@@ -91,8 +87,27 @@ class Graph:
         for width in sorted(set(self.gb_per_s), reverse=True):
             found = self._shortest(start, end, width, nic)
             if found:
-                return found
+                turns = self._turns_at_root and {start, end} <= self._devices
+                return tuple(self._through_root(path) for path in found) if turns else found
         return ()
+
+    def _through_root(self, path: Path) -> Path:
+        """The path with a detour from its PCIe switch to the socket above and back; others stay as they are."""
+        if any(self.links[number].kind != "pcie" for number, _ in path):
+            return path
+        sockets = sorted(vertex for vertex in self._forwards if vertex.startswith("socket"))
+        switches = [self.links[number].b if forward else self.links[number].a for number, forward in path[:-1]]
+        ways = [
+            (len(ups[0]), place, ups[0])
+            for place, switch in enumerate(switches, 1)
+            for socket in sockets
+            if (ups := self._shortest(switch, socket, 0.0, None))
+        ]
+        if not ways:
+            return path
+        _, place, up = min(ways)  # empty where the path passes a socket already
+        down = tuple((number, not forward) for number, forward in reversed(up))
+        return (*path[:place], *up, *down, *path[place:])
 
     def _shortest(self, start: str, end: str, width: float, nic: str | None) -> tuple[Path, ...]:
         """All shortest paths over links of at least this width."""

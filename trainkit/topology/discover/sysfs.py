@@ -52,6 +52,8 @@ def read(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Parts:
     facts: dict[str, Any] = {"sources": ["sysfs"]}
     if (hypervisor := read_hypervisor(root, proc)) is not None:
         facts["hypervisor"] = hypervisor
+    if (vendor := re.search(r"^vendor_id\s*:\s*(\S+)", _text(proc / "cpuinfo"), re.MULTILINE)) is not None:
+        facts["cpu"] = vendor[1]
     if gpus:
         facts["iommu"] = any(_listed(root / "class/iommu"))
         modules = [root / "module/nvidia_peermem", root / "module/nv_peer_mem"]
