@@ -40,6 +40,7 @@ NOT_OURS = {
     "enroot",
     "export",
     "kubectl",
+    "nvidia-smi",
     "pip",
     "python",
     "sbatch",
@@ -47,6 +48,7 @@ NOT_OURS = {
     "seq",
     "source",
     "srun",
+    "ssh",
     "torchrun",
     ".venv/bin/pre-commit",
 }
@@ -76,14 +78,18 @@ def _blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def _commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command on a page."""
+    """The words of each command on a page, without the file that its output goes to."""
     for block in (text for language, text in _blocks(page) if language == "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                words.pop(0)
-            if words:
-                yield words
+            while words:
+                end = words.index("|") if "|" in words else len(words)
+                command, words = words[:end], words[end + 1 :]
+                command = command[: command.index(">")] if ">" in command else command
+                while command and re.fullmatch(r"[A-Z_]+=\S*", command[0]):
+                    command.pop(0)
+                if command:
+                    yield command
 
 
 def _check_train(words: list[str]) -> None:
@@ -137,12 +143,17 @@ def test_commands_parse(page):
 def test_a_wrong_command_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "Text:\n\n    trainkit train recipe=bert \\\n        recipe.batch_sice=8  # wrong\n\n```sh\nmake it\n```\n"
+        "Text:\n\n    trainkit train recipe=bert \\\n        recipe.batch_sice=8  # wrong\n\n"
+        "```sh\nA=1 cat x | make it > y\n```\n"
     )
-    assert list(_commands(page)) == [["trainkit", "train", "recipe=bert", "recipe.batch_sice=8"], ["make", "it"]]
+    assert list(_commands(page)) == [
+        ["trainkit", "train", "recipe=bert", "recipe.batch_sice=8"],
+        ["cat", "x"],
+        ["make", "it"],
+    ]
     with pytest.raises(trainkit.errors.ConfigError, match=r"recipe\.batch_sice") as error:
         _check_train(["recipe=bert", "recipe.batch_sice=8"])
-    assert [_fault(words) for words in _commands(page)] == [
+    assert [fault for words in _commands(page) if (fault := _fault(words))] == [
         "['trainkit', 'train', 'recipe=bert', 'recipe.batch_sice=8']: " + str(error.value),
         "['make', 'it']: the Makefile has no such target",
     ]

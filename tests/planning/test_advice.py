@@ -30,6 +30,15 @@ def twice(host: Host) -> tuple[Host, Host]:
     return replace(host, name="a"), replace(host, name="b")
 
 
+def with_speeds(host: Host, gb_per_s: float) -> Host:
+    """The host with network cards of known speed."""
+    links = (
+        replace(link, bandwidth_gb_per_s=gb_per_s, source="nominal") if link.kind == "nic" else link
+        for link in host.links
+    )
+    return replace(host, links=tuple(links))
+
+
 def environment(**variables: str) -> dict[str, Any]:
     return {"environment": variables}
 
@@ -69,7 +78,7 @@ def test_gpus_of_unknown_model_are_named_with_what_is_assumed():
 
 
 def test_two_hosts_that_are_as_they_should_be():
-    assert said(*twice(matrix("dgx_a100", "NVIDIA A100", peermem=True))) == []
+    assert said(*twice(with_speeds(matrix("dgx_a100", "NVIDIA A100", peermem=True), 24.0))) == []
     assert said(*twice(cpu_host("a", 2, Nic(id="nic0", name="eth0"), 10.0))) == []
 
 
@@ -153,7 +162,7 @@ def test_a_host_that_could_not_be_read():
     assert "(NVML: no driver)" in found.problem
     assert found.severity == "hint"
     wrong = only(said(matrix("two_cards", topo_file="t.xml names none of this host's GPUs")), "NCCL_TOPO_FILE")
-    assert wrong.problem.startswith("t.xml names none")
+    assert "not used here: t.xml names none" in wrong.problem
 
 
 # -- several hosts -----------------------------------------------------------------------------------------------------
@@ -211,10 +220,24 @@ def test_a_network_much_slower_than_the_gpus():
     views = [
         View(host_id=at, device=d.bus_id, host=host, host_name=at) for at in "ab" for d in host.devices if d.bus_id
     ]
-    (found,) = advise(merge(views))
-    assert found.subject == "every host: network"
-    assert found.problem.startswith("it carries 0.12 GB/s (assumed) per host, and the links between its GPUs 240")
+    (found,) = [entry for entry in advise(merge(views)) if entry.subject == "every host: network"]
+    assert found.problem.startswith("it carries 1.2 GB/s (assumed) per host, and the links between its GPUs 240")
     assert found.severity == "hint"
+
+
+def test_a_card_without_a_link_to_the_network():
+    host = nvml_host(paired_host(2))
+    assert said(*twice(replace(host, nics=(Nic(id="nic0", name="eth0"),)))) == []
+
+
+def test_cards_of_unknown_speed():
+    found = only(said(*twice(matrix("dgx_a100", peermem=True))), "speed of")
+    assert found.severity == "hint"
+    assert found.subject == "every host: speed of mlx5_0, mlx5_1, mlx5_2 and 9 more"
+    assert "1.2 GB/s is assumed, as NCCL does" in found.problem
+    assert "trainkit topo probe" in found.remedy
+    measured = with_speeds(matrix("dgx_a100", peermem=True), 20.0)
+    assert not [entry for entry in said(*twice(measured)) if "(assumed)" in entry.problem or "unknown" in entry.problem]
 
 
 def test_the_worst_comes_first_in_the_same_order():

@@ -187,6 +187,16 @@ def test_where_no_link_can_be_read_auto_is_flat_and_says_why(tmp_path):
         assert "trainkit topo show" in said[0]
 
 
+def test_what_is_wrong_with_the_links_is_said_before_the_choice(tmp_path):
+    topology = Topology.read(_two_hosts(tmp_path))
+    facts = {"topo_file": "/etc/topo.xml cannot be read: No such file or directory"}
+    path = tmp_path / "warned.json"
+    path.write_text(replace(topology, hosts=tuple(replace(host, facts=facts) for host in topology.hosts)).to_json())
+    for _, said in run_ranks(_choose, 4, Comm(plan="leader", topology=str(path))):
+        assert said[0].startswith("warning: every host: NCCL_TOPO_FILE: it is not used here: /etc/topo.xml cannot be")
+        assert "as configured" in said[-1]
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [("{", ":1:2: invalid JSON"), (None, "cannot be read"), ('{"hosts": []}', "at least one host")]
 )

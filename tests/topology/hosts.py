@@ -1,5 +1,6 @@
 """Machines to discover: an object that answers as nvidia-ml-py's module does, and what a host is read from."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,7 +182,36 @@ def links(host: Host, kind: str) -> dict[tuple[str, str], float]:
     return {(way.a, way.b): way.bandwidth_gb_per_s for way in host.links if way.kind == kind}
 
 
-def sources(root: Path = NOWHERE, proc: Path = NOWHERE, *, module=None, smi_text: str = "", **environment) -> Sources:
+def sources(
+    root: Path = NOWHERE, proc: Path = NOWHERE, *, etc: Path = NOWHERE, module=None, smi_text: str = "", **environment
+) -> Sources:
     """Of a machine that has only what is given; NVML is missing unless given."""
     module = FakeNvml([], broken="Driver Not Loaded") if module is None else module
-    return Sources(environment=environment, root=root, proc=proc, nvml=module, smi_text=smi_text or None)
+    return Sources(environment=environment, root=root, proc=proc, etc=etc, nvml=module, smi_text=smi_text or None)
+
+
+def matrix(num_gpus: int, cell: Callable[[int, int], str], more: str = "") -> str:
+    """The text of `nvidia-smi topo -m`, with the cell of each pair a < b."""
+    names = [f"GPU{i}" for i in range(num_gpus)]
+    rows = [
+        [name, *(" X " if i == j else cell(min(i, j), max(i, j)) for j in range(num_gpus))]
+        for i, name in enumerate(names)
+    ]
+    return "\n".join("\t".join(row) for row in [["", *names], *rows]) + "\n" + more
+
+
+def nccl_xml(below_gpus: list[str], capability: str = "90") -> str:
+    """NCCL's XML of GPUs on one socket, with the addresses of `bus` and what is below each <gpu>."""
+    gpus = "\n".join(
+        f'<pci busid="{bus(i)[4:].lower()}" class="0x030200" link_speed="32.0 GT/s PCIe" link_width="16">'
+        f'<gpu dev="{i}" sm="{capability}" rank="{i}" gdr="1">{inside}</gpu></pci>'
+        for i, inside in enumerate(below_gpus)
+    )
+    return f'<system version="1"><cpu numaid="0" arch="x86_64">\n{gpus}\n</cpu></system>'
+
+
+def write(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text + "\n")
+    return path

@@ -206,6 +206,38 @@ def test_rows_of_cards_may_be_left_out():
     ]
 
 
+TOGETHER = """\tGPU0\tGPU1\tNIC11\tNIC12\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID
+GPU0\tX\tNV4\tPIX\tNODE\t0-27\t0\tN/A
+GPU1\tNV4\tX\tSYS\tSYS\t0-27\t0\tN/A
+NIC11\tPIX\tSYS\tX\tNODE
+NIC12\tNODE\tSYS\tNODE\tX
+"""
+
+
+@pytest.mark.parametrize(
+    "apart, glued",
+    [
+        ("NIC11\tNIC12\tCPU", "NIC11NIC12\tCPU"),
+        (
+            "\tGPU0\tGPU1\tNIC11\tNIC12\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID",
+            "GPU0GPU1NIC11NIC12CPU AffinityNUMA AffinityGPU NUMA ID",  # a terminal that drops tabs
+        ),
+        ("PIX\tNODE", "PIXNODE"),
+        ("X\tNODE\n", "XNODE\n"),
+        ("SYS\t0-27", "SYS0-27"),
+        ("SYS\t0-27", "SYSN/A0-27"),
+        ("SYS\tSYS", "SYSSYS"),
+        ("NV4\tPIX", "NV4PIX"),
+    ],
+)
+def test_columns_that_run_together(apart, glued):
+    expected = parse_topo_matrix(TOGETHER)
+    assert apart in TOGETHER
+    found = parse_topo_matrix(TOGETHER.replace(apart, glued))
+    assert (found.links, found.switches) == (expected.links, expected.switches)
+    assert [nic.name for nic in found.nics] == ["NIC11", "NIC12"]
+
+
 PAIR = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tPHB\t0-7\nGPU1\tPHB\t X \t0-7\n"
 
 
@@ -231,13 +263,10 @@ PAIR = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tPHB\t0-7\nGPU1\tPHB\t X \t0-7\n"
         (PAIR.replace("\tGPU0\tGPU1", "\tGPU0\tGPU0"), "1:7", "two columns are called 'GPU0'"),
         (PAIR.replace("\t X \tPHB", "\tPHB\tPHB"), "2:6", "'PHB' between GPU0 and GPU0: X marks"),
         (PAIR.replace("\t X \tPHB", "\t X \t X "), "2:11", "'X' between GPU0 and GPU1: X marks"),
-        (
-            "\tGPU0\tNIC0NIC1\tCPU Affinity\nGPU0\t X \tNODENODE\t0-7\n",
-            "1:7",
-            "'NIC0NIC1': two columns without a space",
-        ),
+        ("\tGPU0\tGPU1\nGPU0\t X \tNV180-27\nGPU1\tNV180-27\t X \n", "2:10", "'NV180-27': must be"),
+        (PAIR + "\n" + PAIR, "5:2", "a second matrix of this kind: give one text for each host"),
         ("\tGPU0\tNIC0\nGPU0\t X \tPIXNODE\n", "2:10", "'PIXNODE': must be"),
-        ("\x1b[4mGPU0\x1b[0m\tGPU1\nGPU0\t X \tOK\n", "2:10", "'OK': must be"),
+        ("\x1b[4mGPU0\x1b[0m\tGPU1\nGPU0\t X \tOK\n", "1:1", "a matrix of `nvidia-smi topo -p2p`"),
         ("\tGPU0\tNIC0\tNIC1\nGPU0\t X \tPIX\tPIX\nNIC0\tPIX\t X \tPIX\n", "1:12", "the column of NIC1 has no row"),
     ],
 )

@@ -3,11 +3,20 @@
 import random
 import re
 import socket
-from pathlib import Path
 
 import pytest
 
-from tests.topology.hosts import DATA, FakeNvml, bus, links, nvml_host, nvswitch_host, paired_host, sources
+from tests.topology.hosts import (
+    DATA,
+    FakeNvml,
+    bus,
+    links,
+    nvml_host,
+    nvswitch_host,
+    paired_host,
+    sources,
+    write,
+)
 from trainkit.errors import TopologyError
 from trainkit.planning.advice import advise
 from trainkit.topology.discover import (
@@ -45,6 +54,13 @@ def test_nvml_of_nvlink_pairs():
     assert links(host, "nvlink") == {("gpu0", "gpu1"): 4 * 12.0, ("gpu2", "gpu3"): 4 * 12.0}
     assert host.switches == ("socket0",)
     assert host.facts["p2p_off"] == {"gpu0 gpu2": "chipset not supported", "gpu1 gpu3": "chipset not supported"}
+    assert "p2p" not in host.facts  # a ring 0 1 2 3 needs no other pair
+
+
+def test_nvml_of_gpus_without_peer_access():
+    between = {(a, b): 2 for a in (0, 1) for b in (2, 3)}
+    assert nvml_host(paired_host(p2p=between)).facts["p2p"] is False
+    assert nvml_host(FakeNvml([bus(0), bus(1)], p2p={(0, 1): 2})).facts["p2p"] is False
 
 
 def test_nvml_numbers_gpus_by_bus_id():
@@ -182,13 +198,11 @@ def test_xml_of_a_provider_has_the_tree_and_nvml_the_rest(tmp_path):
     assert [d.name for d in host.devices] == ["NVIDIA A100-SXM4-80GB"] * 2
     assert ("gpu0", "pcie0") in links(host, "pcie")
     assert ("nic0", "pcie0") in links(host, "pcie")
-    assert host.facts["sources"] == ["nccl xml", "nvml", "sysfs"]
+    assert host.facts["sources"] == ["nvml", "nccl xml", "sysfs"]
     assert host.facts["environment"] == {"NCCL_TOPO_FILE": str(file)}
-    half = discover_host("cuda", 1, topo_file=file, sources=sources(module=FakeNvml(["00000002:00:00.0"])))
+    module = FakeNvml(["00000002:00:00.0"])
+    half = discover_host("cuda", 1, sources=sources(module=module, NCCL_TOPO_FILE=str(file)))
     assert [d.bus_id for d in half.devices] == ["0002:00:00.0"]
-    other = discover_host("cuda", 2, topo_file=file, sources=sources(module=paired_host(2)))
-    assert [d.bus_id for d in other.devices] == ["0000:10:00.0", "0000:11:00.0"]
-    assert "contains none of this host's GPUs" in other.facts["topo_file"]
 
 
 def test_grace_and_its_gpu_meet_over_their_own_link():
@@ -248,64 +262,7 @@ def test_damaged_xml_is_read_or_refused():
             assert re.match(r"topo.xml:\d+:\d+: ", str(error)), error
 
 
-def test_a_topology_file_that_is_not_there():
-    with pytest.raises(TopologyError, match=r"NCCL_TOPO_FILE: /nowhere/topo.xml cannot be read: No such file"):
-        discover_host("cuda", 1, sources=sources(module=paired_host(2), NCCL_TOPO_FILE="/nowhere/topo.xml"))
-
-
 # -- sysfs -----------------------------------------------------------------------------------------------------------
-
-
-def write(path: Path, **files: str) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (path / name).write_text(text + "\n")
-    return path
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """A box with a PCIe switch of two GPUs and an InfiniBand card on socket 0, a GPU and an Ethernet card on socket 1.
-    The card of socket 0 runs at 8 of its 16 lanes."""
-    root, proc = tmp_path / "sys", tmp_path / "proc"
-    gpu = {"class": "0x030200", "vendor": "0x10de", "max_link_speed": "16.0 GT/s PCIe", "max_link_width": "16"}
-    card = {"vendor": "0x15b3", "max_link_speed": "16.0 GT/s PCIe", "max_link_width": "16"}
-    first, second = root / "devices/pci0000:16", root / "devices/pci0000:97"
-    switch = first / "0000:16:02.0" / "0000:17:00.0"
-    places = {
-        switch / "0000:18:00.0" / "0000:19:00.0": gpu | {"numa_node": "0", "current_link_width": "16"},
-        switch / "0000:18:01.0" / "0000:1a:00.0": gpu | {"numa_node": "0", "current_link_width": "16"},
-        switch / "0000:18:02.0" / "0000:1b:00.0": card
-        | {"class": "0x020700", "numa_node": "0", "current_link_width": "8"},
-        second / "0000:97:01.0" / "0000:98:00.0": gpu | {"numa_node": "1", "current_link_width": "16"},
-        second / "0000:97:02.0" / "0000:99:00.0": card
-        | {"class": "0x020000", "numa_node": "1", "current_link_width": "16"},
-    }
-    (root / "bus/pci/devices").mkdir(parents=True)
-    for path, files in places.items():
-        write(path, **files)
-        (root / "bus/pci/devices" / path.name).symlink_to(path)
-        write(path.parent, max_link_speed="16.0 GT/s PCIe")
-    write(second / "0000:97:01.0", max_link_speed="8.0 GT/s PCIe")  # a slot of the third generation
-    (bad, good) = (path for path, files in places.items() if files["vendor"] == "0x15b3")
-    port = write(root / "class/infiniband/mlx5_0/ports/1", rate="200 Gb/sec (4X HDR)", state="4: ACTIVE")
-    (port.parent.parent / "device").symlink_to(bad)
-    write(root / "class/infiniband/mlx5_1/ports/1", rate="200 Gb/sec (4X HDR)", state="1: DOWN")
-    for name, device, speed, state in (
-        ("ib0", bad, "200000", "up"),
-        ("eth0", good, "25000", "up"),
-        ("eth1", good, "-1", "down"),
-    ):
-        write(root / "class/net" / name, speed=speed, operstate=state)
-        (root / "class/net" / name / "device").symlink_to(device)
-    write(root / "class/net/lo", operstate="unknown")
-    write(root / "class/dmi/id", sys_vendor="Supermicro", product_name="SYS-420")
-    write(proc, cpuinfo="vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\nflags\t\t: fpu vme\n")
-    write(
-        proc / "net",
-        route="Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\neth0\t00000000\t01\t3\t0\t0\t5\t00000000",
-    )
-    return root, proc
 
 
 def test_sysfs(machine):
@@ -331,7 +288,8 @@ def test_sysfs(machine):
     assert {way.a: way.rated_gb_per_s for way in host.links if way.rated_gb_per_s} == {"nic0": 24.0, "gpu2": 24.0}
     assert links(host, "nic") == {("nic0", NETWORK): 24.0, ("nic1", NETWORK): 3.0}
     assert links(host, "socket") == {("socket0", "socket1"): 10.0}
-    assert host.facts == {"sources": ["sysfs"], "cpu": "GenuineIntel", "iommu": False, "peermem": False}
+    known = {"sources": ["sysfs"], "cpu": "GenuineIntel", "iommu": False, "peermem": False}
+    assert host.facts == known | {"nvlinks": "unknown"}
 
 
 def test_sysfs_of_a_machine_without_numa_nodes(machine):
@@ -405,7 +363,7 @@ def test_the_interface_of_gloo(machine):
     root, proc = machine
     chosen = discover_host("cpu", 1, sources=sources(root, proc, GLOO_SOCKET_IFNAME="eth1"))
     assert chosen.nics[0].name == "eth1"
-    assert links(chosen, "nic") == {("nic0", NETWORK): 0.12}  # -1: taken for 1 Gb/s
+    assert links(chosen, "nic") == {("nic0", NETWORK): 1.2}  # its speed is -1
     assert chosen.facts["nic_speed"] == "unknown"
     assert discover_host("cpu", 1, sources=sources(root, proc, GLOO_SOCKET_IFNAME="lo")).nics == ()
     assert discover_host("cpu", 1, sources=sources()).nics == ()

@@ -5,26 +5,38 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainkit.cli import amounts
-from trainkit.errors import ConfigError
+from trainkit.cli.output import say
+from trainkit.errors import ConfigError, require_above_zero
 
 if TYPE_CHECKING:
     import torch
 
-    from trainkit.topology.topology import Topology
+    from trainkit.topology.topology import Link, Topology
 
 MOST_PROCESSES_SHOWN = 8
 
 
 def add_machine(parser: argparse.ArgumentParser, nodes: str | None = None) -> None:
-    """Adds --topology, --preset, --nodes and --ranks-per-host; `nodes` is the default of --nodes."""
-    parser.add_argument("--topology", type=Path, metavar="FILE", help="a topology file (JSON)")
+    """Adds --topology, --preset, --nodes, --nic-gbit and --ranks-per-host; `nodes` is the default of --nodes."""
+    parser.add_argument(
+        "--topology",
+        action="append",
+        metavar="FILE",
+        help="a topology file (JSON), NCCL's XML or the output of `nvidia-smi topo -m`; - for standard input; "
+        "give it once for each host",
+    )
     parser.add_argument("--preset", metavar="NAME", help="a common machine: dgx-1, dgx-h100 ...")
     many = f"1..128, 1,2,4 or 8; default: {nodes}" if nodes else "default: the hosts of the file, or 1"
     parser.add_argument("--nodes", default=nodes, metavar="N", help=f"number of such machines; {many}")
+    parser.add_argument(
+        "--nic-gbit",
+        type=float,
+        metavar="N",
+        help="Gb/s of the network cards whose speed is not stated; default: 10, as NCCL assumes",
+    )
     parser.add_argument(
         "--ranks-per-host", type=int, metavar="N", help="processes on each host; default: one for each device"
     )
@@ -49,48 +61,109 @@ def described(arguments: argparse.Namespace) -> "Iterator[Topology]":
         ConfigError: for options that contradict each other.
         TopologyError: for a file or preset that cannot be used.
     """
-    from trainkit.topology.presets import preset
-    from trainkit.topology.topology import Topology
-
-    if arguments.topology and arguments.preset:
-        raise ConfigError("--topology and --preset: give only one of them")
     nodes = amounts.counts(arguments.nodes, "--nodes") if arguments.nodes else [1]
     if len(nodes) > 1:
         raise ConfigError(f"--nodes={arguments.nodes}: must be one number for this command")
-    if arguments.preset:
-        yield _with_ranks(preset(arguments.preset, nodes[0]), arguments.ranks_per_host)
-    elif arguments.topology:
-        known = Topology.read(arguments.topology)
-        if nodes[0] > 1 and len(known.hosts) > 1:
-            raise ConfigError(
-                f"--nodes={nodes[0]}: {arguments.topology} has {len(known.hosts)} hosts; give a file with one"
-            )
-        yield _with_ranks(known.times(nodes[0]) if nodes[0] > 1 else known, arguments.ranks_per_host)
-    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        with job(argparse.Namespace(device="auto", topology=None)) as (topology, _):
+    with _read(arguments, is_joinable=nodes[0] > 1) as topology:
+        if nodes[0] == 1:
             yield topology
-    else:
-        yield _with_ranks(_this_machine(arguments.ranks_per_host).times(nodes[0]), None)
+            return
+        if len(topology.hosts) > 1:
+            raise ConfigError(
+                f"--nodes={nodes[0]}: {_given(arguments)} has {len(topology.hosts)} hosts; give a file with one"
+            )
+        yield _with_ranks(topology.times(nodes[0]), arguments.ranks_per_host)
 
 
 def one_node(arguments: argparse.Namespace) -> "Topology":
     """One machine, with only the devices that have a rank.
 
     Args:
-        arguments: parsed options of `add_machine`.
+        arguments: parsed options of `add_machine`; with more than one of --nodes, the machine has a network card.
 
     Raises:
         ConfigError: for a topology of several hosts.
         TopologyError: for a file or preset that cannot be used.
     """
-    with described(argparse.Namespace(**{**vars(arguments), "nodes": None})) as topology:
+    nodes = amounts.counts(arguments.nodes, "--nodes") if arguments.nodes else [1]
+    with _read(arguments, is_joinable=max(nodes) > 1) as topology:
         if len(topology.hosts) > 1:
-            raise ConfigError(f"--topology={arguments.topology}: has {len(topology.hosts)} hosts; give a file with one")
+            raise ConfigError(f"--topology={_given(arguments)}: has {len(topology.hosts)} hosts; give a file with one")
         host, used = topology.hosts[0], {place.device for place in topology.places}
         gone = {device.id for device in host.devices} - used
         devices = tuple(device for device in host.devices if device.id in used)
         links = tuple(link for link in host.links if not gone & {link.a, link.b})
         return type(topology)(hosts=(replace(host, devices=devices, links=links),), source=topology.source)
+
+
+def warn(topology: "Topology", num_nodes: int) -> None:
+    """Prints a line for each problem of a topology, and for network cards whose speed is assumed.
+
+    Args:
+        topology: that a command predicts from.
+        num_nodes: of which it predicts.
+    """
+    from trainkit.planning.advice import advise
+    from trainkit.planning.readings import unknown_speed
+
+    for advice in advise(topology):
+        if advice.severity != "hint":
+            say(str(advice))
+    unknown = [str(advice) for host in topology.hosts for advice in unknown_speed(host)]
+    for line in dict.fromkeys(unknown) if num_nodes > 1 else ():
+        say(line)
+
+
+@contextmanager
+def _read(arguments: argparse.Namespace, *, is_joinable: bool) -> "Iterator[Topology]":
+    """The topology of the options, without --nodes; a `is_joinable` one host has a network card."""
+    from trainkit.topology.discover.merge import joinable
+
+    if arguments.topology and arguments.preset:
+        raise ConfigError("--topology and --preset: give only one of them")
+    require_above_zero("--", **{"nic-gbit": arguments.nic_gbit})
+
+    def finished(topology: "Topology") -> "Topology":
+        if is_joinable and len(topology.hosts) == 1:
+            topology = replace(topology, hosts=(joinable(topology.hosts[0]),))
+        return _with_speeds(topology, arguments.nic_gbit)
+
+    if arguments.preset:
+        from trainkit.topology.presets import preset
+
+        yield finished(_with_ranks(preset(arguments.preset), arguments.ranks_per_host))
+    elif arguments.topology:
+        from trainkit.topology.discover.texts import read_files
+
+        yield finished(_with_ranks(read_files(arguments.topology), arguments.ranks_per_host))
+    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        with job(argparse.Namespace(device="auto", topology=None)) as (topology, _):
+            yield finished(topology)
+    else:
+        yield finished(_this_machine(arguments.ranks_per_host))
+
+
+def _given(arguments: argparse.Namespace) -> str:
+    """What the topology was read from, as it was typed."""
+    return ", ".join(arguments.topology or [arguments.preset or "this job"])
+
+
+def _with_speeds(topology: "Topology", nic_gbit: float | None) -> "Topology":
+    """The topology with network cards of unknown speed at so many Gb/s."""
+    from trainkit.topology.discover.nics import nic_link
+
+    if nic_gbit is None:
+        return topology
+    if not any(link.kind == "nic" and link.source == "assumed" for host in topology.hosts for link in host.links):
+        raise ConfigError(f"--nic-gbit={nic_gbit:g}: there is no network card of unknown speed; leave it out")
+
+    def stated(link: "Link") -> "Link":
+        if link.kind != "nic" or link.source != "assumed":
+            return link
+        return replace(link, bandwidth_gb_per_s=nic_link(link.a, nic_gbit).bandwidth_gb_per_s, source="nominal")
+
+    hosts = (replace(host, links=tuple(stated(link) for link in host.links)) for host in topology.hosts)
+    return replace(topology, hosts=tuple(hosts))
 
 
 def _this_machine(ranks_per_host: int | None) -> "Topology":

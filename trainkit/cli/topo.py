@@ -34,6 +34,8 @@ examples:
   trainkit topo show
   trainkit topo show --preset dgx-h100 --nodes 4 --output cluster.png
   trainkit topo show --topology links.json --json
+  nvidia-smi topo -m | trainkit topo show --topology -
+  trainkit topo show --topology host1.txt --topology host2.txt
 """,
     "probe": """\
 examples:
@@ -45,6 +47,7 @@ examples:
 examples:
   trainkit topo plan --bytes 25MB --preset pcie-8-nvlink-pairs --nodes 2
   trainkit topo plan --bytes 100MiB --topology links.json --wire-dtype int8
+  ssh node1 nvidia-smi topo -m > node1.txt; trainkit topo plan --topology node1.txt --nodes 4 --nic-gbit 200
 """,
     "simulate": """\
 examples:
@@ -90,7 +93,10 @@ def add_parser(commands: Any) -> None:
 
     probe = add("probe", measured.probe, "measure links", "Measure links between the processes that torchrun started.")
     probe.add_argument(
-        "--topology", type=Path, metavar="FILE", help="a topology file (JSON); default: read from the machine"
+        "--topology",
+        type=Path,
+        metavar="FILE",
+        help="of all ranks: a topology file, NCCL's XML or the output of `nvidia-smi topo -m`; default: read",
     )
     machine.add_device(probe)
     probe.add_argument("--output", type=Path, metavar="FILE", help="write the topology with its measured links as JSON")
@@ -119,7 +125,10 @@ def add_parser(commands: Any) -> None:
         "Measure all-reduces over the processes that torchrun started, as nccl-tests do.",
     )
     bench.add_argument(
-        "--topology", type=Path, metavar="FILE", help="a topology file (JSON); default: read from the machine"
+        "--topology",
+        type=Path,
+        metavar="FILE",
+        help="of all ranks: a topology file, NCCL's XML or the output of `nvidia-smi topo -m`; default: read",
     )
     bench.add_argument("--sizes", default="1KB..64MB", metavar="SIZES", help="default: 1KB..64MB, doubling")
     bench.add_argument(
@@ -223,6 +232,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         out.print(f"\nchosen: {chosen.describe()}: {why}", soft_wrap=True)
         if model.backend == "nccl":
             out.print(f"range: {RANGE_NOTE}")
+        machine.warn(topology, len(topology.hosts))
     return 0
 
 
@@ -273,6 +283,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         if abs(change.gain) < 0.005:
             took = "the same time a step"
         out.print(f"{change.change}, {_nodes(nodes[-1])}: {took}, {in_time(change.point.step_us)}", soft_wrap=True)
+    machine.warn(node, nodes[-1])
     if arguments.output:
         title = f"{arguments.recipe} on {node.source.removeprefix('preset ') or 'machines like this one'}"
         with writing(arguments.output):

@@ -2,36 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from trainkit.planning.finding import SEVERITIES, Advice
+from trainkit.planning.readings import assumed_nics, findings, unknown_speed
 from trainkit.topology.cards import card_of
-from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Nic, Topology
 
-Severity = Literal["error", "warning", "hint"]
-_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
+__all__ = ["Advice", "advise"]
+
 _NARROW = 0.6
 """Fewer lanes or an older generation halve a link's bandwidth; protocols take up to a third of the rated one."""
 _MUCH_SLOWER = 4.0
 """The ratio of the bandwidth within a host to that of its network above which a hint is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """One problem of a topology.
-
-    Args:
-        severity: `error`: the job will fail or hang; `warning`: it is slower than the machine allows; `hint`: it could
-            be faster.
-        subject: the host, device or link.
-        problem: what is wrong, and its cost.
-        remedy: what to type or change.
-    """
-
-    severity: Severity
-    subject: str
-    problem: str
-    remedy: str
 
 
 def advise(topology: Topology) -> list[Advice]:
@@ -56,7 +39,7 @@ def advise(topology: Topology) -> list[Advice]:
         Advice(severity=severity, subject=_subject(subject, hosts, topology), problem=problem, remedy=remedy)  # type: ignore[arg-type]
         for (severity, subject, problem, remedy), hosts in found.items()
     ]
-    return sorted(every, key=lambda advice: _SEVERITIES.index(advice.severity))
+    return sorted(every, key=lambda advice: SEVERITIES.index(advice.severity))
 
 
 def _subject(subject: str, hosts: Sequence[str], topology: Topology) -> str:
@@ -100,7 +83,7 @@ def _of_job(topology: Topology) -> Iterator[Advice]:
 
 def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     gpus = [device for device in host.devices if device.kind == "cuda" and device.id in mine]
-    yield from _unread(host)
+    yield from findings(host, [gpu.id for gpu in gpus])
     if gpus:
         yield from _unknown_models(host, gpus)
         yield from _amd(host)
@@ -113,27 +96,8 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
             yield from _far_nics(host, gpus)
             yield from _gpudirect(host)
         yield from _idle_nics(host)
+        yield from unknown_speed(host)
         yield from _slow_way_out(host, mine)
-
-
-def _unread(host: Host) -> Iterator[Advice]:
-    unread = host.facts.get("unread")
-    if unread:
-        reasons = "; ".join(dict.fromkeys(unread.values()))
-        yield Advice(
-            severity="hint",
-            subject=", ".join(unread),
-            problem=f"could not read the links ({reasons}); those of other ranks or nominal figures are used",
-            remedy="pip install nvidia-ml-py, and give the container the driver's libraries: "
-            "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility. Or measure: trainkit topo probe",
-        )
-    if "topo_file" in host.facts:
-        yield Advice(
-            severity="warning",
-            subject="NCCL_TOPO_FILE",
-            problem=f"{host.facts['topo_file']}: it describes another machine, so NCCL plans for wrong links",
-            remedy="unset NCCL_TOPO_FILE, or set it to the file of this machine type",
-        )
 
 
 def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
@@ -304,8 +268,8 @@ def _gpudirect(host: Host) -> Iterator[Advice]:
 def _idle_nics(host: Host) -> Iterator[Advice]:
     used = {nic.id for nic in _used_nics(host)}
     idle = [nic for nic in host.nics if nic.id not in used]
-    fast = max((_wire(host, nic).bandwidth_gb_per_s for nic in host.nics if nic.id in used), default=0.0)
-    worth = [nic for nic in idle if _wire(host, nic).bandwidth_gb_per_s >= fast]
+    fast = max((_wire_gb_per_s(host, nic) for nic in host.nics if nic.id in used), default=0.0)
+    worth = [nic for nic in idle if _wire_gb_per_s(host, nic) >= fast]
     if used and worth:
         setting = "NCCL_IB_HCA" if "NCCL_IB_HCA" in host.facts.get("environment", {}) else "NCCL_SOCKET_IFNAME"
         everything = ",".join(nic.name for nic in host.nics if nic.name)
@@ -330,11 +294,11 @@ def _idle_nics(host: Host) -> Iterator[Advice]:
 def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
-    out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
+    out = sum(_wire_gb_per_s(host, nic) for nic in used)
     inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in GPU_LINKS]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
-    if used and inside and min(inside) > _MUCH_SLOWER * out:
-        unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""
+    if out and inside and min(inside) > _MUCH_SLOWER * out:
+        unknown = " (assumed)" if assumed_nics(host, used) else ""
         yield Advice(
             severity="hint",
             subject="network",
@@ -367,5 +331,6 @@ def _used_nics(host: Host) -> list[Nic]:
     return [nic for nic in cards if listed(nic) != inverted]
 
 
-def _wire(host: Host, nic: Nic) -> Link:
-    return next(link for link in host.links if {link.a, link.b} == {nic.id, NETWORK})
+def _wire_gb_per_s(host: Host, nic: Nic) -> float:
+    """Of a network card to the network; 0 where it has no link to it."""
+    return sum(link.bandwidth_gb_per_s for link in host.links if {link.a, link.b} == {nic.id, NETWORK})

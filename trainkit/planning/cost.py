@@ -293,7 +293,6 @@ class CostModel:
             return of_domains
         alike = {(id(self._graphs[host]), tuple(devices)): host for host, devices in by_host.items()}
         parts = [(self._graphs[host], devices) for (_, devices), host in alike.items()]
-        switched = all(graph.has_nvswitch(devices) for graph, devices in parts)
         networks = [graph.network(devices) for graph, devices in parts] if len(by_host) > 1 else [(math.inf, 1)]
         across, num_nics = min(networks)
         return Fabric(
@@ -302,7 +301,7 @@ class CostModel:
             inside_gb_per_s=min(graph.rings_gb_per_s(devices) for graph, devices in parts),
             across_gb_per_s=across,
             num_nics=num_nics,
-            switch_gb_per_s=min(g.width(g.path(d, e)) for g, (d, e, *_) in parts) if switched else 0.0,
+            switch_gb_per_s=min(graph.switch_gb_per_s(tuple(devices)) for graph, devices in parts),
             nvlink=all(graph.joined_by_nvlink(devices) for graph, devices in parts if len(devices) > 1),
             generation=self._generation(ranks),
             network_factor=self._network_factor,

@@ -24,7 +24,8 @@ class Comm:
             the next step.
         chunk_mb: size in MiB of the chunks into which a bucket is cut, so that the phases of a plan overlap;
             None: the size that is predicted to be fastest.
-        topology: a JSON file from `trainkit topo probe --output`, which is used in place of reading the machines.
+        topology: a file from `trainkit topo probe --output`, or another one that `trainkit topo show --topology` reads,
+            which is used in place of reading the machines.
         matrix_rank: of the factors of PowerSGD.
         start_after: steps with exact all-reduces before PowerSGD starts. PyTorch keeps its state in no checkpoint: a
             resumed run starts with these steps again.

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import ConfigError, TopologyError
 from trainkit.planning import choice as choice_file
+from trainkit.planning.advice import advise
 from trainkit.planning.choice import Choice, cache_path
 from trainkit.planning.plan import MIN_GAIN, Predicted, candidates, shortlist
 from trainkit.planning.reduce_plan import ReducePlan, flat
@@ -202,6 +203,9 @@ class Reducer:
         if self._topology is None:
             self._topology = discover(self._device, self._cluster, group=self._group, path=self.comm.topology)
             self._fingerprint = self._topology.fingerprint()  # before the probe, whose figures vary
+            for advice in advise(self._topology):
+                if advice.severity != "hint":
+                    self._report(str(advice))
 
     def _probe(self) -> None:
         """Measures the links, unless a file gives them or all starts must choose the same plan."""

@@ -152,6 +152,12 @@ class Graph:
         first = devices[0]
         return len(devices) > 1 and all(self.kinds(first, other) == {"nvswitch"} for other in devices[1:])
 
+    def switch_gb_per_s(self, devices: Sequence[str]) -> float:
+        """The bandwidth of the slowest of `devices` into the NVSwitch that connects them; 0 without one."""
+        if not self.has_nvswitch(devices):
+            return 0.0
+        return min(self.width(self.path(devices[0], other)) for other in devices[1:])
+
     def nvswitch_of(self, device: str) -> tuple[str, float] | None:
         """The NVSwitch of a device and the GB/s to it; None: it has none."""
         found = [

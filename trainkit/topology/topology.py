@@ -48,14 +48,14 @@ class Nic:
     Args:
         id: unique within its host, such as `nic0`.
         name: of the operating system, such as `mlx5_0` or `eth0`.
-        kind: `infiniband` (which includes RoCE) or `ethernet`.
+        kind: `infiniband` (which includes RoCE), `ethernet` or `unknown`.
         bus_id: of PCI.
         numa: its NUMA node.
     """
 
     id: str
     name: str = ""
-    kind: Literal["infiniband", "ethernet"] = "ethernet"
+    kind: Literal["infiniband", "ethernet", "unknown"] = "ethernet"
     bus_id: str | None = None
     numa: int | None = None
 
@@ -71,7 +71,7 @@ class Link:
         bandwidth_gb_per_s: of payload, in one direction, of all parallel lanes together; 1 GB is 1e9 bytes.
         latency_us: of one message.
         rated_gb_per_s: of the hardware, where that is known and differs.
-        source: whether the figures were measured.
+        source: of the figures: `nominal` for hardware of this kind, `measured`, or `assumed` where it is unknown.
     """
 
     a: str
@@ -80,7 +80,7 @@ class Link:
     bandwidth_gb_per_s: float
     latency_us: float
     rated_gb_per_s: float | None = None
-    source: Literal["nominal", "measured"] = "nominal"
+    source: Literal["nominal", "measured", "assumed"] = "nominal"
 
 
 @dataclass(frozen=True, kw_only=True)

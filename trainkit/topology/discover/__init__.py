@@ -1,31 +1,34 @@
-"""Reads the machines of a job from the user's file, NCCL's XML, NVML, sysfs, nvidia-smi and hostnames, in this order.
+"""Reads the machines of a job from the user's file, or from NVML, NCCL's XML, sysfs, nvidia-smi and hostnames.
 
-A later source only adds what the earlier ones do not contain.
+A later source only adds what the earlier ones do not contain; NCCL's XML also says where the GPUs are.
 """
 
-import os
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.distributed as dist
-
-from trainkit.distributed.cluster import Cluster
 from trainkit.errors import TopologyError
 from trainkit.json_text import read_bounded
-from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs
+from trainkit.topology.discover import build, nccl_xml, nvml, smi, sysfs, texts
 from trainkit.topology.discover.merge import CPU, View, bare_host, cpu_host, merge
 from trainkit.topology.discover.nccl_xml import parse_nccl_xml
 from trainkit.topology.discover.nvml import read_nvml
 from trainkit.topology.discover.parts import Parts
 from trainkit.topology.discover.smi import parse_topo_matrix
+from trainkit.topology.discover.sources import Sources
 from trainkit.topology.discover.sysfs import read_sysfs
 from trainkit.topology.topology import Host, Nic, Topology
 
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from trainkit.distributed.cluster import Cluster
+
 __all__ = [
+    "Sources",
     "View",
     "discover",
     "discover_host",
@@ -38,40 +41,13 @@ __all__ = [
     "read_sysfs",
 ]
 
-# Environment variables that change which links a job uses; stored in the facts, for advice.
-_SETTINGS = (
-    "CUDA_VISIBLE_DEVICES",
-    "GLOO_SOCKET_IFNAME",
-    "NCCL_IB_DISABLE",
-    "NCCL_IB_HCA",
-    "NCCL_P2P_DISABLE",
-    "NCCL_SHM_USE_CUDA_MEMCPY",
-    "NCCL_SOCKET_IFNAME",
-    "NCCL_TOPO_FILE",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """The sources from which this host is read; tests replace them.
-
-    Args:
-        environment: variables.
-        root: in place of /sys.
-        proc: in place of /proc.
-        nvml: in place of the module pynvml.
-        smi_text: in place of the output of nvidia-smi.
-    """
-
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    root: Path = Path("/sys")
-    proc: Path = Path("/proc")
-    nvml: Any = None
-    smi_text: str | None = None
-
 
 def discover(
-    device: torch.device, cluster: Cluster, *, group: dist.ProcessGroup | None = None, path: str | Path | None = None
+    device: "torch.device",
+    cluster: "Cluster",
+    *,
+    group: "dist.ProcessGroup | None" = None,
+    path: str | Path | None = None,
 ) -> Topology:
     """Reads the topology of the job. Collective: every rank must call.
 
@@ -79,7 +55,7 @@ def discover(
         device: of this process.
         cluster: the processes of the job.
         group: of all processes; None: this is the only one.
-        path: a topology file, which is used in place of all other sources.
+        path: a file that `texts.read_files` reads, which is used in place of all other sources.
 
     Returns:
         The topology, the same on all ranks.
@@ -90,6 +66,8 @@ def discover(
     view = look(device, cluster)
     if group is None:
         return _decided([view], path)
+    import torch.distributed as dist
+
     views: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(views, view, group=group)
     answer: list[Any] = [None]
@@ -108,7 +86,6 @@ def discover_host(
     device_kind: Literal["cuda", "cpu"],
     num_ranks: int,
     *,
-    topo_file: str | Path | None = None,
     sources: Sources | None = None,
 ) -> Host:
     """Reads this host.
@@ -116,16 +93,12 @@ def discover_host(
     Args:
         device_kind: `cuda`: the devices are the GPUs that CUDA_VISIBLE_DEVICES leaves; `cpu`: one for each rank.
         num_ranks: on this host. With `cuda` it is only used as the number of GPUs where none can be read.
-        topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE.
         sources: in place of those of this machine.
-
-    Raises:
-        TopologyError: where NCCL's XML cannot be used.
     """
     sources = sources or Sources()
     if device_kind == "cpu":
         return _cpu_host(num_ranks, sources)
-    parts, problem = read_gpus(sources, topo_file)
+    parts, problem = read_gpus(sources)
     if parts is None:
         bare = bare_host(_host_name(sources), [None] * num_ranks)
         return replace(bare, facts={**bare.facts, "unread": {"this host": problem}})
@@ -135,7 +108,7 @@ def discover_host(
     return build.host_of(parts, _host_name(sources))
 
 
-def look(device: torch.device, cluster: Cluster, sources: Sources | None = None) -> View:
+def look(device: "torch.device", cluster: "Cluster", sources: Sources | None = None) -> View:
     """Reads the host of this rank, with all its GPUs, also those that the rank does not use.
 
     Args:
@@ -144,7 +117,7 @@ def look(device: torch.device, cluster: Cluster, sources: Sources | None = None)
         sources: in place of those of this machine.
 
     Returns:
-        The view, with an error or problem in place of an exception.
+        The view, with a problem in place of an exception.
     """
     sources = sources or Sources()
     view = View(host_id=host_id(sources), device=CPU, host=None, host_name=_host_name(sources))
@@ -153,8 +126,6 @@ def look(device: torch.device, cluster: Cluster, sources: Sources | None = None)
     view = replace(view, device=_bus_id_of(device))
     try:
         parts, problem = read_gpus(sources)
-    except TopologyError as error:
-        return replace(view, error=str(error))
     except Exception as error:  # an error on one rank must not end the job
         return replace(view, problem=f"{type(error).__name__}: {error}")
     host = None if parts is None else build.host_of(parts, view.host_name)
@@ -177,49 +148,53 @@ def host_id(sources: Sources | None = None) -> str:
     return f"{socket.gethostname()} {boot}".strip()
 
 
-def read_gpus(sources: Sources, topo_file: str | Path | None = None) -> tuple[Parts | None, str]:
+def read_gpus(sources: Sources) -> tuple[Parts | None, str]:
     """Reads the GPUs and network cards of this host from all sources.
+
+    NCCL's XML is a supplement, as it is to NCCL: it says where parts are on PCI, and adds network cards; GPUs and their
+    NVLinks are those of the driver.
 
     Args:
         sources: to read.
-        topo_file: NCCL's XML, in place of $NCCL_TOPO_FILE.
 
     Returns:
-        The parts and an empty text, or None and the reason why there is no GPU.
-
-    Raises:
-        TopologyError: where NCCL's XML cannot be used.
+        The parts and an empty text, or None and the reason why there is no GPU. `topo_file` in their facts is the
+        reason why $NCCL_TOPO_FILE is not used.
     """
-    given = topo_file or sources.environment.get("NCCL_TOPO_FILE")
-    xml = None if not given else _read_xml(Path(given).expanduser())
+    settings = sources.settings
     parts, problem = nvml.read(sources.nvml)
     below = sysfs.read(sources.root, sources.proc)
     if parts is None and not below.devices:
         text = sources.smi_text if sources.smi_text is not None else smi.run()
         parts = None if text is None else smi.parts_of(text)
-    there = parts or (below if below.devices else None)
-    facts: dict[str, Any] = {}
-    if xml is not None and there is not None:
-        here = {device.bus_id for device in there.devices}
-        shared = [device.id for device in xml.devices if device.bus_id in here]
-        if shared:
-            xml = xml.only(shared)
-        elif any(here):
-            facts["topo_file"] = f"{given} contains none of this host's GPUs"
-            xml = None
-    found = [source for source in (xml, parts, below) if source is not None]
-    whole = found[0]
-    for source in found[1:]:
-        whole = whole.filled_by(source)
+    whole = parts or below
+    facts: dict[str, Any] = {"environment": settings} if settings else {}
+    if given := settings.get("NCCL_TOPO_FILE"):
+        try:
+            known = whole if whole is below else whole.filled_by(below)
+            whole = _supplemented(whole, _read_xml(Path(given).expanduser(), known), given)
+        except TopologyError as error:
+            facts["topo_file"] = str(error)
+    if whole is not below:
+        whole = whole.filled_by(below)
     if not whole.devices:
         return None, problem
-    return replace(whole, facts={**whole.facts, **facts, **_settings(sources)}), problem
+    return replace(whole, facts={**whole.facts, **facts}), problem
+
+
+def _supplemented(whole: Parts, xml: Parts, name: str) -> Parts:
+    if not whole.devices:
+        return xml.filled_by(whole)
+    here, there = ({device.bus_id for device in parts.devices} - {None} for parts in (whole, xml))
+    if here and there and not here & there:
+        raise TopologyError(f"{name} contains none of this host's GPUs: it describes another machine")
+    return whole.placed_by(xml)
 
 
 def _decided(views: Sequence[View], path: str | Path | None) -> Topology:
     if path is None:
         return merge(views)
-    topology = Topology.read(path)
+    topology = texts.read_files([path])
     if topology.world_size != len(views):
         raise TopologyError(
             f"{path}: it has places for {topology.world_size} ranks, and this job has {len(views)}: "
@@ -236,29 +211,27 @@ def _cpu_host(num_ranks: int, sources: Sources) -> Host:
         nic = Nic(id="nic0", name=interface, bus_id=bus, numa=numa)
         gbit = sysfs.interface_gbit(interface, sources.root)
     host = cpu_host(_host_name(sources), num_ranks, nic, gbit)
-    facts = {"sources": ["sysfs"], **host.facts, **_settings(sources)}
+    settings = sources.settings
+    facts = {"sources": ["sysfs"], **host.facts, **({"environment": settings} if settings else {})}
     hypervisor = sysfs.read_hypervisor(sources.root, sources.proc)
     return replace(host, facts=facts if hypervisor is None else {**facts, "hypervisor": hypervisor})
 
 
-def _read_xml(path: Path) -> Parts:
+def _read_xml(path: Path, of: Parts) -> Parts:
     try:
         text = read_bounded(path).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise TopologyError(f"NCCL_TOPO_FILE: {path} cannot be read: {reason}") from error
-    return nccl_xml.parts_of(text, str(path))
-
-
-def _settings(sources: Sources) -> dict[str, Any]:
-    given = {name: sources.environment[name] for name in _SETTINGS if sources.environment.get(name)}
-    return {"environment": given} if given else {}
+        raise TopologyError(f"{path} cannot be read: {reason}") from error
+    return nccl_xml.parts_of(text, str(path), of=of)
 
 
 def _host_name(sources: Sources) -> str:
     return sources.environment.get("NCCL_HOSTID") or socket.gethostname()
 
 
-def _bus_id_of(device: torch.device) -> str:
+def _bus_id_of(device: "torch.device") -> str:
+    import torch
+
     properties: Any = torch.cuda.get_device_properties(device)
     return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"

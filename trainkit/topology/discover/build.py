@@ -1,33 +1,39 @@
 """Builds a Host from its parts: PCIe switches, sockets, NVSwitches, and the links."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from trainkit.topology.cards import card_of
-from trainkit.topology.discover import nominal
-from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, pair
-from trainkit.topology.topology import NETWORK, Device, Host, Link, LinkKind
+from trainkit.topology.discover import nominal, nvlinks
+from trainkit.topology.discover.nics import nic_link
+from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, joined, pair
+from trainkit.topology.topology import Device, Host, Link, LinkKind
 
 
 def host_of(parts: Parts, name: str) -> Host:
     """The host called `name` with these parts, and their facts."""
     sockets = _sockets(parts)
     switches, pcie = _pcie(parts, sockets)
-    nvswitches, nvlinks = _nvlinks(parts)
+    nvswitches, direct = _nvlinks(parts)
     names = [f"socket{i}" for i in range(len(sockets))]
     between = parts.socket_gb_per_s or nominal.socket_gb_per_s()
-    wires = [nic_link(nic.id, nic.kind, parts.nic_gbit_per_s.get(nic.id)) for nic in parts.nics]
+    wires = [nic_link(nic.id, parts.nic_gbit_per_s.get(nic.id)) for nic in parts.nics]
     facts = dict(parts.facts)
+    if down := nvlinks.missing(parts):
+        facts["nvlinks_down"] = down
+    if nvlinks.may_be_hidden(parts):
+        facts["nvlinks"] = "unknown"
     if any(nic.id not in parts.nic_gbit_per_s for nic in parts.nics):
         facts["nic_speed"] = "unknown"
     facts |= _of_cards(parts)
     return Host(
         name=name,
-        devices=parts.devices,
+        devices=tuple(replace(d, compute_capability=nominal.compute_capability(d)) for d in parts.devices),
         nics=parts.nics,
         switches=(*nvswitches, *switches, *names),
-        links=(*nvlinks, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
+        links=(*direct, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
         facts=facts,
     )
 
@@ -42,9 +48,19 @@ def _of_cards(parts: Parts) -> dict[str, Any]:
     if any(assumed.values()):
         facts["assumed"] = {name: figures for name, figures in assumed.items() if figures}
     models = [card_of(device) for device in parts.devices]
-    if "p2p_off" not in parts.facts and any(card is not None and card.peer_access == "off" for card in models):
+    if "p2p_off" in parts.facts:
+        if not _reached_by_peers(parts):
+            facts["p2p"] = False
+    elif any(card is not None and card.peer_access == "off" for card in models):
         facts["p2p"] = False
     return facts
+
+
+def _reached_by_peers(parts: Parts) -> bool:
+    """Whether pairs with access to each other's memory connect all GPUs, so that rings need no other pair."""
+    off = {pair(*ends.split()) for ends in parts.facts["p2p_off"]}
+    ids = [device.id for device in parts.devices]
+    return len(joined(ids, [ends for ends in combinations(ids, 2) if pair(*ends) not in off])) < 2
 
 
 def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float | None = None) -> Link:
@@ -60,34 +76,17 @@ def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float 
     )
 
 
-def nic_link(nic: str, kind: str, gbit_per_s: float | None, *, by_sockets: bool = False) -> Link:
-    """The link of a network card to NETWORK; `by_sockets`: with the latency of TCP."""
-    rate = gbit_per_s or nominal.UNKNOWN_NIC_GBIT[kind]
-    latency_us = nominal.TCP_NIC_LATENCY_US if by_sockets else nominal.LATENCY_US["nic"]
-    bandwidth = round(rate * nominal.NIC_GB_PER_S_PER_GBIT, 4)
-    return Link(a=nic, b=NETWORK, kind="nic", bandwidth_gb_per_s=bandwidth, latency_us=latency_us)
-
-
 # -- NVLink --------------------------------------------------------------------------------------------------------
 
 
 def _nvlinks(parts: Parts) -> tuple[list[str], list[Link]]:
     each = parts.nvlink_gb_per_s or _usual_nvlink(parts.devices)
-    direct = {ends: count for ends, count in parts.nvlinks.items() if NVSWITCH not in ends}
-    to_switch = {d.id: n for d in parts.devices if (n := parts.nvlinks.get(pair(d.id, NVSWITCH)))}
-    islands: list[dict[str, int]] = [to_switch] if to_switch else []
-    links: list[Link] = []
-    for members in _joined([device.id for device in parts.devices], direct):
-        counts = {direct.get(pair(a, b), 0) for a, b in combinations(members, 2)}
-        most = max(counts, default=0)
-        if len(counts) == 1 and most * (len(members) - 1) > nominal.MOST_NVLINKS:
-            islands.append(dict.fromkeys(members, most))
-            continue
-        known = [(a, b, direct[pair(a, b)]) for a, b in combinations(members, 2) if pair(a, b) in direct]
-        links += [link(a, b, "nvlink", n * each) for a, b, n in known]
-    names = [NVSWITCH] if len(islands) == 1 else [f"{NVSWITCH}{i}" for i in range(len(islands))]
-    for name, island in zip(names, islands, strict=True):
-        links += [link(device, name, "nvswitch", count * each) for device, count in island.items()]
+    switched, direct = nvlinks.islands(parts)
+    names = [NVSWITCH] if len(switched) == 1 else [f"{NVSWITCH}{i}" for i in range(len(switched))]
+    links = [link(a, b, "nvlink", count * each) for (a, b), count in direct.items()]
+    for name, island in zip(names, switched, strict=True):
+        most = max(island.values()) * each
+        links += [link(device, name, "nvswitch", count * each, most) for device, count in island.items()]
     return names, links
 
 
@@ -110,7 +109,7 @@ def _sockets(parts: Parts) -> list[list[str]]:
     apart = {part for ends, how in parts.near.items() if how == "SYS" for part in ends}
     first_of: dict[int, str] = {}
     same = [(first_of.setdefault(node, part), part) for part, node in numa.items()]
-    groups = _joined([part.id for part in parts.everything], [*near, *same])
+    groups = joined([part.id for part in parts.everything], [*near, *same])
     groups.sort(key=lambda group: min((float(numa[part]) for part in group if part in numa), default=float("inf")))
     placed = [group for group in groups if any(part in numa or part in apart for part in group)]
     homeless = [part for group in groups if group not in placed for part in group]
@@ -156,23 +155,4 @@ def _usual_pcie(devices: Sequence[Device]) -> float:
 
 def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]]:
     enough = NEARNESS[: NEARNESS.index(level) + 1]
-    return _joined(members, [ends for ends, how in parts.near.items() if how in enough])
-
-
-def _joined(members: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Groups the members that `pairs` connect, in their order."""
-    inside = set(members)
-    root = {member: member for member in members}
-
-    def top(member: str) -> str:
-        while root[member] != member:
-            member = root[member]
-        return member
-
-    for a, b in pairs:
-        if a in inside and b in inside:
-            root[top(b)] = top(a)
-    groups: dict[str, list[str]] = {}
-    for member in members:
-        groups.setdefault(top(member), []).append(member)
-    return list(groups.values())
+    return joined(members, [ends for ends, how in parts.near.items() if how in enough])

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
-from trainkit.topology.discover.build import link, nic_link
+from trainkit.topology.discover.build import link
+from trainkit.topology.discover.nics import nic_link
 from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
@@ -22,7 +22,6 @@ class View:
         host: all that this rank can read of its host; None where it can read nothing.
         host_name: of the host.
         problem: the reason where `host` is None.
-        error: of a file that the user named and that cannot be used: then no topology is built.
     """
 
     host_id: str
@@ -30,7 +29,6 @@ class View:
     host: Host | None
     host_name: str = ""
     problem: str = ""
-    error: str = ""
 
 
 def merge(views: Sequence[View]) -> Topology:
@@ -44,13 +42,7 @@ def merge(views: Sequence[View]) -> Topology:
 
     Returns:
         The topology of the job.
-
-    Raises:
-        TopologyError: for the error of a view.
     """
-    for rank, view in enumerate(views):
-        if view.error:
-            raise TopologyError(f"rank {rank} on {view.host_name or view.host_id}: {view.error}")
     by_host: dict[str, list[int]] = {}
     for rank, view in enumerate(views):
         by_host.setdefault(view.host_id, []).append(rank)
@@ -64,11 +56,10 @@ def merge(views: Sequence[View]) -> Topology:
             host = replace(host, facts={**host.facts, "unread": unread})
         hosts.append(host)
         places |= {rank: RankPlacement(host=number, device=device) for rank, device in zip(ranks, devices, strict=True)}
-    if len(hosts) > 1:
-        hosts = [host if host.nics else _with_unknown_nic(host) for host in hosts]
+    hosts = with_network(hosts)
     source = "+".join(dict.fromkeys(name for host in hosts for name in host.facts.get("sources", ["hostnames"])))
     in_order = tuple(places[rank] for rank in range(len(views)))
-    return Topology(hosts=tuple(_named_apart(hosts)), places=in_order, source=source)
+    return Topology(hosts=tuple(named_apart(hosts)), places=in_order, source=source)
 
 
 def richness(host: Host) -> tuple[int, ...]:
@@ -91,7 +82,7 @@ def bare_host(name: str, bus_ids: Sequence[str | None]) -> Host:
 def cpu_host(name: str, num_ranks: int, nic: Nic | None, gbit_per_s: float | None) -> Host:
     """A host whose ranks run on the CPU and communicate through its memory."""
     nics: tuple[Nic, ...] = () if nic is None else (nic,)
-    ways = [way for n in nics for way in (_to_memory(n), nic_link(n.id, n.kind, gbit_per_s, by_sockets=True))]
+    ways = [way for n in nics for way in (_to_memory(n), nic_link(n.id, gbit_per_s, by_sockets=True))]
     host = Host(
         name=name,
         devices=(Device(id="cpu0", kind="cpu"),),
@@ -173,19 +164,27 @@ def _of_size(host: Host, num_ranks: int) -> Host:
     return replace(host, devices=devices, links=(*ways, *others))
 
 
-def _with_unknown_nic(host: Host) -> Host:
-    """Adds a network card: there must be one, because there are other hosts."""
-    nic = Nic(id="nic0")
+def with_network(hosts: Sequence[Host]) -> list[Host]:
+    """Hosts of which each has a way to the others: one without network cards gets one of unknown speed."""
+    return [joinable(host) for host in hosts] if len(hosts) > 1 else list(hosts)
+
+
+def joinable(host: Host) -> Host:
+    """A host that others can reach: one without network cards gets one of unknown speed."""
+    if host.nics:
+        return host
+    nic = Nic(id="nic0", kind="unknown")
     by_sockets = host.devices[0].kind == "cpu"
     near = "memory" if by_sockets else next((s for s in host.switches if s.startswith("socket")), host.devices[0].id)
+    slots = [way.bandwidth_gb_per_s for way in host.links if way.kind == "pcie"]  # where unknown, it is as fast
     ways = (
-        link(near, nic.id, "pcie", nominal.pcie_gb_per_s(3)),
-        nic_link(nic.id, nic.kind, None, by_sockets=by_sockets),
+        link(near, nic.id, "pcie", max(slots, default=nominal.pcie_gb_per_s(3))),
+        nic_link(nic.id, None, by_sockets=by_sockets),
     )
     return replace(host, nics=(nic,), links=(*host.links, *ways), facts={**host.facts, "nic_speed": "unknown"})
 
 
-def _named_apart(hosts: Sequence[Host]) -> list[Host]:
+def named_apart(hosts: Sequence[Host]) -> list[Host]:
     """Makes names unique: containers on different hosts can have the same name."""
     names = [host.name for host in hosts]
     return [

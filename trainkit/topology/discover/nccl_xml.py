@@ -2,19 +2,24 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Any
 from xml.parsers import expat
 
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import build, nominal
+from trainkit.topology.discover.nics import kind_of
 from trainkit.topology.discover.parts import NVSWITCH, Nearness, Pair, Parts, bus_id, nearness, pair
 from trainkit.topology.topology import Device, Host, Nic
 
 _GPU_CLASSES = ("0x0302", "0x0300")
 _NIC_CLASSES = ("0x0200", "0x0207")
 _NVSWITCH_CLASS = "0x0680"
+INSTEAD = "measure them (trainkit topo probe --output links.json), or take --preset mi300x or a topology file"
+"""Of links of AMD GPUs."""
+_UNKNOWN_LANES = 16
+"""Of a link_width 0, which guests show; NCCL takes it for 16 too."""
 Node = ElementTree.Element
 
 
@@ -31,12 +36,18 @@ def parse_nccl_xml(text: str, where: str = "NCCL's topology file") -> Host:
     return build.host_of(parts_of(text, where), name=where)
 
 
-def parts_of(text: str, where: str = "NCCL's topology file") -> Parts:
+def parts_of(text: str, where: str = "NCCL's topology file", *, of: Parts | None = None) -> Parts:
     """Parses NCCL's topology XML into parts; see `parse_nccl_xml`.
 
-    Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes.
+    Files of cloud providers contain only the PCI tree, in which GPUs and network cards are found by their PCI classes,
+    only network cards, or only the bus ids of both.
+
+    Args:
+        text: of the file.
+        where: its name, for the message of an error.
+        of: the parts of this host, whose bus ids are looked for, and without which there need not be any GPU.
     """
-    return _Reader(text, where).read()
+    return _Reader(text, where, of).read()
 
 
 def _pci_id(node: Node) -> str | None:
@@ -46,8 +57,8 @@ def _pci_id(node: Node) -> str | None:
 
 
 class _Reader:
-    def __init__(self, text: str, where: str) -> None:
-        self.where = where
+    def __init__(self, text: str, where: str, of: Parts | None) -> None:
+        self.where, self.of = where, of
         self.at: dict[int, tuple[int, int]] = {}
         self.root = self._parse(text)
         self.above = {id(child): parent for parent in self.root.iter() for child in parent}
@@ -56,6 +67,8 @@ class _Reader:
         if self.root.tag != "system":
             raise self._error(self.root, f"the outermost element is <{self.root.tag}>; NCCL writes <system>")
         gpus = self._devices()
+        if self.of is None and not gpus:
+            raise self._error(self.root, "there is no <gpu> in it, and no <pci> of a GPU's class")
         cards = self._cards()
         nodes = {device.id: node for device, node in gpus} | {nic.id: node for nic, node in cards}
         near = {pair(a, b): self._nearness(nodes[a], nodes[b]) for a, b in combinations(nodes, 2)}
@@ -64,6 +77,8 @@ class _Reader:
         pcie = {name: figures for name, node in nodes.items() if (figures := self._pcie(node)) is not None}
         cpu = next(self.root.iter("cpu"), None)
         facts: dict[str, Any] = {"sources": ["nccl xml"]}
+        if any(node.get("link_width") == "0" for node in nodes.values()):
+            facts["pcie_lanes"] = "unknown"
         direct = [n.get("gdr") for n in self.root.iter("net") if n.get("gdr") in ("0", "1")]
         if direct:
             facts["gpudirect"] = "1" in direct
@@ -71,7 +86,8 @@ class _Reader:
             devices=tuple(device for device, _ in gpus),
             nics=tuple(nic for nic, _ in cards),
             near=near,
-            nvlinks=self._nvlinks(gpus),
+            nvlinks=(nvlinks := self._nvlinks(gpus)),
+            nvlinks_known=bool(nvlinks),
             pcie_gb_per_s=pcie,
             nic_gbit_per_s={nic: rate for nic, rate in rates.items() if rate > 0},
             socket_gb_per_s=None if cpu is None else self._socket(cpu),
@@ -84,12 +100,11 @@ class _Reader:
         """The GPUs with their <pci>, in the order of `dev`, or of the file."""
         named = list(self.root.iter("gpu"))
         nodes = [self._pci_of(gpu) for gpu in named] or list(self._of_class(_GPU_CLASSES))
-        if not nodes:
-            raise self._error(self.root, "there is no <gpu> in it, and no <pci> of a GPU's class")
+        nodes += self._at([] if self.of is None else [device.bus_id for device in self.of.devices], nodes)
         numbers = [int(self._number(gpu, "dev", -1)) for gpu in named]
-        if len(set(numbers)) != len(nodes) or min(numbers) < 0:
+        if len(set(numbers)) != len(nodes) or min(numbers, default=0) < 0:
             numbers = list(range(len(nodes)))
-        capabilities = [gpu.get("sm", "") for gpu in named] or [""] * len(nodes)
+        capabilities = [gpu.get("sm", "") for gpu in named] + [""] * (len(nodes) - len(named))
         found = [
             (
                 Device(
@@ -109,12 +124,13 @@ class _Reader:
         nets = [net for net in self.root.iter("net") if net.get("name")]
         found = [(net.get("name", ""), self._place_of(net)) for net in nets]
         if not found:
-            found = [("", node) for node in self._of_class(_NIC_CLASSES)]
+            nodes = list(self._of_class(_NIC_CLASSES))
+            nodes += self._at([] if self.of is None else [nic.bus_id for nic in self.of.nics], nodes)
+            found = [("", node) for node in nodes]
         cards = []
         for i, (name, node) in enumerate(found):
-            infiniband = not name.startswith(("eth", "en", "bond")) and not node.get("class", "").startswith("0x0200")
             busid = bus_id(node.get("busid", "")) or None
-            kind: Any = "infiniband" if infiniband else "ethernet"
+            kind = kind_of(name, pci_class=node.get("class", ""), pci_id=_pci_id(node))
             cards.append((Nic(id=f"nic{i}", name=name, kind=kind, bus_id=busid, numa=self._numa(node)), node))
         return cards
 
@@ -122,13 +138,16 @@ class _Reader:
         ids = {device.bus_id: device.id for device, _ in gpus}
         links: dict[Pair, int] = {}
         for device, node in gpus:
+            if (amd := next(node.iter("xgmi"), None)) is not None:
+                raise self._error(amd, f"<xgmi>: a file of RCCL: links of AMD GPUs are not read; {INSTEAD}")
             for link in node.iter("nvlink"):
                 target = bus_id(self._attribute(link, "target"))
                 count = int(self._number(link, "count"))
                 if count < 1:
                     raise self._error(link, f"<nvlink count={link.get('count')!r}>: must be at least 1")
                 if target in ids:
-                    links[pair(device.id, ids[target])] = count  # the other end has the same count
+                    key = pair(device.id, ids[target])
+                    links[key] = min(count, links.get(key, count))  # a link is up where both of its ends are
                 elif link.get("tclass", "").startswith(_NVSWITCH_CLASS):
                     key = pair(device.id, NVSWITCH)
                     links[key] = links.get(key, 0) + count
@@ -154,6 +173,11 @@ class _Reader:
     def _of_class(self, classes: tuple[str, ...]) -> Iterator[Node]:
         return (node for node in self.root.iter("pci") if node.get("class", "").startswith(classes))
 
+    def _at(self, bus_ids: Iterable[str | None], found: list[Node]) -> list[Node]:
+        """The <pci> at these bus ids that are not found yet: the class may be left out."""
+        wanted = set(bus_ids) - {None, *(bus_id(node.get("busid", "")) for node in found)}
+        return [node for node in self.root.iter("pci") if bus_id(node.get("busid", "")) in wanted]
+
     def _nearness(self, a: Node, b: Node) -> Nearness:
         if a is b:
             return "PIX"  # two ports of one card
@@ -178,9 +202,10 @@ class _Reader:
             figure = self._number(chip, "bw") * self._number(chip, "count") / 1000
             return (figure, figure) if figure > 0 else None
         generation = nominal.pcie_generation_of(node.get("link_speed", ""))
-        lanes = int(self._number(node, "link_width", 0))
-        if generation is None or lanes <= 0:
+        if generation is None:
             return None
+        lanes = int(self._number(node, "link_width", 0))
+        lanes = lanes if lanes > 0 else _UNKNOWN_LANES
         figure = nominal.pcie_gb_per_s(generation, lanes)
         return figure, figure
 

@@ -25,9 +25,6 @@ PCIE_GENERATION_OF_GT_PER_S = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6
 NIC_GB_PER_S_PER_GBIT = 0.12
 """12 GB/s of payload for 100 Gb/s on the wire."""
 
-UNKNOWN_NIC_GBIT = {"infiniband": 100.0, "ethernet": 1.0}
-"""The assumed rate of a network card whose rate cannot be read."""
-
 LOOPBACK_GB_PER_S = 2.0
 """Of gloo between two processes of one machine: one core copies through a TCP socket."""
 

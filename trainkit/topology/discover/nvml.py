@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
+from trainkit.topology.cards import card_of
 from trainkit.topology.discover import build, nominal
 from trainkit.topology.discover.parts import NVSWITCH, Nearness, Pair, Parts, bus_id, pair
 from trainkit.topology.topology import Device, Host
@@ -132,6 +133,7 @@ def _read(nvml: Nvml) -> Parts:
         devices=devices,
         near=near,
         nvlinks=_nvlinks(nvml, devices, of),
+        nvlinks_known=_are_nvlinks_known(nvml, devices, of),
         pcie_gb_per_s={name: figures for name, h in of.items() if (figures := _pcie(nvml, h)) is not None},
         facts=facts,
     )
@@ -203,17 +205,28 @@ def _nvlinks(nvml: Nvml, devices: Iterable[Device], of: Mapping[str, Any]) -> di
                 other = NVSWITCH  # in a virtual machine a switch has no address
             if other is not None:
                 mine[pair(name, other)] = mine.get(pair(name, other), 0) + 1
-        links |= mine  # the other end has the same count
+        for ends, count in mine.items():
+            links[ends] = min(count, links.get(ends, count))  # a link is up where both of its ends are
     return links
 
 
-def _is_up(nvml: Nvml, handle: Any, number: int) -> bool:
+def _are_nvlinks_known(nvml: Nvml, devices: Iterable[Device], of: Mapping[str, Any]) -> bool:
+    """Whether the driver answers for NVLinks, or only refuses to for GPUs that are not known to have any."""
+    if any(_is_up(nvml, handle, 0) is not None for handle in of.values()):
+        return True
+    models = [card_of(device) for device in devices]
+    return not any(card is not None and card.num_nvlinks != 0 for card in models)
+
+
+def _is_up(nvml: Nvml, handle: Any, number: int) -> bool | None:
+    """Whether an NVLink is up; None where that cannot be asked, and for a number that the GPU does not have."""
     field = getattr(nvml, "NVML_FI_DEV_NVLINK_GET_STATE", None)
     if field is not None:  # Hopper and later
         values = _ask(nvml, "nvmlDeviceGetFieldValues", handle, [(field, number)])
         if values and values[0].nvmlReturn == 0:
             return bool(values[0].value.uiVal)
-    return bool(_ask(nvml, "nvmlDeviceGetNvLinkState", handle, number))
+    state = _ask(nvml, "nvmlDeviceGetNvLinkState", handle, number)
+    return None if state is None else bool(state)
 
 
 def _num_slices(nvml: Nvml, handle: Any) -> int | None:

@@ -1,6 +1,6 @@
 """Parts: the devices and network cards of a host as one source describes them. Several are merged into a Host."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -25,6 +25,7 @@ class Parts:
         nics: network cards.
         near: the distance of two parts over PCIe.
         nvlinks: the number of NVLinks between two devices, or between a device and NVSWITCH.
+        nvlinks_known: whether a GPU without any in `nvlinks` has none; otherwise they may not have been shown.
         nvlink_gb_per_s: of one NVLink; None: unknown.
         pcie_gb_per_s: the bandwidth of a part's PCIe link, and the rated one.
         nic_gbit_per_s: the rate of a network card.
@@ -36,6 +37,7 @@ class Parts:
     nics: tuple[Nic, ...] = ()
     near: Mapping[Pair, Nearness] = field(default_factory=dict)
     nvlinks: Mapping[Pair, int] = field(default_factory=dict)
+    nvlinks_known: bool = False
     nvlink_gb_per_s: float | None = None
     pcie_gb_per_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     nic_gbit_per_s: Mapping[str, float] = field(default_factory=dict)
@@ -65,13 +67,33 @@ class Parts:
             nics=nics + added,
             near=known(other.near) | dict(self.near),
             # A source with some NVLinks has all of them.
-            nvlinks=dict(self.nvlinks) or known(other.nvlinks),
+            nvlinks=dict(self.nvlinks) if self.nvlinks or self.nvlinks_known else known(other.nvlinks),
+            nvlinks_known=self.nvlinks_known or other.nvlinks_known,
             nvlink_gb_per_s=self.nvlink_gb_per_s or other.nvlink_gb_per_s,
             pcie_gb_per_s=of_parts(other.pcie_gb_per_s) | dict(self.pcie_gb_per_s),
             nic_gbit_per_s=of_parts(other.nic_gbit_per_s) | dict(self.nic_gbit_per_s),
             socket_gb_per_s=self.socket_gb_per_s or other.socket_gb_per_s,
             facts=dict(other.facts) | dict(self.facts) | {"sources": self.sources + other.sources},
         )
+
+    def placed_by(self, file: "Parts") -> "Parts":
+        """Takes from a file where the parts are on PCI and what is missing, as `filled_by` does.
+
+        Args:
+            file: NCCL's XML, which overrides the distances, NUMA nodes and PCIe links that a guest sees.
+        """
+        names, _ = self._same(file)
+        numa = {names[part.id]: part.numa for part in file.everything if part.id in names and part.numa is not None}
+        apart = {pair(names[a], names[b]) for a, b in file.near if a in names and b in names}
+        linked = {names[part] for part in file.pcie_gb_per_s if part in names}
+        base = replace(
+            self,
+            devices=tuple(replace(d, numa=numa.get(d.id, d.numa)) for d in self.devices),
+            nics=tuple(replace(n, numa=numa.get(n.id, n.numa)) for n in self.nics),
+            near={ends: how for ends, how in self.near.items() if ends not in apart},
+            pcie_gb_per_s={part: v for part, v in self.pcie_gb_per_s.items() if part not in linked},
+        )
+        return base.filled_by(file)
 
     @property
     def everything(self) -> tuple[Device | Nic, ...]:
@@ -112,9 +134,11 @@ class Parts:
                 names[device.id] = device.id
         cards = {nic.name: nic.id for nic in self.nics if nic.name}
         unnamed = {nic.bus_id: nic.id for nic in self.nics if nic.bus_id and not nic.name}
+        slots = {nic.bus_id: nic.id for nic in reversed(self.nics) if nic.bus_id}
         added: list[Nic] = []
         for nic in other.nics:
-            here = cards.get(nic.name) or unnamed.pop(nic.bus_id or "", None)
+            here = (cards if nic.name else slots).get(nic.name or nic.bus_id or "")
+            here = here or unnamed.pop(nic.bus_id or "", None)
             if here is None:
                 here = f"nic{len(self.nics) + len(added)}"
                 added.append(replace(nic, id=here))
@@ -125,6 +149,25 @@ class Parts:
 def pair(a: str, b: str) -> Pair:
     """The key of a mapping for two ids in any order."""
     return (a, b) if a <= b else (b, a)
+
+
+def joined(members: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Groups the members that `pairs` connect, in their order."""
+    inside = set(members)
+    root = {member: member for member in members}
+
+    def top(member: str) -> str:
+        while root[member] != member:
+            member = root[member]
+        return member
+
+    for a, b in pairs:
+        if a in inside and b in inside:
+            root[top(b)] = top(a)
+    groups: dict[str, list[str]] = {}
+    for member in members:
+        groups.setdefault(top(member), []).append(member)
+    return list(groups.values())
 
 
 def bus_id(text: str) -> str:
@@ -166,6 +209,6 @@ def _find(parts: Iterable[T], names: Mapping[str, str], name: str) -> T | None:
 def _filled(mine: T, theirs: T | None) -> T:
     if theirs is None:
         return mine
-    given = {key: value for key, value in vars(theirs).items() if value not in (None, "")}
-    own = {key: value for key, value in vars(mine).items() if value not in (None, "")}
-    return type(mine)(**(given | own))
+    given = {key: value for key, value in vars(theirs).items() if value not in (None, "", "unknown")}
+    own = {key: value for key, value in vars(mine).items() if value not in (None, "", "unknown")}
+    return type(mine)(**(vars(mine) | given | own))

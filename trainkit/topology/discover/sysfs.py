@@ -130,13 +130,13 @@ def _nics(root: Path) -> Iterator[_Found]:
         path = _pci_path(card / "device")
         for port in _listed(card / "ports"):
             rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
-            if not _text(port / "state").startswith("4") or rate is None:  # 4: ACTIVE
+            if not _text(port / "state").startswith("4"):  # ACTIVE
                 continue
             several = sum(1 for _ in _listed(card / "ports")) > 1
             name = f"{card.name}:{port.name}" if several else card.name
             bus, numa = (None, None) if path is None else (path.name, _numa(path))
             nic = Nic(id=f"nic{number}", name=name, kind="infiniband", bus_id=bus, numa=numa)
-            yield nic, path, float(rate[1])
+            yield nic, path, None if rate is None else float(rate[1])
             number += 1
             taken.add(bus)
     for interface in _listed(root / "class/net"):

@@ -49,6 +49,7 @@ CLASS_STYLES = {
 LINES = ((0.5, "┈"), (5.0, "─"), (50.0, "━"), (float("inf"), "═"))  # below so many GB/s
 CELL = 5  # columns of the matrix: four characters and a space
 MOST_HOSTS = 8
+ASSUMED = "?: of unknown speed, and assumed: `trainkit topo probe` measures it, --nic-gbit states it"
 WIDE = 72  # from here on two sockets stand side by side
 
 
@@ -280,4 +281,6 @@ def _legend(topology: Topology) -> RenderableType:
     note = f"{key}\nOne way, " + (
         "of which some were measured" if measured else "nominal: `trainkit topo probe` measures"
     )
+    if any(link.source == "assumed" for host in topology.hosts for link in host.links):
+        note += f"\n{ASSUMED}"
     return Group(Text(), rows, Text(note, style="dim"))

@@ -139,8 +139,8 @@ def figure(gb_per_s: float) -> str:
 
 
 def rate(link: Link) -> str:
-    """GB/s, with the rated figure where the link is slower: `6 of 24`."""
-    word = figure(link.bandwidth_gb_per_s)
+    """GB/s, with the rated figure where the link is slower: `6 of 24`; `1.2?` for an assumed figure."""
+    word = figure(link.bandwidth_gb_per_s) + ("?" if link.source == "assumed" else "")
     return f"{word} of {figure(link.rated_gb_per_s)}" if is_slow(link) and link.rated_gb_per_s else word
 
 
