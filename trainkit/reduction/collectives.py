@@ -15,6 +15,8 @@ from trainkit.reduction.comm_stream import CommStream, PhaseRunner, Phases
 from trainkit.reduction.quantization import dequantize, quantize
 
 _LAST_JOB_S = 5.0
+_NUM_LANES = {"cpu": 2, "cuda": 1}
+"""While the ranks of one of gloo's collectives wait for each other, the link would be idle: another chunk fills it."""
 # Renamed in torch 2.13, where the old names warn.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -44,10 +46,26 @@ class Chunk:
         return self.own_stop - self.own_start
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """The process groups and streams of the phases after the first; chunks take the lanes in turn.
+
+    A lane keeps its chunks in their order, which is the same on all ranks; chunks of different lanes may overtake.
+    """
+
+    across: dist.ProcessGroup | None
+    back: dist.ProcessGroup | None
+    outward: dist.ProcessGroup | None
+    across_stream: CommStream
+    back_stream: CommStream
+    outward_stream: CommStream
+
+
 class Route:
     """Sums tensors along a plan. Collective: every rank must create one, and call `all_reduce` in the same order.
 
-    Each phase of the plan has its own process group and its own stream, so that the phases of different chunks overlap.
+    Each phase of the plan has its own process group and its own stream, so that the phases of different chunks overlap;
+    with gloo, the phases between groups have two of each.
 
     Args:
         plan: the same on all ranks.
@@ -76,22 +94,16 @@ class Route:
         self.error: BaseException | None = None
         """The first error that a phase raised on this rank."""
         self._lock = threading.Lock()
+        self._lanes: list[_Lane] = []
+        self._num_chunks = 0
         if plan.kind in ("flat", "ring"):
-            self._across = self._join([[rank for group in plan.groups for rank in group]])
-            self._across_stream = self._stream("all-reduce")
+            self._whole = self._join([[rank for group in plan.groups for rank in group]])
+            self._whole_stream = self._stream("all-reduce")
             return
-        across = list(zip(*plan.groups, strict=False))  # as many as the smallest group has ranks
-        if plan.kind == "leader":
-            across = across[:1]
-        self._inward, self._across = self._join(plan.groups), self._join(across)
-        self._back = self._join(across) if plan.wire_dtype != "exact" else None
-        self._outward = self._join(plan.groups)
+        self._inward, self._inward_stream = self._join(plan.groups), self._stream("reduce within the group")
+        self._lanes = [self._lane(number) for number in range(_NUM_LANES[device.type])]
         # Not one of the phases' own groups: those have collectives of other chunks in their queues.
         self._error_group = self._join(plan.groups) if plan.wire_dtype == "int8" else None
-        self._inward_stream = self._stream("reduce within the group")
-        self._across_stream = self._stream("across groups")
-        self._back_stream = self._stream("back across groups")
-        self._outward_stream = self._stream("spread within the group")
 
     def all_reduce(self, flat: Tensor, *, factor: float = 1.0, errors: Sequence[Tensor] = ()) -> "Future[Tensor]":
         """Replaces `flat` by `factor` times its sum over ranks. Collective: every rank must call.
@@ -132,6 +144,7 @@ class Route:
 
         for i, chunk in enumerate(chunks):
             PhaseRunner(self._phases(flat, chunk, factor, errors[i] if errors else None), done, failed)
+            self._num_chunks += 1
         return future
 
     def chunks(self, num: int, element_size: int) -> list[Chunk]:
@@ -199,6 +212,20 @@ class Route:
                     self._groups.append(group)
         return joined
 
+    def _lane(self, number: int) -> _Lane:
+        plan = self.plan
+        across = list(zip(*plan.groups, strict=False))  # as many as the smallest group has ranks
+        if plan.kind == "leader":
+            across = across[:1]
+        return _Lane(
+            across=self._join(across),
+            back=self._join(across) if plan.wire_dtype != "exact" else None,
+            outward=self._join(plan.groups),
+            across_stream=self._stream(f"across groups {number}"),
+            back_stream=self._stream(f"back across groups {number}"),
+            outward_stream=self._stream(f"spread within the group {number}"),
+        )
+
     def _stream(self, name: str) -> CommStream:
         self._streams.append(CommStream(self.device, name))
         return self._streams[-1]
@@ -210,11 +237,12 @@ class Route:
 
     def _phases(self, flat: Tensor, chunk: Chunk, factor: float, errors: Tensor | None) -> Phases:
         if self.plan.kind in ("flat", "ring"):
-            yield self._across_stream
+            yield self._whole_stream
             if factor != 1.0:
                 flat.mul_(factor)
-            dist.all_reduce(flat, group=self._across)
+            dist.all_reduce(flat, group=self._whole)
             return
+        lane = self._lanes[self._num_chunks % len(self._lanes)]
         yield self._inward_stream
         view = flat[chunk.start : chunk.stop]
         padded = view
@@ -226,14 +254,14 @@ class Route:
             if factor != 1.0:
                 own.mul_(factor)
             if self.plan.wire_dtype == "exact":
-                yield self._across_stream
+                yield lane.across_stream
                 _outlive_stream(own)
-                dist.all_reduce(own, group=self._across)
+                dist.all_reduce(own, group=lane.across)
             else:
-                yield from self._across_quantized(own, errors)
-        yield self._outward_stream
+                yield from self._across_quantized(own, errors, lane)
+        yield lane.outward_stream
         _outlive_stream(padded)
-        self._spread_in_group(padded, own)
+        self._spread_in_group(padded, own, lane.outward)
         if padded is not view:
             view.copy_(padded[: len(view)])
 
@@ -253,7 +281,7 @@ class Route:
         dist.all_to_all_single(theirs, chunk, group=self._inward)
         return theirs.view(self.group_size, -1).sum(0)
 
-    def _across_quantized(self, own: Tensor, errors: Tensor | None) -> Phases:
+    def _across_quantized(self, own: Tensor, errors: Tensor | None, lane: _Lane) -> Phases:
         """All-reduce between groups: each rank sums one shard of what all have quantized, and quantizes the sum.
 
         All ranks dequantize the same bytes, and so have the same bits.
@@ -266,31 +294,31 @@ class Route:
         sent = quantize(shards, wire_dtype)
         if errors is not None:
             torch.sub(own, dequantize(sent, length, dtype, wire_dtype).view(-1), out=errors)
-        yield self._across_stream
+        yield lane.across_stream
         received = torch.empty_like(sent)
         _outlive_stream(sent)
-        dist.all_to_all_single(received, sent, group=self._across)
-        yield self._back_stream
+        dist.all_to_all_single(received, sent, group=lane.across)
+        yield lane.back_stream
         _outlive_stream(received)
         total = dequantize(received, length, dtype, wire_dtype).sum(0, keepdim=True)
         sent = quantize(total, wire_dtype)
         if errors is not None:
-            own_errors = errors.view(self._num_groups, -1)[dist.get_rank(self._across)]
+            own_errors = errors.view(self._num_groups, -1)[dist.get_rank(lane.across)]
             own_errors += (total - dequantize(sent, length, dtype, wire_dtype))[0]
             # The sum shows a non-finite gradient; as an error it would make all later gradients non-finite, too.
             torch.nan_to_num_(errors, nan=0.0, posinf=0.0, neginf=0.0)
-        _all_gather(received, sent, group=self._back)
+        _all_gather(received, sent, group=lane.back)
         shards.copy_(dequantize(received, length, dtype, wire_dtype))
 
-    def _spread_in_group(self, chunk: Tensor, own: Tensor | None) -> None:
-        if self._outward is None:
+    def _spread_in_group(self, chunk: Tensor, own: Tensor | None, group: dist.ProcessGroup | None) -> None:
+        if group is None:
             return
         if self.plan.kind == "leader":
-            dist.broadcast(chunk, src=self._leader, group=self._outward)
+            dist.broadcast(chunk, src=self._leader, group=group)
         else:
             assert own is not None
             _outlive_stream(own)
-            _all_gather(chunk, own, group=self._outward)
+            _all_gather(chunk, own, group=group)
 
 
 def _outlive_stream(tensor: Tensor) -> None:
