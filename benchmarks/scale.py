@@ -5,14 +5,16 @@
 
 The ranks are forks of one process that has imported everything, joined by gloo over loopback; they share its cores, so
 that times show how work grows and not what a cluster takes. What is counted, bytes, connections and files, is the
-same on any machine, and is fitted by a + b N + c N^2; the fit says what 1024 ranks would come to. The store's traffic
-is counted by a proxy before it.
+same on any machine, and is fitted by a cubic of the number of other ranks; the fit says what 1024 ranks would come to.
+The store's traffic is counted by a proxy before it. A manifest as 1024 ranks would write it is made from the largest
+one, and read.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import resource
 import socket
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 import trainkit
 from benchmarks.overhead import machine, write
 from trainkit.checkpoint import find, read_manifest
+from trainkit.checkpoint.store import complete, temporary
 
 NUM_LAYERS, WIDTH = 200, 64  # 400 parameters, as BERT-large has; a rank holds whole rows
 FAR = 1024
@@ -46,15 +49,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    found, far = [], dict[str, float]()
     for ranks in map(int, options.ranks.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             found.append(job(ranks, Path(folder)))
+            far = manifest_of(FAR, Path(folder))
         print(json.dumps(found[-1]), flush=True)
-    counted = [key for key in found[0] if key != "ranks" and not key.endswith("_s")]  # times are of shared cores
+    print(json.dumps(far))
+    counted = [key for key in found[0] if key != "ranks" and not key.endswith(("_s", "_mb"))]  # shared cores and pages
     fits = {key: fit(found, key) for key in counted} if len(found) > 2 else {}
     print(json.dumps(fits, indent=1))
-    write("scale", machine(), [{"ranks": found, "fits": fits, "extrapolated_to": FAR}], options.output)
+    write("scale", machine(), [{"ranks": found, "fits": fits, "far": far}], options.output)
 
 
 def job(ranks: int, folder: Path) -> dict[str, float]:
@@ -94,6 +99,29 @@ def job(ranks: int, folder: Path) -> dict[str, float]:
         "manifest_bytes": (newest / "manifest.json").stat().st_size,
         "manifest_read_s": read_s,
     }
+
+
+def manifest_of(ranks: int, folder: Path) -> dict[str, float]:
+    """Writes what so many ranks would say of a checkpoint, each with a row of every tensor, and reads it."""
+    newest, directory = find(folder / "run"), folder / "far"
+    manifest = read_manifest(newest)
+    each, name = next(iter(manifest["files"].values())), "rank_{:05d}.safetensors"
+    for entry in filter(lambda entry: entry["shape"], manifest["tensors"].values()):
+        row = math.prod(entry["shape"][1:])
+        entry["shape"][0] = ranks
+        entry["parts"] = [[rank * row, row, name.format(rank)] for rank in range(ranks)]
+    for entry in filter(lambda entry: not entry["shape"], manifest["tensors"].values()):
+        entry["parts"] = [[0, 1, name.format(0)]]
+    manifest["files"] = {name.format(rank): {**each, "num_bytes": 1 << 30} for rank in range(ranks)}
+    written = temporary(directory)
+    written.mkdir()
+    begin = time.perf_counter()
+    complete(written, directory, manifest)
+    written_s, begin = time.perf_counter() - begin, time.perf_counter()
+    assert len(read_manifest(directory)["files"]) == ranks
+    read_s = time.perf_counter() - begin
+    size = (directory / "manifest.json").stat().st_size
+    return {"ranks": ranks, "manifest_bytes": size, "manifest_write_s": written_s, "manifest_read_s": read_s}
 
 
 def one(rank: int, ranks: int, outside: int, port: int, folder: Path) -> None:
@@ -196,18 +224,19 @@ async def forward(outside: int, port: int, counted: Path) -> None:
 
 
 def fit(found: Sequence[Mapping[str, float]], key: str) -> dict[str, float]:
-    """a + b N + c N^2 with none below 0, by the least squares of relative errors; and what it says of 1024 ranks."""
-    ranks, values = (np.array([one[name] for one in found], float) for name in ("ranks", key))
+    """A cubic of the other ranks, no part below 0, by the least squares of relative errors; and what 1024 give."""
+    others, values = (np.array([one[name] for one in found], float) for name in ("ranks", key))
+    others -= 1
     if not values.all():
         return {"at_1024": float(values.max())}
-    powers = np.stack([np.ones_like(ranks), ranks, ranks**2], axis=1)
+    powers = np.stack([others**power for power in range(4)], axis=1)
     coefficients, _ = nnls(powers / values[:, None], np.ones_like(values))
     errors = powers @ coefficients / values - 1
-    names = ("constant", "of_each_rank", "of_each_pair")
+    names = ("constant", "linear", "square", "cubic")
     return {
         **dict(zip(names, coefficients.tolist(), strict=True)),
         "largest_relative_error": float(abs(errors).max()),
-        "at_1024": float(coefficients @ [1, FAR, FAR**2]),
+        "at_1024": float(coefficients @ [float(FAR - 1) ** power for power in range(4)]),
     }
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from benchmarks.jobs import PRELOADED
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
 from trainkit.ops import mode
 from trainkit.testing import end_pools, fork_context
+
+if TYPE_CHECKING:
+    from tests.launch.slurm_cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
 # What DeepSpeed imports when its first engine is made takes a process 1.5 s of CPU: its Muon imports all of Inductor.
@@ -41,6 +45,23 @@ def pytest_runtest_call() -> Generator[None]:
 def _no_process_is_left() -> Iterator[None]:
     yield
     end_pools()
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> "Iterator[Cluster]":
+    from tests.launch.slurm_cluster import cluster, why_not
+
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def slurm(_cluster: "Cluster") -> "Iterator[Cluster]":
+    """A Slurm of three nodes, all of which are idle."""
+    yield _cluster
+    _cluster.cancel_all()
 
 
 @pytest.fixture(scope="module", autouse=True)

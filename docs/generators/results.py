@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from benchmarks import gan_small_data
-from docs.generators import sweeps
+from docs.generators import scale, sweeps
 from docs.generators.markdown import table as _table
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -480,5 +480,6 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "audit": _audit,
     "intervals": _intervals,
     "report-page": _report_page,
+    "scale": scale.many_ranks,
     **sweeps.RENDERERS,
 }

@@ -15,6 +15,7 @@ from trainkit.forecast.measured import _ALONE, _peak, measure
 from trainkit.memory.memory import Memory
 from trainkit.strategy import FSDP, HSDP, Zero3
 from trainkit.topology.presets import preset
+from trainkit.topology.topology import Device
 
 BERT = [
     *("recipe=bert", "recipe.model.num_layers=1", "data.vocab_size=1024", "data.sequence_length=64"),
@@ -81,7 +82,14 @@ def test_hosts_that_bring_little_do_not_pay_off(measured):
 
 
 def test_devices_say_what_they_hold():
-    assert memory_of("NVIDIA H100 80GB HBM3") == 80 * 10**9 and memory_of("NVIDIA GeForce RTX 4090") is None
+    names = (
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA H900 96GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    )
+    held = [memory_of(Device(id="gpu0", name=name)) for name in names]
+    assert held == [80 * 10**9, 24 * 10**9, 96 * 10**9, None]
 
 
 @pytest.mark.parametrize(

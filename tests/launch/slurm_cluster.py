@@ -1,6 +1,5 @@
-"""A Slurm of three nodes on this machine: each slurmd has a host name of its own, which is not its name in Slurm."""
+"""A Slurm of three nodes on this machine: each has a network of its own, and a host name that Slurm does not know."""
 
-import fcntl
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.processes import free_port
+from tests.launch import networks
 from tests.present import present
 
 T = TypeVar("T")
@@ -25,13 +25,11 @@ PACKAGES = (
     *("openmpi-bin", "mpich"),
 )
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "mpirun.openmpi", "mpiexec.mpich")
-LOCK = Path(tempfile.gettempdir()) / "trainkit-slurm.lock"  # of those who write to /etc/hosts
-MARKS = ("# trainkit-slurm begin", "# trainkit-slurm end")
 NODES = ("c1", "c2", "c3")
 CONF = """\
 ClusterName=ci
 FirstJobId={first_job}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -51,7 +49,8 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=6
+MessageTimeout=3
 InactiveLimit=0
 MinJobAge=3600
 KillWait=30
@@ -72,6 +71,8 @@ def why_not() -> str | None:
     """Why there can be no Slurm here, after having installed it where that is possible; None: there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a Slurm of three nodes needs root on Linux"
+    if (reason := networks.why_not()) is not None:
+        return reason
     if all(map(shutil.which, PROGRAMS)):
         return None
     if shutil.which("apt-get") is None:
@@ -87,8 +88,9 @@ def why_not() -> str | None:
 class Cluster:
     """The commands of Slurm, in a cluster that runs. `environment` is that of jobs, too."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, hosts: Sequence[networks.Member]) -> None:
         self.state = state
+        self.hosts = hosts
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PET_", "WANDB_"))}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
             kept.pop(name, None)
@@ -155,31 +157,41 @@ class Cluster:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").stdout.split() == ["idle"] * len(NODES)
 
     def kill_node(self, number: int) -> None:
-        """SIGKILL to all processes that have the host name of a node, as if it lost its power."""
+        """SIGKILL to all processes of a node, as if it lost its power."""
+        for pid in self._processes(number):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def trains(self, number: int) -> bool:
+        """Whether an agent or a rank runs on a node."""
+        found = b""
+        for pid in self._processes(number):
+            with suppress(OSError):  # it has ended
+                found += Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"python" in found
+
+    def _processes(self, number: int) -> list[int]:
+        """Those that have the host name of the node."""
         slurmd = (self.state / f"{NODES[number]}.pid").read_text().strip()
-        own = Path(f"/proc/{slurmd}/ns/uts").readlink()
+        own, found = Path(f"/proc/{slurmd}/ns/uts").readlink(), []
         for path in Path("/proc").glob("[0-9]*/ns/uts"):
             with suppress(OSError):  # it has ended
                 if path.readlink() == own:
-                    os.kill(int(path.parts[2]), signal.SIGKILL)
+                    found.append(int(path.parts[2]))
+        return found
 
     def start_node(self, number: int) -> None:
         """Starts the slurmd of a node."""
-        command = f"hostname {_host(number)}; exec slurmd -f {self.state}/slurm.conf -N {NODES[number]}"
-        subprocess.run(["unshare", "--uts", "bash", "-c", command], check=True, env=self.environment)
-
-
-def _host(number: int) -> str:
-    return f"slurmhost{number + 1}"
+        command = ["slurmd", "-f", f"{self.state}/slurm.conf", "-N", NODES[number]]
+        subprocess.run([*self.hosts[number].enter, *command], check=True, env=self.environment)
 
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A cluster that runs in the context. Another test process that wants one waits."""
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        state = Path(tempfile.mkdtemp(prefix="trainkit_slurm_"))
-        made = Cluster(state)
+    """A cluster that runs in the context. Other test processes may have theirs at the same time."""
+    state = Path(tempfile.mkdtemp(prefix="trainkit_slurm_"))
+    with networks.bridged(len(NODES)) as hosts:
+        made = Cluster(state, hosts)
         try:
             _start(made)
             yield made
@@ -194,16 +206,16 @@ def _start(made: Cluster) -> None:
         (state / name).mkdir()
     state.chmod(0o755)
     nodes = "\n".join(
-        f"NodeName={node} NodeHostName={_host(number)} NodeAddr=127.0.0.{11 + number} Port={free_port()} CPUs=8 "
+        f"NodeName={node} NodeHostName={host.name} NodeAddr={host.address} Port={free_port()} CPUs=8 "
         f"Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN"
-        for number, node in enumerate(NODES)
+        for node, host in zip(NODES, made.hosts, strict=True)
     )
     given = {"host": socket.gethostname(), "port": free_port(), "first_job": random.randrange(1000, 1000000)}
+    given["address"] = made.hosts[0].gateway
     conf = CONF.format(**given, state=state, nodes=nodes)
     (state / "slurm.conf").write_text(conf)
-    # Names by which gloo finds the hosts; those of the nodes are known to Slurm only.
-    names = [f"127.0.0.{11 + number} {_host(number)}" for number in range(len(NODES))]
-    _write_hosts("\n".join([MARKS[0], *names, MARKS[1]]) + "\n")
+    # By these gloo finds the hosts; the names of the nodes are known to Slurm only.
+    _write_hosts([f"{host.address} {host.name}" for host in made.hosts])
     key = state / "munge" / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
@@ -217,12 +229,18 @@ def _start(made: Cluster) -> None:
     wait_for(made._all_idle, 60.0, "idle nodes")
 
 
-def _write_hosts(text: str) -> None:
-    """Puts lines at the end of /etc/hosts, in place of those of an earlier cluster."""
-    path = Path("/etc/hosts")
-    kept = path.read_text().partition(MARKS[0])
-    rest = kept[2].partition(f"{MARKS[1]}\n")[2] if kept[1] else ""
-    path.write_text(kept[0] + rest + text)  # in place: a container's is a mount
+def _write_hosts(lines: Sequence[str]) -> None:
+    """Ends /etc/hosts with lines of this process, in place of its earlier ones and of those of processes that ended."""
+    path, mark = Path("/etc/hosts"), "# trainkit-slurm"
+
+    def is_kept(line: str) -> bool:
+        owner = line.partition(mark)[2].strip()
+        return not owner or (owner != str(os.getpid()) and _runs(int(owner)))
+
+    with networks.locked("hosts"):
+        kept = [line for line in path.read_text().splitlines() if is_kept(line)]
+        own = [f"{line} {mark} {os.getpid()}" for line in lines]
+        path.write_text("".join(f"{line}\n" for line in (*kept, *own)))  # in place: a container's is a mount
 
 
 def _stop(made: Cluster) -> None:
@@ -237,7 +255,7 @@ def _stop(made: Cluster) -> None:
         wait_for(lambda: not any(map(_runs, running)), 20.0, "the daemons' end")
     for pid in filter(_runs, running):
         os.kill(pid, signal.SIGKILL)
-    _write_hosts("")
+    _write_hosts([])
 
 
 def _runs(pid: int) -> bool:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.jobs import ROOT, TOY, newest_tensors, run
-from tests.launch.slurm_cluster import cluster, wait_for, why_not
+from tests.launch.slurm_cluster import wait_for
 from tests.tracking.wandb_files import history, records
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 SCRIPT = "launch/slurm.sbatch"
 NUM_STEPS = 300
 JOB = (
@@ -25,20 +25,6 @@ JOB = (
 )
 WANDB = ("tracking=default", "tracking.curve=false", "tracking.media=false", "tracking.report=false")
 TRAIN = (sys.executable, "launch/train.py")
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    with cluster() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _none_is_left(slurm):
-    yield
-    slurm.cancel_all()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +99,7 @@ def test_several_agents_on_a_node_are_refused(slurm):
     agent = [sys.executable, "-m", "trainkit.cli", "agent", "recipe=bert"]
     done = slurm.run("srun", "-N1", "--ntasks-per-node=2", *agent)
     assert done.returncode == 2
-    assert "trainkit: error: srun has started 2 agents on slurmhost1" in done.stderr
+    assert f"trainkit: error: srun has started 2 agents on {slurm.hosts[0].name}" in done.stderr
 
 
 # -- slurm.sbatch ------------------------------------------------------------------------------------------------------
@@ -211,13 +197,41 @@ def _ended(slurm, number):
     return slurm.wait(number, "FAILED", "TIMEOUT", "COMPLETED", timeout_s=90.0)
 
 
-def test_a_node_that_dies(slurm, whole, tmp_path):
+def test_at_the_time_limit(slurm, tmp_path):
+    """Slurm sends the signal itself, up to 30 s before its time: it looks twice a minute."""
+    log, run_dir = tmp_path / "log", tmp_path / "run"
+    job = [*JOB, "recipe.num_steps=1000000", f"run_dir={run_dir}"]
+    number = slurm.submit(log, "--time=1", "--signal=B:USR1@1", SCRIPT, *job)
+    _comes_to(run_dir, 1)
+    slurm.wait(number, "PENDING", timeout_s=150.0)
+    assert f"slurm.sbatch: the run has saved: requeueing job {number}" in log.read_text()
+    (stopped,) = (run_dir / "checkpoints").iterdir()
+    step = int(stopped.name.partition("_")[2])
+    slurm.release(number)
+    _comes_to(run_dir, step + 1)
+    assert _steps(run_dir)[: step + 1] == list(range(1, step + 2))
+    _require_no_crash(log.read_text())
+
+
+@pytest.mark.parametrize("lost", ["node", "link"])
+def test_a_node_or_its_link_is_lost(lost, slurm, whole, tmp_path):
     log = tmp_path / "log"
     number = slurm.submit(log, SCRIPT, *JOB, "save_every=20", f"run_dir={tmp_path}/run")
     _comes_to(tmp_path / "run", 50)
-    slurm.kill_node(1)
+    if lost == "node":
+        slurm.kill_node(1)
+        slurm.run("scontrol", "update", "nodename=c2", "state=down", "reason=dead")  # it takes Slurm 30 s to find out
+    else:
+        slurm.hosts[1].lose_link()
+    began = time.monotonic()
     slurm.wait(number, "PENDING", timeout_s=60.0)
-    slurm.start_node(1)
+    print(f"{time.monotonic() - began:.1f} s until Slurm has found out")
+    if lost == "link":
+        wait_for(lambda: not slurm.trains(1), 60.0, "end of the processes that hear nothing of the others")
+        print(f"{time.monotonic() - began:.1f} s until the lost node is idle")
+        slurm.hosts[1].find_link()
+    else:
+        slurm.start_node(1)
     slurm.release(number)
     slurm.wait(number, "RUNNING")
     began, known = time.monotonic(), len(_steps(tmp_path / "run"))

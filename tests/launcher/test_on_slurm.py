@@ -6,26 +6,12 @@ import sys
 import pytest
 
 from tests.jobs import TOY
-from tests.launch.slurm_cluster import cluster, wait_for, why_not
+from tests.launch.slurm_cluster import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1500)]  # others have it first
+pytestmark = pytest.mark.slow
 NUM_STEPS = 400
 SMALL = ("cluster.gpus_per_node=0", "cluster.cpus_per_task=2", "cluster.time=10", "cluster.signal_lead=60")
 LONG = (*TOY, f"recipe.num_steps={NUM_STEPS}", "save_every=20", "evaluate_every=null", "device=cpu")
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    with cluster() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _none_is_left(slurm):
-    yield
-    slurm.cancel_all()
 
 
 def launch(slurm, tmp_path, *words):

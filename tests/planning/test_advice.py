@@ -12,7 +12,7 @@ from trainkit.topology.discover.merge import View, cpu_host
 from trainkit.topology.topology import Host, Nic, RankPlacement, Topology
 
 
-def matrix(name: str, gpu_name: str = "", **facts) -> Host:
+def matrix(name: str, gpu_name: str = "NVIDIA A100", **facts) -> Host:
     host = parse_topo_matrix((DATA / f"{name}.txt").read_text(), name, gpu_name=gpu_name)
     return replace(host, name=name, facts={**host.facts, **facts})
 
@@ -54,6 +54,18 @@ def environment(**variables: str) -> dict[str, Any]:
 )
 def test_one_host_that_is_as_it_should_be(name):
     assert said(matrix(name)) == []
+
+
+def test_gpus_of_unknown_model_are_named_with_what_is_assumed():
+    hint = only(said(matrix("a6000_pairs", "NVIDIA H900")), "gpu0")
+    assert hint.severity == "hint" and hint.subject.endswith("gpu7")
+    assert hint.problem.startswith(
+        "NVIDIA H900 is not in the table of GPUs: PCIe 3 with 16 lanes and 20 GB/s for an NVLink"
+    )
+    assert "topo probe" in hint.remedy
+    assert "the model is unknown: PCIe 3" in only(said(matrix("titan_v_pcie", "")), "gpu0").problem
+    known = nvml_host(paired_host(name="NVIDIA H900"))  # NVML says all that a prediction needs
+    assert only(said(known), "gpu0").problem.endswith("as read, or those of its compute capability")
 
 
 def test_two_hosts_that_are_as_they_should_be():

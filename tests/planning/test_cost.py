@@ -60,7 +60,7 @@ def test_no_exact_plan_beats_the_bandwidth_bound(num_hosts, size):
         assert entry.time_us >= bound_us, entry.plan.describe()
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if name != "gb200-nvl72"])  # see test_domain.py
 @pytest.mark.parametrize("num_nodes", [2, 4])
 def test_no_exact_plan_beats_the_bandwidth_bound_on_any_preset(name, num_nodes):
     topology = preset(name, num_nodes)

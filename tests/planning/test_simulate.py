@@ -94,7 +94,7 @@ def test_int8_where_it_is_tolerated():
 def test_errors_say_what_to_give():
     with pytest.raises(TopologyError, match=r"no recipe 'bert-lage'.*Did you mean 'bert-large'"):
         workload("bert-lage")
-    with pytest.raises(TopologyError, match="set tflops="):
+    with pytest.raises(TopologyError, match=r"give --tflops \(tflops=\)"):
         simulate(cpu_hosts(1, 2, 1.0), [1], workload("bert-base"))
     with pytest.raises(TopologyError, match=r"precision=bf16: .* must use one of"):
         simulate(preset("dgx-1"), [1], workload("bert-base"))

@@ -75,7 +75,7 @@ def test_a_driver_that_knows_little():
     assert len(host.devices) == 8
     assert host.switches == ("socket0",)
     assert {way.bandwidth_gb_per_s for way in host.links} == {12.0}
-    assert host.facts == {"sources": ["nvml"]}
+    assert host.facts == {"sources": ["nvml"], "assumed": {f"gpu{i}": "PCIe 3 with 16 lanes" for i in range(8)}}
 
 
 def test_hoppers_links_are_asked_for_by_field():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import amounts, machine
 from trainkit.cli.output import console, say
-from trainkit.errors import ConfigError, TopologyError
+from trainkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,14 +51,16 @@ def _run(arguments: argparse.Namespace) -> int:
     from trainkit.distributed.cluster import Cluster
     from trainkit.forecast.forecast import forecast, memory_of
     from trainkit.forecast.measured import measure
+    from trainkit.planning.simulate import peaks
 
     if arguments.tflops is not None and not arguments.tflops > 0:
         raise ConfigError(f"--tflops={arguments.tflops}: must be above 0")
     capacity = amounts.num_bytes(arguments.memory, "--memory") if arguments.memory else None
     counts = amounts.counts(arguments.nodes, "--nodes")
     node = machine.one_node(arguments)
-    device = node.hosts[0].devices[0].name
-    _require_speed(device, arguments.tflops)
+    device = node.hosts[0].devices[0]
+    if arguments.tflops is None:
+        peaks(device)  # raises before the configuration is counted, which takes a while
     largest = Cluster(world_size=node.world_size * max(counts), local_world_size=node.world_size)
     measured = measure(arguments.overrides, arguments.config_dir, cluster=largest, report=say)
     found = forecast(measured, node, counts, tflops=arguments.tflops)
@@ -67,21 +69,11 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_facts(measured, found, capacity), indent=1))
         return 0
     out = console()
-    out.print(_head(measured, device, node.source), soft_wrap=True)
+    out.print(_head(measured, device.name, node.source), soft_wrap=True)
     out.print(_table(found, capacity))
     for line in _conclusions(measured, found, counts, capacity):
         out.print(line, soft_wrap=True)
     return 0
-
-
-def _require_speed(device: str, tflops: float | None) -> None:
-    from trainkit.planning.simulate import PEAK_TFLOPS
-
-    if tflops is None and not any(part in device for part in PEAK_TFLOPS):
-        raise TopologyError(
-            f"the speed of {device or 'this device'!r} is not known: give --tflops, what it sustains; "
-            f"`trainkit benchmark` measures it"
-        )
 
 
 def _head(measured: "Measured", device: str, source: str) -> str:

@@ -254,6 +254,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
     out.print(_scaling(points))
     if any(point.fast_step_us < point.slow_step_us for point in points):
         out.print(f"\nin brackets: the range {RANGE_NOTE}; `topo bench` measures yours", soft_wrap=True)
+    if any(link.kind == "xgmi" for link in node.hosts[0].links):
+        out.print("\nof machines with Infinity Fabric no prediction was compared with a measurement", soft_wrap=True)
     bend = knee(points)
     if bend is None:
         out.print(f"\nno knee up to {_nodes(nodes[-1])}: the efficiency stays above {100 * KNEE:.0f} %")

@@ -102,6 +102,9 @@ def join(cluster: Cluster, device: torch.device, *, alone: bool = False) -> bool
     if cluster.is_one_host and os.uname().sysname == "Linux":
         # Otherwise gloo resolves the hostname, which fails or is slow on many machines.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Otherwise each gloo group connects all pairs, and the store passes bytes that grow with the cube of the ranks:
+    # findings/gloo_store_traffic_is_cubic.sh.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if (scarce := allow_open_files(cluster.world_size)) is not None and cluster.rank == 0:
         logger(__name__).warning(scarce)
     try:

@@ -124,6 +124,15 @@ def _parts(endpoint: str) -> tuple[str, int]:
     return name.strip("[]"), int(port)
 
 
+def port_of(host: Host) -> int:
+    """The port of the endpoint; 0 for one host, which takes any.
+
+    Args:
+        host: what this host has to know.
+    """
+    return _parts(host.endpoint)[1]
+
+
 def first_line(error: BaseException) -> str:
     """The message of an error without the lines below it, where torch prints the stack of its own code."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -20,7 +20,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from trainkit.distributed.agent import FAILED, STOPPED
 from trainkit.distributed.elastic_log import silenced
-from trainkit.distributed.host import LOST, MEETING_S, Host, first_line, own_address, rendezvous_handler
+from trainkit.distributed.host import LOST, MEETING_S, Host, first_line, own_address, port_of, rendezvous_handler
+from trainkit.distributed.silence import SILENT_S, Beats
 from trainkit.errors import ClusterError
 from trainkit.logger import logger
 
@@ -63,7 +64,7 @@ def run(host: Host, arguments: Sequence[str]) -> int:
             monitor_interval=0.1,
             local_addr=own_address(host),
         )
-        agent = HostAgent(spec, Path(logs), shutdown_timeout_s=host.shutdown_timeout_s)
+        agent = HostAgent(spec, Path(logs), port=port_of(host), shutdown_timeout_s=host.shutdown_timeout_s)
         with _told_to(agent.tell):
             return agent.exit_code()
 
@@ -74,13 +75,15 @@ class HostAgent(LocalElasticAgent):
     Args:
         spec: what to start, and where the hosts meet.
         logs: a new directory, where processes leave a word (see `trainkit.distributed.agent`).
+        port: of the store where the hosts meet.
         shutdown_timeout_s: as for `Host`.
     """
 
-    def __init__(self, spec: WorkerSpec, logs: Path, *, shutdown_timeout_s: int) -> None:
+    def __init__(self, spec: WorkerSpec, logs: Path, *, port: int, shutdown_timeout_s: int) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(logs)), shutdown_timeout=shutdown_timeout_s)
-        self._logs = logs
+        self._logs, self._port = logs, port
         self._meeting: dist.Store | None = None
+        self._beats: Beats | None = None
         self._told: int | None = None
         self._is_meeting = False
         self._kill_at = self._wait_until = float("inf")
@@ -126,13 +129,22 @@ class HostAgent(LocalElasticAgent):
 
     # -- called by torch's agent -----------------------------------------------------------------------------------
 
+    def _invoke_run(self, role: str = "default_role") -> RunResult:
+        try:
+            return super()._invoke_run(role)
+        except LOST:
+            self._shutdown(timeout=_STOPPING_S)  # torch would wait for them: they hear nothing of the other hosts
+            raise
+
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         if self._told is not None:
             raise _ToldError(self._told)
         self._is_meeting = True
         try:
             super()._rendezvous(worker_group)
-            self._meeting = worker_group.store
+            self._meeting = store = worker_group.store
+            assert store is not None and worker_group.group_rank is not None
+            self._beats = Beats(store, worker_group.group_rank, worker_group.group_world_size or 1, self._port)
         finally:
             self._is_meeting = False
 
@@ -167,6 +179,10 @@ class HostAgent(LocalElasticAgent):
             )
             self._shutdown(signal.SIGKILL)
             return RunResult(state=WorkerState.FAILED)
+        assert self._beats is not None
+        if (name := self._beats.silent()) is not None:
+            logger(__name__).error(f"{name} has said nothing for {SILENT_S} s: it or its link is lost{self._then()}")
+            return RunResult(state=WorkerState.FAILED)
         return result
 
     def _exit_barrier(self) -> None:
@@ -179,10 +195,12 @@ class HostAgent(LocalElasticAgent):
             self._remaining_restarts = 0
         elif result.failures:
             rank, failure = min(result.failures.items(), key=lambda entry: entry[1].timestamp)
-            left = self._remaining_restarts
-            then = f"; all processes are restarted ({left - 1} left)" if left else ""
-            logger(__name__).error(f"rank {rank} on {socket.gethostname()} {how_ended(failure.exitcode)}{then}")
+            logger(__name__).error(f"rank {rank} on {socket.gethostname()} {how_ended(failure.exitcode)}{self._then()}")
         return result
+
+    def _then(self) -> str:
+        left = self._remaining_restarts
+        return f"; all processes are restarted ({left - 1} left)" if left else ""
 
     def _all_have_ended(self, result: RunResult) -> RunResult:
         """`result` once the processes of all hosts have ended; until then, that of processes which run."""

@@ -3,7 +3,7 @@
 import resource
 
 _EACH, _BESIDE = 4, 512
-"""Files for each rank of the job, of which benchmarks/scale.py counts 3: gloo joins all ranks to all, in each group.
+"""Files for each rank of the job: benchmarks/scale.py counts 1.2, and 3 where TORCH_GLOO_LAZY_INIT=0 connects all pairs.
 And those for all else, such as data and libraries."""
 
 

@@ -10,7 +10,8 @@ from trainkit.forecast.measured import Measured
 from trainkit.memory.memory import Memory
 from trainkit.planning.reduce_plan import WireDtype
 from trainkit.planning.simulate import Point, Workload, simulate
-from trainkit.topology.topology import Topology
+from trainkit.topology.cards import card_of
+from trainkit.topology.topology import Device, Topology
 
 WORTH = 0.5
 """The share of its speed that an added host must bring."""
@@ -130,12 +131,15 @@ def worthwhile(found: Sequence[Forecast]) -> Forecast:
     return last
 
 
-def memory_of(device: str) -> int | None:
-    """Bytes of a device by its name, such as `NVIDIA H100 80GB HBM3`; None: it does not say.
+def memory_of(device: Device) -> int | None:
+    """Bytes of a device, from the table of cards, otherwise by its name, such as `A100-SXM4-40GB`; None: unknown.
 
     Example:
-        >>> memory_of("NVIDIA A100-SXM4-40GB"), memory_of("AMD EPYC")
-        (40000000000, None)
+        >>> memory_of(Device(id="gpu0", name="NVIDIA GeForce RTX 4090")), memory_of(Device(id="cpu0", kind="cpu"))
+        (24000000000, None)
     """
-    said = re.search(r"(\d+) ?GB", device)
+    card = card_of(device)
+    if card is not None and card.memory_bytes is not None:
+        return card.memory_bytes
+    said = re.search(r"(\d+) ?GB", device.name)
     return int(said[1]) * 10**9 if said else None

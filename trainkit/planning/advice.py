@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, Topology
+from trainkit.topology.cards import card_of
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, Topology
 
 Severity = Literal["error", "warning", "hint"]
 _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
@@ -101,6 +102,8 @@ def _of_host(host: Host, mine: set[str], several: bool) -> Iterator[Advice]:
     gpus = [device for device in host.devices if device.kind == "cuda" and device.id in mine]
     yield from _unread(host)
     if gpus:
+        yield from _unknown_models(host, gpus)
+        yield from _amd(host)
         yield from _flat_guest(host, gpus)
         yield from _peer_access(host, gpus)
         yield from _narrow_links(host)
@@ -133,11 +136,41 @@ def _unread(host: Host) -> Iterator[Advice]:
         )
 
 
+def _unknown_models(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
+    """GPUs that are not in the table of cards, and the figures that were assumed for them."""
+    assumed: dict[str, str] = host.facts.get("assumed", {})
+    by_model: dict[tuple[str, str], list[str]] = {}
+    for gpu in gpus:
+        named = gpu.name or (f"PCI id {gpu.pci_id}" if gpu.pci_id else "")
+        if gpu.id in assumed or (named and card_of(gpu) is None):
+            by_model.setdefault((named, assumed.get(gpu.id, "")), []).append(gpu.id)
+    for (named, figures), ids in by_model.items():
+        model = f"{named} is not in the table of GPUs" if named else "the model is unknown"
+        used = f"{figures} is assumed" if figures else "its links are as read, or those of its compute capability"
+        yield Advice(
+            severity="hint",
+            subject=", ".join(ids),
+            problem=f"{model}: {used}",
+            remedy="trainkit topo probe measures its links; --tflops gives its speed to predictions",
+        )
+
+
+def _amd(host: Host) -> Iterator[Advice]:
+    if any(link.kind == "xgmi" for link in host.links):
+        yield Advice(
+            severity="hint",
+            subject="Infinity Fabric",
+            problem="the links are nominal, RCCL's algorithms are taken to be NCCL's, and no prediction for such a "
+            "machine was compared with a measurement",
+            remedy="trainkit topo probe measures the links, trainkit topo bench the bus bandwidth",
+        )
+
+
 def _flat_guest(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     """A virtual machine that hides its PCIe switches."""
     guest_of = host.facts.get("hypervisor")
     tree = any(link.kind == "pcie" and link.a.startswith("pcie") for link in host.links)
-    joined = any(link.kind in ("nvlink", "nvswitch") for link in host.links)
+    joined = any(link.kind in GPU_LINKS for link in host.links)
     if not guest_of or tree or len(gpus) < 2 or "nccl xml" in host.facts.get("sources", ()):
         return
     if joined and not host.nics:
@@ -173,7 +206,9 @@ def _peer_access(host: Host, gpus: Sequence[Device]) -> Iterator[Advice]:
     off = {ends: why for ends, why in host.facts.get("p2p_off", {}).items() if set(ends.split()) <= known}
     if not off:
         return
-    consumer = any(word in device.name for device in gpus for word in ("GeForce", "RTX 40", "RTX 50", "TITAN"))
+    models = [card_of(gpu) for gpu in gpus]
+    consumer = any(card is not None and card.peer_access == "off" for card in models)
+    consumer = consumer or any({"GeForce", "TITAN"} & set(gpu.name.split()) for gpu in gpus)
     reason = ", ".join(sorted(set(off.values())))
     pairs = len(known) * (len(known) - 1) // 2
     if consumer and "GPU not supported" in reason:
@@ -296,7 +331,7 @@ def _slow_way_out(host: Host, mine: set[str]) -> Iterator[Advice]:
     """A network that is much slower than the links within the host, both as a ring over hosts uses them."""
     used = _used_nics(host)
     out = sum(_wire(host, nic).bandwidth_gb_per_s for nic in used)
-    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in ("nvlink", "nvswitch")]
+    inside = [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind in GPU_LINKS]
     inside = inside or [link.bandwidth_gb_per_s for link in host.links if link.a in mine and link.kind == "pcie"]
     if used and inside and min(inside) > _MUCH_SLOWER * out:
         unknown = " (assumed)" if host.facts.get("nic_speed") == "unknown" else ""

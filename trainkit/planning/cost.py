@@ -9,7 +9,7 @@ from trainkit.planning import nccl
 from trainkit.planning.nccl import Algorithm, Fabric
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, WireDtype
 from trainkit.topology.graph import Edge, Graph
-from trainkit.topology.topology import NETWORK, Host, Topology
+from trainkit.topology.topology import NETWORK, Host, RankPlacement, Topology
 
 CommBackend = Literal["nccl", "gloo"]
 GLOO_CALL_US = 100.0
@@ -269,7 +269,7 @@ class CostModel:
         """All-reduces of several communicators at the same time, whose rings share links."""
         load, n = self._load(flows), len(rings[0])
         gb_per_s = 2 * (n - 1) / n * share / (load.us_per_byte * 1e3)
-        hosts = len({self.topology.places[rank].host for rank in rings[0]})
+        hosts = len({self.topology.nvlink_node(self.topology.places[rank].host) for rank in rings[0]})
         fabric = Fabric(
             num_ranks=n,
             num_hosts=hosts,
@@ -289,6 +289,8 @@ class CostModel:
         for rank in ranks:
             place = self.topology.places[rank]
             by_host.setdefault(place.host, {})[place.device] = None
+        if (of_domains := self._fabric_of_domains(ranks, by_host)) is not None:
+            return of_domains
         alike = {(id(self._graphs[host]), tuple(devices)): host for host, devices in by_host.items()}
         parts = [(self._graphs[host], devices) for (_, devices), host in alike.items()]
         switched = all(graph.has_nvswitch(devices) for graph, devices in parts)
@@ -302,6 +304,30 @@ class CostModel:
             num_nics=num_nics,
             switch_gb_per_s=min(g.width(g.path(d, e)) for g, (d, e, *_) in parts) if switched else 0.0,
             nvlink=all(graph.joined_by_nvlink(devices) for graph, devices in parts if len(devices) > 1),
+            generation=self._generation(ranks),
+            network_factor=self._network_factor,
+        )
+
+    def _fabric_of_domains(self, ranks: Sequence[int], by_host: Mapping[int, Iterable[str]]) -> Fabric | None:
+        """The fabric where NVSwitches join hosts: to NCCL an NVLink domain is one host. None where none does."""
+        by_node: dict[object, list[tuple[Graph, tuple[str, ...]]]] = {}
+        for host, devices in by_host.items():
+            by_node.setdefault(self.topology.nvlink_node(host), []).append((self._graphs[host], tuple(devices)))
+        every = [(graph, device) for hosts in by_node.values() for graph, devices in hosts for device in devices]
+        rates = [graph.nvswitch_of(device) for graph, device in every]
+        if len(by_node) == len(by_host) or None in rates:
+            return None
+        switch = min(rate for _, rate in filter(None, rates))
+        networks = [[graph.network(devices) for graph, devices in hosts] for hosts in by_node.values()]
+        across = [(sum(gb_per_s for gb_per_s, _ in own), sum(num_nics for _, num_nics in own)) for own in networks]
+        return Fabric(
+            num_ranks=len(ranks),
+            num_hosts=len(by_node),
+            inside_gb_per_s=switch,
+            across_gb_per_s=min(across)[0] if len(by_node) > 1 else math.inf,
+            num_nics=min(across)[1] if len(by_node) > 1 else 1,
+            switch_gb_per_s=switch,
+            nvlink=True,
             generation=self._generation(ranks),
             network_factor=self._network_factor,
         )
@@ -324,7 +350,8 @@ class CostModel:
             if here.host == there.host:
                 ends = [(here.host, here.device, there.device)]
             else:
-                ends = [(here.host, here.device, NETWORK), (there.host, NETWORK, there.device)]
+                out, back = self._meeting(here, there)
+                ends = [(here.host, here.device, out), (there.host, back, there.device)]
             latency = 0.0
             for host, start, end in ends:
                 graph = self._graphs[host]
@@ -335,6 +362,14 @@ class CostModel:
                     load.add(host, edge, sent, graph.gb_per_s[edge[0]])
             load.latency_us = max(load.latency_us, latency)
         return load
+
+    def _meeting(self, here: RankPlacement, there: RankPlacement) -> tuple[str, str]:
+        """The vertices of two hosts at which a flow from one to the other leaves and enters."""
+        switches = [self._graphs[place.host].nvswitch_of(place.device) for place in (here, there)]
+        one_domain = self.topology.nvlink_node(here.host) == self.topology.nvlink_node(there.host)
+        if self.backend == "nccl" and one_domain and switches[0] and switches[1]:
+            return switches[0][0], switches[1][0]
+        return NETWORK, NETWORK
 
     def _only_nic(self, host: int) -> str | None:
         """The network card that gloo uses: the fastest."""

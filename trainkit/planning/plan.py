@@ -105,7 +105,7 @@ def shortlist(every: Sequence[Predicted], count: int = 3) -> list[Predicted]:
 
 
 def groupings(topology: Topology) -> list[Groups]:
-    """The partitions of the ranks into groups with fast links: by host, and by NVLink where that is finer.
+    """The partitions of the ranks into groups with fast links: by NVLink domain, by host, and by NVLink within a host.
 
     Args:
         topology: of the job.
@@ -120,7 +120,8 @@ def groupings(topology: Topology) -> list[Groups]:
         devices = [topology.places[rank].device for rank in ranks]
         islands = graphs[topology.places[ranks[0]].host].islands(tuple(dict.fromkeys(devices)))
         by_island += [tuple(r for r, device in zip(ranks, devices, strict=True) if device in i) for i in islands]
-    found = [by_host]
+    by_domain = topology.ranks_by_nvlink_node()
+    found = [by_host] if by_domain == by_host else [by_domain, by_host]
     if any(len(island) > 1 for island in by_island) and tuple(by_island) != by_host:
         found.append(tuple(by_island))
     return [groups for groups in found if len(groups) > 1]

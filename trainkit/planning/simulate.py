@@ -1,30 +1,21 @@
 """Predicts the step time of data-parallel training on any number of machines. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from trainkit.errors import TopologyError, nearest
 from trainkit.planning.accuracy import time_range_us
 from trainkit.planning.cost import CostModel
 from trainkit.planning.plan import plan_all_reduce
 from trainkit.planning.reduce_plan import ReducePlan, WireDtype
-from trainkit.topology.topology import Host, Link, Topology
+from trainkit.topology.cards import Precision, card_of, nearest_card
+from trainkit.topology.topology import GPU_LINKS, Device, Host, Link, Topology
 
-Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 BUCKET_BYTES = 25_000_000
 """Of DDP's buckets, except for its smaller first one."""
 BACKWARD_SHARE = 2 / 3
 MODEL_FLOPS_UTILISATION = 0.45
 """The share of the peak where no sustained rate is given: that of BERT on an A100 and on an H100."""
-PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
-    "V100": {"fp16": 125.0, "fp32": 15.7},
-    "A100": {"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
-    "H100": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
-    "H200": {"bf16": 989.0, "fp16": 989.0, "tf32": 495.0, "fp32": 67.0},
-    "RTX 4090": {"bf16": 165.0, "fp16": 165.0, "tf32": 82.6, "fp32": 82.6},
-}
-"""Dense peak of one device, by a part of its name."""
 NVSWITCH_GB_PER_S, NVSWITCH_RATED_GB_PER_S = 230.4, 300.0
 KNEE = 0.9
 
@@ -38,7 +29,8 @@ class Workload:
         num_parameters: of the model.
         flops_per_sample: of forward and backward passes together.
         samples_per_device: of all micro-batches of a step.
-        tflops: sustained by one device; None: 45 % of its peak in this precision, for the devices in PEAK_TFLOPS.
+        tflops: sustained by one device; None: 45 % of its peak in this precision, for the GPUs whose peak is
+            in the table of cards.
         precision: of the computation.
     """
 
@@ -185,7 +177,8 @@ def simulate(
     Raises:
         TopologyError: where no link leads from one rank to another, or the speed of the device is unknown.
     """
-    rate = workload.tflops or _tflops(topology_of_one_node.hosts[0], workload)
+    device = topology_of_one_node.hosts[0].devices[0]
+    rate = workload.tflops or _tflops(device, workload.precision)
     compute_us = workload.flops_per_sample * workload.samples_per_device / rate / 1e6
     points = []
     for count in num_nodes:
@@ -249,9 +242,10 @@ def what_if(
     changes: list[tuple[str, Host]] = []
     if len(host.devices) > 1:
         without = _without_nvlink(host)
+        amd = any(link.kind == "xgmi" for link in host.links)
         if without is not None:
-            changes.append(("without NVLink", without))
-        if not any(link.kind == "nvswitch" for link in host.links):
+            changes.append((f"without {'Infinity Fabric' if amd else 'NVLink'}", without))
+        if not amd and not any(link.kind == "nvswitch" for link in host.links):
             changes.append(("with NVLink through an NVSwitch, 12 links a device", _with_nvswitch(host)))
     if num_nodes > 1:
         changes += [(f"network cards {factor} x as fast", _with_faster_nics(host, factor)) for factor in (2, 4)]
@@ -262,25 +256,42 @@ def what_if(
     return found
 
 
-def _tflops(host: Host, workload: Workload) -> float:
-    name = host.devices[0].name
-    peaks = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
-    if peaks is None:
-        raise TopologyError(f"the speed of {name or 'this device'!r} is unknown: set tflops= (sustained)")
-    if workload.precision not in peaks:
+def peaks(device: Device) -> Mapping[Precision, float]:
+    """The dense peaks of a GPU in TFLOPS, from the table of cards.
+
+    Raises:
+        TopologyError: for a device whose peaks are not known.
+    """
+    card = card_of(device)
+    if card is not None and card.tflops:
+        return card.tflops
+    what = f"{device.name or 'this device'!r}" + (
+        f", which may be {card.name}," if card and " or " in card.name else ""
+    )
+    near = nearest_card(device.name) if card is None else ""
+    raise TopologyError(
+        f"the speed of {what} is not known: give --tflops (tflops=), what it sustains; "
+        f"`trainkit benchmark` measures it.{near}"
+    )
+
+
+def _tflops(device: Device, precision: Precision) -> float:
+    known = peaks(device)
+    if precision not in known:
         raise TopologyError(
-            f"precision={workload.precision}: {name} must use one of {', '.join(peaks)}; or set tflops="
+            f"precision={precision}: {device.name} must use one of {', '.join(known)}; or set tflops= (--tflops)"
         )
-    return MODEL_FLOPS_UTILISATION * peaks[workload.precision]
+    return MODEL_FLOPS_UTILISATION * known[precision]
 
 
 def _without_nvlink(host: Host) -> Host | None:
-    """The host without NVLink; None where it has none, or no other links."""
-    others = tuple(link for link in host.links if link.kind not in ("nvlink", "nvswitch"))
+    """The host without NVLink or Infinity Fabric; None where it has none, or no other links."""
+    others = tuple(link for link in host.links if link.kind not in GPU_LINKS)
     joined = {end for link in others for end in (link.a, link.b)}
     if len(others) == len(host.links) or not all(device.id in joined for device in host.devices):
         return None
-    return replace(host, links=others)
+    facts = {key: value for key, value in host.facts.items() if not key.startswith("nvlink_domain")}
+    return replace(host, links=others, facts=facts)
 
 
 def _with_nvswitch(host: Host) -> Host:

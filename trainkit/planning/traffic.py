@@ -8,7 +8,9 @@ from trainkit.topology.topology import Topology
 
 
 def network_bytes(topology: Topology, plan: ReducePlan, num_bytes: int, *, orders_rings: bool) -> float:
-    """Counts the bytes that the busiest host sends to other hosts in one all-reduce of float32.
+    """Counts the bytes that the busiest host sends over the network in one all-reduce of float32.
+
+    Hosts of one NVLink domain send nothing over it to each other.
 
     Args:
         topology: the hosts and their ranks.
@@ -32,13 +34,13 @@ def network_bytes(topology: Topology, plan: ReducePlan, num_bytes: int, *, order
         each = 2 * (len(ranks) - 1) / len(ranks) * share * num_bytes
         for a, b in zip(ranks, [*ranks[1:], ranks[0]], strict=True):
             home = topology.places[a].host
-            if home != topology.places[b].host:
+            if topology.nvlink_node(home) != topology.nvlink_node(topology.places[b].host):
                 sent[home] += each
 
     ranks = [rank for group in plan.groups for rank in group]
     wire = WIRE_BYTES[plan.wire_dtype] / ELEMENT_BYTES
     if plan.kind in ("flat", "ring"):
-        by_host = [rank for own in topology.ranks_by_host() for rank in own]
+        by_host = [rank for own in topology.ranks_by_nvlink_node() for rank in own]
         ring(by_host if orders_rings else ranks, 1.0)
         return max(sent.values())
     size = len(plan.groups[0]) if plan.kind == "hierarchical" else 1

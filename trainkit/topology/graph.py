@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from trainkit.errors import TopologyError
 from trainkit.topology.staging import link_gb_per_s, turns_at_root
-from trainkit.topology.topology import NETWORK, Host, Link
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Host, Link
 
 Edge = tuple[int, bool]
 """A link's number in `Host.links`, and whether it is used from a to b."""
@@ -143,7 +143,7 @@ class Graph:
 
     def _over_nvlink(self) -> "Graph":
         if self._nvlinks is None:
-            kept = tuple(link for link in self.links if link.kind in ("nvlink", "nvswitch"))
+            kept = tuple(link for link in self.links if link.kind in GPU_LINKS)
             self._nvlinks = self if len(kept) == len(self.links) else Graph(replace(self._host, links=kept))
         return self._nvlinks
 
@@ -151,6 +151,15 @@ class Graph:
         """Whether an NVSwitch connects all of `devices`."""
         first = devices[0]
         return len(devices) > 1 and all(self.kinds(first, other) == {"nvswitch"} for other in devices[1:])
+
+    def nvswitch_of(self, device: str) -> tuple[str, float] | None:
+        """The NVSwitch of a device and the GB/s to it; None: it has none."""
+        found = [
+            (other, edge[0])
+            for other, edge in self._neighbours.get(device, ())
+            if self.links[edge[0]].kind == "nvswitch"
+        ]
+        return max(((name, self.gb_per_s[number]) for name, number in found), key=lambda way: way[1], default=None)
 
     def islands(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """Groups `devices` by NVLink or NVSwitch connections, direct or through others; in the given order."""
@@ -162,7 +171,7 @@ class Graph:
             return vertex
 
         for link in self.links:
-            if link.kind in ("nvlink", "nvswitch"):
+            if link.kind in GPU_LINKS:
                 parent[root(link.a)] = root(link.b)
         groups: dict[str, list[str]] = {}
         for device in devices:

@@ -10,6 +10,7 @@ from trainkit.topology.topology import NETWORK, Host, Link, Topology
 CLASSES = {
     "NVL": "direct NVLink",
     "NVS": "through an NVSwitch",
+    "XGM": "direct Infinity Fabric",
     "MEM": "through the host's memory",
     "PIX": "through one PCIe switch",
     "PXB": "through several PCIe switches",
@@ -99,14 +100,19 @@ def between(topology: Topology, a: int, b: int) -> list[tuple[int, Path]]:
         b: the rank that receives.
 
     Returns:
-        (number of the host, path in it): one within a host, two that meet at NETWORK between hosts, none where no path
-        exists.
+        (number of the host, path in it): one within a host, two that meet at NETWORK or at the NVSwitch of their NVLink
+        domain between hosts, none where no path exists.
     """
     places = topology.places[a], topology.places[b]
     if places[0].host == places[1].host:
         inside = path(topology.hosts[places[0].host], places[0].device, places[1].device)
         return [] if inside is None else [(places[0].host, inside)]
-    out, back = (path(topology.hosts[place.host], place.device, NETWORK) for place in places)
+    meeting = [NETWORK, NETWORK]
+    if topology.nvlink_node(places[0].host) == topology.nvlink_node(places[1].host):
+        switches = [Graph(topology.hosts[place.host]).nvswitch_of(place.device) for place in places]
+        meeting = [NETWORK if switch is None else switch[0] for switch in switches]
+    ends = zip(places, meeting, strict=True)
+    out, back = (path(topology.hosts[place.host], place.device, end) for place, end in ends)
     if out is None or back is None:
         return []
     return [(places[0].host, out), (places[1].host, Path(back.vertices[::-1], back.links[::-1], back.kind))]
@@ -122,6 +128,8 @@ def _kind(vertices: Sequence[str], links: Sequence[Link]) -> str:
         return "NVS"
     if kinds == {"nvlink"}:
         return "NVL"
+    if kinds == {"xgmi"}:
+        return "XGM"
     inner = vertices[1:-1]
     if "loopback" in kinds or "memory" in inner:
         return "MEM"

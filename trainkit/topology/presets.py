@@ -37,8 +37,14 @@ def preset(name: str, num_nodes: int = 1) -> Topology:
     else:
         raise TopologyError(
             f"there is no preset {name!r}: must be one of {', '.join(preset_names())}, or the path of a .json file."
-            f"{nearest(name, preset_names())}"
+            f"{_nearest(name)}"
         )
     if len(found.hosts) > 1:
         raise TopologyError(f"{name}: has {len(found.hosts)} hosts; give a file with one, which num_nodes repeats")
     return found.times(num_nodes)
+
+
+def _nearest(name: str) -> str:
+    """The end of an error message: presets that have `name` as a word, otherwise one that is spelled like it."""
+    same = [repr(known) for known in preset_names() if name.lower() in known.split("-")]
+    return f" Did you mean {' or '.join(same)}?" if same else nearest(name.lower(), preset_names())

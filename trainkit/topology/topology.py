@@ -11,7 +11,9 @@ from trainkit.errors import TopologyError, nearest
 from trainkit.json_text import parse_json, read_bounded
 
 T = TypeVar("T")
-LinkKind = Literal["nvlink", "nvswitch", "pcie", "socket", "loopback", "nic"]
+LinkKind = Literal["nvlink", "nvswitch", "xgmi", "pcie", "socket", "loopback", "nic"]
+GPU_LINKS: tuple[LinkKind, ...] = ("nvlink", "nvswitch", "xgmi")
+"""The kinds of links that join GPUs alone: NVLink, and xgmi, the Infinity Fabric of AMD."""
 NETWORK = "network"
 """The vertex that connects the network cards of all hosts."""
 
@@ -27,6 +29,7 @@ class Device:
         bus_id: of PCI, such as `0000:3b:00.0`.
         numa: its NUMA node.
         compute_capability: such as `9.0`.
+        pci_id: of its model, vendor and device, such as `10de:2330`.
     """
 
     id: str
@@ -35,6 +38,7 @@ class Device:
     bus_id: str | None = None
     numa: int | None = None
     compute_capability: str | None = None
+    pci_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,8 @@ class Host:
         switches: further vertices: PCIe switches (`pcie0`), sockets (`socket0`), NVSwitches (`nvswitch`), the memory of
             a machine without GPUs (`memory`).
         links: between the vertices.
-        facts: other properties that advice needs: `hypervisor`, `driver`, `p2p` and so on.
+        facts: other properties that advice needs: `hypervisor`, `driver`, `p2p` and so on. Hosts with the same
+            `nvlink_domain` are joined by their NVSwitches; `nvlink_domain_hosts` is the number of hosts of a domain.
     """
 
     name: str
@@ -186,10 +191,35 @@ class Topology:
         place = self.places[rank]
         return next(d for d in self.hosts[place.host].devices if d.id == place.device)
 
+    def nvlink_node(self, host: int) -> object:
+        """What NCCL takes for one machine: the NVLink domain of a host, or the host itself."""
+        return self.hosts[host].facts.get("nvlink_domain", host)
+
+    def ranks_by_nvlink_node(self) -> tuple[tuple[int, ...], ...]:
+        """`ranks_by_host`, where the hosts of one NVLink domain are one host."""
+        by_node: dict[object, list[int]] = {}
+        for rank, place in enumerate(self.places):
+            by_node.setdefault(self.nvlink_node(place.host), []).append(rank)
+        return tuple(tuple(ranks) for ranks in by_node.values())
+
     def times(self, num_nodes: int) -> "Topology":
-        """A topology of `num_nodes` hosts like the first one, with one rank for each device, host after host."""
-        first = self.hosts[0]
-        hosts = tuple(replace(first, name=f"{first.name}-{i}") for i in range(num_nodes)) if num_nodes > 1 else (first,)
+        """A topology of `num_nodes` hosts like the first one, with one rank for each device, host after host.
+
+        NVLink domains of `facts["nvlink_domain_hosts"]` hosts are filled one after another; without that number the
+        hosts share none.
+        """
+        first, size = self.hosts[0], self.hosts[0].facts.get("nvlink_domain_hosts")
+        if num_nodes == 1:
+            return Topology(hosts=(first,), source=self.source)
+        facts = {key: value for key, value in first.facts.items() if key != "nvlink_domain"}
+        hosts = tuple(
+            replace(
+                first,
+                name=f"{first.name}-{i}",
+                facts=facts if size is None else {**facts, "nvlink_domain": f"{first.name}-domain-{i // size}"},
+            )
+            for i in range(num_nodes)
+        )
         return Topology(hosts=hosts, source=self.source)
 
     def fingerprint(self) -> str:
@@ -199,9 +229,13 @@ class Topology:
         """
         plain = self.to_dict()
         plain.pop("source")
+        if (nodes := self.ranks_by_nvlink_node()) != self.ranks_by_host():
+            plain["nvlink_nodes"] = nodes
         for host in plain["hosts"]:
             host.pop("name")
             host.pop("facts")
+            for device in host["devices"]:
+                device.pop("pci_id")  # the name says as much, and plans that were kept before stay valid
             for link in host["links"]:
                 for key in ("latency_us", "source", "bandwidth_gb_per_s") if link["source"] == "measured" else ():
                     link.pop(key)
@@ -282,6 +316,14 @@ def _check(host: Host) -> None:
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice is not None:
         raise TopologyError(f"host {host.name!r}: the id {twice!r} is used twice")
+    size = host.facts.get("nvlink_domain_hosts", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise TopologyError(
+            f"host {host.name!r}: facts.nvlink_domain_hosts={size!r}: must be a number of hosts from 1 on"
+        )
+    domain = host.facts.get("nvlink_domain", "")
+    if not isinstance(domain, str) or ("nvlink_domain" in host.facts and not domain):
+        raise TopologyError(f"host {host.name!r}: facts.nvlink_domain={domain!r}: must be the name of a domain")
     for link in host.links:
         for end in (link.a, link.b):
             if end not in ids and end != NETWORK:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
+from trainkit.topology.cards import card_of
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.parts import NEARNESS, NVSWITCH, Nearness, Parts, pair
 from trainkit.topology.topology import NETWORK, Device, Host, Link, LinkKind
@@ -19,6 +21,7 @@ def host_of(parts: Parts, name: str) -> Host:
     facts = dict(parts.facts)
     if any(nic.id not in parts.nic_gbit_per_s for nic in parts.nics):
         facts["nic_speed"] = "unknown"
+    facts |= _of_cards(parts)
     return Host(
         name=name,
         devices=parts.devices,
@@ -27,6 +30,21 @@ def host_of(parts: Parts, name: str) -> Host:
         links=(*nvlinks, *pcie, *(link(a, b, "socket", between) for a, b in combinations(names, 2)), *wires),
         facts=facts,
     )
+
+
+def _of_cards(parts: Parts) -> dict[str, Any]:
+    """Facts that follow from the models of the GPUs: figures that had to be assumed, and peer access that is off."""
+    facts: dict[str, Any] = {}
+    linked = {part for ends in parts.nvlinks for part in ends} if parts.nvlink_gb_per_s is None else set()
+    assumed = {
+        d.id: nominal.assumed(d, pcie=d.id not in parts.pcie_gb_per_s, nvlink=d.id in linked) for d in parts.devices
+    }
+    if any(assumed.values()):
+        facts["assumed"] = {name: figures for name, figures in assumed.items() if figures}
+    models = [card_of(device) for device in parts.devices]
+    if "p2p_off" not in parts.facts and any(card is not None and card.peer_access == "off" for card in models):
+        facts["p2p"] = False
+    return facts
 
 
 def link(a: str, b: str, kind: LinkKind, gb_per_s: float, rated_gb_per_s: float | None = None) -> Link:
@@ -74,7 +92,7 @@ def _nvlinks(parts: Parts) -> tuple[list[str], list[Link]]:
 
 
 def _usual_nvlink(devices: Sequence[Device]) -> float:
-    figures = [nominal.nvlink_gb_per_s(d.name, d.compute_capability) for d in devices]
+    figures = [nominal.nvlink_gb_per_s(device) or nominal.ANY_NVLINK_GB_PER_S for device in devices]
     return min(figures, default=nominal.ANY_NVLINK_GB_PER_S)
 
 
@@ -132,7 +150,8 @@ def _pcie(parts: Parts, sockets: list[list[str]]) -> tuple[list[str], list[Link]
 
 
 def _usual_pcie(devices: Sequence[Device]) -> float:
-    return nominal.pcie_gb_per_s(min((nominal.pcie_generation(d.name) for d in devices), default=3))
+    assumed = nominal.pcie_gb_per_s(nominal.ASSUMED_PCIE_GENERATION)
+    return min((nominal.slot_gb_per_s(device) for device in devices), default=assumed)
 
 
 def _groups(parts: Parts, members: list[str], level: Nearness) -> list[list[str]]:

@@ -7,7 +7,7 @@ from itertools import count
 from trainkit.errors import TopologyError
 from trainkit.topology.discover import nominal
 from trainkit.topology.discover.build import link, nic_link
-from trainkit.topology.topology import NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
+from trainkit.topology.topology import GPU_LINKS, NETWORK, Device, Host, Link, Nic, RankPlacement, Topology
 
 CPU = "cpu"
 
@@ -77,7 +77,7 @@ def richness(host: Host) -> tuple[int, ...]:
     It counts devices, then NVLinks, network cards, links, known properties of devices, and facts.
     """
     known = sum(value not in (None, "") for device in host.devices for value in vars(device).values())
-    nvlinks = sum(way.kind in ("nvlink", "nvswitch") for way in host.links)
+    nvlinks = sum(way.kind in GPU_LINKS for way in host.links)
     return len(host.devices), nvlinks, len(host.nics), len(host.links), known, len(host.facts)
 
 
@@ -141,7 +141,7 @@ def _with_device(host: Host, bus: str, others: Sequence[Host]) -> Host:
     neighbours = [d.id for d in host.devices if d.numa == device.numa and d.numa is not None]
     sockets = [name for name in host.switches if name.startswith("socket")]
     near = next((s for s in sockets if host.below(s) & set(neighbours)), sockets[0] if sockets else "socket0")
-    way = link(free, near, "pcie", nominal.pcie_gb_per_s(nominal.pcie_generation(device.name)))
+    way = link(free, near, "pcie", nominal.slot_gb_per_s(device))
     switches = host.switches if near in host.switches else (*host.switches, near)
     return replace(host, devices=(*host.devices, device), switches=switches, links=(*host.links, way))
 

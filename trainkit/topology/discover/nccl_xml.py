@@ -39,6 +39,12 @@ def parts_of(text: str, where: str = "NCCL's topology file") -> Parts:
     return _Reader(text, where).read()
 
 
+def _pci_id(node: Node) -> str | None:
+    """Vendor and device of a <pci>; older versions of NCCL do not write them."""
+    vendor, device = (node.get(key, "").removeprefix("0x") for key in ("vendor", "device"))
+    return f"{vendor}:{device}".lower() if vendor and device else None
+
+
 class _Reader:
     def __init__(self, text: str, where: str) -> None:
         self.where = where
@@ -91,6 +97,7 @@ class _Reader:
                     bus_id=bus_id(self._attribute(node, "busid")),
                     numa=self._numa(node),
                     compute_capability=f"{sm[:-1]}.{sm[-1]}" if len(sm) > 1 and sm.isdecimal() else None,
+                    pci_id=_pci_id(node),
                 ),
                 node,
             )

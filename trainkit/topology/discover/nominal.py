@@ -1,15 +1,19 @@
 """Nominal figures of links: payload in GB/s in one direction, latency in microseconds.
 
 They are those of NCCL (src/graph/topo.h, topo.cc and tuning.cc), which are below the rated ones because of protocol
-overhead.
+overhead. Models of GPUs are found in trainkit/topology/cards.csv.
 """
 
-from trainkit.topology.topology import LinkKind
+from trainkit.topology.cards import card_of
+from trainkit.topology.topology import Device, LinkKind
 
 NVLINK_GB_PER_S = {"6.0": 18.0, "7.0": 20.0, "7.5": 20.0, "8.0": 20.0, "8.6": 12.0, "9.0": 20.6, "10.0": 40.1}
 """Of one NVLink, by compute capability."""
 
 ANY_NVLINK_GB_PER_S = 20.0
+"""Of one NVLink of a GPU whose model and compute capability are unknown."""
+ASSUMED_PCIE_GENERATION = 3
+"""Of a GPU whose model and compute capability are unknown, and of a machine that cannot be read."""
 MOST_NVLINKS = 18
 """Of a GPU at most; where all pairs would need more, the GPUs are connected by a switch."""
 
@@ -30,6 +34,7 @@ LOOPBACK_GB_PER_S = 2.0
 LATENCY_US: dict[LinkKind, float] = {
     "nvlink": 0.6,
     "nvswitch": 0.3,  # two on the way from GPU to GPU
+    "xgmi": 0.6,
     "pcie": 0.5,
     "socket": 0.5,
     "nic": 2.5,
@@ -38,42 +43,8 @@ LATENCY_US: dict[LinkKind, float] = {
 TCP_NIC_LATENCY_US = 15.0
 """Of a network card that is reached through sockets."""
 
-# For GPUs of which only the name is known: part of the name, compute capability, PCIe generation. Longer parts first.
-_GPUS = (
-    ("GB200", "10.0", 5),
-    ("GB300", "10.0", 5),
-    ("GH200", "9.0", 5),
-    ("B100", "10.0", 5),
-    ("B200", "10.0", 5),
-    ("B300", "10.0", 5),
-    ("H100", "9.0", 5),
-    ("H200", "9.0", 5),
-    ("H800", "9.0", 5),
-    ("H20", "9.0", 5),
-    ("A100", "8.0", 4),
-    ("A800", "8.0", 4),
-    ("A30", "8.0", 4),
-    ("A6000", "8.6", 4),
-    ("A5000", "8.6", 4),
-    ("A5500", "8.6", 4),
-    ("A4500", "8.6", 4),
-    ("A40", "8.6", 4),
-    ("A10", "8.6", 4),
-    ("RTX 30", "8.6", 4),
-    ("RTX 40", "8.9", 4),
-    ("L40", "8.9", 4),
-    ("L4", "8.9", 4),
-    ("Ada", "8.9", 4),
-    ("RTX 50", "12.0", 5),
-    ("RTX PRO", "12.0", 5),
-    ("V100", "7.0", 3),
-    ("TITAN V", "7.0", 3),
-    ("TITAN RTX", "7.5", 3),
-    ("RTX 20", "7.5", 3),
-    ("RTX 8000", "7.5", 3),
-    ("T4", "7.5", 3),
-    ("P100", "6.0", 3),
-)
+# For a GPU that is not in the table of cards, by the major number of its compute capability.
+_PCIE_GENERATION = {6: 3, 7: 3, 8: 4, 9: 5, 10: 5, 12: 5}
 
 
 # Between two sockets. AMD's by family, as Linux counts and as NCCL writes it into its XML; Zen 1 and 2 otherwise.
@@ -82,24 +53,54 @@ _AMD_GB_PER_S = {25: 24.0, 175: 24.0, 26: 32.0, 191: 32.0}
 _INTEL_GB_PER_S = ((0xCF, 40.0), (0x8F, 22.0), (0x55, 10.0), (0, 6.0))
 
 
-def compute_capability(gpu_name: str) -> str | None:
-    """`9.0` for `NVIDIA H100 80GB HBM3`; None for an unknown name."""
-    return next((capability for part, capability, _ in _GPUS if part in gpu_name), None)
+def compute_capability(device: Device) -> str | None:
+    """The compute capability of a GPU: its own, otherwise that of its model; None where neither is known."""
+    if device.compute_capability is not None:
+        return device.compute_capability
+    card = card_of(device)
+    return None if card is None else card.compute_capability
 
 
-def pcie_generation(gpu_name: str) -> int:
-    """The PCIe generation of a GPU by its name; 3 for an unknown name."""
-    return next((generation for part, _, generation in _GPUS if part in gpu_name), 3)
+def pcie_generation(device: Device) -> int | None:
+    """The PCIe generation of a GPU's slot, by its model, otherwise by its compute capability; None: unknown."""
+    card = card_of(device)
+    if card is not None and card.pcie_generation is not None:
+        return card.pcie_generation
+    capability = compute_capability(device)
+    return None if capability is None else _PCIE_GENERATION.get(int(capability.split(".")[0]))
 
 
-def nvlink_gb_per_s(gpu_name: str = "", capability: str | None = None) -> float:
-    """The bandwidth of one NVLink of a GPU, by its compute capability, otherwise by its name."""
-    capability = capability or compute_capability(gpu_name)
+def slot_gb_per_s(device: Device) -> float:
+    """The bandwidth of a GPU's PCIe link, where it could not be read."""
+    card = card_of(device)
+    lanes = card.pcie_lanes if card is not None and card.pcie_lanes is not None else 16
+    return pcie_gb_per_s(pcie_generation(device) or ASSUMED_PCIE_GENERATION, lanes)
+
+
+def nvlink_gb_per_s(device: Device) -> float | None:
+    """The bandwidth of one NVLink of a GPU, by its compute capability; None: unknown."""
+    capability = compute_capability(device)
     if capability is None:
-        return ANY_NVLINK_GB_PER_S
+        return None
     major = int(capability.split(".")[0])
-    newest = NVLINK_GB_PER_S["10.0"] if major >= 10 else NVLINK_GB_PER_S.get(f"{major}.0", ANY_NVLINK_GB_PER_S)
+    newest = NVLINK_GB_PER_S["10.0"] if major >= 10 else NVLINK_GB_PER_S.get(f"{major}.0")
     return NVLINK_GB_PER_S.get(capability, newest)
+
+
+def assumed(device: Device, *, pcie: bool, nvlink: bool) -> str:
+    """The figures that are assumed for a GPU because its model is unknown, such as `PCIe 3`; an empty text: none.
+
+    Args:
+        device: the GPU.
+        pcie: whether its PCIe link could not be read.
+        nvlink: whether it has NVLinks of unknown speed.
+    """
+    figures = []
+    if pcie and pcie_generation(device) is None:
+        figures.append(f"PCIe {ASSUMED_PCIE_GENERATION} with 16 lanes")
+    if nvlink and nvlink_gb_per_s(device) is None:
+        figures.append(f"{ANY_NVLINK_GB_PER_S:g} GB/s for an NVLink")
+    return " and ".join(figures)
 
 
 def pcie_gb_per_s(generation: int, num_lanes: int = 16) -> float:

@@ -1,5 +1,6 @@
 """Reads NVML, the library of nvidia-smi, through nvidia-ml-py (`import pynvml`), which is optional."""
 
+import ctypes
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ _LEVELS: Mapping[int, Nearness] = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40
 _P2P = ("ok", "chipset not supported", "GPU not supported", "topology not supported", "disabled", "not supported")
 _READ_P2P = 0
 _REMOTE_GPU, _REMOTE_CPU = 0, 1
+_FABRIC_COMPLETED = 3  # nvmlGpuFabricState_t
 
 
 def read_nvml(nvml: Nvml = None) -> Host | None:
@@ -120,6 +122,9 @@ def _read(nvml: Nvml) -> Parts:
         facts["driver"] = _text(driver)
     if p2p_known:
         facts["p2p_off"] = off
+    domains = {_nvlink_domain(nvml, handle) for handle in handles}
+    if len(domains) == 1 and (domain := domains.pop()):
+        facts["nvlink_domain"] = domain
     slices = {name: n for name, handle in of.items() if (n := _num_slices(nvml, handle)) is not None}
     if slices:
         facts["mig"] = slices
@@ -140,7 +145,27 @@ def _device(nvml: Nvml, handle: Any, name: str) -> Device:
         bus_id=_bus_id(nvml, handle),
         numa=_numa(nvml, handle),
         compute_capability=None if capability is None else ".".join(str(part) for part in capability),
+        pci_id=_pci_id(nvml, handle),
     )
+
+
+def _pci_id(nvml: Nvml, handle: Any) -> str | None:
+    """Vendor and device; NVML writes the device first."""
+    number = getattr(nvml.nvmlDeviceGetPciInfo(handle), "pciDeviceId", 0)
+    return f"{number & 0xFFFF:04x}:{number >> 16:04x}" if number else None
+
+
+def _nvlink_domain(nvml: Nvml, handle: Any) -> str | None:
+    """The NVLink domain of a GPU whose NVSwitches join several hosts, as NCCL tells them apart; None: it is in none."""
+    make = getattr(nvml, "c_nvmlGpuFabricInfo_v2_t", None)
+    if make is None:
+        return None
+    info = make()
+    done = _ask(nvml, "nvmlDeviceGetGpuFabricInfoV", handle, ctypes.byref(info))
+    cluster = bytes(info.clusterUuid)
+    if done is None or info.status != 0 or info.state != _FABRIC_COMPLETED or not any(cluster):
+        return None
+    return f"{cluster.hex()}.{info.cliqueId}"
 
 
 def _numa(nvml: Nvml, handle: Any) -> int | None:

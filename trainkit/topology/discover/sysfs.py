@@ -118,7 +118,8 @@ def _gpus(root: Path) -> Iterator[_Found]:
     for entry in _listed(root / "bus/pci/devices"):
         if _text(entry / "vendor") == _NVIDIA and _text(entry / "class").startswith(_GPU_CLASSES):
             path = entry.resolve()
-            yield Device(id=f"gpu{number}", bus_id=path.name, numa=_numa(path)), path, None
+            model = f"{_NVIDIA}:{_text(entry / 'device')}".replace("0x", "") if _text(entry / "device") else None
+            yield Device(id=f"gpu{number}", bus_id=path.name, numa=_numa(path), pci_id=model), path, None
             number += 1
 
 

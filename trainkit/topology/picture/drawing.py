@@ -24,6 +24,7 @@ from trainkit.topology.topology import Host, Link, Topology
 COLOURS = {
     "nvlink": "#4c9a2a",
     "nvswitch": "#4c9a2a",
+    "xgmi": "#4c9a2a",
     "pcie": "#3b6fb6",
     "socket": "#8e5bb5",
     "loopback": "#c98a1b",
@@ -32,6 +33,7 @@ COLOURS = {
 NAMES = {
     "nvlink": "NVLink",
     "nvswitch": "NVLink to NVSwitch",
+    "xgmi": "Infinity Fabric",
     "pcie": "PCIe",
     "socket": "between sockets",
     "loopback": "loopback",
@@ -145,7 +147,7 @@ class _Host:
         self.depth = max(_depth(top) for top in self.tops)
         self.width = self._place()
         self.foot = -0.75 - self.depth * ROW - HEIGHT / 2  # the lower edge of devices and network cards
-        self.links_below = [link for link in self.host.links if link.kind == "nvlink"]
+        self.links_below = [link for link in self.host.links if link.kind in ("nvlink", "xgmi")]
         spans = [self._span(link) for link in self.links_below]
         self.dip = 0.4 + 0.16 * max(spans) if spans else 0.0
         self.switches = nvswitches(self.host)
@@ -260,7 +262,7 @@ class _Host:
         for link, points in self._routes():
             xs, ys = zip(*points, strict=True)
             colour = SLOW if is_slow(link) else COLOURS[link.kind]
-            order = {"nic": 2.0, "nvlink": 3.2}.get(link.kind, 3.0)
+            order = {"nic": 2.0, "nvlink": 3.2, "xgmi": 3.2}.get(link.kind, 3.0)
             axes.plot(
                 [left + x for x in xs], [top + y for y in ys], color=colour, linewidth=_width(link.bandwidth_gb_per_s),
                 solid_capstyle="butt", zorder=order,

@@ -29,6 +29,7 @@ from trainkit.topology.topology import Host, Link, Topology
 STYLES = {
     "nvlink": "green",
     "nvswitch": "green",
+    "xgmi": "green",
     "pcie": "blue",
     "socket": "magenta",
     "loopback": "yellow",
@@ -37,6 +38,7 @@ STYLES = {
 CLASS_STYLES = {
     "NVL": "bold green",
     "NVS": "bold green",
+    "XGM": "bold green",
     "MEM": "yellow",
     "PIX": "bold blue",
     "PXB": "blue",
@@ -214,16 +216,20 @@ def _nvlink(host: Host) -> list[RenderableType]:
         for link in links:
             by_rate.setdefault(rate(link), []).append(link)
         words = [f"{short([other(x, switch) for x in same])}: {word} GB/s each" for word, same in by_rate.items()]
+        most = host.facts.get("nvlink_domain_hosts", 1)
+        words += [f"joins up to {most} hosts"] if most > 1 else []
         parts.append(_bar(switch, f"{_stroke(links[0]) * 3} " + "; ".join(words), "green"))
-    direct = [(sorted((link.a, link.b), key=natural), link) for link in host.links if link.kind == "nvlink"]
-    if direct:
+    for kind, title in (("nvlink", "NVLink, GB/s"), ("xgmi", "Infinity Fabric, GB/s")):
+        direct = [(sorted((link.a, link.b), key=natural), link) for link in host.links if link.kind == kind]
+        if not direct:
+            continue
         rows = Table.grid(padding=(0, 2, 0, 0))
         by_first: dict[str, list[Text]] = {}
         for (a, b), link in sorted(direct, key=lambda entry: [natural(name) for name in entry[0]]):
             by_first.setdefault(a, []).append(Text.assemble((f"{_stroke(link) * 2} ", "green"), b, f" {rate(link)}"))
         for name, ends in by_first.items():
             rows.add_row(Text(name, style="bold"), *ends)
-        parts.append(Panel(rows, title=Text("NVLink, GB/s", style="bold"), title_align="left", border_style="green"))
+        parts.append(Panel(rows, title=Text(title, style="bold"), title_align="left", border_style="green"))
     return parts
 
 
@@ -255,7 +261,8 @@ def _bar(title: str, words: str, style: str) -> Panel:
 
 
 def _legend(topology: Topology) -> RenderableType:
-    kinds = {"NET"} if len(topology.hosts) > 1 else set()
+    nodes = topology.ranks_by_nvlink_node()
+    kinds = {"NET"} if len(nodes) > 1 else set()
     for host in (topology.hosts[numbers[0]] for numbers in families(topology)):
         ids = [device.id for device in host.devices]
         kinds |= {way.kind for a in ids for b in ids if a != b and (way := path(host, a, b)) is not None}
@@ -265,8 +272,7 @@ def _legend(topology: Topology) -> RenderableType:
         if kind in kinds:
             far = ""
             if kind == "NET":
-                first = topology.ranks_by_host()
-                parts = between(topology, first[0][0], first[1][0]) if len(first) > 1 else []
+                parts = between(topology, nodes[0][0], nodes[1][0])
                 far = f": {figure(min(way.bandwidth_gb_per_s for _, way in parts))} GB/s a pair" if parts else ""
             rows.add_row(Text(kind, style=CLASS_STYLES[kind]), Text(meaning + far, style="dim"))
     measured = any(link.source == "measured" for host in topology.hosts for link in host.links)
