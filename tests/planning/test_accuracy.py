@@ -14,6 +14,9 @@ from trainkit.topology.presets import preset
     [
         ("dgx-a100", 1, "NVSwitch"),
         ("dgx-a100", 2, "several hosts"),
+        ("gb200-nvl72", 1, "NVSwitch"),
+        ("4x4090", 1, "staged"),
+        ("2x3090-nvlink", 1, "PCIe and NVLink pairs"),
         ("pcie-8-nvlink-pairs", 1, "PCIe and NVLink pairs"),
     ],
 )
@@ -34,5 +37,6 @@ def test_a_range_holds_bandwidths_by_their_percentiles(num_bytes):
     assert low_us < time_us < high_us
 
 
-def test_nothing_is_said_of_gloo():
+def test_nothing_is_said_of_gloo_and_infinity_fabric():
+    assert time_range_us(CostModel(preset("mi300x")), flat(8), 1 << 20) is None
     assert time_range_us(CostModel(cpu_hosts(2, 2, 1.0)), flat(4), 1 << 20) is None

@@ -32,14 +32,17 @@ def machine_kind(topology: Topology) -> MachineKind:
         >>> machine_kind(preset("dgx-h100"))
         'NVSwitch'
     """
-    by_host = topology.ranks_by_host()
     if len(topology.ranks_by_nvlink_node()) > 1:
         return "several hosts"
+    by_host = topology.ranks_by_host()
+    if len(by_host) > 1:  # one NVLink domain
+        return "NVSwitch"
     host = topology.hosts[topology.places[by_host[0][0]].host]
     devices = tuple(dict.fromkeys(topology.places[rank].device for rank in by_host[0]))
-    if len(devices) > 1 and Graph(host).has_nvswitch(devices):
+    graph = Graph(host)
+    if len(devices) > 1 and graph.has_nvswitch(devices):
         return "NVSwitch"
-    return "staged" if is_staged(host) else "PCIe and NVLink pairs"
+    return "staged" if is_staged(host) and not graph.joined_by_nvlink(devices) else "PCIe and NVLink pairs"
 
 
 def time_range_us(model: CostModel, plan: ReducePlan, num_bytes: int) -> tuple[float, float] | None:
@@ -51,12 +54,12 @@ def time_range_us(model: CostModel, plan: ReducePlan, num_bytes: int) -> tuple[f
         num_bytes: of the bucket of float32 gradients.
 
     Returns:
-        Microseconds, the shorter time first; None for gloo, of which nothing comparable is published.
+        Microseconds, the shorter time first; None for gloo and AMD's Infinity Fabric, with which nothing was compared.
 
     Raises:
         TopologyError: where no link leads from one rank to another.
     """
-    if model.backend != "nccl":
+    if model.backend != "nccl" or any(link.kind == "xgmi" for host in model.topology.hosts for link in host.links):
         return None
     low, high = PUBLISHED_RANGES[machine_kind(model.topology)][num_bytes > SMALL_BYTES]
     time_us = model.all_reduce_us(plan, num_bytes)
