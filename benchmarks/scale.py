@@ -35,8 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 import trainkit
 from benchmarks.overhead import machine, write
-from trainkit.checkpoint import find, read_manifest
-from trainkit.checkpoint.store import complete, temporary
+from trainkit.checkpoint import complete, find, read_manifest
 
 NUM_LAYERS, WIDTH = 200, 64  # 400 parameters, as BERT-large has; a rank holds whole rows
 FAR = 1024
@@ -103,7 +102,7 @@ def job(ranks: int, folder: Path) -> dict[str, float]:
 
 def manifest_of(ranks: int, folder: Path) -> dict[str, float]:
     """Writes what so many ranks would say of a checkpoint, each with a row of every tensor, and reads it."""
-    newest, directory = find(folder / "run"), folder / "far"
+    newest, written, directory = find(folder / "run"), folder / "far.tmp", folder / "far"
     manifest = read_manifest(newest)
     each, name = next(iter(manifest["files"].values())), "rank_{:05d}.safetensors"
     for entry in filter(lambda entry: entry["shape"], manifest["tensors"].values()):
@@ -113,7 +112,6 @@ def manifest_of(ranks: int, folder: Path) -> dict[str, float]:
     for entry in filter(lambda entry: not entry["shape"], manifest["tensors"].values()):
         entry["parts"] = [[0, 1, name.format(0)]]
     manifest["files"] = {name.format(rank): {**each, "num_bytes": 1 << 30} for rank in range(ranks)}
-    written = temporary(directory)
     written.mkdir()
     begin = time.perf_counter()
     complete(written, directory, manifest)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from trainkit.checkpoint.resume import to_resume
 from trainkit.checkpoint.store import (
+    complete,
     find,
     prune,
     read_allowed,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Saver",
     "authenticate",
+    "complete",
     "find",
     "find_whole",
     "load",
