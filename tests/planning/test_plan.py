@@ -3,12 +3,15 @@ from dataclasses import replace
 import pytest
 
 from tests.topology.machines import cpu_hosts
+from tests.topology.shapes import box, link
 from trainkit.planning.plan import MIN_GAIN, candidates, groupings, plan_all_reduce, shortlist
 from trainkit.planning.reduce_plan import WIRE_DTYPES
+from trainkit.topology.gpus import gpus
 from trainkit.topology.presets import preset
-from trainkit.topology.topology import RankPlacement, Topology
+from trainkit.topology.topology import Device, Host, RankPlacement, Topology
 
 SIZE = 25_000_000
+HALVES = (tuple(range(4)), tuple(range(4, 8)))
 
 
 def gain(topology: Topology, num_bytes: int = SIZE, **options) -> float:
@@ -19,7 +22,7 @@ def gain(topology: Topology, num_bytes: int = SIZE, **options) -> float:
     return flat_us / next(entry.time_us for entry in every if entry.plan == chosen)
 
 
-@pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "pcie-8", "workstation-2"])
+@pytest.mark.parametrize("name", ["dgx-1", "dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "workstation-2"])
 @pytest.mark.parametrize("size", [1 << 20, SIZE, 1 << 30])
 def test_flat_on_one_host(name, size):
     for wire_dtype in WIRE_DTYPES:
@@ -85,10 +88,38 @@ def test_no_plan_on_loopback():
 
 def test_pairs_are_groups_where_nvlink_joins_two_cards_only():
     pairs = tuple((i, i + 1) for i in range(0, 8, 2))
-    assert groupings(preset("pcie-8-nvlink-pairs")) == [pairs]
+    assert groupings(preset("pcie-8-nvlink-pairs")) == [pairs, HALVES]
     assert groupings(preset("pcie-8-nvlink-pairs", 2))[1] == pairs + tuple((i, i + 1) for i in range(8, 16, 2))
-    assert groupings(preset("pcie-8")) == []
     assert groupings(preset("dgx-1", 2)) == [(tuple(range(8)), tuple(range(8, 16)))]
+
+
+def test_switches_and_sockets_are_groups_where_they_cut_no_nvlinks():
+    pairs = tuple((i, i + 1) for i in range(0, 8, 2))
+    assert groupings(Topology(hosts=(box("box", 8, 4, 2, gpu="NVIDIA A10"),))) == [pairs, HALVES]
+    assert groupings(preset("pcie-8")) == [HALVES]
+    assert groupings(preset("h200-nvl")) == [HALVES]  # by their bridges
+    for name in ("dgx-1", "dgx-h100", "4x4090"):
+        assert groupings(preset(name)) == [], name
+
+
+def test_the_link_between_sockets_is_spared():
+    """NCCL's ring sends 2 * 7/8 of the gradient each way between two sockets of 4, sums within the sockets send 1."""
+    topology = gpus("8x4090")
+    assert plan_all_reduce(topology, SIZE).groups == HALVES
+    assert 1.3 < gain(topology) <= 2 * 7 / 8
+    assert 2.5 < gain(topology, wire_dtype="int8") <= 4 * 2 * 7 / 8
+    assert plan_all_reduce(gpus("8xL40S"), SIZE).kind == "flat"  # which have peer access
+
+
+def test_sockets_of_a_host_without_gpus_are_planned_as_hosts():
+    """The bed measures that plan: namespaces take the place of the sockets."""
+    devices = tuple(Device(id=f"cpu{i}", kind="cpu") for i in range(4))
+    inside = [link(device.id, f"socket{i // 2}", "loopback", 2.0, 15.0) for i, device in enumerate(devices)]
+    between = link("socket0", "socket1", "socket", 0.025, 15.0)
+    host = Host(name="host", devices=devices, switches=("socket0", "socket1"), links=(*inside, between))
+    plan = plan_all_reduce(Topology(hosts=(host,)), SIZE)
+    assert (plan.kind, plan.groups) == ("hierarchical", ((0, 1), (2, 3)))
+    assert gain(Topology(hosts=(host,))) == pytest.approx(gain(cpu_hosts(2, 2, 0.025)), rel=0.05)
 
 
 def test_pairs_gain_at_most_what_the_socket_link_is_spared():

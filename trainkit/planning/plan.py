@@ -1,6 +1,6 @@
 """plan_all_reduce: chooses the ReducePlan with the shortest predicted time. Pure: the same on every rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -105,7 +105,9 @@ def shortlist(every: Sequence[Predicted], count: int = 3) -> list[Predicted]:
 
 
 def groupings(topology: Topology) -> list[Groups]:
-    """The partitions of the ranks into groups with fast links: by NVLink domain, by host, and by NVLink within a host.
+    """The partitions of the ranks into groups with faster links than between them.
+
+    By NVLink domain and by host; within hosts by NVLink, and by PCIe switch and socket where these cut no NVLinks.
 
     Args:
         topology: of the job.
@@ -115,16 +117,23 @@ def groupings(topology: Topology) -> list[Groups]:
     """
     by_host = topology.ranks_by_host()
     graphs = [Graph(host) for host in topology.hosts]
-    by_island: list[tuple[int, ...]] = []
-    for ranks in by_host:
-        devices = [topology.places[rank].device for rank in ranks]
-        islands = graphs[topology.places[ranks[0]].host].islands(tuple(dict.fromkeys(devices)))
-        by_island += [tuple(r for r, device in zip(ranks, devices, strict=True) if device in i) for i in islands]
-    by_domain = topology.ranks_by_nvlink_node()
-    found = [by_host] if by_domain == by_host else [by_domain, by_host]
-    if any(len(island) > 1 for island in by_island) and tuple(by_island) != by_host:
-        found.append(tuple(by_island))
-    return [groups for groups in found if len(groups) > 1]
+    islands = _within(topology, graphs, Graph.islands)
+    by_pcie = [_within(topology, graphs, by) for by in (Graph.by_pcie_switch, Graph.by_socket)]
+    uncut = (groups for groups in by_pcie if all(any({*island} <= {*group} for group in groups) for island in islands))
+    within = [groups for groups in (islands, *uncut) if max(map(len, groups)) > 1]
+    return [groups for groups in dict.fromkeys((topology.ranks_by_nvlink_node(), by_host, *within)) if len(groups) > 1]
+
+
+def _within(
+    topology: Topology, graphs: Sequence[Graph], by: Callable[[Graph, Sequence[str]], tuple[tuple[str, ...], ...]]
+) -> Groups:
+    """The ranks by host, and within each host by a partition of its devices."""
+    found: list[tuple[int, ...]] = []
+    for ranks in topology.ranks_by_host():
+        device_of = {rank: topology.places[rank].device for rank in ranks}
+        for devices in by(graphs[topology.places[ranks[0]].host], tuple(dict.fromkeys(device_of.values()))):
+            found.append(tuple(rank for rank, device in device_of.items() if device in devices))
+    return tuple(found)
 
 
 def _possible(

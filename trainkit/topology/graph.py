@@ -18,6 +18,10 @@ SEARCH_STEPS = 1000
 SAME = 1 - 1e-9
 
 
+_SOCKET = "socket"
+"""What the names of sockets begin with."""
+
+
 class Graph:
     """The links of one host. Vertices are devices, network cards, switches, and NETWORK.
 
@@ -95,7 +99,7 @@ class Graph:
         """The path with a detour from its PCIe switch to the socket above and back; others stay as they are."""
         if any(self.links[number].kind != "pcie" for number, _ in path):
             return path
-        sockets = sorted(vertex for vertex in self._forwards if vertex.startswith("socket"))
+        sockets = sorted(vertex for vertex in self._forwards if vertex.startswith(_SOCKET))
         switches = [self.links[number].b if forward else self.links[number].a for number, forward in path[:-1]]
         ways = [
             (len(ups[0]), place, ups[0])
@@ -169,6 +173,22 @@ class Graph:
 
     def islands(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """Groups `devices` by NVLink or NVSwitch connections, direct or through others; in the given order."""
+        return self._joined(devices, (link for link in self.links if link.kind in GPU_LINKS))
+
+    def by_pcie_switch(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """Groups `devices` by the PCIe switches below a socket, in the given order."""
+        below = (
+            link
+            for link in self.links
+            if link.kind == "pcie" and not link.a.startswith(_SOCKET) and not link.b.startswith(_SOCKET)
+        )
+        return self._joined(devices, below)
+
+    def by_socket(self, devices: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """Groups `devices` that reach each other without passing from one socket to another, in the given order."""
+        return self._joined(devices, (link for link in self.links if link.kind not in ("socket", "nic")))
+
+    def _joined(self, devices: Sequence[str], links: Iterable[Link]) -> tuple[tuple[str, ...], ...]:
         parent: dict[str, str] = {}
 
         def root(vertex: str) -> str:
@@ -176,9 +196,8 @@ class Graph:
                 vertex = parent[vertex]
             return vertex
 
-        for link in self.links:
-            if link.kind in GPU_LINKS:
-                parent[root(link.a)] = root(link.b)
+        for link in links:
+            parent[root(link.a)] = root(link.b)
         groups: dict[str, list[str]] = {}
         for device in devices:
             groups.setdefault(root(device), []).append(device)
