@@ -37,6 +37,7 @@ def test_each_card_is_linked_or_said_to_need_a_file(card):
     [
         ("3090", "GeForce RTX 3090"),
         ("3090ti", "GeForce RTX 3090 Ti"),
+        ("RTX3090Ti", "GeForce RTX 3090 Ti"),
         ("4070 ti super", "GeForce RTX 4070 Ti SUPER"),
         ("A6000", "RTX A6000"),
         ("6000-Ada", "RTX 6000 Ada Generation"),

@@ -41,8 +41,7 @@ class Beats:
         self._next_at = 0.0
         self._heard = dict.fromkeys(range(num_hosts), (-1, 0.0))
         store.set(f"{_KEY}/name/{number}", socket.gethostname())
-        if num_hosts > 1:
-            self._holds_store = _end_after_silence(port)
+        self._holds_store = num_hosts > 1 and _end_after_silence(port)
 
     def silent(self) -> str | None:
         """Says that this host is here, and returns the name of one that has not, for `SILENT_S`; None: all have."""

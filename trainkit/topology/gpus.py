@@ -139,7 +139,7 @@ def _nearest(given: str) -> str:
 
 
 def _words(name: str) -> frozenset[str]:
-    apart = re.sub(r"(\d)(ti|super)\b", r"\1 \2", name.lower())  # 2080ti
+    apart = re.sub(r"\b(rtx|gtx)(?=\d)|(?<=\d)(ti|super)\b", r" \g<0> ", name.lower())  # rtx2080ti
     return frozenset(re.findall(r"[a-z0-9]+", apart)) - _BRANDS
 
 
