@@ -10,6 +10,7 @@ import time
 import pytest
 import torch.distributed as dist
 
+from benchmarks.processes import free_port
 from tests.jobs import ROOT, TOY, descendants, environment
 from tests.launch.networks import bridged, why_not
 from trainkit.distributed import silence
@@ -64,6 +65,34 @@ def test_one_host_alone_says_nothing():
     store = dist.HashStore()
     assert Beats(store, 0, 1, 0).silent() is None
     assert not store.check(["trainkit/beat/0"])
+
+
+AGENT = """
+import sys
+from trainkit.distributed import host_agent, silence
+from trainkit.distributed.host import Host
+silence.SILENT_S = 3
+number, port = map(int, sys.argv[1:])
+host = Host(
+    processes=1, min_nodes=2, max_nodes=2, endpoint=f"127.0.0.1:{port}", is_first=number == 0, job="job"
+)
+sys.exit(host_agent.run(host, ["-c", "import os, time; time.sleep(9 * (os.environ['RANK'] == os.environ['LATE']))"]))
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_host_that_waits_for_the_end_of_others_is_not_silent(late):
+    port = free_port()
+    words = [[sys.executable, "-c", AGENT, str(number), str(port)] for number in range(2)]
+    pipe, out, variables = subprocess.PIPE, subprocess.STDOUT, {**environment(), "LATE": str(late)}
+    hosts = [subprocess.Popen(one, cwd=ROOT, env=variables, stdout=pipe, stderr=out, text=True) for one in words]
+    try:
+        outputs = [host.communicate(timeout=120)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert outputs == ["", ""]
 
 
 def _steps(run_dir):

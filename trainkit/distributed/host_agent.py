@@ -162,11 +162,16 @@ class HostAgent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """What to do next: go on (HEALTHY), restart (FAILED), or end (SUCCEEDED, once all hosts have)."""
+        assert self._beats is not None
+        silent = self._beats.silent()  # also while this host waits for the end of others
         result = self._ended or super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED and self._word(STOPPED) is not None:
             result = RunResult(state=WorkerState.SUCCEEDED)  # all ranks have saved: what came after is no matter
         if result.state is WorkerState.FAILED:
             return self._failed(result)
+        if silent is not None:
+            logger(__name__).error(f"{silent} has said nothing for {SILENT_S} s: it or its link is lost{self._then()}")
+            return RunResult(state=WorkerState.FAILED)
         if result.state is WorkerState.SUCCEEDED:
             return self._all_have_ended(result)
         if (code := self._given_up_elsewhere()) is not None:
@@ -178,10 +183,6 @@ class HostAgent(LocalElasticAgent):
                 f"(--shutdown-timeout)"
             )
             self._shutdown(signal.SIGKILL)
-            return RunResult(state=WorkerState.FAILED)
-        assert self._beats is not None
-        if (name := self._beats.silent()) is not None:
-            logger(__name__).error(f"{name} has said nothing for {SILENT_S} s: it or its link is lost{self._then()}")
             return RunResult(state=WorkerState.FAILED)
         return result
 
