@@ -1,6 +1,6 @@
 """The time of all-reduce plans between hosts with slow links, and the plan that comm=auto chooses.
 
-    python benchmarks/links.py                    # all cells; about 15 minutes
+    python benchmarks/links.py --runs 2           # all cells, one run after the other; about 10 minutes each
     python benchmarks/links.py --cell "2 x 2, 200 Mb/s, 25 MB"
 
 Hosts are network namespaces of this machine with links of a given rate, see bed.py; ranks are processes with a thread
@@ -200,16 +200,18 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=[cell.name for cell in CELLS], help="one alone")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="of all cells; default: 1")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
     if (reason := why_not()) is not None:
         sys.exit(f"no network namespaces here: {reason}")
     torch.set_num_threads(1)
     facts, results = overhead.machine(), []
-    for cell in CELLS:
-        if arguments.cell in (None, cell.name):
-            results.append(run(cell))
-            print(table(results[-1]), flush=True)
+    for number in range(1, arguments.runs + 1):
+        for cell in CELLS:
+            if arguments.cell in (None, cell.name):
+                results.append({**run(cell), "run": number})
+                print(table(results[-1]), flush=True)
     overhead.write("links", facts, results, arguments.output)
 
 

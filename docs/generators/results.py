@@ -203,13 +203,16 @@ def _links(results: Results) -> str:
             if of_wire:
                 shown[f"fastest {wire}"] = min(of_wire, key=lambda name: plans[name]["seconds"])
         rows += [
-            [f"{cell['cell']}, {cell['order']}", what, plan, f"{one['seconds']:.2f}", f"{one['over_flat']:.2f}"]
+            [
+                f"{cell['cell']}, {cell['order']}{f', run {run}' if (run := cell.get('run', 1)) > 1 else ''}",
+                *(what, plan, f"{one['seconds']:.2f}", f"{one['over_flat']:.2f}"),
+                f"{100 * one['bound_share']:.0f}" if one["bound_share"] else "",
+            ]
             for what, plan in shown.items()
             if plan in plans and (one := plans[plan])
         ]
-    return _table(
-        ["hosts x ranks, link, message, order of ranks", "", "plan", "seconds", "times as fast as flat"], rows
-    )
+    header = ["hosts x ranks, link, message, order of ranks", "", "plan", "seconds", "times as fast as flat"]
+    return _table([*header, "% of the bound"], rows)
 
 
 def _links_training(results: Results) -> str:
