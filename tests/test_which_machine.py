@@ -45,7 +45,7 @@ def test_every_machine_of_the_verdicts_and_the_picture_is_one():
     assert {name for name, _ in machines.VERDICTS} | set(machines.PICTURE) <= set(machines.MACHINES)
     assert machines.machines("verdicts").count("\n- **") == len(machines.VERDICTS) - 1
     drawn = machines.machines("picture")
-    assert drawn.startswith('<svg class="figure"') and drawn.endswith("</svg>") and "\n\n" not in drawn
+    assert drawn.startswith('<svg class="figure"') and drawn.endswith("</svg>") and "\n" not in drawn
     assert all(name in drawn for name in machines.PICTURE)
 
 

@@ -1,13 +1,10 @@
 """Tables of common machines side by side: what is predicted, and what was published."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from statistics import median
 
-from matplotlib import rc_context
-
-from docs.generators.markdown import table
+from docs.generators.markdown import svg, table
 from trainkit.errors import TopologyError
 from trainkit.forecast.published_scaling import GAN_SOURCE, PublishedScaling, gan_scaling, published_scaling
 from trainkit.forecast.speed import speed_of
@@ -154,14 +151,8 @@ def verdicts() -> str:
 def picture() -> str:
     """SVG: efficiency of BERT-large by the number of cards."""
     series = {name: _by_number(name) for name in PICTURE}
-    drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "machines"}):
-        title = "BERT-large, bf16, DDP: predicted efficiency"
-        efficiency_chart.draw(title, series).savefig(drawn, format="svg", metadata={"Date": None})
-    svg = drawn.getvalue()
-    return (
-        svg[svg.index("<svg") :].replace("<svg ", '<svg class="figure" role="img" aria-label="Efficiency" ', 1).strip()
-    )
+    title = "BERT-large, bf16, DDP: predicted efficiency"
+    return svg(efficiency_chart.draw(title, series), title)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

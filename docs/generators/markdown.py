@@ -1,6 +1,10 @@
-"""Tables in Markdown."""
+"""Tables and pictures in Markdown."""
 
+import io
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib import rc_context
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -20,3 +24,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def escaped(cell: object) -> str:
     """The text of a cell: a `|` would end it."""
     return str(cell).replace("|", "\\|").replace("\n", " ")
+
+
+def svg(figure: Any, label: str) -> str:
+    """A matplotlib figure as an element of a page.
+
+    Args:
+        figure: to draw.
+        label: what it shows, for who cannot see it.
+    """
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # letters of the page's fonts, not curves
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    element = text.getvalue().partition("<svg")[2]
+    lines = [f'<svg class="figure" role="img" aria-label="{label}"', *map(str.strip, element.splitlines())]
+    return " ".join(lines)  # in one line, as Markdown ends an element at an empty one

@@ -1,15 +1,13 @@
 """Tables of the dated files in benchmarks/results: for each question and each hardware, of the newest file."""
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-
 from benchmarks import gan_small_data
 from docs.generators import scale, sweeps
+from docs.generators.markdown import svg
 from docs.generators.markdown import table as _table
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -291,17 +289,7 @@ def _small_data(results: Results) -> str:
         for one in results
     ]
     columns = ["seed", "images shown", *(f"distance {kind}" for kind in kinds.values()), "ratio", "goal"]
-    return f"{_table(columns, rows)}\n\n{_svg(gan_small_data.figure(results))}"
-
-
-def _svg(figure: Any) -> str:
-    """A matplotlib figure as an element of a page."""
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # letters of the page's fonts, not curves
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    element = text.getvalue().partition("<svg")[2]
-    lines = ['<svg class="figure"', *map(str.strip, element.splitlines())]
-    return " ".join(lines)  # in one line, as Markdown ends an element at an empty one
+    return f"{_table(columns, rows)}\n\n{svg(gan_small_data.figure(results), 'Distance by evaluation')}"
 
 
 def _gan_peers(results: Results) -> str:
