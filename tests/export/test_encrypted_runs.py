@@ -2,6 +2,8 @@
 
 import json
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -84,9 +86,11 @@ def test_another_run_starts_from_it(run, tmp_path, monkeypatch):
 
 
 @needs_memory
-def test_a_directory_of_hugging_face(run, tmp_path, capsys):
+def test_a_directory_of_hugging_face(run, tmp_path, capsys, monkeypatch):
     run_dir, _, key, other = run
-    before = {path.name for path in _IN_MEMORY.iterdir()}
+    memory = TemporaryDirectory(dir=_IN_MEMORY)  # of this test alone
+    monkeypatch.setattr("trainkit.encryption.files._IN_MEMORY", Path(memory.name))
+    monkeypatch.setattr("trainkit.encryption.files._is_in_memory", lambda path: True)  # a mount is asked for
     own = f"checkpoint.identity={key.file}"
     assert main(["export", str(run_dir), "--to", "huggingface", str(tmp_path / "hf"), "--encrypt", own]) == 0
     assert f"encrypted for {key.recipient}, {other.recipient}: {tmp_path / 'hf'}" in capsys.readouterr().out
@@ -95,7 +99,8 @@ def test_a_directory_of_hugging_face(run, tmp_path, capsys):
     with AgeReader(tmp_path / "hf" / "config.json.age", other.identities) as file:
         assert json.loads(file.read(0, file.num_bytes))["model_type"] == "bert"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
-    assert {path.name for path in _IN_MEMORY.iterdir() if not path.name.startswith("sem.")} <= before
+    assert list(Path(memory.name).iterdir()) == []
+    memory.cleanup()
 
 
 @needs_memory

@@ -93,7 +93,7 @@ def test_pairs_are_groups_where_nvlink_joins_two_cards_only():
     assert groupings(preset("dgx-1", 2)) == [(tuple(range(8)), tuple(range(8, 16)))]
 
 
-def test_switches_and_sockets_are_groups_where_they_cut_no_nvlinks():
+def test_switches_and_sockets_that_cut_no_nvlinks_are_groups():
     pairs = tuple((i, i + 1) for i in range(0, 8, 2))
     assert groupings(Topology(hosts=(box("box", 8, 4, 2, gpu="NVIDIA A10"),))) == [pairs, HALVES]
     assert groupings(preset("pcie-8")) == [HALVES]

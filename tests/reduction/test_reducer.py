@@ -305,7 +305,7 @@ def test_power_sgd_is_exact_before_it_starts_and_trains_after(tmp_path):
 
 @needs_bed
 def test_auto_finds_the_slow_link_between_hosts(tmp_path):
-    with Bed(2, 100) as bed:
+    with Bed(2, 25) as bed:  # slower than loopback on a machine that is busy with other tests
         exact = bed.run(_choose_with_cache, str(tmp_path), Comm(), 2**20)
         crossed = bed.run(_choose_with_cache, str(tmp_path), Comm(), 2**20, order="round robin")
     for choices, groups in ((exact, ((0, 1), (2, 3))), (crossed, ((0, 2), (1, 3)))):
