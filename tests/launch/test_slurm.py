@@ -202,9 +202,9 @@ def test_at_the_time_limit(slurm, tmp_path):
     """Slurm sends the signal itself, up to 30 s before its time: it looks twice a minute."""
     log, run_dir = tmp_path / "log", tmp_path / "run"
     job = [*JOB, "recipe.num_steps=1000000", f"run_dir={run_dir}"]
-    number = slurm.submit(log, "--time=1", "--signal=B:USR1@1", SCRIPT, *job)
+    number = slurm.submit(log, "--nodes=1", "--time=2", "--signal=B:USR1@1", SCRIPT, *job)
     _comes_to(run_dir, 1)
-    slurm.wait(number, "PENDING", timeout_s=150.0)
+    slurm.wait(number, "PENDING", timeout_s=240.0)
     assert f"slurm.sbatch: the run has saved: requeueing job {number}" in log.read_text()
     (stopped,) = (run_dir / "checkpoints").iterdir()
     step = int(stopped.name.partition("_")[2])
@@ -214,6 +214,7 @@ def test_at_the_time_limit(slurm, tmp_path):
     _require_no_crash(log.read_text())
 
 
+@pytest.mark.timeout(1200)  # on a machine that is busy with other tests
 @pytest.mark.parametrize("lost", ["node", "link"])
 def test_a_node_or_its_link_is_lost(lost, slurm, whole, tmp_path):
     log = tmp_path / "log"
