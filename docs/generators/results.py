@@ -202,14 +202,20 @@ def _links(results: Results) -> str:
                 shown[f"fastest {wire}"] = min(of_wire, key=lambda name: plans[name]["seconds"])
         rows += [
             [
-                f"{cell['cell']}, {cell['order']}{f', run {run}' if (run := cell.get('run', 1)) > 1 else ''}",
+                f"{cell['cell']}{f', run {run}' if (run := cell.get('run', 1)) > 1 else ''}",
                 *(what, plan, f"{one['seconds']:.2f}", f"{one['over_flat']:.2f}"),
                 f"{100 * one['bound_share']:.0f}" if one["bound_share"] else "",
             ]
             for what, plan in shown.items()
             if plan in plans and (one := plans[plan])
         ]
-    header = ["hosts x ranks, link, message, order of ranks", "", "plan", "seconds", "times as fast as flat"]
+    header = [
+        "hosts x ranks, link, message, order of ranks",
+        "",
+        "plan",
+        "seconds",
+        "times as fast as flat",
+    ]
     return _table([*header, "% of the bound"], rows)
 
 
