@@ -92,7 +92,7 @@ def test_a_host_that_waits_for_the_end_of_others_is_not_silent(late):
         for host in hosts:
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], outputs
-    assert outputs == ["", ""]
+    assert not any("has said nothing" in text for text in outputs), outputs
 
 
 def _steps(run_dir):
