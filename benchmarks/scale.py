@@ -49,10 +49,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, far = [], dict[str, float]()
-    for ranks in map(int, options.ranks.split(",")):
+    counts = [int(text) for text in options.ranks.split(",")]
+    for ranks in counts:
         with tempfile.TemporaryDirectory() as folder:
             found.append(job(ranks, Path(folder)))
-            far = manifest_of(FAR, Path(folder))
+            if ranks == counts[-1]:
+                far = manifest_of(FAR, Path(folder))
         print(json.dumps(found[-1]), flush=True)
     print(json.dumps(far))
     counted = [key for key in found[0] if key != "ranks" and not key.endswith(("_s", "_mb"))]  # shared cores and pages

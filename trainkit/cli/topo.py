@@ -92,12 +92,7 @@ def add_parser(commands: Any) -> None:
     show.add_argument("--json", action="store_true", help="print it as JSON, which --topology reads")
 
     probe = add("probe", measured.probe, "measure links", "Measure links between the processes that torchrun started.")
-    probe.add_argument(
-        "--topology",
-        type=Path,
-        metavar="FILE",
-        help="of all ranks: a topology file, NCCL's XML or the output of `nvidia-smi topo -m`; default: read",
-    )
+    _add_topology_of_ranks(probe)
     machine.add_device(probe)
     probe.add_argument("--output", type=Path, metavar="FILE", help="write the topology with its measured links as JSON")
 
@@ -118,24 +113,33 @@ def add_parser(commands: Any) -> None:
 
     advise.add_parser(own)
 
-    bench = add(
-        "bench",
-        measured.bench,
-        "measure bus bandwidth",
-        "Measure all-reduces over the processes that torchrun started, as nccl-tests do.",
+    _add_bench(
+        add(
+            "bench",
+            measured.bench,
+            "measure bus bandwidth",
+            "Measure all-reduces over the processes that torchrun started, as nccl-tests do.",
+        )
     )
-    bench.add_argument(
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_topology_of_ranks(parser)
+    parser.add_argument("--sizes", default="1KB..64MB", metavar="SIZES", help="default: 1KB..64MB, doubling")
+    parser.add_argument(
+        "--plan", default="flat", metavar="KIND", help="auto, flat (default), ring, hierarchical or leader"
+    )
+    machine.add_device(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON")
+
+
+def _add_topology_of_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--topology",
         type=Path,
         metavar="FILE",
         help="of all ranks: a topology file, NCCL's XML or the output of `nvidia-smi topo -m`; default: read",
     )
-    bench.add_argument("--sizes", default="1KB..64MB", metavar="SIZES", help="default: 1KB..64MB, doubling")
-    bench.add_argument(
-        "--plan", default="flat", metavar="KIND", help="auto, flat (default), ring, hierarchical or leader"
-    )
-    machine.add_device(bench)
-    bench.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON")
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ class Beats:
     """
 
     def __init__(self, store: dist.Store, number: int, num_hosts: int, port: int) -> None:
-        self._store, self._number, self._port = store, number, port
+        self._store, self._number = store, number
         self._next_at = 0.0
         self._heard = dict.fromkeys(range(num_hosts), (-1, 0.0))
         store.set(f"{_KEY}/name/{number}", socket.gethostname())
