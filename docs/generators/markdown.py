@@ -1,10 +1,12 @@
 """Tables and pictures in Markdown."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
+
+Results = list[dict[str, Any]]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -24,6 +26,28 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def escaped(cell: object) -> str:
     """The text of a cell: a `|` would end it."""
     return str(cell).replace("|", "\\|").replace("\n", " ")
+
+
+def values(results: Results) -> str:
+    """Numbers and words of a result by name, one level of nesting spelled out."""
+    return table(["", ""], _flat(results))
+
+
+def _flat(results: Results) -> Iterable[list[Any]]:
+    for result in results:
+        for name, value in result.items():
+            if isinstance(value, Mapping):
+                yield from ([f"{name}: {key}", number(one)] for key, one in value.items() if _is_plain(one))
+            elif _is_plain(value):
+                yield [name, number(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def svg(figure: Any, label: str) -> str:

@@ -1,17 +1,16 @@
 """Tables of the dated files in benchmarks/results: for each question and each hardware, of the newest file."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gan_small_data
-from docs.generators import scale, sweeps
-from docs.generators.markdown import svg
+from docs.generators import links, scale, sweeps
+from docs.generators.markdown import Results, number, svg, values
 from docs.generators.markdown import table as _table
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "results"
-Results = list[dict[str, Any]]
 _SIDES = ("samples", "held out")
 
 
@@ -41,7 +40,7 @@ def _one(question: str, path: Path) -> str:
     if path.suffix == ".md":
         lines = path.read_text().splitlines()
         return "\n".join([f"*{head}*", *(line for line in lines if not line.startswith("# "))])
-    return f"*{head}*\n\n{RENDERERS.get(question, _values)(written.get('results', written))}"
+    return f"*{head}*\n\n{RENDERERS.get(question, values)(written.get('results', written))}"
 
 
 def _machine(written: Mapping[str, Any]) -> str:
@@ -92,7 +91,7 @@ def _peers(results: Results) -> str:
     for result in results:
         about = f"{result['title']}{', ' + result['unit'] if 'unit' in result else ''}"
         if "precisions" in result:
-            parts.append(f"{about}:\n\n{_values([result['precisions']])}")
+            parts.append(f"{about}:\n\n{values([result['precisions']])}")
             continue
         contenders, goals = result["contenders"], result["goals"]
         names = {
@@ -191,52 +190,6 @@ def _steps_of_ops(results: Results) -> str:
     return "Median ms of a step (times `fused`):\n\n" + _table(["model", *names], rows)
 
 
-def _links(results: Results) -> str:
-    rows = []
-    for cell in results:
-        plans = cell["plans"]
-        shown = {"flat": "flat", "auto, exact": cell.get("auto", {}).get("exact", {}).get("name")}
-        for wire in ("exact", "fp16", "int8"):
-            of_wire = [name for name in plans if f", {wire}" in name]
-            if of_wire:
-                shown[f"fastest {wire}"] = min(of_wire, key=lambda name: plans[name]["seconds"])
-        rows += [
-            [
-                f"{cell['cell']}{f', run {run}' if (run := cell.get('run', 1)) > 1 else ''}",
-                *(what, plan, f"{one['seconds']:.2f}", f"{one['over_flat']:.2f}"),
-                f"{100 * one['bound_share']:.0f}" if one["bound_share"] else "",
-            ]
-            for what, plan in shown.items()
-            if plan in plans and (one := plans[plan])
-        ]
-    header = [
-        "hosts x ranks, link, message, order of ranks",
-        "",
-        "plan",
-        "seconds",
-        "times as fast as flat",
-    ]
-    return _table([*header, "% of the bound"], rows)
-
-
-def _links_training(results: Results) -> str:
-    parts = []
-    for result in results:
-        if "contenders" not in result:
-            parts.append(_values([result]))
-            continue
-        link = (
-            f"{result['mbit_per_s']} Mb/s between {result['num_hosts']} hosts" if result["mbit_per_s"] else "one host"
-        )
-        rows = [
-            [name, f"{one['step_s'] * 1000:.0f}", f"{one['over_plain'][1]:.2f}"]
-            for name, one in result["contenders"].items()
-        ]
-        title = f"{result['model']}, {result['num_ranks']} ranks, {link}; medians of {result['num_turns']} rounds:"
-        parts.append(f"{title}\n\n{_table(['', 'step, ms', 'times as fast as DistributedDataParallel'], rows)}")
-    return "\n\n".join(parts)
-
-
 def _parity(results: Results) -> str:
     rows = []
     for result in results:
@@ -303,7 +256,7 @@ def _gan_peers(results: Results) -> str:
     for result in results:
         first = next(iter(result["contenders"].values()))
         rows = [
-            [name, *(_range(value) if isinstance(value, Mapping) else _number(value) for value in one.values())]
+            [name, *(_range(value) if isinstance(value, Mapping) else number(value) for value in one.values())]
             for name, one in result["contenders"].items()
         ]
         columns = [name.replace("_", " ").replace("mib", "MiB").replace("pro gan pth", "pro-gan-pth") for name in first]
@@ -330,37 +283,6 @@ def _small_pictures(results: Results) -> str:
     header = ["set", "images shown", "minutes", *sides, "trained / untrained", "goal"]
     header += ["nearest training image, median: samples / held out", "the same, nearest 1 %", "`copied`"]
     return _table(header, rows)
-
-
-def _predictions(written: Mapping[str, Any]) -> str:
-    goals = written["goals_percent"]
-    rows = [
-        [name, one["rows"], one["median"], one["worst"], " and ".join(f"{goal:g}" for goal in goals.get(name, ()))]
-        for name, one in written["summary_percent"].items()
-    ]
-    return _table(["published bus bandwidths", "number", "median error, %", "worst, %", "goals, %"], rows)
-
-
-def _values(results: Results) -> str:
-    """Numbers and words of a result by name, one level of nesting spelled out."""
-    return _table(["", ""], _flat(results))
-
-
-def _flat(results: Results) -> Iterable[list[Any]]:
-    for result in results:
-        for name, value in result.items():
-            if isinstance(value, Mapping):
-                yield from ([f"{name}: {key}", _number(one)] for key, one in value.items() if _is_plain(one))
-            elif _is_plain(value):
-                yield [name, _number(value)]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _audit(results: Results) -> str:
@@ -463,12 +385,9 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "edge": _edge,
     "encryption": _encryption,
     "ops-steps": _steps_of_ops,
-    "links": _links,
-    "links-training": _links_training,
     "parity": _parity,
     "parity-kinds": _parity,
     "faults-handovers": _handovers,
-    "predictions": _predictions,
     "finetuning": _fine_tuning,
     "gan-small-data": _small_data,
     "gan-peers": _gan_peers,
@@ -478,5 +397,6 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "intervals": _intervals,
     "report-page": _report_page,
     "scale": scale.many_ranks,
+    **links.RENDERERS,
     **sweeps.RENDERERS,
 }
