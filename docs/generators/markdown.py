@@ -47,6 +47,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
+    """A number with four digits; other values as they are."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
