@@ -31,7 +31,7 @@ LAYERS = (
     ("planning",),
     ("topology", "memory"),
     ("distributed", "ops"),
-    ("random", "config", "cache", "encryption"),
+    ("random", "config", "cache", "encryption", "storage"),
     ("errors", "json_text", "lazy", "logger", "version"),
     ("whole_file",),
 )

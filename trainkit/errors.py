@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "NonFiniteError",
     "PeerError",
+    "StorageError",
     "TopologyError",
     "TrainkitError",
     "UntrustedError",
@@ -54,6 +55,12 @@ class CheckpointError(TrainkitError, RuntimeError):
     """A directory that is not a complete checkpoint or belongs to another model; one that could not be written."""
 
     recurs = False  # a disk may be full for a while
+
+
+class StorageError(DataError):
+    """A file that is not there or cut short, or a store that does not answer."""
+
+    recurs = False  # a store may be gone for a while
 
 
 class UsageError(TrainkitError, RuntimeError):
