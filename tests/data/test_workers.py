@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import trainkit
 from trainkit.data.slots import Slot
+from trainkit.data.workers import NAME
 from trainkit.errors import DataError, LoaderError
 
 DTYPES = (torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
@@ -47,6 +48,10 @@ def _batches(indices, num_workers=2, source=None):
     runtime = trainkit.Runtime(device="cpu")
     source = Doubled() if source is None else source
     return runtime.batches(source, batch_size=4, order=lambda seed, epoch: np.array(indices), num_workers=num_workers)
+
+
+def _workers():
+    return [process for process in multiprocessing.active_children() if process.name == NAME]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,13 +96,13 @@ def test_processes_give_batches_in_order(num_workers):
     for number, batch in zip(range(25), batches, strict=False):
         assert batch.data[:, 0].tolist() == [2 * ((4 * number + index) % 40) for index in range(4)]
     batches.close()
-    assert not multiprocessing.active_children()
+    assert not _workers()
 
 
 def test_columns_and_windows_are_fetched_by_threads():
     batches = _batches(range(20), source=torch.arange(20))
     found = [next(batches).data.tolist() for _ in range(7)]
-    assert not multiprocessing.active_children()
+    assert not _workers()
     assert [*chain(*found)] == [index % 20 for index in range(28)]
 
 
@@ -117,7 +122,7 @@ def test_what_ends_a_worker_is_raised_in_its_place(index, error, message):
     if index != 42:
         assert "\n" not in str(raised.value)
         assert "in __getitem__" in raised.value.__notes__[0]
-    assert not multiprocessing.active_children()
+    assert not _workers()
 
 
 KILLED = """

@@ -35,7 +35,7 @@ class DataStream:
         device: where batches are put.
         seed: of the order of the data, and of everything random.
         dtype: of floating-point data.
-        num_workers: processes that fetch data ahead.
+        num_workers: threads or processes that fetch data ahead.
         wrap: called with an iterator of batches, and whether they are for training; what it returns is iterated.
     """
 
@@ -53,6 +53,8 @@ class DataStream:
         self.num_samples: int | None = None
         """The position at which training ends: of the last call of `batches`, or of the recipe; None: not known."""
         self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
+        self.num_workers = num_workers
+        """Of the last call of `batches`."""
         self._num_workers, self._wrap = num_workers, wrap
         self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch
 
@@ -93,6 +95,7 @@ class DataStream:
         )
         end = start + num_steps * batch_size if num_steps is not None else None
         self.num_samples = end
+        self.num_workers = self._num_workers if given.num_workers is None else given.num_workers
         positions = range(start, end if end is not None else 1 << 62, batch_size)
         self.clock.position = start
         return self._arrivals(self._stream(fetcher, positions, given.num_workers))

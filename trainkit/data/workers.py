@@ -21,6 +21,8 @@ from trainkit.errors import LoaderError
 
 AHEAD = 2
 """Batches that are asked of each worker at a time: it fetches one while the one before is taken."""
+NAME = "trainkit-fetch"
+"""Of processes and threads."""
 _END_WITHIN_S = 5.0  # of a worker that is told to end, before it is ended
 
 Fetch = Callable[[int], Batch | None]
@@ -62,7 +64,7 @@ class ThreadWorkers(Workers):
 
     def __init__(self, prepare: Callable[[int], Callable[[], Batch]], num_workers: int) -> None:
         self._prepare = prepare
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="trainkit-fetch")
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix=NAME)
         self._asked: deque[Future[Batch]] = deque()
 
     def ask(self, position: int) -> None:
@@ -95,7 +97,7 @@ class ProcessWorkers(Workers):
         with _signals_blocked():
             for slots in self._slots:
                 here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(fetch, slots, there, here), daemon=True)
+                process = context.Process(target=_serve, args=(fetch, slots, there, here), daemon=True, name=NAME)
                 process.start()
                 there.close()  # so that the end of the process ends the connection
                 self._processes.append(process)
