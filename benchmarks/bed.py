@@ -4,6 +4,9 @@ A host is a process with its own network namespace and hostname. Its `eth0` is c
 the server process, and token buckets at both ends of the link limit the rates of sending and receiving. A namespace
 exists as long as a process is in it, so nothing remains after the processes have ended, and the network of the machine
 is not changed. All hosts share the file system, except for an /etc/hosts with their names.
+
+A host may have several sockets: then each of these is such a namespace, with a link of its own to a bridge of its host,
+and that bridge is connected to the common one. Ranks of a socket share a loopback, as those of a host do otherwise.
 """
 
 import contextlib
@@ -65,15 +68,23 @@ def _way() -> tuple[list[str], list[str]]:
 
 class Bed:
     """`num_hosts` hosts, each with a full-duplex link of `mbit_per_s` (10^6 bits a second of packets with their
-    headers; None: as fast as the machine is). A context manager: at its end, every process in the bed is killed.
+    headers; None: as fast as the machine is). With `sockets` above 1, each of these has a link of `socket_mbit_per_s`
+    to the others of its host. A context manager: at its end, every process in the bed is killed.
 
     Raises OSError where `why_not()` has a reason.
     """
 
-    def __init__(self, num_hosts: int, mbit_per_s: float | None = None) -> None:
+    def __init__(
+        self,
+        num_hosts: int,
+        mbit_per_s: float | None = None,
+        *,
+        sockets: int = 1,
+        socket_mbit_per_s: float | None = None,
+    ) -> None:
         if (reason := why_not()) is not None:
             raise OSError(f"no bed of hosts: {reason}")
-        self.num_hosts = num_hosts
+        self.num_hosts, self.sockets = num_hosts, sockets
         self._started: list[subprocess.Popen[Any]] = []
         self._namespaces: list[int] = []
         self._control, theirs = socket.socketpair()
@@ -90,7 +101,7 @@ class Bed:
         try:
             preparation = spawn.get_preparation_data("bed")
             preparation.pop("authkey")  # not to be sent, and of no use there
-            self._pipe.send((preparation, num_hosts))
+            self._pipe.send((preparation, num_hosts, sockets))
             if not self._pipe.poll(_LIMIT_S):
                 raise TimeoutError(f"the bed's server did not start within {_LIMIT_S:.0f} s")
             self._hosts: list[int] = self._pipe.recv()
@@ -98,6 +109,8 @@ class Bed:
             self._lay()
             for host in range(num_hosts):
                 self.set_rate(host, mbit_per_s)
+            for number in range(num_hosts * sockets if sockets > 1 else 0):
+                self._shape(socket_mbit_per_s, (self._hosts[number], INTERFACE), (self._server.pid, f"socket{number}"))
         except BaseException:
             self.end()
             raise
@@ -118,7 +131,8 @@ class Bed:
     ) -> list[Any]:
         """`function(*args)` on every rank of a gloo process group over all hosts; the results by rank.
 
-        `order` "by host": ranks 0 to L-1 on host 0, and so on; "round robin": rank r on host r mod `num_hosts`.
+        `order` "by host": ranks 0 to L-1 on host 0, and so on; "round robin": rank r on host r mod `num_hosts`. The
+        ranks of a host are spread over its sockets evenly, in their order.
         `function` and `args` are pickled: a function of a module's top level. The ranks are kept for the next call
         with the same `ranks_per_host` and `order`. RankError: the first error of a rank; TimeoutError: ranks were not
         done in time. Then all ranks are killed, and the next call has new ones.
@@ -139,7 +153,7 @@ class Bed:
     def start(
         self, argv_for_host: Callable[[int], list[str]], env: dict[str, str] | None = None, **options: Any
     ) -> list[subprocess.Popen[Any]]:
-        """A command on each host, such as torchrun's agent; `options` are Popen's.
+        """A command on each host of one socket, such as torchrun's agent; `options` are Popen's.
 
         The command has this process's environment and working directory, GLOO_SOCKET_IFNAME, OMP_NUM_THREADS and
         `env`. It and all that it starts are killed at the end of the bed.
@@ -156,8 +170,13 @@ class Bed:
         return address_of(host)
 
     def tx_bytes(self) -> list[int]:
-        """The bytes, with headers, that each host has sent on its eth0 since the bed was made."""
-        return [_tx_bytes(Path(f"/proc/{pid}/net/dev").read_text()) for pid in self._hosts]
+        """The bytes, with headers, that each host, or each socket of all hosts, has sent since the bed was made."""
+        return [tx_bytes(Path(f"/proc/{pid}/net/dev").read_text()) for pid in self._hosts]
+
+    def host_tx_bytes(self) -> list[int]:
+        """The bytes, with headers, that each host of several sockets has sent to others since the bed was made."""
+        text = Path(f"/proc/{self._server.pid}/net/dev").read_text()
+        return [tx_bytes(text, f"up{host}") for host in range(self.num_hosts)]
 
     def cut(self, host: int) -> None:
         """Takes the host's link down: its packets, and those to it, are lost without a word from now on."""
@@ -165,11 +184,16 @@ class Bed:
 
     def set_rate(self, host: int, mbit_per_s: float | None) -> None:
         """Gives the host's link this rate in both directions; None takes the limit off."""
+        inner = (self._hosts[host], INTERFACE) if self.sockets == 1 else (self._server.pid, f"up{host}")
+        self._shape(mbit_per_s, inner, (self._server.pid, f"host{host}"))
+
+    def _shape(self, mbit_per_s: float | None, *ends: tuple[int, str]) -> None:
+        """Limits what leaves each end of a link, given as the process of a namespace and an interface in it."""
         queue = "noqueue"
         if mbit_per_s is not None:
             burst = max(_LEAST_BURST, round(_BURST_S * mbit_per_s * 1e6 / 8))
             queue = f"tbf rate {round(mbit_per_s * 1e6)}bit burst {burst} limit {_QUEUE}"
-        for pid, interface in ((self._hosts[host], INTERFACE), (self._server.pid, f"host{host}")):
+        for pid, interface in ends:
             self._do(pid, "tc", [f"qdisc replace dev {interface} root {queue}"])
 
     def end(self) -> None:
@@ -183,18 +207,23 @@ class Bed:
             process.wait()
 
     def _lay(self) -> None:
-        """Lays the links: eth0 of each host to its port of the bridge."""
-        up = [f"link set host{host} master switch up" for host in range(self.num_hosts)]
-        links = [
-            f"link add host{host} mtu {_MTU} type veth peer name {INTERFACE} mtu {_MTU} netns {pid}"
-            for host, pid in enumerate(self._hosts)
-        ]
+        """Lays the links: eth0 of each host to its port of the bridge; with sockets, over a bridge of the host."""
+        bridges, links, ports = ["switch"], [], []
+        kind = "host" if self.sockets == 1 else "socket"
+        for number, pid in enumerate(self._hosts):
+            ports.append((f"{kind}{number}", "switch" if self.sockets == 1 else f"inner{number // self.sockets}"))
+            links.append(
+                f"link add {kind}{number} mtu {_MTU} type veth peer name {INTERFACE} mtu {_MTU} netns {pid}",
+            )
+        for host in range(self.num_hosts if self.sockets > 1 else 0):
+            bridges.append(f"inner{host}")
+            ports += [(f"host{host}", "switch"), (f"up{host}", f"inner{host}")]
+            links.append(f"link add host{host} mtu {_MTU} type veth peer name up{host} mtu {_MTU}")
+        made = [f"link add {name} mtu {_MTU} type bridge mcast_snooping 0" for name in bridges]
         # Without addresses of IPv6 and snooping, no host sends a packet that is not of the ranks.
-        quiet = [
-            f"link set {name} addrgenmode none" for name in ("switch", *(f"host{h}" for h in range(self.num_hosts)))
-        ]
-        bridge = [f"link add switch mtu {_MTU} type bridge mcast_snooping 0", *links, *quiet, "link set switch up", *up]
-        self._do(self._server.pid, "ip", bridge)
+        quiet = [f"link set {name} addrgenmode none" for name in (*bridges, *(port for port, _ in ports))]
+        up = [f"link set {name} up" for name in bridges] + [f"link set {port} master {to} up" for port, to in ports]
+        self._do(self._server.pid, "ip", [*made, *links, *quiet, *up])
         for host, pid in enumerate(self._hosts):
             address = f"addr add {self.address(host)}/16 dev {INTERFACE}"
             inside = ["link set lo up", f"link set {INTERFACE} addrgenmode none", address, f"link set {INTERFACE} up"]
@@ -215,7 +244,7 @@ class Bed:
         return [shutil.which("nsenter", path=_PATH) or "", "-t", str(pid), *user, "-n", "-m", "-u"]
 
 
-def _tx_bytes(table: str) -> int:
-    """The ninth number of eth0's line of /proc/net/dev."""
-    (line,) = [line for line in table.splitlines() if line.strip().startswith(f"{INTERFACE}:")]
+def tx_bytes(table: str, interface: str = INTERFACE) -> int:
+    """What an interface has sent, by the text of /proc/net/dev."""
+    (line,) = [line for line in table.splitlines() if line.strip().startswith(f"{interface}:")]
     return int(line.split(":")[1].split()[8])

@@ -64,11 +64,11 @@ def _call(name: str, *arguments: int) -> None:
 def serve(descriptor: int) -> None:
     """The server: makes the hosts, then runs functions on ranks that it forks, until the other end is closed."""
     control = Connection(descriptor)
-    preparation, num_hosts = control.recv()
-    hosts = [_fork(_hold, host) for host in range(num_hosts)]
+    preparation, num_hosts, sockets = control.recv()
+    hosts = [_fork(_hold, number // sockets) for number in range(num_hosts * sockets)]
     with tempfile.TemporaryDirectory() as directory:
         names = Path(directory) / "hosts"
-        lines = [f"{address_of(host)} bed-host{host}\n" for host in range(num_hosts)]
+        lines = [f"{address_of(host * sockets)} bed-host{host}\n" for host in range(num_hosts)]
         names.write_text("".join(["127.0.0.1 localhost\n", *lines]))  # torchrun looks its host up
         subprocess.run(["mount", "--bind", str(names), "/etc/hosts"], check=True)
         for _, pipe in hosts:
@@ -89,7 +89,8 @@ def serve(descriptor: int) -> None:
                 if pool is None or pool.shape != (ranks_per_host, order):
                     if pool is not None:
                         pool.end()
-                    pool = _Pool([process.pid for process, _ in hosts], ranks_per_host, order, directory, payload)
+                    pids = [process.pid for process, _ in hosts]
+                    pool = _Pool(pids, sockets, ranks_per_host, order, directory, payload)
                 answer = pool.run(payload, timeout_s, control)
                 if answer[0] != "done" or pool.is_worn:
                     pool.end()
@@ -121,16 +122,20 @@ def _hold(pipe: Connection, host: int) -> None:
 class _Pool:
     """Ranks on the hosts, kept from one function to the next."""
 
-    def __init__(self, hosts: list[int], ranks_per_host: int, order: Order, directory: str, payload: bytes) -> None:
+    def __init__(
+        self, pids: list[int], sockets: int, ranks_per_host: int, order: Order, directory: str, payload: bytes
+    ) -> None:
         self.shape = (ranks_per_host, order)
         self.is_worn = False
-        world_size = len(hosts) * ranks_per_host
+        num_hosts = len(pids) // sockets
+        world_size = num_hosts * ranks_per_host
         with contextlib.suppress(Exception):  # the modules of the function, once for all; a rank reports an error
             pickle.loads(payload)
         store = tempfile.mktemp(dir=directory)
         self.ranks = []
         for rank in range(world_size):
-            host, local = divmod(rank, ranks_per_host) if order == "by host" else divmod(rank, len(hosts))[::-1]
+            host, local = divmod(rank, ranks_per_host) if order == "by host" else divmod(rank, num_hosts)[::-1]
+            number = host * sockets + local * sockets // ranks_per_host
             environment = {
                 "RANK": str(rank),
                 "WORLD_SIZE": str(world_size),
@@ -138,7 +143,7 @@ class _Pool:
                 "LOCAL_WORLD_SIZE": str(ranks_per_host),
                 **settings(),
             }
-            self.ranks.append(_fork(_work, hosts[host], environment, f"file://{store}"))
+            self.ranks.append(_fork(_work, pids[number], environment, f"file://{store}"))
 
     def run(self, payload: bytes, timeout_s: float, control: Connection) -> tuple[str, Any]:
         """("done", the pickled results), (the kind of the first error, its text), or ("late", ranks)."""
