@@ -80,7 +80,7 @@ def test_unseen_rows_say_where_they_were_read():
         assert entry["read"]
 
 
-def test_half_of_the_unseen_rows_are_within_the_range_of_their_kind():
+def test_half_of_the_unseen_rows_are_in_the_range_of_their_kind():
     assert share_in_range(unseen()) == pytest.approx(0.46, abs=0.02)  # the ranges are meant for eight of ten
 
 
