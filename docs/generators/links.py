@@ -25,7 +25,7 @@ def _links(results: Results) -> str:
             if plan in plans and (one := plans[plan])
         ]
     header = [
-        "hosts x ranks, link, message, order of ranks",
+        "hosts x ranks, links, message, order of ranks",
         "",
         "plan",
         "seconds",
@@ -63,6 +63,7 @@ def _predictions(written: Mapping[str, Any]) -> str:
 
 RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "links": _links,
+    "links-sockets": _links,
     "links-training": _links_training,
     "predictions": _predictions,
 }

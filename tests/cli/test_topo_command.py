@@ -179,3 +179,30 @@ def test_probe_on_ranks(world_size, tmp_path, capsys):
     loopback = [link.source for link in found.hosts[0].links if link.kind == "loopback"]
     assert set(loopback) == {"measured" if world_size > 1 else "nominal"}
     assert _run(capsys, "show", "--topology", file)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["show", "plan", "simulate"])
+def test_a_machine_is_made_of_the_cards_that_are_named(capsys, command):
+    assert main(["topo", command, "--gpus", "4x3090"]) == 0
+    assert "4x GeForce RTX 3090" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "dgx-1"], "--gpus and --preset: give only one of them"),
+        (["--topology", "x.json"], "--gpus and --topology: give only one of them"),
+        (["--ranks-per-host", "2"], "--gpus=4x3090 names the number of cards: leave out --ranks-per-host"),
+    ],
+)
+def test_cards_are_not_named_beside_another_machine(capsys, options, message):
+    assert main(["topo", "plan", "--gpus", "4x3090", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_named_cards_are_joined_by_a_network_of_a_given_speed(capsys):
+    assert main(["topo", "plan", "--gpus", "2x3090", "--nodes", "2", "--nic-gbit", "100"]) == 0
+    output = capsys.readouterr()
+    assert "assumed" not in output.err
+    assert main(["topo", "plan", "--gpus", "2x3090", "--nodes", "2"]) == 0
+    assert "state it: --nic-gbit 100" in capsys.readouterr().err

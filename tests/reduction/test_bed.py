@@ -197,6 +197,25 @@ def test_a_host_that_is_cut_off_is_silent_and_nothing_is_left():
     assert network() == before
 
 
+def test_ranks_of_two_sockets_are_on_one_host():
+    with Bed(2, MBIT_PER_S, sockets=2, socket_mbit_per_s=2 * MBIT_PER_S) as made:
+        assert made.run(place, ranks_per_host=4)[:5] == [
+            *(("bed-host0", rank, str(rank), "4", 8) for rank in range(4)),
+            ("bed-host1", 4, "0", "4", 8),
+        ]
+        for target, by_socket, by_host in (
+            (1, [0, 0, 0, 0], [0, 0]),
+            (2, [1, 0, 0, 0], [0, 0]),
+            (7, [1, 0, 0, 0], [1, 0]),
+        ):
+            before, before_host = made.tx_bytes(), made.host_tx_bytes()
+            made.run(send, 0, target, NUM_BYTES, ranks_per_host=4)
+            sent = [b - a for a, b in zip(before, made.tx_bytes(), strict=True)]
+            left = [b - a for a, b in zip(before_host, made.host_tx_bytes(), strict=True)]
+            assert sent == [pytest.approx(NUM_BYTES * share, abs=0.06 * NUM_BYTES) for share in by_socket], target
+            assert left == [pytest.approx(NUM_BYTES * share, abs=0.06 * NUM_BYTES) for share in by_host], target
+
+
 LITTLE = """
 import socket
 from benchmarks.bed import Bed

@@ -179,7 +179,7 @@ def test_xml_of_two_sockets():
     }
     assert links(host, "socket") == {("socket0", "socket1"): 24.0}
     assert links(host, "nic") == {("nic0", NETWORK): 24.0, ("nic1", NETWORK): 1.2}
-    assert host.facts == {"sources": ["nccl xml"], "gpudirect": True}
+    assert host.facts == {"sources": ["nccl xml"], "gpudirect": True, "cpu": "AuthenticAMD"}
 
 
 def test_xml_of_nvlink_pairs_and_a_card_that_is_not_on_pci():
@@ -290,6 +290,18 @@ def test_sysfs(machine):
     assert links(host, "socket") == {("socket0", "socket1"): 10.0}
     known = {"sources": ["sysfs"], "cpu": "GenuineIntel", "iommu": False, "peermem": False}
     assert host.facts == known | {"nvlinks": "unknown"}
+
+
+@pytest.mark.parametrize("redirects", [True, False])
+def test_sysfs_says_whether_switches_redirect(machine, redirects):
+    """ACS, as root sees it: the first extended capability, whose control follows what the port could do."""
+    root, _ = machine
+    port = (root / "bus/pci/devices/0000:19:00.0").resolve().parent
+    capability = bytes([0x0D, 0, 1, 0, 0xFF, 0, 0b100 if redirects else 0, 0])
+    (port / "config").write_bytes(bytes(256) + capability + bytes(64))
+    host = read_sysfs(*machine)
+    assert host is not None
+    assert host.facts["acs"] is redirects
 
 
 def test_sysfs_of_a_machine_without_numa_nodes(machine):

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from benchmarks.machines import machine
+from trainkit.planning.cost import CostModel
+from trainkit.planning.reduce_plan import flat
 from trainkit.topology.graph import Graph
 from trainkit.topology.staging import KERNEL_GB_PER_S, SHARE, is_staged, link_gb_per_s
-from trainkit.topology.topology import Device, Host, Link
+from trainkit.topology.topology import Device, Host, Link, Topology
 
 CARDS: dict[str, Any] = {"num_gpus": 4, "capability": "8.9", "gpus_per_switch": 2}
 UPLINK_GB_PER_S = 20.0
@@ -80,3 +82,43 @@ def test_unknown_peer_access_is_not_staged():
     assert not is_staged(machine(**CARDS).hosts[0])
     assert not is_staged(machine(**CARDS, p2p=True).hosts[0])
     assert is_staged(machine(**CARDS, p2p=False).hosts[0])
+
+
+# -- access of some pairs ----------------------------------------------------------------------------------------------
+
+ACROSS = {f"gpu{a} gpu{b}": "chipset not supported" for a in (0, 1) for b in (2, 3)}
+
+
+def test_only_pairs_without_access_are_staged():
+    some = graph(p2p_off=ACROSS)
+    assert [some.is_staged("gpu0", other) for other in ("gpu1", "gpu2")] == [False, True]
+    assert crossings(some, "gpu0", "gpu1") == [("gpu0", "pcie0"), ("pcie0", "gpu1")]
+    assert some.rings_gb_per_s(("gpu0", "gpu1")) == pytest.approx(24)
+    assert some.rings_gb_per_s(("gpu0", "gpu2")) == pytest.approx(KERNEL_GB_PER_S)
+
+
+def test_a_ring_is_as_fast_as_its_pair_without_access():
+    every = ("gpu0", "gpu1", "gpu2", "gpu3")
+    assert graph(p2p_off=ACROSS).rings_gb_per_s(every) == pytest.approx(KERNEL_GB_PER_S, rel=0.25)
+    assert graph(p2p=False).rings_gb_per_s(every) == pytest.approx(KERNEL_GB_PER_S, rel=0.25)
+
+
+def test_a_ring_avoids_a_pair_without_access():
+    every = ("gpu0", "gpu1", "gpu2", "gpu3")
+    one = graph(p2p_off={"gpu0 gpu2": "chipset not supported"})
+    assert one.rings_gb_per_s(every) == pytest.approx(graph().rings_gb_per_s(every))
+
+
+def test_known_pairs_stand_on_a_staged_host():
+    """NVML names the pairs, and so the host is a staged one; the pairs with access keep it."""
+    some = graph(p2p=False, p2p_off=ACROSS)
+    assert not some.is_staged("gpu2", "gpu3")
+    assert some.rings_gb_per_s(("gpu2", "gpu3")) == pytest.approx(24)
+
+
+def test_hosts_that_differ_in_their_pairs_are_predicted_apart():
+    two = machine(**CARDS), machine(**CARDS, p2p_off=ACROSS)
+    fast, slow = (CostModel(one, "nccl").all_reduce_us(flat(4), 1 << 28) for one in two)
+    assert slow > 3 * fast
+    both = Topology(hosts=(*two[0].hosts, *two[1].hosts))
+    assert len({id(each) for each in CostModel(both, "nccl")._graphs}) == 2

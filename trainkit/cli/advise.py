@@ -34,7 +34,6 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--gpus", metavar="NxCARD", help="the cards, such as 4x3090, 8xL40S or 2x3090+nvlink")
     machine.add_machine(parser)
     parser.add_argument(
         "--recipe",
@@ -96,13 +95,9 @@ def _check(arguments: argparse.Namespace) -> None:
     require_strategy(arguments.strategy)
     for name in ("tflops", "samples", "budget"):
         require_above_zero("--", **{name: getattr(arguments, name)})
-    given = [f"--{name}" for name in ("gpus", "preset", "topology") if getattr(arguments, name)]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)}: give only one of them")
+    machine.check(arguments)
     if arguments.gpus and arguments.nodes and arguments.nodes != "1":
         raise ConfigError(f"--gpus with --nodes={arguments.nodes}: say which network: give --preset or --topology")
-    if arguments.gpus and arguments.ranks_per_host:
-        raise ConfigError(f"--gpus={arguments.gpus} names the number of cards: leave out --ranks-per-host")
     if arguments.price and arguments.budget is None:
         raise ConfigError(f"--price={arguments.price[0]}: needs --budget=USD, for which machines are compared")
     if arguments.budget is not None and arguments.tflops is not None:
@@ -132,11 +127,7 @@ def _nodes(arguments: argparse.Namespace) -> int:
 
 def _node(arguments: argparse.Namespace, options: "Sequence[Option]") -> "Topology":
     """One machine: the one that is named, the fastest within the budget, or this one."""
-    from trainkit.topology.gpus import gpus
-
-    if arguments.gpus:
-        return gpus(arguments.gpus)
-    if options and not (arguments.preset or arguments.topology):
+    if options and not (arguments.gpus or arguments.preset or arguments.topology):
         return options[0].topology
     node = machine.one_node(arguments)
     if node.hosts[0].devices[0].kind != "cuda" and arguments.tflops is None:

@@ -20,7 +20,7 @@ MOST_PROCESSES_SHOWN = 8
 
 
 def add_machine(parser: argparse.ArgumentParser, nodes: str | None = None) -> None:
-    """Adds --topology, --preset, --nodes, --nic-gbit and --ranks-per-host; `nodes` is the default of --nodes."""
+    """Adds --topology, --preset, --gpus, --nodes, --nic-gbit and --ranks-per-host; `nodes`: the default of --nodes."""
     parser.add_argument(
         "--topology",
         action="append",
@@ -29,6 +29,9 @@ def add_machine(parser: argparse.ArgumentParser, nodes: str | None = None) -> No
         "give it once for each host",
     )
     parser.add_argument("--preset", metavar="NAME", help="a common machine: dgx-1, dgx-h100 ...")
+    parser.add_argument(
+        "--gpus", metavar="NxCARD", help="a machine with these cards, such as 4x3090, 8xL40S or 2x3090+nvlink"
+    )
     many = f"1..128, 1,2,4 or 8; default: {nodes}" if nodes else "default: the hosts of the file, or 1"
     parser.add_argument("--nodes", default=nodes, metavar="N", help=f"number of such machines; {many}")
     parser.add_argument(
@@ -45,6 +48,20 @@ def add_machine(parser: argparse.ArgumentParser, nodes: str | None = None) -> No
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds --device."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Checks the options of `add_machine`.
+
+    Raises:
+        ConfigError: for options that contradict each other.
+    """
+    given = [f"--{name}" for name in ("gpus", "preset", "topology") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give only one of them")
+    if arguments.gpus and arguments.ranks_per_host:
+        raise ConfigError(f"--gpus={arguments.gpus} names the number of cards: leave out --ranks-per-host")
+    require_above_zero("--", **{"nic-gbit": arguments.nic_gbit})
 
 
 @contextmanager
@@ -119,9 +136,7 @@ def _read(arguments: argparse.Namespace, *, is_joinable: bool) -> "Iterator[Topo
     """The topology of the options, without --nodes; a `is_joinable` one host has a network card."""
     from trainkit.topology.discover.merge import joinable
 
-    if arguments.topology and arguments.preset:
-        raise ConfigError("--topology and --preset: give only one of them")
-    require_above_zero("--", **{"nic-gbit": arguments.nic_gbit})
+    check(arguments)
 
     def finished(topology: "Topology") -> "Topology":
         if is_joinable and len(topology.hosts) == 1:
@@ -132,6 +147,10 @@ def _read(arguments: argparse.Namespace, *, is_joinable: bool) -> "Iterator[Topo
         from trainkit.topology.presets import preset
 
         yield finished(_with_ranks(preset(arguments.preset), arguments.ranks_per_host))
+    elif arguments.gpus:
+        from trainkit.topology.gpus import gpus
+
+        yield finished(gpus(arguments.gpus))
     elif arguments.topology:
         from trainkit.topology.discover.texts import read_files
 

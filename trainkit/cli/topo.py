@@ -34,6 +34,7 @@ examples:
   trainkit topo show
   trainkit topo show --preset dgx-h100 --nodes 4 --output cluster.png
   trainkit topo show --topology links.json --json
+  trainkit topo show --gpus 4x3090                      what one would build from these cards
   nvidia-smi topo -m | trainkit topo show --topology -
   trainkit topo show --topology host1.txt --topology host2.txt
 """,
@@ -47,12 +48,14 @@ examples:
 examples:
   trainkit topo plan --bytes 25MB --preset pcie-8-nvlink-pairs --nodes 2
   trainkit topo plan --bytes 100MiB --topology links.json --wire-dtype int8
+  trainkit topo plan --gpus 8x4090
   ssh node1 nvidia-smi topo -m > node1.txt; trainkit topo plan --topology node1.txt --nodes 4 --nic-gbit 200
 """,
     "simulate": """\
 examples:
   trainkit topo simulate --preset dgx-h100 --nodes 1..128 --recipe bert-large
   trainkit topo simulate --preset workstation-2 --nodes 1,2,4 --recipe bert-base --output scaling.png
+  trainkit topo simulate --gpus 4x3090 --nodes 1..4 --nic-gbit 25
 """,
     "bench": """\
 examples:

@@ -52,7 +52,8 @@ def with_bridges(host: Host) -> Host | None:
 
 def with_peer_access(host: Host) -> Host | None:
     """The host with copies between its devices; None where these are not known to be off."""
-    return replace(host, facts={**host.facts, "p2p": True}) if host.facts.get("p2p") is False else None
+    is_off = host.facts.get("p2p") is False or host.facts.get("p2p_off")
+    return replace(host, facts={**host.facts, "p2p": True, "p2p_off": {}}) if is_off else None
 
 
 def with_copy_engines(host: Host) -> Host | None:

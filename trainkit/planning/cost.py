@@ -8,7 +8,8 @@ from typing import Literal
 from trainkit.planning import nccl
 from trainkit.planning.nccl import Algorithm, Fabric
 from trainkit.planning.reduce_plan import INT8_BLOCK, ReducePlan, WireDtype
-from trainkit.topology.graph import Edge, Graph
+from trainkit.topology.graph import Graph
+from trainkit.topology.rings import Edge
 from trainkit.topology.topology import NETWORK, Host, RankPlacement, Topology
 
 CommBackend = Literal["nccl", "gloo"]
@@ -25,7 +26,7 @@ CAST_GB_PER_S = {"cuda": 800.0, "cpu": 2.0}
 QUANTIZE_GB_PER_S = {"cuda": 400.0, "cpu": 4.0}
 """The speed of quantization between float32 and int8 with its scales, in float32 GB/s."""
 EFA_CLOUD = "Amazon EC2"
-FACTS = ("p2p", "acs", "cpu", "environment")
+FACTS = ("p2p", "p2p_off", "acs", "cpu", "environment")
 """Of a host, beside its parts: hosts that are alike in all of them share a graph."""
 ELEMENT_BYTES = 4
 """Of a float32 gradient. A wire_dtype saves less than predicted for 16-bit gradients."""
@@ -358,7 +359,7 @@ class CostModel:
                 route = graph.path(start, end, load.of_host.setdefault(host, {}), nic)
                 latency += graph.latency_us(route)
                 for edge in route:
-                    load.add(host, edge, sent, graph.gb_per_s[edge[0]])
+                    load.add(host, edge, sent, graph.gb_per_s_between(start, end, edge))
             load.latency_us = max(load.latency_us, latency)
         return load
 

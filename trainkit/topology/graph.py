@@ -6,16 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainkit.errors import TopologyError
-from trainkit.topology.staging import link_gb_per_s, turns_at_root
+from trainkit.topology.rings import SAME, Edge, widest
+from trainkit.topology.staging import is_redirected, is_staged, link_gb_per_s, staged_pairs
 from trainkit.topology.topology import GPU_LINKS, NETWORK, Host, Link
 
-Edge = tuple[int, bool]
-"""A link's number in `Host.links`, and whether it is used from a to b."""
 Path = tuple[Edge, ...]
-
-MAX_RINGS = 32
-SEARCH_STEPS = 1000
-SAME = 1 - 1e-9
 
 
 _SOCKET = "socket"
@@ -38,7 +33,11 @@ class Graph:
         self._nvlinks: Graph | None = None
         self.links: tuple[Link, ...] = host.links
         self.gb_per_s = tuple(link_gb_per_s(host, link) for link in host.links)
-        self._turns_at_root = turns_at_root(host)
+        self._is_staged, self._is_redirected = is_staged(host), is_redirected(host)
+        self._staged = staged_pairs(host)
+        self._by_way = {
+            way: tuple(link_gb_per_s(host, link, staged=way) for link in host.links) for way in (True, False)
+        }
         self._devices = {device.id for device in host.devices}
         self.nics = tuple(nic.id for nic in host.nics)
         self._forwards = {*host.switches, *self.nics}
@@ -52,6 +51,16 @@ class Graph:
     def width(self, path: Path) -> float:
         """The bandwidth of a path that nothing else uses, in GB/s."""
         return min((self.gb_per_s[number] for number, _ in path), default=math.inf)
+
+    def is_staged(self, start: str, end: str) -> bool:
+        """Whether messages of two devices pass through the memory of the host."""
+        return self._is_staged if self._staged is None else {start, end} in self._staged
+
+    def gb_per_s_between(self, start: str, end: str, edge: Edge) -> float:
+        """The bandwidth of a link for the messages of two vertices, in GB/s."""
+        if self._staged is None or not {start, end} <= self._devices:
+            return self.gb_per_s[edge[0]]
+        return self._by_way[self.is_staged(start, end)][edge[0]]
 
     def latency_us(self, path: Path) -> float:
         """The sum of the latencies of a path's links, in microseconds."""
@@ -91,7 +100,7 @@ class Graph:
         for width in sorted(set(self.gb_per_s), reverse=True):
             found = self._shortest(start, end, width, nic)
             if found:
-                turns = self._turns_at_root and {start, end} <= self._devices
+                turns = {start, end} <= self._devices and (self._is_redirected or self.is_staged(start, end))
                 return tuple(self._through_root(path) for path in found) if turns else found
         return ()
 
@@ -276,62 +285,8 @@ class Graph:
         return self._rings[devices]
 
     def _search_rings(self, devices: tuple[str, ...]) -> float:
-        pairs = {(a, b): path[0] for a in devices for b in devices if a != b and (path := self._search(a, b, None))}
-        widths = sorted({self.width(path) for path in pairs.values()}, reverse=True)
-        bound = min(sum(self.gb_per_s[edge[0]] for _, edge in self._neighbours.get(d, ())) for d in devices)
-        best = 0.0
-        for speed in sorted({width / share for width in widths for share in (1, 2, 3, 4)}, reverse=True):
-            left = {(n, d): self.gb_per_s[n] for n in range(len(self.links)) for d in (True, False)}
-            count, before = 0, -1
-            while (
-                count > before
-                and best < bound * SAME
-                and count < MAX_RINGS
-                and (ring := _ring(devices, pairs, left, speed))
-            ):
-                before = count
-                # The same ring again, and its reverse, while they fit, so that the remaining bandwidth stays regular.
-                for again in (ring, ring[::-1]):
-                    edges = [e for a, b in zip(again, (*again[1:], again[0]), strict=True) for e in pairs[a, b]]
-                    most = {edge: edges.count(edge) * speed for edge in edges}
-                    while count < MAX_RINGS and all(left[e] * 1.000001 >= need for e, need in most.items()):
-                        count += 1
-                        for edge, need in most.items():
-                            left[edge] -= need
-            best = max(best, count * speed)
-        return best
-
-
-def _ring(
-    devices: tuple[str, ...], pairs: Mapping[tuple[str, str], Path], left: Mapping[Edge, float], speed: float
-) -> tuple[str, ...] | None:
-    """A cycle through all devices over the GB/s `left` on the links, or None; the least used links are tried first."""
-    steps = SEARCH_STEPS
-    need: dict[Edge, float] = {}
-
-    def fits(a: str, b: str) -> bool:
-        path = pairs.get((a, b))
-        return path is not None and all(left[e] * 1.000001 >= speed + need.get(e, 0.0) for e in path)
-
-    def use(path: Iterable[Edge], amount: float) -> None:
-        for edge in path:
-            need[edge] = need.get(edge, 0.0) + amount
-
-    def extend(ring: tuple[str, ...]) -> tuple[str, ...] | None:
-        nonlocal steps
-        steps -= 1
-        if steps < 0:
-            return None
-        if len(ring) == len(devices):
-            return ring if fits(ring[-1], ring[0]) else None
-        others = [b for b in devices if b not in ring and fits(ring[-1], b)]
-        others.sort(key=lambda b: -min(left[e] - need.get(e, 0.0) for e in pairs[ring[-1], b]))
-        for other in others:
-            path = pairs[ring[-1], other]
-            use(path, speed)
-            if found := extend((*ring, other)):
-                return found
-            use(path, -speed)
-        return None
-
-    return extend(devices[:1])
+        paths = {(a, b): path[0] for a in devices for b in devices if a != b and (path := self._search(a, b, None))}
+        between = {ends: {e: self.gb_per_s_between(*ends, e) for e in path} for ends, path in paths.items()}
+        fastest = [max(self.gb_per_s[n], self._by_way[False][n]) for n in range(len(self.links))]
+        bound = min(sum(fastest[edge[0]] for _, edge in self._neighbours.get(d, ())) for d in devices)
+        return widest(devices, between, {(n, d): g for n, g in enumerate(self.gb_per_s) for d in (True, False)}, bound)

@@ -21,26 +21,31 @@ def is_staged(host: Host) -> bool:
     return host.facts.get("p2p") is False
 
 
-def turns_at_root(host: Host) -> bool:
-    """Whether messages between GPUs at one PCIe switch pass through its host bridge.
-
-    Staged ones do, and those that PCIe's access control services (ACS) redirect.
-    """
-    return is_staged(host) or host.facts.get("acs") is True
+def staged_pairs(host: Host) -> frozenset[frozenset[str]] | None:
+    """The pairs of GPUs without access to each other's memory (the fact `p2p_off`); None: all are alike."""
+    off = host.facts.get("p2p_off")
+    return frozenset(frozenset(ends.split()) for ends in off) if off else None
 
 
-def link_gb_per_s(host: Host, link: Link) -> float:
+def is_redirected(host: Host) -> bool:
+    """Whether PCIe's access control services (ACS) send messages between GPUs at one switch to its host bridge."""
+    return host.facts.get("acs") is True
+
+
+def link_gb_per_s(host: Host, link: Link, *, staged: bool | None = None) -> float:
     """The bandwidth of a link for messages between GPUs.
 
     Args:
-        host: of the link; its facts `p2p` (False: staged), `cpu` (the vendor as in /proc/cpuinfo) and `environment`
-            decide. A host of unknown vendor is taken for an AMD one.
+        host: of the link; its facts `cpu` (the vendor as in /proc/cpuinfo) and `environment` decide. A host of unknown
+            vendor is taken for an AMD one.
         link: PCIe and between sockets; others, and measured ones, keep their bandwidth.
+        staged: whether the messages pass through the memory of the host; None: as all of the host do.
 
     Returns:
         GB/s in one direction.
     """
-    if not is_staged(host) or link.source != "nominal" or link.kind not in ("pcie", "socket"):
+    passes = is_staged(host) if staged is None else staged
+    if not passes or link.source != "nominal" or link.kind not in ("pcie", "socket"):
         return link.bandwidth_gb_per_s
     if link.kind == "pcie":
         limit, gb_per_s = KERNEL_GB_PER_S, link.bandwidth_gb_per_s * SHARE

@@ -77,6 +77,8 @@ class _Reader:
         pcie = {name: figures for name, node in nodes.items() if (figures := self._pcie(node)) is not None}
         cpu = next(self.root.iter("cpu"), None)
         facts: dict[str, Any] = {"sources": ["nccl xml"]}
+        if cpu is not None and (vendor := cpu.get("vendor")):
+            facts["cpu"] = vendor
         if any(node.get("link_width") == "0" for node in nodes.values()):
             facts["pcie_lanes"] = "unknown"
         direct = [n.get("gdr") for n in self.root.iter("net") if n.get("gdr") in ("0", "1")]

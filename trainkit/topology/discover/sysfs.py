@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from trainkit.topology.discover import build, nominal
+from trainkit.topology.discover import acs, build, nominal
 from trainkit.topology.discover.parts import Nearness, Pair, Parts, nearness, pair
 from trainkit.topology.topology import Device, Host, Nic
 
@@ -58,6 +58,10 @@ def read(root: Path = Path("/sys"), proc: Path = Path("/proc")) -> Parts:
         facts["iommu"] = any(_listed(root / "class/iommu"))
         modules = [root / "module/nvidia_peermem", root / "module/nv_peer_mem"]
         facts["peermem"] = any(module.is_dir() for module in modules)
+        # Of a switch: with a root port alone above it, a GPU has nothing beside it that could be reached more directly.
+        ports = {path.parent for _, path, _ in gpus if path is not None and _switches(path)}
+        if (redirected := acs.is_on(sorted(ports))) is not None:
+            facts["acs"] = redirected
     return Parts(
         devices=tuple(part for part, _, _ in gpus),
         nics=tuple(part for part, _, _ in cards),
