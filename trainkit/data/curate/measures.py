@@ -21,7 +21,7 @@ DAMAGES = ("U+FFFD", "NUL and other control characters", "mojibake", "HTML")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _HTML = re.compile(
     r"</?(?:a|b|body|br|div|em|font|h[1-6]|head|html|i|img|li|ol|p|pre|script|span|strong|style|table|td|th|tr|ul)"
-    r"(?:\s[^<>]{0,300})?/?>|&(?:amp|lt|gt|quot|nbsp|#\d{2,6}|#x[0-9a-fA-F]{2,6});"
+    r"(?:\s+[\w-]+\s*=[^<>]{0,300})?\s*/?>|&(?:amp|lt|gt|quot|nbsp|#\d{2,6}|#x[0-9a-fA-F]{2,6});"
 )
 
 
