@@ -43,7 +43,12 @@ def main() -> None:
         root = Path(folder)
         planted = _plant(root, options.num_documents, options.foreign)
         arms = [_arm(root, name, rules, options) for name, rules in _arms(root)]
-    result = {"question": "held-out loss by selection", "num_steps": options.num_steps, "documents": planted, "arms": arms}
+    result = {
+        "question": "held-out loss by selection",
+        "num_steps": options.num_steps,
+        "documents": planted,
+        "arms": arms,
+    }
     write("data-selection", facts, [result], options.output)
 
 
@@ -73,7 +78,9 @@ def _plant(root: Path, num: int, foreign: list[Path]) -> dict[str, int]:
     num_held_out = int(HELD_OUT * len(texts))
     held_out, train = texts[:num_held_out], texts[num_held_out:]
     junk = {
-        "near-copies": [_changed(text, random_) for text in random_.choices(train[: len(train) // 20], k=len(train) // 3)],
+        "near-copies": [
+            _changed(text, random_) for text in random_.choices(train[: len(train) // 20], k=len(train) // 3)
+        ],
         "boilerplate": [_boilerplate(number, random_) for number in range(len(train) // 6)],
         "HTML and broken characters": [_damaged(text, random_) for text in random_.sample(train, len(train) // 8)],
     }
@@ -125,14 +132,17 @@ def _arm(root: Path, name: str, rules: list[str] | None, options: argparse.Names
         steps = [f"{key}={options.num_steps}" for key in ("recipe.num_steps", "evaluate_every", "save_every")]
         data = [f"data.path='{path}'", f"data.vocab_file={root / 'vocab.txt'}", f"run_dir='{run}'", f"seed={seed}"]
         _trainkit(["train", *TRAIN, *steps, *data], root)
-        shown = _trainkit(
-            ["evaluate", str(run), f"data.path={root / 'held_out.jsonl'}", "data.held_out=0.5"], root
-        )
+        shown = _trainkit(["evaluate", str(run), f"data.path={root / 'held_out.jsonl'}", "data.held_out=0.5"], root)
         found = re.search(r"held_out_loss\D+([\d.]+)", shown)
         assert found is not None, shown
         losses.append(float(found[1]))
         print(name, seed, losses[-1], flush=True)
-    return {"name": name, "rules": rules and [one.replace(str(root), "") for one in rules], "kept": kept, "losses": losses}
+    return {
+        "name": name,
+        "rules": rules and [one.replace(str(root), "") for one in rules],
+        "kept": kept,
+        "losses": losses,
+    }
 
 
 def _trainkit(arguments: list[str], root: Path) -> str:

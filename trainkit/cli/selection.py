@@ -219,11 +219,12 @@ def _show(selection: "Selection", arguments: argparse.Namespace) -> None:
         after = selection.after[name]
         print(f"{name}: {after:,} of {before:,} are kept ({after / max(1, before):.1%})")
     for unread in selection.unread[:10]:
-        print(f"  not read to its end: {unread['file']}: {unread['reason']}")
+        print(f"  not read: {unread['file']}: {unread['reason']}")
     if arguments.dry_run:
         print("nothing was written: --dry-run")
         return
-    print(f"written: {arguments.to}: {len(selection.files):,} files, selection.json")
+    names = ", ".join(str(file["name"]) for file in selection.files[:3]) + (", ..." if len(selection.files) > 3 else "")
+    print(f"written: {arguments.to} ({names}, selection.json)")
     recipe = "bert" if selection.kind == "text" else "progressive_gan"
     if selection.facts.get("form") != "list":
         print(

@@ -148,7 +148,9 @@ def test_files_are_divided_and_read_again(corpus, texts, tmp_path):
 
 
 def test_a_function_keeps_or_scores(corpus, texts, tmp_path, monkeypatch):
-    (tmp_path / "my_rules.py").write_text("def has_the(text): return ' the ' in text\ndef size(text): return len(text)\n")
+    (tmp_path / "my_rules.py").write_text(
+        "def has_the(text): return ' the ' in text\ndef size(text): return len(text)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     kept, _ = select(corpus, "--function", "my_rules:has_the", "--trust")
     assert kept == [text for text in texts if " the " in text]
