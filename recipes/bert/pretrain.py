@@ -33,6 +33,7 @@ from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingMode
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
 from trainkit_recipes.bert.report import Report, outlook
 from trainkit_recipes.bert.samples import Samples, Windows, masked_by, require_uncompiled, samples_of
+from trainkit_recipes.bert.text_model import BertOfTexts
 
 _NUM_STEPS = 2000
 
@@ -282,6 +283,10 @@ class MaskedLanguageModelling(Recipe):
             )
         finally:
             self.model.module.train()
+
+    def text_model(self) -> BertOfTexts:
+        """Returns what computes losses and embeddings of texts, in this process alone, such as to select some."""
+        return BertOfTexts(self)
 
     def report(self) -> Report:
         """What the model has learnt, measured on the held-out split. Collective: every rank must call."""

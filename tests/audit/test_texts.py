@@ -8,10 +8,11 @@ import pytest
 
 from trainkit.audit import audit
 from trainkit.audit.contamination import Contamination
-from trainkit.audit.shingles import shingles
-from trainkit.audit.texts import FEWEST, TextIndex, required
+from trainkit.audit.texts import TextIndex
 from trainkit.data import Entry, Sides
+from trainkit.data.minhash import FEWEST, required
 from trainkit.data.readers import read_documentation
+from trainkit.data.shingles import shingles
 from trainkit.data.split import content_key
 
 

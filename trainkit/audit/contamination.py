@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainkit.audit.shingles import shingles
+from trainkit.data.shingles import shingles
 
 WIDTH = 8  # words
 MOST = 0.7

@@ -3,11 +3,12 @@
 import argparse
 from typing import Any
 
-from trainkit.cli import augment, inspection, leakage
+from trainkit.cli import augment, inspection, leakage, selection
 
 EXAMPLES = """\
 examples:
-  trainkit data inspect ~/pictures
+  trainkit data inspect ~/texts
+  trainkit data select ~/texts --to ~/texts_selected --drop-exact --drop-near
   trainkit data audit train.csv test.csv --label label
   trainkit data augment runs/digits more_digits --num 5000
 """
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> list[argparse.ArgumentParser]:
     """Adds `data` and its subcommands to `commands`, of argparse; returns those that use a checkpoint."""
     data = commands.add_parser(
         "data",
-        help="inspect images or look for leakage before anything trains, or enlarge a data set",
+        help="inspect text or images, select what is interesting, look for leakage, or enlarge a data set",
         description="Commands for data sets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -25,4 +26,4 @@ def add_parser(commands: Any) -> list[argparse.ArgumentParser]:
     own = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     inspection.add_parser(own)
     leakage.add_parser(own)
-    return [augment.add_parser(own)]
+    return [selection.add_parser(own), augment.add_parser(own)]

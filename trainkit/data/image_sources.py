@@ -107,6 +107,10 @@ class Folder:
 
         return Image.open(self.path / name)
 
+    def content(self, name: str) -> bytes:
+        """Returns the bytes of the file of an image."""
+        return (self.path / name).read_bytes()
+
     def read(self, name: str) -> bytes | None:
         """Returns the content of a file directly in the folder; None where there is none."""
         path = self.path / name
@@ -174,7 +178,11 @@ class Zip:
         """Opens an image; it is decoded when its pixels are read."""
         from PIL import Image
 
-        return Image.open(io.BytesIO(self._file.read(self._members[name].filename)))
+        return Image.open(io.BytesIO(self.content(name)))
+
+    def content(self, name: str) -> bytes:
+        """Returns the bytes of the member of an image, decompressed."""
+        return self._file.read(self._members[name].filename)
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a member beside the folders of images; None where there is none."""
@@ -194,7 +202,7 @@ def _require_bounded(name: str, num_bytes: int) -> None:
         raise DataError(f"{name} of data.path has {num_bytes:,} bytes, and at most {MAX_READ_BYTES:,} are read")
 
 
-def find_source(path: Path) -> ImageSource:
+def find_source(path: Path) -> Folder | Zip:
     """Finds the images at a path.
 
     Args:

@@ -5,21 +5,17 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.data.inspection import SIDE, Inspection
+from trainkit.data.report_page import bars, page, table, write_files
 
 GAP, WHITE = 2, 255
 _NUM_NAMED = 5  # names in a group
-_NUM_ROWS = 50  # of a table
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.5em 0}td,th{text-align:left;padding:.15em 1.2em .15em 0;vertical-align:top}
-th{font-weight:600;border-bottom:1px solid #bbb}img{max-width:100%}code{background:#f2f2f2;padding:.2em .4em}
-.bar{background:#7aa6d8;height:.8em;display:inline-block}"""
 
 
 def write_report(found: Inspection, directory: Path, command: str) -> list[Path]:
@@ -33,18 +29,13 @@ def write_report(found: Inspection, directory: Path, command: str) -> list[Path]
     Returns:
         The paths.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     sheet = _png(contact_sheet(found.shown))
     contents = {
         "report.html": _page(found, sheet, command).encode(),
         "contact_sheet.png": sheet,
         "report.json": (json.dumps({**found.facts(), "next": command}, indent=2) + "\n").encode(),
     }
-    for name, content in contents.items():
-        aside = directory / f".{name}.part"
-        aside.write_bytes(content)
-        aside.replace(directory / name)
-    return [directory / name for name in contents]
+    return write_files(directory, contents)
 
 
 def contact_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -116,40 +107,20 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _page(found: Inspection, sheet: bytes, command: str) -> str:
-    title = f"Images in {html.escape(found.path)}"
     picture = base64.b64encode(sheet).decode()
     parts = [
-        f"<h1>{title}</h1>",
-        _table(None, summary(found)),
+        table(None, summary(found)),
         f"<p>Train on them: <code>{html.escape(command)}</code></p>",
         f"<h2>{len(found.shown)} of them</h2><img alt='contact sheet' src='data:image/png;base64,{picture}'>",
-        "<h2>Scaled up at each resolution</h2>" + _bars(found.upscaled, found.images),
+        "<h2>Scaled up at each resolution</h2>" + bars(found.upscaled, found.images),
     ]
     if found.classes:
-        parts.append(f"<h2>Classes</h2>{_bars(found.classes, max(found.classes.values()))}")
+        parts.append(f"<h2>Classes</h2>{bars(found.classes, max(found.classes.values()))}")
     if found.unreadable:
         rows = [(file.name, file.reason) for file in found.unreadable]
-        parts.append(f"<h2>Unreadable</h2>{_table(('file', 'reason'), rows)}")
+        parts.append(f"<h2>Unreadable</h2>{table(('file', 'reason'), rows)}")
     for name, groups in (("Exact duplicates", found.duplicates), ("Near-duplicates", found.near_duplicates)):
         if groups:
             listed = [(f"{len(group):,}", ", ".join(group[:_NUM_NAMED])) for group in sorted(groups, key=len)[::-1]]
-            parts.append(f"<h2>{name}</h2>{_table(('images', 'such as'), listed)}")
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
-    return head + "\n".join(parts) + "</html>\n"
-
-
-def _table(head: Iterable[str] | None, rows: Sequence[tuple[str, str]]) -> str:
-    top = "" if head is None else "<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"
-    cells = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[:_NUM_ROWS]]
-    more = f"<p>and {len(rows) - _NUM_ROWS:,} more, in report.json</p>" if len(rows) > _NUM_ROWS else ""
-    return f"<table>{top}{''.join(cells)}</table>{more}"
-
-
-def _bars(counts: Mapping[int, int] | Mapping[str, int], whole: int) -> str:
-    rows = [
-        f"<tr><td>{html.escape(str(name))}</td><td>{num:,}</td>"
-        f"<td><span class='bar' style='width:{300 * num / max(1, whole):.0f}px'></span></td></tr>"
-        for name, num in [*counts.items()][:_NUM_ROWS]
-    ]
-    more = f"<p>and {len(counts) - _NUM_ROWS:,} more, in report.json</p>" if len(counts) > _NUM_ROWS else ""
-    return f"<table>{''.join(rows)}</table>{more}"
+            parts.append(f"<h2>{name}</h2>{table(('images', 'such as'), listed)}")
+    return page(f"Images in {found.path}", parts)

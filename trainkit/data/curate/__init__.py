@@ -1,0 +1,1 @@
+"""Curation: what data hold, and the part of them that is worth training on."""
