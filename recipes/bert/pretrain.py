@@ -186,6 +186,7 @@ class MaskedLanguageModelling(Recipe):
                 start=position,
                 num_steps=num_steps,
                 collate=datasets.collate,
+                shuffle=datasets.shuffle,
             )
             assert num_steps is not None, "batches of the last stage have no end"
             position += num_steps * stage.batch_size

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
+    from trainkit.data.shuffle import Shuffle
     from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -31,6 +32,7 @@ __all__ = [
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
+    "Shuffle",
     "SideBySide",
     "Sides",
     "Text",
@@ -59,6 +61,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
+            "Shuffle": "trainkit.data.shuffle",
             "SideBySide": "trainkit.data.unpaired",
             "Sides": "trainkit.data.sides",
             "Text": "trainkit.data.text",

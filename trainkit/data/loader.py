@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from trainkit.data.batch import Batch
+from trainkit.data.block_order import BlockOrder
 from trainkit.data.columns import columns_of, one_by_one, samples, take
 from trainkit.data.generators import restored, seed_everything
 from trainkit.data.iterable import Reading
@@ -22,7 +23,7 @@ from trainkit.data.sampler import SamplerOrder
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
-AnyOrder = Order | WeightedOrder | SamplerOrder
+AnyOrder = Order | BlockOrder | WeightedOrder | SamplerOrder
 
 _PLANNED = 64
 """Batches whose positions and indices are computed at a time: more small tensors would not stay in the CPU's cache."""

@@ -63,6 +63,18 @@ class Order:
             self._block, self._block_start = self._compute(np.arange(start, start + BLOCK)), start
         return self._block[positions - start]
 
+    def epoch(self, number: int) -> NDArray[np.int64]:
+        """Computes the indices of an epoch, in order.
+
+        Args:
+            number: of the epoch, from 0.
+
+        Returns:
+            int64 [num_samples].
+        """
+        positions = np.arange(number * self.num_samples, (number + 1) * self.num_samples)
+        return self._compute(positions) if self.shuffle else positions % self.num_samples
+
     def _compute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, offsets = np.divmod(positions, self.num_samples)
         distinct, which = np.unique(epochs, return_inverse=True)

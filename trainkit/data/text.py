@@ -17,6 +17,7 @@ from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
+from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
@@ -58,6 +59,9 @@ class Text:
         num_workers: threads that tokenize; None: one per core.
         tokenizer: an existing one, such as a checkpoint's, in place of a vocabulary from here; the other settings must
             agree with it.
+        shuffle: how the windows of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
+            are read at a time: for text that is read from far away. See `Shuffle`.
+        open_blocks: see `shuffle`.
         left_out: training documents that are not trained on, such as those that an audit found.
 
     Raises:
@@ -78,6 +82,8 @@ class Text:
     cache_dir: Path | None = None
     num_workers: int | None = None
     tokenizer: WordPiece | None = None
+    shuffle: ShuffleBy = "global"
+    open_blocks: int = OPEN_BLOCKS
     left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
@@ -91,6 +97,7 @@ class Text:
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
+        require_shuffle(self.shuffle, self.open_blocks, "data.")
         if self.path is not None:
             self._corpus()
 
@@ -148,7 +155,8 @@ class Text:
             remark(facts, "note")
         train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
         cache = cache_root(self.cache_dir)
-        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, cache=cache)
+        shuffle = Shuffle(self.shuffle, self.open_blocks)
+        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, shuffle=shuffle, cache=cache)
 
     def sides(self, progress: bool = True) -> Sides:
         """Returns the documents of both sides, for an audit.
