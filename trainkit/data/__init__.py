@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trainkit.data.examples import Example, Examples
     from trainkit.data.image_file import find_images, read_image
     from trainkit.data.images import Images
+    from trainkit.data.mixture import Mixture
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
@@ -29,6 +30,7 @@ __all__ = [
     "Examples",
     "Images",
     "LeftOut",
+    "Mixture",
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
@@ -58,6 +60,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
             "LeftOut": "trainkit.data.sides",
+            "Mixture": "trainkit.data.mixture",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",

@@ -17,6 +17,8 @@ from trainkit.data.fingerprint import fingerprint
 from trainkit.data.generators import seed_everything
 from trainkit.data.iterable import Reading, is_iterable_only
 from trainkit.data.loader import AnyOrder, Collate, Fetcher, stream
+from trainkit.data.mixed_samples import MixedSamples
+from trainkit.data.mixture import Mixture
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
 from trainkit.data.shuffle import Shuffle, ShuffleBy, shuffle_of
@@ -80,6 +82,8 @@ class DataStream:
                 f"batch_size={batch_size} is the global batch, and {self._ranks.world_size} ranks need a sample each: "
                 f"set batch_size={self._ranks.world_size} or more, or start fewer processes"
             )
+        if isinstance(source, Mixture):
+            source = source.samples()
         given = batch_source(source, collate=collate, order=order, num_workers=num_workers)
         fetcher = self._training_fetcher(given, batch_size, weights, start, num_steps, shuffling)
         reads, several = isinstance(fetcher, Reading), self._ranks.world_size > 1
@@ -157,13 +161,14 @@ class DataStream:
     ) -> Fetcher | Reading:
         if weights is not None and given.order is not None:
             raise ConfigError("weights and order (or a DataLoader's sampler) are both given: remove one of them")
-        if shuffle.by == "blocks":
-            _require_shuffled(given, weights)
+        _require_one_order(given, weights, shuffle)
         if is_iterable_only(given.dataset):
             if weights is not None or given.order is not None:
                 name = type(given.dataset).__name__
                 raise ConfigError(f"weights and order need a data set with samples to index, and {name} has none")
             return self._reading(given, batch_size, start=start, num_steps=num_steps)
+        if isinstance(given.dataset, MixedSamples):
+            return self._fetcher(given, given.dataset.order_of(self._seed, shuffle), batch_size)
         num_samples = num_samples_of(given.dataset)
         if weights is not None:
             return self._fetcher(given, WeightedOrder(weights, num_samples, self._seed), batch_size)
@@ -246,19 +251,24 @@ def _as_position(start: Any) -> int:
         raise ConfigError(f"start={start!r}: must be a number of samples, such as runtime.load(...).position") from None
 
 
-def _require_shuffled(given: BatchSource, weights: Any) -> None:
-    """Raises ConfigError where something else than a Shuffle decides the order."""
+def _require_one_order(given: BatchSource, weights: Any, shuffle: Shuffle) -> None:
+    """Raises ConfigError where two things decide the order."""
     others = {"weights": weights is not None, "order (or a DataLoader's sampler)": given.order is not None}
+    deciding = "a mixture" if isinstance(given.dataset, MixedSamples) else "shuffle=blocks"
+    if deciding == "shuffle=blocks" and shuffle.by != "blocks":
+        return
     for name in (name for name, is_given in others.items() if is_given):
-        raise ConfigError(f"shuffle=blocks and {name} are both given, and each decides the order: remove one of them")
+        raise ConfigError(f"{deciding} and {name} are both given, and each decides the order: remove one of them")
     if is_iterable_only(given.dataset):
         name = type(given.dataset).__name__
         raise ConfigError(f"shuffle=blocks needs a data set with samples to index, and {name} has none: leave it out")
 
 
-def _fingerprint_of_blocks(dataset: Any) -> str | None:
-    sizes = getattr(dataset, "block_sizes", None)
-    return None if sizes is None else fingerprint(np.asarray(sizes))
+def _fingerprint_of_blocks(dataset: Any) -> str:
+    """Fingerprints what the data set, or each source of a mixture, says lies together."""
+    sets = dataset.sources if isinstance(dataset, MixedSamples) else [dataset]
+    sizes = [getattr(each, "block_sizes", None) for each in sets]
+    return fingerprint([None if each is None else np.asarray(each) for each in sizes])
 
 
 def _fingerprints_read(fetcher: Fetcher | Reading, start: int) -> dict[str, str]:

@@ -8,6 +8,8 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from trainkit.cache import PART, cache_root, cached
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
@@ -180,6 +182,37 @@ class Text:
             num_held_out=num_held_out,
         )
 
+    def sample(self, num_chars: int, progress: bool = True) -> Iterator[str]:
+        """Yields documents of the training side, an even choice by a hash of their text.
+
+        Args:
+            num_chars: of all of them, about.
+            progress: whether to show progress bars.
+        """
+        below = num_chars / max(1, self._corpus().num_bytes) * 2.0**32
+        entries = track(self.sides(progress).train(), "reading text for the vocabulary", enabled=progress)
+        chosen = (entry for entry in entries if (entry.key & 0xFFFFFFFF) < below)
+        for entry in chosen:
+            if entry.text and not self.left_out.covers(np.array([entry.key], np.uint64)).any():
+                yield entry.text
+
+    def learn_tokenizer(self, texts: Iterable[str], progress: bool = True) -> WordPiece:
+        """Returns a tokenizer of `vocab_size` that is learnt from texts.
+
+        Args:
+            texts: in place of those of `path`.
+            progress: whether to show a progress bar.
+        """
+        normalizer, sample = self._vocabulary()[1], list(texts)
+        with announced("learning the vocabulary", progress), rust_threads(self.num_workers):
+            learnt = train_vocabulary(sample, self.vocab_size, normalizer)
+        return WordPiece.from_vocabulary(learnt, normalizer)
+
+    def vocabulary_key(self) -> str:
+        """Returns a hash of what decides the tokenizer that is learnt from the training side."""
+        text = self._corpus().fingerprint(cache_root(self.cache_dir), False)
+        return _hash(_FORMAT, text, self.vocab_size, self._vocabulary()[1], self.held_out, *self._left_out())
+
     def without(self, left_out: LeftOut) -> "Text":
         """Returns the specification without these training documents, too."""
         return replace(self, left_out=self.left_out | left_out)
@@ -283,10 +316,9 @@ class Text:
         if vocabulary is not None:
             return WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
         texts = compress((text for _, text in corpus.documents()), split.samples)
-        sample = list(track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress))
-        with announced("learning the vocabulary", progress):
-            learnt = train_vocabulary(sample, self.vocab_size, normalizer)
-        return WordPiece.from_vocabulary(learnt, normalizer)
+        return self.learn_tokenizer(
+            track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress), progress
+        )
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         partial = PartialBuild(directory)
