@@ -301,5 +301,5 @@ def test_a_configuration_trains_on_a_mixture_and_logs_its_epochs(texts):
     share = logged[-1]["epochs_wiki"] / logged[-1]["epochs_code"]
     assert share == pytest.approx(3, rel=0.1), "the two have about as many windows"
     recipe = trainkit.load_recipe(texts / "run")
-    assert recipe.datasets.train.names == ["wiki", "code"]
+    assert recipe.datasets is not None and recipe.datasets.train.names == ["wiki", "code"]
     recipe.runtime.close()
