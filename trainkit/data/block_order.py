@@ -20,8 +20,8 @@ class BlockOrder:
     A block is a run of consecutive samples, such as a shard. In each epoch the blocks are put into a random order, and
     the samples of a block into a random order that is cut into `num_open` pieces. Time is cut into as many slots as
     there are blocks; slot t holds piece i of the block t - i, for each i. So in every slot `num_open` blocks are open,
-    and with the next slot one of them is closed and the next one opened. At the start of an epoch the last blocks of
-    its order are open too, and are opened again at its end.
+    and with the next slot one of them is closed and the next one opened: a cache of `num_open` + 1 suffices. At the
+    start of an epoch the last blocks of its order are open too, and are opened again at its end.
 
     Within a slot the open blocks take turns: block j of the epoch has the positions that are j modulo `num_open`. So
     every batch is made of all open blocks in equal parts, and a rank, whose positions are its number modulo the number
@@ -63,11 +63,10 @@ class BlockOrder:
         """
         epochs, offsets = np.divmod(positions, self.num_samples)
         found = np.empty_like(positions)
-        at_once = min(BLOCK, max(1, _MOST_CELLS // self.num_open))
         for epoch in np.unique(epochs).tolist():
             chosen = np.flatnonzero(epochs == epoch)
-            for first in range(0, len(chosen), at_once):
-                part = chosen[first : first + at_once]
+            for first in range(0, len(chosen), BLOCK):
+                part = chosen[first : first + BLOCK]
                 found[part] = self._in_epoch(epoch, offsets[part])
         return found
 
@@ -82,6 +81,9 @@ class BlockOrder:
     def _in_epoch(self, number: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         epoch = self._epoch(number)
         slots, which = np.unique(epoch.slots_of(offsets), return_inverse=True)
+        if len(slots) * self.num_open > _MOST_CELLS and len(offsets) > 1:
+            halves = np.array_split(offsets, 2)
+            return np.concatenate([self._in_epoch(number, half) for half in halves])
         pieces = epoch.pieces(slots)
         begins = epoch.slot_starts[slots]
         phases = (number * self.num_samples + begins) % self.num_open

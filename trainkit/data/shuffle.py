@@ -27,7 +27,7 @@ class Shuffle:
         by: `global`: every order is as likely. `blocks`: the samples of `open_blocks` blocks are mixed at a time, see
             `BlockOrder`. A block is what the data set says lies together (its `block_sizes`, such as one for each
             shard), or else 4,096 consecutive samples, or more where there would be more than 65,536 blocks.
-        open_blocks: blocks that are read at a time. A cache that holds as many reads each block once in an epoch, and
+        open_blocks: blocks that are read at a time. A cache that holds one more reads each block once in an epoch, and
             those that are open at its start once more. More of them mix better; with no more blocks than this, all are
             mixed, which is `global`.
 
