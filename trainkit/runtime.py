@@ -16,6 +16,7 @@ from trainkit.checkpoint import run_directory
 from trainkit.checkpoint.io import CheckpointIO, Loaded
 from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate
+from trainkit.data.shuffle import Shuffle, ShuffleBy
 from trainkit.data.stream import DataStream
 from trainkit.distributed.cluster import current_cluster
 from trainkit.distributed.device import choose_device, compute_deterministically
@@ -286,6 +287,7 @@ class Runtime:
         collate: Collate | None = None,
         weights: Any = None,
         order: Any = None,
+        shuffle: ShuffleBy | Shuffle = "global",
     ) -> Iterator[Batch]:
         """This rank's shares of the global batches from position `start` on; endless unless `num_steps` is given.
 
@@ -310,6 +312,9 @@ class Runtime:
                 holds each once.
             order: the order of each epoch in place of a shuffled one: a function (seed, epoch) -> indices, a torch
                 Sampler or a BatchSampler of global batches. It must give the same again when it is asked again.
+            shuffle: `global`: every epoch is in an order of its own, of all orders equally likely; `blocks`: for data
+                that are read from far away, few blocks of consecutive samples are read at a time, and mixed; or a
+                `trainkit.data.Shuffle` that says how many.
 
         Returns:
             An iterator of batches, each with `.data`, `.position`, `.size` and `.indices`.
@@ -326,6 +331,7 @@ class Runtime:
             collate=collate,
             weights=weights,
             order=order,
+            shuffle=shuffle,
         )
 
     def evaluation_batches(

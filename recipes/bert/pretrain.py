@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainkit import Engine, Last, Recipe, Runtime, Schedule
-from trainkit.data import Batch, Datasets, NvidiaBert, Text, WordPiece
+from trainkit.data import Batch, Datasets, Mixture, NvidiaBert, Text, WordPiece
 from trainkit.errors import CheckpointError, ConfigError, DataError, require_at_least
 from trainkit.evaluation import Better, SampleSums
 from trainkit.export import Exporter, Sealing
@@ -187,6 +187,7 @@ class MaskedLanguageModelling(Recipe):
                 start=position,
                 num_steps=num_steps,
                 collate=datasets.collate,
+                shuffle=datasets.shuffle,
             )
             assert num_steps is not None, "batches of the last stage have no end"
             position += num_steps * stage.batch_size
@@ -239,7 +240,18 @@ class MaskedLanguageModelling(Recipe):
     def _levels(self, batch: Batch) -> dict[str, Last]:
         """Where a batch is in the plan."""
         levels = {"phase": Last(self.plan.at(batch.position).phase + 1)} if self.restarts_schedules else {}
+        levels |= {f"epochs_{name}": Last(num) for name, num in self._epochs_of_sources(batch.position).items()}
         return {**levels, "batch_size": Last(batch.size)} if len(self.plan.stages) > 1 else levels
+
+    def _epochs_of_sources(self, position: int) -> dict[str, float]:
+        """The passes over each source of a mixture before a position, those of all phases together."""
+        total: dict[str, float] = {}
+        for stage in self.plan.stages:
+            train = self._datasets_of(stage).train
+            if hasattr(train, "epochs"):
+                for name, num in train.epochs(max(0, min(position, stage.end) - stage.start)).items():
+                    total[name] = total.get(name, 0.0) + num
+        return total
 
     def _datasets_of(self, stage: Stage) -> Datasets:
         return self._datasets[stage.sequence_length]
@@ -331,6 +343,8 @@ class MaskedLanguageModelling(Recipe):
                 data = Datasets(train=(), held_out=(), tokenizer=tokenizer)
             elif isinstance(data, Text | NvidiaBert):
                 data = replace(data, tokenizer=tokenizer)
+            elif isinstance(data, Mixture):
+                data = data.with_tokenizer(tokenizer)
         elif data is None:  # not a WordPiece, or older than checkpoints with a tokenizer
             return None
         length = {"num_epochs": None, "num_steps": state["num_steps"]} if "num_steps" in state else {}

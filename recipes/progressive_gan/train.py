@@ -231,6 +231,7 @@ class ProgressiveGAN(Recipe):
             start=start,
             num_steps=num_steps,
             collate=self.datasets.collate,
+            shuffle=self.datasets.shuffle,
         )
 
     def stages(self) -> dict[int, Stage]:

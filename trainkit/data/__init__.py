@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from trainkit.data.examples import Example, Examples
     from trainkit.data.image_file import find_images, read_image
     from trainkit.data.images import Images
+    from trainkit.data.mixture import Mixture
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
+    from trainkit.data.shuffle import Shuffle
     from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -28,9 +30,11 @@ __all__ = [
     "Examples",
     "Images",
     "LeftOut",
+    "Mixture",
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
+    "Shuffle",
     "SideBySide",
     "Sides",
     "Text",
@@ -56,9 +60,11 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
             "LeftOut": "trainkit.data.sides",
+            "Mixture": "trainkit.data.mixture",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
+            "Shuffle": "trainkit.data.shuffle",
             "SideBySide": "trainkit.data.unpaired",
             "Sides": "trainkit.data.sides",
             "Text": "trainkit.data.text",

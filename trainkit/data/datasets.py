@@ -13,6 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from trainkit.cache import cached
 from trainkit.data.fingerprint import fingerprint
+from trainkit.data.shuffle import Shuffle
 from trainkit.data.sides import Entry, LeftOut, Sides
 from trainkit.errors import DataError
 
@@ -35,6 +36,7 @@ class Datasets:
         tokenizer: the tokenizer of text; needed by recipes that print sentences.
         facts: other properties to show to a reader of the run, such as the number of documents.
         classes: the names of the classes, by label; empty: items have no labels.
+        shuffle: the order of the training samples, for `batches(..., shuffle=)`.
         cache: where `derived` keeps files, for data whose fingerprint is a hash of all their content; None: nowhere.
     """
 
@@ -44,6 +46,7 @@ class Datasets:
     tokenizer: Any = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    shuffle: Shuffle = field(default_factory=Shuffle)
     cache: Path | None = None
 
     def describe(self) -> dict[str, int | str]:

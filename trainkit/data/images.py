@@ -29,6 +29,7 @@ from trainkit.data.pyramid import (
     resolutions,
     write_summary,
 )
+from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import lowest_fraction
 from trainkit.data.square import Fit
@@ -79,6 +80,9 @@ class Images:
         horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
         num_workers: threads that decode; None: one per core.
+        shuffle: how the images of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
+            are read at a time: for images that are read from far away. See `Shuffle`.
+        open_blocks: see `shuffle`.
         left_out: training images that are not trained on, such as those that an audit found.
 
     Raises:
@@ -101,6 +105,8 @@ class Images:
     horizontal_flips: bool = False
     cache_dir: Path | None = None
     num_workers: int | None = None
+    shuffle: ShuffleBy = "global"
+    open_blocks: int = OPEN_BLOCKS
     left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
@@ -119,6 +125,7 @@ class Images:
         _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")
         _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
+        require_shuffle(self.shuffle, self.open_blocks, "data.")
         if self.path is not None:
             self.source()
 
@@ -171,7 +178,8 @@ class Images:
         if labels is not None and train.labels is not None:
             facts |= _facts_of(labels, train.labels, summary)
         classes = () if labels is None else labels.classes
-        return Datasets(train=train, held_out=held_out, facts=facts, classes=classes)
+        shuffle = Shuffle(self.shuffle, self.open_blocks)
+        return Datasets(train=train, held_out=held_out, facts=facts, classes=classes, shuffle=shuffle)
 
     def sides(self, progress: bool = True) -> Sides:
         """Returns the images of both sides, for an audit; decodes them where no run has done so yet.

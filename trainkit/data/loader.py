@@ -11,16 +11,18 @@ from torch.utils.data import default_collate
 
 from trainkit.data.ahead import fetched_ahead
 from trainkit.data.batch import Batch
+from trainkit.data.block_order import BlockOrder
 from trainkit.data.columns import columns_of, one_by_one, samples, take
 from trainkit.data.generators import restored, seed_everything
 from trainkit.data.iterable import Reading
+from trainkit.data.mixture_order import MixtureOrder
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
 from trainkit.data.workers import AHEAD, ProcessWorkers, ThreadWorkers
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
-AnyOrder = Order | WeightedOrder | SamplerOrder
+AnyOrder = Order | BlockOrder | MixtureOrder | WeightedOrder | SamplerOrder
 
 _PLANNED = 64
 """Batches whose positions and indices are computed at a time: more small tensors would not stay in the CPU's cache."""

@@ -63,29 +63,44 @@ class Order:
             self._block, self._block_start = self._compute(np.arange(start, start + BLOCK)), start
         return self._block[positions - start]
 
+    def epoch(self, number: int) -> NDArray[np.int64]:
+        """Computes the indices of an epoch, in order.
+
+        Args:
+            number: of the epoch, from 0.
+
+        Returns:
+            int64 [num_samples].
+        """
+        positions = np.arange(number * self.num_samples, (number + 1) * self.num_samples)
+        return self._compute(positions) if self.shuffle else positions % self.num_samples
+
     def _compute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, offsets = np.divmod(positions, self.num_samples)
         distinct, which = np.unique(epochs, return_inverse=True)
         # All epochs at once: a small data set has many in a block.
-        keys = np.array([[self._key(epoch, number) for epoch in distinct.tolist()] for number in range(_ROUNDS)])
-        return self._permute(offsets, keys[:, which])
+        keys = np.array(
+            [[self._key(epoch, number) for epoch in distinct.tolist()] for number in range(_ROUNDS)], np.uint32
+        )
+        return self._permute(offsets, keys if len(distinct) == 1 else keys[:, which])
 
     def _key(self, epoch: int, number: int) -> int:
         return key_of(self.seed, "order", epoch, number) & 0xFFFFFFFF
 
-    def _permute(self, offsets: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Computes the indices of `offsets` [N] into epochs with `keys` [rounds, N]."""
+    def _permute(self, offsets: NDArray[np.int64], keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Computes the indices of `offsets` [N] into epochs with `keys` [rounds, N], or [rounds, 1] for one epoch."""
         values = self._encrypt(offsets, keys)
         while len(outside := np.flatnonzero(values >= self.num_samples)):
-            values[outside] = self._encrypt(values[outside], keys[:, outside])
+            values[outside] = self._encrypt(values[outside], keys if keys.shape[1] == 1 else keys[:, outside])
         return values
 
-    def _encrypt(self, values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        mask = (1 << self._half_bits) - 1
-        left, right = values >> self._half_bits, values & mask
+    def _encrypt(self, values: NDArray[np.int64], keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+        # Halves of 32 bits take a third of the time of 64.
+        mask = np.uint32((1 << self._half_bits) - 1)
+        left, right = (values >> self._half_bits).astype(np.uint32), values.astype(np.uint32) & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
-        return (left << self._half_bits) | right
+            left, right = right, left ^ (mix(right ^ key) & mask)
+        return (left.astype(np.int64) << self._half_bits) | right
 
 
 class WeightedOrder:
@@ -133,10 +148,17 @@ class WeightedOrder:
         return drawn_indices.reshape(positions.shape)
 
 
-def _mix(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The finaliser of MurmurHash3 on 32-bit words."""
-    mixed = (values.astype(np.uint64) ^ keys.astype(np.uint64)) & np.uint64(0xFFFFFFFF)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed = (mixed * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
-    return mixed.astype(np.int64)
+def mix(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The finaliser of MurmurHash3: every bit of a word decides every bit of its hash.
+
+    Args:
+        words: of any shape; they are not changed.
+
+    Returns:
+        Of the same shape.
+    """
+    mixed = words ^ (words >> np.uint32(16))
+    for shift, factor in ((13, 0x85EBCA6B), (16, 0xC2B2AE35)):
+        mixed *= np.uint32(factor)
+        mixed ^= mixed >> np.uint32(shift)
+    return mixed

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,11 @@ from trainkit.data.fingerprint import fingerprint
 from trainkit.data.generators import seed_everything
 from trainkit.data.iterable import Reading, is_iterable_only
 from trainkit.data.loader import AnyOrder, Collate, Fetcher, stream
+from trainkit.data.mixed_samples import MixedSamples
+from trainkit.data.mixture import Mixture
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
+from trainkit.data.shuffle import Shuffle, ShuffleBy, shuffle_of
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError, require_at_least
 
@@ -69,18 +73,21 @@ class DataStream:
         collate: Collate | None = None,
         weights: Any = None,
         order: Any = None,
+        shuffle: ShuffleBy | Shuffle = "global",
     ) -> Iterator[Batch]:
         """Returns an iterator of this rank's local batches; see `Runtime.batches`. Collective: every rank must call."""
         require_at_least(1, batch_size=batch_size)
-        start = _as_position(start)
+        start, shuffling = _as_position(start), shuffle_of(shuffle)
         require_at_least(0, start=start, num_steps=num_steps, num_workers=num_workers)
         if batch_size < self._ranks.world_size:
             raise ConfigError(
                 f"batch_size={batch_size} is the global batch, and {self._ranks.world_size} ranks need a sample each: "
                 f"set batch_size={self._ranks.world_size} or more, or start fewer processes"
             )
+        if isinstance(source, Mixture):
+            source = source.samples()
         given = batch_source(source, collate=collate, order=order, num_workers=num_workers)
-        fetcher = self._training_fetcher(given, batch_size, weights, start, num_steps)
+        fetcher = self._training_fetcher(given, batch_size, weights, start, num_steps, shuffling)
         reads, several = isinstance(fetcher, Reading), self._ranks.world_size > 1
         self._ranks.require_same(
             {
@@ -90,6 +97,8 @@ class DataStream:
                 "len(data)": None if reads else num_samples_of(given.dataset),
                 "fingerprint of the data": fingerprint(given.dataset) if several else None,
                 "fingerprint of weights": fingerprint(weights) if several else None,
+                "shuffle": shuffling,
+                "fingerprint of block_sizes": _fingerprint_of_blocks(given.dataset) if several else None,
                 **_fingerprints_read(fetcher, start),
             }
         )
@@ -145,22 +154,31 @@ class DataStream:
         return keyed.randn(key, batch.positions.to(self._device), shape, self._dtype)
 
     def _training_fetcher(
-        self, given: BatchSource, batch_size: int, weights: Any, start: int, num_steps: int | None
+        self,
+        given: BatchSource,
+        batch_size: int,
+        weights: Any,
+        start: int,
+        num_steps: int | None,
+        shuffle: Shuffle,
     ) -> Fetcher | Reading:
         if weights is not None and given.order is not None:
             raise ConfigError("weights and order (or a DataLoader's sampler) are both given: remove one of them")
+        _require_one_order(given, weights, shuffle)
         if is_iterable_only(given.dataset):
             if weights is not None or given.order is not None:
                 name = type(given.dataset).__name__
                 raise ConfigError(f"weights and order need a data set with samples to index, and {name} has none")
             return self._reading(given, batch_size, start=start, num_steps=num_steps)
+        if isinstance(given.dataset, MixedSamples):
+            return self._fetcher(given, given.dataset.order_of(self._seed, shuffle), batch_size)
         num_samples = num_samples_of(given.dataset)
-        order: AnyOrder = Order(num_samples, self._seed)
         if weights is not None:
-            order = WeightedOrder(weights, num_samples, self._seed)
-        elif given.order is not None:
-            order = SamplerOrder(given.order, num_samples, self._seed, batch_size=batch_size, start=start)
-        return self._fetcher(given, order, batch_size)
+            return self._fetcher(given, WeightedOrder(weights, num_samples, self._seed), batch_size)
+        if given.order is not None:
+            own = SamplerOrder(given.order, num_samples, self._seed, batch_size=batch_size, start=start)
+            return self._fetcher(given, own, batch_size)
+        return self._fetcher(given, shuffle.order(num_samples, self._seed, given.dataset), batch_size)
 
     def _fetcher(self, given: BatchSource, order: AnyOrder, batch_size: int) -> Fetcher:
         return Fetcher(
@@ -241,6 +259,26 @@ def _as_position(start: Any) -> int:
         return index(start)
     except TypeError:
         raise ConfigError(f"start={start!r}: must be a number of samples, such as runtime.load(...).position") from None
+
+
+def _require_one_order(given: BatchSource, weights: Any, shuffle: Shuffle) -> None:
+    """Raises ConfigError where two things decide the order."""
+    others = {"weights": weights is not None, "order (or a DataLoader's sampler)": given.order is not None}
+    deciding = "a mixture" if isinstance(given.dataset, MixedSamples) else "shuffle=blocks"
+    if deciding == "shuffle=blocks" and shuffle.by != "blocks":
+        return
+    for name in (name for name, is_given in others.items() if is_given):
+        raise ConfigError(f"{deciding} and {name} are both given, and each decides the order: remove one of them")
+    if is_iterable_only(given.dataset):
+        name = type(given.dataset).__name__
+        raise ConfigError(f"shuffle=blocks needs a data set with samples to index, and {name} has none: leave it out")
+
+
+def _fingerprint_of_blocks(dataset: Any) -> str:
+    """Fingerprints what the data set, or each source of a mixture, says lies together."""
+    sets = dataset.sources if isinstance(dataset, MixedSamples) else [dataset]
+    sizes = [getattr(each, "block_sizes", None) for each in sets]
+    return fingerprint([None if each is None else np.asarray(each) for each in sizes])
 
 
 def _fingerprints_read(fetcher: Fetcher | Reading, start: int) -> dict[str, str]:

@@ -8,6 +8,8 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from trainkit.cache import PART, cache_root, cached
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.datasets import Datasets
@@ -17,6 +19,7 @@ from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
+from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
@@ -58,6 +61,9 @@ class Text:
         num_workers: threads that tokenize; None: one per core.
         tokenizer: an existing one, such as a checkpoint's, in place of a vocabulary from here; the other settings must
             agree with it.
+        shuffle: how the windows of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
+            are read at a time: for text that is read from far away. See `Shuffle`.
+        open_blocks: see `shuffle`.
         left_out: training documents that are not trained on, such as those that an audit found.
 
     Raises:
@@ -78,6 +84,8 @@ class Text:
     cache_dir: Path | None = None
     num_workers: int | None = None
     tokenizer: WordPiece | None = None
+    shuffle: ShuffleBy = "global"
+    open_blocks: int = OPEN_BLOCKS
     left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
@@ -91,6 +99,7 @@ class Text:
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
+        require_shuffle(self.shuffle, self.open_blocks, "data.")
         if self.path is not None:
             self._corpus()
 
@@ -148,7 +157,8 @@ class Text:
             remark(facts, "note")
         train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
         cache = cache_root(self.cache_dir)
-        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, cache=cache)
+        shuffle = Shuffle(self.shuffle, self.open_blocks)
+        return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, shuffle=shuffle, cache=cache)
 
     def sides(self, progress: bool = True) -> Sides:
         """Returns the documents of both sides, for an audit.
@@ -171,6 +181,37 @@ class Text:
             num_train=num_train,
             num_held_out=num_held_out,
         )
+
+    def sample(self, num_chars: int, progress: bool = True) -> Iterator[str]:
+        """Yields documents of the training side, an even choice by a hash of their text.
+
+        Args:
+            num_chars: of all of them, about.
+            progress: whether to show progress bars.
+        """
+        below = num_chars / max(1, self._corpus().num_bytes) * 2.0**32
+        entries = track(self.sides(progress).train(), "reading text for the vocabulary", enabled=progress)
+        chosen = (entry for entry in entries if (entry.key & 0xFFFFFFFF) < below)
+        for entry in chosen:
+            if entry.text and not self.left_out.covers(np.array([entry.key], np.uint64)).any():
+                yield entry.text
+
+    def learn_tokenizer(self, texts: Iterable[str], progress: bool = True) -> WordPiece:
+        """Returns a tokenizer of `vocab_size` that is learnt from texts.
+
+        Args:
+            texts: in place of those of `path`.
+            progress: whether to show a progress bar.
+        """
+        normalizer, sample = self._vocabulary()[1], list(texts)
+        with announced("learning the vocabulary", progress), rust_threads(self.num_workers):
+            learnt = train_vocabulary(sample, self.vocab_size, normalizer)
+        return WordPiece.from_vocabulary(learnt, normalizer)
+
+    def vocabulary_key(self) -> str:
+        """Returns a hash of what decides the tokenizer that is learnt from the training side."""
+        text = self._corpus().fingerprint(cache_root(self.cache_dir), False)
+        return _hash(_FORMAT, text, self.vocab_size, self._vocabulary()[1], self.held_out, *self._left_out())
 
     def without(self, left_out: LeftOut) -> "Text":
         """Returns the specification without these training documents, too."""
@@ -275,10 +316,9 @@ class Text:
         if vocabulary is not None:
             return WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
         texts = compress((text for _, text in corpus.documents()), split.samples)
-        sample = list(track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress))
-        with announced("learning the vocabulary", progress):
-            learnt = train_vocabulary(sample, self.vocab_size, normalizer)
-        return WordPiece.from_vocabulary(learnt, normalizer)
+        return self.learn_tokenizer(
+            track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress), progress
+        )
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         partial = PartialBuild(directory)

@@ -148,6 +148,11 @@ class UnpairedImages:
         for name, value in (("augment", self.images.augment), ("horizontal_flips", self.images.horizontal_flips)):
             if value not in ("none", False):
                 raise ConfigError(f"data.images.{name}={value}: pairs of sets are not augmented; remove it")
+        if self.images.shuffle != "global":
+            raise ConfigError(
+                f"data.images.shuffle={self.images.shuffle}: each set has an order of its own; set "
+                f"data.images.shuffle=global"
+            )
         given: dict[Side, Path | None] = {"first": self.first, "second": self.second}
         if len([path for path in given.values() if path is None]) == 1:
             shown = ", ".join(f"data.{side}={path or 'null'}" for side, path in given.items())

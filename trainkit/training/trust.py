@@ -12,7 +12,7 @@ import torch
 
 from trainkit.config.recipes import require_link
 from trainkit.config.tree import texts_of
-from trainkit.data import Datasets, Examples, Images, NvidiaBert, Text, UnpairedImages
+from trainkit.data import Datasets, Examples, Images, Mixture, NvidiaBert, Text, UnpairedImages
 from trainkit.encryption import Encryption
 from trainkit.errors import UntrustedError
 from trainkit.ops.switch import Ops
@@ -26,7 +26,7 @@ from trainkit.training.memory_budget import MemoryBudget
 
 KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (Recipe,),
-    "data": (Text, Images, UnpairedImages, Examples, NvidiaBert, Datasets),
+    "data": (Text, Images, UnpairedImages, Mixture, Examples, NvidiaBert, Datasets),
     "optimizer": (torch.optim.Optimizer,),
     "schedule": (Schedule,),
     "strategy": (Strategy,),
