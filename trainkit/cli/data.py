@@ -3,11 +3,12 @@
 import argparse
 from typing import Any
 
-from trainkit.cli import augment, inspection, leakage
+from trainkit.cli import augment, inspection, leakage, prepare
 
 EXAMPLES = """\
 examples:
   trainkit data inspect ~/pictures
+  trainkit data prepare ~/texts --to /data/texts
   trainkit data audit train.csv test.csv --label label
   trainkit data augment runs/digits more_digits --num 5000
 """
@@ -17,12 +18,13 @@ def add_parser(commands: Any) -> list[argparse.ArgumentParser]:
     """Adds `data` and its subcommands to `commands`, of argparse; returns those that use a checkpoint."""
     data = commands.add_parser(
         "data",
-        help="inspect images or look for leakage before anything trains, or enlarge a data set",
+        help="inspect images, look for leakage, make shards, or enlarge a data set",
         description="Commands for data sets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     own = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     inspection.add_parser(own)
+    prepare.add_parser(own)
     leakage.add_parser(own)
     return [augment.add_parser(own)]

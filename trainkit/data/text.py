@@ -170,8 +170,10 @@ class Text:
         cache = cache_root(self.cache_dir)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, cache=cache)
 
-    def sides(self, progress: bool = True) -> Sides:
-        """Returns the documents of both sides, for an audit.
+    def sides(self, progress: bool = True) -> Sides | None:
+        """Returns the documents of both sides, for an audit; those of shards as their tokens say them.
+
+        None for shards that are not on this machine: an audit would download all of them.
 
         Args:
             progress: whether to show progress bars.
@@ -202,8 +204,8 @@ class Text:
         """
         if len(left_out) and self._shards() is not None:
             raise DataError(
-                f"on_leak=drop: {len(left_out)} documents of data.path={self.path} leak, and shards keep theirs: remove "
-                f"them from the text and run trainkit data prepare again, or set on_leak=warn"
+                f"on_leak=drop: {len(left_out)} documents of data.path={self.path} leak, and shards keep theirs: "
+                f"remove them from the text and run trainkit data prepare again, or set on_leak=warn"
             )
         return replace(self, left_out=self.left_out | left_out)
 

@@ -82,7 +82,7 @@ class TokenFile(Tokens):
     def windows(self, starts: NDArray[np.int64], length: int, pad: int) -> NDArray[np.int64]:
         """Reads all windows by one indexing."""
         places = starts[:, None] + np.arange(length)
-        found = self._stream()[np.minimum(places, self.num_tokens - 1)].astype(np.int64)
+        found: NDArray[np.int64] = self._stream()[np.minimum(places, self.num_tokens - 1)].astype(np.int64)
         found[places >= self.num_tokens] = pad
         return found
 

@@ -117,7 +117,9 @@ class ShardedArray:
 
     def _around(self, shard: int, start: int, stop: int) -> tuple[int, int]:
         """The whole pieces that a range of a shard lies in."""
-        return start // PIECE_BYTES * PIECE_BYTES, min(-(-stop // PIECE_BYTES) * PIECE_BYTES, self.layout.bytes_of(shard))
+        return start // PIECE_BYTES * PIECE_BYTES, min(
+            -(-stop // PIECE_BYTES) * PIECE_BYTES, self.layout.bytes_of(shard)
+        )
 
     def _from_afar(self, spans: Sequence[Span]) -> dict[Span, memoryview]:
         by_shard: dict[int, list[Span]] = {}
@@ -139,8 +141,8 @@ class ShardedArray:
         name = self.folder.child(self.layout.file(shard)).shown
         if len(content) != stop - start:
             raise StorageError(
-                f"{name}: asked for {stop - start:,} bytes from {start:,} on, the store gave {len(content):,}: copy the "
-                f"shard there again, or use a store that answers ranges"
+                f"{name}: asked for {stop - start:,} bytes from {start:,} on, the store gave {len(content):,}: copy "
+                f"the shard there again, or use a store that answers ranges"
             )
         sums, view = self._sums_of(shard), memoryview(content)
         for place in range(0, len(content), PIECE_BYTES):

@@ -60,8 +60,8 @@ class ShardIndex:
     def contradicts(self, name: str, given: object, made_with: object) -> DataError:
         """Returns the error for a setting that the shards were not made with."""
         return DataError(
-            f"data.{name}={given}: the shards in {self.folder.shown} were made with {made_with}; leave data.{name} out, "
-            f"or run trainkit data prepare with {name}={given} into another folder"
+            f"data.{name}={given}: the shards in {self.folder.shown} were made with {made_with}; leave "
+            f"data.{name} out, or run trainkit data prepare with {name}={given} into another folder"
         )
 
 
@@ -116,7 +116,9 @@ def read_index(folder: Location) -> ShardIndex:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{where.shown} is no index of shards ({error}); copy it again, or prepare the data again") from None
+        raise DataError(
+            f"{where.shown} is no index of shards ({error}); copy it again, or prepare the data again"
+        ) from None
     index = ShardIndex(folder=folder, layouts=layouts, digest=stored, **kept)
     _require_sizes(index)
     return index

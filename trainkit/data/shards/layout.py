@@ -93,7 +93,8 @@ def items_per_shard(item_bytes: int, shard_bytes: int) -> int:
         >>> items_per_shard(2, 1_000_000), items_per_shard(3_000_000, 1_000_000)
         (491520, 1)
     """
-    whole = shard_bytes // PIECE_BYTES * PIECE_BYTES if PIECE_BYTES % item_bytes == 0 else shard_bytes
+    is_whole = PIECE_BYTES % item_bytes == 0 and shard_bytes > PIECE_BYTES
+    whole = shard_bytes // PIECE_BYTES * PIECE_BYTES if is_whole else shard_bytes
     return max(1, whole // item_bytes)
 
 

@@ -17,7 +17,7 @@ from trainkit.data.shards.prepare_images import ImageBuild
 from trainkit.data.shards.prepare_images import settings_of as settings_of_images
 from trainkit.data.shards.prepare_text import TextBuild
 from trainkit.data.shards.prepare_text import settings_of as settings_of_text
-from trainkit.data.shards.work import Crew, Work, write_whole
+from trainkit.data.shards.work import Crew, Finished, Work, write_whole
 from trainkit.data.text import Text
 from trainkit.errors import ConfigError, DataError, nearest
 from trainkit.storage import locate
@@ -47,6 +47,7 @@ SETTINGS: dict[Kind, tuple[str, ...]] = {
     ),
 }
 _PLAN = "plan.json"
+MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,12 @@ def prepare(
     if (to / FILE).is_file():
         return _found(to, build, made_with)
     _begin(to, build, made_with)
-    with Crew(num_workers or os.cpu_count() or 1, progress) as crew:
-        build.run(crew)
+    try:
+        with Crew(num_workers or os.cpu_count() or 1, progress) as crew:
+            build.run(crew)
+    except (Finished, FileNotFoundError):  # another process has ended the build, and removes what it no longer needs
+        if not (to / FILE).is_file():
+            raise
     shutil.rmtree(to / WORK, ignore_errors=True)  # another process may be at it, too
     return Prepared(read_index(locate(to)), False)
 
@@ -132,27 +137,27 @@ def kind_of(source: Path) -> Kind:
 
 
 def _checked(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     known = SETTINGS[kind]
-    hints = {"on_unreadable": get_type_hints(Images)["on_unreadable"], **get_type_hints(Text if kind == "text" else Images)}
+    hints = {**get_type_hints(Images), **get_type_hints(Text)} if kind == "text" else get_type_hints(Images)
     found = {}
     for name, value in settings.items():
         if name not in known:
             raise ConfigError(f"{name}={value}: of {kind} it must be one of {', '.join(known)}.{nearest(name, known)}")
         try:
-            found[name] = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            found[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{name}={value}: {error.errors()[0]['msg'].lower()}") from None
     return found
 
 
 def _build(kind: Kind, source: Path, to: Path, shard_mb: int, given: dict[str, Any]) -> "TextBuild | ImageBuild":
-    work, num_bytes = Work(to / WORK), shard_mb * 1_000_000
+    work, num_bytes = Work(to / WORK, to / FILE), shard_mb * MB
     if kind == "images":
-        return ImageBuild(Images(path=source, **given), to, work, num_bytes)
+        return ImageBuild(Images(path=source, **given), to, work, num_bytes, shard_mb)
     skip = given.pop("on_unreadable", "error") == "skip"
-    return TextBuild(Text(path=source, **given), to, work, num_bytes, skip)
+    return TextBuild(Text(path=source, **given), to, work, num_bytes, shard_mb, skip)
 
 
 def _settings_of(build: "TextBuild | ImageBuild") -> dict[str, Any]:
@@ -186,7 +191,7 @@ def _found(to: Path, build: "TextBuild | ImageBuild", made_with: dict[str, Any])
     _require_same(to, {**index.settings, **mb}, made_with, "made")
     fingerprint = build.fingerprint()
     if fingerprint != index.source["fingerprint"]:
-        raise DataError(f"--to {to}: holds shards of something else than SOURCE is now; give another folder, or remove it")
+        raise DataError(f"--to {to}: holds shards of something else than SOURCE is now; remove it, or give another")
     shutil.rmtree(to / WORK, ignore_errors=True)  # of a process that was killed right at its end
     return Prepared(index, True)
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainkit.cache import cache_root
 from trainkit.data.decoding import Unreadable
 from trainkit.data.image_sources import ImageSource
 from trainkit.data.images import Images, by_low_bits, facts_of, facts_of_labels
@@ -26,7 +25,7 @@ from trainkit.errors import DataError
 
 CHUNK_BYTES = 1 << 24
 """Of the pixels that are decoded at a time: what a process that is killed loses at most."""
-_MOST_IN_CHUNK = 256  # files
+_NUM_NAMED = 100  # files left out that the index names
 DECODED, SETTLED = "decoded", "settled"
 _SIDES = ("train", "held_out")
 
@@ -40,14 +39,18 @@ class ImageBuild:
         folder: of the shards.
         work: of the build.
         shard_bytes: about how large a shard is.
+        shard_mb: the same as it was given, for the index.
         chunk_bytes: of pixels that are decoded at a time.
+        most_files: that are decoded at a time.
     """
 
     images: Images
     folder: Path
     work: Work
     shard_bytes: int
+    shard_mb: int
     chunk_bytes: int = CHUNK_BYTES
+    most_files: int = 256
 
     def state(self) -> str:
         """A hash of the content of the source."""
@@ -55,34 +58,34 @@ class ImageBuild:
 
     def fingerprint(self) -> str:
         """A hash of the content of the source and of its labels, once per state of its files."""
-        source, labels = _source(self.images)
+        source, labels = _source(self.images, self.folder)
         return self.images.key(source, labels, True)
 
     def run(self, crew: Crew) -> None:
         """Makes the shards."""
-        num_names = len(_source(self.images)[0].names())
+        num_names = len(_source(self.images, self.folder)[0].names())
         chunks = range(-(-num_names // self._per_chunk))
         crew.run(chunks, self.decode, "reading images")
         crew.run([0], partial(self.settle, num=len(chunks)), "splitting")
         for layout in self._layouts().values():
             crew.run(range(layout.num_shards), partial(self.assemble, name=layout.name), "writing shards")
-        self._finish(len(chunks))
+        crew.run([0], partial(self.finish, num=len(chunks)), "writing the index")
 
     @property
     def _per_chunk(self) -> int:
         image_bytes = self.images.channels * self.images.resolution**2
-        return max(1, min(_MOST_IN_CHUNK, self.chunk_bytes // image_bytes))
+        return max(1, min(self.most_files, self.chunk_bytes // image_bytes))
 
     def decode(self, number: int, force: bool = False) -> bool:
         """Decodes a chunk of files."""
         return self.work.make(DECODED, number, partial(self._write_decoded, number), force=force)
 
     def _write_decoded(self, number: int, path: Path) -> None:
-        source, _ = _source(self.images)
+        source, _ = _source(self.images, self.folder)
         first, decoder = number * self._per_chunk, self.images.decoder()
         of_level: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in resolutions(self.images.resolution)}
         keys, files, upscaled, unreadable, num_ignored = [], [], [], [], 0
-        for place, name in enumerate(_names(self.images)[first : first + self._per_chunk], start=first):
+        for place, name in enumerate(_names(self.images, self.folder)[first : first + self._per_chunk], start=first):
             found = decoder.decode(source, name)
             if isinstance(found, Unreadable):
                 if self.images.on_unreadable == "error":
@@ -119,7 +122,7 @@ class ImageBuild:
             raise DataError(
                 f"SOURCE holds {len(first)} different images that can be read, too few to hold one out; add more"
             )
-        _, labels = _source(self.images)
+        _, labels = _source(self.images, self.folder)
         of = np.full(len(keys), -1) if labels is None else np.asarray(labels.of, np.int64)[files]
         summary = {"images": len(first), "duplicates": len(keys) - len(first), "upscaled": int(upscaled[kept].sum())}
         summary["contradictions"] = int((of != of[first][which]).sum())
@@ -141,7 +144,7 @@ class ImageBuild:
         return write_shard(self.folder, self.work, parts, number, force=force)
 
     def _items(self, name: str, shard: int) -> NDArray[Any]:
-        layout, settled = self._layouts()[name], _load(self.work.result(SETTLED))
+        layout, settled = self._layouts()[name], self._settled()
         start = shard * layout.items_per_shard
         chosen = slice(start, start + layout.items_of(shard))
         if name in settled:
@@ -151,7 +154,7 @@ class ImageBuild:
 
     def _pixels(self, places: NDArray[np.int64], level: str) -> NDArray[np.uint8]:
         """Images by their places among all that were decoded, duplicates counted."""
-        ends = np.cumsum(_load(self.work.result(SETTLED))["counts"])
+        ends = np.cumsum(self._settled()["counts"])
         chunks = np.searchsorted(ends, places, side="right")
         size = int(level)
         found = np.empty((len(places), self.images.channels, size, size), np.uint8)
@@ -162,8 +165,12 @@ class ImageBuild:
             found[of_chunk] = pixels[places[of_chunk] - begin]
         return found
 
+    def _settled(self) -> Mapping[str, NDArray[Any]]:
+        path = self.work.result(SETTLED)
+        return _load(path, path.stat().st_mtime_ns)
+
     def _layouts(self) -> dict[str, Layout]:
-        settled = _load(self.work.result(SETTLED))
+        settled = self._settled()
         found = {}
         for side in _SIDES:
             num = len(settled[f"{side}.rows"])
@@ -176,9 +183,18 @@ class ImageBuild:
                     found[name] = Layout(name, dtype, (), num, items_per_shard(8, self.shard_bytes))
         return found
 
+    def finish(self, _: int, num: int, force: bool = False) -> bool:
+        """Writes the index."""
+
+        def write(path: Path) -> None:
+            self._finish(num)
+            path.touch()
+
+        return self.work.make("finished", 0, write, force=force)
+
     def _finish(self, num: int) -> None:
-        source, labels = _source(self.images)
-        settled = _load(self.work.result(SETTLED))
+        source, labels = _source(self.images, self.folder)
+        settled = self._settled()
         notes = [
             json.loads(str(_parts_of(self.work.result(DECODED, number), "notes")["notes"])) for number in range(num)
         ]
@@ -189,9 +205,10 @@ class ImageBuild:
         if labels is not None:
             facts |= facts_of_labels(labels, settled["train.labels"], summary)
         text = "".join(json.dumps(name) + "\n" for name in source.names())
-        write_whole(self.folder / NAMES, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(self.folder / NAMES, lambda path: path.write_text(text, encoding="utf-8"), self.work.folder)
         key = self.images.key(source, labels, False)
         rows = {side: _digest(settled[f"{side}.rows"]) for side in _SIDES}
+        left_out = [f"{file['name']}: {file['reason']}" for file in unreadable]
         classes = list(labels.classes) if labels is not None else []
         finish(
             self.folder,
@@ -200,9 +217,9 @@ class ImageBuild:
             {
                 "kind": "images",
                 "content": f"images-{key}",
-                "settings": {**settings_of(self.images), "shard_mb": self.shard_bytes // 1_000_000},
+                "settings": {**settings_of(self.images), "shard_mb": self.shard_mb},
                 "facts": facts,
-                "more": {"classes": classes, "rows": rows, "left_out": unreadable[:100]},
+                "more": {"classes": classes, "rows": rows, "left_out": left_out[:_NUM_NAMED]},
                 "source": {"fingerprint": key, "files": len(source.names())},
             },
             {},
@@ -215,19 +232,20 @@ def settings_of(images: Images) -> dict[str, Any]:
     return {name: getattr(images, name) for name in (*names, "fit", "background", "frames", "labels")}
 
 
+# Once for each build, which says what it is by its folder: between two, the source may have changed.
 @lru_cache(maxsize=2)
-def _source(images: Images) -> tuple[ImageSource, Labels | None]:
+def _source(images: Images, folder: Path) -> tuple[ImageSource, Labels | None]:
     source = images.source()
     return source, find_labels(source, images.labels)
 
 
 @lru_cache(maxsize=2)
-def _names(images: Images) -> list[str]:
-    return [*_source(images)[0].names()]
+def _names(images: Images, folder: Path) -> list[str]:
+    return [*_source(images, folder)[0].names()]
 
 
 @lru_cache(maxsize=2)
-def _load(path: Path) -> Mapping[str, NDArray[Any]]:
+def _load(path: Path, stamp: int) -> Mapping[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 

@@ -27,7 +27,8 @@ from trainkit.errors import DataError
 
 CHUNK_CHARS = 1 << 22
 """Of the text that is tokenized at a time: what a process that is killed loses at most."""
-_GROUP_BYTES = 1 << 24  # of the files that are scanned at a time
+GROUP_BYTES = 1 << 24
+"""Of the files that are scanned at a time; a larger file is scanned as a whole."""
 _ENCODED_AT_ONCE = 1024  # documents
 _SIDES = {TRAIN: "train", HELD_OUT: "held_out"}
 _SAMPLE = 4  # beside the side of a document: whether the vocabulary is trained on it
@@ -54,28 +55,35 @@ class TextBuild:
         folder: of the shards.
         work: of the build.
         shard_bytes: about how large a shard is.
+        shard_mb: the same as it was given, for the index.
         skip: whether rows that cannot be read are left out and counted.
         chunk_chars: of text that is tokenized at a time.
+        group_bytes: of files that are scanned at a time.
     """
 
     text: Text
     folder: Path
     work: Work
     shard_bytes: int
+    shard_mb: int
     skip: bool
     chunk_chars: int = CHUNK_CHARS
+    group_bytes: int = GROUP_BYTES
 
     def corpus(self) -> Corpus:
         """Finds the files, once for all processes."""
-        assert self.text.path is not None
 
         def write(path: Path) -> None:
-            found = find_corpus(Path(str(self.text.path)).expanduser().absolute(), self.text.field)
+            found = self._find()
             names = {side: [str(file) for file in getattr(found, side)] for side in ("train", "held_out", "unread")}
             path.write_text(json.dumps(names))
 
         self.work.make(FILES, 0, write, force=True)
-        return _corpus(self.work.result(FILES), self.text.field)
+        return _corpus(*_stamped(self.work.result(FILES)), self.text.field)
+
+    def _find(self) -> Corpus:
+        assert self.text.path is not None
+        return find_corpus(self.text.path, self.text.field)
 
     def state(self) -> str:
         """A hash of names, sizes and times of the files."""
@@ -84,7 +92,7 @@ class TextBuild:
 
     def fingerprint(self) -> str:
         """A hash of the content of the files."""
-        return self.corpus().fingerprint(cache_root(self.text.cache_dir))
+        return self._find().fingerprint(cache_root(self.text.cache_dir))
 
     def run(self, crew: Crew) -> None:
         """Makes the shards."""
@@ -100,7 +108,7 @@ class TextBuild:
         crew.run([0], partial(self.count, num=len(chunks)), "counting")
         for parts in self._parts():
             crew.run(range(parts.layout.num_shards), partial(self.assemble, name=parts.layout.name), "writing shards")
-        self._finish(crew.progress)
+        crew.run([0], partial(self.finish, progress=crew.progress), "writing the index")
 
     # -- the first reading: hashes -----------------------------------------------------------------------------------
 
@@ -108,7 +116,8 @@ class TextBuild:
         """Hashes the documents of a group of files."""
 
         def write(path: Path) -> None:
-            corpus, keys, chars, counts, left_out = self.corpus(), [], [], [], list[str]()
+            keys, chars, counts, left_out = list[int](), list[int](), list[int](), list[str]()
+            corpus = self.corpus()
             files = corpus.held_out + corpus.train
             for file in files[slice(*self._groups()[number])]:
                 before = len(keys)
@@ -117,8 +126,8 @@ class TextBuild:
                     chars.append(len(text))
                 counts.append(len(keys) - before)
             named = np.array(json.dumps({"num": len(left_out), "first": left_out[:_NUM_NAMED]}))
-            arrays = {"keys": np.array(keys, np.uint64), "chars": np.array(chars, np.uint32)}
-            _save(path, **arrays, counts=np.array(counts, np.int64), left_out=named)
+            hashes, sizes = np.array(keys, np.uint64), np.array(chars, np.uint32)
+            _save(path, keys=hashes, chars=sizes, counts=np.array(counts, np.int64), left_out=named)
 
         try:
             return self.work.make(SCAN, number, write, force=force)
@@ -186,7 +195,7 @@ class TextBuild:
 
     def tokenizer(self) -> WordPiece:
         """Returns the tokenizer of the build."""
-        return _tokenizer(self.work.result(VOCABULARY))
+        return _tokenizer(*_stamped(self.work.result(VOCABULARY)))
 
     def tokenize(self, number: int, force: bool = False) -> bool:
         """Makes the tokens of a chunk, and the places in it at which documents end."""
@@ -246,6 +255,15 @@ class TextBuild:
             found.append(Parts(Layout(name, dtype, (), int(counts[name].sum()), per_shard), counts[name], read))
         return found
 
+    def finish(self, _: int, progress: bool, force: bool = False) -> bool:
+        """Writes the index."""
+
+        def write(path: Path) -> None:
+            self._finish(progress)
+            path.touch()
+
+        return self.work.make("finished", 0, write, force=force)
+
     def _finish(self, progress: bool) -> None:
         corpus, tokenizer = self.corpus(), self.tokenizer()
         source = corpus.fingerprint(cache_root(self.text.cache_dir), progress)
@@ -271,7 +289,7 @@ class TextBuild:
             {
                 "kind": "text",
                 "content": self.text.content_of(source, tokenizer),
-                "settings": {**settings_of(self.text, self.skip), "shard_mb": self.shard_bytes // 1_000_000},
+                "settings": {**settings_of(self.text, self.skip), "shard_mb": self.shard_mb},
                 "facts": facts,
                 "more": {"tokenizer": tokenizer.meaning, "vocab_size": tokenizer.vocab_size, "left_out": named},
                 "source": {"fingerprint": source, "files": len(corpus.train) + len(corpus.held_out)},
@@ -282,7 +300,7 @@ class TextBuild:
     # -- what the parts share ----------------------------------------------------------------------------------------
 
     def _groups(self) -> list[tuple[int, int]]:
-        return _groups(self.work.result(FILES), self.text.field)
+        return _groups(*_stamped(self.work.result(FILES)), self.text.field, self.group_bytes)
 
     def _chunk(self, number: int) -> tuple[int, int]:
         bounds = self._table(CHUNKS)["bounds"]
@@ -290,14 +308,14 @@ class TextBuild:
 
     def _documents(self, first: int, stop: int) -> Iterator[str]:
         corpus = self.corpus()
-        reader = _reader(self.work.result(CHUNKS), corpus, self.text.field, self.skip)
+        reader = _reader(*_stamped(self.work.result(CHUNKS)), corpus, self.text.field, self.skip)
         return reader.documents(first, stop)
 
     def _sides(self) -> NDArray[np.uint8]:
-        return _mapped(self.work.result(SIDE))
+        return _mapped(*_stamped(self.work.result(SIDE)))
 
     def _table(self, phase: str, number: int = 0) -> Mapping[str, NDArray[Any]]:
-        return _load(self.work.result(phase, number))
+        return _load(*_stamped(self.work.result(phase, number)))
 
 
 def settings_of(text: Text, skip: bool) -> dict[str, Any]:
@@ -313,7 +331,8 @@ class _Reader:
 
     def __init__(self, corpus: Corpus, starts: NDArray[np.int64], field: str, skip: bool) -> None:
         self._files, self._starts, self._field, self._skip = corpus.held_out + corpus.train, starts, field, skip
-        self._open, self._next, self._texts = -1, 0, iter(())
+        self._open, self._next = -1, 0
+        self._texts: Iterator[str] = iter(())
 
     def documents(self, first: int, stop: int) -> Iterator[str]:
         """Yields the documents from `first` to before `stop`, in the order of the corpus."""
@@ -321,53 +340,58 @@ class _Reader:
             file = int(np.searchsorted(self._starts, number, side="right")) - 1
             if file != self._open or number < self._next:
                 skip = partial(_note, list[str]()) if self._skip else None
-                self._texts: Iterator[str] = documents_of(self._files[file], self._field, skip)
+                self._texts = documents_of(self._files[file], self._field, skip)
                 self._open, self._next = file, int(self._starts[file])
             text = next(islice(self._texts, number - self._next, None), None)
             if text is None:
-                raise DataError(f"{self._files[file]} has changed since it was first read: remove DEST, and begin again")
+                raise DataError(f"{self._files[file]} has changed since it was first read: remove DEST and begin again")
             self._next = number + 1
             yield text
 
 
+def _stamped(path: Path) -> tuple[Path, int]:
+    """A path and when its file was made: another build in this process may have one there."""
+    return path, path.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=2)
-def _corpus(path: Path, field: str) -> Corpus:
+def _corpus(path: Path, stamp: int, field: str) -> Corpus:
     names = json.loads(path.read_text())
     files = {side: tuple(map(Path, found)) for side, found in names.items()}
     return Corpus(files["train"], files["held_out"], field, files["unread"])
 
 
 @lru_cache(maxsize=2)
-def _groups(path: Path, field: str) -> list[tuple[int, int]]:
+def _groups(path: Path, stamp: int, field: str, most: int) -> list[tuple[int, int]]:
     """Runs of files, in their order, of about as many bytes."""
-    corpus, groups, first, num_bytes = _corpus(path, field), [], 0, 0
+    corpus, groups, first, num_bytes = _corpus(path, stamp, field), [], 0, 0
     files = corpus.held_out + corpus.train
     for number, file in enumerate(files, start=1):
         num_bytes += file.stat().st_size
-        if num_bytes >= _GROUP_BYTES or number == len(files):
+        if num_bytes >= most or number == len(files):
             groups.append((first, number))
             first, num_bytes = number, 0
     return groups
 
 
 @lru_cache(maxsize=2)
-def _reader(chunks: Path, corpus: Corpus, field: str, skip: bool) -> _Reader:
-    return _Reader(corpus, _load(chunks)["file_starts"], field, skip)
+def _reader(chunks: Path, stamp: int, corpus: Corpus, field: str, skip: bool) -> _Reader:
+    return _Reader(corpus, _load(chunks, stamp)["file_starts"], field, skip)
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: Path) -> WordPiece:
+def _tokenizer(path: Path, stamp: int) -> WordPiece:
     return WordPiece.load(path)
 
 
 @lru_cache(maxsize=2)
-def _mapped(path: Path) -> NDArray[np.uint8]:
+def _mapped(path: Path, stamp: int) -> NDArray[np.uint8]:
     sides: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return sides
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path) -> Mapping[str, NDArray[Any]]:
+def _load(path: Path, stamp: int) -> Mapping[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
@@ -378,7 +402,7 @@ def _save(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 def _items(work: Work, name: str, offsets: NDArray[np.int64] | None, number: int) -> NDArray[Any]:
-    found = _load(work.result(TOKENS, number))[name]
+    found = _load(*_stamped(work.result(TOKENS, number)))[name]
     return found if offsets is None else found + offsets[number]
 
 

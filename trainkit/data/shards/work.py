@@ -21,6 +21,10 @@ PATIENCE_S = 300.0
 _AHEAD = 4  # parts per worker that are handed out: more would have to be taken back where one fails
 
 
+class Finished(Exception):
+    """Another process has made the last part."""
+
+
 class Work:
     """Results by phase and number, each a file that appears whole or not at all.
 
@@ -28,11 +32,12 @@ class Work:
     file system has no locks between machines, or one of them hangs, work is done twice and nothing is wrong.
 
     Args:
-        folder: of the results.
+        folder: of the results; whoever is first at the end removes it.
+        goal: the file that the build makes last.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, goal: Path) -> None:
+        self.folder, self.goal = folder, goal
 
     def result(self, phase: str, number: int = 0) -> Path:
         """Returns the path of a result."""
@@ -49,10 +54,15 @@ class Work:
 
         Returns:
             Whether it is there.
+
+        Raises:
+            Finished: where the whole build has ended.
         """
         target = self.result(phase, number)
         if target.is_file():
             return True
+        if self.goal.is_file():
+            raise Finished
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_name(f".{target.name}.lock")) as is_ours:
             if target.is_file():
@@ -63,14 +73,15 @@ class Work:
         return True
 
 
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object], aside: Path | None = None) -> None:
     """Writes a file that appears whole, on the disk, or not at all.
 
     Args:
         target: its path; one that exists is replaced.
         write: called with the path of a file to write.
+        aside: a folder on the same disk for what a process that is killed leaves; None: that of the file.
     """
-    half = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    half = (aside or target.parent) / f".{target.name}.{secrets.token_hex(4)}.part"
     try:
         write(half)
         with half.open("rb") as file:

@@ -47,7 +47,7 @@ def write_shard(folder: Path, work: Work, parts: Parts, shard: int, *, force: bo
 
     def write(path: Path) -> None:
         content = _items(parts, shard).tobytes()
-        write_whole(folder / parts.layout.file(shard), lambda half: half.write_bytes(content))
+        write_whole(folder / parts.layout.file(shard), lambda half: half.write_bytes(content), work.folder)
         path.write_bytes(sums_of(memoryview(content)).tobytes())
 
     return work.make(f"{SUMS}.{parts.layout.name}", shard, write, force=force)
@@ -89,11 +89,15 @@ def finish(folder: Path, work: Work, layouts: Sequence[Layout], facts: dict[str,
                     assert len(content) == stop - start and file.tell() == start, f"{len(content)} {SUM_BYTES}"
                     file.write(content)
 
-        write_whole(folder / layout.sums_file, write)
+        write_whole(folder / layout.sums_file, write, work.folder)
     for name, text in files.items():
-        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+
+        def write_text(path: Path, text: str = text) -> None:
+            path.write_text(text, encoding="utf-8")
+
+        write_whole(folder / name, write_text, work.folder)
     more = {**facts.pop("more", {}), "digests": {name: digest(text) for name, text in files.items()}}
     index = {"format": FORMAT, "version": VERSION, **facts, "more": more}
     index["arrays"] = {layout.name: {**asdict(layout), "shape": list(layout.shape)} for layout in layouts}
     index["digest"] = digest(index)
-    write_whole(folder / FILE, lambda path: write_json(path, index))
+    write_whole(folder / FILE, lambda path: write_json(path, index), work.folder)
