@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
+    from trainkit.data.shards.prepare import Prepared, prepare
     from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -30,6 +31,7 @@ __all__ = [
     "LeftOut",
     "Normalizer",
     "NvidiaBert",
+    "Prepared",
     "Pyramid",
     "SideBySide",
     "Sides",
@@ -39,6 +41,7 @@ __all__ = [
     "Vocabulary",
     "WordPiece",
     "find_images",
+    "prepare",
     "read_image",
     "read_json",
     "read_vocabulary",
@@ -58,6 +61,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "LeftOut": "trainkit.data.sides",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
+            "Prepared": "trainkit.data.shards.prepare",
             "Pyramid": "trainkit.data.pyramid",
             "SideBySide": "trainkit.data.unpaired",
             "Sides": "trainkit.data.sides",
@@ -67,6 +71,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "find_images": "trainkit.data.image_file",
+            "prepare": "trainkit.data.shards.prepare",
             "read_image": "trainkit.data.image_file",
             "read_json": "trainkit.json_text",
             "read_vocabulary": "trainkit.data.vocabulary",

@@ -31,7 +31,7 @@ from trainkit.data.pyramid import (
     write_summary,
 )
 from trainkit.data.shards.checks import Verify, verify
-from trainkit.data.shards.index import ShardIndex, find_shards
+from trainkit.data.shards.index import ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.pyramid import ShardedPyramid, image_sides
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import lowest_fraction
@@ -242,6 +242,7 @@ class Images:
         for name in ("held_out", "fit", "background", "frames", "labels"):
             if (given := getattr(self, name)) not in (getattr(Images, name), made_with[name]):
                 raise shards.contradicts(name, given, made_with[name])
+        require_sizes(shards)
         if self.verify == "full":
             verify(shards, cache_root(self.cache_dir), progress)
         train = ShardedPyramid(shards, "train", resolution=self.resolution).without(self.left_out)

@@ -18,7 +18,7 @@ from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.shards.checks import Verify, verify
-from trainkit.data.shards.index import TOKENIZER, ShardIndex, find_shards
+from trainkit.data.shards.index import TOKENIZER, ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.tokens import ShardedTokens, text_sides
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
@@ -145,6 +145,7 @@ class Text:
     def _load_shards(self, shards: ShardIndex, lengths: Sequence[int], progress: bool) -> list[Datasets]:
         tokenizer = WordPiece.from_json(shards.read_text(TOKENIZER))
         self._require_shards(shards, tokenizer)
+        require_sizes(shards)
         if self.verify == "full":
             verify(shards, cache_root(self.cache_dir), progress)
         streams = {side: ShardedTokens(shards, side) for side in ("train", "held_out")}

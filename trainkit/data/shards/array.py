@@ -1,6 +1,7 @@
 """ShardedArray: items that lie in shards, read at random by range, mapped where they are on this machine."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,10 @@ class ShardedArray:
             contents = self.folder.child(self.layout.file(shard)).read_ranges(ranges)
             for (start, stop), content in zip(ranges, contents, strict=True):
                 self._check(shard, start, stop, content)
+            begins = [start for start, _ in ranges]
             for span in of_shard:
-                number = next(n for n, (start, stop) in enumerate(ranges) if start <= span[1] and span[2] <= stop)
-                start = ranges[number][0]
+                number = bisect_right(begins, span[1]) - 1
+                start = begins[number]
                 found[span] = memoryview(contents[number])[span[1] - start : span[2] - start]
         return found
 
@@ -172,7 +174,7 @@ def damaged(name: str, start: int, stop: int) -> StorageError:
     )
 
 
-def _merged(ranges: Any) -> list[tuple[int, int]]:
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Joins ranges that touch or overlap, in ascending order."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):

@@ -1,9 +1,11 @@
 """ShardIndex: what a folder of shards holds and was made with, in its shards.json."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainkit.data.pyramid import resolutions
 from trainkit.data.shards.array import ShardedArray, damaged
 from trainkit.data.shards.layout import Layout
 from trainkit.errors import DataError, StorageError
@@ -17,6 +19,7 @@ WORK = ".work"
 """The folder of a build that has not ended."""
 Kind = Literal["text", "images"]
 _MAX_INDEX_BYTES = 1 << 24
+_DTYPES = ("<u2", "<u4", "<i8", "<u8", "|u1")
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ def find_shards(path: str | Path, kind: Kind) -> ShardIndex | None:
 
 
 def read_index(folder: Location) -> ShardIndex:
-    """Reads the index of a folder of shards, and looks whether the files have their sizes where they are local.
+    """Reads the index of a folder of shards.
 
     Raises:
-        DataError: where it is none, or of a newer trainkit, or files are missing.
+        DataError: where it is none, or of a newer trainkit.
     """
     where = folder.child(FILE)
     if where.size() > _MAX_INDEX_BYTES:
@@ -112,6 +115,7 @@ def read_index(folder: Location) -> ShardIndex:
         if stored != digest(found):
             raise ValueError("it does not have its checksum")
         layouts = {name: Layout(**{**one, "shape": tuple(one["shape"])}) for name, one in found["arrays"].items()}
+        _require_usable(found, layouts)
         kept = {key: found[key] for key in ("kind", "content", "settings", "facts", "more", "source")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
@@ -119,13 +123,36 @@ def read_index(folder: Location) -> ShardIndex:
         raise DataError(
             f"{where.shown} is no index of shards ({error}); copy it again, or prepare the data again"
         ) from None
-    index = ShardIndex(folder=folder, layouts=layouts, digest=stored, **kept)
-    _require_sizes(index)
-    return index
+    return ShardIndex(folder=folder, layouts=layouts, digest=stored, **kept)
 
 
-def _require_sizes(index: ShardIndex) -> None:
-    """Of shards on this machine: a file that is too short would end the process that has mapped it."""
+def _require_usable(found: Any, layouts: Mapping[str, Layout]) -> None:
+    """Raises ValueError for an index that lacks what readers use, whoever wrote it."""
+    for name, layout in layouts.items():
+        numbers = (layout.num_items, layout.items_per_shard, *layout.shape)
+        if layout.name != name or layout.dtype not in _DTYPES or not all(type(one) is int for one in numbers):
+            raise ValueError(f"the array {name!r} has a kind of its own")
+        if layout.num_items < 0 or min(layout.items_per_shard, *layout.shape, 1) < 1 or len(layout.shape) > 3:
+            raise ValueError(f"the array {name!r} has impossible numbers")
+    more, settings = found["more"], found["settings"]
+    arrays = ["", ".ends"] if found["kind"] == "text" else [".keys", ".files", ".rows"]
+    if found["kind"] == "images":
+        arrays += [f".{size:05}" for size in resolutions(settings["resolution"])]
+        arrays += [".labels"] if more["classes"] else []
+    if missing := [side + end for side in ("train", "held_out") for end in arrays if side + end not in layouts]:
+        raise ValueError(f"it lacks the array {missing[0]!r}")
+    names = {"text": ("vocab_size", "held_out", "field"), "images": ("channels", "held_out", "fit")}[found["kind"]]
+    for part, keys in ((settings, names), (more, ("digests", "left_out")), (found["source"], ("fingerprint",))):
+        if lacking := [key for key in keys if key not in part]:
+            raise ValueError(f"it lacks {lacking[0]!r}")
+
+
+def require_sizes(index: ShardIndex) -> None:
+    """Checks the sizes of shards on this machine: a file that is too short would end the process that has mapped it.
+
+    Raises:
+        StorageError: naming the file.
+    """
     local = index.folder.local_path()
     if local is None:
         return

@@ -12,7 +12,7 @@ from trainkit.data.files import suffix_of, walk
 from trainkit.data.image_sources import extensions
 from trainkit.data.images import Images
 from trainkit.data.readers import READERS
-from trainkit.data.shards.index import FILE, WORK, Kind, ShardIndex, read_index
+from trainkit.data.shards.index import FILE, WORK, Kind, ShardIndex, read_index, require_sizes
 from trainkit.data.shards.prepare_images import ImageBuild
 from trainkit.data.shards.prepare_images import settings_of as settings_of_images
 from trainkit.data.shards.prepare_text import TextBuild
@@ -187,6 +187,7 @@ def _begin(to: Path, build: "TextBuild | ImageBuild", made_with: dict[str, Any])
 
 def _found(to: Path, build: "TextBuild | ImageBuild", made_with: dict[str, Any]) -> Prepared:
     index = read_index(locate(to))
+    require_sizes(index)
     mb = {"shard_mb": index.settings.get("shard_mb"), "kind": index.kind}
     _require_same(to, {**index.settings, **mb}, made_with, "made")
     fingerprint = build.fingerprint()
