@@ -144,7 +144,7 @@ class Arrow(Container):
 
         def read(n: int) -> Array:
             column = reader.get_batch(n // 64).column(0)
-            return column[n % 64].values.to_numpy().astype(dtype, copy=False).reshape(shape)
+            return np.asarray(column[n % 64].values.to_numpy(), dtype).reshape(shape)
 
         return read, file.bytes_read - before
 

@@ -3,7 +3,7 @@
     python benchmarks/shard_prepare.py                   # 5 MB of the built-in text, 3 turns: some minutes
     python benchmarks/shard_prepare.py --mb 50
 
-`trainkit data prepare` reads a .jsonl file twice, removes duplicates, holds documents out, tokenizes and writes shards;
+`trainkit data prepare` reads a .jsonl file, removes duplicates, holds documents out, tokenizes and writes shards;
 `datasets` reads it (`load_dataset`) and tokenizes by `map`, by the tokenizers library itself and by a fast tokenizer of
 transformers. Each runs in one process with one thread for the tokenizer; the turns alternate.
 """
@@ -70,7 +70,7 @@ def main() -> None:
         folder = Path(temporary)
         source, vocabulary, num_bytes = make_source(folder, given.mb * 1_000_000)
         raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        fast = PreTrainedTokenizerFast(tokenizer_object=raw)
+        fast = PreTrainedTokenizerFast(tokenizer_object=raw)  # type: ignore[no-untyped-call]
         settings = {"vocab_file": str(vocabulary), "lowercase": True}
         ways: dict[str, Callable[[Path], object]] = {
             OURS: lambda to: prepare(source, to, num_workers=1, settings=settings, progress=False),

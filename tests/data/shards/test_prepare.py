@@ -231,7 +231,7 @@ def pictures(tmp_path):
 
 
 def test_images_are_those_without_shards(tmp_path, pictures):
-    settings = {"resolution": 16, "labels": "folders", "on_unreadable": "skip", "held_out": 0.2}
+    settings: dict[str, Any] = {"resolution": 16, "labels": "folders", "on_unreadable": "skip", "held_out": 0.2}
     made = prepare(pictures, tmp_path / "to", shard_mb=1, num_workers=1, settings=settings, progress=False)
     assert made.index.layouts["train.00016"].num_shards > 2
     plain = Images(path=pictures, cache_dir=tmp_path / "cache", **settings).load(progress=False)
@@ -264,7 +264,8 @@ def test_images_of_shards_are_audited_and_left_out(tmp_path, pictures):
     ours, theirs = specification.sides(), plain.sides(progress=False)
     assert ours is not None and theirs is not None and ours.fingerprint == theirs.fingerprint
     for one, other in zip([*ours.train(), *ours.held_out()], [*theirs.train(), *theirs.held_out()], strict=True):
-        assert (one.key, one.name) == (other.key, other.name) and np.array_equal(one.pixels, other.pixels)
+        assert (one.key, one.name) == (other.key, other.name) and one.pixels is not None and other.pixels is not None
+        assert np.array_equal(one.pixels, other.pixels)
     from trainkit.data.sides import LeftOut
 
     first = LeftOut(np.array([entry.key for entry in ours.train()][:5], np.uint64))

@@ -307,7 +307,9 @@ def test_an_audit_reads_the_documents_of_shards(made, monkeypatch):
     sides = text(tmp / "1", tmp).sides()
     assert sides is not None and sides.num_held_out == plain.facts["held-out documents"]
     held_out = [entry.text for entry in sides.held_out()]
-    expected = [entry.text for entry in text(tmp / "source", tmp, vocab_size=120).sides(progress=False).held_out()]
+    of_source = text(tmp / "source", tmp, vocab_size=120).sides(progress=False)
+    assert of_source is not None
+    expected = [entry.text for entry in of_source.held_out()]
     assert [one.split()[:3] for one in held_out if one] and len(held_out) == len(expected)
     joined = ["".join(one.split()) for one in held_out if one and "[UNK]" not in one]
     assert set(joined) <= {"".join(one.split()) for one in expected if one} and len(joined) > len(expected) // 2
@@ -331,7 +333,8 @@ def test_a_billion_samples_need_no_memory(made, tmp_path):
     windows = PackedTokens(ShardedTokens(huge, "train"), 64, start=2, pad=0, drop_last=True, content="x", end=3)
     order = Order(len(windows), SEED)
     windows.prefetch(order.indices(np.arange(5 * 10**9, 5 * 10**9 + 256)))
-    assert len(windows) == 10**9 and windows.block_sizes.sum() == 10**9
+    sizes = windows.block_sizes
+    assert sizes is not None and len(windows) == sizes.sum() == 10**9
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6

@@ -18,6 +18,7 @@ from trainkit.data.labels import Labels, find_labels
 from trainkit.data.pyramid import key_of_pixels, levels, resolutions
 from trainkit.data.shards.layout import Layout, items_per_shard
 from trainkit.data.shards.pyramid import NAMES, level_name
+from trainkit.data.shards.scan import load_arrays, save_arrays
 from trainkit.data.shards.work import Crew, Work, write_whole
 from trainkit.data.shards.writer import Parts, finish, write_shard
 from trainkit.data.split import lowest_fraction
@@ -106,7 +107,7 @@ class ImageBuild:
         }
         arrays |= {"keys": np.array(keys, np.uint64), "files": np.array(files, np.int64)}
         arrays |= {"upscaled": np.array(upscaled, bool), "notes": np.array(json.dumps([unreadable, num_ignored]))}
-        _save(path, arrays)
+        save_arrays(path, arrays)
 
     def settle(self, _: int, num: int, force: bool = False) -> bool:
         """Decides the side of every image."""
@@ -134,7 +135,7 @@ class ImageBuild:
         for side, own in rows.items():
             arrays |= {f"{side}.rows": own, f"{side}.keys": keys[own], f"{side}.files": files[own]}
             arrays |= {f"{side}.labels": of[own]} if labels is not None else {}
-        _save(path, {**arrays, "summary": np.array(json.dumps(summary))})
+        save_arrays(path, {**arrays, "summary": np.array(json.dumps(summary))})
 
     def assemble(self, number: int, name: str, force: bool = False) -> bool:
         """Writes a shard."""
@@ -166,8 +167,7 @@ class ImageBuild:
         return found
 
     def _settled(self) -> Mapping[str, NDArray[Any]]:
-        path = self.work.result(SETTLED)
-        return _load(path, path.stat().st_mtime_ns)
+        return load_arrays(self.work.result(SETTLED))
 
     def _layouts(self) -> dict[str, Layout]:
         settled = self._settled()
@@ -244,21 +244,10 @@ def _names(images: Images, folder: Path) -> list[str]:
     return [*_source(images, folder)[0].names()]
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, stamp: int) -> Mapping[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
 def _parts_of(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     """Some arrays of a file, of which the others are not read."""
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in names}
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _digest(rows: NDArray[np.int64]) -> str:
