@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 from trainkit.cache import cache_root
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.files import counted, state_of
-from trainkit.data.packing import dtype_for
+from trainkit.data.shards.chunk_tokens import ARRAYS, token_dtype, tokens_of
 from trainkit.data.shards.index import TOKENIZER
 from trainkit.data.shards.layout import Layout, items_per_shard
 from trainkit.data.shards.scan import NUM_NAMED, Scan, keys_of, load_arrays, save_arrays, scan, texts_of
 from trainkit.data.shards.work import Crew, Work
 from trainkit.data.shards.writer import Parts, finish, write_shard
-from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_keys
+from trainkit.data.split import DROPPED, split_keys
 from trainkit.data.text import VOCABULARY_SAMPLE_CHARS, Text
 from trainkit.data.tokenizer import WordPiece
 from trainkit.errors import DataError
@@ -39,9 +38,6 @@ FILES, SCANS, SIDES, SAMPLES, VOCABULARY, TOKENS, COUNTS, FINISHED = (
     "counts",
     "finished",
 )
-_ENCODED_AT_ONCE = 1024  # documents
-_NAMES = {TRAIN: "train", HELD_OUT: "held_out"}
-_ARRAYS = ("train", "held_out", "train.ends", "held_out.ends")
 _SIDE, _SAMPLE = 3, 4  # bits of a document: its side; whether the vocabulary is trained on it
 
 
@@ -170,28 +166,9 @@ class TextBuild:
         return self.work.make(TOKENS, number, partial(self._write_tokens, number), force=force)
 
     def _write_tokens(self, number: int, path: Path) -> None:
-        tokenizer, (chunk, marks) = self.tokenizer(), self._chunk(number)
-        ends: dict[int, list[int]] = {side: [] for side in _NAMES}
-        done: dict[int, list[NDArray[Any]]] = {side: [] for side in _NAMES}
-        before = dict.fromkeys(_NAMES, 0)
-        dtype = dtype_for(tokenizer.vocab_size).newbyteorder("<")
-        texts = zip((marks & _SIDE).tolist(), texts_of(self.work, chunk), strict=True)
-        kept = ((side, text) for side, text in texts if side != DROPPED)
-        while group := list(islice(kept, _ENCODED_AT_ONCE)):
-            own: dict[int, list[int]] = {side: [] for side in _NAMES}
-            for (side, _), encoded in zip(group, tokenizer.encode_batch([text for _, text in group]), strict=True):
-                own[side] += encoded
-                ends[side].append(before[side] + len(own[side]))
-                own[side].append(tokenizer.end)
-            for side, tokens in own.items():
-                done[side].append(np.array(tokens, dtype))
-                before[side] += len(tokens)
-        arrays: dict[str, NDArray[Any]] = {}
-        for side, name in _NAMES.items():
-            arrays[name] = np.concatenate([np.empty(0, dtype), *done[side]])
-            arrays[f"{name}.ends"] = np.array(ends[side], np.int64)
-        counts = np.array([len(arrays[name]) for name in _ARRAYS], np.int64)
-        save_arrays(path, {**arrays, "counts": counts})
+        chunk, marks = self._chunk(number)
+        arrays = tokens_of(zip((marks & _SIDE).tolist(), texts_of(self.work, chunk), strict=True), self.tokenizer())
+        save_arrays(path, {**arrays, "counts": np.array([len(arrays[name]) for name in ARRAYS], np.int64)})
 
     def count(self, _: int, force: bool = False) -> bool:
         """Gathers how much every chunk holds of each array."""
@@ -210,10 +187,10 @@ class TextBuild:
         return write_shard(self.folder, self.work, parts, number, force=force)
 
     def _parts(self) -> list[Parts]:
-        counts = dict(zip(_ARRAYS, load_arrays(self.work.result(COUNTS))["counts"].T, strict=True))
-        token = dtype_for(self.tokenizer().vocab_size).newbyteorder("<").str
+        counts = dict(zip(ARRAYS, load_arrays(self.work.result(COUNTS))["counts"].T, strict=True))
+        token = token_dtype(self.tokenizer()).str
         found = []
-        for name in _ARRAYS:
+        for name in ARRAYS:
             side = name.removesuffix(".ends")
             dtype, offsets = ("<i8", np.cumsum(counts[side]) - counts[side]) if side != name else (token, None)
             per_shard = items_per_shard(np.dtype(dtype).itemsize, self.shard_bytes)
