@@ -10,6 +10,7 @@ import torch
 
 from trainkit.data import Text
 from trainkit.data.documents import NO_DOCUMENT, PackedDocuments, pack
+from trainkit.data.token_file import TokenFile
 from trainkit.errors import DataError
 
 START, END, PAD = 2, 3, 0
@@ -23,7 +24,7 @@ def write(path: Path, documents: list[list[int]]) -> Path:
 def make(tmp_path: Path, documents: list[list[int]], form: Any = "apart", **settings) -> PackedDocuments:
     path = write(tmp_path / "train.bin", documents)
     given = {"content": str(hash(str(documents))), "cache": tmp_path / "cache", **settings}
-    return PackedDocuments(path, np.dtype(np.uint16), 8, start=START, end=END, pad=PAD, form=form, **given)
+    return PackedDocuments(TokenFile(path, np.dtype(np.uint16)), 8, start=START, end=END, pad=PAD, form=form, **given)
 
 
 def documents_in(batch: dict[str, torch.Tensor]) -> dict[int, list[int]]:
@@ -96,7 +97,7 @@ def test_text_gives_documents_of_its_splits(tmp_path):
     joined = Text(**settings).load(progress=False)
     loaded = Text(**settings, documents="apart").load(progress=False)
     for one, other in ((joined.train, loaded.train), (joined.held_out, loaded.held_out)):
-        stream = np.fromfile(one.path, one.dtype)
+        stream = np.fromfile(one.stream.path, one.stream.dtype)
         batch = other.__getitems__(list(range(len(other))))
         ordinary = sorted(batch["tokens"][batch["tokens"] > loaded.tokenizer.mask].tolist())
         assert ordinary == sorted(stream[stream > loaded.tokenizer.mask].tolist())

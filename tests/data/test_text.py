@@ -46,7 +46,7 @@ def texts(path: Path, field: str = "text") -> list[str]:
 
 
 def stream_of(dataset) -> np.ndarray:
-    return np.fromfile(dataset.path, dataset.dtype)
+    return np.fromfile(dataset.stream.path, dataset.stream.dtype)
 
 
 def documents_of(dataset, tokenizer: WordPiece) -> list[str]:
@@ -355,7 +355,7 @@ def test_the_cache_is_found_by_content(tmp_path):
 
     first.rename(tmp_path / "b.txt")
     longer = Text(path=tmp_path / "b.txt", vocab_size=200, held_out=0.1, cache_dir=tmp_path / "cache")
-    assert longer.load().train.path.parent.name == built  # neither the name nor the length of a window counts
+    assert longer.load().train.stream.path.parent.name == built  # neither the name nor the length of a window counts
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / built).iterdir()}
 
     write_text(tmp_path / "b.txt", [*documents[:-1], documents[-1] + "!"])

@@ -159,7 +159,7 @@ def test_text_is_split_by_a_tokenizer_that_was_made_before(tmp_path):
     usual = Text(path=tmp_path / "a.txt", **settings).load()
     tokenizer = WordPiece.from_json(usual.tokenizer.to_json())
     again = Text(path=tmp_path / "a.txt", tokenizer=tokenizer, **settings).load()
-    assert again.train.path == usual.train.path
+    assert again.train.stream.path == usual.train.stream.path
     other = Text(path=tmp_path / "b.txt", tokenizer=tokenizer, **settings).load()
     assert other.tokenizer.fingerprint == tokenizer.fingerprint
     assert Text(path=tmp_path / "b.txt", **settings).load().tokenizer.fingerprint != tokenizer.fingerprint

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from trainkit import Runtime, Schedule
 from trainkit.data import Text
 from trainkit.data.pairs import SentencePairs
+from trainkit.data.token_file import TokenFile
 from trainkit.errors import ConfigError, DataError
 from trainkit.export import Export, RunFacts
 from trainkit.testing import run_ranks
@@ -82,7 +83,7 @@ def train(path: Path, **settings: Any) -> tuple[dict[str, torch.Tensor], list[fl
 def test_pairs_are_of_one_text_or_of_two(path, tmp_path):
     datasets = text(path, documents="pairs").load(progress=False)
     train, tokenizer = datasets.train, datasets.tokenizer
-    stream = torch.from_numpy(train._files.array(train.path, train.dtype).astype("int64"))
+    stream = torch.from_numpy(np.fromfile(train.stream.path, train.stream.dtype).astype("int64"))
     documents = [part.tolist() for part in stream.tensor_split((stream == tokenizer.end).nonzero().squeeze(1) + 1)]
     contents = ["".join(f"<{token}>" for token in part if token != tokenizer.end) for part in documents]
     assert len(train) % 2 == 0 and len(train) > 100
@@ -109,7 +110,7 @@ def pairs_of(tmp_path: Path, documents: list[list[int]]) -> SentencePairs:
     stream = np.array([token for document in documents for token in (*document, 3)], np.uint16)
     stream.tofile(tmp_path / "train.bin")
     settings: dict[str, Any] = {"start": 2, "end": 3, "pad": 0, "content": str(len(stream)), "cache": tmp_path}
-    return SentencePairs(tmp_path / "train.bin", stream.dtype, LENGTH, **settings)
+    return SentencePairs(TokenFile(tmp_path / "train.bin", stream.dtype), LENGTH, **settings)
 
 
 def test_b_of_another_document_is_any_of_them(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from trainkit.data.corpus import Corpus, find_corpus
+from trainkit.data.shards.index import FILE as SHARDS
 from trainkit.errors import DataError
 
 _TEXT = "trainkit.data.Text"
@@ -28,14 +29,20 @@ def corpus_of(path: Path) -> Corpus:
     if config is None:
         if not path.exists():
             raise DataError(f"audit_corpus={path} does not exist; set it to text, to a run directory, or to null")
-        return find_corpus(path)
+        return _without_shards(path, "text")
     data = (yaml.safe_load(config.read_text()) or {}).get("data") or {}
     if data.get("_target_") != _TEXT:
         raise DataError(
             f"audit_corpus={path}: this run was not trained on data=text; set it to a run of recipe=bert or to text"
         )
     given = data.get("path")
-    return find_corpus(None if given is None else Path(given).expanduser(), data.get("field", "text"))
+    return _without_shards(None if given is None else Path(given).expanduser(), data.get("field", "text"))
+
+
+def _without_shards(path: Path | None, field: str) -> Corpus:
+    if path is not None and (path / SHARDS).is_file():
+        raise DataError(f"audit_corpus: {path} holds shards; set it to the text that they were made of")
+    return find_corpus(path, field)
 
 
 def run_config(path: Path) -> Path | None:

@@ -13,6 +13,7 @@ from trainkit.data.examples import Examples
 from trainkit.data.files import suffix_of, walk
 from trainkit.data.image_sources import extensions, find_source
 from trainkit.data.parallel import in_order
+from trainkit.data.shards.index import FILE as SHARDS
 from trainkit.data.sides import Entry
 from trainkit.data.split import content_key
 from trainkit.errors import DataError, nearest
@@ -51,6 +52,10 @@ class Given:
     ) -> None:
         if not path.exists():
             raise DataError(f"{path} does not exist; give a file or folder of text, a table, or a folder of pictures")
+        if (path / SHARDS).is_file():
+            raise DataError(
+                f"{path} holds shards, in which a run compares both sides when it starts: give what they were made of"
+            )
         if content is not None and content not in CONTENTS:
             raise DataError(f"--content={content}: must be one of {', '.join(CONTENTS)}.{nearest(content, CONTENTS)}")
         self.path, self.content = path, content or _content_of(path)

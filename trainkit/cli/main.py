@@ -62,6 +62,7 @@ examples:
   trainkit dashboard runs
   trainkit checkpoint ls runs/bert
   trainkit data inspect ~/pictures
+  trainkit data prepare ~/texts --to /data/texts
   trainkit data audit train.csv test.csv
   trainkit data augment runs/digits more_digits --num 5000
   trainkit benchmark

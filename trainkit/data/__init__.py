@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
     from trainkit.data.shuffle import Shuffle
+    from trainkit.data.shards.prepare import Prepared, prepare
     from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece
@@ -33,6 +34,7 @@ __all__ = [
     "Mixture",
     "Normalizer",
     "NvidiaBert",
+    "Prepared",
     "Pyramid",
     "Shuffle",
     "SideBySide",
@@ -43,6 +45,7 @@ __all__ = [
     "Vocabulary",
     "WordPiece",
     "find_images",
+    "prepare",
     "read_image",
     "read_json",
     "read_vocabulary",
@@ -63,6 +66,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Mixture": "trainkit.data.mixture",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
+            "Prepared": "trainkit.data.shards.prepare",
             "Pyramid": "trainkit.data.pyramid",
             "Shuffle": "trainkit.data.shuffle",
             "SideBySide": "trainkit.data.unpaired",
@@ -73,6 +77,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "find_images": "trainkit.data.image_file",
+            "prepare": "trainkit.data.shards.prepare",
             "read_image": "trainkit.data.image_file",
             "read_json": "trainkit.json_text",
             "read_vocabulary": "trainkit.data.vocabulary",

@@ -1,6 +1,5 @@
 """PackedDocuments: a data set of windows that contain whole documents, each with its number."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +10,13 @@ from torch import Tensor
 
 from trainkit.cache import cached
 from trainkit.data.mapped_files import MappedFiles
+from trainkit.data.token_file import Tokens
 from trainkit.data.windows import Windows
 
 NO_DOCUMENT = -1
 """The number of a document in the entries of a window that are padding."""
 
 _FORMAT = 1  # of the index: increase it whenever the same tokens and settings would give another one
-_SCANNED_AT_ONCE = 1 << 24  # tokens
 _SHORTEST = 3  # [CLS], a token, [SEP]
 _STARTS, _LENGTHS, _PIECES, _BOUNDS = "starts.npy", "lengths.npy", "pieces.npy", "bounds.npy"
 
@@ -32,8 +31,7 @@ class PackedDocuments(Windows):
     `sequence_length` alone; they are computed once, in `cache`.
 
     Args:
-        path: the file of token numbers; a document ends at `end`.
-        dtype: of a token number.
+        stream: of token numbers; a document ends at `end`.
         sequence_length: tokens in a window, and at most in a document.
         start: the first token of each document.
         end: the last token of each document.
@@ -47,8 +45,7 @@ class PackedDocuments(Windows):
 
     def __init__(
         self,
-        path: Path,
-        dtype: np.dtype[Any],
+        stream: Tokens,
         sequence_length: int,
         *,
         start: int,
@@ -59,19 +56,19 @@ class PackedDocuments(Windows):
         content: str,
         cache: Path,
     ) -> None:
-        self.path, self.dtype, self.sequence_length, self.form = path, dtype, sequence_length, form
+        self.stream, self.sequence_length, self.form = stream, sequence_length, form
         self.start, self.end, self.pad, self.content = start, end, pad, content
         self._files = MappedFiles()
         self._bounds: NDArray[np.int64] | None = None
-        name = f"documents-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
-        self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
+        name = f"documents-{_FORMAT}-{content}-{stream.side}-{sequence_length}"
+        self._index = cached(cache, name, lambda aside: _write_index(stream, sequence_length, end, aside))
         self.num_documents = len(self._array(_STARTS))
         super().__init__(self.num_documents if form == "padded" else len(self._array(_BOUNDS)) - 1, most)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and of the windows, independent of where the file is."""
-        return f"{self.content}/{self.path.name} {self.form} {self.sequence_length} {len(self)}"
+        """Hash of the tokens and of the windows, independent of where they are."""
+        return f"{self.content}/{self.stream.name} {self.form} {self.sequence_length} {len(self)}"
 
     def document_of(self, numbers_B: NDArray[np.int64], places_BK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the document of the text, [B, K], that places in pieces are of; of all places in one it is the same.
@@ -81,23 +78,27 @@ class PackedDocuments(Windows):
             places_BK: in them.
         """
         if self._bounds is None:
-            self._bounds = ends_of(self.path, self.dtype, self.end)
+            self._bounds = self.stream.ends(self.end)
         documents_B = np.searchsorted(self._bounds, self._array(_STARTS)[numbers_B])
         return np.broadcast_to(documents_B[:, None], places_BK.shape)
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """Says which windows will be asked for next; returns at once."""
+        self.stream.prefetch(*self._spans(np.concatenate(self._by_window(indices.tolist()))))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
         documents = np.full_like(tokens, NO_DOCUMENT)
-        stream = self._files.array(self.path, self.dtype)
-        starts, lengths = self._array(_STARTS), self._array(_LENGTHS)
+        by_window = self._by_window(indices)
+        parts = iter(self.stream.read(*self._spans(np.concatenate(by_window)))) if by_window else iter(())
         longest = 0
-        for row, window in enumerate(self.numbers(indices).tolist()):
+        for row, numbers in enumerate(by_window):
             first = 0
-            for number in self._documents(window):
-                last = first + int(lengths[number]) - 1
-                begin = int(starts[number])
+            for number in numbers.tolist():
+                part = next(parts)
+                last = first + len(part) + 1
                 tokens[row, first] = self.start
-                tokens[row, first + 1 : last] = stream[begin : begin + last - first - 1]
+                tokens[row, first + 1 : last] = part
                 tokens[row, last] = self.end
                 documents[row, first : last + 1] = number
                 first = last + 1
@@ -105,12 +106,17 @@ class PackedDocuments(Windows):
         width = longest if self.form == "padded" else self.sequence_length
         return {"tokens": torch.from_numpy(tokens[:, :width]), "documents": torch.from_numpy(documents[:, :width])}
 
-    def _documents(self, window: int) -> list[int]:
+    def _spans(self, pieces_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where pieces begin in the stream, and their lengths there."""
+        return self._array(_STARTS)[pieces_N], self._array(_LENGTHS)[pieces_N].astype(np.int64) - _SHORTEST + 1
+
+    def _by_window(self, indices: list[int]) -> list[NDArray[np.int64]]:
+        """The pieces of each window."""
+        numbers = self.numbers(indices)
         if self.form == "padded":
-            return [window]
-        bounds = self._array(_BOUNDS)
-        numbers: list[int] = self._array(_PIECES)[bounds[window] : bounds[window + 1]].tolist()
-        return numbers
+            return list(numbers[:, None])
+        bounds, found = self._array(_BOUNDS), self._array(_PIECES)
+        return [found[bounds[window] : bounds[window + 1]] for window in numbers.tolist()]
 
     def _array(self, name: str) -> NDArray[Any]:
         return self._files.array(self._index / name)
@@ -150,48 +156,27 @@ def pack(lengths: NDArray[Any], capacity: int) -> tuple[NDArray[np.int64], NDArr
     return documents, np.searchsorted(window_of[documents], np.arange(num_windows + 1))
 
 
-def _write_index(path: Path, dtype: np.dtype[Any], sequence_length: int, end: int, directory: Path) -> None:
-    starts, lengths = pieces(path, dtype, sequence_length - _SHORTEST + 1, end)
+def _write_index(stream: Tokens, sequence_length: int, end: int, directory: Path) -> None:
+    starts, lengths = pieces(stream.ends(end), sequence_length - _SHORTEST + 1)
     lengths += _SHORTEST - 1
     documents, bounds = pack(lengths, sequence_length)
     for name, values in ((_STARTS, starts), (_LENGTHS, lengths), (_PIECES, documents), (_BOUNDS, bounds)):
         np.save(directory / name, values)
 
 
-def pieces(path: Path, dtype: np.dtype[Any], room: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def pieces(ends: NDArray[np.int64], room: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Divides the documents of a stream into pieces.
 
     Args:
-        path: the file of token numbers.
-        dtype: of a token number.
+        ends: where documents end in the stream, at a token that is in no piece.
         room: tokens in a piece at most.
-        end: the token after each document, which is in no piece.
 
     Returns:
         Where each piece begins in the stream, and its length.
     """
-    ends = ends_of(path, dtype, end)
     begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     counts = -(-(ends - begins) // room)  # pieces of each document; an empty one has none
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
     starts = np.repeat(begins, counts) + number * room
     lengths = np.minimum(np.repeat(ends, counts) - starts, room)
     return starts.astype(np.int64), lengths.astype(np.int32)
-
-
-def ends_of(path: Path, dtype: np.dtype[Any], end: int) -> NDArray[np.int64]:
-    """Returns the places in a stream of tokens at which documents end.
-
-    Args:
-        path: the file of token numbers.
-        dtype: of a token number.
-        end: the token after each document.
-    """
-    return np.concatenate([np.empty(0, np.int64), *_ends(path, dtype, end)])
-
-
-def _ends(path: Path, dtype: np.dtype[Any], end: int) -> Iterator[NDArray[np.int64]]:
-    num_tokens = path.stat().st_size // dtype.itemsize
-    stream = np.memmap(path, dtype, mode="r") if num_tokens else np.empty(0, dtype)
-    for first in range(0, num_tokens, _SCANNED_AT_ONCE):
-        yield np.flatnonzero(stream[first : first + _SCANNED_AT_ONCE] == end) + first

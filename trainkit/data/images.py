@@ -20,6 +20,7 @@ from trainkit.data.labels import LABELS_FILE, From, Labels, find_labels
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import (
+    COMPARED,
     LARGEST,
     SMALLEST,
     Pyramid,
@@ -30,6 +31,9 @@ from trainkit.data.pyramid import (
     write_summary,
 )
 from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
+from trainkit.data.shards.checks import Verify, verify
+from trainkit.data.shards.index import ShardIndex, find_shards, require_sizes
+from trainkit.data.shards.pyramid import ShardedPyramid, image_sides
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import lowest_fraction
 from trainkit.data.square import Fit
@@ -48,8 +52,6 @@ EMPTY = "classes without a training image"
 PROFILES = "colour profiles ignored"
 OTHERS = "labels of images that are not there"
 REMARKS = ("files not read", PROFILES, UPSCALED, FEW, TWO_LABELS, EMPTY, OTHERS, "note")
-COMPARED = 64
-"""Pixels at which an audit compares images."""
 _NUM_NAMED = 3  # unreadable files in a message
 
 
@@ -58,8 +60,9 @@ class Images:
     """A specification of images to train on; `load()` makes data sets of them at every resolution.
 
     Args:
-        path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; None: the
-            built-in letters and digits, which need no download.
+        path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; or shards that
+            `trainkit data prepare` wrote, of which it takes all but the resolution as it is; None: the built-in letters
+            and digits, which need no download.
         resolution: the largest, in pixels: a power of two from 4 to 1024, to which images are scaled.
         channels: 3 for RGB, 1 for grey.
         held_out: the fraction of the images that is held out, chosen by a hash of their pixels. Images with the same
@@ -83,6 +86,7 @@ class Images:
         shuffle: how the images of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
             are read at a time: for images that are read from far away. See `Shuffle`.
         open_blocks: see `shuffle`.
+        verify: of shards on this machine: `sizes`, or `full`: all their bytes, by their checksums, once.
         left_out: training images that are not trained on, such as those that an audit found.
 
     Raises:
@@ -107,6 +111,7 @@ class Images:
     num_workers: int | None = None
     shuffle: ShuffleBy = "global"
     open_blocks: int = OPEN_BLOCKS
+    verify: Verify = "sizes"
     left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
@@ -126,7 +131,8 @@ class Images:
         _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
-        if self.path is not None:
+        _check(self.verify in get_args(Verify), "verify", self.verify, "sizes or full")
+        if self.path is not None and self._shards() is None:
             self.source()
 
     def load(self, progress: bool = True) -> Datasets:
@@ -149,11 +155,13 @@ class Images:
 
     def loaded(self, progress: bool) -> Datasets:
         """Does what `load` does, and makes no remarks on the facts."""
+        if (shards := self._shards()) is not None:
+            return self._load_shards(shards, progress)
         source = self.source()
         labels = find_labels(source, self.labels)
         directory = cached(
             cache_root(self.cache_dir),
-            f"images-{self._key(source, labels, progress)}",
+            f"images-{self.key(source, labels, progress)}",
             lambda aside: self._build(source, labels, aside, progress),
             resumes=True,
         )
@@ -168,27 +176,32 @@ class Images:
         is_left_out = self.left_out.covers(keys) & ~is_held_out
         if not (~is_held_out & ~is_left_out).any():
             raise DataError("on_leak=drop leaves no image to train on: set on_leak=warn, or give other images")
-        measured = is_held_out & _lowest(keys, is_held_out, self.held_out_samples)
-        facts = _facts(summary, source, int(is_held_out.sum())) | self._upscaled(summary)
+        measured = is_held_out & lowest(keys, is_held_out, self.held_out_samples)
+        facts = facts_of(summary, source, int(is_held_out.sum())) | self.upscaled(summary)
         is_train = ~is_held_out & ~is_left_out
         facts |= self._few(int(is_train.sum()))
         if is_left_out.any():
             facts["leaking images dropped"] = int(is_left_out.sum())
         train, held_out = self._side(directory, is_train), self._side(directory, measured)
         if labels is not None and train.labels is not None:
-            facts |= _facts_of(labels, train.labels, summary)
+            facts |= facts_of_labels(labels, train.labels, summary)
         classes = () if labels is None else labels.classes
         shuffle = Shuffle(self.shuffle, self.open_blocks)
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes, shuffle=shuffle)
 
-    def sides(self, progress: bool = True) -> Sides:
+    def sides(self, progress: bool = True) -> Sides | None:
         """Returns the images of both sides, for an audit; decodes them where no run has done so yet.
+
+        None for shards that are not on this machine: an audit would download all of them.
 
         Args:
             progress: whether to show progress bars.
         """
         loaded = replace(self, left_out=NOTHING).loaded(progress)
-        train, held_out, names = loaded.train, loaded.held_out, self.source().names()
+        train, held_out = loaded.train, loaded.held_out
+        if isinstance(train, ShardedPyramid):
+            return image_sides(train, held_out)
+        names = self.source().names()
         return Sides(
             train=lambda: _entries(train, names),
             held_out=lambda: _entries(held_out, names),
@@ -201,7 +214,8 @@ class Images:
         """Returns the specification without these training images, too."""
         return replace(self, left_out=self.left_out | left_out)
 
-    def _upscaled(self, summary: Mapping[str, Any]) -> dict[str, int | str]:
+    def upscaled(self, summary: Mapping[str, Any]) -> dict[str, int | str]:
+        """Returns the fact that images were smaller than the resolution, where some were."""
         num = summary["upscaled"]
         if not num:
             return {}
@@ -224,11 +238,38 @@ class Images:
         rows = np.flatnonzero(chosen)
         return Pyramid(directory, rows, resolution=self.resolution, channels=self.channels, largest=self.resolution)
 
+    def _shards(self) -> ShardIndex | None:
+        return None if self.path is None else find_shards(self.path, "images")
+
+    def _load_shards(self, shards: ShardIndex, progress: bool) -> Datasets:
+        made_with = shards.settings
+        if self.resolution > made_with["resolution"]:
+            raise shards.contradicts("resolution", self.resolution, made_with["resolution"])
+        if self.channels != made_with["channels"]:
+            raise shards.contradicts("channels", self.channels, made_with["channels"])
+        for name in ("held_out", "fit", "background", "frames", "labels"):
+            if (given := getattr(self, name)) not in (getattr(Images, name), made_with[name]):
+                raise shards.contradicts(name, given, made_with[name])
+        require_sizes(shards)
+        if self.verify == "full":
+            verify(shards, cache_root(self.cache_dir), progress)
+        train = ShardedPyramid(shards, "train", resolution=self.resolution).without(self.left_out)
+        if not len(train):
+            raise DataError("on_leak=drop leaves no image to train on: set on_leak=warn, or give other images")
+        held_out = ShardedPyramid(shards, "held_out", resolution=self.resolution).most(self.held_out_samples)
+        facts = {**shards.facts, **self._few(len(train))}
+        if dropped := shards.layouts["train.keys"].num_items - len(train):
+            facts["leaking images dropped"] = dropped
+        classes = tuple(shards.more["classes"])
+        shuffle = Shuffle(self.shuffle, self.open_blocks)
+        return Datasets(train=train, held_out=held_out, facts=facts, classes=classes, shuffle=shuffle)
+
     def source(self) -> ImageSource:
         """Returns where the files come from."""
         return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
 
-    def _key(self, source: ImageSource, labels: Labels | None, progress: bool) -> str:
+    def key(self, source: ImageSource, labels: Labels | None, progress: bool) -> str:
+        """Returns a hash of everything that decides the pixels and the labels."""
         content = source.fingerprint(cache_root(self.cache_dir), progress)
         settings: tuple[Any, ...] = (_FORMAT, content, self.resolution, self.channels)
         settings += (self.max_pixels, self.max_file_mb, self.fit, self.background, self.frames)
@@ -295,7 +336,8 @@ def _entries(pyramid: Pyramid, names: Sequence[str]) -> Iterator[Entry]:
         yield Entry(key, names[file], pixels=small[number]["images"].numpy())
 
 
-def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -> dict[str, int | str]:
+def facts_of(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -> dict[str, int | str]:
+    """Returns what is worth knowing of a build, by the names of a summary."""
     facts: dict[str, int | str] = {
         "images": summary["images"],
         "held-out images": num_held_out,
@@ -313,7 +355,8 @@ def _facts(summary: Mapping[str, Any], source: ImageSource, num_held_out: int) -
     return facts
 
 
-def _facts_of(labels: Labels, train: NDArray[np.int64], summary: Mapping[str, Any]) -> dict[str, int | str]:
+def facts_of_labels(labels: Labels, train: NDArray[np.int64], summary: Mapping[str, Any]) -> dict[str, int | str]:
+    """Returns what is worth knowing of labels; `train` are those of the training images."""
     num_by_class = np.bincount(train, minlength=len(labels.classes))
     facts: dict[str, int | str] = {
         "classes": len(labels.classes),
@@ -328,13 +371,17 @@ def _facts_of(labels: Labels, train: NDArray[np.int64], summary: Mapping[str, An
     return facts
 
 
-def _lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
+def lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
     """Chooses at most `most` of the `keys` in `among`, the lowest by low bits: the high bits decide the split."""
-    low = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    order = np.flatnonzero(among)[np.argsort(low[among], kind="stable")[:most]]
     chosen = np.zeros(len(keys), np.bool_)
-    chosen[order] = True
+    chosen[by_low_bits(keys, among)[:most]] = True
     return chosen
+
+
+def by_low_bits(keys: NDArray[np.uint64], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns the places of the `keys` in `among`, in the order of their low bits."""
+    low = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return np.flatnonzero(among)[np.argsort(low[among], kind="stable")]
 
 
 def _skipped(unreadable: list[Unreadable], num_read: int) -> str:

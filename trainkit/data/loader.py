@@ -1,11 +1,13 @@
 """Fetcher: a rank's local batch at each position, fetched in this process or in workers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -26,6 +28,8 @@ AnyOrder = Order | BlockOrder | MixtureOrder | WeightedOrder | SamplerOrder
 
 _PLANNED = 64
 """Batches whose positions and indices are computed at a time: more small tensors would not stay in the CPU's cache."""
+_ANNOUNCED = 4
+"""Batches of this process that a data set with `prefetch` is told of before they are asked for."""
 
 
 class Fetcher:
@@ -35,6 +39,9 @@ class Fetcher:
     called once, and a list that it returns is collated, while a tree of tensors is already a batch; else `__getitem__`
     is called for each sample, with `random`, `numpy.random` and `torch` seeded by the sample's position, so that random
     transforms inside a data set do not depend on ranks, workers or resumes.
+
+    A data set with `prefetch(indices)` is told, in their order, of the samples of the batches that this process will
+    ask for next; it must return at once.
 
     Args:
         source: columns or a map-style data set.
@@ -62,6 +69,9 @@ class Fetcher:
         # A pass over held-out samples ends with a smaller batch; training never does.
         self.end = None if order.shuffle else order.num_samples
         self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
+        self._prefetch: Callable[[NDArray[np.int64]], None] | None = getattr(source, "prefetch", None)
+        self._announced = -1  # the position of the last batch that the source was told of
+        self._num_in_turn = 1
 
     @property
     def is_thread_safe(self) -> bool:
@@ -84,12 +94,40 @@ class Fetcher:
         positions, indices = self._planned(position) if size == self.batch_size else self._plan(position, 1, size)[0]
         return lambda: Batch(self._fetch(indices, positions), position, size, positions, indices)
 
+    def in_turn(self, num_workers: int) -> "Fetcher":
+        """Returns a copy for one of several processes that fetch the batches in turn."""
+        fetcher = copy(self)
+        fetcher._num_in_turn = num_workers
+        return fetcher
+
     def _planned(self, position: int) -> tuple[Tensor, Tensor]:
         number, rest = divmod(position - self._planned_from, self.batch_size)
         if rest or not 0 <= number < len(self._plans):
-            count = min(_PLANNED, max(1, self.order.ahead // self.batch_size))
-            self._planned_from, self._plans, number = position, self._plan(position, count, self.batch_size), 0
+            self._planned_from, self._plans, number = position, self._next_plans(position), 0
+            self._announced = position
+        if self._prefetch is not None:
+            self._announce(position, self._prefetch)
+            number = (position - self._planned_from) // self.batch_size
         return self._plans[number]
+
+    def _next_plans(self, position: int) -> list[tuple[Tensor, Tensor]]:
+        count = min(_PLANNED, max(1, self.order.ahead // self.batch_size))
+        return self._plan(position, count, self.batch_size)
+
+    def _announce(self, position: int, prefetch: Callable[[NDArray[np.int64]], None]) -> None:
+        """Tells the source of the next batches of this process."""
+        stride = self.batch_size * self._num_in_turn
+        last = position + _ANNOUNCED * stride
+        if self.end is not None:
+            last = min(last, position + max(0, self.end - self.batch_size - position) // stride * stride)
+        while self._planned_from + len(self._plans) * self.batch_size <= last:
+            passed = (position - self._planned_from) // self.batch_size
+            more = self._next_plans(self._planned_from + len(self._plans) * self.batch_size)
+            self._planned_from, self._plans = position, self._plans[passed:] + more
+        for announced in range(self._announced + stride, last + 1, stride):
+            indices = self._plans[(announced - self._planned_from) // self.batch_size][1]
+            prefetch(indices.numpy())
+            self._announced = announced
 
     def _plan(self, position: int, count: int, size: int) -> list[tuple[Tensor, Tensor]]:
         """Computes positions and indices of the local batches of `count` global ones of `size` from `position` on."""
@@ -163,7 +201,7 @@ def _workers(fetcher: Fetcher | Reading, num_workers: int) -> ProcessWorkers | T
         return ProcessWorkers(_InOrder(fetcher), 1)
     if fetcher.is_thread_safe:
         return ThreadWorkers(fetcher.prepare, num_workers)
-    return ProcessWorkers(fetcher.__getitem__, num_workers)
+    return ProcessWorkers(fetcher.in_turn(num_workers).__getitem__, num_workers)
 
 
 class _InOrder:

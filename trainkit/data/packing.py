@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainkit.data.documents import ends_of
 from trainkit.data.partial_build import reopen
+from trainkit.data.token_file import Tokens
 from trainkit.data.windows import Windows
 
 
@@ -49,12 +49,10 @@ class PackedTokens(Windows):
 
     Documents follow one another and end with [SEP], so a window may contain several and no token is lost to padding.
     Items are {"tokens": int64 [sequence_length]}; `__getitems__(indices)` returns {"tokens": int64 [n,
-    sequence_length]} at once. The file is memory-mapped when it is first read, so pickling for a loader worker is
-    cheap.
+    sequence_length]} at once.
 
     Args:
-        path: the file of token numbers.
-        dtype: of a token number.
+        stream: of token numbers.
         sequence_length: tokens in a window.
         start: the first token of each window.
         pad: fills an incomplete last window.
@@ -67,8 +65,7 @@ class PackedTokens(Windows):
 
     def __init__(
         self,
-        path: Path,
-        dtype: np.dtype[Any],
+        stream: Tokens,
         sequence_length: int,
         *,
         start: int,
@@ -79,18 +76,16 @@ class PackedTokens(Windows):
         end: int | None = None,
     ) -> None:
         self.content, self.end = content, end
-        self.path, self.dtype, self.sequence_length, self.start, self.pad = path, dtype, sequence_length, start, pad
-        self.num_tokens = path.stat().st_size // dtype.itemsize
-        whole, rest = divmod(self.num_tokens, sequence_length - 1)
+        self.stream, self.sequence_length, self.start, self.pad = stream, sequence_length, start, pad
+        whole, rest = divmod(stream.num_tokens, sequence_length - 1)
         super().__init__(whole if drop_last and whole else whole + (rest > 0), most)
         self.is_padded = len(self) > 0 and int(self.numbers([len(self) - 1])[0]) >= whole
-        self._stream: NDArray[Any] | None = None
         self._bounds: NDArray[np.int64] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and of the windows, independent of where the file is."""
-        return f"{self.content}/{self.path.name} {self.sequence_length} {len(self)}"
+        """Hash of the tokens and of the windows, independent of where they are."""
+        return f"{self.content}/{self.stream.name} {self.sequence_length} {len(self)}"
 
     def document_of(self, indices_B: NDArray[np.int64], places_BK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the document of the text, [B, K], that places in windows are of.
@@ -101,19 +96,29 @@ class PackedTokens(Windows):
         """
         assert self.end is not None, "made without the token that ends documents"
         if self._bounds is None:
-            self._bounds = ends_of(self.path, self.dtype, self.end)
+            self._bounds = self.stream.ends(self.end)
         in_stream_BK = self.numbers(indices_B.tolist())[:, None] * (self.sequence_length - 1) + places_BK - 1
         return np.searchsorted(self._bounds, in_stream_BK)
 
+    @property
+    def block_sizes(self) -> NDArray[np.int64] | None:
+        """int64 [shards], the numbers of windows that begin in each shard; None: they do not lie by shards."""
+        beginnings = self.stream.beginnings()
+        if beginnings is None or self.is_chosen:
+            return None
+        firsts = np.minimum(-(-beginnings // (self.sequence_length - 1)), len(self))
+        firsts[-1] = len(self)
+        return np.diff(firsts)
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """Says which windows will be asked for next; returns at once."""
+        starts = self._starts(indices.tolist())
+        self.stream.prefetch(starts, np.minimum(self.sequence_length - 1, self.stream.num_tokens - starts))
+
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        if self._stream is None:
-            self._stream = np.memmap(self.path, self.dtype, mode="r")
-        length = self.sequence_length - 1
-        offsets = self.numbers(indices)[:, None] * length + np.arange(length)
-        tokens = np.full((len(indices), length + 1), self.start, np.int64)
-        tokens[:, 1:] = self._stream[np.minimum(offsets, self.num_tokens - 1)]
-        tokens[:, 1:][offsets >= self.num_tokens] = self.pad
+        tokens = np.full((len(indices), self.sequence_length), self.start, np.int64)
+        tokens[:, 1:] = self.stream.windows(self._starts(indices), self.sequence_length - 1, self.pad)
         return {"tokens": torch.from_numpy(tokens)}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}
+    def _starts(self, indices: list[int]) -> NDArray[np.int64]:
+        return self.numbers(indices) * (self.sequence_length - 1)

@@ -12,6 +12,7 @@ from trainkit import random as keyed
 from trainkit.cache import cached
 from trainkit.data.documents import pieces
 from trainkit.data.mapped_files import MappedFiles
+from trainkit.data.token_file import Tokens
 from trainkit.data.windows import Windows
 from trainkit.errors import DataError
 
@@ -33,8 +34,7 @@ class SentencePairs(Windows):
     0 where B follows A and 1 where not}, and `__getitems__(indices)` returns [n, T] and [n].
 
     Args:
-        path: the file of token numbers; a document ends at `end`.
-        dtype: of a token number.
+        stream: of token numbers; a document ends at `end`.
         sequence_length: T, tokens in a window.
         start: the first token of a window.
         end: the token after A, and after B.
@@ -51,8 +51,7 @@ class SentencePairs(Windows):
 
     def __init__(
         self,
-        path: Path,
-        dtype: np.dtype[Any],
+        stream: Tokens,
         sequence_length: int,
         *,
         start: int,
@@ -62,35 +61,40 @@ class SentencePairs(Windows):
         content: str,
         cache: Path,
     ) -> None:
-        self.path, self.dtype, self.sequence_length = path, dtype, sequence_length
+        self.stream, self.sequence_length = stream, sequence_length
         self.start, self.end, self.pad, self.content = start, end, pad, content
         self._files = MappedFiles()
-        name = f"pairs-{_FORMAT}-{content}-{path.stem}-{sequence_length}"
-        self._index = cached(cache, name, lambda aside: _write_index(path, dtype, sequence_length, end, aside))
+        name = f"pairs-{_FORMAT}-{content}-{stream.side}-{sequence_length}"
+        self._index = cached(cache, name, lambda aside: _write_index(stream, sequence_length, end, aside))
         self._num_pieces = len(self._array(_STARTS))
         if self._num_pieces and self._array(_LASTS)[0] == self._num_pieces:
             remedy = "give more text, a paragraph or a row for each document"
             raise DataError(
-                f"data.documents=pairs: the {path.stem} text is a single document, and pairs that do not follow one "
-                f"another need two; {'raise data.held_out, or ' if path.stem == 'held_out' else ''}{remedy}"
+                f"data.documents=pairs: the {stream.side} text is a single document, and pairs that do not follow one "
+                f"another need two; {'raise data.held_out, or ' if stream.side == 'held_out' else ''}{remedy}"
             )
         super().__init__(2 * self._num_pieces, most)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and of the windows, independent of where the file is."""
-        return f"{self.content}/{self.path.name} pairs {self.sequence_length} {len(self)}"
+        """Hash of the tokens and of the windows, independent of where they are."""
+        return f"{self.content}/{self.stream.name} pairs {self.sequence_length} {len(self)}"
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """Says which windows will be asked for next; returns at once."""
+        self.stream.prefetch(*self._spans(self.numbers(indices.tolist())))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)
-        segments = np.zeros_like(tokens)
-        stream, numbers = self._files.array(self.path, self.dtype), self.numbers(indices)
-        rows = zip(tokens, segments, *self._parts(numbers), strict=True)
-        for tokens_T, segments_T, begin_a, a, begin_b, b in rows:
-            last = a + b + 2
+        segments, numbers = np.zeros_like(tokens), self.numbers(indices)
+        parts = self.stream.read(*self._spans(numbers))
+        rows = zip(tokens, segments, parts[0::2], parts[1::2], strict=True)
+        for tokens_T, segments_T, first, second in rows:
+            a = len(first)
+            last = a + len(second) + 2
             tokens_T[[0, a + 1, last]] = self.start, self.end, self.end
-            tokens_T[1 : a + 1] = stream[begin_a : begin_a + a]
-            tokens_T[a + 2 : last] = stream[begin_b : begin_b + b]
+            tokens_T[1 : a + 1] = first
+            tokens_T[a + 2 : last] = second
             segments_T[a + 2 : last + 1] = 1
         return {
             "tokens": torch.from_numpy(tokens),
@@ -98,8 +102,8 @@ class SentencePairs(Windows):
             "next_sentence_label": torch.from_numpy(numbers % 2),
         }
 
-    def _parts(self, numbers: NDArray[np.int64]) -> tuple[list[int], ...]:
-        """Returns where A and B of each window begin in the stream, and their lengths: begin_a, a, begin_b, b."""
+    def _spans(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns where A and B of each window begin in the stream, one after the other, and their lengths."""
         starts, lengths, firsts, lasts = (self._array(name) for name in (_STARTS, _LENGTHS, _FIRSTS, _LASTS))
         piece, is_other = numbers // 2, numbers % 2 == 1
         draws = keyed.words(keyed.key_of("sentence pairs"), torch.from_numpy(numbers), 2).numpy()
@@ -110,14 +114,14 @@ class SentencePairs(Windows):
         b = np.minimum(length - a, lengths[other])
         source = np.where(is_other, other, piece)
         begin_a, begin_b = starts[piece] + length - b - a, starts[source] + lengths[source] - b
-        return begin_a.tolist(), a.tolist(), begin_b.tolist(), b.tolist()
+        return np.stack([begin_a, begin_b], 1).ravel(), np.stack([a, b], 1).ravel()
 
     def _array(self, name: str) -> NDArray[Any]:
         return self._files.array(self._index / name)
 
 
-def _write_index(path: Path, dtype: np.dtype[Any], sequence_length: int, end: int, directory: Path) -> None:
-    starts, lengths = pieces(path, dtype, sequence_length - NUM_SPECIAL, end)
+def _write_index(stream: Tokens, sequence_length: int, end: int, directory: Path) -> None:
+    starts, lengths = pieces(stream.ends(end), sequence_length - NUM_SPECIAL)
     is_first = np.ones(len(starts), bool)  # of a document: an `end` is before it
     is_first[1:] = starts[1:] != starts[:-1] + lengths[:-1]
     document, can_be_divided = np.cumsum(is_first), lengths > 1

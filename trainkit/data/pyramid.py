@@ -21,6 +21,8 @@ from trainkit.data.partial_build import PartialBuild, reopen
 from trainkit.errors import ConfigError
 
 SMALLEST, LARGEST = 4, 1024
+COMPARED = 64
+"""Pixels at which an audit compares images."""
 _HASHES, _HASH_BYTES = f"{PART}hashes.bin", 8
 _PART_LABELS, _LABELS, _LABEL_BYTES = f"{PART}labels.bin", "labels.npy", 8
 _PART_FILES, _FILES, _FILE_BYTES = f"{PART}files.bin", "files.npy", 8
@@ -51,6 +53,20 @@ def resolutions(largest: int) -> list[int]:
         [4, 8, 16, 32]
     """
     return [1 << power for power in range(SMALLEST.bit_length() - 1, largest.bit_length())]
+
+
+def require_resolution(resolution: int, largest: int) -> None:
+    """Raises ConfigError for a resolution that images of a largest one do not have."""
+    if resolution not in resolutions(largest):
+        raise ConfigError(
+            f"resolution={resolution}: the data has {', '.join(map(str, resolutions(largest)))}; "
+            f"set data.resolution for a larger one"
+        )
+
+
+def key_of_pixels(image: NDArray[np.uint8]) -> int:
+    """Returns a hash of the pixels of an image, 64 bits."""
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
 
 
 class PyramidWriter:
@@ -106,7 +122,7 @@ class PyramidWriter:
         self.num_profiles_ignored += is_profile_ignored
         label = -1 if self._labels is None else self._labels[self.num_taken]
         for image in frames:
-            key = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_HASH_BYTES).digest(), "little")
+            key = key_of_pixels(image)
             if key in self._keys:
                 self.num_duplicates += 1
                 self.num_contradictions += self._keys[key] != label
@@ -194,11 +210,7 @@ class Pyramid(Dataset[dict[str, Tensor]]):
         Raises:
             ConfigError: for a resolution that the data does not have.
         """
-        if resolution not in resolutions(self.largest):
-            raise ConfigError(
-                f"resolution={resolution}: the data has {', '.join(map(str, resolutions(self.largest)))}; "
-                f"set data.resolution for a larger one"
-            )
+        require_resolution(resolution, self.largest)
         return Pyramid(self._directory, self._rows, resolution=resolution, channels=self.channels, largest=self.largest)
 
     def __len__(self) -> int:

@@ -24,6 +24,8 @@ from trainkit.errors import DataError, nearest
 from trainkit.json_text import parse_json
 
 Reader = Callable[[Path, str], Iterator[str]]
+Skip = Callable[[DataError], object]
+"""Called with the error of a row, or of the rest of a file, that is left out."""
 
 _BLOCK_BYTES = 1 << 20
 _PARAGRAPH_CHARS = 4096  # a text without blank lines is divided, at a line or a space, into documents of this size
@@ -37,29 +39,46 @@ def read_text(path: Path, field: str) -> Iterator[str]:
     return _paragraphs(_lines(path))
 
 
-def read_json_lines(path: Path, field: str) -> Iterator[str]:
+def read_json_lines(path: Path, field: str, skip: Skip | None = None) -> Iterator[str]:
     """Yields the value of `field` in the object on each line.
+
+    Args:
+        path: the file.
+        field: of the object.
+        skip: called for a line that has no text in `field`, which is left out; None: it is an error.
 
     Raises:
         DataError: naming the file and the line that has no text in `field`.
     """
-    for number, row in json_objects(path):
-        if not isinstance(row, dict) or field not in row:
-            raise _no_field(f"{path}, line {number}", field, list(row) if isinstance(row, dict) else [])
-        text = row[field]
-        if text is None:  # like an empty cell of a table: no document
+    for number, line in enumerate(lines_of(path), start=1):
+        if not line.strip():
             continue
-        if not isinstance(text, str):
-            raise DataError(
-                f"{path}, line {number}: field {field!r} holds {type(text).__name__}, not text; "
-                f"set data.field=NAME to one that does"
-            )
-        if lone := _LONE_SURROGATE.search(text):
-            raise DataError(
-                f"{path}, line {number}: {lone[0]!r} is half of a character (a lone surrogate) and no text; "
-                f"correct or remove that line"
-            )
-        yield text
+        try:
+            text = _text_in(_parsed(path, number, line), f"{path}, line {number}", field)
+        except DataError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        if text is not None:  # like an empty cell of a table: no document
+            yield text
+
+
+def _text_in(row: Any, where: str, field: str) -> str | None:
+    if not isinstance(row, dict) or field not in row:
+        raise _no_field(where, field, list(row) if isinstance(row, dict) else [])
+    text = row[field]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: field {field!r} holds {type(text).__name__}, not text; set data.field=NAME to one that does"
+        )
+    if lone := _LONE_SURROGATE.search(text):
+        raise DataError(
+            f"{where}: {lone[0]!r} is half of a character (a lone surrogate) and no text; correct or remove that line"
+        )
+    return text
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
@@ -69,13 +88,16 @@ def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
         DataError: naming the line that is not JSON.
     """
     for number, line in enumerate(lines_of(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, parse_json(line)
-        except ValueError as error:
-            reason = getattr(error, "msg", error)
-            raise DataError(f"{path}, line {number}: not a JSON object ({reason}); correct or remove it") from None
+        if line.strip():
+            yield number, _parsed(path, number, line)
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise DataError(f"{path}, line {number}: not a JSON object ({reason}); correct or remove it") from None
 
 
 def read_table(path: Path, field: str) -> Iterator[str]:
@@ -240,6 +262,32 @@ def reader_of(path: Path) -> Reader | None:
     if suffix in READERS:
         return READERS[suffix]
     return read_text if not suffix and _begins_as_text(path) else None
+
+
+def documents_of(path: Path, field: str, skip: Skip | None = None) -> Iterator[str]:
+    """Reads the documents of a file that are not blank.
+
+    Args:
+        path: of a file that `reader_of` has a reader for.
+        field: the key or column that contains the text, in formats with several.
+        skip: called for a line of a .jsonl file, or the rest of another file, that cannot be read and is left out;
+            None: it is an error.
+
+    Yields:
+        The texts.
+
+    Raises:
+        DataError: naming the file and the place that cannot be read.
+    """
+    read = reader_of(path)
+    assert read is not None, f"{path} was found to be readable"
+    texts = read_json_lines(path, field, skip) if read is read_json_lines else read(path, field)
+    try:
+        yield from (text for text in texts if text and not text.isspace())
+    except DataError as error:
+        if skip is None:
+            raise
+        skip(error)
 
 
 def _begins_as_text(path: Path) -> bool:

@@ -70,6 +70,33 @@ def split_documents(
         own.append(is_own)
         num_chars += len(text)
     keys = np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64)
+    return split_keys(keys, np.frombuffer(own, np.bool_), num_chars, fraction, sample_chars, left_out)
+
+
+def split_keys(
+    keys: NDArray[np.uint64],
+    own: NDArray[np.bool_],
+    num_chars: int,
+    fraction: float,
+    sample_chars: int,
+    left_out: LeftOut | None = None,
+) -> Split:
+    """Splits documents as `split_documents` does, of which only the hashes are known.
+
+    Args:
+        keys: uint64 [num_documents], of `content_key`.
+        own: bool [num_documents], whether each belongs to the source's own held-out split.
+        num_chars: of all documents together.
+        fraction: as of `split_documents`, and so are the others.
+        sample_chars: see there.
+        left_out: see there.
+
+    Returns:
+        The side of every document.
+
+    Raises:
+        DataError: as `split_documents`.
+    """
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
     if first.sum() < 2:
@@ -77,8 +104,7 @@ def split_documents(
             f"data.path holds {int(first.sum())} different documents, too few to hold one out; add more text "
             f"(blank lines separate the paragraphs of a .txt file)"
         )
-    has_own = np.frombuffer(own, np.bool_)
-    is_held_out = has_own if has_own.any() else lowest_fraction(keys, fraction)
+    is_held_out = own if own.any() else lowest_fraction(keys, fraction)
     side = np.where(first, np.where(is_held_out, HELD_OUT, TRAIN), DROPPED).astype(np.uint8)
     if left_out is not None and len(left_out):
         side[(side == TRAIN) & left_out.covers(keys)] = DROPPED

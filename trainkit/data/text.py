@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,15 +20,19 @@ from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
+from trainkit.data.shards.checks import Verify, verify
+from trainkit.data.shards.index import TOKENIZER, ShardIndex, find_shards, require_sizes
+from trainkit.data.shards.tokens import ShardedTokens, text_sides
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
+from trainkit.data.token_file import TokenFile, Tokens
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
-_TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", f"{PART}split.npz"
-_VOCABULARY_SAMPLE_CHARS = 1 << 25
+_DOCUMENTATION, _SPLIT = "documentation.txt", f"{PART}split.npz"
+VOCABULARY_SAMPLE_CHARS = 1 << 25
 _ENCODED_AT_ONCE = 1024  # documents
 _SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
 _MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
@@ -40,8 +44,9 @@ class Text:
 
     Args:
         path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging
-            Face datasets saved, or a folder of any of these; None: the built-in documentation of Python, NumPy and
-            PyTorch, which needs no download.
+            Face datasets saved, or a folder of any of these; or shards that `trainkit data prepare` wrote, whose
+            vocabulary and split it takes; None: the built-in documentation of Python, NumPy and PyTorch, which needs
+            no download.
         field: the key or column that contains the text, in formats with several.
         vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None: one of `vocab_size` tokens is trained on the
             training split.
@@ -64,6 +69,7 @@ class Text:
         shuffle: how the windows of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
             are read at a time: for text that is read from far away. See `Shuffle`.
         open_blocks: see `shuffle`.
+        verify: of shards on this machine: `sizes`, or `full`: all their bytes, by their checksums, once.
         left_out: training documents that are not trained on, such as those that an audit found.
 
     Raises:
@@ -86,6 +92,7 @@ class Text:
     tokenizer: WordPiece | None = None
     shuffle: ShuffleBy = "global"
     open_blocks: int = OPEN_BLOCKS
+    verify: Verify = "sizes"
     left_out: LeftOut = NOTHING
 
     def __post_init__(self) -> None:
@@ -100,7 +107,8 @@ class Text:
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
-        if self.path is not None:
+        _check(self.verify in get_args(Verify), "verify", self.verify, "sizes or full")
+        if self.path is not None and self._shards() is None:
             self._corpus()
 
     def load(self, progress: bool = True) -> Datasets:
@@ -129,43 +137,60 @@ class Text:
         """
         for length in lengths:
             _check_length(length)
+        if (shards := self._shards()) is not None:
+            return self._load_shards(shards, lengths, progress)
         corpus = self._corpus()
         text = corpus.fingerprint(cache_root(self.cache_dir), progress)
         directory = self._directory(corpus, text, progress)
-        tokenizer = WordPiece.load(directory / _TOKENIZER)
-        # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
-        content = _hash(_FORMAT, text, tokenizer.meaning, self.held_out, *self._left_out())
+        tokenizer = WordPiece.load(directory / TOKENIZER)
+        content = self.content_of(text, tokenizer)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         if progress:
             remark(facts, "files not read")
-        return [self._datasets(length, directory, tokenizer, content, dict(facts), progress) for length in lengths]
+        dtype = dtype_for(tokenizer.vocab_size)
+        streams = {side: TokenFile(directory / f"{side}.bin", dtype) for side in ("train", "held_out")}
+        return [self._datasets(length, streams, tokenizer, content, dict(facts), progress) for length in lengths]
+
+    def _load_shards(self, shards: ShardIndex, lengths: Sequence[int], progress: bool) -> list[Datasets]:
+        tokenizer = WordPiece.from_json(shards.read_text(TOKENIZER))
+        self._require_shards(shards, tokenizer)
+        require_sizes(shards)
+        if self.verify == "full":
+            verify(shards, cache_root(self.cache_dir), progress)
+        streams = {side: ShardedTokens(shards, side) for side in ("train", "held_out")}
+        facts = shards.facts
+        return [self._datasets(length, streams, tokenizer, shards.content, dict(facts), progress) for length in lengths]
 
     def _datasets(
         self,
         length: int,
-        directory: Path,
+        streams: Mapping[str, Tokens],
         tokenizer: WordPiece,
         content: str,
         facts: dict[str, int | str],
         progress: bool,
     ) -> Datasets:
-        held_out = self._windows(length, directory / "held_out.bin", tokenizer, content, most=self.held_out_samples)
+        held_out = self._windows(length, streams["held_out"], tokenizer, content, most=self.held_out_samples)
         if len(held_out) < _MIN_HELD_OUT:
             key = "held_out_samples" if len(held_out) == self.held_out_samples else "held_out"
             facts["note"] = f"{len(held_out)} held-out samples are too few to measure well: raise data.{key}"
         if progress:
             remark(facts, "note")
-        train = self._windows(length, directory / "train.bin", tokenizer, content, drop_last=True)
+        train = self._windows(length, streams["train"], tokenizer, content, drop_last=True)
         cache = cache_root(self.cache_dir)
         shuffle = Shuffle(self.shuffle, self.open_blocks)
         return Datasets(train=train, held_out=held_out, tokenizer=tokenizer, facts=facts, shuffle=shuffle, cache=cache)
 
-    def sides(self, progress: bool = True) -> Sides:
-        """Returns the documents of both sides, for an audit.
+    def sides(self, progress: bool = True) -> Sides | None:
+        """Returns the documents of both sides, for an audit; those of shards as their tokens say them.
+
+        None for shards that are not on this machine: an audit would download all of them.
 
         Args:
             progress: whether to show progress bars.
         """
+        if (shards := self._shards()) is not None:
+            return text_sides(shards, WordPiece.from_json(shards.read_text(TOKENIZER)))
         corpus = self._corpus()
         fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress)
         if self.path is None:
@@ -214,7 +239,16 @@ class Text:
         return _hash(_FORMAT, text, self.vocab_size, self._vocabulary()[1], self.held_out, *self._left_out())
 
     def without(self, left_out: LeftOut) -> "Text":
-        """Returns the specification without these training documents, too."""
+        """Returns the specification without these training documents, too.
+
+        Raises:
+            DataError: for shards, whose documents are in them for good.
+        """
+        if len(left_out) and self._shards() is not None:
+            raise DataError(
+                f"on_leak=drop: {len(left_out)} documents of data.path={self.path} leak, and shards keep theirs: "
+                f"remove them from the text and run trainkit data prepare again, or set on_leak=warn"
+            )
         return replace(self, left_out=self.left_out | left_out)
 
     def _entries(self, corpus: Corpus, sides: Any, side: int) -> Iterator[Entry]:
@@ -237,27 +271,41 @@ class Text:
         directory = cached(root, name, lambda aside: _write_out(corpus, aside / _DOCUMENTATION, progress))
         return Corpus((directory / _DOCUMENTATION,))
 
+    def _shards(self) -> ShardIndex | None:
+        return None if self.path is None else find_shards(self.path, "text")
+
+    def _require_shards(self, shards: ShardIndex, tokenizer: WordPiece) -> None:
+        """Raises DataError for settings that the shards were not made with; those at their defaults are as theirs."""
+        made_with = shards.settings
+        for name in ("vocab_size", "held_out", "field"):
+            if (given := getattr(self, name)) not in (getattr(Text, name), made_with[name]):
+                raise shards.contradicts(name, given, made_with[name])
+        with_own = replace(self, vocab_size=max(self.vocab_size, tokenizer.vocab_size))
+        if self.tokenizer is not None and self.tokenizer.meaning != tokenizer.meaning:
+            raise shards.contradicts("path", self.path, "another vocabulary than that of the checkpoint")
+        with_own._require_agreement(tokenizer)
+
     def _corpus(self) -> Corpus:
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
 
     def _windows(
         self,
         length: int,
-        path: Path,
+        stream: Tokens,
         tokenizer: WordPiece,
         content: str,
         drop_last: bool = False,
         most: int | None = None,
     ) -> PackedTokens | PackedDocuments | SentencePairs:
-        dtype, start = dtype_for(tokenizer.vocab_size), tokenizer.start
+        start = tokenizer.start
         if self.documents == "joined":
             shape: dict[str, Any] = {"drop_last": drop_last, "most": most, "content": content, "end": tokenizer.end}
-            return PackedTokens(path, dtype, length, start=start, pad=tokenizer.pad, **shape)
+            return PackedTokens(stream, length, start=start, pad=tokenizer.pad, **shape)
         settings: dict[str, Any] = {"start": start, "end": tokenizer.end, "pad": tokenizer.pad, "most": most}
         settings |= {"content": content, "cache": cache_root(self.cache_dir)}
         if self.documents == "pairs":
-            return SentencePairs(path, dtype, length, **settings)
-        return PackedDocuments(path, dtype, length, form=self.documents, **settings)
+            return SentencePairs(stream, length, **settings)
+        return PackedDocuments(stream, length, form=self.documents, **settings)
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 
@@ -267,9 +315,18 @@ class Text:
         if self.tokenizer is not None:
             self._require_agreement(self.tokenizer)
             usual = root / replace(self, tokenizer=None)._name(text)  # written by the run that trained the vocabulary
-            if usual.is_dir() and WordPiece.load(usual / _TOKENIZER).fingerprint == self.tokenizer.fingerprint:
+            if usual.is_dir() and WordPiece.load(usual / TOKENIZER).fingerprint == self.tokenizer.fingerprint:
                 return usual
         return cached(root, self._name(text), lambda aside: self._build(corpus, aside, progress), resumes=True)
+
+    def content_of(self, text: str, tokenizer: WordPiece) -> str:
+        """Returns a hash of everything that decides the tokens, the same for files and for shards made of them.
+
+        Args:
+            text: the fingerprint of the corpus.
+            tokenizer: not the settings it came from: the same may be trained here or be a checkpoint's.
+        """
+        return _hash(_FORMAT, text, tokenizer.meaning, self.held_out, *self._left_out())
 
     def _name(self, text: str) -> str:
         if self.tokenizer is not None:
@@ -310,15 +367,24 @@ class Text:
             )
 
     def _tokenizer(self, corpus: Corpus, split: Split, progress: bool) -> WordPiece:
+        texts = compress((text for _, text in corpus.documents()), split.samples)
+        return self.make_tokenizer(
+            track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress), progress
+        )
+
+    def make_tokenizer(self, texts: Iterable[str], progress: bool = True) -> WordPiece:
+        """Returns `tokenizer`, or that of `vocab_file`; else trains one.
+
+        Args:
+            texts: to train on; else none is read.
+            progress: whether to say what takes long.
+        """
         if self.tokenizer is not None:
             return self.tokenizer
         vocabulary, normalizer = self._vocabulary()
         if vocabulary is not None:
             return WordPiece.from_vocabulary(vocabulary.numbers, normalizer)
-        texts = compress((text for _, text in corpus.documents()), split.samples)
-        return self.learn_tokenizer(
-            track(texts, "reading text for the vocabulary", int(split.samples.sum()), progress), progress
-        )
+        return self.learn_tokenizer(texts, progress)
 
     def _build(self, corpus: Corpus, directory: Path, progress: bool) -> None:
         partial = PartialBuild(directory)
@@ -328,13 +394,13 @@ class Text:
         split = Split.load(
             partial.made(
                 _SPLIT,
-                lambda path: split_documents(documents, self.held_out, _VOCABULARY_SAMPLE_CHARS, self.left_out).save(
+                lambda path: split_documents(documents, self.held_out, VOCABULARY_SAMPLE_CHARS, self.left_out).save(
                     path
                 ),
             )
         )
         with rust_threads(self.num_workers):
-            made = partial.made(_TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
+            made = partial.made(TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
             tokenizer = WordPiece.load(made)
             streams = _write_tokens(corpus, split, tokenizer, directory, partial, progress)
         summary = {

@@ -184,25 +184,30 @@ class UnpairedImages:
             remark(facts, *(f"{name} of {side}" for side in ("first", "second") for name in REMARKS))
         return Datasets(train=train, held_out=held_out, facts=facts)
 
-    def sides(self, progress: bool = True) -> Sides:
+    def sides(self, progress: bool = True) -> Sides | None:
         """Returns the images of both sets on both sides, for an audit: a generator is measured on either set.
+
+        None where a set is in shards that are not on this machine.
 
         Args:
             progress: whether to show progress bars.
         """
-        sets = {side: _naming(side, partial(self._of(side).sides, progress)) for side in SIDES}
+        found = {side: _naming(side, partial(self._of(side).sides, progress)) for side in SIDES}
+        sets = {side: of_side for side, of_side in found.items() if of_side is not None}
+        if len(sets) < len(found):
+            return None
 
         def both(name: Literal["train", "held_out"]) -> Iterator[Entry]:
-            for side, found in sets.items():
-                for entry in getattr(found, name)():
+            for side, of_side in sets.items():
+                for entry in getattr(of_side, name)():
                     yield replace(entry, name=f"{side}: {entry.name}")
 
         return Sides(
             train=lambda: both("train"),
             held_out=lambda: both("held_out"),
-            fingerprint=" ".join(str(found.fingerprint) for found in sets.values()),
-            num_train=sum(found.num_train or 0 for found in sets.values()),
-            num_held_out=sum(found.num_held_out or 0 for found in sets.values()),
+            fingerprint=" ".join(str(of_side.fingerprint) for of_side in sets.values()),
+            num_train=sum(of_side.num_train or 0 for of_side in sets.values()),
+            num_held_out=sum(of_side.num_held_out or 0 for of_side in sets.values()),
         )
 
     def without(self, left_out: LeftOut) -> "UnpairedImages":

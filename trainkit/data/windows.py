@@ -33,6 +33,11 @@ class Windows(ABC):
     def __len__(self) -> int:
         return self._num_windows
 
+    @property
+    def is_chosen(self) -> bool:
+        """Whether they are a choice of those in the file."""
+        return self._chosen is not None
+
     def numbers(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Returns the places in the file of the windows at `indices`."""
         rows = np.asarray(indices, np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.files import walk
+from trainkit.data.shards.index import FILE as INDEX
 from trainkit.json_text import MAX_BYTES, parse_json, read_bounded
 from trainkit.whole_file import write_text
 
@@ -21,6 +22,8 @@ _LONGEST = 4096  # characters of a path
 
 def data_files(data: Any, *, whole: bool | None = None) -> dict[str, Any]:
     """Hashes the files below each path in the configuration of data.
+
+    Of shards, the index and the checksums, which are those of all their bytes.
 
     Args:
         data: the node `data` of a configuration.
@@ -89,6 +92,9 @@ def _roots(data: Any) -> Iterator[Path]:
 def _below(root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
+        return
+    if (index := root / INDEX).is_file():  # the checksums stand for the shards
+        yield from (index, *sorted(root.glob("*.sums")))
         return
     for directory, _, names in walk(root):
         yield from (path for name in names if (path := directory / name).is_file())
