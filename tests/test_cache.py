@@ -61,7 +61,9 @@ def test_only_what_a_killed_process_left_half_built_is_removed(tmp_path, monkeyp
         builders[0].kill()
         builders[0].join(30)
         cached(root, names[2], lambda aside: None)
-        left = {path.name[:-9] for path in root.iterdir()} - {bystander.name[:-9]}
+        locks = {path.name for path in root.glob(".*.lock")}
+        assert locks == {f".{names[1]}.lock"}, "of the builder that runs"
+        left = {path.name[:-9] for path in root.iterdir() if path.name not in locks} - {bystander.name[:-9]}
         assert left == {f".{names[1]}", names[2][:-9]}
         assert bystander.is_dir()
     finally:
