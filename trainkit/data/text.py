@@ -8,11 +8,12 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from trainkit.cache import PART, cache_root, cached
-from trainkit.data.corpus import Corpus, find_corpus
+from trainkit.cache import PART, CacheError, cache_root, cached
+from trainkit.data.corpus import Corpus, find_corpus, known_corpus, require_text
 from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
-from trainkit.data.files import counted
+from trainkit.data.file_look import VERIFY, Verify
+from trainkit.data.files import listed_counts
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
@@ -22,6 +23,7 @@ from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, sp
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
+from trainkit.logger import logger
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", f"{PART}split.npz"
@@ -59,6 +61,8 @@ class Text:
         tokenizer: an existing one, such as a checkpoint's, in place of a vocabulary from here; the other settings must
             agree with it.
         left_out: training documents that are not trained on, such as those that an audit found.
+        verify: which files are read again, to see whether they changed since the last start: `state`: those with
+            another size, time of change or inode; `full`: all, and those are named whose state does not show a change.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -79,6 +83,7 @@ class Text:
     num_workers: int | None = None
     tokenizer: WordPiece | None = None
     left_out: LeftOut = NOTHING
+    verify: Verify = "state"
 
     def __post_init__(self) -> None:
         _check_length(self.sequence_length)
@@ -91,8 +96,13 @@ class Text:
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
+        _check(self.verify in VERIFY, "verify", self.verify, " or ".join(VERIFY))
         if self.path is not None:
-            self._corpus()
+            path = Path(self.path).expanduser()
+            if path.is_dir():
+                require_text(path)
+            else:
+                find_corpus(path, self.field)
 
     def load(self, progress: bool = True) -> Datasets:
         """Loads training and held-out windows and their tokenizer, and builds what is not in the cache.
@@ -120,8 +130,8 @@ class Text:
         """
         for length in lengths:
             _check_length(length)
-        corpus = self._corpus()
-        text = corpus.fingerprint(cache_root(self.cache_dir), progress)
+        corpus = self._corpus(progress)
+        text = corpus.fingerprint(cache_root(self.cache_dir), progress, self.verify)
         directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / _TOKENIZER)
         # Not the directory's name: the same vocabulary may come from training here or from a checkpoint.
@@ -156,8 +166,8 @@ class Text:
         Args:
             progress: whether to show progress bars.
         """
-        corpus = self._corpus()
-        fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress)
+        corpus = self._corpus(progress)
+        fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress, self.verify)
         if self.path is None:
             corpus = self._collected(corpus, progress)
         kept, num_train, num_held_out = None, None, None
@@ -196,8 +206,16 @@ class Text:
         directory = cached(root, name, lambda aside: _write_out(corpus, aside / _DOCUMENTATION, progress))
         return Corpus((directory / _DOCUMENTATION,))
 
-    def _corpus(self) -> Corpus:
-        return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
+    def _corpus(self, progress: bool) -> Corpus:
+        path = Path(self.path).expanduser() if self.path is not None else None
+        if path is None or not path.is_dir():
+            return find_corpus(path, self.field)
+        try:
+            return known_corpus(path, self.field, cache_root(self.cache_dir), verify=self.verify, progress=progress)
+        except CacheError as error:  # what was built there can be read
+            if progress:
+                logger(__name__).warning(f"every file of {path} is read at every start: {error}")
+            return find_corpus(path, self.field)
 
     def _windows(
         self,
@@ -316,8 +334,8 @@ def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str
         "held-out tokens": summary["held_out"]["tokens"],
         "duplicates dropped": summary["duplicates"]["documents"],
     }
-    if corpus.unread:
-        facts["files not read"] = counted(corpus.unread)
+    if not_read := corpus.suffixes_not_read:
+        facts["files not read"] = listed_counts(not_read)
     return facts
 
 
