@@ -72,7 +72,9 @@ def is_chosen(text: str) -> bool:
 def _plant(root: Path, num: int, foreign: list[Path]) -> dict[str, int]:
     """Writes corpus.jsonl, held_out.jsonl and vocab.txt; returns the documents of each kind."""
     random_ = random.Random(0)
-    texts = list(dict.fromkeys(entry.text or "" for entry in Text(path=None, held_out=0.01).sides().train()))
+    sides = Text(path=None, held_out=0.01).sides()
+    assert sides is not None
+    texts = list(dict.fromkeys(entry.text or "" for entry in sides.train()))
     random_.shuffle(texts)
     texts = [text for text in texts if len(text) >= 100][:num]
     num_held_out = int(HELD_OUT * len(texts))

@@ -61,7 +61,9 @@ def test_only_what_a_killed_process_left_half_built_is_removed(tmp_path, monkeyp
         builders[0].kill()
         builders[0].join(30)
         cached(root, names[2], lambda aside: None)
-        left = {path.name[:-9] for path in root.iterdir()} - {bystander.name[:-9]}
+        locks = {path.name for path in root.glob(".*.lock")}
+        assert locks == {f".{names[1]}.lock"}, "of the builder that runs"
+        left = {path.name[:-9] for path in root.iterdir() if path.name not in locks} - {bystander.name[:-9]}
         assert left == {f".{names[1]}", names[2][:-9]}
         assert bystander.is_dir()
     finally:
@@ -88,3 +90,44 @@ def test_of_two_builders_one_is_kept_and_both_find_it(tmp_path):
 
     assert (cached(tmp_path, "name", build) / "file").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def _build_slowly(root: Path, number: int) -> None:
+    def build(aside: Path) -> None:
+        (aside / "file").write_text(str(number))
+        (root / f"begun-{number}").touch()
+        time.sleep(0.5)
+
+    cached(root, "name", build)
+
+
+def test_of_processes_that_ask_at_once_one_builds(tmp_path):
+    context = multiprocessing.get_context("fork")
+    builders = [context.Process(target=_build_slowly, args=(tmp_path, number)) for number in range(4)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(30)
+        assert builder.exitcode == 0
+    (begun,) = tmp_path.glob("begun-*")
+    assert (tmp_path / "name" / "file").read_text() == begun.name.removeprefix("begun-")
+    assert {path.name for path in tmp_path.iterdir()} == {"name", begun.name}
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_who_waits_builds_where_the_builder_ends_or_gives_no_sign(tmp_path, monkeypatch, is_killed):
+    builder = multiprocessing.get_context("fork").Process(target=_build_for_ever, args=(tmp_path, "name"))
+    builder.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if is_killed:
+            builder.kill()
+        else:
+            monkeypatch.setattr(cache, "ABANDONED_AFTER_S", 0.3)
+        assert (cached(tmp_path, "name", lambda aside: (aside / "mine").touch()) / "mine").exists()
+    finally:
+        builder.kill()
+        builder.join(30)

@@ -1,6 +1,7 @@
 """A job: from a configuration to a runtime, a recipe and a Trainer, in the order that finds errors before work."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from trainkit import checkpoint
+from trainkit.cache import asked_since
 from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
 from trainkit.encryption import (
@@ -334,6 +336,16 @@ def _prepare(
     observer: Tracker | None = None,
 ) -> Trainer:
     """Makes the Trainer. `make`: of a recipe's node; None: as configured, or as the resumed checkpoint needs."""
+    with asked_since(time.monotonic()):  # files are looked at once, though the audit and every rank ask for them
+        return _prepared(config, tracker, make, observer)
+
+
+def _prepared(
+    config: Mapping[str, Any],
+    tracker: Tracker | None,
+    make: Callable[[Node], Callable[..., Recipe]] | None,
+    observer: Tracker | None,
+) -> Trainer:
     composed, config = without_identity(config), resolve(config)
     searches = accumulation.configured(config) == "auto"
     checked = check(accumulation.checkable(config))

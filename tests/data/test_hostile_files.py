@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from trainkit.data import Images, read_json, read_vocabulary
-from trainkit.data.corpus import arrow_files, splits_of
 from trainkit.data.image_sources import find_source
 from trainkit.data.readers import json_objects
+from trainkit.data.text_files import arrow_files, splits_of
 from trainkit.errors import DataError, TopologyError
 from trainkit.topology.discover import parse_nccl_xml
 from trainkit.topology.topology import Topology

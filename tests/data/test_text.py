@@ -17,9 +17,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from trainkit.data import Text, corpus, progress
+from trainkit.data import Text, progress
 from trainkit.data.corpus import documentation, find_corpus
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, split_documents
+from trainkit.data.text_files import content_of
 from trainkit.data.tokenizer import WordPiece, train_vocabulary
 from trainkit.data.vocabulary import SPECIAL_TOKENS, Normalizer
 from trainkit.errors import DataError
@@ -367,13 +368,13 @@ def test_the_cache_is_found_by_content(tmp_path):
 def test_text_is_read_again_where_its_files_may_have_changed(tmp_path, monkeypatch):
     documents = make_documents(100)
     path = write_text(tmp_path / "a.txt", documents)
-    digest, read = corpus._digest, []
+    digest, read = content_of, []
 
     def noted(file):
         read.append(file)
         return digest(file)
 
-    monkeypatch.setattr(corpus, "_digest", noted)
+    monkeypatch.setattr("trainkit.data.corpus.content_of", noted)
     before = small(path, tmp_path).load().fingerprints()
     assert small(path, tmp_path).load().fingerprints() == before and read == [path]
     times = path.stat()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from trainkit.data.nvidia_bert import NvidiaBert
     from trainkit.data.progress import track
     from trainkit.data.pyramid import Pyramid
-    from trainkit.data.shuffle import Shuffle
     from trainkit.data.shards.prepare import Prepared, prepare
+    from trainkit.data.shuffle import Shuffle
     from trainkit.data.sides import Entry, LeftOut, Sides
     from trainkit.data.text import Text
     from trainkit.data.tokenizer import WordPiece

@@ -4,21 +4,26 @@ import hashlib
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trainkit.cache import cached
-from trainkit.data.files import counted, state_of, suffix_of, walk
+from trainkit.cache import CacheError, cached
+from trainkit.data.file_look import Verify
+from trainkit.data.files import listed_counts, state_of, suffix_of
+from trainkit.data.folder_scan import holds, scan
+from trainkit.data.known_files import known_files
+from trainkit.data.listing import Digest, Listing
+from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
+from trainkit.data.text_files import HELD_OUT, TRAIN, UNREAD, TextFiles, content_of, is_readable
 from trainkit.errors import DataError
-from trainkit.json_text import read_json
+from trainkit.logger import logger
 
 _SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
-_HELD_OUT_SPLITS = ("validation", "test", "dev")
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
 
@@ -31,12 +36,14 @@ class Corpus:
         held_out: the files of the source's own held-out split; empty where one is to be drawn.
         field: the key or column that contains the text, in formats with several.
         unread: other files in the folder, which cannot be read as text.
+        listing: of the folder, which the files are of; None: they are of none.
     """
 
-    train: tuple[Path, ...]
-    held_out: tuple[Path, ...] = ()
+    train: Sequence[Path]
+    held_out: Sequence[Path] = ()
     field: str = "text"
-    unread: tuple[Path, ...] = ()
+    unread: Sequence[Path] = ()
+    listing: Listing | None = None
 
     def documents(self) -> Iterator[tuple[bool, str]]:
         """Reads the documents that are not blank, held-out ones first.
@@ -63,39 +70,68 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """The size of the files."""
+        if self.listing is not None:
+            return sum(self.listing.group(group).num_bytes for group in (TRAIN, HELD_OUT))
         return sum(path.stat().st_size for path in (*self.held_out, *self.train))
 
-    def fingerprint(self, memory: Path, progress: bool = False) -> str:
+    @property
+    def suffixes_not_read(self) -> Mapping[str, int]:
+        """The numbers of `unread` files by suffix."""
+        if self.listing is not None:
+            return self.listing.facts[UNREAD]  # type: ignore[no-any-return]
+        return Counter(map(suffix_of, self.unread))
+
+    def fingerprint(self, memory: Path, progress: bool = False, verify: Verify = "state") -> str:
         """Hashes the content of the files, once per state of them; their names and paths do not matter.
 
         Args:
             memory: a directory to cache the result in.
             progress: whether to show a progress bar.
+            verify: `full`: files that are in no listing are read again.
 
         Returns:
             Hexadecimal digits.
         """
+        if self.listing is not None:
+            return self.listing.remembered(f"fingerprint {self.field}", self._of_listing)  # type: ignore[no-any-return]
         found: list[str] = []
 
         def write(directory: Path) -> None:
             found.append(self._content(progress))
             (directory / "digest").write_text(found[0])
 
+        files = [path.absolute() for path in (*self.held_out, *self.train)]
         state = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
-        state.update(state_of(path.absolute() for path in self.held_out + self.train).encode())
+        state.update(state_of(files).encode())
         try:
-            return (cached(memory, f"listing-{state.hexdigest()}", write) / "digest").read_text()
-        except DataError:  # what was built there can be read, though nothing can be added
+            known = (cached(memory, f"listing-{state.hexdigest()}", write) / "digest").read_text()
+        except CacheError:  # what was built there can be read, though nothing can be added
             return found[0] if found else self._content(progress)
+        if verify == "full" and not found and (now := self._content(progress)) != known:
+            which = files[0] if len(files) == 1 else f"a file of the {len(files):,}"
+            said = f"data.path: {which} changed without a change of size or time; check what wrote it, or the disk"
+            logger(__name__).warning(said)
+            (memory / f"listing-{state.hexdigest()}" / "digest").write_text(now)
+            return now
+        return known
 
     def _content(self, progress: bool) -> str:
-        files = self.held_out + self.train
-        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-            digests = list(track(pool.map(_digest, files), "comparing text", len(files), progress))
-        whole = hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
-        for path, digest in zip(files, digests, strict=True):
-            whole.update(os.fsencode(suffix_of(path)) + digest)
+        files = [*self.held_out, *self.train]
+        contents = in_order(content_of, files)  # hashing releases the interpreter lock
+        whole = self._digest()
+        for content in track(contents, "comparing text", len(files), progress):
+            whole.update(content)
         return whole.hexdigest()
+
+    def _of_listing(self) -> str:
+        assert self.listing is not None
+        whole = self._digest()
+        for group in (HELD_OUT, TRAIN):
+            self.listing.group(group).contents.add_to(whole)
+        return whole.hexdigest()
+
+    def _digest(self) -> Digest:
+        return hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)
 
 
 def find_corpus(path: Path | None, field: str = "text") -> Corpus:
@@ -121,7 +157,7 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
-        if not _is_readable(path):
+        if not is_readable(path):
             raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {_SUPPORTED}")
         return Corpus((path,), field=field)
     return _folder(path, field)
@@ -148,86 +184,57 @@ def _sources(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in sorted(files) if name.endswith(".py"))
 
 
-@dataclass
-class _Found:
-    train: list[Path] = field(default_factory=list)
-    held_out: list[Path] = field(default_factory=list)
-    unread: list[Path] = field(default_factory=list)
-
-
 def _folder(path: Path, text_field: str) -> Corpus:
-    found = _Found()
-    for directory, folders, files in walk(path):
-        if "dataset_dict.json" in files:
-            _add_dataset_dict(directory, found)
-            folders.clear()
-        elif "state.json" in files:
-            found.train += arrow_files(directory)
-            folders.clear()
-        else:
-            for file in (directory / name for name in files):
-                (found.train if _is_readable(file) else found.unread).append(file)
-    if not found.train:
-        if not found.unread:
-            raise DataError(f"data.path={path} is empty; put {_SUPPORTED} there or set data.path to another folder")
+    files, found = TextFiles(), {group: list[Path]() for group in TextFiles.groups}
+    for run in scan(path, TextFiles.sorting):
+        for name in run.names:
+            if (group := files.group_of(path / run.directory, name)) is not None:
+                found[group].append(path / run.directory / name)
+    _require_text(path, len(found[TRAIN]), Counter(map(suffix_of, found[UNREAD])))
+    return Corpus(tuple(found[TRAIN]), tuple(found[HELD_OUT]), text_field, tuple(found[UNREAD]))
+
+
+def known_corpus(path: Path, field: str, memory: Path, *, verify: Verify = "state", progress: bool = False) -> Corpus:
+    """Finds the corpus in a folder as `find_corpus` does, and what of it has changed; see `known_files`.
+
+    Args:
+        path: the folder.
+        field: the key or column that contains the text, in formats with several.
+        memory: a directory that remembers the files.
+        verify: `full`: all files are read again.
+        progress: whether to show progress bars.
+
+    Returns:
+        The corpus. Its paths are made when they are asked for, so that it takes no memory that grows with the files.
+
+    Raises:
+        DataError: as by `find_corpus`.
+        CacheError: where `memory` cannot be written.
+    """
+    listing = known_files(path, memory, TextFiles, verify, progress)
+    train, held_out, unread = (listing.group(group) for group in TextFiles.groups)
+    _require_text(path, len(train), listing.facts[UNREAD])
+    return Corpus(train, held_out, field, unread, listing)
+
+
+def require_text(path: Path) -> None:
+    """Raises DataError unless a folder holds a file that can be read; lists it up to the first one alone."""
+    if holds(path, is_readable):
+        return
+    files, others = TextFiles(), Counter[str]()
+    for run in scan(path, TextFiles.sorting):
+        for name in run.names:
+            group = files.group_of(path / run.directory, name)
+            if group == TRAIN:
+                return
+            others[suffix_of(name)] += group == UNREAD
+    _require_text(path, 0, others)
+
+
+def _require_text(path: Path, num_files: int, others: Mapping[str, int]) -> None:
+    if not num_files and not others:
+        raise DataError(f"data.path={path} is empty; put {_SUPPORTED} there or set data.path to another folder")
+    if not num_files:
         raise DataError(
-            f"data.path={path} holds no text that can be read: found {counted(found.unread)}; it takes {_SUPPORTED}"
+            f"data.path={path} holds no text that can be read: found {listed_counts(others)}; it takes {_SUPPORTED}"
         )
-    return Corpus(tuple(sorted(found.train)), tuple(found.held_out), text_field, tuple(found.unread))
-
-
-def _is_readable(path: Path) -> bool:
-    return path.is_file() and suffix_of(path) not in (".py", ".arrow") and reader_of(path) is not None
-
-
-def _add_dataset_dict(path: Path, found: _Found) -> None:
-    splits = splits_of(path)
-    if "train" not in splits:
-        raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
-    found.train += arrow_files(path / "train")
-    for split in _HELD_OUT_SPLITS:
-        if split in splits and (files := arrow_files(path / split)):
-            found.held_out += files
-            break
-
-
-def splits_of(path: Path) -> list[str]:
-    """Returns the names of the splits of a directory that `save_to_disk` of Hugging Face datasets wrote.
-
-    Raises:
-        DataError: where its dataset_dict.json names none.
-    """
-    try:
-        splits = read_json(path / "dataset_dict.json")["splits"]
-        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
-            raise ValueError("no list of splits")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"data.path: {path}/dataset_dict.json is damaged ({error}); save the data set again") from None
-    return splits
-
-
-def arrow_files(path: Path) -> tuple[Path, ...]:
-    """Returns the files of a directory that `save_to_disk` of Hugging Face datasets wrote for one split.
-
-    Raises:
-        DataError: where it is not complete.
-    """
-    state = path / "state.json"
-    if not state.is_file():
-        raise DataError(f"data.path: {path} has no state.json, so it is not a complete data set; save it again")
-    try:
-        names = [str(entry["filename"]) for entry in read_json(state)["_data_files"]]
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"it names {outside[0]!r}, which is not beside it")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"data.path: {state} is damaged ({error}); save the data set again") from None
-    files = tuple(path / name for name in names)
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing:
-        raise DataError(f"data.path: {path} lacks {missing.name}; save the data set again")
-    return files
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 
 
@@ -81,7 +81,12 @@ def counted(names: Iterable[str | PurePath], most: int = 4) -> str:
         >>> counted(["a.heic", "b.heic", "README"])
         '2 .heic, 1 without a suffix'
     """
-    counts = Counter(suffix_of(name) or "without a suffix" for name in names).most_common()
+    return listed_counts(Counter(map(suffix_of, names)), most)
+
+
+def listed_counts(by_suffix: Mapping[str, int], most: int = 4) -> str:
+    """Lists numbers of files by suffix, for a message; see `counted`."""
+    counts = Counter({suffix or "without a suffix": count for suffix, count in by_suffix.items()}).most_common()
     shown = [f"{count} {suffix}" for suffix, count in counts[:most]]
     others = sum(count for _, count in counts[most:])
     return ", ".join([*shown, f"{others} others"] if others else shown)

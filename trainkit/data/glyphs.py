@@ -2,11 +2,12 @@
 
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from trainkit.data.file_look import Verify
 from trainkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,9 +55,16 @@ class Glyphs:
         """Returns 0: there is no file."""
         return 0
 
-    def unread(self) -> Sequence[str]:
+    def look(self, memory: Path, verify: Verify, progress: bool) -> None:
+        """Does nothing: there are no files that change."""
+
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what is computed."""
+        return compute()
+
+    def not_read(self) -> Mapping[str, int]:
         """Returns nothing: there are no other files."""
-        return ()
+        return {}
 
     def open(self, name: str) -> "Image.Image":
         """Draws the image of that name."""

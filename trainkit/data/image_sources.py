@@ -3,13 +3,16 @@
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from trainkit.cache import cached
-from trainkit.data.files import counted, state_of, walk
+from trainkit.data.file_look import Verify
+from trainkit.data.files import counted
+from trainkit.data.folder_scan import holds, scan
+from trainkit.data.image_formats import IMAGES, OTHERS, ImageFiles, by_suffix, extensions, is_image
+from trainkit.data.known_files import known_files
+from trainkit.data.listing import Listing, Names
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
 
 MAX_READ_BYTES = 1 << 30
 """Of a file beside the images, such as dataset.json."""
-# Pillow registers these formats, but reads them only through external programs or plug-ins.
-_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
 class ImageSource(Protocol):
@@ -40,8 +41,25 @@ class ImageSource(Protocol):
     def num_bytes(self, name: str) -> int:
         """Returns the size of the file in bytes, decompressed."""
 
-    def unread(self) -> Sequence[str]:
-        """Returns the names of other files, which cannot be read as images."""
+    def look(self, memory: Path, verify: Verify, progress: bool) -> None:
+        """Looks at what has changed since the last look, which makes `names` and `fingerprint` fast.
+
+        Args:
+            memory: a directory that remembers what was seen.
+            verify: `full`: all files are read again.
+            progress: whether to show progress bars.
+        """
+
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what follows from the files alone: of `compute`, or what it returned at an earlier start.
+
+        Args:
+            name: of the value; it contains everything beside the files that decides it.
+            compute: returns the value, JSON-serializable.
+        """
+
+    def not_read(self) -> Mapping[str, int]:
+        """Returns the numbers of other files by suffix, which cannot be read as images, without `LABELS_FILE`."""
 
     def open(self, name: str) -> "Image.Image":
         """Opens an image, which may not be decoded yet. Raises what Pillow raises for a file that it cannot read."""
@@ -65,41 +83,56 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._listing: Listing | None = None
         # Only up to the first image: a large folder is listed when it is loaded.
-        if next(self._walk(), None) is None:
-            raise DataError(_nothing_in(path, list(_files(path))))
+        if not holds(path, lambda file: is_image(file.name)):
+            raise DataError(_nothing_in(path, [name for run in scan(path, "path") for name in run.names]))
+
+    def look(self, memory: Path, verify: Verify, progress: bool) -> None:
+        """Looks at what has changed since the last look; see `known_files`."""
+        self._listing = known_files(self.path, memory, ImageFiles, verify, progress)
+
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what is kept beside the list of files; without `look`, what is computed."""
+        return compute() if self._listing is None else self._listing.remembered(name, compute)
 
     def names(self) -> Sequence[str]:
         """Returns the paths of the images relative to the folder, sorted."""
-        return sorted(self._walk())
+        if self._listing is not None:
+            return Names(self._listing.group(IMAGES))
+        return [name for name in self._scanned() if is_image(name)]
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """Hashes every byte, once per state of the folder, because a large one takes long to read."""
-        root = self.path.resolve()
-        name = f"listing-{state_of(root / name for name in self.names())}"
-        directory = cached(memory, name, lambda aside: self._write_digest(aside, progress))
-        return (directory / "digest").read_text()
-
-    def _write_digest(self, directory: Path, progress: bool) -> None:
-        names, whole = self.names(), hashlib.blake2b(digest_size=16)
-        for digest in track(in_order(self._digest, names), "comparing images", len(names), progress):
+        """Hashes every byte, of files that have changed since the last look."""
+        if self._listing is not None:
+            return self._listing.remembered("fingerprint", self._digest)  # type: ignore[no-any-return]
+        whole, content = hashlib.blake2b(digest_size=16), ImageFiles().content
+        names = self.names()
+        for digest in track(
+            in_order(lambda name: content(self.path / name), names), "comparing images", len(names), progress
+        ):
             whole.update(digest)
-        (directory / "digest").write_text(whole.hexdigest())
+        return whole.hexdigest()
 
-    def _digest(self, name: str) -> bytes:
-        try:
-            with (self.path / name).open("rb") as file:
-                return hashlib.file_digest(file, "blake2b").digest()
-        except OSError as error:  # `open` fails too, where it is known whether that is an error
-            return (error.strerror or type(error).__name__).encode()
+    def _digest(self) -> str:
+        assert self._listing is not None
+        whole = hashlib.blake2b(digest_size=16)
+        self._listing.group(IMAGES).contents.add_to(whole)
+        return whole.hexdigest()
+
+    def _scanned(self) -> Iterator[str]:
+        for run in scan(self.path, ImageFiles.sorting):
+            yield from (f"{run.directory}/{name}" if run.directory else name for name in run.names)
 
     def num_bytes(self, name: str) -> int:
         """Returns the size of the file in bytes."""
         return (self.path / name).stat().st_size
 
-    def unread(self) -> Sequence[str]:
-        """Returns the paths of the files that are no images."""
-        return [file for file in _files(self.path) if Path(file).suffix.lower() not in extensions()]
+    def not_read(self) -> Mapping[str, int]:
+        """Returns the numbers of files that are no images, by suffix."""
+        if self._listing is not None:
+            return self._listing.facts[OTHERS]  # type: ignore[no-any-return]
+        return by_suffix(name for name in self._scanned() if not is_image(name))
 
     def open(self, name: str) -> "Image.Image":
         """Opens an image; it is decoded when its pixels are read."""
@@ -122,9 +155,6 @@ class Folder:
     def class_of(self, name: str) -> str | None:
         """Returns the first folder below `path`; None for an image directly in it."""
         return _first_folder(name)
-
-    def _walk(self) -> Iterator[str]:
-        return (file for file in _files(self.path) if Path(file).suffix.lower() in extensions())
 
 
 class Zip:
@@ -170,9 +200,16 @@ class Zip:
         """Returns the decompressed size of the member in bytes."""
         return self._members[name].file_size
 
-    def unread(self) -> Sequence[str]:
-        """Returns the names of the members that are no images."""
-        return [*self._others]
+    def look(self, memory: Path, verify: Verify, progress: bool) -> None:
+        """Does nothing: the directory of the file says what is in it."""
+
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what is computed."""
+        return compute()
+
+    def not_read(self) -> Mapping[str, int]:
+        """Returns the numbers of members that are no images, by suffix."""
+        return by_suffix(self._others)
 
     def open(self, name: str) -> "Image.Image":
         """Opens an image; it is decoded when its pixels are read."""
@@ -224,23 +261,6 @@ def find_source(path: Path) -> Folder | Zip:
     if path.suffix.lower() in extensions():
         raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
     return Zip(path)
-
-
-@cache
-def extensions() -> frozenset[str]:
-    """Returns the suffixes, in lower case and with the dot, of the formats that Pillow decodes by itself."""
-    from PIL import Image
-
-    readable = {
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in _NOT_READ
-    }
-    return frozenset(readable)
-
-
-def _files(path: Path) -> Iterator[str]:
-    """Yields the files below `path` that are not hidden, relative to it."""
-    for directory, _, files in walk(path):
-        yield from (str((directory / name).relative_to(path)) for name in files)
 
 
 def _first_folder(name: str) -> str | None:

@@ -3,20 +3,20 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trainkit.cache import cache_root, cached
+from trainkit.cache import CacheError, cache_root, cached
+from trainkit.data.chosen_images import choose
 from trainkit.data.datasets import Datasets
 from trainkit.data.decoding import Decoder, Frames, Unreadable
-from trainkit.data.files import counted
+from trainkit.data.file_look import VERIFY, Verify
+from trainkit.data.files import listed_counts
 from trainkit.data.glyphs import Glyphs
+from trainkit.data.image_rows import Rows
 from trainkit.data.image_sources import ImageSource, find_source
-from trainkit.data.labels import LABELS_FILE, From, Labels, find_labels
+from trainkit.data.labels import From, Labels, LabelSummary, find_labels, summary_of
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import remark, track
 from trainkit.data.pyramid import (
@@ -25,17 +25,15 @@ from trainkit.data.pyramid import (
     SMALLEST,
     Pyramid,
     PyramidWriter,
-    read_keys,
     read_summary,
     resolutions,
     write_summary,
 )
-from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
-from trainkit.data.shards.checks import Verify, verify
+from trainkit.data.shards.checks import verify
 from trainkit.data.shards.index import ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.pyramid import ShardedPyramid, image_sides
+from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
-from trainkit.data.split import lowest_fraction
 from trainkit.data.square import Fit
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
@@ -86,8 +84,10 @@ class Images:
         shuffle: how the images of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
             are read at a time: for images that are read from far away. See `Shuffle`.
         open_blocks: see `shuffle`.
-        verify: of shards on this machine: `sizes`, or `full`: all their bytes, by their checksums, once.
         left_out: training images that are not trained on, such as those that an audit found.
+        verify: which files of a folder are read again, to see whether they changed since the last start: `state`: those
+            with another size, time of change or inode; `full`: all, and those are named whose state shows no
+            change. Of shards, `state` compares sizes, and `full` all checksums, once.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -111,8 +111,8 @@ class Images:
     num_workers: int | None = None
     shuffle: ShuffleBy = "global"
     open_blocks: int = OPEN_BLOCKS
-    verify: Verify = "sizes"
     left_out: LeftOut = NOTHING
+    verify: Verify = "state"
 
     def __post_init__(self) -> None:
         sizes = resolutions(LARGEST)
@@ -129,9 +129,9 @@ class Images:
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(0 < self.max_pixels <= _PILLOW_LIMIT, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}")
         _check(self.max_file_mb > 0, "max_file_mb", self.max_file_mb, "at least 1")
+        _check(self.verify in VERIFY, "verify", self.verify, " or ".join(VERIFY))
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
-        _check(self.verify in get_args(Verify), "verify", self.verify, "sizes or full")
         if self.path is not None and self._shards() is None:
             self.source()
 
@@ -157,12 +157,19 @@ class Images:
         """Does what `load` does, and makes no remarks on the facts."""
         if (shards := self._shards()) is not None:
             return self._load_shards(shards, progress)
-        source = self.source()
-        labels = find_labels(source, self.labels)
+        root, source = cache_root(self.cache_dir), self.source()
+        try:
+            source.look(root, self.verify, progress)
+        except CacheError as error:  # what was built there can be read
+            if progress:
+                logger(__name__).warning(f"every file of {self.path} is read at every start: {error}")
+        find = cache(lambda: find_labels(source, self.labels))
+        found = source.remembered(f"labels {self.labels}", lambda: summary_of(find()))
+        labels = None if found is None else LabelSummary(**found)
         directory = cached(
-            cache_root(self.cache_dir),
+            root,
             f"images-{self.key(source, labels, progress)}",
-            lambda aside: self._build(source, labels, aside, progress),
+            lambda aside: self._build(source, find(), aside, progress),
             resumes=True,
         )
         summary = read_summary(directory)
@@ -171,21 +178,15 @@ class Images:
             raise self.cannot_read(unreadable[0])
         if unreadable and progress and Cluster.from_environment().rank == 0:
             logger(__name__).warning(_skipped(unreadable, summary["images"]))
-        keys = read_keys(directory)
-        is_held_out = lowest_fraction(keys, self.held_out)
-        is_left_out = self.left_out.covers(keys) & ~is_held_out
-        if not (~is_held_out & ~is_left_out).any():
-            raise DataError("on_leak=drop leaves no image to train on: set on_leak=warn, or give other images")
-        measured = is_held_out & lowest(keys, is_held_out, self.held_out_samples)
-        facts = facts_of(summary, source, int(is_held_out.sum())) | self.upscaled(summary)
-        is_train = ~is_held_out & ~is_left_out
-        facts |= self._few(int(is_train.sum()))
-        if is_left_out.any():
-            facts["leaking images dropped"] = int(is_left_out.sum())
-        train, held_out = self._side(directory, is_train), self._side(directory, measured)
-        if labels is not None and train.labels is not None:
-            facts |= facts_of_labels(labels, train.labels, summary)
-        classes = () if labels is None else labels.classes
+        chosen = choose(root, directory, self.held_out, self.held_out_samples, self.left_out)
+        facts = facts_of(summary, source, chosen.num_held_out) | self.upscaled(summary)
+        facts |= self._few(len(chosen.train))
+        if chosen.num_left_out:
+            facts["leaking images dropped"] = chosen.num_left_out
+        if labels is not None:
+            facts |= facts_of_labels(labels, chosen.num_by_class, summary)
+        train, held_out = self._side(directory, chosen.train), self._side(directory, chosen.held_out)
+        classes = () if labels is None else tuple(labels.classes)
         shuffle = Shuffle(self.shuffle, self.open_blocks)
         return Datasets(train=train, held_out=held_out, facts=facts, classes=classes, shuffle=shuffle)
 
@@ -234,8 +235,7 @@ class Images:
         )
         return {FEW: said}
 
-    def _side(self, directory: Path, chosen: NDArray[np.bool_]) -> Pyramid:
-        rows = np.flatnonzero(chosen)
+    def _side(self, directory: Path, rows: Rows) -> Pyramid:
         return Pyramid(directory, rows, resolution=self.resolution, channels=self.channels, largest=self.resolution)
 
     def _shards(self) -> ShardIndex | None:
@@ -268,7 +268,7 @@ class Images:
         """Returns where the files come from."""
         return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
 
-    def key(self, source: ImageSource, labels: Labels | None, progress: bool) -> str:
+    def key(self, source: ImageSource, labels: Labels | LabelSummary | None, progress: bool) -> str:
         """Returns a hash of everything that decides the pixels and the labels."""
         content = source.fingerprint(cache_root(self.cache_dir), progress)
         settings: tuple[Any, ...] = (_FORMAT, content, self.resolution, self.channels)
@@ -347,7 +347,7 @@ def facts_of(summary: Mapping[str, Any], source: ImageSource, num_held_out: int)
         facts["unreadable images"] = len(summary["unreadable"])
     if num := summary["profiles_ignored"]:
         facts[PROFILES] = f"{num:,}, which do not fit the pixels of their files: the colours are taken for sRGB"
-    if unread := counted(name for name in source.unread() if name != LABELS_FILE):
+    if unread := listed_counts(source.not_read()):
         facts["files not read"] = unread
     if num_held_out < _MIN_HELD_OUT:
         images = f"{num_held_out} held-out image{'s are' if num_held_out > 1 else ' is'}"
@@ -355,12 +355,14 @@ def facts_of(summary: Mapping[str, Any], source: ImageSource, num_held_out: int)
     return facts
 
 
-def facts_of_labels(labels: Labels, train: NDArray[np.int64], summary: Mapping[str, Any]) -> dict[str, int | str]:
-    """Returns what is worth knowing of labels; `train` are those of the training images."""
-    num_by_class = np.bincount(train, minlength=len(labels.classes))
+def facts_of_labels(
+    labels: Labels | LabelSummary, num_by_class: Sequence[int], summary: Mapping[str, Any]
+) -> dict[str, int | str]:
+    """Returns what is worth knowing of labels; `num_by_class` are the training images of each."""
+    num_by_class = [*num_by_class, *[0] * (len(labels.classes) - len(num_by_class))]
     facts: dict[str, int | str] = {
         "classes": len(labels.classes),
-        "training images of a class": f"{num_by_class.min():,} to {num_by_class.max():,}",
+        "training images of a class": f"{min(num_by_class):,} to {max(num_by_class):,}",
     }
     if num := summary["contradictions"]:
         facts[TWO_LABELS] = f"{num:,}: the first label in the order of the names is used"
@@ -369,19 +371,6 @@ def facts_of_labels(labels: Labels, train: NDArray[np.int64], summary: Mapping[s
     if labels.num_others:
         facts[OTHERS] = f"{labels.num_others:,}"
     return facts
-
-
-def lowest(keys: NDArray[np.uint64], among: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
-    """Chooses at most `most` of the `keys` in `among`, the lowest by low bits: the high bits decide the split."""
-    chosen = np.zeros(len(keys), np.bool_)
-    chosen[by_low_bits(keys, among)[:most]] = True
-    return chosen
-
-
-def by_low_bits(keys: NDArray[np.uint64], among: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns the places of the `keys` in `among`, in the order of their low bits."""
-    low = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return np.flatnonzero(among)[np.argsort(low[among], kind="stable")]
 
 
 def _skipped(unreadable: list[Unreadable], num_read: int) -> str:

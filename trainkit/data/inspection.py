@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.data.decoding import Decoded, Unreadable
-from trainkit.data.files import counted
+from trainkit.data.files import listed_counts
 from trainkit.data.images import Images
-from trainkit.data.labels import LABELS_FILE, find_labels
+from trainkit.data.labels import find_labels
 from trainkit.data.near_duplicates import groups, perceptual_hash, require_imagehash
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
@@ -119,7 +119,7 @@ def inspect(images: Images, resolution: int | None = None, progress: bool = True
         path=str(images.path),
         images=len(sizes),
         unreadable=scan.unreadable,
-        files_not_read=counted(name for name in source.unread() if name != LABELS_FILE),
+        files_not_read=listed_counts(source.not_read()),
         resolution=resolution or max(fitting, default=resolutions(LARGEST)[0]),
         upscaled=upscaled,
         widths=_quantiles(sizes[:, 0]),

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from trainkit.data.image_formats import LABELS_FILE
 from trainkit.data.image_sources import ImageSource
 from trainkit.errors import DataError
 from trainkit.json_text import parse_json
 
-LABELS_FILE = "dataset.json"
 From = Literal["auto", "none", "folders", "json"]
 _NUM_NAMED = 3  # images in a message
 _HINT = "or set data.labels=none"
@@ -36,6 +36,28 @@ class Labels:
     def digest(self) -> str:
         """Hash of the classes and the labels."""
         return hashlib.blake2b(repr((self.classes, [*self.of])).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What is known of `Labels` without those of each image.
+
+    Args:
+        classes: the names of the classes.
+        num_others: labels of images that are not there.
+        digest: of the labels.
+    """
+
+    classes: Sequence[str]
+    num_others: int
+    digest: str
+
+
+def summary_of(labels: Labels | None) -> dict[str, Any] | None:
+    """Returns what makes a `LabelSummary`, JSON-serializable; None for no labels."""
+    if labels is None:
+        return None
+    return {"classes": [*labels.classes], "num_others": labels.num_others, "digest": labels.digest}
 
 
 def find_labels(source: ImageSource, where: From) -> Labels | None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -33,14 +33,22 @@ def remark(facts: Mapping[str, int | str], *names: str) -> None:
             logger(__name__).warning(f"{name}: {facts[name]}")
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None, enabled: bool = True) -> Iterator[Item]:
+def track(
+    items: Iterable[Item],
+    description: str,
+    total: int | None = None,
+    enabled: bool = True,
+    *,
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
     """Shows the progress of an iteration: after two seconds, a bar on a terminal, or one logged line.
 
     Args:
         items: the items.
         description: text beside the bar.
-        total: number of items; None: not known.
+        total: the sum of the sizes of the items; None: not known.
         enabled: False: nothing is shown.
+        size: of an item; by default each counts as one.
 
     Yields:
         The items.
@@ -58,7 +66,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, ena
     try:
         for item in items:
             yield item
-            bar.advance(task)
+            bar.advance(task, size(item))
             if not shown and time.monotonic() - started > PATIENCE_S:
                 shown = True
                 bar.start()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.cache import PART
+from trainkit.data.image_rows import Rows
 from trainkit.data.partial_build import PartialBuild, reopen
 from trainkit.errors import ConfigError
 
@@ -193,9 +194,11 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     is_thread_safe = True
     """Threads may read at the same time."""
 
-    def __init__(self, directory: Path, rows: NDArray[np.int64], *, resolution: int, channels: int, largest: int):
+    def __init__(
+        self, directory: Path, rows: NDArray[np.int64] | Rows, *, resolution: int, channels: int, largest: int
+    ):
         self.resolution, self.channels, self.largest = resolution, channels, largest
-        self._directory, self._rows = directory, rows
+        self._directory, self._rows = directory, rows if isinstance(rows, Rows) else Rows(rows)
         self._map()
 
     def at(self, resolution: int) -> "Pyramid":
@@ -219,14 +222,13 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     @property
     def fingerprint(self) -> str:
         """Hash of the images, equal at every resolution; the name of a cache directory is a hash of its content."""
-        rows = hashlib.blake2b(self._rows.tobytes(), digest_size=16).hexdigest()
-        return f"{self._directory.name} {rows}"
+        return f"{self._directory.name} {self._rows.digest}"
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = self._rows[indices]
+        rows = self._rows.values[indices]
         batch = {"images": torch.from_numpy(self._images[rows])}
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels[rows])
@@ -235,18 +237,18 @@ class Pyramid(Dataset[dict[str, Tensor]]):
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """int64 [len], the labels of all images; None where they have none."""
-        return None if self._labels is None else self._labels[self._rows]
+        return None if self._labels is None else self._labels[self._rows.values]
 
     @property
     def keys(self) -> NDArray[np.uint64]:
         """uint64 [len], the hashes of the images' pixels at the largest resolution."""
-        return read_keys(self._directory)[self._rows]
+        return read_keys(self._directory)[self._rows.values]
 
     @property
     def files(self) -> NDArray[np.int64]:
         """int64 [len], the place of each image's file among the names that the directory was filled from."""
-        files: NDArray[np.int64] = np.load(self._directory / _FILES)
-        return files[self._rows]
+        files: NDArray[np.int64] = np.load(self._directory / _FILES, mmap_mode="r")
+        return files[self._rows.values]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_images", "_labels")}
@@ -262,15 +264,15 @@ class Pyramid(Dataset[dict[str, Tensor]]):
 
 
 def read_keys(directory: Path) -> NDArray[np.uint64]:
-    """Returns the hashes of the images' pixels at the largest resolution, in their order, each once."""
-    keys: NDArray[np.uint64] = np.load(directory / "keys.npy")
+    """Maps the hashes of the images' pixels at the largest resolution, in their order, each once."""
+    keys: NDArray[np.uint64] = np.load(directory / "keys.npy", mmap_mode="r")
     return keys
 
 
 def read_labels(directory: Path) -> NDArray[np.int64] | None:
-    """Returns the labels of the images, in their order; None where they have none."""
+    """Maps the labels of the images, in their order; None where they have none."""
     path = directory / _LABELS
-    return np.load(path) if path.is_file() else None
+    return np.load(path, mmap_mode="r") if path.is_file() else None
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainkit.data.corpus import arrow_files, splits_of
 from trainkit.data.files import suffix_of
 from trainkit.data.readers import json_objects, lines_of, table_rows
 from trainkit.data.record_batches import RecordBatches
+from trainkit.data.text_files import arrow_files, splits_of
 from trainkit.errors import DataError
 from trainkit.json_text import parse_json, read_json
 

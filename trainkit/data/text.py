@@ -6,29 +6,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from trainkit.cache import PART, cache_root, cached
-from trainkit.data.corpus import Corpus, find_corpus
+from trainkit.cache import PART, CacheError, cache_root, cached
+from trainkit.data.corpus import Corpus, find_corpus, known_corpus, require_text
 from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
-from trainkit.data.files import counted
+from trainkit.data.file_look import VERIFY, Verify
+from trainkit.data.files import listed_counts
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
-from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
-from trainkit.data.shards.checks import Verify, verify
+from trainkit.data.shards.checks import verify
 from trainkit.data.shards.index import TOKENIZER, ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.tokens import ShardedTokens, text_sides
+from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
 from trainkit.data.token_file import TokenFile, Tokens
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
+from trainkit.logger import logger
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _DOCUMENTATION, _SPLIT = "documentation.txt", f"{PART}split.npz"
@@ -69,8 +71,10 @@ class Text:
         shuffle: how the windows of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
             are read at a time: for text that is read from far away. See `Shuffle`.
         open_blocks: see `shuffle`.
-        verify: of shards on this machine: `sizes`, or `full`: all their bytes, by their checksums, once.
         left_out: training documents that are not trained on, such as those that an audit found.
+        verify: which files are read again, to see whether they changed since the last start: `state`: those with
+            another size, time of change or inode; `full`: all, and those are named whose state does not show a change.
+            Of shards, `state` compares sizes, and `full` all checksums, once.
 
     Raises:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
@@ -92,8 +96,8 @@ class Text:
     tokenizer: WordPiece | None = None
     shuffle: ShuffleBy = "global"
     open_blocks: int = OPEN_BLOCKS
-    verify: Verify = "sizes"
     left_out: LeftOut = NOTHING
+    verify: Verify = "state"
 
     def __post_init__(self) -> None:
         _check_length(self.sequence_length)
@@ -107,9 +111,13 @@ class Text:
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
-        _check(self.verify in get_args(Verify), "verify", self.verify, "sizes or full")
+        _check(self.verify in VERIFY, "verify", self.verify, " or ".join(VERIFY))
         if self.path is not None and self._shards() is None:
-            self._corpus()
+            path = Path(self.path).expanduser()
+            if path.is_dir():
+                require_text(path)
+            else:
+                find_corpus(path, self.field)
 
     def load(self, progress: bool = True) -> Datasets:
         """Loads training and held-out windows and their tokenizer, and builds what is not in the cache.
@@ -139,8 +147,8 @@ class Text:
             _check_length(length)
         if (shards := self._shards()) is not None:
             return self._load_shards(shards, lengths, progress)
-        corpus = self._corpus()
-        text = corpus.fingerprint(cache_root(self.cache_dir), progress)
+        corpus = self._corpus(progress)
+        text = corpus.fingerprint(cache_root(self.cache_dir), progress, self.verify)
         directory = self._directory(corpus, text, progress)
         tokenizer = WordPiece.load(directory / TOKENIZER)
         content = self.content_of(text, tokenizer)
@@ -191,8 +199,8 @@ class Text:
         """
         if (shards := self._shards()) is not None:
             return text_sides(shards, WordPiece.from_json(shards.read_text(TOKENIZER)))
-        corpus = self._corpus()
-        fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress)
+        corpus = self._corpus(progress)
+        fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress, self.verify)
         if self.path is None:
             corpus = self._collected(corpus, progress)
         kept, num_train, num_held_out = None, None, None
@@ -214,8 +222,10 @@ class Text:
             num_chars: of all of them, about.
             progress: whether to show progress bars.
         """
-        below = num_chars / max(1, self._corpus().num_bytes) * 2.0**32
-        entries = track(self.sides(progress).train(), "reading text for the vocabulary", enabled=progress)
+        below = num_chars / max(1, self._corpus(progress).num_bytes) * 2.0**32
+        sides = self.sides(progress)
+        assert sides is not None, "text, and no shards"
+        entries = track(sides.train(), "reading text for the vocabulary", enabled=progress)
         chosen = (entry for entry in entries if (entry.key & 0xFFFFFFFF) < below)
         for entry in chosen:
             if entry.text and not self.left_out.covers(np.array([entry.key], np.uint64)).any():
@@ -235,7 +245,7 @@ class Text:
 
     def vocabulary_key(self) -> str:
         """Returns a hash of what decides the tokenizer that is learnt from the training side."""
-        text = self._corpus().fingerprint(cache_root(self.cache_dir), False)
+        text = self._corpus(False).fingerprint(cache_root(self.cache_dir), False)
         return _hash(_FORMAT, text, self.vocab_size, self._vocabulary()[1], self.held_out, *self._left_out())
 
     def without(self, left_out: LeftOut) -> "Text":
@@ -285,8 +295,16 @@ class Text:
             raise shards.contradicts("path", self.path, "another vocabulary than that of the checkpoint")
         with_own._require_agreement(tokenizer)
 
-    def _corpus(self) -> Corpus:
-        return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
+    def _corpus(self, progress: bool) -> Corpus:
+        path = Path(self.path).expanduser() if self.path is not None else None
+        if path is None or not path.is_dir():
+            return find_corpus(path, self.field)
+        try:
+            return known_corpus(path, self.field, cache_root(self.cache_dir), verify=self.verify, progress=progress)
+        except CacheError as error:  # what was built there can be read
+            if progress:
+                logger(__name__).warning(f"every file of {path} is read at every start: {error}")
+            return find_corpus(path, self.field)
 
     def _windows(
         self,
@@ -422,8 +440,8 @@ def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str
         "held-out tokens": summary["held_out"]["tokens"],
         "duplicates dropped": summary["duplicates"]["documents"],
     }
-    if corpus.unread:
-        facts["files not read"] = counted(corpus.unread)
+    if not_read := corpus.suffixes_not_read:
+        facts["files not read"] = listed_counts(not_read)
     return facts
 
 

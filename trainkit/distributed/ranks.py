@@ -1,6 +1,7 @@
 """Ranks: the processes of a job and their collectives."""
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainkit.cache import asked_since
 from trainkit.distributed import agent
 from trainkit.distributed.cluster import Cluster, join
 from trainkit.errors import ConfigError, PeerError, TrainkitError
@@ -121,7 +123,8 @@ class Ranks:
     def first_on_host(self, function: Callable[[], T]) -> T:
         """Calls `function` on local rank 0 of each host, then on the other ranks. Collective: every rank must call.
 
-        It is meant for something that one process creates and the others then find, such as a cache.
+        It is meant for something that one process creates and the others then find, such as a cache. What it looked at,
+        the others do not look at again; see `asked_since`.
 
         Args:
             function: called once on each rank.
@@ -134,14 +137,16 @@ class Ranks:
         """
         if self.group is None:
             return function()
-        result, error = None, None
-        if self.local_rank == 0:
-            try:
-                result = function()
-            except Exception as caught:
-                error = caught
-        self.raise_first(error)
-        return function() if self.local_rank != 0 else result  # type: ignore[return-value]
+        result, error, moment = None, None, time.monotonic()
+        dist.barrier(group=self.group)  # so that what local rank 0 looks at, it looks at after every rank has asked
+        with asked_since(moment):
+            if self.local_rank == 0:
+                try:
+                    result = function()
+                except Exception as caught:
+                    error = caught
+            self.raise_first(error)
+            return function() if self.local_rank != 0 else result  # type: ignore[return-value]
 
     def raise_first(self, error: Exception | None) -> None:
         """Raises the error of the lowest rank that has one, on all ranks. Collective: every rank must call.

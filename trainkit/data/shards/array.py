@@ -1,6 +1,7 @@
 """ShardedArray: items that lie in shards, read at random by range, mapped where they are on this machine."""
 
 from bisect import bisect_right
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from trainkit.errors import StorageError
 from trainkit.storage import Location
 
 _MOST_SUMS = 4096  # shards whose checksums a process keeps: 32 MB for shards of 64 MB
+
+_LOCK = threading.Lock()  # of the sums that threads keep
 
 Span = tuple[int, int, int]
 """A shard, and the bytes of it from the second to before the third."""
@@ -160,9 +163,10 @@ class ShardedArray:
             found = np.frombuffer(content, "<u8")
             if len(content) != stop - start or found[-1] != own_sum(found[:-1]):
                 raise damaged(where.shown, start, stop)
-            while len(self._sums) >= _MOST_SUMS:
-                self._sums.pop([*self._sums][0], None)  # other threads may do so at the same time
-            self._sums[shard] = found
+            with _LOCK:
+                while len(self._sums) >= _MOST_SUMS:
+                    del self._sums[next(iter(self._sums))]
+                self._sums[shard] = found
         return found
 
 

@@ -3,7 +3,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from trainkit.data.shards.array import damaged
 from trainkit.data.shards.index import ShardIndex
 from trainkit.data.shards.layout import PIECE_BYTES, Layout, sums_of
 
-Verify = Literal["sizes", "full"]
 _NUM_THREADS = 4
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from trainkit.data.files import suffix_of, walk
-from trainkit.data.image_sources import extensions
+from trainkit.data.image_formats import extensions
 from trainkit.data.images import Images
 from trainkit.data.readers import READERS
 from trainkit.data.shards.index import FILE, WORK, Kind, ShardIndex, read_index, require_sizes

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.data.chosen_images import by_low_bits
 from trainkit.data.decoding import Unreadable
 from trainkit.data.image_sources import ImageSource
-from trainkit.data.images import Images, by_low_bits, facts_of, facts_of_labels
+from trainkit.data.images import Images, facts_of, facts_of_labels
 from trainkit.data.labels import Labels, find_labels
 from trainkit.data.pyramid import key_of_pixels, levels, resolutions
 from trainkit.data.shards.layout import Layout, items_per_shard
@@ -203,7 +204,7 @@ class ImageBuild:
         summary["profiles_ignored"] = sum(ignored for _, ignored in notes)
         facts = facts_of(summary, source, len(settled["held_out.rows"])) | self.images.upscaled(summary)
         if labels is not None:
-            facts |= facts_of_labels(labels, settled["train.labels"], summary)
+            facts |= facts_of_labels(labels, np.bincount(settled["train.labels"]).tolist(), summary)
         text = "".join(json.dumps(name) + "\n" for name in source.names())
         write_whole(self.folder / NAMES, lambda path: path.write_text(text, encoding="utf-8"), self.work.folder)
         key = self.images.key(source, labels, False)
