@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainkit.data.image_sources import Folder, Zip
 from trainkit.data.image_formats import LABELS_FILE
+from trainkit.data.image_sources import Folder, Zip
 from trainkit.data.progress import track
 from trainkit.errors import ConfigError, DataError
 from trainkit.json_text import parse_json

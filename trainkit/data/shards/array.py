@@ -1,7 +1,7 @@
 """ShardedArray: items that lie in shards, read at random by range, mapped where they are on this machine."""
 
-from bisect import bisect_right
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
