@@ -17,7 +17,7 @@ from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
 from trainkit.json_text import read_json
 
-_SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
+SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
 _HELD_OUT_SPLITS = ("validation", "test", "dev")
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
@@ -117,12 +117,12 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
         return documentation()
     if not path.exists():
         raise DataError(
-            f"data.path={path} does not exist; set data.path to a folder of {_SUPPORTED}, "
+            f"data.path={path} does not exist; set data.path to a folder of {SUPPORTED}, "
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
         if not _is_readable(path):
-            raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {_SUPPORTED}")
+            raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {SUPPORTED}")
         return Corpus((path,), field=field)
     return _folder(path, field)
 
@@ -169,9 +169,9 @@ def _folder(path: Path, text_field: str) -> Corpus:
                 (found.train if _is_readable(file) else found.unread).append(file)
     if not found.train:
         if not found.unread:
-            raise DataError(f"data.path={path} is empty; put {_SUPPORTED} there or set data.path to another folder")
+            raise DataError(f"data.path={path} is empty; put {SUPPORTED} there or set data.path to another folder")
         raise DataError(
-            f"data.path={path} holds no text that can be read: found {counted(found.unread)}; it takes {_SUPPORTED}"
+            f"data.path={path} holds no text that can be read: found {counted(found.unread)}; it takes {SUPPORTED}"
         )
     return Corpus(tuple(sorted(found.train)), tuple(found.held_out), text_field, tuple(found.unread))
 

@@ -17,11 +17,13 @@ from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
+from trainkit.data.remote_corpus import find_remote_corpus, require_found
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
+from trainkit.storage import is_url
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _TOKENIZER, _DOCUMENTATION, _SPLIT = "tokenizer.json", "documentation.txt", f"{PART}split.npz"
@@ -37,8 +39,8 @@ class Text:
 
     Args:
         path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging
-            Face datasets saved, or a folder of any of these; None: the built-in documentation of Python, NumPy and
-            PyTorch, which needs no download.
+            Face datasets saved, a folder of any of these, or the URL of such a file or folder; None: the built-in
+            documentation of Python, NumPy and PyTorch, which needs no download.
         field: the key or column that contains the text, in formats with several.
         vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None: one of `vocab_size` tokens is trained on the
             training split.
@@ -64,7 +66,7 @@ class Text:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
     """
 
-    path: Path | None = None
+    path: str | Path | None = None
     field: str = "text"
     vocab_file: Path | None = None
     vocab_size: int = 4096
@@ -91,7 +93,9 @@ class Text:
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
-        if self.path is not None:
+        if is_url(self.path):
+            require_found(str(self.path))
+        elif self.path is not None:
             self._corpus()
 
     def load(self, progress: bool = True) -> Datasets:
@@ -197,6 +201,8 @@ class Text:
         return Corpus((directory / _DOCUMENTATION,))
 
     def _corpus(self) -> Corpus:
+        if is_url(self.path):
+            return find_remote_corpus(str(self.path), self.field, self.cache_dir)
         return find_corpus(Path(self.path).expanduser() if self.path is not None else None, self.field)
 
     def _windows(

@@ -1,7 +1,7 @@
 """Storage: files and folders, on this machine or behind a URL."""
 
 from trainkit.public_url import is_url
-from trainkit.storage.copies import copied
+from trainkit.storage.copies import copying
 from trainkit.storage.local import LocalLocation
 from trainkit.storage.locate import locate
 from trainkit.storage.location import Location
@@ -15,7 +15,7 @@ __all__ = [
     "RemoteLocation",
     "Seekable",
     "StorageSettings",
-    "copied",
+    "copying",
     "is_url",
     "locate",
 ]

@@ -6,7 +6,8 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainkit.cache import ENVIRONMENT_VARIABLE, cache_root
@@ -14,25 +15,24 @@ from trainkit.errors import StorageError
 from trainkit.storage.location import Location
 
 _BLOCK_BYTES = 1 << 24
+_ABANDONED_AFTER_S = 60.0
 
 
 @contextlib.contextmanager
-def copied(location: Location) -> Iterator[Path]:
-    """Context manager that gives a path of a file: its own, or that of a copy, which is removed at the end.
+def copying(cache_dir: Path | None = None) -> Iterator[Callable[[Location], Path]]:
+    """Context manager that gives a function, which returns a path of a file: its own, or that of a copy.
 
-    The copies that a killed process left are removed by the next one.
+    There is one copy at a time: the next call, and the end, remove it. Those that a killed process left are removed by
+    the next one.
 
     Args:
-        location: of the file.
+        cache_dir: where it lies; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
 
     Raises:
-        StorageError: where it cannot be read, or the disk is full.
+        StorageError: where the directory cannot be written; by the function, where the file cannot be read, or the
+            disk is full.
     """
-    own = location.local_path()
-    if own is not None:
-        yield own
-        return
-    root = cache_root() / "copies"
+    root = cache_root(cache_dir) / "copies"
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
@@ -41,13 +41,22 @@ def copied(location: Location) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except OSError as error:
         raise _cannot_write(root, error) from error
-    path = folder / posixpath.basename(location.shown)
-    try:
+
+    def copy(location: Location) -> Path:
+        own = location.local_path()
+        if own is not None:
+            return own
+        for path in folder.iterdir():
+            path.unlink()
+        target = folder / posixpath.basename(location.shown)
         try:
-            _copy(location, path)
+            _copy(location, target)
         except OSError as error:
             raise _cannot_write(root, error) from error
-        yield path
+        return target
+
+    try:
+        yield copy
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
@@ -70,9 +79,11 @@ def _remove_abandoned(root: Path) -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:  # it is being read
-            pass
+            continue
+        else:
+            if time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_AFTER_S:  # a new one is not locked at once
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(descriptor)
 

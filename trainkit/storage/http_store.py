@@ -43,7 +43,8 @@ class HttpStore(Store):
         # An answer that is compressed says nothing of the file's size.
         with self._ask("HEAD", url) as answer:
             status, headers, at = answer.status, answer.headers, answer.geturl() or url
-        if status in (405, 501) or (status == 200 and "Content-Length" not in headers):
+        has_length = status != 200 or "Content-Length" in headers or urlsplit(at).path.endswith("/")
+        if status in (405, 501) or not has_length:
             with self._ask("GET", url, {"Range": "bytes=0-0"}) as answer:
                 status, headers, at = answer.status, answer.headers, answer.geturl() or url
         if urlsplit(at).path.endswith("/"):

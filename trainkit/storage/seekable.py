@@ -6,6 +6,8 @@ from typing_extensions import Buffer
 
 from trainkit.storage.location import Location
 
+_AHEAD_BYTES = 1 << 22
+
 
 class Seekable(io.RawIOBase):
     """A file of any location, opened for reading; wrap it into io.BufferedReader.
@@ -17,6 +19,7 @@ class Seekable(io.RawIOBase):
     def __init__(self, location: Location) -> None:
         super().__init__()
         self._location, self._size, self._at = location, location.size(), 0
+        self._block = -1
 
     def readable(self) -> bool:
         """Returns True."""
@@ -43,6 +46,9 @@ class Seekable(io.RawIOBase):
         into = memoryview(buffer).cast("B")
         num_bytes = max(min(len(into), self._size - self._at), 0)
         if num_bytes:
+            if self._at // _AHEAD_BYTES != self._block:
+                self._block = self._at // _AHEAD_BYTES
+                self._location.prefetch([(self._at, min(self._at + 2 * _AHEAD_BYTES, self._size))])
             into[:num_bytes] = self._location.read(self._at, self._at + num_bytes)
             self._at += num_bytes
         return num_bytes
