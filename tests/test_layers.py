@@ -31,8 +31,9 @@ LAYERS = (
     ("planning",),
     ("topology", "memory"),
     ("distributed", "ops"),
-    ("random", "config", "cache", "encryption", "storage"),
-    ("errors", "json_text", "lazy", "logger", "version"),
+    ("storage",),
+    ("random", "config", "cache", "encryption"),
+    ("errors", "json_text", "lazy", "logger", "public_url", "version"),
     ("whole_file",),
 )
 LEVEL = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

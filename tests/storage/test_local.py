@@ -33,3 +33,12 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 )
 def test_urls_are_told_from_paths(path, expected):
     assert is_url(path) is expected
+
+
+def test_the_version_of_a_file_changes_with_it(tmp_path):
+    file = locate(tmp_path).child("a")
+    file.write(b"abc")
+    before = file.version()
+    assert before == locate(tmp_path).files()["a"].version()
+    file.write(b"abd")
+    assert file.version() != before

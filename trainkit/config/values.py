@@ -10,6 +10,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from trainkit.config.schema import is_text, members
 from trainkit.config.targets import is_node
 from trainkit.errors import ConfigError
+from trainkit.public_url import carries_credentials, is_url, redacted, where_credentials_belong
 
 _RULES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
@@ -30,6 +31,7 @@ def convert(path: str, value: Any, annotation: Any) -> Any:
     adapter = _adapter(annotation)
     if adapter is None:
         return value
+    _require_place(path, value, annotation)
     if value == "" and is_text(annotation):
         raise ConfigError(f"{path} is empty: give it a value, or {path}=null for none")
     try:
@@ -37,6 +39,20 @@ def convert(path: str, value: Any, annotation: Any) -> Any:
     except ValidationError as error:
         allowed = "; or ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
         raise ConfigError(f"{path}={value!r}: {allowed}{_advice(path, value)}") from error
+
+
+def _require_place(path: str, value: Any, annotation: Any) -> None:
+    """Checks a URL in the place of a path: what is written here is kept in run directories, and shown."""
+    kinds = members(annotation)
+    if Path not in kinds or not is_url(value):
+        return
+    if carries_credentials(value):
+        raise ConfigError(
+            f"{path}={redacted(value)}: a URL must not carry credentials, which would be written into run directories "
+            f"and logs; {where_credentials_belong(value)}"
+        )
+    if str not in kinds:
+        raise ConfigError(f"{path}={redacted(value)}: must be a path of this machine; a URL is not read here")
 
 
 @cache

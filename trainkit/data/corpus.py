@@ -23,7 +23,7 @@ from trainkit.data.text_files import HELD_OUT, TRAIN, UNREAD, TextFiles, content
 from trainkit.errors import DataError
 from trainkit.logger import logger
 
-_SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
+SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
 
@@ -153,12 +153,12 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
         return documentation()
     if not path.exists():
         raise DataError(
-            f"data.path={path} does not exist; set data.path to a folder of {_SUPPORTED}, "
+            f"data.path={path} does not exist; set data.path to a folder of {SUPPORTED}, "
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
         if not is_readable(path):
-            raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {_SUPPORTED}")
+            raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {SUPPORTED}")
         return Corpus((path,), field=field)
     return _folder(path, field)
 
@@ -233,8 +233,8 @@ def require_text(path: Path) -> None:
 
 def _require_text(path: Path, num_files: int, others: Mapping[str, int]) -> None:
     if not num_files and not others:
-        raise DataError(f"data.path={path} is empty; put {_SUPPORTED} there or set data.path to another folder")
+        raise DataError(f"data.path={path} is empty; put {SUPPORTED} there or set data.path to another folder")
     if not num_files:
         raise DataError(
-            f"data.path={path} holds no text that can be read: found {listed_counts(others)}; it takes {_SUPPORTED}"
+            f"data.path={path} holds no text that can be read: found {listed_counts(others)}; it takes {SUPPORTED}"
         )

@@ -5,7 +5,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from trainkit.data.file_look import Verify
 from trainkit.data.files import counted
@@ -86,7 +86,7 @@ class Folder:
         self._listing: Listing | None = None
         # Only up to the first image: a large folder is listed when it is loaded.
         if not holds(path, lambda file: is_image(file.name)):
-            raise DataError(_nothing_in(path, [name for run in scan(path, "path") for name in run.names]))
+            raise DataError(nothing_in(path, [name for run in scan(path, "path") for name in run.names]))
 
     def look(self, memory: Path, verify: Verify, progress: bool) -> None:
         """Looks at what has changed since the last look; see `known_files`."""
@@ -149,28 +149,29 @@ class Folder:
         path = self.path / name
         if not path.is_file():
             return None
-        _require_bounded(name, path.stat().st_size)
+        require_bounded(name, path.stat().st_size)
         return path.read_bytes()
 
     def class_of(self, name: str) -> str | None:
         """Returns the first folder below `path`; None for an image directly in it."""
-        return _first_folder(name)
+        return first_folder(name)
 
 
 class Zip:
     """The images in a zip file, without hidden members.
 
     Args:
-        path: the zip file.
+        path: the zip file, or its URL.
+        opened: the file, where it is behind a URL.
 
     Raises:
         DataError: where it cannot be read or contains no image.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path, opened: IO[bytes] | None = None) -> None:
         self.path = path
         try:
-            self._file = zipfile.ZipFile(path)
+            self._file = zipfile.ZipFile(opened or path)
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(
                 f"data.path={path} is not a zip file that can be read ({error}); "
@@ -184,7 +185,7 @@ class Zip:
         self._others = {n: i for n, i in named.items() if PurePosixPath(n).suffix.lower() not in extensions()}
         self._members = {name: info for name, info in named.items() if name not in self._others}
         if not self._members:
-            raise DataError(_nothing_in(path, [*self._others]))
+            raise DataError(nothing_in(path, [*self._others]))
 
     def names(self) -> Sequence[str]:
         """Returns the names of the members that are images, sorted."""
@@ -225,15 +226,15 @@ class Zip:
         """Returns the content of a member beside the folders of images; None where there is none."""
         if name not in self._others:
             return None
-        _require_bounded(name, self._others[name].file_size)
+        require_bounded(name, self._others[name].file_size)
         return self._file.read(self._others[name].filename)
 
     def class_of(self, name: str) -> str | None:
         """Returns the first folder in the zip file, below one that all members are in; None for an image in none."""
-        return _first_folder(name)
+        return first_folder(name)
 
 
-def _require_bounded(name: str, num_bytes: int) -> None:
+def require_bounded(name: str, num_bytes: int) -> None:
     """Raises DataError for a file that would fill the memory: a zip file of megabytes may hold one of gigabytes."""
     if num_bytes > MAX_READ_BYTES:
         raise DataError(f"{name} of data.path has {num_bytes:,} bytes, and at most {MAX_READ_BYTES:,} are read")
@@ -263,7 +264,8 @@ def find_source(path: Path) -> Folder | Zip:
     return Zip(path)
 
 
-def _first_folder(name: str) -> str | None:
+def first_folder(name: str) -> str | None:
+    """Returns the first folder in a name; None where there is none."""
     parts = PurePosixPath(name).parts
     return parts[0] if len(parts) > 1 else None
 
@@ -273,7 +275,8 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
-def _nothing_in(path: Path, names: Sequence[str]) -> str:
+def nothing_in(path: str | Path, names: Sequence[str]) -> str:
+    """Returns the message for a place without an image, where files of these names are."""
     if not names:
         return f"data.path={path} is empty; put images there, or set data.path to another folder or zip file"
     found = counted(names)

@@ -29,6 +29,7 @@ from trainkit.data.pyramid import (
     resolutions,
     write_summary,
 )
+from trainkit.data.remote_images import find_remote_source
 from trainkit.data.shards.checks import verify
 from trainkit.data.shards.index import ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.pyramid import ShardedPyramid, image_sides
@@ -38,6 +39,7 @@ from trainkit.data.square import Fit
 from trainkit.distributed.cluster import Cluster
 from trainkit.errors import DataError
 from trainkit.logger import logger
+from trainkit.storage import is_url
 
 _FORMAT = 6  # of the cache: increase it whenever the same images and settings would give other files
 _PILLOW_LIMIT = 178_956_970  # pixels: Pillow opens no larger image
@@ -58,9 +60,9 @@ class Images:
     """A specification of images to train on; `load()` makes data sets of them at every resolution.
 
     Args:
-        path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads; or shards that
-            `trainkit data prepare` wrote, of which it takes all but the resolution as it is; None: the built-in letters
-            and digits, which need no download.
+        path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads, or the URL of
+            one; or shards that `trainkit data prepare` wrote, of which it takes all but the resolution as it is; None:
+            the built-in letters and digits, which need no download.
         resolution: the largest, in pixels: a power of two from 4 to 1024, to which images are scaled.
         channels: 3 for RGB, 1 for grey.
         held_out: the fraction of the images that is held out, chosen by a hash of their pixels. Images with the same
@@ -93,7 +95,7 @@ class Images:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
     """
 
-    path: Path | None = None
+    path: str | Path | None = None
     resolution: int = 32
     channels: Literal[1, 3] = 3
     held_out: float = 0.05
@@ -266,7 +268,11 @@ class Images:
 
     def source(self) -> ImageSource:
         """Returns where the files come from."""
-        return Glyphs(self.resolution) if self.path is None else find_source(Path(self.path).expanduser())
+        if self.path is None:
+            return Glyphs(self.resolution)
+        if is_url(self.path):
+            return find_remote_source(str(self.path))
+        return find_source(Path(self.path).expanduser())
 
     def key(self, source: ImageSource, labels: Labels | LabelSummary | None, progress: bool) -> str:
         """Returns a hash of everything that decides the pixels and the labels."""

@@ -20,6 +20,7 @@ from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
+from trainkit.data.remote_corpus import find_remote_corpus, require_found
 from trainkit.data.shards.checks import verify
 from trainkit.data.shards.index import TOKENIZER, ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.tokens import ShardedTokens, text_sides
@@ -31,6 +32,7 @@ from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
 from trainkit.errors import DataError
 from trainkit.logger import logger
+from trainkit.storage import is_url
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _DOCUMENTATION, _SPLIT = "documentation.txt", f"{PART}split.npz"
@@ -46,9 +48,9 @@ class Text:
 
     Args:
         path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging
-            Face datasets saved, or a folder of any of these; or shards that `trainkit data prepare` wrote, whose
-            vocabulary and split it takes; None: the built-in documentation of Python, NumPy and PyTorch, which needs
-            no download.
+            Face datasets saved, a folder of any of these, or the URL of such a file or folder; or shards that
+            `trainkit data prepare` wrote, whose vocabulary and split it takes; None: the built-in documentation of
+            Python, NumPy and PyTorch, which needs no download.
         field: the key or column that contains the text, in formats with several.
         vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None: one of `vocab_size` tokens is trained on the
             training split.
@@ -80,7 +82,7 @@ class Text:
         DataError: for a value out of range, and where a listing of the path shows that it cannot be read.
     """
 
-    path: Path | None = None
+    path: str | Path | None = None
     field: str = "text"
     vocab_file: Path | None = None
     vocab_size: int = 4096
@@ -114,7 +116,9 @@ class Text:
         _check(self.verify in VERIFY, "verify", self.verify, " or ".join(VERIFY))
         if self.path is not None and self._shards() is None:
             path = Path(self.path).expanduser()
-            if path.is_dir():
+            if is_url(self.path):
+                require_found(str(self.path))
+            elif path.is_dir():
                 require_text(path)
             else:
                 find_corpus(path, self.field)
@@ -296,6 +300,8 @@ class Text:
         with_own._require_agreement(tokenizer)
 
     def _corpus(self, progress: bool) -> Corpus:
+        if is_url(self.path):
+            return find_remote_corpus(str(self.path), self.field, self.cache_dir)
         path = Path(self.path).expanduser() if self.path is not None else None
         if path is None or not path.is_dir():
             return find_corpus(path, self.field)

@@ -1,7 +1,21 @@
 """Storage: files and folders, on this machine or behind a URL."""
 
+from trainkit.public_url import is_url
+from trainkit.storage.copies import copying
 from trainkit.storage.local import LocalLocation
-from trainkit.storage.locate import is_url, locate
+from trainkit.storage.locate import locate
 from trainkit.storage.location import Location
+from trainkit.storage.remote import RemoteLocation
+from trainkit.storage.seekable import Seekable
+from trainkit.storage.settings import StorageSettings
 
-__all__ = ["LocalLocation", "Location", "is_url", "locate"]
+__all__ = [
+    "LocalLocation",
+    "Location",
+    "RemoteLocation",
+    "Seekable",
+    "StorageSettings",
+    "copying",
+    "is_url",
+    "locate",
+]

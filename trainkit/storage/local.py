@@ -44,6 +44,13 @@ class LocalLocation(Location):
         except OSError as error:
             raise self._failed("read", error) from error
 
+    def version(self) -> str:
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise self._failed("read", error) from error
+        return f"modified {status.st_mtime_ns} {status.st_ctime_ns}"
+
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         try:
             with self.path.open("rb") as file:

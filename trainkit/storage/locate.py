@@ -1,23 +1,14 @@
 """What a path or a URL stands for."""
 
-import re
 from pathlib import Path
 
 from trainkit.errors import StorageError
+from trainkit.public_url import carries_credentials, is_url, redacted, where_credentials_belong
+from trainkit.storage.fsspec_store import require_installed
 from trainkit.storage.local import LocalLocation
 from trainkit.storage.location import Location
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether `path` is a URL, such as s3://bucket/folder, and no path of this machine.
-
-    Example:
-        >>> is_url("s3://bucket/texts"), is_url("/data/texts")
-        (True, False)
-    """
-    return isinstance(path, str) and _URL.match(path) is not None
+from trainkit.storage.remote import RemoteLocation
+from trainkit.storage.settings import StorageSettings
 
 
 def locate(path: str | Path) -> Location:
@@ -27,8 +18,19 @@ def locate(path: str | Path) -> Location:
         path: of a file or a folder; ~ is the home directory.
 
     Raises:
-        StorageError: for a URL of a kind that is not known.
+        StorageError: for a URL of a kind that is not known or not installed, or with credentials in it, which would
+            be written into run directories and logs.
+        ConfigError: for a setting of the storage that is no number.
     """
     if not is_url(path):
         return LocalLocation(Path(path).expanduser())
-    raise StorageError(f"{path}: must be a path of this machine")
+    url = str(path)
+    if carries_credentials(url):
+        raise StorageError(
+            f"{redacted(url)}: a URL must not carry credentials, which would be written into run directories and logs; "
+            f"{where_credentials_belong(url)}"
+        )
+    if url.startswith("file://"):
+        return LocalLocation(Path(url.removeprefix("file://")))
+    require_installed(url)
+    return RemoteLocation(url, StorageSettings.from_environment())

@@ -32,6 +32,18 @@ class Location(ABC):
     def names(self) -> list[str]:
         """Returns the files below this folder, at any depth, sorted, relative to it; hidden ones are left out."""
 
+    def files(self) -> "dict[str, Location]":
+        """Returns the files that `names` lists, by their names, with what the listing said of them."""
+        return {name: self.child(name) for name in self.names()}
+
+    @abstractmethod
+    def version(self) -> str:
+        """Returns what changes with the content of the file, such as an ETag; empty where the store has no such thing.
+
+        Raises:
+            StorageError: as by `size`.
+        """
+
     @abstractmethod
     def size(self) -> int:
         """Returns the bytes of the file.
@@ -62,6 +74,9 @@ class Location(ABC):
 
     def prefetch(self, ranges: Sequence[Range]) -> None:  # noqa: B027  # where there is nothing to wait for, nothing is done
         """Says which ranges will be read next, in their order; returns at once."""
+
+    def forget(self, ranges: Sequence[Range]) -> None:  # noqa: B027  # what lies here is not kept a second time
+        """Says that what was read there is damaged: the next read asks the store, and not a cache."""
 
     @abstractmethod
     def write(self, content: bytes) -> None:

@@ -1,0 +1,123 @@
+"""FsspecStore: any other kind of store that a package for fsspec reads, such as gs, az and hf."""
+
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+from trainkit.errors import StorageError, nearest
+from trainkit.storage.settings import StorageSettings
+from trainkit.storage.store import Info, PassingError, Store, reason_of
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_PACKAGES = {"hf": "huggingface_hub"}
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "blob_id",
+    "md5Hash",
+    "sha",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+)
+_OWN = frozenset({"http", "https", "s3", "s3a"})
+"""Read by what trainkit needs anyway."""
+_NOT_STORES = frozenset({"cached", "blockcache", "filecache", "simplecache", "reference", "dir", "data", "generic"})
+
+
+def require_installed(url: str) -> None:
+    """Checks that a package reads URLs of this kind; imports none.
+
+    Raises:
+        StorageError: naming what to install, or the nearest kind that is known.
+    """
+    from fsspec.registry import known_implementations, registry
+
+    scheme = url.partition("://")[0].lower()
+    known = (_OWN | set(known_implementations) | set(registry)) - _NOT_STORES
+    if scheme not in known:
+        raise StorageError(f"{scheme}:// is no kind of store that is known.{nearest(scheme, known)}")
+    if scheme in registry or scheme in _OWN:
+        return
+    package = known_implementations[scheme]["class"].partition(".")[0]
+    if find_spec(package) is None:
+        extra = f"'trainkit[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else _PACKAGES.get(scheme, package)
+        raise StorageError(f"{scheme}:// needs the package {package}; type: pip install {extra}")
+
+
+class FsspecStore(Store):
+    """A file system of fsspec, made in this process: one of its parent's refuses to work after a fork.
+
+    Args:
+        scheme: of the URLs.
+        settings: how long to wait.
+    """
+
+    def __init__(self, scheme: str, settings: StorageSettings) -> None:
+        import fsspec
+
+        self._settings = settings
+        try:
+            self._files: Any = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        except (ImportError, ValueError, TypeError) as error:
+            raise StorageError(f"{scheme}:// cannot be opened ({reason_of(error)})") from error
+
+    def info(self, url: str) -> Info:
+        found = self._ask(url, lambda path: self._files.info(path))
+        if found.get("type") == "directory":
+            raise FileNotFoundError(url)
+        return _info(url, found)
+
+    def is_folder(self, url: str) -> bool:
+        return bool(self._ask(url, lambda path: self._files.isdir(path)))
+
+    def files(self, url: str) -> dict[str, Info | None]:
+        found = self._ask(url, lambda path: self._files.find(path, detail=True))
+        root = self._files._strip_protocol(url).rstrip("/") + "/"
+        return {name[len(root) :]: _info(url, entry) for name, entry in found.items() if name.startswith(root)}
+
+    def fetch(self, url: str, start: int, stop: int, info: Info, timeout_s: float) -> bytes:
+        limit_s = min(timeout_s, self._settings.attempt_s)
+        content: bytes = self._ask(url, lambda path: self._files.cat_file(path, start=start, end=stop), limit_s)
+        return content
+
+    def put(self, url: str, content: bytes) -> None:
+        self._ask(url, lambda path: self._files.pipe_file(path, content))
+
+    def _ask(self, url: str, request: Callable[[str], Any], limit_s: float | None = None) -> Any:
+        """Calls in a thread of its own: not every file system has a limit, and one that stalls is left behind."""
+        answer: list[Any] = []
+        failure: list[Exception] = []
+
+        def call() -> None:
+            try:
+                answer.append(request(self._files._strip_protocol(url)))
+            except Exception as error:  # raised by the caller
+                failure.append(error)
+
+        thread = threading.Thread(target=call, daemon=True, name="trainkit-fsspec")
+        thread.start()
+        thread.join(limit_s or self._settings.timeout_s)
+        if failure:
+            _raise(url, failure[0])
+        if not answer:
+            raise PassingError("no answer in time")
+        return answer[0]
+
+
+def _info(url: str, entry: Any) -> Info:
+    if entry.get("size") is None:
+        raise StorageError(f"{url}: the store does not say how long the file is, so it cannot be read by ranges")
+    version = next((f"{name} {entry[name]}" for name in _VERSIONS if entry.get(name)), "")
+    return Info(int(entry["size"]), version)
+
+
+def _raise(url: str, error: Exception) -> NoReturn:
+    if isinstance(error, FileNotFoundError):
+        raise error
+    if isinstance(error, PermissionError | NotImplementedError | ValueError | TypeError):
+        raise StorageError(f"{url}: the store refuses ({reason_of(error)}); check its credentials") from error
+    raise PassingError(reason_of(error)) from error

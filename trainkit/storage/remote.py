@@ -1,0 +1,120 @@
+"""RemoteLocation: a file or a folder behind a URL."""
+
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from trainkit.errors import StorageError
+from trainkit.public_url import redacted
+from trainkit.storage.location import Location, Range
+from trainkit.storage.reader import File, Reader, reader, require_within
+from trainkit.storage.settings import StorageSettings
+from trainkit.storage.store import Info
+
+
+class RemoteLocation(Location):
+    """A URL. What was read is kept in pieces on the local disk, for all processes of the machine.
+
+    A file keeps the size and the version that it had when it was first asked for, in other processes too: a change
+    meanwhile is an error where the store says so.
+
+    Args:
+        url: without credentials; see `locate`.
+        settings: of this machine.
+        info: of the file, where it is known.
+    """
+
+    def __init__(self, url: str, settings: StorageSettings, info: Info | None = None) -> None:
+        self.url, self._settings, self._info = url, settings, info
+
+    @property
+    def shown(self) -> str:
+        return redacted(self.url)
+
+    def child(self, name: str) -> "RemoteLocation":
+        if posixpath.normpath(name) != name or name.startswith(("/", "../")) or name in (".", ".."):
+            raise StorageError(f"{self.shown}: {name!r} names no file below it")
+        return RemoteLocation(f"{self.url.rstrip('/')}/{self._written(name)}", self._settings)
+
+    def is_file(self) -> bool:
+        try:
+            self._file()
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        return True
+
+    def is_folder(self) -> bool:
+        return bool(self._reader().ask(self.url, lambda store: store.is_folder(self.url)))
+
+    def names(self) -> list[str]:
+        return sorted(self._listed())
+
+    def files(self) -> dict[str, Location]:
+        root = self.url.rstrip("/")
+        found = {
+            name: RemoteLocation(f"{root}/{self._written(name)}", self._settings, info)
+            for name, info in sorted(self._listed().items())
+        }
+        self._reader().all([file._file for file in found.values() if file._info is None])
+        return dict(found)
+
+    def size(self) -> int:
+        return self._file().info.size
+
+    def version(self) -> str:
+        return self._file().info.version
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        file = self._file()
+        last = file.info.size if stop is None else stop
+        require_within(file, start, last)
+        return self._reader().read_ranges(file, [(start, last)])[0]
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        file = self._file()
+        for start, stop in ranges:
+            require_within(file, start, stop)
+        return self._reader().read_ranges(file, ranges)
+
+    def prefetch(self, ranges: Sequence[Range]) -> None:
+        if self._info is None:  # asking for it takes as long as a read
+            self._reader().soon(lambda: self._prefetch(ranges))
+        else:
+            self._prefetch(ranges)
+
+    def forget(self, ranges: Sequence[Range]) -> None:
+        self._reader().forget(self._file(), ranges)
+
+    def write(self, content: bytes) -> None:
+        self._reader().ask(self.url, lambda store: store.put(self.url, content))
+        self._info = None
+
+    def local_path(self) -> Path | None:
+        return None
+
+    def _written(self, name: str) -> str:
+        return quote(name) if self.url.startswith(("http://", "https://")) else name
+
+    def _listed(self) -> dict[str, Info | None]:
+        found: dict[str, Info | None] = self._reader().ask(self.url, lambda store: store.files(self.url))
+        return {name: info for name, info in found.items() if not _is_hidden(name)}
+
+    def _file(self) -> File:
+        if self._info is None:
+            self._info = self._reader().ask(self.url, lambda store: store.info(self.url))
+        return File(self.url, self._info)
+
+    def _prefetch(self, ranges: Sequence[Range]) -> None:
+        file = self._file()
+        self._reader().prefetch(file, [(start, min(stop, file.info.size)) for start, stop in ranges])
+
+    def _reader(self) -> Reader:
+        return reader(self._settings)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is hidden, or leads elsewhere: S3 allows any."""
+    return posixpath.normpath(name) != name or name.startswith("/") or any(p.startswith(".") for p in name.split("/"))
