@@ -36,6 +36,9 @@ class FarLocation(Location):
     def size(self) -> int:
         return self._local.size()
 
+    def version(self) -> str:
+        return ""
+
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         if stop is not None:
             self.log.append(("read", self.path.name, [(start, stop)]))

@@ -132,15 +132,23 @@ class ShardedArray:
         found = {}
         for shard, of_shard in by_shard.items():
             ranges = _merged(self._around(*span) for span in of_shard)
-            contents = self.folder.child(self.layout.file(shard)).read_ranges(ranges)
-            for (start, stop), content in zip(ranges, contents, strict=True):
-                self._check(shard, start, stop, content)
+            try:
+                contents = self._checked(shard, ranges)
+            except StorageError:  # on its way perhaps, so that it is whole when it is asked for again
+                self.folder.child(self.layout.file(shard)).forget(ranges)
+                contents = self._checked(shard, ranges)
             begins = [start for start, _ in ranges]
             for span in of_shard:
                 number = bisect_right(begins, span[1]) - 1
                 start = begins[number]
                 found[span] = memoryview(contents[number])[span[1] - start : span[2] - start]
         return found
+
+    def _checked(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        contents = self.folder.child(self.layout.file(shard)).read_ranges(ranges)
+        for (start, stop), content in zip(ranges, contents, strict=True):
+            self._check(shard, start, stop, content)
+        return contents
 
     def _check(self, shard: int, start: int, stop: int, content: bytes) -> None:
         name = self.folder.child(self.layout.file(shard)).shown
