@@ -65,10 +65,27 @@ def test_what_is_there_is_not_added():
     assert changed_host.without_nvlink(gpus("4x3090").hosts[0]) is None
 
 
+@pytest.mark.parametrize(
+    ("cards", "published"), [("4x4090", 10.6), ("2x4090", 19.4)]
+)  # over two host bridges: github.com/smolix/d2l-neu
+def test_copy_engines_are_not_told_better_than_published(cards, published):
+    engines = changed_host.with_copy_engines(gpus(cards).hosts[0])
+    assert engines is not None
+    found = Graph(engines).rings_gb_per_s(tuple(device.id for device in engines.devices))
+    assert 0.75 * published < found < published
+
+
+def test_measured_links_have_no_other_bridges():
+    host = gpus("4x4090").hosts[0]
+    probed = replace(host, links=tuple(replace(link, source="measured") for link in host.links))
+    engines = changed_host.with_copy_engines(probed)
+    assert engines is not None and engines.links == probed.links
+
+
 def test_settings_change_facts_and_no_links():
     host = gpus("4x4090").hosts[0]
     engines = changed_host.with_copy_engines(host)
-    assert engines is not None and engines.links == host.links
+    assert engines is not None
     assert engines.facts == {"p2p": False, "environment": {"NCCL_SHM_USE_CUDA_MEMCPY": "1"}}
     assert changed_host.with_copy_engines(engines) is None
     assert changed_host.with_copy_engines(gpus("8xL40S").hosts[0]) is None

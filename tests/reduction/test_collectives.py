@@ -64,6 +64,29 @@ def test_exact_plans_equal_a_float64_sum_on_all_ranks(plan):
             assert torch.equal(a, b), ours
 
 
+def _lengths(plan: ReducePlan, num: int) -> list[int]:
+    route = Route(plan, rank=dist.get_rank(), device=torch.device("cpu"))
+    chunks = route.chunks(num, 4)
+    route.close()
+    assert [chunk.start for chunk in chunks] == [0, *(chunk.stop for chunk in chunks[:-1])]
+    assert chunks[-1].stop == num
+    return [chunk.stop - chunk.start for chunk in chunks]
+
+
+@pytest.mark.parametrize(
+    ("wire_dtype", "num", "expected"),
+    [
+        ("exact", 4096, [256, 256, 256, 256, 1024, 1024, 1024]),
+        ("exact", 3 * 1024 + 5, [256, 256, 256, 256, 1024, 1024, 5]),
+        ("exact", 3 * 1024, [1024] * 3),  # of few chunks a small one is a larger share of the whole
+        ("int8", 4096, [1024] * 4),
+    ],
+)
+def test_the_first_of_many_chunks_is_cut(wire_dtype, num, expected):
+    for lengths in run_ranks(_lengths, 4, _plan("hierarchical", wire_dtype=wire_dtype, chunk_bytes=4096), num):
+        assert lengths == expected
+
+
 def test_two_ranks_of_two_hosts():
     for plan in (
         flat(2),

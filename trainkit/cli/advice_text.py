@@ -143,7 +143,8 @@ def _assumed(advice: "LinksAdvice") -> str:
             "Its links have nominal speeds; `trainkit topo show` draws them. docs/which_machine.md: what this is worth."
         )
     return (
-        "Slots of 16 lanes with a host bridge each are assumed, and up to 4 cards a socket, at nominal speeds. "
+        "Slots of 16 lanes with a host bridge each are assumed (for copy engines one for two cards), and up to 4 cards "
+        "a socket, at nominal speeds. "
         "docs/which_machine.md says what this is worth."
     )
 
