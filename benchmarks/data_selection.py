@@ -139,7 +139,7 @@ def _arm(root: Path, name: str, rules: list[str] | None, options: argparse.Names
         print(name, seed, losses[-1], flush=True)
     return {
         "name": name,
-        "rules": rules and [one.replace(str(root), "") for one in rules],
+        "rules": rules and [one.replace(f"{root}/", "") for one in rules],
         "kept": kept,
         "losses": losses,
     }

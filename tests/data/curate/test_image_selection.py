@@ -1,7 +1,6 @@
 """`trainkit data select` of images: what each rule drops, and what is written."""
 
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -72,7 +71,7 @@ def test_a_zip_file_gives_the_same(pictures):
 
 def test_links_and_lists(pictures):
     kept, _ = select(pictures, "--drop-exact", "--form", "links", to="links")
-    assert all(os.path.samefile(pictures / name, pictures.parent / "links" / name) for name in kept)
+    assert all((pictures / name).samefile(pictures.parent / "links" / name) for name in kept)
     listed, selection = select(pictures, "--drop-exact", "--form", "list", to="list")
     assert listed == ["kept.txt"] and selection["form"] == "list"
     assert (pictures.parent / "list" / "kept.txt").read_text().splitlines() == kept
