@@ -251,6 +251,9 @@ def test_a_source_that_changes_is_said(tmp_path):
             write_rows(path, ["one text", "a third text"])
             return np.arange(len(texts), dtype=float)
 
+        def embeddings(self, texts):
+            raise AssertionError
+
     rules = TextRules(loss_of="run", loss_between=(0, 1))
     with pytest.raises(ValueError, match=r"a\.jsonl was changed while it was read"):
         select_text(source, rules, tmp_path / "out", loss_model=Changing(), progress=False)
