@@ -42,14 +42,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         planted = _plant(root, options.num_documents, options.foreign)
-        arms = [_arm(root, name, rules, options) for name, rules in _arms(root)]
-    result = {
-        "question": "held-out loss by selection",
-        "num_steps": options.num_steps,
-        "documents": planted,
-        "arms": arms,
-    }
-    write("data-selection", facts, [result], options.output)
+        result = {"question": "held-out loss by selection", "num_steps": options.num_steps, "documents": planted}
+        arms: list[dict[str, object]] = []
+        for name, rules in _arms(root):
+            arms.append(_arm(root, name, rules, options))
+            write("data-selection", facts, [{**result, "arms": arms}], options.output)  # also where the next one fails
 
 
 def _arms(root: Path) -> list[tuple[str, list[str] | None]]:
