@@ -42,14 +42,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         planted = _plant(root, options.num_documents, options.foreign)
-        arms = [_arm(root, name, rules, options) for name, rules in _arms(root)]
-    result = {
-        "question": "held-out loss by selection",
-        "num_steps": options.num_steps,
-        "documents": planted,
-        "arms": arms,
-    }
-    write("data-selection", facts, [result], options.output)
+        result = {"question": "held-out loss by selection", "num_steps": options.num_steps, "documents": planted}
+        arms: list[dict[str, object]] = []
+        for name, rules in _arms(root):
+            arms.append(_arm(root, name, rules, options))
+            write("data-selection", facts, [{**result, "arms": arms}], options.output)  # also where the next one fails
 
 
 def _arms(root: Path) -> list[tuple[str, list[str] | None]]:
@@ -141,7 +138,7 @@ def _arm(root: Path, name: str, rules: list[str] | None, options: argparse.Names
         print(name, seed, losses[-1], flush=True)
     return {
         "name": name,
-        "rules": rules and [one.replace(str(root), "") for one in rules],
+        "rules": rules and [one.replace(f"{root}/", "") for one in rules],
         "kept": kept,
         "losses": losses,
     }

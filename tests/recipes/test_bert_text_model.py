@@ -112,6 +112,7 @@ def test_a_run_selects_by_its_loss(tmp_path, texts, capsys):
     from trainkit import load_recipe
 
     trained = load_recipe(run, with_data=False)
+    assert isinstance(trained, MaskedLanguageModelling)
     losses = trained.text_model().losses(texts)
     trained.runtime.close()
     low, high = np.quantile(losses, [0.2, 0.7])

@@ -61,7 +61,8 @@ examples:
   trainkit card runs/bert
   trainkit dashboard runs
   trainkit checkpoint ls runs/bert
-  trainkit data inspect ~/pictures
+  trainkit data inspect ~/texts
+  trainkit data select ~/texts --to ~/texts_selected --drop-exact --drop-near
   trainkit data prepare ~/texts --to /data/texts
   trainkit data audit train.csv test.csv
   trainkit data augment runs/digits more_digits --num 5000

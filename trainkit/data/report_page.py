@@ -11,6 +11,7 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:10
 table{border-collapse:collapse;margin:.5em 0}td,th{text-align:left;padding:.15em 1.2em .15em 0;vertical-align:top}
 th{font-weight:600;border-bottom:1px solid #bbb}img{max-width:100%}code{background:#f2f2f2;padding:.2em .4em}
 td{overflow-wrap:anywhere}td.name{white-space:nowrap}
+@media(max-width:600px){td.name{white-space:normal}}
 .bar{background:#7aa6d8;height:.8em;display:inline-block}"""
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_the_counts_add_up_and_the_order_stays(corpus, texts):
     assert len(steps) == 8 and all(step["dropped"] > 0 for step in steps if "above 2" not in step["rule"])
     assert steps[0]["before"] == len(texts) and steps[-1]["after"] == len(kept) == selection["after"]["documents"]
     assert all(step["before"] - step["dropped"] == step["after"] for step in steps)
-    assert all(one["after"] == other["before"] for one, other in zip(steps, steps[1:], strict=False))
+    assert all(one["after"] == other["before"] for one, other in pairwise(steps))
     assert selection["after"]["characters"] == sum(map(len, kept))
     places = [texts.index(text) for text in kept]
     assert places == sorted(places)
@@ -249,6 +250,9 @@ def test_a_source_that_changes_is_said(tmp_path):
         def losses(self, texts):
             write_rows(path, ["one text", "a third text"])
             return np.arange(len(texts), dtype=float)
+
+        def embeddings(self, texts):
+            raise AssertionError
 
     rules = TextRules(loss_of="run", loss_between=(0, 1))
     with pytest.raises(ValueError, match=r"a\.jsonl was changed while it was read"):

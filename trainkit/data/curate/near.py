@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from trainkit.data.minhash import FEWEST, NUM_BANDS, NUM_PERMUTATIONS, ROWS, band_keys, required
 from trainkit.data.shingles import Shingles, jaccard
 
-_FIRST_IN_BUCKET, _BEFORE_IN_BUCKET = 8, 4  # texts that one is compared with of those that agree in a band
+_FIRST_IN_BUCKET, _BEFORE_IN_BUCKET = 6, 2  # texts that one is compared with of those that agree in a band
 _MOST_VERIFIED = 16  # earlier texts that one is compared with, those that agree in most bands
-_AT_ONCE = 1 << 17  # signatures
+_LEAST_ESTIMATE = 0.36  # of the similarity, by signatures: 4.5 standard deviations below the least that is required
+_AT_ONCE = 1 << 16  # signatures
+_MOST_PAIRS = 1 << 25  # that are held before they are counted: 256 MB
 
 
 class NearTexts:
     """Finds, for each text, an earlier one whose shingles are nearly the same. A context manager: its files go at exit.
 
     Candidates agree in a band of their MinHash signatures, as in an audit, and are compared exactly, so that none is
-    found by mistake. A pair is missed with the probability that `audit.texts.TextIndex` states, and where more than a
-    dozen texts agree in each of its bands. Takes 512 bytes of disk a text and 8 a word, and about 150 bytes of memory a
+    found by mistake. A pair is missed with the probability that `audit.texts.TextIndex` states, and where more than
+    eight texts agree in each of its bands. Takes 512 bytes of disk a text and 8 a word, and about 150 bytes of memory a
     text.
 
     Args:
@@ -93,29 +95,63 @@ class NearTexts:
 
     def _candidates(self, signatures: NDArray[np.uint32], chosen: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Yields (later, earlier): the later in order, and of each the earlier ones that agree in most bands first."""
-        num = len(signatures)
-        different, agreeing = np.empty(0, np.int64), np.empty(0, np.int64)  # pairs, and bands in which they agree
+        num, pairs = len(signatures), _Pairs()
         for band in range(NUM_BANDS):
             keys = np.concatenate(
                 [_keys_of_band(signatures, chosen[i : i + _AT_ONCE], band) for i in range(0, len(chosen), _AT_ONCE)]
             )
             order = np.argsort(keys, kind="stable")  # numbers stay in order within a bucket
             members, keys = chosen[order], keys[order]
-            first = np.searchsorted(keys, keys)  # place of the first of the bucket
+            begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+            first = np.repeat(begins, np.diff(begins, append=len(keys)))
             rank = np.arange(len(keys)) - first
-            pairs = [different]
             for shift in range(_FIRST_IN_BUCKET):
                 later = np.flatnonzero(rank > shift)
-                pairs.append(members[later] * num + members[first[later] + shift])
+                pairs.add(members[later] * num + members[first[later] + shift])
             for shift in range(1, _BEFORE_IN_BUCKET + 1):
                 later = np.flatnonzero(rank - shift >= _FIRST_IN_BUCKET)
-                pairs.append(members[later] * num + members[later - shift])
-            different, agreeing = _counted(np.concatenate(pairs), agreeing)
+                pairs.add(members[later] * num + members[later - shift])
+        different, agreeing = pairs.counted()
         later, earlier = np.divmod(different, num)
         order = np.lexsort((earlier, -agreeing, later))
         later, earlier = later[order], earlier[order]
-        kept = np.arange(len(later)) - np.searchsorted(later, later) < _MOST_VERIFIED
-        yield from zip(later[kept].tolist(), earlier[kept].tolist(), strict=True)
+        begins = np.flatnonzero(np.diff(later, prepend=-1))
+        rank = np.arange(len(later)) - np.repeat(begins, np.diff(begins, append=len(later)))
+        later, earlier = later[rank < _MOST_VERIFIED], earlier[rank < _MOST_VERIFIED]
+        for start in range(0, len(later), _AT_ONCE):
+            ours, theirs = later[start : start + _AT_ONCE], earlier[start : start + _AT_ONCE]
+            is_likely = (signatures[ours] == signatures[theirs]).mean(axis=1) >= _LEAST_ESTIMATE
+            yield from zip(ours[is_likely].tolist(), theirs[is_likely].tolist(), strict=True)
+
+
+class _Pairs:
+    """How often each pair was added."""
+
+    def __init__(self) -> None:
+        self._added: list[NDArray[np.int64]] = []
+        self._num_added = 0
+        self._different, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def add(self, pairs: NDArray[np.int64]) -> None:
+        self._added.append(pairs)
+        self._num_added += len(pairs)
+        if self._num_added > _MOST_PAIRS:
+            self.counted()
+
+    def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The different pairs, and how often each was added."""
+        new, counts = np.unique(np.concatenate([np.empty(0, np.int64), *self._added]), return_counts=True)
+        self._added, self._num_added = [], 0
+        if not len(self._different):
+            self._different, self._counts = new, counts
+        elif len(new):
+            together = np.concatenate([self._different, new])
+            order = np.argsort(together, kind="stable")
+            counts = np.concatenate([self._counts, counts])[order]
+            together = together[order]
+            begins = np.flatnonzero(np.concatenate([[True], together[1:] != together[:-1]]))
+            self._different, self._counts = together[begins], np.add.reduceat(counts, begins)
+        return self._different, self._counts
 
 
 def _keys_of_band(signatures: NDArray[np.uint32], numbers: NDArray[np.int64], band: int) -> NDArray[np.uint64]:
@@ -123,10 +159,3 @@ def _keys_of_band(signatures: NDArray[np.uint32], numbers: NDArray[np.int64], ba
     part = slice(band * ROWS, (band + 1) * ROWS)
     whole[:, part] = signatures[numbers, part]
     return band_keys(whole)[:, band]
-
-
-def _counted(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The different pairs, and how often each is there; the first ones of `pairs` count as `counts` says."""
-    different, of = np.unique(pairs, return_inverse=True)
-    weights = np.concatenate([counts, np.ones(len(pairs) - len(counts), np.int64)])
-    return different, np.bincount(of, weights, minlength=len(different)).astype(np.int64)
