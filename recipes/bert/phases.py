@@ -120,7 +120,7 @@ class Plan:
         batch_size: samples in a global batch of phases that have no other.
         warmup: of the batch size of the first phase, or of its sequence length.
         schedule: of the learning rate, from the start of each phase.
-        full_length: tokens in a sample of phases that have no other; None: the data have no length.
+        data: a specification; its `sequence_length` is that of phases that have no other.
 
     Raises:
         ConfigError: for a warm-up, of the batch size or the learning rate, that does not fit into its phase.
@@ -134,7 +134,7 @@ class Plan:
         batch_size: int,
         warmup: BatchSizeWarmup | LengthWarmup | None = None,
         schedule: Schedule | ScheduleFunction | None = None,
-        full_length: int | None = None,
+        data: Any = None,
     ) -> None:
         self.is_phased = phases is not None
         given = {"": Phase(num_steps=num_steps)} if phases is None else {n: _made(Phase, p) for n, p in phases.items()}
@@ -143,7 +143,8 @@ class Plan:
             for name, phase in given.items()
         }
         self.stages: list[Stage] = []
-        self._in_samples, self._full_length = isinstance(warmup, BatchSizeWarmup), full_length
+        self._in_samples = isinstance(warmup, BatchSizeWarmup)
+        self._full_length: int | None = getattr(data, "sequence_length", None)
         for number, (name, phase) in enumerate(self.phases.items()):
             self._add(number, name, phase, warmup if number == 0 else None)
         self._schedules = [self._schedule_of(name, phase, schedule) for name, phase in self.phases.items()]

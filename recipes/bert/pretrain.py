@@ -114,13 +114,11 @@ class MaskedLanguageModelling(Recipe):
         require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
         require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=phases)
         warmup = warmup_of(batch_size_warmup, length_warmup, num_epochs=num_epochs, data=data)
-        length = getattr(data, "sequence_length", None)
-        plan = partial(Plan, phases, batch_size=batch_size, warmup=warmup, schedule=schedule, full_length=length)
+        plan = partial(Plan, phases, batch_size=batch_size, warmup=warmup, schedule=schedule, data=data)
         if num_epochs is None:
             self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
         check_masking(mask_share, masking)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
+        _require_norm(max_grad_norm)
         if next_sentence:
             data, model = with_pairs(data, model)
         else:
@@ -424,6 +422,11 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in module.parameters() if p in decayed]},
         {"params": [p for p in module.parameters() if p not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _require_norm(max_grad_norm: float | None) -> None:
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
 
 
 def _require_no_pooler(model: Architecture) -> None:

@@ -286,7 +286,7 @@ def test_a_warm_up_of_lengths_measures_on_the_full_length(path):
     recipe.runtime.close()
 
 
-def test_a_run_with_a_warm_up_of_lengths_is_restored_without_data(path):
+def test_a_warm_up_of_lengths_is_restored_without_data(path):
     recipe = make(path, **{**WARM, "data": Datasets(train=(), held_out=(), tokenizer=make(path).tokenizer)})
     assert recipe.num_samples == 56
     recipe.runtime.close()
