@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gan_small_data
-from docs.generators import curation, links, scale, shards, sweeps, workers
+from docs.generators import curation, links, scale, shards, shuffling, sweeps, workers
 from docs.generators.markdown import Results, number, svg, values
 from docs.generators.markdown import table as _table
 
@@ -399,6 +399,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "scale": scale.many_ranks,
     "workers": workers.handing_over,
     **curation.RENDERERS,
+    "shuffling": shuffling.orders,
     **links.RENDERERS,
     **shards.RENDERERS,
     **sweeps.RENDERERS,

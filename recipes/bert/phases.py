@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from trainkit import Runtime, Schedule
 from trainkit.data import Datasets
 from trainkit.errors import ConfigError, require_above_zero, require_at_least
+from trainkit_recipes.bert.length_warmup import LengthWarmup
 
 T = TypeVar("T")
 ScheduleFunction = Callable[[int, int], float]
@@ -86,6 +87,7 @@ class Stage:
         batch_size: samples in a global batch.
         start: samples before the stage.
         end: samples before the next stage.
+        full_length: tokens in a sample of the phase after a warm-up, on which an evaluation measures.
     """
 
     phase: int
@@ -94,6 +96,7 @@ class Stage:
     batch_size: int
     start: int
     end: int
+    full_length: int | None
 
     @property
     def key(self) -> str:
@@ -115,8 +118,9 @@ class Plan:
         phases: by name, in order; None: one of `num_steps`.
         num_steps: global batches, where there are no phases.
         batch_size: samples in a global batch of phases that have no other.
-        warmup: of the batch size of the first phase.
+        warmup: of the batch size of the first phase, or of its sequence length.
         schedule: of the learning rate, from the start of each phase.
+        data: a specification; its `sequence_length` is that of phases that have no other.
 
     Raises:
         ConfigError: for a warm-up, of the batch size or the learning rate, that does not fit into its phase.
@@ -128,38 +132,53 @@ class Plan:
         *,
         num_steps: int,
         batch_size: int,
-        warmup: BatchSizeWarmup | None = None,
+        warmup: BatchSizeWarmup | LengthWarmup | None = None,
         schedule: Schedule | ScheduleFunction | None = None,
+        data: Any = None,
     ) -> None:
         self.is_phased = phases is not None
         given = {"": Phase(num_steps=num_steps)} if phases is None else {n: _made(Phase, p) for n, p in phases.items()}
-        warmup = None if warmup is None else _made(BatchSizeWarmup, warmup)
         self.phases = {
             name: phase if phase.batch_size is not None else replace(phase, batch_size=batch_size)
             for name, phase in given.items()
         }
         self.stages: list[Stage] = []
-        self._in_samples = warmup is not None
+        self._in_samples = isinstance(warmup, BatchSizeWarmup)
+        self._full_length: int | None = getattr(data, "sequence_length", None)
         for number, (name, phase) in enumerate(self.phases.items()):
             self._add(number, name, phase, warmup if number == 0 else None)
         self._schedules = [self._schedule_of(name, phase, schedule) for name, phase in self.phases.items()]
 
-    def _add(self, number: int, name: str, phase: Phase, warmup: BatchSizeWarmup | None) -> None:
+    def _add(self, number: int, name: str, phase: Phase, warmup: BatchSizeWarmup | LengthWarmup | None) -> None:
         """Adds the stages of a phase."""
+        if isinstance(warmup, LengthWarmup) and phase.sequence_length is None:
+            phase = replace(phase, sequence_length=self._full_length)
         assert phase.batch_size is not None
         end = self.num_samples + phase.num_steps * phase.batch_size
         if warmup is not None:
-            self._add_warmup(warmup, name, phase)
+            is_of_lengths = isinstance(warmup, LengthWarmup)
+            (self._add_lengths if is_of_lengths else self._add_sizes)(warmup, name, phase)  # type: ignore[arg-type]
             if self.num_samples >= end:
+                key, full = ("length_warmup", "length") if is_of_lengths else ("batch_size_warmup", "size")
                 raise ConfigError(
-                    f"recipe.batch_size_warmup.num_samples={warmup.num_samples} leaves no batch of the full size among "
+                    f"recipe.{key}.num_samples={warmup.num_samples} leaves no batch of the full {full} among "
                     f"{end:,} samples: give a smaller one, or train longer"
                 )
         start, size = self.num_samples, phase.batch_size
         end = start + math.ceil((end - start) / size) * size
-        self.stages.append(Stage(number, name, phase.sequence_length, size, start, end))
+        self.stages.append(Stage(number, name, phase.sequence_length, size, start, end, phase.sequence_length))
 
-    def _add_warmup(self, warmup: BatchSizeWarmup, name: str, phase: Phase) -> None:
+    def _add_lengths(self, warmup: LengthWarmup, name: str, phase: Phase) -> None:
+        assert phase.batch_size is not None
+        if phase.sequence_length is None:
+            raise ConfigError("recipe.length_warmup: these data have one length only; set recipe.length_warmup=null")
+        lengths = warmup.lengths(phase.sequence_length)
+        for length in lengths:
+            start = self.num_samples
+            end = start + math.ceil(warmup.num_samples / len(lengths) / phase.batch_size) * phase.batch_size
+            self.stages.append(Stage(0, name, length, phase.batch_size, start, end, phase.sequence_length))
+
+    def _add_sizes(self, warmup: BatchSizeWarmup, name: str, phase: Phase) -> None:
         assert phase.batch_size is not None
         if warmup.first >= phase.batch_size:
             raise ConfigError(
@@ -168,7 +187,7 @@ class Plan:
         for size in warmup.sizes(phase.batch_size):
             start = self.num_samples
             end = start + math.ceil(warmup.num_samples / warmup.num_stages / size) * size
-            self.stages.append(Stage(0, name, phase.sequence_length, size, start, end))
+            self.stages.append(Stage(0, name, phase.sequence_length, size, start, end, phase.sequence_length))
 
     @property
     def num_samples(self) -> int:
@@ -177,8 +196,9 @@ class Plan:
 
     @property
     def lengths(self) -> list[int | None]:
-        """The sequence lengths of the phases, each once."""
-        return list(dict.fromkeys(stage.sequence_length for stage in self.stages))
+        """The sequence lengths, each once: first those that an evaluation measures on."""
+        measured = [stage.full_length for stage in self.stages]
+        return list(dict.fromkeys([*measured, *(stage.sequence_length for stage in self.stages)]))
 
     def at(self, position: int) -> Stage:
         """Returns the stage of the batch that begins at `position`; after the end, the last one."""
@@ -251,6 +271,35 @@ def require_one_length(*, num_steps: int | None, num_epochs: float | None, phase
     require_above_zero("recipe.", num_epochs=num_epochs)
 
 
+def warmup_of(
+    sizes: BatchSizeWarmup | None, lengths: LengthWarmup | None, *, num_epochs: float | None, data: Any
+) -> BatchSizeWarmup | LengthWarmup | None:
+    """Returns the warm-up of a run.
+
+    Args:
+        sizes: of the batches.
+        lengths: of the sequences; they count for nothing without data.
+        num_epochs: of the run, where its length is given so.
+        data: of the run.
+
+    Raises:
+        ConfigError: for two of them, and for one of lengths without a number of steps.
+    """
+    if lengths is None or _is_empty(data):
+        return None if sizes is None else _made(BatchSizeWarmup, sizes)
+    if sizes is not None:
+        raise ConfigError(
+            "recipe.length_warmup and recipe.batch_size_warmup are both given: set one of them to null, or give the "
+            "parts of the run as recipe.phases"
+        )
+    if num_epochs is not None:
+        raise ConfigError(
+            f"recipe.num_epochs={num_epochs:g} with recipe.length_warmup, whose lengths have epochs of their own: set "
+            f"recipe.num_steps, and recipe.num_epochs=null"
+        )
+    return _made(LengthWarmup, lengths)
+
+
 def load_lengths(data: Any, lengths: Sequence[int | None]) -> dict[int | None, Datasets]:
     """Loads the data with samples of several lengths.
 
@@ -269,9 +318,14 @@ def load_lengths(data: Any, lengths: Sequence[int | None]) -> dict[int | None, D
     own = getattr(data, "sequence_length", None)
     if hasattr(data, "load_lengths"):
         return dict(zip(lengths, data.load_lengths([own if n is None else n for n in lengths]), strict=True))
-    if isinstance(data, Datasets) and not len(data.train):  # of a checkpoint, to be used without data
+    if _is_empty(data):
         return dict.fromkeys(lengths, data)
     raise ConfigError(
-        f"recipe.phases have a sequence_length, and {type(data).__name__} has one length only: use data=text or "
-        f"data=nvidia_bert, or leave sequence_length out"
+        f"recipe.phases or recipe.length_warmup have a sequence_length, and {type(data).__name__} has one length only: "
+        f"use data=text or data=nvidia_bert, or leave sequence_length out"
     )
+
+
+def _is_empty(data: Any) -> bool:
+    """Whether these are the data of a checkpoint that is used without any."""
+    return isinstance(data, Datasets) and not len(data.train)

@@ -27,10 +27,19 @@ from trainkit_recipes.bert.hugging_face import (
     require_shape,
     require_vocabulary,
 )
+from trainkit_recipes.bert.length_warmup import LengthWarmup
 from trainkit_recipes.bert.losses import masked_loss, pair_loss
 from trainkit_recipes.bert.model import Architecture, Layer, MaskedLanguageModel
 from trainkit_recipes.bert.next_sentence import ACCURACY, LABEL, PreTrainingModel, check_pairs, with_pairs
-from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan, Stage, load_lengths, require_one_length
+from trainkit_recipes.bert.phases import (
+    BatchSizeWarmup,
+    Phase,
+    Plan,
+    Stage,
+    load_lengths,
+    require_one_length,
+    warmup_of,
+)
 from trainkit_recipes.bert.report import Report, outlook
 from trainkit_recipes.bert.samples import Samples, Windows, masked_by, require_uncompiled, samples_of
 from trainkit_recipes.bert.text_model import BertOfTexts
@@ -66,6 +75,7 @@ class MaskedLanguageModelling(Recipe):
         phases: parts of the run by name, in order, such as one of short and one of long sequences; they replace
             `num_steps` and `num_epochs`. An evaluation measures on windows of the current phase's length.
         batch_size_warmup: smaller batches at the start; None: none.
+        length_warmup: shorter sequences at the start; None: none. An evaluation measures on the full length.
 
     Raises:
         ConfigError: for values out of range or that do not match.
@@ -99,16 +109,17 @@ class MaskedLanguageModelling(Recipe):
         sentences: tuple[str, ...] = (),
         phases: dict[str, Phase] | None = None,
         batch_size_warmup: BatchSizeWarmup | None = None,
+        length_warmup: LengthWarmup | None = None,
     ) -> None:
         counts = {"num_steps": num_steps, "batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}
         require_at_least(1, "recipe.", **counts, grad_accumulation_steps=grad_accumulation_steps)
         require_one_length(num_steps=num_steps, num_epochs=num_epochs, phases=phases)
-        plan = partial(Plan, phases, batch_size=batch_size, warmup=batch_size_warmup, schedule=schedule)
+        warmup = warmup_of(batch_size_warmup, length_warmup, num_epochs=num_epochs, data=data)
+        plan = partial(Plan, phases, batch_size=batch_size, warmup=warmup, schedule=schedule, data=data)
         if num_epochs is None:
             self.plan = plan(num_steps=num_steps or _NUM_STEPS)  # an error is raised before data are read
         check_masking(mask_share, masking)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
+        _require_norm(max_grad_norm)
         if next_sentence:
             data, model = with_pairs(data, model)
         else:
@@ -127,7 +138,7 @@ class MaskedLanguageModelling(Recipe):
         self.num_samples, self.restarts_schedules = self.plan.num_samples, len(self.plan.phases) > 1
         if phases is not None:
             self.length_key = f"recipe.phases.{[*phases][-1]}.num_steps"
-        if len(lengths) > 1:
+        if len({stage.full_length for stage in self.plan.stages}) > 1:
             self.best_metric = None  # losses on sequences of different lengths cannot be compared
         self.tokenizer = self.datasets.tokenizer
         self._evaluations: list[tuple[int, float]] = []
@@ -263,7 +274,7 @@ class MaskedLanguageModelling(Recipe):
 
     @property
     def _evaluated(self) -> HeldOut:
-        return self._held_out[self._trained_stage.sequence_length]
+        return self._held_out[self._trained_stage.full_length]
 
     def evaluate(self) -> dict[str, float]:
         """Returns loss and accuracy on the masked tokens of the held-out data."""
@@ -416,6 +427,11 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in module.parameters() if p in decayed]},
         {"params": [p for p in module.parameters() if p not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _require_norm(max_grad_norm: float | None) -> None:
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"recipe.max_grad_norm={max_grad_norm}: must be a norm above 0, or null for no clipping")
 
 
 def _require_no_pooler(model: Architecture) -> None:

@@ -60,7 +60,7 @@ def test_each_source_is_passed_through_in_epochs_of_its_own():
     assert len(drawn[drawn < 300]) // 300 >= 8
 
 
-def test_the_place_of_a_rare_source_is_uniform_and_differs_by_seed():
+def test_the_place_of_a_rare_source_is_uniform():
     """A source of 1 in 64 has a sample in each 64 positions, anywhere in them."""
     shares = [Fraction(63, 64), Fraction(1, 64)]
     places = []
@@ -140,7 +140,7 @@ def test_a_resume_at_17_on_two_ranks_goes_on(shuffle):
     assert _whole(2, 17 * 24, 13, 0, shuffle) == {p: row for p, row in whole.items() if p >= 17 * 24}
 
 
-def test_sources_that_are_read_at_once_are_merged_in_their_order():
+def test_sources_are_merged_in_the_order_of_the_batch():
     tensors = {"low": {"x": torch.arange(5)}, "high": {"x": torch.arange(100, 103)}}
     mixed = MixedSamples(tensors)
     assert mixed.__getitems__([7, 0, 5, 4])["x"].tolist() == [102, 0, 100, 4]
@@ -280,7 +280,7 @@ def test_images_are_mixed_too(tmp_path):
     assert datasets.train.__getitems__([0, 1])["images"].shape == (2, 3, 8, 8)
 
 
-def test_a_configuration_trains_on_a_mixture_and_logs_its_epochs(texts):
+def test_a_run_on_a_mixture_logs_its_epochs(texts):
     """What a checkpoint of it stores is trusted, and a resumed run uses its tokenizer."""
     sources = ", ".join(f"{name}: {{path: {texts / name}.jsonl}}" for name in ("wiki", "code"))
     config = compose(

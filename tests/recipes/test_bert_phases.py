@@ -17,6 +17,7 @@ from trainkit import Runtime, Schedule, Tracker, Trainer, checkpoint
 from trainkit.data import Datasets, Text
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
+from trainkit_recipes.bert.length_warmup import LengthWarmup
 from trainkit_recipes.bert.model import TINY
 from trainkit_recipes.bert.phases import BatchSizeWarmup, Phase, Plan
 from trainkit_recipes.bert.pretrain import MaskedLanguageModelling
@@ -27,6 +28,8 @@ PHASES = {
     "short": Phase(num_steps=4, sequence_length=16, batch_size=12),
     "long": Phase(num_steps=3, sequence_length=40, batch_size=8, lr=4e-3, warmup=1),
 }
+
+LENGTHS = LengthWarmup(first=8, num_samples=30, num_stages=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,9 @@ def train(path: Path, **settings) -> tuple[dict[str, torch.Tensor], list[dict[st
 
 
 @pytest.mark.parametrize("settings", [{}, {"phases": None, "num_steps": 6, "batch_size": 16, "batch_size_warmup":
-                                           BatchSizeWarmup(first=8, num_samples=40, num_stages=2)}],
-                         ids=["phases", "batch-size warm-up"])  # fmt: skip
+                                           BatchSizeWarmup(first=8, num_samples=40, num_stages=2)},
+                                      {"phases": None, "num_steps": 7, "batch_size": 8, "length_warmup": LENGTHS}],
+                         ids=["phases", "batch-size warm-up", "length warm-up"])  # fmt: skip
 def test_phases_do_not_depend_on_the_split(path, settings):
     alone, metrics = train(path, **settings)
     for ranks, steps in ((2, 3), (4, 1)):
@@ -209,7 +213,12 @@ def test_smaller_batches_come_first_and_rates_follow_samples():
         ({"phases": {"a": Phase(num_steps=2, warmup=1)}, "schedule": None}, r"recipe\.phases\.a\.warmup=1: .* has non"),
         ({"batch_size_warmup": BatchSizeWarmup(first=12, num_samples=9)}, r"first=12: must be below .* size, 12"),
         ({"batch_size_warmup": BatchSizeWarmup(first=2, num_samples=48)}, r"num_samples=48 leaves no batch of the ful"),
-        ({"data": Datasets(train=[1], held_out=[1])}, r"phases have a sequence_length, and Datasets has one length"),
+        ({"length_warmup": LengthWarmup(first=16, num_samples=9)}, r"warmup\.first=16: must be below .* 16 tokens"),
+        ({"length_warmup": LengthWarmup(first=8, num_samples=48)}, r"warmup\.num_samples=48 leaves no batch of the"),
+        ({"length_warmup": LENGTHS, "batch_size_warmup": BatchSizeWarmup(first=2, num_samples=4)}, "both given"),
+        ({"length_warmup": LENGTHS, "phases": None, "num_epochs": 1}, r"num_epochs=1 with recipe\.length_warmup"),
+        ({"length_warmup": LENGTHS, "phases": None, "data": Datasets(train=[1], held_out=[1])}, "have one length only"),
+        ({"data": Datasets(train=[1], held_out=[1])}, r"have a sequence_length, and Datasets has one length"),
     ],
 )  # fmt: skip
 def test_phases_that_cannot_be_are_refused(path, settings, message):
@@ -224,6 +233,8 @@ def test_values_out_of_range_and_minutes_are_refused(path):
         Phase(num_steps=1, lr=0)
     with pytest.raises(ConfigError, match=r"recipe\.batch_size_warmup\.first=0"):
         BatchSizeWarmup(first=0, num_samples=9)
+    with pytest.raises(ConfigError, match=r"recipe\.length_warmup\.first=13: must be a multiple of 8; .*first=16"):
+        LengthWarmup(first=13, num_samples=9)
     recipe = make(path)
     with pytest.raises(ConfigError, match=r"minutes=5 compresses one learning-rate schedule, and each phase"):
         Trainer(recipe, minutes=5)
@@ -239,3 +250,43 @@ def too_small(path: Path) -> str:
 def test_a_later_phase_too_small_for_the_ranks_is_refused(path):
     for message in run_ranks(partial(too_small, path), 2):
         assert message.startswith("recipe.phases.long.batch_size=1: 2 ranks with strategy=ddp")
+
+
+WARM: dict[str, Any] = {"phases": None, "num_steps": 7, "batch_size": 8, "length_warmup": LENGTHS}
+
+
+def shapes(path: Path, start: int = 0) -> list[tuple[int, list[int], float]]:
+    """Position, shape and learning rate of each batch."""
+    recipe = make(path, **WARM)
+    rate, found = recipe.plan.schedule(1e-2), []
+    for batch in recipe.batches(start):
+        found.append((batch.position, [*batch.tokens.shape], present(rate)(batch.position, batch.size)))
+        if batch.position + batch.size >= recipe.num_samples:
+            break
+    recipe.runtime.close()
+    return found
+
+
+def test_sequences_get_longer_by_position_and_nothing_restarts(path):
+    whole = shapes(path)
+    assert [shape for _, shape, _ in whole] == [[8, 8]] * 2 + [[8, 16]] * 2 + [[8, 24]] * 3
+    assert [position for position, _, _ in whole] == [*range(0, 56, 8)]
+    plain = Schedule(warmup=2).until(7, 8)
+    assert [rate for *_, rate in whole] == [plain(position, 8) for position, *_ in whole]
+    for start in (8, 16, 32):
+        assert shapes(path, start) == whole[start // 8 :]
+
+
+def test_a_warm_up_of_lengths_measures_on_the_full_length(path):
+    recipe = make(path, **WARM)
+    next(iter(recipe.batches()))
+    assert recipe._evaluated.datasets.held_out.sequence_length == 24
+    assert recipe.best_metric is not None and recipe.datasets.train.sequence_length == 24
+    assert [cost for _, cost in recipe.costs()] == sorted(cost for _, cost in recipe.costs())
+    recipe.runtime.close()
+
+
+def test_a_warm_up_of_lengths_is_restored_without_data(path):
+    recipe = make(path, **{**WARM, "data": Datasets(train=(), held_out=(), tokenizer=make(path).tokenizer)})
+    assert recipe.num_samples == 56
+    recipe.runtime.close()

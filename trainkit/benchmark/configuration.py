@@ -78,4 +78,6 @@ def with_batch_size(config: Mapping[str, Any], num: int) -> Node:
         }
     if recipe.get("batch_size_warmup") is not None:
         recipe["batch_size_warmup"] = None
+    if recipe.get("length_warmup") is not None:
+        recipe["length_warmup"] = None
     return {**config, "recipe": recipe}
