@@ -154,11 +154,30 @@ NAMES = ["Photos (2024)", "a&b", "it's", "c#d", "[x]", "{y}", "Zoë", "k=v", "a,
 NAMES += ["0x10", "true", "choice(1,2)", "a;b", "!x", "x\\", "a\\'b", "'", '"', "%d", "a'b'c", "my folder"]
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.path=https://me:hunter2@host/x", r"data\.path=https://\*\*\*@host/x: a URL must not carry credentials"),
+        ("run_dir=s3://key:hunter2@bucket/x", r"run_dir=s3://\*\*\*@bucket/x: .* set AWS_ACCESS_KEY_ID"),
+        ("data.vocab_file=https://host/vocab.txt", r"data\.vocab_file=https://host/vocab\.txt: must be a path of this"),
+    ],
+)
+def test_a_url_that_may_not_be_kept_is_refused(override, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        check(compose([override]))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_is_not_made_into_a_path():
+    assert check(compose(["data.path=s3://bucket//a"]))["data"]["path"] == "s3://bucket//a"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_is_taken_as_it_stands(name, tmp_path):
     if name != "'":  # in quotes of the grammar, a value is what is between them
         checked = check(compose([f"data.path={name}", f"run_dir={name}", f"tracking.wandb.name={name}"]))
-        assert checked["data"]["path"] == checked["recipe"]["data"]["path"] == Path(checked["run_dir"]) == Path(name)
+        data, of_recipe = checked["data"]["path"], checked["recipe"]["data"]["path"]
+        assert data == of_recipe == checked["run_dir"] == name
         assert checked["tracking"]["wandb"]["name"] == name
     assert changed(compose_unresolved(), f"data.path={tmp_path}/{name}")["data"]["path"] == f"{tmp_path}/{name}"
     own = tmp_path / name / "conf"
@@ -170,7 +189,7 @@ def test_a_path_is_taken_as_it_stands(name, tmp_path):
 def test_a_tilde_is_the_home_directory():
     checked = check(compose(["data.path=~/texts", "run_dir=~/run", "comm.topology=~/links.json"]))
     home = Path.home()
-    assert checked["data"]["path"] == home / "texts" and checked["run_dir"] == str(home / "run")
+    assert checked["data"]["path"] == str(home / "texts") and checked["run_dir"] == str(home / "run")
     assert read(["data.path=~/texts"])[0].value == "~/texts"
     with pytest.raises(ConfigError, match=r"data\.path=~nobody-of-that-name/x"):
         check(compose(["data.path=~nobody-of-that-name/x"]))

@@ -88,8 +88,9 @@ def test_text_that_was_read_is_not_read_again(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["pictures", "pictures.zip"])
 def test_images_behind_a_url_are_the_same(url, files, name):
-    settings = {"resolution": 16, "labels": "folders", "held_out": 0.2}
-    here, there = (Images(path=path, **settings).load(progress=False) for path in (files / name, f"{url}/{name}"))
+    paths = (files / name, f"{url}/{name}")
+    specifications = [Images(path=path, resolution=16, labels="folders", held_out=0.2) for path in paths]
+    here, there = (images.load(progress=False) for images in specifications)
     assert here.facts == there.facts and here.classes == there.classes == ("class a", "class b")
     assert len(here.train) == len(there.train)
     for number in range(len(here.train)):
