@@ -190,6 +190,9 @@ class Pyramid(Dataset[dict[str, Tensor]]):
         largest: the largest resolution in the directory.
     """
 
+    is_thread_safe = True
+    """Threads may read at the same time."""
+
     def __init__(self, directory: Path, rows: NDArray[np.int64], *, resolution: int, channels: int, largest: int):
         self.resolution, self.channels, self.largest = resolution, channels, largest
         self._directory, self._rows = directory, rows

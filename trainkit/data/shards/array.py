@@ -1,5 +1,6 @@
 """ShardedArray: items that lie in shards, read at random by range, mapped where they are on this machine."""
 
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ Span = tuple[int, int, int]
 
 
 class ShardedArray:
-    """Reads spans of items. Picklable; nothing is opened before it is read.
+    """Reads spans of items. Picklable, and threads may share it; nothing is opened before it is read.
 
     What is read from afar is checked, piece by piece, against the checksums beside the shards.
 
@@ -34,6 +35,7 @@ class ShardedArray:
         self._local = folder.local_path()
         self._files = MappedFiles()
         self._sums: dict[int, NDArray[np.uint64]] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.layout.num_items
@@ -85,8 +87,8 @@ class ShardedArray:
         for shard, ranges in by_shard.items():
             self.folder.child(self.layout.file(shard)).prefetch([*dict.fromkeys(ranges)])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sums": {}}
+    def __reduce__(self) -> tuple[type["ShardedArray"], tuple[Location, Layout]]:
+        return ShardedArray, (self.folder, self.layout)
 
     def _parts(self, start: int, length: int) -> Iterator[Span]:
         per_shard, size = self.layout.items_per_shard, self.layout.item_bytes
@@ -160,9 +162,10 @@ class ShardedArray:
             found = np.frombuffer(content, "<u8")
             if len(content) != stop - start or found[-1] != own_sum(found[:-1]):
                 raise damaged(where.shown, start, stop)
-            while len(self._sums) >= _MOST_SUMS:
-                self._sums.pop(next(iter(self._sums)))
-            self._sums[shard] = found
+            with self._lock:
+                while len(self._sums) >= _MOST_SUMS:
+                    self._sums.pop(next(iter(self._sums)))
+                self._sums[shard] = found
         return found
 
 
