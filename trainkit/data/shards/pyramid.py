@@ -31,6 +31,8 @@ class ShardedPyramid(Dataset[dict[str, Tensor]]):
         rows: int64 [len]: which of the images of this side, by their places; None: all, which needs no memory.
     """
 
+    is_thread_safe = True
+
     def __init__(self, index: ShardIndex, side: str, *, resolution: int, rows: NDArray[np.int64] | None = None) -> None:
         self.largest: int = index.settings["resolution"]
         self.channels: int = index.settings["channels"]
