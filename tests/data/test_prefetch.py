@@ -15,6 +15,9 @@ class Announced:
     def __len__(self):
         return self.num
 
+    def __getitem__(self, index):
+        return {"x": torch.tensor(index)}
+
     def __getitems__(self, indices):
         return {"x": torch.tensor(indices)}
 
