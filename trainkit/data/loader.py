@@ -104,11 +104,10 @@ class Fetcher:
         number, rest = divmod(position - self._planned_from, self.batch_size)
         if rest or not 0 <= number < len(self._plans):
             self._planned_from, self._plans, number = position, self._next_plans(position), 0
-            self._announced = position
+        plan = self._plans[number]
         if self._prefetch is not None:
             self._announce(position, self._prefetch)
-            number = (position - self._planned_from) // self.batch_size
-        return self._plans[number]
+        return plan
 
     def _next_plans(self, position: int) -> list[tuple[Tensor, Tensor]]:
         count = min(_PLANNED, max(1, self.order.ahead // self.batch_size))
@@ -118,15 +117,14 @@ class Fetcher:
         """Tells the source of the next batches of this process."""
         stride = self.batch_size * self._num_in_turn
         last = position + _ANNOUNCED * stride
-        if self.end is not None:
+        if self.end is not None:  # the batch at the end is smaller, and planned when it is asked for
             last = min(last, position + max(0, self.end - self.batch_size - position) // stride * stride)
         while self._planned_from + len(self._plans) * self.batch_size <= last:
             passed = (position - self._planned_from) // self.batch_size
             more = self._next_plans(self._planned_from + len(self._plans) * self.batch_size)
             self._planned_from, self._plans = position, self._plans[passed:] + more
-        for announced in range(self._announced + stride, last + 1, stride):
-            indices = self._plans[(announced - self._planned_from) // self.batch_size][1]
-            prefetch(indices.numpy())
+        for announced in range(max(self._announced, position) + stride, last + 1, stride):
+            prefetch(self._plans[(announced - self._planned_from) // self.batch_size][1].numpy())
             self._announced = announced
 
     def _plan(self, position: int, count: int, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -121,7 +121,7 @@ def test_several_at_once_share_the_work(tmp_path, monkeypatch):
     assert tokenized.value == 2 * shared, "no part was made twice"
 
 
-def test_a_second_run_does_nothing_and_other_settings_are_refused(tmp_path):
+def test_a_second_run_does_nothing_and_others_are_refused(tmp_path):
     source = make_source(tmp_path / "source")
     make(source, tmp_path / "to")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "to").iterdir()}

@@ -186,7 +186,7 @@ def test_what_is_read_was_announced_just_before(made, monkeypatch):
             pieces = [(name, at) for start, stop in ranges for at in range(start, stop, PIECE_BYTES)]
             if what == "prefetch":
                 announced.update({piece: step for piece in pieces if piece not in announced})
-            elif step and not name.endswith(".sums"):
+            elif step > 1 and not name.endswith(".sums"):  # two show which batches this process is asked for
                 assert all(announced[piece] <= step for piece in pieces)
     assert announced
 

@@ -16,14 +16,13 @@ from trainkit.storage import Location
 
 _MOST_SUMS = 4096  # shards whose checksums a process keeps: 32 MB for shards of 64 MB
 
-_LOCK = threading.Lock()  # of the sums that threads keep
 
 Span = tuple[int, int, int]
 """A shard, and the bytes of it from the second to before the third."""
 
 
 class ShardedArray:
-    """Reads spans of items. Picklable; nothing is opened before it is read.
+    """Reads spans of items. Picklable, and threads may share it; nothing is opened before it is read.
 
     What is read from afar is checked, piece by piece, against the checksums beside the shards.
 
@@ -37,6 +36,7 @@ class ShardedArray:
         self._local = folder.local_path()
         self._files = MappedFiles()
         self._sums: dict[int, NDArray[np.uint64]] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.layout.num_items
@@ -88,8 +88,8 @@ class ShardedArray:
         for shard, ranges in by_shard.items():
             self.folder.child(self.layout.file(shard)).prefetch([*dict.fromkeys(ranges)])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sums": {}}
+    def __reduce__(self) -> tuple[type["ShardedArray"], tuple[Location, Layout]]:
+        return ShardedArray, (self.folder, self.layout)
 
     def _parts(self, start: int, length: int) -> Iterator[Span]:
         per_shard, size = self.layout.items_per_shard, self.layout.item_bytes
@@ -171,9 +171,9 @@ class ShardedArray:
             found = np.frombuffer(content, "<u8")
             if len(content) != stop - start or found[-1] != own_sum(found[:-1]):
                 raise damaged(where.shown, start, stop)
-            with _LOCK:
+            with self._lock:
                 while len(self._sums) >= _MOST_SUMS:
-                    del self._sums[next(iter(self._sums))]
+                    self._sums.pop(next(iter(self._sums)))
                 self._sums[shard] = found
         return found
 
