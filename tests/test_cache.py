@@ -115,7 +115,7 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path):
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
-def test_who_waits_builds_where_the_builder_ends_or_gives_no_sign(tmp_path, monkeypatch, is_killed):
+def test_who_waits_builds_where_the_builder_is_gone(tmp_path, monkeypatch, is_killed):
     builder = multiprocessing.get_context("fork").Process(target=_build_for_ever, args=(tmp_path, "name"))
     builder.start()
     try:

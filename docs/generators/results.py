@@ -155,6 +155,26 @@ def _encryption(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _start(results: Results) -> str:
+    rows = []
+    for result in results:
+        for point in (*result["measured"], *result["extrapolated"]):
+            together, is_measured = point.get("two at once"), "two at once" in point
+            rows.append(
+                [
+                    f"{point['num']:,} {result['what']}{'' if is_measured else ', extrapolated'}",
+                    f"{point['first']['seconds']:.3g}",
+                    f"{point['again']['seconds']:.3g}",
+                    f"{max(0.0, point['again']['mb']):.1f}",
+                    f"{together['seconds']:.3g}" if together else "",
+                    f"{together['mb']:.1f}" if together else "",
+                    f"{point['kept_mb']:.3g}",
+                ]
+            )
+    header = ["", "first start, s", "again, s", "again, MB", "two at once, s", "MB of the other", "kept on disk, MB"]
+    return _table(header, rows)
+
+
 def _edge(results: Results) -> str:
     parts = []
     for result in results:
@@ -384,6 +404,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "saving": _saving,
     "edge": _edge,
     "encryption": _encryption,
+    "start": _start,
     "ops-steps": _steps_of_ops,
     "parity": _parity,
     "parity-kinds": _parity,

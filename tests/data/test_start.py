@@ -16,7 +16,7 @@ import pytest
 from tests.data import test_images as images
 from tests.data.test_text import make_documents, small, write_text
 from trainkit import Runtime
-from trainkit.data import Text, file_look, folder_scan, known_files
+from trainkit.data import Text, folder_scan
 from trainkit.data.corpus import find_corpus, known_corpus
 from trainkit.data.image_sources import Folder
 from trainkit.data.listing import Names
@@ -119,7 +119,7 @@ def test_a_second_start_opens_no_file(tmp_path):
 def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
     folder, cache = fill(tmp_path / "text"), tmp_path / "cache"
     written = (folder / "z.txt").stat().st_ctime_ns
-    monkeypatch.setattr(file_look.time, "time_ns", lambda: written)
+    monkeypatch.setattr("trainkit.data.file_look.time.time_ns", lambda: written)
     known_corpus(folder, "text", cache)
     monkeypatch.undo()
     for read in (list(NAMES), []):
@@ -213,13 +213,14 @@ def test_a_second_start_opens_no_picture(tmp_path):
 
 def _looked(folder: Path, root: Path, shared: bool) -> tuple[int, list[str]]:
     """How often this rank lists the folder, and the files that it opens."""
-    calls, list_once = [], known_files.scan
+    calls: list[Path] = []
 
-    def counted(*args: Any) -> Any:
-        calls.append(args)
-        return list_once(*args)
+    def counted(root: Path, sorting: folder_scan.Sorting) -> Iterator[folder_scan.Run]:
+        calls.append(root)
+        return folder_scan.scan(root, sorting)
 
-    known_files.scan = counted
+    patch = pytest.MonkeyPatch()
+    patch.setattr("trainkit.data.known_files.scan", counted)
     runtime = Runtime(run_dir=None)
     try:
         with opened_below(folder) as opened:
@@ -229,7 +230,7 @@ def _looked(folder: Path, root: Path, shared: bool) -> tuple[int, list[str]]:
             load = runtime.ranks.first_on_host if shared else lambda function: function()
             load(lambda: specification.load(progress=False))
     finally:
-        known_files.scan = list_once
+        patch.undo()
         runtime.close()
     return len(calls), opened
 

@@ -18,6 +18,7 @@ from trainkit.data.file_look import VERIFY, Verify
 from trainkit.data.files import listed_counts
 from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
 from trainkit.data.pairs import SentencePairs
+from trainkit.data.parallel import in_order
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.remote_corpus import find_remote_corpus, require_found
@@ -471,8 +472,9 @@ def _write_tokens(
     texts = compress((text for _, text in corpus.documents()), kept)
     sides = iter(split.side[kept][done:].tolist())
     left = islice(texts, done, None)
-    for group in _grouped(track(left, "tokenizing", int(kept.sum()) - done, progress)):
-        for tokens in tokenizer.encode_batch(group):
+    groups = _grouped(track(left, "tokenizing", int(kept.sum()) - done, progress))
+    for encoded in in_order(tokenizer.encode_batch, groups, num_threads=1):  # beside reading and writing
+        for tokens in encoded:
             streams[next(sides)].append(tokens)
         partial.note(
             [stream.file for stream in streams.values()],
