@@ -1,7 +1,7 @@
 """SourceDocuments: the texts at a path, one after the other, as often as is needed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -93,7 +93,7 @@ class SourceDocuments:
         return len(self._corpus.held_out)
 
     @property
-    def unread_names(self) -> tuple[Path, ...]:
+    def unread_names(self) -> Sequence[Path]:
         """Files that are no text."""
         return self._corpus.unread
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trainkit.data.files import suffix_of, walk
-from trainkit.data.image_sources import extensions
+from trainkit.data.image_formats import extensions
 from trainkit.data.readers import READERS, reader_of
 from trainkit.errors import ConfigError, DataError, nearest
 

@@ -242,7 +242,7 @@ class TextBuild:
 
     def _find(self) -> Corpus:
         assert self.text.path is not None
-        return find_corpus(self.text.path, self.text.field)
+        return find_corpus(Path(self.text.path), self.text.field)
 
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = _read(*_stamped(self.work.result(FILES)))["groups"]
