@@ -38,8 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checko
 
 from benchmarks.overhead import machine, write
 from benchmarks.shuffling_peers import Contender, Made, peers
-from trainkit.data.block_order import BlockOrder
-from trainkit.data.order import Order
+from trainkit.data import Shuffle
 
 NUM_SHARDS, SHARD, BATCH, DOCUMENT, NUM_LABELS, CACHED = 500, 1000, 256, 20, 100, 17
 AT_MOST = 1.2  # fetches of a shard
@@ -49,8 +48,14 @@ EPOCH = 99
 Indices = NDArray[np.int64]
 
 
-def own(order: Order | BlockOrder) -> Made:
-    chunk = 1 << 14
+class Shards:
+    """What an order needs to know of the data."""
+
+    block_sizes = np.full(NUM_SHARDS, SHARD)
+
+
+def own(shuffle: Shuffle) -> Made:
+    order, chunk = shuffle.order(NUM, 0, Shards()), 1 << 14
 
     def whole() -> Indices:
         begins = range(EPOCH * NUM, (EPOCH + 1) * NUM, chunk)
@@ -59,14 +64,10 @@ def own(order: Order | BlockOrder) -> Made:
     return Made(whole, lambda: order.indices(np.array([EPOCH * NUM + NUM // 2])))
 
 
-def _blocks(num_open: int) -> Made:
-    return own(BlockOrder(np.full(NUM_SHARDS, SHARD), 0, num_open))
-
-
 def contenders() -> dict[str, Contender]:
-    found = {"global": Contender(lambda: own(Order(NUM, 0)))}
+    found = {"global": Contender(partial(own, Shuffle()))}
     for num_open in (4, 16, 64):
-        found[f"blocks, {num_open} open"] = Contender(partial(_blocks, num_open))
+        found[f"blocks, {num_open} open"] = Contender(partial(own, Shuffle("blocks", num_open)))
     return found
 
 
