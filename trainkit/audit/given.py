@@ -11,7 +11,8 @@ from trainkit.data.corpus import find_corpus
 from trainkit.data.decoding import Decoder, Unreadable
 from trainkit.data.examples import Examples
 from trainkit.data.files import suffix_of, walk
-from trainkit.data.image_sources import extensions, find_source
+from trainkit.data.image_sources import find_source
+from trainkit.data.image_suffixes import extensions
 from trainkit.data.parallel import in_order
 from trainkit.data.sides import Entry
 from trainkit.data.split import content_key

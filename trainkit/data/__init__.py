@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     from trainkit.data.batch import Batch
     from trainkit.data.datasets import Datasets
     from trainkit.data.examples import Example, Examples
+    from trainkit.data.formats.arrow import Arrow
+    from trainkit.data.formats.litdata import Litdata, LitdataTokens
+    from trainkit.data.formats.mds import Mds
+    from trainkit.data.formats.opening import open_dataset
+    from trainkit.data.formats.sharded import ShardedDataset
+    from trainkit.data.formats.tars import Tars
     from trainkit.data.image_file import find_images, read_image
     from trainkit.data.images import Images
     from trainkit.data.nvidia_bert import NvidiaBert
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from trainkit.json_text import read_json
 
 __all__ = [
+    "Arrow",
     "Batch",
     "Datasets",
     "Entry",
@@ -28,17 +35,23 @@ __all__ = [
     "Examples",
     "Images",
     "LeftOut",
+    "Litdata",
+    "LitdataTokens",
+    "Mds",
     "Normalizer",
     "NvidiaBert",
     "Pyramid",
+    "ShardedDataset",
     "SideBySide",
     "Sides",
+    "Tars",
     "Text",
     "Unpaired",
     "UnpairedImages",
     "Vocabulary",
     "WordPiece",
     "find_images",
+    "open_dataset",
     "read_image",
     "read_json",
     "read_vocabulary",
@@ -49,6 +62,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
     __getattr__, __dir__ = exports(
         __name__,
         {
+            "Arrow": "trainkit.data.formats.arrow",
             "Batch": "trainkit.data.batch",
             "Datasets": "trainkit.data.datasets",
             "Entry": "trainkit.data.sides",
@@ -56,17 +70,23 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Examples": "trainkit.data.examples",
             "Images": "trainkit.data.images",
             "LeftOut": "trainkit.data.sides",
+            "Litdata": "trainkit.data.formats.litdata",
+            "LitdataTokens": "trainkit.data.formats.litdata",
+            "Mds": "trainkit.data.formats.mds",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Pyramid": "trainkit.data.pyramid",
+            "ShardedDataset": "trainkit.data.formats.sharded",
             "SideBySide": "trainkit.data.unpaired",
             "Sides": "trainkit.data.sides",
+            "Tars": "trainkit.data.formats.tars",
             "Text": "trainkit.data.text",
             "Unpaired": "trainkit.data.unpaired",
             "UnpairedImages": "trainkit.data.unpaired",
             "Vocabulary": "trainkit.data.vocabulary",
             "WordPiece": "trainkit.data.tokenizer",
             "find_images": "trainkit.data.image_file",
+            "open_dataset": "trainkit.data.formats.opening",
             "read_image": "trainkit.data.image_file",
             "read_json": "trainkit.json_text",
             "read_vocabulary": "trainkit.data.vocabulary",

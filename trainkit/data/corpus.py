@@ -12,12 +12,16 @@ from pathlib import Path
 
 from trainkit.cache import cached
 from trainkit.data.files import counted, state_of, suffix_of, walk
+from trainkit.data.formats.opening import is_shard
+from trainkit.data.formats.texts import find_shards
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
 from trainkit.json_text import read_json
 
-_SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
+_SUPPORTED = (
+    ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them), .parquet, and shards (MDS, litdata, .tar)"
+)
 _HELD_OUT_SPLITS = ("validation", "test", "dev")
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
@@ -103,8 +107,8 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
 
     Args:
         path: a file of a format in `readers`; a directory written by `save_to_disk` of Hugging Face datasets (of a
-            DatasetDict, `train` is trained on, and `validation` or `test` is held out); or a folder with any of these,
-            at any depth, links followed. None: the built-in corpus.
+            DatasetDict, `train` is trained on, and `validation` or `test` is held out); shards of MDS, litdata or
+            webdataset; or a folder with any of these, at any depth, links followed. None: the built-in corpus.
         field: the key or column that contains the text, in formats with several.
 
     Returns:
@@ -121,7 +125,7 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
-        if not _is_readable(path):
+        if not _is_readable(path) and suffix_of(path) != ".tar":
             raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {_SUPPORTED}")
         return Corpus((path,), field=field)
     return _folder(path, field)
@@ -164,6 +168,9 @@ def _folder(path: Path, text_field: str) -> Corpus:
         elif "state.json" in files:
             found.train += arrow_files(directory)
             folders.clear()
+        elif (shards := find_shards(directory)) is not None:
+            found.train += shards
+            folders.clear()
         else:
             for file in (directory / name for name in files):
                 (found.train if _is_readable(file) else found.unread).append(file)
@@ -177,7 +184,12 @@ def _folder(path: Path, text_field: str) -> Corpus:
 
 
 def _is_readable(path: Path) -> bool:
-    return path.is_file() and suffix_of(path) not in (".py", ".arrow") and reader_of(path) is not None
+    return (
+        path.is_file()
+        and suffix_of(path) not in (".py", ".arrow")
+        and not is_shard(path.name)
+        and reader_of(path) is not None
+    )
 
 
 def _add_dataset_dict(path: Path, found: _Found) -> None:

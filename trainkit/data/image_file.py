@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.data.files import walk
-from trainkit.data.image_sources import extensions
+from trainkit.data.image_suffixes import extensions
 from trainkit.data.square import Fit, channels_first, plain, square
 from trainkit.errors import DataError
 

@@ -1,15 +1,17 @@
-"""Sources of images: a folder or a zip file."""
+"""Sources of images: a folder, a zip file, or shards."""
 
 import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from trainkit.cache import cached
 from trainkit.data.files import counted, state_of, walk
+from trainkit.data.formats.opening import kind_of_file, shards_in
+from trainkit.data.formats.pictures import Pictures
+from trainkit.data.image_suffixes import extensions
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 MAX_READ_BYTES = 1 << 30
 """Of a file beside the images, such as dataset.json."""
-# Pillow registers these formats, but reads them only through external programs or plug-ins.
-_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
 class ImageSource(Protocol):
@@ -194,11 +194,13 @@ def _require_bounded(name: str, num_bytes: int) -> None:
         raise DataError(f"{name} of data.path has {num_bytes:,} bytes, and at most {MAX_READ_BYTES:,} are read")
 
 
-def find_source(path: Path) -> ImageSource:
+def find_source(path: Path, field: str | None = None, label_field: str | None = None) -> ImageSource:
     """Finds the images at a path.
 
     Args:
-        path: a folder or a zip file.
+        path: a folder, a zip file, or what `trainkit.data.open_dataset` takes.
+        field: of shards, the column of the pictures; None: the only one.
+        label_field: of shards, the column of the classes; None: the only one with a usual name.
 
     Returns:
         The source of the images.
@@ -211,22 +213,17 @@ def find_source(path: Path) -> ImageSource:
             f"data.path={path} does not exist; set data.path to a folder or zip file of images, "
             f"or leave it out for the built-in letters"
         )
+    if (path.is_dir() and shards_in(path)) or (path.is_file() and kind_of_file(path.name)):
+        return Pictures(path, field, label_field)
+    if field or label_field:
+        raise DataError(
+            f"data.field={field}, data.label_field={label_field}: data.path={path} has no columns; set null"
+        )
     if path.is_dir():
         return Folder(path)
     if path.suffix.lower() in extensions():
         raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
     return Zip(path)
-
-
-@cache
-def extensions() -> frozenset[str]:
-    """Returns the suffixes, in lower case and with the dot, of the formats that Pillow decodes by itself."""
-    from PIL import Image
-
-    readable = {
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in _NOT_READ
-    }
-    return frozenset(readable)
 
 
 def _files(path: Path) -> Iterator[str]:
