@@ -8,7 +8,7 @@ from PIL import Image
 
 NUM = 12
 BLOCK = 8
-WORDS = "once the grey fox ran over a hill and slept é below".split()
+WORDS = ["once", "the", "grey", "fox", "ran", "over", "a", "hill", "and", "slept", "é", "below"]
 
 
 def text(number: int) -> str:
@@ -60,6 +60,13 @@ MDS_COLUMNS = {
 
 def small(number: int) -> dict[str, Any]:
     return {"label": number % 3, "text": text(number)}
+
+
+def plain(number: int) -> dict[str, Any]:
+    """Of which litdata makes no rows of Arrow, as it does where all values are text or numbers."""
+    import torch
+
+    return {"label": number % 3, "text": text(number), "vector": torch.arange(number)}
 
 
 def litdata(number: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_function_of_samples_draws_by_their_position(num_workers):
 def test_what_is_no_data_set_says_what_is_there(tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="found nothing; what is read: an index.json of mosaicml-streaming"):
+    with pytest.raises(DataError, match=r"found nothing; what is read: an index\.json of mosaicml-streaming"):
         open_dataset(tmp_path)
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "a.tar.gz").write_bytes(b"")

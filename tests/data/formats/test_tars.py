@@ -67,7 +67,17 @@ def test_samples_are_those_of_webdataset(tmp_path):
 def test_every_form_of_tar_is_grouped_as_webdataset_does(tmp_path, form):
     webdataset = pytest.importorskip("webdataset", reason="the reader to compare with")
     path = tmp_path / "a.tar"
-    names = ["x/a.b.c.JPG", "x/a.txt", "x/a.B.c", "no_suffix", ".hidden.txt", "b.txt", "a.txt", "__meta__/b.txt", "__x__"]
+    names = [
+        "x/a.b.c.JPG",
+        "x/a.txt",
+        "x/a.B.c",
+        "no_suffix",
+        ".hidden.txt",
+        "b.txt",
+        "a.txt",
+        "__meta__/b.txt",
+        "__x__",
+    ]
     names += ["x.y/c.txt", "d" * 90 + ".txt", "é/ü.txt", "b.cls"]
     if form != tarfile.USTAR_FORMAT:
         names.append("l" * 300 + ".txt")
@@ -101,7 +111,7 @@ def idx(path: Path, version: str) -> list[list[list[Any]]]:
     grouped: list[list[list[Any]]] = []
     last = None
     for member in members:
-        folder, slash, name = member.name.rpartition("/")
+        folder, _, name = member.name.rpartition("/")
         key, _, suffix = name.partition(".")
         words = [suffix, member.offset_data, member.size] + ([member.name] if version == "v1.2" else [])
         if (folder, key) != last:

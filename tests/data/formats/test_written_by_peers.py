@@ -1,4 +1,4 @@
-"""Shards that mosaicml-streaming and litdata wrote (tests/data/formats/write_samples.py) hold what was given to them."""
+"""Shards that mosaicml-streaming and litdata wrote (by write_samples.py) hold what was given to them."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ CASES = {
     "mds": samples.mds,
     **dict.fromkeys(["mds_zstd", "mds_gz", "mds_bz2", "mds_br"], samples.small),
     "litdata": samples.litdata,
-    **dict.fromkeys(["litdata_zstd_batch", "litdata_zstd_chunk", "litdata_zstd_sample"], samples.small),
+    **dict.fromkeys(["litdata_zstd_batch", "litdata_zstd_chunk", "litdata_zstd_sample"], samples.plain),
     **dict.fromkeys(["litdata_rows", "litdata_rows_zstd"], samples.rows),
 }
 
@@ -70,7 +70,7 @@ def test_streams_of_tokens_are_divided_chunk_by_chunk():
         expected += stream[: len(stream) // samples.BLOCK * samples.BLOCK].split(samples.BLOCK)
     assert len(dataset) == len(expected) > 5
     assert all(same(dataset[number], expected[number]) for number in range(len(expected)))
-    with pytest.raises(DataError, match="streams of token ids, not text.*block_size=TOKENS"):
+    with pytest.raises(DataError, match=r"streams of token ids, not text.*block_size=TOKENS"):
         open_dataset(WRITTEN / "litdata_tokens")
 
 

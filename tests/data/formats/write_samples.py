@@ -1,5 +1,8 @@
-"""Writes tests/data/formats/written with mosaicml-streaming 0.13.0 and litdata 0.2.76, which change other packages and so
-are not installed for the tests: `python -m tests.data.formats.write_samples` in an environment of their own."""
+"""Writes tests/data/formats/written with mosaicml-streaming 0.13.0 and litdata 0.2.76.
+
+These change other packages, and so are not installed for the tests: run `python -m tests.data.formats.write_samples` in
+an environment of their own.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -40,7 +43,7 @@ def main() -> None:
     for level in ("batch", "chunk", "sample"):
         write_litdata(
             f"litdata_zstd_{level}",
-            samples.small,
+            samples.plain,
             chunk_size=5,
             compression="zstd",
             compression_level=level,

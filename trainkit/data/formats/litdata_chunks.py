@@ -19,6 +19,7 @@ from trainkit.errors import DataError
 
 _FRAMED, _ROWS, _ZSTD = b"LDFZ01\0\0", b"LDARW01\0", b"\x28\xb5\x2f\xfd"
 _FRAMES_KEPT, _BATCHES_KEPT = 4, 4
+_BLOCK_BYTES = 1 << 18
 _FRAME = np.dtype([("first", "<u4"), ("count", "<u4"), ("start", "<u8"), ("packed", "<u4"), ("size", "<u4")])
 
 
@@ -216,11 +217,14 @@ def _inflated(content: bytes, shown: str, row: int) -> bytes:
     # It writes tuples and lists as they are, and its index says that they are compressed.
     if not content.startswith(_ZSTD):
         return content
+    parts, left = [], MAX_SAMPLE_BYTES
     try:
         with pyarrow.CompressedInputStream(pyarrow.PythonFile(io.BytesIO(content), "r"), "zstd") as stream:
-            inflated: bytes = stream.read(MAX_SAMPLE_BYTES + 1)
+            while left >= 0 and (part := stream.read(_BLOCK_BYTES)):  # it makes room for all that is asked for
+                parts.append(part)
+                left -= len(part)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{shown}, sample {row} cannot be decompressed ({error}); copy it again") from None
-    if len(inflated) > MAX_SAMPLE_BYTES:
+    if left < 0:
         raise DataError(f"{shown}, sample {row} has more than {MAX_SAMPLE_BYTES:,} bytes; leave it out")
-    return inflated
+    return b"".join(parts)

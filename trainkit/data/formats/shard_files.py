@@ -6,6 +6,7 @@ import hashlib
 import io
 import mmap
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -186,7 +187,7 @@ def _expand(location: Location, packed: Packed, target: Path) -> None:
             while left >= 0 and (block := opened.read(_BLOCK_BYTES)):
                 left -= len(block)
                 file.write(block)
-        except (OSError, EOFError, pyarrow.ArrowInvalid) as error:
+        except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
                 raise
             raise DataError(f"{location.shown} cannot be decompressed ({error}); copy it again") from None
