@@ -85,7 +85,7 @@ def test_offsets_that_cannot_be_are_named(tmp_path, name, offsets, says):
     path = shards(folder)[0]
     content = bytearray(path.read_bytes())
     count = struct.unpack_from("<I", content)[0]
-    table = np.linspace(*offsets, count + 1).astype("<u4")
+    table = np.linspace(offsets[0], offsets[1], count + 1).astype("<u4")
     content[4 : 4 + table.nbytes] = table.tobytes()
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"{path.name}.*{says}"):
