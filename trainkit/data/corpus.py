@@ -168,7 +168,7 @@ def _folder(path: Path, text_field: str) -> Corpus:
         elif "state.json" in files:
             found.train += arrow_files(directory)
             folders.clear()
-        elif (shards := find_shards(directory)) is not None:
+        elif (shards := find_shards(directory, files)) is not None:
             found.train += shards
             folders.clear()
         else:

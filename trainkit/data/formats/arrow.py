@@ -20,7 +20,7 @@ from trainkit.errors import DataError
 from trainkit.storage import Location
 
 STATE = "state.json"
-_KEPT = 64  # files whose record batches are kept
+_KEPT = 256  # files whose record batches are kept
 
 
 @dataclass(frozen=True)

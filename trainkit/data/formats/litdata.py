@@ -142,11 +142,12 @@ class Litdata(ShardedDataset):
         return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
-        chunk = self._chunks.get(shard, self._opened) if shard in self._chunks else None
+        if shard in self._files.packed:  # read as a whole at its first use
+            return
         location = self._files.location(shard)
-        if chunk is None:  # where the items are comes first, and is little
+        if shard not in self._chunks:  # where the items are comes first, and is little
             location.prefetch([(0, 4 * (int(self._counts[shard]) + 2))])
-        elif not isinstance(chunk, Rows) and shard not in self._files.packed:
+        elif not isinstance(chunk := self._chunk(shard), Rows):
             location.prefetch(chunk.ranges(rows))
 
     def _decoder(self, name: str) -> Decode:

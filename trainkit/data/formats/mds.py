@@ -149,9 +149,9 @@ class Mds(ShardedDataset):
         return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
-        if shard in self._files.packed:
-            self._files.location(shard).prefetch([(0, self._files.location(shard).size())])
-        elif shard in self._offsets:
+        if shard in self._files.packed:  # read as a whole at its first use
+            return
+        if shard in self._offsets:
             self._files.location(shard).prefetch(self._ranges(shard, rows))
         else:  # where the samples are comes first, and is little
             self._files.location(shard).prefetch([(0, 4 * (int(self._counts[shard]) + 2))])

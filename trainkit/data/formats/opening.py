@@ -1,5 +1,6 @@
 """Opening data sets that other tools wrote."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,15 +100,21 @@ def find_kind(folder: Location) -> str | None:
     return None
 
 
-def shards_in(folder: Path) -> str | None:
+def shards_in(folder: Path, names: Sequence[str] | None = None) -> str | None:
     """Returns the format of the shards directly in a folder: mds, litdata, arrow or tar; None where there are none.
+
+    Args:
+        folder: that may hold shards.
+        names: of its files, where they are known.
 
     Raises:
         DataError: for shards whose index cannot be read.
     """
-    names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if names is None:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     try:
-        if kind := find_kind(locate(folder)):
+        if (INDEX in names or STATE in names) and (kind := find_kind(locate(folder))):
             return kind
     except DataError:
         if any(is_shard(name) for name in names):

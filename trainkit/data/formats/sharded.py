@@ -19,8 +19,6 @@ _NUM_HASHED = 32
 _READ_AT_ONCE = 64
 _MOST_SAID = 300  # letters of another library's message
 
-Ranges = list[list[tuple[int, int]]]
-
 
 class ShardedDataset(Dataset[Any]):
     """Samples in shards that another tool wrote, read where they lie.

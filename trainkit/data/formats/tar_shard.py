@@ -92,6 +92,14 @@ def require_within(offset: int, size: int, num_bytes: int, where: str) -> None:
         raise DataError(f"{where} has {size:,} bytes, and at most {MAX_SAMPLE_BYTES:,} are read; leave it out")
 
 
+def size_in(header: bytes) -> int | None:
+    """Returns the size of a file that its header states; None for what is no header."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+    except tarfile.TarError:
+        return None
+
+
 def _members(file: "_Headers", shown: str) -> Iterator[tarfile.TarInfo]:
     opened: Any = file  # of what tarfile asks of one, it has what reading needs
     try:

@@ -15,7 +15,7 @@ from trainkit.data.formats.index_file import read_index
 from trainkit.data.formats.recent import Recent
 from trainkit.data.formats.shard_files import OpenShard, ShardFiles, inside
 from trainkit.data.formats.sharded import ShardedDataset
-from trainkit.data.formats.tar_shard import BLOCK, TarShard, read_idx, scan
+from trainkit.data.formats.tar_shard import BLOCK, TarShard, read_idx, scan, size_in
 from trainkit.data.image_suffixes import extensions
 from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.parallel import in_order
@@ -28,7 +28,9 @@ _KEPT = 256
 WIDS = "wids-shard-index-v1"
 """The kind of a JSON file that lists shards for webdataset's indexed reading."""
 _BINARY = frozenset({"npy", "npz", "pickle", "pkl", "pt", "pth", "pyd", "ten", "tenbin"})
-_FILES = {"firsts": np.int64, "offsets": np.int64, "sizes": np.int64, "columns": np.int32, "key_ends": np.int64}
+_FILES = {"firsts": np.int64, "offsets": np.int64, "sizes": np.int64, "columns": np.int32, "key_ends": np.int64} | {
+    "keys": np.uint8
+}
 
 
 class Tars(ShardedDataset):
@@ -124,9 +126,7 @@ class Tars(ShardedDataset):
         ends = self._array("key_ends")
         start = int(ends[first - 1]) if first else 0
         places = (ends[first:last] - start).tolist()
-        with (self._directory / "keys.bin").open("rb") as file:
-            file.seek(start)
-            content = file.read(places[-1])
+        content = self._array("keys")[start : start + places[-1]].tobytes()
         return [
             content[begin:end].decode("utf-8", "surrogateescape")
             for begin, end in zip([0, *places], places, strict=False)
@@ -177,7 +177,7 @@ class Tars(ShardedDataset):
         ((_, (start, stop)), *_) = self._members(shard, 0)
         last = max(stop for row in (0, int(self._counts[shard]) - 1) for _, (_, stop) in self._members(shard, row))
         header = opened.read([(start - BLOCK, start)])[0] if last <= opened.num_bytes else b""
-        if header[124:136].strip(b" \0") != b"%011o" % (stop - start) and not header[124:125] == b"\x80":
+        if size_in(header) != stop - start:
             raise DataError(f"{shown} is not the tar that its index is of; remove {self._directory} or the .idx file")
         return opened
 
@@ -254,7 +254,7 @@ def _build(files: ShardFiles, beside: dict[str, str], directory: Path, progress:
     numbers: dict[str, int] = {}
     counts, digest, num_members, key_end = [], hashlib.blake2b(digest_size=16), 0, 0
     shards: Iterator[TarShard] = in_order(indexed, range(len(files.names)))
-    outputs = {name: (directory / f"{name}.bin").open("wb") for name in (*_FILES, "keys")}
+    outputs = {name: (directory / f"{name}.bin").open("wb") for name in _FILES}
     try:
         outputs["firsts"].write(np.zeros(1, np.int64).tobytes())
         for shard in track(shards, "reading tar headers", len(files.names), progress):
@@ -267,11 +267,10 @@ def _build(files: ShardFiles, beside: dict[str, str], directory: Path, progress:
                 "columns": np.asarray([numbers.setdefault(c, len(numbers)) for c in shard.columns], np.int32),
                 "key_ends": key_end + np.cumsum(np.asarray([len(key) for key in keys], np.int64)),
             }
+            arrays["keys"] = np.frombuffer(b"".join(keys), np.uint8)
             for name, values in arrays.items():
                 outputs[name].write(values.tobytes())
                 digest.update(values.tobytes())
-            outputs["keys"].write(b"".join(keys))
-            digest.update(b"".join(keys))
             num_members, key_end = num_members + len(shard.columns), key_end + sum(map(len, keys))
             counts.append(len(keys))
     finally:

@@ -1,6 +1,6 @@
 """Texts: documents from the shards of other tools, one file after another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,17 +12,21 @@ from trainkit.errors import DataError
 _LEVELS = 3  # of folders that an index may lie above its shards
 
 
-def find_shards(folder: Path) -> list[Path] | None:
+def find_shards(folder: Path, names: Sequence[str]) -> list[Path] | None:
     """Returns the files of the shards that lie in a folder, in MDS, of litdata or as tars; None where there are none.
+
+    Args:
+        folder: that may hold shards.
+        names: of its files.
 
     Raises:
         DataError: for shards whose index cannot be read.
     """
-    kind = shards_in(folder)
+    kind = shards_in(folder, names)
     if kind in (None, "arrow"):  # these are found by their own index
         return None
     if kind == "tar":
-        return sorted(path for path in folder.iterdir() if path.name.lower().endswith(".tar"))
+        return [folder / name for name in sorted(names) if name.lower().endswith(".tar")]
     dataset = open_dataset(folder, columns=[])
     if missing := next((path for path in dataset.paths() if not path.is_file()), None):
         raise DataError(f"data.path: {missing} is not there, and {folder / INDEX} names it; copy the data set again")
