@@ -54,7 +54,7 @@ class Arrow(ShardedDataset):
         self._files, self._listed = ShardFiles(folder, names, shown), ShardFiles(folder, listed, shown)
         self._opened: Recent[int, _File] = Recent(_KEPT)
         files = [self._file(number) for number in range(len(names))]
-        schema = files[0].schema if files else None
+        schema: Any = files[0].schema if files else None
         for number, file in enumerate(files):
             if file.schema.names != schema.names or len({*schema.names}) < len(schema.names):
                 raise DataError(f"{self._files.shown(number)} has the columns {file.schema.names}; save the set again")
