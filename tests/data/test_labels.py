@@ -181,5 +181,5 @@ def test_classes_that_are_missing_are_one_line(tmp_path):
     noise(99).save(folder / "alone.png")
     with pytest.raises(DataError, match=r"alone\.png is in no folder below data\.path"):
         small(folder, tmp_path, labels="folders").load(progress=False)
-    with pytest.raises(DataError, match=r"data\.labels=yes: must be auto, none, folders or json"):
+    with pytest.raises(DataError, match=r"data\.labels=yes: must be auto, none, folders, json or column"):
         small(folder, tmp_path, labels="yes")

@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     from trainkit.data.batch import Batch
     from trainkit.data.datasets import Datasets
     from trainkit.data.examples import Example, Examples
+    from trainkit.data.formats.arrow import Arrow
+    from trainkit.data.formats.litdata import Litdata, LitdataTokens
+    from trainkit.data.formats.mds import Mds
+    from trainkit.data.formats.opening import open_dataset
+    from trainkit.data.formats.sharded import ShardedDataset
+    from trainkit.data.formats.tars import Tars
     from trainkit.data.image_file import find_images, read_image
     from trainkit.data.images import Images
     from trainkit.data.mixture import Mixture
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from trainkit.json_text import read_json
 
 __all__ = [
+    "Arrow",
     "Batch",
     "Datasets",
     "Entry",
@@ -31,20 +38,26 @@ __all__ = [
     "Examples",
     "Images",
     "LeftOut",
+    "Litdata",
+    "LitdataTokens",
+    "Mds",
     "Mixture",
     "Normalizer",
     "NvidiaBert",
     "Prepared",
     "Pyramid",
+    "ShardedDataset",
     "Shuffle",
     "SideBySide",
     "Sides",
+    "Tars",
     "Text",
     "Unpaired",
     "UnpairedImages",
     "Vocabulary",
     "WordPiece",
     "find_images",
+    "open_dataset",
     "prepare",
     "read_image",
     "read_json",
@@ -56,6 +69,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
     __getattr__, __dir__ = exports(
         __name__,
         {
+            "Arrow": "trainkit.data.formats.arrow",
             "Batch": "trainkit.data.batch",
             "Datasets": "trainkit.data.datasets",
             "Entry": "trainkit.data.sides",
@@ -64,13 +78,18 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "Images": "trainkit.data.images",
             "LeftOut": "trainkit.data.sides",
             "Mixture": "trainkit.data.mixture",
+            "Litdata": "trainkit.data.formats.litdata",
+            "LitdataTokens": "trainkit.data.formats.litdata",
+            "Mds": "trainkit.data.formats.mds",
             "Normalizer": "trainkit.data.vocabulary",
             "NvidiaBert": "trainkit.data.nvidia_bert",
             "Prepared": "trainkit.data.shards.prepare",
             "Pyramid": "trainkit.data.pyramid",
             "Shuffle": "trainkit.data.shuffle",
+            "ShardedDataset": "trainkit.data.formats.sharded",
             "SideBySide": "trainkit.data.unpaired",
             "Sides": "trainkit.data.sides",
+            "Tars": "trainkit.data.formats.tars",
             "Text": "trainkit.data.text",
             "Unpaired": "trainkit.data.unpaired",
             "UnpairedImages": "trainkit.data.unpaired",
@@ -78,6 +97,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
             "WordPiece": "trainkit.data.tokenizer",
             "find_images": "trainkit.data.image_file",
             "prepare": "trainkit.data.shards.prepare",
+            "open_dataset": "trainkit.data.formats.opening",
             "read_image": "trainkit.data.image_file",
             "read_json": "trainkit.json_text",
             "read_vocabulary": "trainkit.data.vocabulary",

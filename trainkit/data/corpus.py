@@ -23,7 +23,9 @@ from trainkit.data.text_files import HELD_OUT, TRAIN, UNREAD, TextFiles, content
 from trainkit.errors import DataError
 from trainkit.logger import logger
 
-SUPPORTED = ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them) and .parquet"
+SUPPORTED = (
+    ".txt, .md, .html, .jsonl, .csv, .tsv (also .gz and .zst of them), .parquet, and shards (MDS, litdata, .tar)"
+)
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_inductor"}
 
 
@@ -139,8 +141,8 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
 
     Args:
         path: a file of a format in `readers`; a directory written by `save_to_disk` of Hugging Face datasets (of a
-            DatasetDict, `train` is trained on, and `validation` or `test` is held out); or a folder with any of these,
-            at any depth, links followed. None: the built-in corpus.
+            DatasetDict, `train` is trained on, and `validation` or `test` is held out); shards of MDS, litdata or
+            webdataset; or a folder with any of these, at any depth, links followed. None: the built-in corpus.
         field: the key or column that contains the text, in formats with several.
 
     Returns:
@@ -157,7 +159,7 @@ def find_corpus(path: Path | None, field: str = "text") -> Corpus:
             f"or leave it out for the built-in corpus"
         )
     if path.is_file():
-        if not is_readable(path):
+        if not is_readable(path) and suffix_of(path) != ".tar":
             raise DataError(f"data.path={path} is a {suffix_of(path) or 'nameless'} file; it takes {SUPPORTED}")
         return Corpus((path,), field=field)
     return _folder(path, field)

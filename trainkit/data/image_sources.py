@@ -1,4 +1,4 @@
-"""Sources of images: a folder or a zip file."""
+"""Sources of images: a folder, a zip file, or shards."""
 
 import hashlib
 import io
@@ -10,6 +10,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from trainkit.data.file_look import Verify
 from trainkit.data.files import counted
 from trainkit.data.folder_scan import holds, scan
+from trainkit.data.formats.opening import kind_of_file, shards_in
+from trainkit.data.formats.pictures import Pictures
 from trainkit.data.image_formats import IMAGES, OTHERS, ImageFiles, by_suffix, extensions, is_image
 from trainkit.data.known_files import known_files
 from trainkit.data.listing import Listing, Names
@@ -240,11 +242,13 @@ def require_bounded(name: str, num_bytes: int) -> None:
         raise DataError(f"{name} of data.path has {num_bytes:,} bytes, and at most {MAX_READ_BYTES:,} are read")
 
 
-def find_source(path: Path) -> Folder | Zip:
+def find_source(path: Path, field: str | None = None, label_field: str | None = None) -> "Folder | Zip | Pictures":
     """Finds the images at a path.
 
     Args:
-        path: a folder or a zip file.
+        path: a folder, a zip file, or what `trainkit.data.open_dataset` takes.
+        field: of shards, the column of the pictures; None: the only one.
+        label_field: of shards, the column of the classes; None: the only one with a usual name.
 
     Returns:
         The source of the images.
@@ -256,6 +260,12 @@ def find_source(path: Path) -> Folder | Zip:
         raise DataError(
             f"data.path={path} does not exist; set data.path to a folder or zip file of images, "
             f"or leave it out for the built-in letters"
+        )
+    if (path.is_dir() and shards_in(path)) or (path.is_file() and kind_of_file(path.name)):
+        return Pictures(path, field, label_field)
+    if field or label_field:
+        raise DataError(
+            f"data.field={field}, data.label_field={label_field}: data.path={path} has no columns; set null"
         )
     if path.is_dir():
         return Folder(path)

@@ -61,8 +61,10 @@ class Images:
 
     Args:
         path: a folder, searched recursively, or a zip file, of images in any format that Pillow reads, or the URL of
-            one; or shards that `trainkit data prepare` wrote, of which it takes all but the resolution as it is; None:
-            the built-in letters and digits, which need no download.
+            one; shards that `trainkit data prepare` wrote, of which it takes all but the resolution as it is; or those
+            of other tools, see `open_dataset`; None: the built-in letters and digits, which need no download.
+        field: of shards of other tools, the column of the pictures; None: the only one there is.
+        label_field: of these, the column of the classes; None: the only one of a usual name, such as `label` or `cls`.
         resolution: the largest, in pixels: a power of two from 4 to 1024, to which images are scaled.
         channels: 3 for RGB, 1 for grey.
         held_out: the fraction of the images that is held out, chosen by a hash of their pixels. Images with the same
@@ -78,7 +80,7 @@ class Images:
         frames: of animated GIF, PNG and WebP, and of TIFF files with several pages: the `first`, or `all`, as images.
         labels: where the class of an image comes from: `json`: `dataset.json` in the folder or zip file, as StyleGAN's
             tools write it; `folders`: the first folder below `path` (of the built-in letters: the character); `auto`:
-            `dataset.json` if it holds labels, otherwise none; `none`.
+            `dataset.json` if it holds labels, otherwise none; `column`: that of a data set in shards; `none`.
         augment: how a recipe that trains on the images augments them: `none`, `ada` or `fixed`. The data sets do not.
         horizontal_flips: whether it mirrors half of the training images.
         cache_dir: where pixels are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
@@ -96,6 +98,8 @@ class Images:
     """
 
     path: str | Path | None = None
+    field: str | None = None
+    label_field: str | None = None
     resolution: int = 32
     channels: Literal[1, 3] = 3
     held_out: float = 0.05
@@ -122,7 +126,7 @@ class Images:
         _check(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         _check(0 < self.held_out <= 0.5, "held_out", self.held_out, "above 0 and at most 0.5")
         _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
-        _check(self.labels in get_args(From), "labels", self.labels, "auto, none, folders or json")
+        _check(self.labels in get_args(From), "labels", self.labels, "auto, none, folders, json or column")
         _check(self.fit in get_args(Fit), "fit", self.fit, "crop, smart, pad or stretch")
         _check(self.frames in get_args(Frames), "frames", self.frames, "first or all")
         _check(_is_colour(self.background), "background", self.background, 'a colour: a name or "#rrggbb"')
@@ -271,8 +275,10 @@ class Images:
         if self.path is None:
             return Glyphs(self.resolution)
         if is_url(self.path):
+            if self.field or self.label_field:
+                raise DataError("data.field, data.label_field: what is read behind a URL has no columns; set null")
             return find_remote_source(str(self.path))
-        return find_source(Path(self.path).expanduser())
+        return find_source(Path(self.path).expanduser(), self.field, self.label_field)
 
     def key(self, source: ImageSource, labels: Labels | LabelSummary | None, progress: bool) -> str:
         """Returns a hash of everything that decides the pixels and the labels."""

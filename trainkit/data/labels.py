@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from trainkit.data.formats.pictures import Pictures
 from trainkit.data.image_formats import LABELS_FILE
 from trainkit.data.image_sources import ImageSource
 from trainkit.errors import DataError
 from trainkit.json_text import parse_json
 
-From = Literal["auto", "none", "folders", "json"]
+From = Literal["auto", "none", "folders", "json", "column"]
 _NUM_NAMED = 3  # images in a message
 _HINT = "or set data.labels=none"
 
@@ -67,7 +68,7 @@ def find_labels(source: ImageSource, where: From) -> Labels | None:
         source: of the images.
         where: `folders`: the class of an image is the first folder below data.path; `json`: `dataset.json`,
             `{"labels": [["folder/image.png", 3], ...]}`, where a list `classes` beside has the names by label; `auto`:
-            `dataset.json` where it holds labels, otherwise none.
+            `dataset.json` where it holds labels, otherwise none; `column`: that of a data set in shards.
 
     Returns:
         The labels; None where there are none.
@@ -78,7 +79,11 @@ def find_labels(source: ImageSource, where: From) -> Labels | None:
     if where == "none":
         return None
     names = source.names()
+    if where == "column":
+        return _of_column(source, names)
     if where == "folders":
+        if isinstance(source, Pictures):
+            raise DataError("data.labels=folders: data.path holds no folders of images; set data.labels=column or none")
         return _of_folders(source, names)
     written, classes = _read(source)
     if written is not None:
@@ -109,6 +114,21 @@ def where_classes_are(source: ImageSource, classes: Sequence[str], wanted: From)
             if labels is not None and labels.classes == tuple(classes):
                 return where
     return wanted
+
+
+def _of_column(source: ImageSource, names: Sequence[str]) -> Labels:
+    if not isinstance(source, Pictures):
+        raise DataError("data.labels=column: data.path has no columns; set data.labels=folders, json or none")
+    found, named = [source.label_of(name) for name in names], source.class_names
+    if not named:
+        return _numbered("data.labels=column", found)
+    if outside := [label for label in found if not isinstance(label, int) or label >= len(named)]:
+        raise DataError(
+            f"data.labels=column: the class {outside[0]} is none of the {len(named)} that are named; save the data set "
+            f"again, {_HINT}"
+        )
+    numbered = _numbered("data.labels=column", found)
+    return replace(numbered, classes=tuple(named[int(number)] for number in numbered.classes))
 
 
 def _of_folders(source: ImageSource, names: Sequence[str]) -> Labels:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.files import suffix_of
+from trainkit.data.formats.opening import is_shard
+from trainkit.data.formats.texts import read_shard
 from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError, nearest
 from trainkit.json_text import parse_json
@@ -261,6 +263,8 @@ def reader_of(path: Path) -> Reader | None:
     suffix = suffix_of(path)
     if suffix in READERS:
         return READERS[suffix]
+    if is_shard(path.name):
+        return read_shard
     return read_text if not suffix and _begins_as_text(path) else None
 
 

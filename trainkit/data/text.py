@@ -49,9 +49,9 @@ class Text:
 
     Args:
         path: a .txt, .md, .html, .jsonl, .csv, .tsv or .parquet file, a .gz or .zst of one, a directory that Hugging
-            Face datasets saved, a folder of any of these, or the URL of such a file or folder; or shards that
-            `trainkit data prepare` wrote, whose vocabulary and split it takes; None: the built-in documentation of
-            Python, NumPy and PyTorch, which needs no download.
+            Face datasets saved, shards of MDS, litdata or webdataset, a folder of any of these, or the URL of a file or
+            folder of text; or shards that `trainkit data prepare` wrote, whose vocabulary and split it takes; None: the
+            built-in documentation of Python, NumPy and PyTorch, which needs no download.
         field: the key or column that contains the text, in formats with several.
         vocab_file: a vocab.txt of WordPiece, or a tokenizer.json; None: one of `vocab_size` tokens is trained on the
             training split.

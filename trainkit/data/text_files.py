@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.files import suffix_of
+from trainkit.data.formats.index_file import INDEX
+from trainkit.data.formats.opening import is_shard
+from trainkit.data.formats.texts import find_shards
 from trainkit.data.grouping import Grouping
 from trainkit.data.readers import reader_of
 from trainkit.errors import DataError
@@ -23,15 +26,19 @@ class TextFiles(Grouping):
 
     def __init__(self) -> None:
         self._directory: Path | None = None
-        self._saved: Path | None = None  # the data set of Hugging Face that the directory is in
+        self._saved: Path | None = None  # the data set of another tool that the directory is in
         self._of_saved: dict[Path, str] = {}
+        self._with_tars: Path | None = None
         self._suffixes: Counter[str] = Counter()  # of files that are not read
 
     def group_of(self, directory: Path, name: str) -> str | None:
-        """Returns `train`, `held_out` or `unread`; None for other files of a data set of Hugging Face."""
+        """Returns `train`, `held_out` or `unread`; None for other files of a data set that another tool wrote."""
         if directory != self._directory:
             self._enter(directory)
         path = directory / name
+        if path.suffix.lower() == ".tar" and self._saved is None and directory != self._with_tars:
+            self._with_tars = directory  # looked at once: it lists the directory again
+            self._take_shards(directory)
         if self._saved is not None:
             return self._of_saved.get(path)
         if is_readable(path):
@@ -58,11 +65,22 @@ class TextFiles(Grouping):
             self._of_saved = {**dict.fromkeys(held_out, HELD_OUT), **dict.fromkeys(train, TRAIN)}
         elif (directory / "state.json").is_file():
             self._saved, self._of_saved = directory, dict.fromkeys(arrow_files(directory), TRAIN)
+        elif (directory / INDEX).is_file():
+            self._take_shards(directory)
+
+    def _take_shards(self, directory: Path) -> None:
+        if (shards := find_shards(directory)) is not None:
+            self._saved, self._of_saved = directory, dict.fromkeys(shards, TRAIN)
 
 
 def is_readable(path: Path) -> bool:
     """Whether a file is text that a folder of text contains."""
-    return path.is_file() and suffix_of(path) not in (".py", ".arrow") and reader_of(path) is not None
+    return (
+        path.is_file()
+        and suffix_of(path) not in (".py", ".arrow")
+        and not is_shard(path.name)
+        and reader_of(path) is not None
+    )
 
 
 def _of_dataset_dict(path: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

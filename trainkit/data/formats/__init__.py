@@ -1,0 +1,1 @@
+"""Formats: the sharded data of other tools, read where it lies."""
