@@ -69,7 +69,9 @@ class TextFiles(Grouping):
             self._take_shards(directory)
 
     def _take_shards(self, directory: Path) -> None:
-        if (shards := find_shards(directory)) is not None:
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        if (shards := find_shards(directory, names)) is not None:
             self._saved, self._of_saved = directory, dict.fromkeys(shards, TRAIN)
 
 

@@ -40,6 +40,9 @@ class Elsewhere(Location):
     def names(self) -> list[str]:
         return self.inner.names()
 
+    def version(self) -> str:
+        return ""
+
     def size(self) -> int:
         return self.inner.size()
 

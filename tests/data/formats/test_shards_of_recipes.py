@@ -97,7 +97,7 @@ def test_a_column_of_pictures_is_a_source_of_images(tmp_path, name, field):
         write_shards(folder, samples.NUM, 5)
     source, first = find_source(folder, field), int(field == "png")
     names = source.names()
-    assert len(names) == samples.NUM and [*names] == sorted(names) and source.unread() == []
+    assert len(names) == samples.NUM and [*names] == sorted(names) and source.not_read() == {}
     for number, each in enumerate(names):
         assert np.array_equal(np.asarray(source.open(each)), samples.pixels(number + first))
     assert source.fingerprint(tmp_path / "memory") == find_source(folder, field).fingerprint(tmp_path / "other")

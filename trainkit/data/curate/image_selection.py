@@ -21,6 +21,7 @@ from trainkit.data.curate.image_files import require_inside, write_images
 from trainkit.data.curate.rules import ImageRules
 from trainkit.data.curate.selection import Choice, Selection, between
 from trainkit.data.decoding import Decoded, Unreadable
+from trainkit.data.formats.pictures import Pictures
 from trainkit.data.image_sources import find_source
 from trainkit.data.images import Images
 from trainkit.data.inspection import SIDE
@@ -97,7 +98,10 @@ class _Chooser:
     def __init__(self, path: Path, rules: ImageRules, num_workers: int | None, progress: bool) -> None:
         self._path, self._rules, self._num_workers, self._progress = path, rules, num_workers, progress
         self._images = Images(path=path, labels="none", on_unreadable="skip")
-        self.source = find_source(path)
+        source = find_source(path)
+        if isinstance(source, Pictures):
+            raise DataError(f"{path} holds shards: images are selected of a folder or a zip file; give that")
+        self.source = source
         self.names = [*self.source.names()]
         self.choice = Choice(len(self.names))
         self._unreadable: list[Unreadable] = []
