@@ -145,7 +145,6 @@ class Reader:
     def _fetching(self, file: File, numbers: Sequence[int], crew: Crew) -> list["Future[Found]"]:
         """Returns what fetches pieces: what does so already, and new requests for the rest."""
         futures: dict[int, Future[Found]] = {}
-        begun = []
         with self._lock:
             new = []
             for number in numbers:
@@ -156,13 +155,9 @@ class Reader:
                     continue
                 futures[id(coming)] = coming
             for run in _runs(new):
-                keys = [file.key(number) for number in run]
-                future = crew.do(partial(self._fetch, file, run))
-                self._coming |= dict.fromkeys(keys, future)
+                future = crew.do(partial(self._bring, file, run, crew is self._reading))
+                self._coming |= {file.key(number): future for number in run}  # before it can be done: it takes the lock
                 futures[id(future)] = future
-                begun.append((keys, future))
-        for keys, future in begun:  # the callback takes the lock, at once where it has arrived
-            future.add_done_callback(partial(self._arrived, file, keys, crew is self._reading))
         return [*futures.values()]
 
     def _drop(self, future: "Future[Found]") -> None:
@@ -170,17 +165,24 @@ class Reader:
             for key in [key for key, coming in self._coming.items() if coming is future]:
                 del self._coming[key]
 
-    def _arrived(self, file: File, keys: Sequence[str], is_awaited: bool, future: "Future[Found]") -> None:
-        has_failed = future.cancelled() or future.exception() is not None
-        content = {} if has_failed else {file.key(number): piece for number, piece in future.result().items()}
-        unkept = {key: piece for key, piece in content.items() if not self.pieces.has(key)}
-        with self._lock:
-            self._memory |= unkept
-            while len(self._memory) > _MEMORY_PIECES:
-                self._memory.popitem(last=False)
-            for key in keys:
-                if (is_awaited or not has_failed) and self._coming.get(key) is future:
-                    del self._coming[key]
+    def _bring(self, file: File, numbers: Sequence[int], is_awaited: bool) -> Found:
+        """Fetches pieces, and is done with them before anyone gets them, who may forget them at once."""
+        keys = {number: file.key(number) for number in numbers}
+        has_failed = True
+        unkept: dict[str, bytes] = {}
+        try:
+            found = self._fetch(file, numbers)
+            has_failed = False
+            unkept = {keys[number]: piece for number, piece in found.items() if not self.pieces.has(keys[number])}
+        finally:
+            with self._lock:
+                self._memory |= unkept
+                while len(self._memory) > _MEMORY_PIECES:
+                    self._memory.popitem(last=False)
+                if is_awaited or not has_failed:  # else the error is raised where the pieces are read
+                    for key in keys.values():
+                        self._coming.pop(key, None)
+        return found
 
     def _fetch(self, file: File, numbers: Sequence[int]) -> Found:
         """Fetches pieces that lie together, each by one process of the machine."""
