@@ -71,11 +71,11 @@ def _killed_at(nth: int, build: Any) -> None:
     """SIGKILL to this process just before the nth file that it makes is in its place."""
     fsync, left = os.fsync, [nth]
 
-    def counted(descriptor: Any) -> None:
+    def counted(fd: Any) -> None:
         left[0] -= 1
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
+        fsync(fd)
 
     os.fsync = counted
     build()
