@@ -149,3 +149,26 @@ def test_topo_and_doctor_show_the_gpu_that_torch_has(capsys):
     found = {finding["name"]: finding for section in sections.values() for finding in section}
     assert gpu.name in found["cuda:0"]["value"]
     assert found["driver"]["state"] == found["for CUDA"]["state"] == "ok"
+
+
+class Rows:
+    """A data set that Python reads, by processes."""
+
+    def __len__(self):
+        return 512
+
+    def __getitem__(self, index):
+        return torch.full((1024,), index, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "source", [Rows(), torch.arange(512.0)[:, None].expand(512, 1024)], ids=["processes", "threads"]
+)
+def test_batches_that_were_copied_ahead_have_arrived(source):
+    runtime = trainkit.Runtime(device="cuda", seed=3)
+    busy = torch.randn(2048, 2048, device="cuda")
+    for batch in runtime.batches(source, batch_size=64, num_steps=40, num_workers=2):
+        for _ in range(5):
+            busy = torch.tanh(busy @ busy)  # the next copy begins while this is computed
+        assert batch.data.is_cuda
+        assert torch.equal(batch.data.cpu(), batch.indices[:, None].float().expand(-1, 1024))

@@ -9,6 +9,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "DataError",
+    "LoaderError",
     "NonFiniteError",
     "PeerError",
     "StorageError",
@@ -61,6 +62,12 @@ class StorageError(DataError):
     """A file that is not there or cut short, or a store that does not answer."""
 
     recurs = False  # a store may be gone for a while
+
+
+class LoaderError(TrainkitError, RuntimeError):
+    """A process that fetches data and has ended."""
+
+    recurs = False  # memory may have been short for a while
 
 
 class UsageError(TrainkitError, RuntimeError):

@@ -69,7 +69,7 @@ class Runtime:
             parameters and the samples. `skip` skips the step and logs it. `rewind` makes a Trainer return to the
             newest checkpoint and leave that batch out. On a GPU, `skip` waits for the device in every step; the others
             find out when values are logged or saved.
-        num_workers: processes that fetch data ahead; 0: none.
+        num_workers: threads or processes that fetch data ahead, see `batches`; 0: none.
         log_every: steps between two logged ones; the last step is logged too.
         run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S; None: they only
             print.
@@ -167,6 +167,7 @@ class Runtime:
             describe=self._describe,
             started=self._started,
             measure=self._measure,
+            num_workers=lambda: self.stream.num_workers,
         )
 
     def _make_preparation(self, activation_checkpointing: Sequence[str]) -> Preparation:
@@ -300,7 +301,9 @@ class Runtime:
             batch_size: samples in a global batch, of all ranks together.
             start: samples before the first one.
             num_steps: batches; None: without end.
-            num_workers: processes that fetch data ahead; None: as the Runtime was given.
+            num_workers: of this rank, which fetch data ahead: threads for columns and for data sets with
+                `__getitems__` and `is_thread_safe = True`, such as trainkit's own; else processes, which hand over in
+                shared memory. None: as the Runtime was given.
             collate: makes a batch of a list of samples.
             weights: [number of samples], an array or a tensor: samples are drawn with replacement, each with a
                 probability in proportion to its weight, as by torch's WeightedRandomSampler; without, every epoch
@@ -336,7 +339,7 @@ class Runtime:
         Args:
             source: as for `batches`.
             batch_size: samples in a global batch, of all ranks together.
-            num_workers: processes that fetch data ahead; None: as the Runtime was given.
+            num_workers: as for `batches`.
             collate: makes a batch of a list of samples.
 
         Returns:

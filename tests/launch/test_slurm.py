@@ -215,7 +215,7 @@ def test_at_the_time_limit(slurm, tmp_path):
 
 
 @pytest.mark.timeout(1200)  # on a machine that is busy with other tests
-@pytest.mark.parametrize("lost", ["node", "link"])
+@pytest.mark.parametrize("lost", [pytest.param("node", marks=pytest.mark.nightly), "link"])
 def test_a_node_or_its_link_is_lost(lost, slurm, whole, tmp_path):
     log = tmp_path / "log"
     number = slurm.submit(log, SCRIPT, *JOB, "save_every=20", f"run_dir={tmp_path}/run")

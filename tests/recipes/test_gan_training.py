@@ -55,8 +55,8 @@ def test_weights_do_not_depend_on_the_split_in_mid_fade(loss):
 def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
     arguments = [
         *TRAINED_SHORTLY,
-        "recipe.stable_images={4: 160, 8: 160, 16: 160}",  # numbers for keys, which are strings in a manifest
-        "recipe.fade_images={8: 1600, 16: 1600}",
+        "recipe.stable_images={4: 160, 8: 64, 16: 64}",  # numbers for keys, which are strings in a manifest
+        "recipe.fade_images={8: 960, 16: 160}",
         "recipe.loss.penalty_every=3",  # does not divide the steps between checkpoints
         "save_every=20",
     ]

@@ -102,7 +102,7 @@ def test_a_line_of_code_and_a_package_that_changed_are_named(original, tmp_path)
     assert not (tmp_path / "run_again").exists(), "nothing was trained"
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.nightly), 4])
 def test_a_run_of_ones_own_recipe_on_several_ranks(tmp_path, world_size):
     run_dir = tmp_path / "run"
     assert run([*TOY, f"run_dir={run_dir}", "tracking.jsonl=true"], world_size).returncode == 0

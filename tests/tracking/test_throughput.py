@@ -120,17 +120,17 @@ def test_no_more_time_is_left_than_a_budget_has():
 def test_waits_are_fractions_of_training_alone():
     now = [0.0]
     throughput = Throughput(clock=lambda: now[0])
-    assert throughput.fractions() == {}
+    assert throughput.fractions() == ({}, 0.0)
     now[0] = 10.0
     throughput.waited("data_wait", 1.0)
     throughput.waited("data_wait", 1.0)
     throughput.waited("comm_wait", 5.0)
-    assert throughput.fractions() == {"data_wait": 0.2, "comm_wait": 0.5}
+    assert throughput.fractions()[0] == {"data_wait": 0.2, "comm_wait": 0.5}
     with throughput.paused():
         now[0] = 100.0
         throughput.waited("data_wait", 60.0)
     now[0] = 104.0
-    assert throughput.fractions() == {"data_wait": 0.0, "comm_wait": 0.0}, "4 s of training, without the pause"
+    assert throughput.fractions() == ({"data_wait": 0.0, "comm_wait": 0.0}, 4.0), "without the pause"
     now[0] = 105.0
     throughput.waited("comm_wait", 3.0)
-    assert throughput.fractions()["comm_wait"] == 1.0, "the end of a wait that began before"
+    assert throughput.fractions()[0]["comm_wait"] == 1.0, "the end of a wait that began before"

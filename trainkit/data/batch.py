@@ -85,8 +85,19 @@ class Batch:
         return self if data is self.data else replace(self, data=data)
 
     def pin_memory(self) -> "Batch":
-        """Returns the same batch in page-locked memory; torch's DataLoader calls this."""
-        return replace(self, data=map_tensors(self.data, Tensor.pin_memory))
+        """Returns the same batch in page-locked memory; tensors on a GPU stay there."""
+        return replace(
+            self, data=map_tensors(self.data, lambda tensor: tensor.pin_memory() if tensor.is_cpu else tensor)
+        )
+
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of tensors that were copied on another stream until `stream` has done its work on them."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        map_tensors(self.data, keep)
 
     def micro_batch(self, number: int, count: int) -> "Batch":
         """Takes a micro-batch: samples number, number + count, ... of this local batch.

@@ -1,24 +1,22 @@
 """Fetcher: a rank's local batch at each position, fetched in this process or in workers."""
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
+from trainkit.data.ahead import fetched_ahead
 from trainkit.data.batch import Batch
 from trainkit.data.columns import columns_of, one_by_one, samples, take
 from trainkit.data.generators import restored, seed_everything
 from trainkit.data.iterable import Reading
 from trainkit.data.order import Order, WeightedOrder
 from trainkit.data.sampler import SamplerOrder
+from trainkit.data.workers import AHEAD, ProcessWorkers, ThreadWorkers
 from trainkit.random import key_of
 
 Collate = Callable[[list[Any]], Any]
@@ -63,10 +61,26 @@ class Fetcher:
         self.end = None if order.shuffle else order.num_samples
         self._planned_from, self._plans = 0, list[tuple[Tensor, Tensor]]()
 
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether threads may fetch: of columns, and where the data set has `is_thread_safe`, which those here have.
+
+        Without `__getitems__`, a data set is read in the order of its samples, with generators of the process.
+        """
+        if self.collate is not None:
+            return False
+        return self.columns is not None or (
+            bool(getattr(self.source, "is_thread_safe", False)) and hasattr(self.source, "__getitems__")
+        )
+
     def __getitem__(self, position: int) -> Batch:
+        return self.prepare(position)()
+
+    def prepare(self, position: int) -> Callable[[], Batch]:
+        """Returns what fetches the batch at a position, in any thread where `is_thread_safe`. Called by one thread."""
         size = self.batch_size if self.end is None else min(self.batch_size, self.end - position)
         positions, indices = self._planned(position) if size == self.batch_size else self._plan(position, 1, size)[0]
-        return Batch(self._fetch(indices, positions), position, size, positions, indices)
+        return lambda: Batch(self._fetch(indices, positions), position, size, positions, indices)
 
     def _planned(self, position: int) -> tuple[Tensor, Tensor]:
         number, rest = divmod(position - self._planned_from, self.batch_size)
@@ -119,7 +133,8 @@ def stream(
         fetcher: of the local batches; a Reading decides its positions itself, and is read by at most one worker, since
             each would read everything.
         positions: of the global batches.
-        num_workers: processes that fetch ahead; 0: this process fetches.
+        num_workers: threads that fetch ahead where the data allow it (`Fetcher.is_thread_safe`), else processes; 0:
+            this process fetches.
         device: where the data is needed.
         dtype: of floating-point data, see `Batch.to`.
 
@@ -127,68 +142,36 @@ def stream(
         An iterator of batches.
     """
     if num_workers > 0:
-        return _fetched_ahead(fetcher, positions, num_workers=num_workers, device=device, dtype=dtype)
+        reads = isinstance(fetcher, Reading)
+        return fetched_ahead(
+            partial(_workers, fetcher, num_workers),
+            range(1 << 62) if reads else positions,
+            ahead=AHEAD if reads else AHEAD * num_workers,
+            device=device,
+            dtype=dtype,
+        )
     batches = iter(fetcher) if isinstance(fetcher, Reading) else map(fetcher.__getitem__, positions)
     if device.type == "cpu" and dtype != torch.float64:
         return batches  # `Batch.to` would change nothing
     return (batch.to(device, dtype) for batch in batches)
 
 
-def _fetched_ahead(
-    fetcher: Fetcher | Reading,
-    positions: Sequence[int],
-    *,
-    num_workers: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[Batch]:
-    loader: DataLoader[Batch] = DataLoader(
-        fetcher,  # type: ignore[arg-type]  # a map from position to batch is enough for a sampler's keys
-        sampler=None if isinstance(fetcher, Reading) else positions,
-        batch_size=None,
-        num_workers=1 if isinstance(fetcher, Reading) else num_workers,
-        collate_fn=_identity,
-        pin_memory=device.type == "cuda",
-        # Its own generator: the loader must not draw from the global one.
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_end_with_parent,
-    )
-    with _signals_blocked():
-        batches = iter(loader)  # makes the workers
-    for batch in batches:
-        yield batch.to(device, dtype)
+def _workers(fetcher: Fetcher | Reading, num_workers: int) -> ProcessWorkers | ThreadWorkers:
+    if isinstance(fetcher, Reading):
+        return ProcessWorkers(_InOrder(fetcher), 1)
+    if fetcher.is_thread_safe:
+        return ThreadWorkers(fetcher.prepare, num_workers)
+    return ProcessWorkers(fetcher.__getitem__, num_workers)
 
 
-_RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+class _InOrder:
+    """The batches of a Reading one after the other, whatever the positions that are asked for."""
 
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._batches: Iterator[Batch] | None = None  # made in the process that fetches
 
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Blocks the signals that end a run in processes that are started inside.
-
-    Terminals, torchrun and Slurm signal whole process groups, and the last steps and the checkpoint need the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _RUN_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent(worker: int) -> None:
-    """Ends this worker on a SIGTERM from the process that it fetches for, as multiprocessing sends at its exit."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _RUN_SIGNALS)  # also where workers are not forked
-    process = multiprocessing.parent_process()
-    assert process is not None
-    parent = process.pid  # not os.getppid(), which is the server's with start method forkserver
-
-    def listen() -> None:
-        while signal.sigwaitinfo(_RUN_SIGNALS).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+    def __call__(self, position: int) -> Batch | None:
+        if self._batches is None:
+            self._batches = iter(self._reading)
+        return next(self._batches, None)

@@ -175,9 +175,12 @@ class Pyramid(Dataset[dict[str, Tensor]]):
         largest: the largest resolution in the directory.
     """
 
+    is_thread_safe = True
+    """Threads may read at the same time."""
+
     def __init__(
         self, directory: Path, rows: NDArray[np.int64] | Rows, *, resolution: int, channels: int, largest: int
-    ):
+    ) -> None:
         self.resolution, self.channels, self.largest = resolution, channels, largest
         self._directory, self._rows = directory, rows if isinstance(rows, Rows) else Rows(rows)
         self._map()

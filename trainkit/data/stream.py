@@ -1,6 +1,6 @@
 """DataStream: this rank's part of the data, and the random numbers that belong to it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from operator import index
 from typing import Any
 
@@ -35,7 +35,7 @@ class DataStream:
         device: where batches are put.
         seed: of the order of the data, and of everything random.
         dtype: of floating-point data.
-        num_workers: processes that fetch data ahead.
+        num_workers: threads or processes that fetch data ahead.
         wrap: called with an iterator of batches, and whether they are for training; what it returns is iterated.
     """
 
@@ -53,6 +53,8 @@ class DataStream:
         self.num_samples: int | None = None
         """The position at which training ends: of the last call of `batches`, or of the recipe; None: not known."""
         self._ranks, self._device, self._seed, self._dtype = ranks, device, seed, dtype
+        self.num_workers = num_workers
+        """Of the last call of `batches`."""
         self._num_workers, self._wrap = num_workers, wrap
         self._keys: dict[int, int] = {}  # of the global generators, by the position of a batch
 
@@ -93,6 +95,7 @@ class DataStream:
         )
         end = start + num_steps * batch_size if num_steps is not None else None
         self.num_samples = end
+        self.num_workers = self._num_workers if given.num_workers is None else given.num_workers
         positions = range(start, end if end is not None else 1 << 62, batch_size)
         self.clock.position = start
         return self._arrivals(self._stream(fetcher, positions, given.num_workers))
@@ -107,11 +110,11 @@ class DataStream:
         given.require_all_in_order()
         if is_iterable_only(given.dataset):
             reading = self._reading(given, batch_size, repeat=False)
-            return self._wrap(self._stream(reading, range(0), given.num_workers), False)
+            return self._wrapped(self._stream(reading, range(0), given.num_workers), False)
         num_samples = num_samples_of(given.dataset)
         fetcher = self._fetcher(given, Order(num_samples, self._seed, shuffle=False), batch_size)
         batches = self._stream(fetcher, range(0, num_samples, batch_size), given.num_workers)
-        return self._wrap(batches, False)
+        return self._wrapped(batches, False)
 
     def rand(self, batch: Batch, *shape: int, name: str) -> Tensor:
         """Draws from the uniform distribution on [0, 1), as a function of (seed, name, positions of the samples).
@@ -185,9 +188,16 @@ class DataStream:
         return stream(fetcher, positions, num_workers=workers, device=self._device, dtype=self._dtype)
 
     def _arrivals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in self._wrap(batches, True):
+        for batch in self._wrapped(batches, True):
             self.visit(batch)
             yield batch
+
+    def _wrapped(self, batches: Iterator[Batch], is_training: bool) -> Iterator[Batch]:
+        try:
+            yield from self._wrap(batches, is_training)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # ends workers now, and not once nothing refers to it
 
     def visit(self, batch: Batch) -> None:
         """Makes `batch` the current one, as `batches` does before it yields one, and seeds the global generators."""

@@ -19,6 +19,9 @@ class Windows(ABC):
         most: the maximum number of them in the data set, an even choice by a hash of their numbers; None: all.
     """
 
+    is_thread_safe = True
+    """Threads may read at the same time."""
+
     def __init__(self, num_windows: int, most: int | None) -> None:
         self._chosen: NDArray[np.int64] | None = None
         if most is not None and most < num_windows:

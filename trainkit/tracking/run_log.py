@@ -13,6 +13,7 @@ from trainkit.tracking.means import Last, Means
 from trainkit.tracking.pictures import picture
 from trainkit.tracking.throughput import Throughput
 from trainkit.tracking.tracker import Run, Status, Tracker
+from trainkit.tracking.waits import Waits
 
 SUMMARY_FILE = "summary.txt"
 Item = TypeVar("Item")
@@ -29,6 +30,7 @@ class RunLog:
         describe: returns the first lines of the summary; called by `start`, which raises what it raises.
         started: called once the tracker has started.
         measure: returns further numbers of a logged step, such as the memory in use.
+        num_workers: returns how many of each rank fetch batches ahead.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class RunLog:
         describe: Callable[[], tuple[str, ...]] = tuple,
         started: Callable[[], None] = lambda: None,
         measure: Callable[[], dict[str, float]] = dict,
+        num_workers: Callable[[], int] = lambda: 0,
     ) -> None:
         self.tracker, self.is_started = tracker, False
         self.resumed_step: int | None = None
         self.throughput = Throughput()
         self._ranks, self._run_dir, self._progress = ranks, run_dir, progress
         self._describe, self._started, self._measure = describe, started, measure
-        self._means = Means()
+        self._means, self._waits = Means(), Waits(num_workers)
 
     def start(
         self,
@@ -118,8 +121,10 @@ class RunLog:
         """
         self.start()
         means, (position, _) = self._means_over_ranks(), self._progress()
-        speed = {**self.throughput.rates(position), **self.throughput.fractions(), **self._measure()}
-        self.tracker.log(step, {**means, "position": position, **speed})
+        rates, (fractions, seconds) = self.throughput.rates(position), self.throughput.fractions()
+        self.tracker.log(step, {**means, "position": position, **rates, **fractions, **self._measure()})
+        if self._ranks.is_main and (slow := self._waits.add(fractions, seconds)):
+            self.message(slow)
         return means
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:

@@ -76,17 +76,17 @@ class Throughput:
         if not self._num_paused:
             self._waits[name] = self._waits.get(name, 0.0) + seconds
 
-    def fractions(self) -> dict[str, float]:
+    def fractions(self) -> tuple[dict[str, float], float]:
         """The fraction of each wait in the time since the last call, pauses excluded.
 
         Returns:
-            0 to 1, by name. Empty before any time has passed.
+            0 to 1, by name, empty before any time has passed; and the seconds of that time.
         """
         now = self._clock() - self._paused_s
         passed, self._shared_at = now - self._shared_at, now
         waits = self._waits
         self._waits = dict.fromkeys(waits, 0.0)
-        return {name: min(seconds / passed, 1.0) for name, seconds in waits.items()} if passed > 0 else {}
+        return {name: min(seconds / passed, 1.0) for name, seconds in waits.items()} if passed > 0 else {}, passed
 
     def rates(self, position: int) -> dict[str, float]:
         """Measures the speed and predicts the time left. Call it when the device has caught up (after a reduction).
