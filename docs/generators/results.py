@@ -165,13 +165,23 @@ def _start(results: Results) -> str:
                     f"{point['num']:,} {result['what']}{'' if is_measured else ', extrapolated'}",
                     f"{point['first']['seconds']:.3g}",
                     f"{point['again']['seconds']:.3g}",
+                    f"{point['again']['cpu_seconds']:.3g}",
                     f"{max(0.0, point['again']['mb']):.1f}",
                     f"{together['seconds']:.3g}" if together else "",
                     f"{together['mb']:.1f}" if together else "",
                     f"{point['kept_mb']:.3g}",
                 ]
             )
-    header = ["", "first start, s", "again, s", "again, MB", "two at once, s", "MB of the other", "kept on disk, MB"]
+    header = [
+        "",
+        "first start, s",
+        "again, s",
+        "of CPU, s",
+        "again, MB",
+        "two at once, s",
+        "MB of the other",
+        "kept on disk, MB",
+    ]
     return _table(header, rows)
 
 

@@ -1,7 +1,7 @@
 """Scan: the files below a folder in a fixed order, and the state of each, without opening any."""
 
 import os
-import time
+import resource
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ Sorting = Literal["parts", "path"]
 
 AT_ONCE = 512
 """Files of which the states are asked for at a time."""
-_SLOW_S = 50e-6  # of a file: then the answers come from a disk or a server, and not from memory
 _THREADS = 16  # that ask where answers are slow; where they are fast, threads only wait for the interpreter
 _ASKED_AHEAD = 64  # runs, before it is looked at again how fast the answers are
 _STATE = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
@@ -64,12 +63,17 @@ def scan(root: Path, sorting: Sorting) -> Iterator[Run]:
     """
     listed, ask = _listed(root, "", sorting, set()), partial(_with_states, root)
     for directory_and_names in listed:
-        started = time.perf_counter()
+        before = _num_waits()
         run = ask(directory_and_names)
-        is_slow = time.perf_counter() - started > _SLOW_S * max(AT_ONCE // 8, len(run.names))
+        is_slow = _num_waits() - before > max(AT_ONCE // 8, len(run.names)) // 4
         yield run
         if is_slow:
             yield from in_order(ask, islice(listed, _ASKED_AHEAD), _THREADS)
+
+
+def _num_waits() -> int:
+    """How often this thread has waited for a disk or a server; when it is stopped for other programs does not count."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def holds(root: Path, accepts: Callable[[Path], bool]) -> bool:

@@ -196,7 +196,7 @@ class Pyramid(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self, directory: Path, rows: NDArray[np.int64] | Rows, *, resolution: int, channels: int, largest: int
-    ):
+    ) -> None:
         self.resolution, self.channels, self.largest = resolution, channels, largest
         self._directory, self._rows = directory, rows if isinstance(rows, Rows) else Rows(rows)
         self._map()
