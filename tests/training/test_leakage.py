@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,9 @@ def test_data_that_cannot_be_compared_are_said_so():
         with pytest.raises(ConfigError, match=f"on_leak={on_leak}: Datasets cannot be audited"):
             looked(data, on_leak=on_leak)
     assert looked(object()).found["audit"]["line"].startswith("object was not looked at")
+    far = SimpleNamespace(path="https://me:pw@host/shards")
+    line = looked(far).found["audit"]["line"]
+    assert line.startswith("data.path=https://***@host/shards was not looked at: all of it would be downloaded")
     assert looked(None).found == {} == looked(Datasets((), ()), on_leak="drop").found
 
 

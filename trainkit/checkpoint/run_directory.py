@@ -18,6 +18,7 @@ from typing import Any, Literal
 from trainkit.distributed import agent
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import ConfigError
+from trainkit.public_url import is_url, redacted
 
 LOCK_FILE = ".lock"
 _NAME = "run_dir"  # of the values that outlive a restart
@@ -85,6 +86,11 @@ def claim(
     """
     if run_dir is None:
         return None, None
+    if is_url(str(run_dir)):
+        ranks.leave()
+        raise ConfigError(
+            f"run_dir={redacted(str(run_dir))}: must be a directory, on a disk that all hosts see; a URL is not written"
+        )
     made = ranks.same_as_before(_NAME, lambda: str(make(run_dir))) if "%" in str(run_dir) else None
     path, lock, error = Path(made or run_dir).expanduser(), None, None
     if ranks.is_main:

@@ -16,6 +16,7 @@ from trainkit.cache import cache_root
 from trainkit.data.datasets import Datasets
 from trainkit.data.sides import LeftOut
 from trainkit.errors import ConfigError, DataError, require_above_zero
+from trainkit.public_url import is_url, redacted
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 
@@ -116,12 +117,15 @@ def _is_empty(data: Any) -> bool:
 
 
 def _not_looked_at(data: Any, on_leak: OnLeak) -> str:
-    name = type(data).__name__
+    path = getattr(data, "path", None)
+    if is_url(path):
+        name = f"data.path={redacted(str(path))}"
+        why = "all of it would be downloaded: audit what the shards are made from"
+    else:
+        name, why = type(data).__name__, "it has no `sides` to compare in memory"
     if on_leak in ("error", "drop"):
-        raise ConfigError(
-            f"on_leak={on_leak}: {name} cannot be audited, as it has no `sides` to compare in memory; set on_leak=warn"
-        )
-    return f"{name} was not looked at: it has no `sides` to compare in memory"
+        raise ConfigError(f"on_leak={on_leak}: {name} cannot be audited, as {why}; set on_leak=warn")
+    return f"{name} was not looked at: {why}"
 
 
 def _corpus_of_weights(weights: Any) -> tuple[Path | None, str | None]:
