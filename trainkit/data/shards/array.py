@@ -9,11 +9,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.shards.layout import PIECE_BYTES, Layout, own_sum
 from trainkit.errors import StorageError
 from trainkit.storage import Location
 
+_MOST_MAPPED = 256  # shards: each takes a file descriptor while it is opened, and address space
 _MOST_SUMS = 4096  # shards whose checksums a process keeps: 32 MB for shards of 64 MB
 
 
@@ -34,7 +34,7 @@ class ShardedArray:
     def __init__(self, folder: Location, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
         self._local = folder.local_path()
-        self._files = MappedFiles()
+        self._mapped: dict[int, NDArray[Any]] = {}
         self._sums: dict[int, NDArray[np.uint64]] = {}
         self._lock = threading.Lock()
 
@@ -54,11 +54,12 @@ class ShardedArray:
         Raises:
             StorageError: where a shard cannot be read, or what is read does not have its checksum.
         """
-        by_span = [[*self._parts(a, n)] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
-        if self._local is None:
-            pieces = self._from_afar([part for parts in by_span for part in parts])
-            return [self._joined([self.layout.read(pieces[part]) for part in parts]) for parts in by_span]
-        return [self._joined([self._mapped(part) for part in parts]) for parts in by_span]
+        spans = zip(starts.tolist(), lengths.tolist(), strict=True)
+        if self._local is not None:
+            return [self._span(a, n) for a, n in spans]
+        by_span = [[*self._parts(a, n)] for a, n in spans]
+        pieces = self._from_afar([part for parts in by_span for part in parts])
+        return [self._joined([self.layout.read(pieces[part]) for part in parts]) for parts in by_span]
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Reads items, [N, *shape], in a new array."""
@@ -107,15 +108,26 @@ class ShardedArray:
 
     # -- on this machine ---------------------------------------------------------------------------------------------
 
-    def _shard(self, shard: int) -> NDArray[Any]:
-        assert self._local is not None
-        path, layout = self._local / self.layout.file(shard), self.layout
-        return np.asarray(self._files.array(path, np.dtype(layout.dtype))).reshape(-1, *layout.shape)
-
-    def _mapped(self, part: Span) -> NDArray[Any]:
-        shard, start, stop = part
+    def _span(self, start: int, length: int) -> NDArray[Any]:
+        per_shard = self.layout.items_per_shard
+        shard, inside = divmod(start, per_shard)
+        if 0 < length <= per_shard - inside:
+            return self._shard(shard)[inside : inside + length]
         size = self.layout.item_bytes
-        return self._shard(shard)[start // size : stop // size]
+        return self._joined([self._shard(n)[a // size : b // size] for n, a, b in self._parts(start, length)])
+
+    def _shard(self, shard: int) -> NDArray[Any]:
+        found = self._mapped.get(shard)
+        return self._map(shard) if found is None else found
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        assert self._local is not None
+        items = np.asarray(np.memmap(self._local / self.layout.file(shard), self.layout.dtype, mode="r"))
+        with self._lock:
+            while len(self._mapped) >= _MOST_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            self._mapped[shard] = items.reshape(-1, *self.layout.shape)
+            return self._mapped[shard]
 
     # -- from afar ---------------------------------------------------------------------------------------------------
 
