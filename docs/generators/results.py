@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gan_small_data
-from docs.generators import curation, links, scale, shards, shuffling, sweeps, workers
+from docs.generators import curation, data_peers, links, scale, shards, shuffling, sweeps, workers
 from docs.generators.markdown import Results, number, svg, values
 from docs.generators.markdown import table as _table
 
@@ -428,6 +428,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "intervals": _intervals,
     "report-page": _report_page,
     "scale": scale.many_ranks,
+    "data-peers": data_peers.samples,
     "workers": workers.handing_over,
     **curation.RENDERERS,
     "shuffling": shuffling.orders,

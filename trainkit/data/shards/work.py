@@ -169,8 +169,9 @@ class Crew:
             yield from _completed(self._pool, numbers, make, _AHEAD * self.num_workers)
         except BrokenProcessPool:
             raise DataError(
-                "a worker process was killed, perhaps for lack of memory: run the same command again, which goes on "
-                "where it ended, with fewer --workers"
+                "a worker process has ended, perhaps for lack of memory: run the same command again, which goes on "
+                "where it ended, with fewer --workers; a script of one's own calls prepare below "
+                '`if __name__ == "__main__":`'
             ) from None
 
 
