@@ -28,7 +28,7 @@ Batches = Callable[[Path, int], Iterator[torch.Tensor]]
 
 
 def _sizes(samples: Any) -> int:
-    return max(1, SHARD_BYTES // samples[0].nbytes)
+    return max(1, SHARD_BYTES // int(samples[0].nbytes))
 
 
 def write_streaming(folder: Path, samples: Any) -> None:

@@ -22,7 +22,7 @@ def samples(results: Results) -> str:
         ]
         title = (
             f"{result['samples']:,} {result['case']} of {result['bytes_of_a_sample']:,} bytes, median and quartiles of "
-            f"{result['num_turns']} turns of three passes; the goal is {result['goal']} times the fastest of the others:"
+            f"{result['num_turns']} turns of three passes; the goal is {result['goal']} times the fastest other one:"
         )
         parts.append(f"{title}\n\n{table(_HEADER, rows)}")
     return "\n\n".join(parts)

@@ -45,8 +45,12 @@ def faults(made, tmp_path):
 
 
 def _of_rank(url, tmp_path, start):
-    train = text(url, tmp_path).load(progress=False).train
-    return global_hashes(train, start=start)
+    with pytest.MonkeyPatch.context() as patch:  # a process that is kept has the environment of an earlier test
+        patch.setenv("TRAINKIT_CACHE", str(tmp_path / "pieces"))
+        reader._begin_anew()
+        stores._begin_anew()
+        train = text(url, tmp_path).load(progress=False).train
+        return global_hashes(train, start=start)
 
 
 @needs_nginx

@@ -2,21 +2,23 @@
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from trainkit.data.shards.layout import PIECE_BYTES, Layout, own_sum
-from trainkit.errors import StorageError
+from trainkit.errors import DataError, StorageError
 from trainkit.storage import Location
 
 _MOST_MAPPED = 256  # shards: each takes a file descriptor while it is opened, and address space
 _MOST_SUMS = 4096  # shards whose checksums a process keeps: 32 MB for shards of 64 MB
 
 
+T = TypeVar("T")
 Span = tuple[int, int, int]
 """A shard, and the bytes of it from the second to before the third."""
 
@@ -144,11 +146,8 @@ class ShardedArray:
         found = {}
         for shard, of_shard in by_shard.items():
             ranges = _merged(self._around(*span) for span in of_shard)
-            try:
-                contents = self._checked(shard, ranges)
-            except StorageError:  # on its way perhaps, so that it is whole when it is asked for again
-                self.folder.child(self.layout.file(shard)).forget(ranges)
-                contents = self._checked(shard, ranges)
+            file = self.folder.child(self.layout.file(shard))
+            contents = twice(partial(self._checked, file, shard, ranges), file, ranges)
             begins = [start for start, _ in ranges]
             for span in of_shard:
                 number = bisect_right(begins, span[1]) - 1
@@ -156,8 +155,8 @@ class ShardedArray:
                 found[span] = memoryview(contents[number])[span[1] - start : span[2] - start]
         return found
 
-    def _checked(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        contents = self.folder.child(self.layout.file(shard)).read_ranges(ranges)
+    def _checked(self, file: Location, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        contents = file.read_ranges(ranges)
         for (start, stop), content in zip(ranges, contents, strict=True):
             self._check(shard, start, stop, content)
         return contents
@@ -178,16 +177,36 @@ class ShardedArray:
     def _sums_of(self, shard: int) -> NDArray[np.uint64]:
         found = self._sums.get(shard)
         if found is None:
-            where, (start, stop) = self.folder.child(self.layout.sums_file), self.layout.sums_range(shard)
-            content = where.read(start, stop)
-            found = np.frombuffer(content, "<u8")
-            if len(content) != stop - start or found[-1] != own_sum(found[:-1]):
-                raise damaged(where.shown, start, stop)
+            where, bounds = self.folder.child(self.layout.sums_file), self.layout.sums_range(shard)
+            found = twice(partial(_checked_sums, where, *bounds), where, [bounds])
             with self._lock:
                 while len(self._sums) >= _MOST_SUMS:
                     self._sums.pop(next(iter(self._sums)))
                 self._sums[shard] = found
         return found
+
+
+def _checked_sums(where: Location, start: int, stop: int) -> NDArray[np.uint64]:
+    content = where.read(start, stop)
+    found: NDArray[np.uint64] = np.frombuffer(content, "<u8")
+    if len(content) != stop - start or found[-1] != own_sum(found[:-1]):
+        raise damaged(where.shown, start, stop)
+    return found
+
+
+def twice(read: Callable[[], T], where: Location, ranges: Sequence[tuple[int, int]]) -> T:
+    """Reads once more what is damaged: on its way perhaps, so that it is whole when the store is asked again.
+
+    Args:
+        read: reads and checks.
+        where: the file.
+        ranges: of it, that are read.
+    """
+    try:
+        return read()
+    except DataError:
+        where.forget(ranges)
+        return read()
 
 
 def damaged(name: str, start: int, stop: int) -> StorageError:

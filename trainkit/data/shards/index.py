@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainkit.data.pyramid import resolutions
-from trainkit.data.shards.array import ShardedArray, damaged
+from trainkit.data.shards.array import ShardedArray, damaged, twice
 from trainkit.data.shards.layout import Layout
 from trainkit.errors import DataError, StorageError
 from trainkit.json_text import digest, parse_json
@@ -55,10 +55,14 @@ class ShardIndex:
     def read_text(self, name: str) -> str:
         """Reads a small file beside the shards, which must have its checksum."""
         where = self.folder.child(name)
-        content = where.read()
-        if digest(content.decode(errors="replace")) != self.more["digests"][name]:
-            raise damaged(where.shown, 0, len(content))
-        return content.decode()
+
+        def read() -> str:
+            content = where.read()
+            if digest(content.decode(errors="replace")) != self.more["digests"][name]:
+                raise damaged(where.shown, 0, len(content))
+            return content.decode()
+
+        return twice(read, where, [(0, where.size())])
 
     def contradicts(self, name: str, given: object, made_with: object) -> DataError:
         """Returns the error for a setting that the shards were not made with."""
@@ -103,6 +107,10 @@ def read_index(folder: Location) -> ShardIndex:
         DataError: where it is none, or of a newer trainkit.
     """
     where = folder.child(FILE)
+    return twice(lambda: _read_index(folder, where), where, [(0, where.size())])
+
+
+def _read_index(folder: Location, where: Location) -> ShardIndex:
     if where.size() > _MAX_INDEX_BYTES:
         raise DataError(f"{where.shown} is no index of shards: it has more than {_MAX_INDEX_BYTES:,} bytes")
     try:
