@@ -28,7 +28,7 @@ def test_a_rank_that_dies_is_an_error_on_the_others():
     with Bed(2) as bed:
         options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         agents = bed.start(agent, env={"PYTHONPATH": str(ROOT)}, **options)
-        outputs = [process.communicate(timeout=110)[0] for process in agents]
+        outputs = [process.communicate(timeout=300)[0] for process in agents]
     assert all(process.returncode for process in agents)
     assert "could not all-reduce gradients (hierarchical over 2 groups of 2" in outputs[0]
     assert "see its own log" in outputs[0]
