@@ -10,7 +10,7 @@ NUM_ROWS = 50
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.5em 0}td,th{text-align:left;padding:.15em 1.2em .15em 0;vertical-align:top}
 th{font-weight:600;border-bottom:1px solid #bbb}img{max-width:100%}code{background:#f2f2f2;padding:.2em .4em}
-td{overflow-wrap:anywhere}td.name{white-space:nowrap}
+td{overflow-wrap:anywhere}td.name,td.count{white-space:nowrap}
 @media(max-width:600px){td.name{white-space:normal}}
 .bar{background:#7aa6d8;height:.8em;display:inline-block}"""
 
@@ -52,8 +52,8 @@ def bars(counts: Mapping[int, int] | Mapping[str, int], whole: int) -> str:
         whole: what the longest bar stands for.
     """
     rows = [
-        f"<tr><td>{html.escape(str(name))}</td><td>{num:,}</td>"
-        f"<td><span class='bar' style='width:{300 * num / max(1, whole):.0f}px'></span></td></tr>"
+        f"<tr><td class=count>{html.escape(str(name))}</td><td class=count>{num:,}</td><td>"
+        f"<span class='bar' style='width:calc(min(300px, 40vw)*{num / max(1, whole):.3f})'></span></td></tr>"
         for name, num in [*counts.items()][:NUM_ROWS]
     ]
     return f"<table>{''.join(rows)}</table>{_more(len(counts))}"
