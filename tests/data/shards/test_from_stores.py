@@ -32,7 +32,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _settings(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "pieces"))
-    monkeypatch.setenv("TRAINKIT_STORAGE_TIMEOUT_S", "6")
+    monkeypatch.setenv("TRAINKIT_STORAGE_TIMEOUT_S", "60")
     reader._begin_anew()
     stores._begin_anew()
 
