@@ -148,9 +148,18 @@ class MaskedLanguageModelling(Recipe):
         held_out = partial(HeldOut, runtime, batch_size=evaluation_batch_size, next_sentence=next_sentence)
         self._held_out = {length: held_out(datasets) for length, datasets in self._datasets.items()}
         self.architecture = model
+        self.model = self._set_up(optimizer, weights, max_grad_norm, grad_accumulation_steps)
+
+    def _set_up(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        weights: Path | None,
+        max_grad_norm: float | None,
+        grad_accumulation_steps: int,
+    ) -> Engine:
         module = self._module(weights)
         made = optimizer(parameter_groups(module))
-        self.model = runtime.setup(
+        return self.runtime.setup(
             module,
             made,
             name="model",

@@ -65,7 +65,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 
 def test_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.data.text._ENCODED_AT_ONCE", 16)
+    monkeypatch.setattr("trainkit.data.token_build._ENCODED_AT_ONCE", 16)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # children are forked
     path = text.write_text(tmp_path / "a.txt", text.make_documents(2000))
     encode, num_encoded = WordPiece.encode_batch, _counter()

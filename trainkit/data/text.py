@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,8 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
 from trainkit.data.file_look import VERIFY, Verify
 from trainkit.data.files import listed_counts
-from trainkit.data.packing import PackedTokens, TokenStream, dtype_for
+from trainkit.data.packing import PackedTokens, dtype_for
 from trainkit.data.pairs import SentencePairs
-from trainkit.data.parallel import in_order
 from trainkit.data.partial_build import PartialBuild
 from trainkit.data.progress import announced, remark, track
 from trainkit.data.remote_corpus import find_remote_corpus, require_found
@@ -28,6 +27,7 @@ from trainkit.data.shards.tokens import ShardedTokens, text_sides
 from trainkit.data.shuffle import OPEN_BLOCKS, Shuffle, ShuffleBy, require_shuffle
 from trainkit.data.sides import NOTHING, Entry, LeftOut, Sides
 from trainkit.data.split import DROPPED, HELD_OUT, TRAIN, Split, content_key, split_documents
+from trainkit.data.token_build import write_documents, write_tokens
 from trainkit.data.token_file import TokenFile, Tokens
 from trainkit.data.tokenizer import WordPiece, rust_threads, train_vocabulary
 from trainkit.data.vocabulary import Normalizer, Vocabulary, read_vocabulary
@@ -38,7 +38,6 @@ from trainkit.storage import is_url
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _DOCUMENTATION, _SPLIT = "documentation.txt", f"{PART}split.npz"
 VOCABULARY_SAMPLE_CHARS = 1 << 25
-_ENCODED_AT_ONCE = 1024  # documents
 _SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
 _MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
 
@@ -283,7 +282,7 @@ class Text:
         """The built-in corpus as one file: parsing Python is slow, and it is read several times."""
         root = cache_root(self.cache_dir)
         name = f"documentation-{corpus.fingerprint(root, progress)}"
-        directory = cached(root, name, lambda aside: _write_out(corpus, aside / _DOCUMENTATION, progress))
+        directory = cached(root, name, lambda aside: write_documents(corpus, aside / _DOCUMENTATION, progress))
         return Corpus((directory / _DOCUMENTATION,))
 
     def _shards(self) -> ShardIndex | None:
@@ -427,7 +426,7 @@ class Text:
         with rust_threads(self.num_workers):
             made = partial.made(TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
             tokenizer = WordPiece.load(made)
-            streams = _write_tokens(corpus, split, tokenizer, directory, partial, progress)
+            streams = write_tokens(corpus, split, tokenizer, directory, partial, progress)
         summary = {
             name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
         }
@@ -450,45 +449,6 @@ def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str
     if not_read := corpus.suffixes_not_read:
         facts["files not read"] = listed_counts(not_read)
     return facts
-
-
-def _write_out(corpus: Corpus, path: Path, progress: bool) -> None:
-    # A build reads its corpus three times, and parsing Python is slow.
-    with path.open("w", encoding="utf-8") as file:
-        for _, text in track(corpus.documents(), "collecting documentation", enabled=progress):
-            file.write(text + "\n\n")
-
-
-def _write_tokens(
-    corpus: Corpus, split: Split, tokenizer: WordPiece, directory: Path, partial: PartialBuild, progress: bool
-) -> dict[str, TokenStream]:
-    names = {TRAIN: "train", HELD_OUT: "held_out"}
-    dtype, before = dtype_for(tokenizer.vocab_size), partial.read()
-    streams = {
-        side: TokenStream(directory / f"{name}.bin", dtype, tokenizer.end, tuple(before.get(name, (0, 0))))
-        for side, name in names.items()
-    }
-    kept, done = split.side != DROPPED, sum(stream.num_documents for stream in streams.values())
-    texts = compress((text for _, text in corpus.documents()), kept)
-    sides = iter(split.side[kept][done:].tolist())
-    left = islice(texts, done, None)
-    groups = _grouped(track(left, "tokenizing", int(kept.sum()) - done, progress))
-    for encoded in in_order(tokenizer.encode_batch, groups, num_threads=1):  # beside reading and writing
-        for tokens in encoded:
-            streams[next(sides)].append(tokens)
-        partial.note(
-            [stream.file for stream in streams.values()],
-            lambda: {name: (streams[side].num_documents, streams[side].num_tokens) for side, name in names.items()},
-        )
-    for stream in streams.values():
-        stream.close()
-    return {names[side]: stream for side, stream in streams.items()}
-
-
-def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while group := list(islice(texts, _ENCODED_AT_ONCE)):
-        yield group
 
 
 def _check_length(length: int) -> None:

@@ -178,16 +178,8 @@ def inspect_text(
     languages_of([])  # says what to install before anything is read
     tokenizer = None if vocab_file is None else read_tokenizer(vocab_file)
     source = SourceDocuments(path, field, "skip")
-    scan = _Scan()
-    with NearTexts() as near:
-        measure = Measure(lines=True, signatures=True)
-        for batch, measured in _measured(source, measure, num_workers, progress):
-            scan.add(batch, measured)
-            assert measured.made is not None and measured.signatures is not None
-            near.add(measured.made, measured.signatures)
-        blank, unread = source.num_blank, source.unread
-        with announced("comparing near-duplicates", progress):
-            repeats = near.repeats(np.concatenate(scan.is_first))
+    scan, repeats = _scanned(source, num_workers, progress)
+    blank, unread = source.num_blank, source.unread  # of the first reading
     sample = scan.sample.documents
     with announced("tokenizing a sample", progress):
         name = f"{vocab_size:,} tokens learnt from a sample" if tokenizer is None else str(vocab_file)
@@ -230,6 +222,19 @@ def inspect_text(
         repeated_lines=[RepeatedLine(num, shown.lines.get(key, "")) for key, num in frequent],
         counts_missed=scan.lines.most_missed,
     )
+
+
+def _scanned(source: SourceDocuments, num_workers: int | None, progress: bool) -> tuple["_Scan", NDArray[np.int64]]:
+    """Reads every document; returns also, of each, the one that it nearly repeats, or -1."""
+    scan = _Scan()
+    with NearTexts() as near:
+        measure = Measure(lines=True, signatures=True)
+        for batch, measured in _measured(source, measure, num_workers, progress):
+            scan.add(batch, measured)
+            assert measured.made is not None and measured.signatures is not None
+            near.add(measured.made, measured.signatures)
+        with announced("comparing near-duplicates", progress):
+            return scan, near.repeats(np.concatenate(scan.is_first))
 
 
 class _Scan:

@@ -1,10 +1,11 @@
 """Recent: values that are slow to make, of which the last ones are kept."""
 
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+_MISSING = object()
 
 
 class Recent(Generic[Key, Value]):
@@ -23,11 +24,9 @@ class Recent(Generic[Key, Value]):
 
     def get(self, key: Key, make: Callable[[Key], Value]) -> Value:
         """Returns the value of `key`, which `make(key)` makes where it is not kept."""
-        if key in self._values:
-            try:
-                return self._values[key]
-            except KeyError:  # another thread has just dropped it
-                pass
+        kept = self._values.get(key, _MISSING)  # once: another thread may drop it
+        if kept is not _MISSING:
+            return cast(Value, kept)
         value = self._values[key] = make(key)
         for oldest in list(self._values)[: len(self._values) - self.most]:
             self._values.pop(oldest, None)
