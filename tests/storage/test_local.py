@@ -42,3 +42,13 @@ def test_the_version_of_a_file_changes_with_it(tmp_path):
     assert before == locate(tmp_path).files()["a"].version()
     file.write(b"abd")
     assert file.version() != before
+
+
+def test_a_file_is_copied_and_removed(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    there = locate(tmp_path / "to").child("b/c")
+    there.upload(tmp_path / "a")
+    assert (there.read(), there.is_file()) == (b"abc", True)
+    there.remove()
+    there.remove()
+    assert not there.is_file()

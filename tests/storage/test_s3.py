@@ -49,6 +49,16 @@ def test_what_is_written_is_read_by_ranges(bucket):
     assert (again.is_folder(), again.is_file(), file.is_file(), file.is_folder()) == (True, False, True, False)
 
 
+def test_a_file_is_copied_and_removed(bucket, tmp_path):
+    (tmp_path / "a").write_bytes(CONTENT)
+    there = locate(bucket).child("b/c")
+    there.upload(tmp_path / "a")
+    assert (there.read(), there.is_file()) == (CONTENT, True)
+    there.remove()
+    there.remove()
+    assert (there.is_file(), locate(bucket).names()) == (False, [])
+
+
 @pytest.mark.parametrize("name", ["", "gone", "gone/deeper"])
 def test_what_is_not_there_is_no_file(bucket, name):
     location = locate(bucket).child(name) if name else locate(bucket)

@@ -75,6 +75,16 @@ def test_any_file_system_of_fsspec_is_read():
     )
 
 
+def test_a_file_is_copied_and_removed_behind_a_url(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    there = locate("memory://copies/b/c")
+    there.upload(tmp_path / "a")
+    assert (there.read(), there.is_file()) == (b"abc", True)
+    there.remove()
+    there.remove()
+    assert not there.is_file()
+
+
 def test_a_file_url_is_a_path_of_this_machine(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert locate(f"file://{tmp_path}/x").local_path() == tmp_path / "x"

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trainkit.errors import StorageError, nearest
@@ -86,6 +88,16 @@ class FsspecStore(Store):
 
     def put(self, url: str, content: bytes) -> None:
         self._ask(url, lambda path: self._files.pipe_file(path, content))
+
+    def put_file(self, url: str, path: Path) -> None:
+        self._ask(url, lambda there: self._files.put_file(str(path), there))
+
+    def remove(self, url: str) -> None:
+        def remove(path: str) -> None:
+            with suppress(FileNotFoundError):
+                self._files.rm_file(path)
+
+        self._ask(url, remove)
 
     def _ask(self, url: str, request: Callable[[str], Any], limit_s: float | None = None) -> Any:
         """Calls in a thread of its own: not every file system has a limit, and one that stalls is left behind."""

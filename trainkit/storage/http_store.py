@@ -6,6 +6,7 @@ import posixpath
 import time
 from collections.abc import Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -101,7 +102,13 @@ class HttpStore(Store):
             return whole[start:stop]
 
     def put(self, url: str, content: bytes) -> None:
-        raise StorageError(f"{url} cannot be written: http and https are read only; write to s3:// or to a path")
+        raise _read_only(url)
+
+    def put_file(self, url: str, path: Path) -> None:
+        raise _read_only(url)
+
+    def remove(self, url: str) -> None:
+        raise _read_only(url)
 
     def _links(self, root: str, folder: str) -> list[str]:
         """Returns what the page of a folder links to in it: names, of folders with a / at the end."""
@@ -210,6 +217,10 @@ def _reason(error: BaseException) -> str:
     names |= {"NewConnectionError": "no connection", "ProtocolError": "the connection was cut"}
     names |= {"IncompleteRead": "the connection was cut", "NameResolutionError": "its name is not known"}
     return names.get(type(error).__name__) or reason_of(error)
+
+
+def _read_only(url: str) -> StorageError:
+    return StorageError(f"{url} cannot be written: http and https are read only; write to s3:// or to a path")
 
 
 def _authorization(host: str | None) -> dict[str, str]:

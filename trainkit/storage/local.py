@@ -1,6 +1,8 @@
 """LocalLocation: a file or a folder on this machine."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from trainkit.errors import StorageError
@@ -63,17 +65,29 @@ class LocalLocation(Location):
         return content
 
     def write(self, content: bytes) -> None:
+        self._put(lambda half: half.write_bytes(content))
+
+    def upload(self, path: Path) -> None:
+        self._put(lambda half: shutil.copyfile(path, half))
+
+    def remove(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failed("removed", error) from error
+
+    def local_path(self) -> Path:
+        return self.path
+
+    def _put(self, fill: Callable[[Path], object]) -> None:
         half = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            half.write_bytes(content)
+            fill(half)
             half.replace(self.path)
         except OSError as error:
             half.unlink(missing_ok=True)
             raise self._failed("written", error) from error
-
-    def local_path(self) -> Path:
-        return self.path
 
     def _failed(self, what: str, error: OSError) -> StorageError:
         return StorageError(f"{self.path} cannot be {what}: {error.strerror or error}")

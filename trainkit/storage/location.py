@@ -87,5 +87,24 @@ class Location(ABC):
         """
 
     @abstractmethod
+    def upload(self, path: Path) -> None:
+        """Copies a file of this machine here, whole or not at all, without holding it in memory.
+
+        Args:
+            path: of the file, which must not change meanwhile.
+
+        Raises:
+            StorageError: where it cannot be written.
+        """
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Removes the file; one that is not there is no error.
+
+        Raises:
+            StorageError: where it cannot be removed.
+        """
+
+    @abstractmethod
     def local_path(self) -> Path | None:
         """Returns where it lies on this machine, to be mapped into memory; None: only `read` reads it."""

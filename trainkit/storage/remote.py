@@ -92,6 +92,14 @@ class RemoteLocation(Location):
         self._reader().ask(self.url, lambda store: store.put(self.url, content))
         self._info = None
 
+    def upload(self, path: Path) -> None:
+        self._reader().ask(self.url, lambda store: store.put_file(self.url, path))
+        self._info = None
+
+    def remove(self) -> None:
+        self._reader().ask(self.url, lambda store: store.remove(self.url))
+        self._info = None
+
     def local_path(self) -> Path | None:
         return None
 

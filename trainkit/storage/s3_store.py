@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trainkit.errors import StorageError
@@ -10,6 +11,7 @@ from trainkit.storage.store import Info, PassingError, Store, changed, reason_of
 
 _REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID")
 _REFUSED_STATUSES = ("HTTP status 401", "HTTP status 403")
+_PART_BYTES = 1 << 24
 _OPEN_FILES = 256
 """Files whose sizes Arrow need not ask for again."""
 
@@ -79,6 +81,22 @@ class S3Store(Store):
         try:
             with self._client.open_output_stream(_path(url)) as file:
                 file.write(content)
+        except OSError as error:
+            _raise(url, error)
+
+    def put_file(self, url: str, path: Path) -> None:
+        try:
+            with path.open("rb") as source, self._client.open_output_stream(_path(url), buffer_size=0) as file:
+                while content := source.read(_PART_BYTES):
+                    file.write(content)
+        except OSError as error:
+            _raise(url, error)
+
+    def remove(self, url: str) -> None:
+        try:
+            self._client.delete_file(_path(url))
+        except FileNotFoundError:
+            return
         except OSError as error:
             _raise(url, error)
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from trainkit.errors import StorageError
@@ -67,6 +68,14 @@ class Store(ABC):
     @abstractmethod
     def put(self, url: str, content: bytes) -> None:
         """Writes a file, whole or not at all."""
+
+    @abstractmethod
+    def put_file(self, url: str, path: Path) -> None:
+        """Writes what a file of this machine holds, whole or not at all, in parts where it is large."""
+
+    @abstractmethod
+    def remove(self, url: str) -> None:
+        """Removes a file; one that is not there is no error."""
 
 
 def changed(shown: str) -> NoReturn:
