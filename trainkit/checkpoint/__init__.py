@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trainkit.checkpoint.resume import to_resume
+from trainkit.checkpoint.resume import manifest_to_resume, to_resume
 from trainkit.checkpoint.store import (
     complete,
     find,
@@ -12,6 +12,7 @@ from trainkit.checkpoint.store import (
     read_outside,
     set_aside,
     step_directories,
+    superseded,
     tidy,
     verify,
     write_text,
@@ -29,6 +30,7 @@ __all__ = [
     "find",
     "find_whole",
     "load",
+    "manifest_to_resume",
     "prune",
     "read_allowed",
     "read_manifest",
@@ -37,6 +39,7 @@ __all__ = [
     "save",
     "set_aside",
     "step_directories",
+    "superseded",
     "tidy",
     "to_resume",
     "verify",

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SECRET_MANIFEST = "manifest.json.age"
 _READABLE_VALUES = ("step", "metrics")
 _OWN_SUM = "sha256"
 _READ_BYTES = 1 << 20
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # as a Path has it, with one slash
 _ADVICE = "resume from another checkpoint beside it"
 
 
@@ -51,7 +53,7 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any], recipi
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
     _flush(written)
-    _take_name(written, directory)
+    take_name(written, directory)
 
 
 def _encrypted(written: Path, manifest: Mapping[str, Any], recipients: Sequence[Recipient]) -> dict[str, Any]:
@@ -297,6 +299,11 @@ def candidates(path: Path, report: Callable[[str], None] = lambda text: None) ->
         report(f"{path} was being replaced when its run ended: using {previous}")
         path = previous
     if not path.is_dir():
+        if url := _URL.match(str(path)):
+            there = f"{url[1]}://{url[2]}"
+            raise CheckpointError(
+                f"{there} is in a store; type: trainkit checkpoint fetch {there} --to DIRECTORY, and give DIRECTORY"
+            )
         raise CheckpointError(f"{path}: no such directory; give a run directory or one of its checkpoints/step_*")
     if any(path.glob("rank_*.safetensors*")) or ((path / MANIFEST).is_file() and not _is_of_a_run(path / MANIFEST)):
         return [path]
@@ -356,21 +363,43 @@ def no_complete_checkpoint(path: Path, passed_over: Sequence[CheckpointError] = 
     )
 
 
-def prune(checkpoints: Path, *, keep_last: int, keep_every: int | None = None, best: Path | None = None) -> None:
-    """Deletes old checkpoints of a run.
+def superseded(
+    steps: Sequence[str], *, keep_last: int, keep_every: int | None = None, kept: Container[str | None] = ()
+) -> list[str]:
+    """The checkpoints of a run that are not to be kept.
+
+    Args:
+        steps: their names, `step_*`, oldest first.
+        keep_last: number of the newest ones that are kept.
+        keep_every: checkpoints of steps that are a multiple of it are kept too; None: of no such step.
+        kept: names of more that are kept.
+    """
+    return [
+        name for name in steps[:-keep_last] if name not in kept and not (keep_every and int(name[5:]) % keep_every == 0)
+    ]
+
+
+def prune(checkpoints: Path, names: Iterable[str]) -> None:
+    """Deletes checkpoints of a run.
 
     Args:
         checkpoints: a run's `checkpoints` directory.
-        keep_last: number of the newest ones that are kept.
-        keep_every: checkpoints of steps that are a multiple of it are kept too; None: of no such step.
-        best: one more that is kept.
+        names: of those that are deleted.
     """
-    for path in step_directories(checkpoints)[:-keep_last]:
-        if path != best and not (keep_every and int(path.name[5:]) % keep_every == 0):
-            _delete(path)
+    for name in names:
+        _delete(checkpoints / name)
 
 
-def _take_name(temporary: Path, directory: Path) -> None:
+def take_name(temporary: Path, directory: Path) -> None:
+    """Renames a checkpoint that is complete; one of that name is kept as `<name>.previous` until it is in place.
+
+    Args:
+        temporary: its directory.
+        directory: its new name.
+
+    Raises:
+        OSError: where it cannot be renamed.
+    """
     previous = directory.with_name(directory.name + ".previous")
     if directory.exists():
         if previous.exists():
