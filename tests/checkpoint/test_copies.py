@@ -11,7 +11,8 @@ import torch
 import trainkit
 from trainkit import checkpoint
 from trainkit.checkpoint.copier import Copier
-from trainkit.checkpoint.copies import Copies, ReplacedError, fetch, fetch_newest, found_at
+from trainkit.checkpoint.copies import Copies, ReplacedError
+from trainkit.checkpoint.fetching import fetch, fetch_newest, found_at
 from trainkit.checkpoint.store import MANIFEST
 from trainkit.errors import CheckpointError, ConfigError, StorageError
 from trainkit.storage import RemoteLocation, locate

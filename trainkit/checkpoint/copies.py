@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from trainkit.checkpoint import store
+from trainkit.checkpoint.fetching import FOLDER, names_in, read_copied, steps_in
 from trainkit.distributed.ranks import Ranks
 from trainkit.errors import CheckpointError, ConfigError, StorageError
 from trainkit.public_url import redacted
 from trainkit.storage import Location, locate
 
-FOLDER = "checkpoints"
 _THREADS = 4
 _SET_ASIDE = "manifest.left.json"
 """The manifest of a copy that does not count any more; its files stay."""
@@ -52,7 +51,7 @@ class Copies:
         Raises:
             StorageError: where the store does not answer.
         """
-        return [name.split("/")[-1] for name in _steps_in(_names(self.folder), f"{FOLDER}/")]
+        return [name.split("/")[-1] for name in steps_in(names_in(self.folder), f"{FOLDER}/")]
 
     def at(self, step: str) -> Location:
         """The folder of a copy."""
@@ -120,7 +119,7 @@ class Copies:
         """Removes a copy, its manifest first."""
         there = self.at(step)
         there.child(store.MANIFEST).remove()
-        _at_once([there.child(name).remove for name in _names(there)])
+        _at_once([there.child(name).remove for name in names_in(there)])
         if (own := there.local_path()) is not None:  # in a store a folder without files is none
             shutil.rmtree(own, ignore_errors=True)
         self._outside.pop(step, None)
@@ -159,133 +158,6 @@ def open_copies(copy_to: str | Path, run_dir: str | Path | None, ranks: Ranks) -
         raise
     assert copies is not None
     return copies
-
-
-def found_at(url: str) -> list[Location]:
-    """Returns the checkpoints that a URL means: itself, or all of a run, newest first.
-
-    Raises:
-        CheckpointError: where there is none.
-        StorageError: where the store does not answer.
-    """
-    folder = locate(url)
-    names = _names(folder)
-    for prefix in (f"{FOLDER}/", ""):
-        if steps := _steps_in(names, prefix):
-            return [folder.child(name) for name in reversed(steps)]
-    if store.MANIFEST in names:
-        return [folder]
-    raise CheckpointError(f"{folder.shown} holds no whole checkpoint; give the URL of a run or of a checkpoint in it")
-
-
-def fetch(checkpoint: Location, into: Path, report: Callable[[str], None] = lambda text: None) -> Path:
-    """Copies a checkpoint from a store and verifies every byte.
-
-    Args:
-        checkpoint: its folder.
-        into: the directory in which it appears, whole or not at all, under the name that it has there.
-        report: called with a line before it is copied.
-
-    Returns:
-        Its directory.
-
-    Raises:
-        CheckpointError: where it is damaged, or the disk has no room.
-        StorageError: where it cannot be read.
-    """
-    directory = into / checkpoint.shown.rstrip("/").rpartition("/")[2]
-    half = store.temporary(directory)
-    try:
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        (half / store.MANIFEST).write_bytes(checkpoint.child(store.MANIFEST).read())
-        files = store.read_outside(half)["files"]
-        num_bytes = sum(entry["num_bytes"] for entry in files.values())
-        report(f"copying {checkpoint.shown}, {num_bytes / 1e6:,.1f} MB, to {directory}")
-        if (free := shutil.disk_usage(half).free) < num_bytes:
-            raise CheckpointError(f"{into} has room for {free / 1e9:.1f} GB, and {checkpoint.shown} needs more")
-        for name in files:  # each by ranges at once
-            checkpoint.child(name).download(half / name)
-        store.verify(half, files)
-        store.take_name(half, directory)
-    except OSError as error:
-        shutil.rmtree(half, ignore_errors=True)
-        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(half, ignore_errors=True)
-        raise
-    return directory
-
-
-def fetch_newest(
-    checkpoints: Sequence[Location], into: Path, report: Callable[[str], None] = lambda text: None
-) -> Path:
-    """Fetches the first of some checkpoints that is whole; what is wrong with those before it is reported.
-
-    Args:
-        checkpoints: the newest first.
-        into: as for `fetch`.
-        report: called with lines.
-
-    Returns:
-        Its directory.
-
-    Raises:
-        CheckpointError: where none is whole: what is wrong with the newest.
-        StorageError: where the store does not answer.
-    """
-    errors: list[CheckpointError] = []
-    for checkpoint in checkpoints:
-        try:
-            return fetch(checkpoint, into, report)
-        except CheckpointError as error:
-            report(f"passed over: {error}")
-            errors.append(error)
-    raise errors[0]
-
-
-def read_copied(checkpoint: Location, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Reads the manifest of a copy as that of a directory is read.
-
-    Args:
-        checkpoint: its folder.
-        read: of `trainkit.checkpoint.store`: `read_outside`, `read_manifest` or `read_allowed`.
-
-    Raises:
-        CheckpointError: as by `read`.
-        StorageError: where it cannot be read.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder) / "copy"
-        directory.mkdir()
-        (directory / store.MANIFEST).write_bytes(checkpoint.child(store.MANIFEST).read())
-        if read is not store.read_outside and store.SECRET_MANIFEST in store.read_outside(directory)["files"]:
-            secret = checkpoint.child(store.SECRET_MANIFEST).read()
-            (directory / store.SECRET_MANIFEST).write_bytes(secret)
-        try:
-            return read(directory)
-        except CheckpointError as error:  # of the copy, and not of the directory that is gone by now
-            raise type(error)(str(error).replace(str(directory), checkpoint.shown)) from None
-
-
-def _names(folder: Location) -> list[str]:
-    try:
-        return folder.names()
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):  # nothing was written there yet
-            return []
-        raise
-
-
-def _steps_in(names: Sequence[str], prefix: str) -> list[str]:
-    """The whole checkpoints among the names of files: those with a manifest, oldest first."""
-    found = []
-    for name in names:
-        step, _, file = name.removeprefix(prefix).partition("/")
-        is_step = name.startswith(prefix) and step.startswith("step_") and step[5:].isdigit()
-        if is_step and file == store.MANIFEST:
-            found.append(prefix + step)
-    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def _same_files(there: Location, files: Mapping[str, Any]) -> set[str]:

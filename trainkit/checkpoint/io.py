@@ -9,7 +9,8 @@ from typing import Any
 
 from trainkit import checkpoint
 from trainkit.checkpoint.copier import Copier
-from trainkit.checkpoint.copies import Copies, fetch_newest, found_at
+from trainkit.checkpoint.copies import Copies
+from trainkit.checkpoint.fetching import fetch_newest, found_at
 from trainkit.distributed.agent import is_restart
 from trainkit.distributed.ranks import BESIDE, Ranks
 from trainkit.encryption import Recipient

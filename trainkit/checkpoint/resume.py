@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint.copies import Copies, fetch_newest, found_at, read_copied
-from trainkit.checkpoint.store import find, read_manifest, step_directories
+from trainkit.checkpoint.copies import Copies
+from trainkit.checkpoint.fetching import fetch_newest, found_at, read_copied
+from trainkit.checkpoint.of_a_run import find, step_directories
+from trainkit.checkpoint.store import read_manifest
 from trainkit.distributed.agent import is_restart
 from trainkit.errors import CheckpointError, ConfigError
 from trainkit.public_url import is_url

@@ -119,7 +119,7 @@ def _ls(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from trainkit import checkpoint
-    from trainkit.checkpoint.copies import found_at, read_copied
+    from trainkit.checkpoint.fetching import found_at, read_copied
     from trainkit.public_url import is_url
 
     table = Table("checkpoint", "step", "samples", "written", "size", "metrics")
@@ -152,7 +152,7 @@ def _facts(read: Callable[[], dict[str, Any]], path: Path | None) -> list[str]:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from trainkit.checkpoint.copies import FOLDER, fetch_newest, found_at
+    from trainkit.checkpoint.fetching import FOLDER, fetch_newest, found_at
 
     directory = fetch_newest(found_at(arguments.url), arguments.to.expanduser() / FOLDER, say)
     print(f"{directory}: whole; next: trainkit evaluate {arguments.to}")
@@ -319,7 +319,7 @@ def _difference(name: str, paths: Sequence[Path], manifests: Sequence[dict[str, 
 
 def _all(path: Path) -> list[Path]:
     """The checkpoint at `path`, or all checkpoints of the run there, oldest first."""
-    from trainkit.checkpoint.store import candidates
+    from trainkit.checkpoint.of_a_run import candidates
 
     found = candidates(path.expanduser())[::-1]
     if not found:

@@ -8,7 +8,8 @@ from typing import Any
 
 from trainkit import checkpoint
 from trainkit.checkpoint.copier import Copier
-from trainkit.checkpoint.copies import FOLDER, Copies
+from trainkit.checkpoint.copies import Copies
+from trainkit.checkpoint.fetching import FOLDER
 from trainkit.errors import CheckpointError
 from trainkit.tracking.console import number
 
