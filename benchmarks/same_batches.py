@@ -37,7 +37,8 @@ def ask(python: str, what: str, name: str, folder: Path, ranks: int, *options: s
     """What each rank of a job prints."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    if ranks > 1:
+        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     command = [python, str(_READER), what, name, str(folder), *options]
     jobs = []
     for rank in range(ranks):

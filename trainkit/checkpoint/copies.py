@@ -92,7 +92,7 @@ class Copies:
             _at_once([lambda path=path: there.child(path.name).upload(path) for path in paths])  # type: ignore[misc]
             if (directory / store.MANIFEST).read_bytes() != manifest:
                 raise ReplacedError
-        except (OSError, CheckpointError) as error:
+        except (OSError, CheckpointError, StorageError) as error:
             if not (directory / store.MANIFEST).is_file():
                 raise ReplacedError from error
             raise
