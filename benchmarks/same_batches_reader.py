@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-NUM_SAMPLES, BATCH_SIZE, NUM_BATCHES, RESUMED_AT = 16_384, 64, 201, 17
+NUM_SAMPLES, BATCH_SIZE, NUM_BATCHES, RESUMED_AT = 16_381, 64, 201, 17
 _PER_SHARD = 256
+_NUM_SHARDS = -(-NUM_SAMPLES // _PER_SHARD)
 _BUFFER = 1000  # samples, of the libraries that shuffle in one
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 _OWN = BATCH_SIZE // WORLD_SIZE
@@ -52,7 +53,7 @@ def write_webdataset(folder: Path) -> None:
     folder.mkdir(parents=True)
     for shard, first in enumerate(range(0, NUM_SAMPLES, _PER_SHARD)):
         with tarfile.open(folder / f"{shard:06}.tar", "w") as file:
-            for number in range(first, first + _PER_SHARD):
+            for number in range(first, min(first + _PER_SHARD, NUM_SAMPLES)):
                 content = str(number).encode()
                 member = tarfile.TarInfo(f"{number:08}.cls")
                 member.size = len(content)
@@ -63,7 +64,7 @@ def write_datasets(folder: Path) -> None:
     import datasets
 
     made = datasets.Dataset.from_dict({"number": list(range(NUM_SAMPLES))})
-    made.save_to_disk(str(folder), num_shards=NUM_SAMPLES // _PER_SHARD)
+    made.save_to_disk(str(folder), num_shards=_NUM_SHARDS)
 
 
 def read_streaming(
@@ -106,7 +107,7 @@ def read_datasets(
     from datasets.distributed import split_dataset_by_node
 
     made = datasets.load_from_disk(str(folder))
-    data = made.to_iterable_dataset(num_shards=NUM_SAMPLES // _PER_SHARD).shuffle(seed=0, buffer_size=_BUFFER)
+    data = made.to_iterable_dataset(num_shards=_NUM_SHARDS).shuffle(seed=0, buffer_size=_BUFFER)
     data = split_dataset_by_node(data, rank=RANK, world_size=WORLD_SIZE)
     if state is not None:
         data.load_state_dict(state)
