@@ -20,6 +20,7 @@ TRAINED_SHORTLY = [
     "recipe.evaluation.num_shown=4",
     "recipe.evaluation.num_directions=16",
     "recipe.evaluation.num_pairs=32",
+    "recipe.evaluation.num_images=32",  # each passes the feature network at 224 pixels
     "evaluate_every=1000",
     "log_every=1",
     "on_leak=ignore",  # to audit the built-in letters takes longer than all else here
@@ -59,6 +60,7 @@ def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
         "recipe.fade_images={8: 960, 16: 160}",
         "recipe.loss.penalty_every=3",  # does not divide the steps between checkpoints
         "save_every=20",
+        "recipe.evaluation.at_end=[]",  # of three jobs; the next test measures everything
     ]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=40)
 
