@@ -48,7 +48,7 @@ GLYPH_SIZED = [
 PUBLISHED = ("celeba_hq_1024", "celeba_hq_1024_1gpu", "celeba_hq_1024_2gpus", "celeba_hq_1024_4gpus", "cifar10")
 SHORT = {
     **dict.fromkeys(PUBLISHED, SMALL_GAN),
-    "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001"],
+    "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001", "recipe.batch_size=8"],
     "bert_24h": [
         *SMALL, "recipe.num_steps=6", "save_every=4", "evaluate_every=null", "data.sequence_length=32",
         "recipe.grad_accumulation_steps=2", "recipe.batch_size_warmup={first: 4, num_samples: 8, num_stages: 1}",
