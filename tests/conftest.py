@@ -25,10 +25,20 @@ DEEPSPEED = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inj
 fork_context(*PRELOADED, *([] if torch.cuda.is_available() else DEEPSPEED))
 
 
+WAIT = ("launch", "launcher", "reduction")  # folders of tests that wait most of their time, for hosts and clusters
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: last, one worker would wait for another."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with slow tests come first: last, one worker would wait for another.
+
+    Those that wait are spread among those that compute, for at the same time they would leave cores idle; the
+    longest is among the first.
+    """
+    slow = [*dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))]
+    waiting = sorted((path for path in slow if path.parent.name in WAIT), key=lambda path: path.stem != "test_slurm")
+    computing = [path for path in slow if path not in waiting]
+    places = {path: place / len(group) for group in (waiting, computing) for place, path in enumerate(group)}
+    items.sort(key=lambda item: places.get(item.path, 1.0))
 
 
 def pytest_collection_finish() -> None:
