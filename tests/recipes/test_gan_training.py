@@ -1,5 +1,7 @@
 """The progressive GAN trained: the same on any split, after a kill, and to its last picture."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -75,6 +77,9 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
         assert f"growth: {phase}" in done.stdout
     for name in ("growth.gif", "growth_one_latent.gif", "curve.png", "metrics.jsonl", "config.yaml"):
         assert (run_dir / name).stat().st_size > 0
+    values = json.loads((run_dir / "measured.json").read_text())["values"]
+    for metric in ("swd", "frechet_", "kernel_", "precision_", "recall_", "density_", "coverage_", "copied"):
+        assert any(name.startswith(metric) for name in values["trained generator"]), metric
     sample(run_dir, num=9, output=tmp_path / "grid.png")
 
     with Image.open(tmp_path / "grid.png") as picture:
