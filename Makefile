@@ -10,6 +10,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 export OMP_NUM_THREADS ?= 1
+# Tests start Python some hundred times; without compiled modules each start takes 0.4 s more.
+test test-all quick: export PYTHONDONTWRITEBYTECODE =
 
 # One line in place of pip's pages on versions that do not go together.
 CHECK_PYTHON := -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "trainkit needs Python 3.11 to 3.13, and %s is %d.%d; type: make $(MAKECMDGOALS) PYTHON=python3.11 VENV=.venv311" % (sys.executable, v[0], v[1]))'

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import logging
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,10 +25,29 @@ DEEPSPEED = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inj
 fork_context(*PRELOADED, *([] if torch.cuda.is_available() else DEEPSPEED))
 
 
+WAIT = ("launch", "launcher", "reduction")  # folders of tests that wait most of their time, for hosts and clusters
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: last, one worker would wait for another."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with slow tests come first: last, one worker would wait for another.
+
+    Those that wait are spread among those that compute, for at the same time they would leave cores idle; the
+    longest is among the first.
+    """
+    slow = [*dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))]
+    waiting = sorted((path for path in slow if path.parent.name in WAIT), key=lambda path: path.stem != "test_slurm")
+    computing = [path for path in slow if path not in waiting]
+    places = {path: place / len(group) for group in (waiting, computing) for place, path in enumerate(group)}
+    items.sort(key=lambda item: places.get(item.path, 1.0))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: 750,000 objects, which a full collection looks through in 0.5 s.
+
+    The product asks for collections too, where it counts memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

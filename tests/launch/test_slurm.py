@@ -131,9 +131,11 @@ def test_a_mistake_in_the_configuration_is_told_once(slurm, tmp_path):
     _require_no_crash(log)
 
 
-@pytest.mark.parametrize("how", ["limit", "step", "preemption"])
+@pytest.mark.parametrize("how", ["limit", pytest.param("step", marks=pytest.mark.nightly), "preemption"])
 def test_stopped_saved_queued_and_bit_identical(how, slurm, whole, tmp_path):
     """By the batch shell near the limit, by a signal to the whole step, by a job that is more urgent.
+
+    The others stand for the second: Slurm preempts with SIGTERM to all steps, and near the limit the script queues.
 
     There is one agent a node, whatever number of tasks is asked for.
     """

@@ -27,6 +27,7 @@ WORDS = (
     "under",
     "two",
 )
+RANKS = [None, pytest.param(1, marks=pytest.mark.nightly), 2, 4]  # no torchrun, and two ranks, stand for one
 SHORT = ["tracking=none", "evaluate_every=null", "save_every=null"]
 BERT = ["recipe=bert", "recipe.num_steps=6", "recipe.batch_size=8", "schedule.warmup=2", "data.vocab_size=200"]
 GAN = [
@@ -68,7 +69,7 @@ def _evaluations(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [None, 1, 2, 4])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_any_folder_of_text(ranks, texts, tmp_path):
     result = run([*BERT, *SHORT, f"data.path={texts}", f"run_dir={tmp_path / 'run'}"], ranks)
     assert result.returncode == 0, result.stderr
@@ -78,7 +79,7 @@ def test_any_folder_of_text(ranks, texts, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [None, 1, 2, 4])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_any_folder_of_pictures(ranks, pictures, tmp_path):
     result = run([*GAN, *SHORT, f"data.path={pictures}", f"run_dir={tmp_path / 'run'}"], ranks)
     assert result.returncode == 0, result.stderr

@@ -1,7 +1,8 @@
 """Every experiment of conf/ as a user runs it: trained, verified, resumed, and its checkpoint used; with fewer steps.
 
 What is measured is shortened too, and the experiments that take a cluster are made small. Each is named here. The
-built-in letters are not audited, which takes longer than all else; tests/audit looks at pictures.
+built-in letters are not audited, and a feature network does not look at pictures, which takes longer than all else;
+tests/audit looks at pictures, and test_gan_training measures all there is at the end of a run.
 """
 
 import random
@@ -32,20 +33,22 @@ FEW_IN_EACH = [
     "recipe.phases.phase1={sequence_length: 16, num_steps: 3, batch_size: 8, warmup: 1}",
     "recipe.phases.phase2={sequence_length: 32, num_steps: 3, batch_size: 4, warmup: 1}",
 ]
+WITHOUT_FEATURES = "recipe.evaluation.at_end=[ms_ssim,copying]"
 SMALL_GAN = [
     "recipe.resolution=8", "recipe.fmap_max=8", "recipe.latent_dim=8", "recipe.batch_size=16",
     "recipe.stable_images=32", "recipe.fade_images=32", "save_every=3", "evaluate_every=null",
     "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16", "recipe.evaluation.num_pairs=32",
+    WITHOUT_FEATURES,
 ]  # fmt: skip
 GLYPH_SIZED = [
     "recipe.stable_images={4: 32, 8: 32, 16: 48}", "recipe.fade_images={8: 32, 16: 16}", "save_every=5",
-    "evaluate_every=null", "recipe.evaluation.num_images=256", "recipe.evaluation.num_directions=16",
-    "recipe.evaluation.num_pairs=32", "on_leak=ignore",
+    "evaluate_every=null", "recipe.evaluation.num_images=64", "recipe.evaluation.num_directions=16",
+    "recipe.evaluation.num_pairs=32", WITHOUT_FEATURES, "on_leak=ignore",
 ]  # fmt: skip
 PUBLISHED = ("celeba_hq_1024", "celeba_hq_1024_1gpu", "celeba_hq_1024_2gpus", "celeba_hq_1024_4gpus", "cifar10")
 SHORT = {
     **dict.fromkeys(PUBLISHED, SMALL_GAN),
-    "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001"],
+    "bert_quickstart": [*FEW_STEPS, "data.held_out=0.001", "recipe.batch_size=8"],
     "bert_24h": [
         *SMALL, "recipe.num_steps=6", "save_every=4", "evaluate_every=null", "data.sequence_length=32",
         "recipe.grad_accumulation_steps=2", "recipe.batch_size_warmup={first: 4, num_samples: 8, num_stages: 1}",

@@ -60,7 +60,15 @@ def _fit(strategy, grad_accumulation_steps, limit, network="D", **settings):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "network"), [("ddp", "D"), ("ddp", "G"), ("fsdp", "G"), ("hsdp", "D"), ("zero1", "D"), ("zero2", "G")]
+    ("strategy", "network"),
+    [
+        ("ddp", "D"),
+        ("ddp", "G"),
+        ("fsdp", "G"),  # stands for HSDP, and ZeRO-2 for ZeRO-1
+        pytest.param("hsdp", "D", marks=pytest.mark.nightly),
+        pytest.param("zero1", "D", marks=pytest.mark.nightly),
+        ("zero2", "G"),
+    ],
 )
 def test_a_resolution_that_outgrows_memory_is_split_further(strategy, network):
     expected = run_ranks(_fit, 2, strategy, {8: 4}, 64, network)

@@ -1,5 +1,7 @@
 """The progressive GAN trained: the same on any split, after a kill, and to its last picture."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -20,6 +22,7 @@ TRAINED_SHORTLY = [
     "recipe.evaluation.num_shown=4",
     "recipe.evaluation.num_directions=16",
     "recipe.evaluation.num_pairs=32",
+    "recipe.evaluation.num_images=32",  # each passes the feature network at 224 pixels
     "evaluate_every=1000",
     "log_every=1",
     "on_leak=ignore",  # to audit the built-in letters takes longer than all else here
@@ -59,6 +62,7 @@ def test_killed_in_mid_fade_and_resumed_gives_the_same_bits(tmp_path, ranks):
         "recipe.fade_images={8: 960, 16: 160}",
         "recipe.loss.penalty_every=3",  # does not divide the steps between checkpoints
         "save_every=20",
+        "recipe.evaluation.at_end=[]",  # of three jobs; the next test measures everything
     ]
     assert_killed_equals_whole(tmp_path, arguments, ranks, kill_from_step=40)
 
@@ -73,6 +77,9 @@ def test_a_run_ends_with_pictures_and_can_be_sampled_from(tmp_path, monkeypatch)
         assert f"growth: {phase}" in done.stdout
     for name in ("growth.gif", "growth_one_latent.gif", "curve.png", "metrics.jsonl", "config.yaml"):
         assert (run_dir / name).stat().st_size > 0
+    values = json.loads((run_dir / "measured.json").read_text())["values"]
+    for metric in ("swd", "frechet_", "kernel_", "precision_", "recall_", "density_", "coverage_", "copied"):
+        assert any(name.startswith(metric) for name in values["trained generator"]), metric
     sample(run_dir, num=9, output=tmp_path / "grid.png")
 
     with Image.open(tmp_path / "grid.png") as picture:

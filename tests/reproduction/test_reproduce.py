@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from tests.jobs import ROOT, TOY, environment, run
+from tests.jobs import ROOT, TOY, run
 from tests.recipes.finetuning import reviews
 from trainkit import manifest
 from trainkit.cli.main import main
@@ -24,9 +24,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def trainkit(*arguments, cwd=ROOT):
-    command = [sys.executable, "-m", "trainkit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=240)
+def trainkit(*arguments):
+    return run(arguments, script=ROOT / "trainkit" / "cli" / "main.py", timeout_s=240)
 
 
 @pytest.fixture(scope="module")
