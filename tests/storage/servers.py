@@ -134,4 +134,8 @@ def _running(process: "subprocess.Popen[bytes]", port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:  # Azurite waits for connections that are kept open
+            process.kill()
+            process.wait(30)

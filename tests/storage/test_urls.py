@@ -1,5 +1,7 @@
 """Which URLs are taken, and that credentials in them are not, nor shown."""
 
+from importlib import import_module
+
 import pytest
 
 from trainkit.errors import ConfigError, StorageError
@@ -39,7 +41,9 @@ def test_other_urls_stay_as_they_are(url):
         ("simplecache://x", "is no kind of store"),
     ],
 )
-def test_a_store_that_cannot_be_read_says_what_to_type(url, message):
+def test_a_store_that_cannot_be_read_says_what_to_type(url, message, monkeypatch):
+    monkeypatch.setattr("trainkit.storage.fsspec_store.find_spec", lambda package: None)
+    monkeypatch.setattr(import_module("fsspec.registry"), "registry", {})  # those that another test has used
     with pytest.raises(StorageError, match=message):
         locate(url)
 
