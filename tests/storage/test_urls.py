@@ -1,5 +1,6 @@
 """Which URLs are taken, and that credentials in them are not, nor shown."""
 
+import time
 from importlib import import_module
 
 import pytest
@@ -92,3 +93,24 @@ def test_a_file_is_copied_and_removed_behind_a_url(tmp_path):
 def test_a_file_url_is_a_path_of_this_machine(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert locate(f"file://{tmp_path}/x").local_path() == tmp_path / "x"
+
+
+@pytest.mark.parametrize("gives_signs", [True, False])
+def test_an_upload_ends_when_nothing_is_heard_of_it(tmp_path, monkeypatch, gives_signs):
+    def put_file(self, source, target, callback):
+        for _ in range(6):
+            time.sleep(0.2)
+            if gives_signs:
+                callback.relative_update(1)
+        self.pipe_file(target, b"abc")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", put_file)
+    monkeypatch.setenv("TRAINKIT_STORAGE_TIMEOUT_S", "0.6")
+    (tmp_path / "a").write_bytes(b"abc")
+    there = locate(f"memory://signs/{gives_signs}")
+    if gives_signs:
+        there.upload(tmp_path / "a")
+        assert there.read() == b"abc"
+        return
+    with pytest.raises(StorageError, match="cannot be reached \\(no answer in time\\)"):
+        there.upload(tmp_path / "a")
