@@ -44,7 +44,7 @@ def persist(shown: str, settings: StorageSettings, request: Callable[[float], An
             raise StorageError(f"{shown} does not exist") from error
         except PassingError as error:
             if error.progress_s > started and beginnings < _MOST_BEGINNINGS:
-                started, beginnings = error.progress_s, beginnings + 1
+                started, pause_s, beginnings = error.progress_s, _FIRST_PAUSE_S, beginnings + 1
             spent_s = time.monotonic() - started
             wait_s = max(_own_random.uniform(0.5, 1.0) * pause_s, error.wait_s)
             if spent_s + wait_s >= settings.timeout_s:

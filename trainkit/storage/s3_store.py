@@ -115,7 +115,7 @@ class S3Store(Store):
     def _write(self, url: str, blocks: Iterable[bytes | memoryview], num_bytes: int) -> None:
         try:
             upload(self._writer, _path(url), blocks)
-            size = self._client.open_input_file(_path(url)).size()
+            size = self._writer.open_input_file(_path(url)).size()
         except OSError as error:
             _raise(url, error)
         if size != num_bytes:

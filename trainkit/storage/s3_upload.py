@@ -8,7 +8,7 @@ from typing import Any
 from trainkit.storage.store import PassingError, reason_of
 
 PART_BYTES = 10 << 20
-"""What Arrow sends as one part; S3 takes 10,000 of them, and Arrow makes later ones larger."""
+"""What Arrow sends as one part; S3 takes 10,000 of them."""
 _MOST_PARTS = 4
 """Parts that are sent at once: what is held in memory."""
 
