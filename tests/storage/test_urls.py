@@ -1,5 +1,8 @@
 """Which URLs are taken, and that credentials in them are not, nor shown."""
 
+import time
+from importlib import import_module
+
 import pytest
 
 from trainkit.errors import ConfigError, StorageError
@@ -39,7 +42,9 @@ def test_other_urls_stay_as_they_are(url):
         ("simplecache://x", "is no kind of store"),
     ],
 )
-def test_a_store_that_cannot_be_read_says_what_to_type(url, message):
+def test_a_store_that_cannot_be_read_says_what_to_type(url, message, monkeypatch):
+    monkeypatch.setattr("trainkit.storage.fsspec_store.find_spec", lambda package: None)
+    monkeypatch.setattr(import_module("fsspec.registry"), "registry", {})  # those that another test has used
     with pytest.raises(StorageError, match=message):
         locate(url)
 
@@ -88,3 +93,24 @@ def test_a_file_is_copied_and_removed_behind_a_url(tmp_path):
 def test_a_file_url_is_a_path_of_this_machine(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert locate(f"file://{tmp_path}/x").local_path() == tmp_path / "x"
+
+
+@pytest.mark.parametrize("gives_signs", [True, False])
+def test_an_upload_ends_when_nothing_is_heard_of_it(tmp_path, monkeypatch, gives_signs):
+    def put_file(self, source, target, callback):
+        for _ in range(6):
+            time.sleep(0.2)
+            if gives_signs:
+                callback.relative_update(1)
+        self.pipe_file(target, b"abc")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", put_file)
+    monkeypatch.setenv("TRAINKIT_STORAGE_TIMEOUT_S", "0.6")
+    (tmp_path / "a").write_bytes(b"abc")
+    there = locate(f"memory://signs/{gives_signs}")
+    if gives_signs:
+        there.upload(tmp_path / "a")
+        assert there.read() == b"abc"
+        return
+    with pytest.raises(StorageError, match="cannot be reached \\(no answer in time\\)"):
+        there.upload(tmp_path / "a")

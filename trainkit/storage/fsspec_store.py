@@ -1,15 +1,16 @@
 """FsspecStore: any other kind of store that a package for fsspec reads, such as gs, az and hf."""
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainkit.errors import StorageError, nearest
 from trainkit.storage.settings import StorageSettings
-from trainkit.storage.store import Info, PassingError, Store, reason_of
+from trainkit.storage.store import Info, PassingError, Store, changed, reason_of, size_of
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _PACKAGES = {"hf": "huggingface_hub"}
@@ -27,6 +28,9 @@ _VERSIONS = (
 )
 _OWN = frozenset({"http", "https", "s3", "s3a"})
 """Read by what trainkit needs anyway."""
+_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LEAST_BYTES_PER_S = 1e6
+"""Of a request that sends bytes from memory, of which nothing is heard before its end."""
 _NOT_STORES = frozenset({"cached", "blockcache", "filecache", "simplecache", "reference", "dir", "data", "generic"})
 
 
@@ -84,13 +88,35 @@ class FsspecStore(Store):
     def fetch(self, url: str, start: int, stop: int, info: Info, timeout_s: float) -> bytes:
         limit_s = min(timeout_s, self._settings.attempt_s)
         content: bytes = self._ask(url, lambda path: self._files.cat_file(path, start=start, end=stop), limit_s)
+        if info.version and self.info(url) != info:  # no file system asks for a range of one version only
+            changed(url)
         return content
 
     def put(self, url: str, content: bytes) -> None:
-        self._ask(url, lambda path: self._files.pipe_file(path, content))
+        limit_s = self._settings.timeout_s + len(content) / _LEAST_BYTES_PER_S
+        with _naming_the_bucket(url):
+            self._ask(url, lambda path: self._files.pipe_file(path, content), limit_s)
 
     def put_file(self, url: str, path: Path) -> None:
-        self._ask(url, lambda there: self._files.put_file(str(path), there))
+        from fsspec.callbacks import Callback
+
+        class Progress(Callback):  # type: ignore[misc]  # fsspec has no annotations
+            last_s = 0.0
+
+            def call(self, *args: Any, **kwargs: Any) -> None:
+                self.last_s = time.monotonic()
+
+        size_of(path)
+        progress = Progress()
+        try:
+            with _naming_the_bucket(url):
+                self._ask(
+                    url,
+                    lambda there: self._files.put_file(str(path), there, callback=progress),
+                    last_s=lambda: progress.last_s,
+                )
+        except PassingError as error:
+            raise PassingError(str(error), error.wait_s, progress.last_s) from error
 
     def remove(self, url: str) -> None:
         def remove(path: str) -> None:
@@ -99,8 +125,21 @@ class FsspecStore(Store):
 
         self._ask(url, remove)
 
-    def _ask(self, url: str, request: Callable[[str], Any], limit_s: float | None = None) -> Any:
-        """Calls in a thread of its own: not every file system has a limit, and one that stalls is left behind."""
+    def _ask(
+        self,
+        url: str,
+        request: Callable[[str], Any],
+        limit_s: float | None = None,
+        last_s: Callable[[], float] = lambda: 0.0,
+    ) -> Any:
+        """Calls in a thread of its own: not every file system has a limit, and one that stalls is left behind.
+
+        Args:
+            url: of the file.
+            request: called with its path.
+            limit_s: seconds that it may take, and that may lie between signs of its progress; None: the usual ones.
+            last_s: when it gave the last sign, by time.monotonic.
+        """
         answer: list[Any] = []
         failure: list[Exception] = []
 
@@ -110,9 +149,12 @@ class FsspecStore(Store):
             except Exception as error:  # raised by the caller
                 failure.append(error)
 
-        thread = threading.Thread(target=call, daemon=True, name="trainkit-fsspec")
+        thread, started = threading.Thread(target=call, daemon=True, name="trainkit-fsspec"), time.monotonic()
         thread.start()
-        thread.join(limit_s or self._settings.timeout_s)
+        while (left_s := max(started, last_s()) + (limit_s or self._settings.timeout_s) - time.monotonic()) > 0:
+            thread.join(left_s)
+            if not thread.is_alive():
+                break
         if failure:
             _raise(url, failure[0])
         if not answer:
@@ -130,6 +172,30 @@ def _info(url: str, entry: Any) -> Info:
 def _raise(url: str, error: Exception) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise error
-    if isinstance(error, PermissionError | NotImplementedError | ValueError | TypeError):
+    status = _status(error)
+    if status == 404:
+        raise FileNotFoundError(url) from error
+    is_final = status is not None and 400 <= status < 500 and status not in _PASSING_STATUSES
+    if is_final or isinstance(error, PermissionError | NotImplementedError | ValueError | TypeError):
         raise StorageError(f"{url}: the store refuses ({reason_of(error)}); check its credentials") from error
     raise PassingError(reason_of(error)) from error
+
+
+@contextmanager
+def _naming_the_bucket(url: str) -> Iterator[None]:
+    """What is not found where a file is written is not the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{url}: there is no such bucket or container; check its name and the account") from error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Returns the status of HTTP that the packages' errors carry, themselves or as their cause."""
+    while error is not None:
+        for name in ("status_code", "code", "status"):
+            value = getattr(error, name, None)
+            if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+                return int(value)
+        error = error.__cause__ or error.__context__
+    return None

@@ -2,16 +2,20 @@
 
 import os
 import threading
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainkit.errors import StorageError
+from trainkit.storage.s3_upload import PART_BYTES, upload
 from trainkit.storage.settings import StorageSettings
-from trainkit.storage.store import Info, PassingError, Store, changed, reason_of
+from trainkit.storage.store import Info, PassingError, Store, blocks_of, changed, reason_of, size_of
 
 _REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID")
 _REFUSED_STATUSES = ("HTTP status 401", "HTTP status 403")
-_PART_BYTES = 1 << 24
+_WRITE_ATTEMPTS = 4
+"""Of the request of one part: an upload that fails begins anew. With pauses of 1, 2 and 4 s between them at most."""
 _OPEN_FILES = 256
 """Files whose sizes Arrow need not ask for again."""
 
@@ -31,12 +35,13 @@ class S3Store(Store):
             given["endpoint_override"] = endpoint  # of these variables Arrow knows none
         if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
             given["region"] = region
-        self._client = fs.S3FileSystem(
-            anonymous=os.environ.get("TRAINKIT_S3_ANONYMOUS") == "1",
-            request_timeout=settings.attempt_s,
-            connect_timeout=min(5.0, settings.attempt_s),
+        given |= {"anonymous": os.environ.get("TRAINKIT_S3_ANONYMOUS") == "1"}
+        # The SDK takes it as a time without a byte, also where Arrow's documentation says that it is ignored.
+        given |= {"request_timeout": settings.attempt_s, "connect_timeout": min(5.0, settings.attempt_s)}
+        self._client = fs.S3FileSystem(retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1), **given)
+        self._writer = fs.S3FileSystem(
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_WRITE_ATTEMPTS),
             allow_delayed_open=True,  # a file below 5 MB is one request
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
             **given,
         )
         self._open: dict[tuple[str, str], Any] = {}
@@ -72,25 +77,22 @@ class S3Store(Store):
     def fetch(self, url: str, start: int, stop: int, info: Info, timeout_s: float) -> bytes:
         try:
             content: bytes = self._file(url, info).read_at(stop - start, start)
+            now = self._client.open_input_file(_path(url))  # Arrow cannot ask for a range of one version only
         except OSError as error:
             self._forget(url, info)
             _raise(url, error)
+        if not _is_of(now, info):
+            self._forget(url, info)
+            changed(url)
         return content
 
     def put(self, url: str, content: bytes) -> None:
-        try:
-            with self._client.open_output_stream(_path(url)) as file:
-                file.write(content)
-        except OSError as error:
-            _raise(url, error)
+        view = memoryview(content)
+        self._write(url, (view[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)), len(content))
 
     def put_file(self, url: str, path: Path) -> None:
-        try:
-            with path.open("rb") as source, self._client.open_output_stream(_path(url), buffer_size=0) as file:
-                while content := source.read(_PART_BYTES):
-                    file.write(content)
-        except OSError as error:
-            _raise(url, error)
+        num_bytes = size_of(path)
+        self._write(url, blocks_of(path, num_bytes, PART_BYTES), num_bytes)
 
     def remove(self, url: str) -> None:
         try:
@@ -98,7 +100,30 @@ class S3Store(Store):
         except FileNotFoundError:
             return
         except OSError as error:
+            if self._is_gone(url):  # Arrow also writes a mark of a folder that became empty, which is of no use here
+                return
             _raise(url, error)
+
+    def _is_gone(self, url: str) -> bool:
+        from pyarrow import fs
+
+        try:
+            return bool(self._client.get_file_info(_path(url)).type == fs.FileType.NotFound)
+        except OSError as error:
+            _raise(url, error)
+
+    def _write(self, url: str, blocks: Iterable[bytes | memoryview], num_bytes: int) -> None:
+        try:
+            upload(self._writer, _path(url), blocks)
+            size = self._writer.open_input_file(_path(url)).size()
+        except OSError as error:
+            _raise(url, error)
+        if size != num_bytes:
+            self.remove(url)
+            raise StorageError(
+                f"{url}: the store kept {size:,} bytes in place of {num_bytes:,}, which was removed again: it does not "
+                f"know the checksums that Amazon's clients send; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+            )
 
     def _file(self, url: str, info: Info) -> Any:
         key = (url, info.version)
@@ -106,7 +131,7 @@ class S3Store(Store):
             found = self._open.get(key)
         if found is None:
             found = self._client.open_input_file(_path(url))
-            if found.size() != info.size or (info.version.startswith('"') and _version(found) != info.version):
+            if not _is_of(found, info):
                 changed(url)
             with self._lock:
                 while len(self._open) >= _OPEN_FILES:
@@ -123,6 +148,17 @@ def _version(file: Any) -> str:
     metadata = file.metadata()
     version = metadata.get("ETag") or metadata.get("Last-Modified") or b""
     return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _is_of(file: Any, info: Info) -> bool:
+    """Whether an open file is the one that `info` was of: listings know a time in place of the ETag."""
+    if file.size() != info.size:
+        return False
+    if info.version.startswith("modified "):
+        said = file.metadata().get("Last-Modified", b"").decode()
+        listed_s = int(info.version.removeprefix("modified ")) // 10**9
+        return not said or int(datetime.fromisoformat(said).timestamp()) == listed_s
+    return _version(file) == info.version
 
 
 def _path(url: str) -> str:

@@ -1,6 +1,7 @@
 """Store: what answers requests for files behind URLs, and the ways in which it may not."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,11 +28,12 @@ class PassingError(Exception):
     Args:
         reason: for people.
         wait_s: seconds that the store asks to wait.
+        progress_s: of time.monotonic, when a part of a large file had come last; 0: none had.
     """
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, wait_s: float = 0.0, progress_s: float = 0.0) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.progress_s = wait_s, progress_s
 
 
 class Store(ABC):
@@ -87,3 +89,37 @@ def reason_of(error: BaseException) -> str:
     """Returns the reason for an error of a library in one line without URLs, which may hold signatures."""
     words = [word for word in str(error).split() if "://" not in word]
     return " ".join(words)[:300] or type(error).__name__
+
+
+def size_of(path: Path) -> int:
+    """Returns the bytes of a file of this machine that is to be sent.
+
+    Raises:
+        StorageError: where it cannot be read, which is not the store's fault.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def blocks_of(path: Path, num_bytes: int, block_bytes: int) -> Iterator[bytes]:
+    """Reads a file of this machine, block by block.
+
+    Raises:
+        StorageError: where it cannot be read, or its size is not `num_bytes`.
+    """
+    read = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(block_bytes):
+                read += len(block)
+                yield block
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if read != num_bytes:
+        raise StorageError(f"{path} has changed while it was being copied: type the same command again")
+
+
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be read: {error.strerror or error}")
