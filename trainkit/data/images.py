@@ -275,9 +275,7 @@ class Images:
         if self.path is None:
             return Glyphs(self.resolution)
         if is_url(self.path):
-            if self.field or self.label_field:
-                raise DataError("data.field, data.label_field: what is read behind a URL has no columns; set null")
-            return find_remote_source(str(self.path))
+            return find_remote_source(str(self.path), self.field, self.label_field)
         return find_source(Path(self.path).expanduser(), self.field, self.label_field)
 
     def key(self, source: ImageSource, labels: Labels | LabelSummary | None, progress: bool) -> str:

@@ -192,7 +192,12 @@ def test_several_at_once_make_the_same_bytes(tmp_path, bucket):
 def test_crews_without_locks_seldom_meet():
     def order(**given: bool) -> list[int]:
         made: list[int] = []
-        Crew(1, False, **given).run(range(100), lambda number, force: made.append(number) or True, "")
+
+        def make(number: int, force: bool) -> bool:
+            made.append(number)
+            return True
+
+        Crew(1, False, **given).run(range(100), make, "")
         return made
 
     assert order() == [*range(100)] and order(in_order=False) != order(in_order=False)
