@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from trainkit.data.files import counted
 from trainkit.data.formats.arrow import STATE, Arrow
@@ -152,7 +153,7 @@ def holds_pictures(dataset: ShardedDataset) -> bool:
     return bool(columns) and not any(dataset.is_text(name) for name in dataset.kinds)
 
 
-def content_of_shards(path: Path) -> str | None:
+def content_of_shards(path: Path) -> Literal["text", "images"] | None:
     """Returns what the shards at a path of this machine hold, by their columns: text or images; None: no shards.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from trainkit.data.files import suffix_of, walk
+from trainkit.data.formats.opening import content_of_shards
 from trainkit.data.image_formats import extensions
 from trainkit.data.images import Images
 from trainkit.data.readers import READERS
@@ -128,11 +129,13 @@ def prepare(
 
 
 def kind_of(source: Path) -> Kind:
-    """Tells by the names of files whether a path holds text or images.
+    """Tells by the names of files, or the columns of shards, whether a path holds text or images.
 
     Raises:
         DataError: for both, or neither.
     """
+    if (content := content_of_shards(source)) is not None:
+        return content
     names = [file for _, _, files in walk(source) for file in files] if source.is_dir() else [source.name]
     has_images = any(Path(name).suffix.lower() in extensions() for name in names) or source.suffix.lower() == ".zip"
     has_text = any(suffix_of(name) in READERS for name in names if suffix_of(name) != ".py")
