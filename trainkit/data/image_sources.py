@@ -267,8 +267,11 @@ def find_source(path: Path, field: str | None = None, label_field: str | None = 
         return Pictures(path, field, label_field)
     require_no_columns(path, field, label_field)
     if path.is_dir():
-        require_no_splits(str(path), lambda split: (path / split).is_dir() and shards_in(locate(path / split)))
-        return Folder(path)
+        try:
+            return Folder(path)
+        except DataError:
+            require_no_splits(str(path), lambda split: (path / split).is_dir() and shards_in(locate(path / split)))
+            raise
     if path.suffix.lower() in extensions():
         raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
     return Zip(path)

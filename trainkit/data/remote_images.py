@@ -48,6 +48,10 @@ class RemoteFolder:
     def _files(self) -> Mapping[str, Location]:
         return self._location.files()
 
+    def holds_images(self) -> bool:
+        """Whether there is an image at any depth."""
+        return any(PurePosixPath(name).suffix.lower() in extensions() for name in self._files)
+
     def shards(self, folder: str = "") -> str | None:
         """Returns the format of the shards in the folder, or in one below it; None where there are none."""
         below = f"{folder}/" if folder else ""
@@ -116,7 +120,7 @@ class RemoteFolder:
 
 
 def find_remote_source(url: str, field: str | None = None, label_field: str | None = None) -> ImageSource:
-    """Finds the images behind a URL; reads the directory of a zip file or an index of shards.
+    """Finds the images behind a URL; lists a folder, and reads the directory of a zip file or an index of shards.
 
     Args:
         url: of a folder, a zip file, or what `trainkit.data.open_dataset` takes.
@@ -126,18 +130,16 @@ def find_remote_source(url: str, field: str | None = None, label_field: str | No
     Raises:
         DataError: where there is neither; the message names data.path.
     """
-    try:
-        location = locate(url)
-    except DataError as error:
-        raise type(error)(f"data.path={error}") from error
+    location = _located(url)
     if not location.is_file():
         if not location.is_folder():
-            raise DataError(f"data.path={url} does not exist; set data.path to a folder or zip file of images")
+            raise _missing(url)
         found = RemoteFolder(url, location)
         if found.shards():
             return Pictures(url, field, label_field)
         require_no_columns(url, field, label_field)
-        require_no_splits(url, found.shards)
+        if not found.holds_images():
+            require_no_splits(url, found.shards)
         return found
     if kind_of_file(PurePosixPath(url).name):
         return Pictures(url, field, label_field)
@@ -145,3 +147,25 @@ def find_remote_source(url: str, field: str | None = None, label_field: str | No
     if PurePosixPath(url).suffix.lower() in extensions():
         raise DataError(f"data.path={url} is one image; set data.path to a folder or zip file of images")
     return Zip(url, io.BufferedReader(Seekable(location), _BUFFER_BYTES))
+
+
+def require_source(url: str) -> None:
+    """Checks that there is a file or a folder behind a URL; lists nothing.
+
+    Raises:
+        DataError: where there is none, or the store does not answer; the message names data.path.
+    """
+    location = _located(url)
+    if not location.is_file() and not location.is_folder():
+        raise _missing(url)
+
+
+def _located(url: str) -> Location:
+    try:
+        return locate(url)
+    except DataError as error:
+        raise type(error)(f"data.path={error}") from error
+
+
+def _missing(url: str) -> DataError:
+    return DataError(f"data.path={url} does not exist; set data.path to a folder or zip file of images, or of shards")

@@ -17,6 +17,7 @@ from trainkit.data.formats.mds_columns import picture
 from trainkit.data.formats.recent import Recent
 from trainkit.data.formats.shard_files import ShardFiles, inside
 from trainkit.data.formats.sharded import ShardedDataset, unreadable
+from trainkit.data.progress import track
 from trainkit.errors import DataError
 from trainkit.storage import Location
 
@@ -43,13 +44,19 @@ class Arrow(ShardedDataset):
         folder: with state.json and the .arrow files.
         columns: that a row has; None: all.
         cache_dir: that files elsewhere are copied into; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
+        progress: whether to show a progress bar.
 
     Raises:
         DataError: where it is not complete.
     """
 
     def __init__(
-        self, folder: Location, *, columns: Sequence[str] | None = None, cache_dir: Path | None = None
+        self,
+        folder: Location,
+        *,
+        columns: Sequence[str] | None = None,
+        cache_dir: Path | None = None,
+        progress: bool = False,
     ) -> None:
         state, content = read_index(folder, STATE)
         shown = folder.child(STATE).shown
@@ -58,7 +65,8 @@ class Arrow(ShardedDataset):
         found = ShardFiles(folder, names, shown, cache_dir=cache_dir, is_copied=True)
         self._listed = ShardFiles(folder, listed, shown, cache_dir=cache_dir, is_copied=True)
         self._opened: Recent[int, _File] = Recent(_KEPT)
-        files = [self._opened.get(number, partial(_read, found)) for number in range(len(names))]
+        opened = (self._opened.get(number, partial(_read, found)) for number in range(len(names)))
+        files = [*track(opened, "opening Arrow files", len(names), progress)]
         schema: Any = files[0].schema if files else None
         for number, file in enumerate(files):
             if file.schema.names != schema.names or len({*schema.names}) < len(schema.names):

@@ -93,7 +93,7 @@ def open_folder(
     if found == "litdata":
         return Litdata(location, columns=columns, cache_dir=cache_dir)
     if found == "arrow":
-        return Arrow(location, columns=columns, cache_dir=cache_dir)
+        return Arrow(location, columns=columns, cache_dir=cache_dir, progress=progress)
     names = location.names()
     if any(name.lower().endswith(".tar") for name in names):
         return Tars(location, columns=columns, cache_dir=cache_dir, progress=progress)

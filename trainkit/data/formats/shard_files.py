@@ -101,6 +101,7 @@ class ShardFiles:
         self.folder, self.names, self.index, self.packed, self.cache_dir = folder, names, index, packed or {}, cache_dir
         self.is_copied, self.hashes = is_copied, hashes or {}
         self._open: Recent[int, OpenShard] = Recent(_MOST_OPEN)
+        self._locations: Recent[int, Location] = Recent(_MOST_OPEN)  # what a store says of a file is asked for once
 
     @property
     def is_local(self) -> bool:
@@ -117,7 +118,7 @@ class ShardFiles:
 
     def location(self, shard: int) -> Location:
         """Returns where the file of a shard lies, compressed or not."""
-        return self.folder.child(self.names[shard])
+        return self._locations.get(shard, lambda number: self.folder.child(self.names[number]))
 
     def paths(self) -> list[Path]:
         """Returns the files of the shards on this machine; none where they lie elsewhere."""
