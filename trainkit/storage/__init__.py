@@ -1,7 +1,7 @@
 """Storage: files and folders, on this machine or behind a URL."""
 
 from trainkit.public_url import is_url
-from trainkit.storage.copies import copy_file, copying
+from trainkit.storage.copies import copying
 from trainkit.storage.local import LocalLocation
 from trainkit.storage.locate import locate
 from trainkit.storage.location import Location
@@ -15,7 +15,6 @@ __all__ = [
     "RemoteLocation",
     "Seekable",
     "StorageSettings",
-    "copy_file",
     "copying",
     "is_url",
     "locate",

@@ -50,7 +50,7 @@ def copying(cache_dir: Path | None = None) -> Iterator[Callable[[Location], Path
             path.unlink()
         target = folder / posixpath.basename(location.shown)
         try:
-            copy_file(location, target)
+            _copy(location, target)
         except OSError as error:
             raise _cannot_write(root, error) from error
         return target
@@ -62,13 +62,7 @@ def copying(cache_dir: Path | None = None) -> Iterator[Callable[[Location], Path
         os.close(descriptor)
 
 
-def copy_file(location: Location, path: Path) -> None:
-    """Copies a file of any location to a path, in blocks.
-
-    Raises:
-        StorageError: where the file cannot be read.
-        OSError: where the path cannot be written.
-    """
+def _copy(location: Location, path: Path) -> None:
     size = location.size()
     with path.open("wb") as file:
         for start in range(0, size, _BLOCK_BYTES):

@@ -18,7 +18,7 @@ from trainkit.cache import cache_root, cached
 from trainkit.data.formats.hashes import Hash, require_hash, state_of_file
 from trainkit.data.formats.recent import Recent
 from trainkit.errors import DataError
-from trainkit.storage import LocalLocation, Location, copy_file
+from trainkit.storage import LocalLocation, Location
 from trainkit.storage.location import Range
 
 MAX_SAMPLE_BYTES = 1 << 30
@@ -188,7 +188,7 @@ def expanded(location: Location, packed: Packed, cache_dir: Path | None = None) 
 def copied(location: Location, cache_dir: Path | None = None) -> Path:
     """Copies a whole file into the cache, once for each state of it; returns the path of the copy."""
     name = f"shard-{state_of_file(location)}"
-    return cached(cache_root(cache_dir), name, lambda aside: copy_file(location, aside / _SHARD)) / _SHARD
+    return cached(cache_root(cache_dir), name, lambda aside: location.download(aside / _SHARD)) / _SHARD
 
 
 def _expand(location: Location, packed: Packed, target: Path) -> None:
