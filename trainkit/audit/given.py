@@ -11,6 +11,7 @@ from trainkit.data.corpus import find_corpus
 from trainkit.data.decoding import Decoder, Unreadable
 from trainkit.data.examples import Examples
 from trainkit.data.files import suffix_of, walk
+from trainkit.data.formats.opening import content_of_shards
 from trainkit.data.image_formats import extensions
 from trainkit.data.image_sources import find_source
 from trainkit.data.parallel import in_order
@@ -123,6 +124,8 @@ class Given:
 
 
 def _content_of(path: Path) -> Content:
+    if (content := content_of_shards(path)) is not None:
+        return "pictures" if content == "images" else "text"
     if path.is_file():
         suffix = suffix_of(path)
         if suffix == ".zip":

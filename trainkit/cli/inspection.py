@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import text_inspection
-from trainkit.cli.output import console, say, writing
+from trainkit.cli.output import console, path_here, say, writing
 from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="text as of data.path, or a folder or zip of images")
+    parser.add_argument(
+        "path", type=path_here, metavar="PATH", help="text as of data.path, or a folder or zip of images"
+    )
     parser.add_argument("--kind", help="text or images; default: that of which there are more files")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write report.html, report.json, contact_sheet.png")
     parser.add_argument("--json", action="store_true", help="print it as JSON")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.cli.output import console, say
+from trainkit.cli.output import console, path_here, say
 from trainkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("train", type=Path, metavar="TRAIN", help="text, a table, or a folder or zip file of pictures")
-    parser.add_argument("held_out", type=Path, metavar="HELD_OUT", help="the same, which results are measured on")
+    parser.add_argument(
+        "train", type=path_here, metavar="TRAIN", help="text, a table, or a folder or zip file of pictures"
+    )
+    parser.add_argument("held_out", type=path_here, metavar="HELD_OUT", help="the same, which results are measured on")
     parser.add_argument("--content", help="text, table or pictures; default: by what is there")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column with the text; default: text")
     parser.add_argument("--label", metavar="COLUMN", help="with the label: looks for features that give it away")

@@ -1,5 +1,6 @@
-"""The output of commands."""
+"""The output of commands, and the paths that they take."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainkit.errors import ConfigError, nearest
+from trainkit.public_url import is_url, redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,3 +74,12 @@ def count(topology: "Topology") -> str:
     """The numbers of ranks and hosts as text, such as `4 ranks on 2 hosts`."""
     hosts, ranks = len(topology.hosts), topology.world_size
     return f"{ranks} rank{'s' if ranks > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}"
+
+
+def path_here(text: str) -> Path:
+    """Returns a path of this machine, for argparse; a URL is an error that says so."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{redacted(text)}: what lies behind a URL is not read here; copy it to a disk"
+        )
+    return Path(text)

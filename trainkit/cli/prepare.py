@@ -3,7 +3,6 @@
 import argparse
 import re
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.cli.output import say
@@ -18,6 +17,7 @@ examples:
   trainkit data prepare ~/texts --to /data/texts
   trainkit data prepare ~/texts --to /data/texts vocab_file=vocab.txt held_out=0.01
   trainkit data prepare ~/pictures --to /data/pictures resolution=128 labels=folders
+  trainkit data prepare ~/texts --to s3://bucket/texts
   trainkit data prepare rows.jsonl --to /data/rows field=body on_unreadable=skip --workers 8 --shard-mb 256
 
 settings: any number of KEY=VALUE that decide what is made; the others are chosen when it is trained on
@@ -25,7 +25,8 @@ settings: any number of KEY=VALUE that decide what is made; the others are chose
   images  resolution, channels, held_out, max_pixels, max_file_mb, on_unreadable, fit, background, frames, labels
 
 several machines: run the same command on each; those that see SOURCE and DEST share the work. One that was ended, even
-by kill -9, goes on where it was; a second run of a finished one changes nothing.
+by kill -9, goes on where it was; a second run of a finished one changes nothing. Credentials of a store are found where
+its own tools look for them; nothing but the cache of what is read ($TRAINKIT_CACHE) lies on this disk then.
 """
 
 
@@ -40,8 +41,8 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="text or images, as data.path takes them")
-    parser.add_argument("--to", type=Path, required=True, metavar="DEST", help="a new folder for the shards")
+    parser.add_argument("source", metavar="SOURCE", help="text or images, as data.path takes them")
+    parser.add_argument("--to", required=True, metavar="DEST", help="a new folder for the shards, or its URL")
     parser.add_argument("--kind", choices=("text", "images"), help="default: by the names of the files")
     parser.add_argument("--shard-mb", type=int, default=64, metavar="N", help="size of a shard in MB; default: 64")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
@@ -85,7 +86,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def _show(prepared: "Prepared", to: Path) -> None:
+def _show(prepared: "Prepared", to: str) -> None:
     index = prepared.index
     for name, value in index.facts.items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
@@ -97,12 +98,12 @@ def _show(prepared: "Prepared", to: Path) -> None:
     print(f"\ntrain on them:\n  {next_command(index, to)}")
 
 
-def next_command(index: Any, to: Path) -> str:
+def next_command(index: Any, to: str) -> str:
     """Returns the command that trains on shards.
 
     Args:
         index: of the shards.
-        to: their folder.
+        to: their folder, or its URL.
     """
     if index.kind == "text":
         return shlex.join(["trainkit", "train", "recipe=bert", f"data.path={to}"])

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.cli.output import console, rank, say
+from trainkit.cli.output import console, path_here, rank, say
 from trainkit.errors import ConfigError, require_at_least
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="text as of data.path, or a folder or zip of images")
+    parser.add_argument(
+        "path", type=path_here, metavar="PATH", help="text as of data.path, or a folder or zip of images"
+    )
     parser.add_argument("--to", type=Path, metavar="DEST", help="folder to write; must not exist")
     parser.add_argument("--dry-run", action="store_true", help="only show the counts")
     parser.add_argument("--json", action="store_true", help="print what selection.json holds")

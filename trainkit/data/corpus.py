@@ -14,6 +14,7 @@ from trainkit.cache import CacheError, cached
 from trainkit.data.file_look import Verify
 from trainkit.data.files import listed_counts, state_of, suffix_of
 from trainkit.data.folder_scan import holds, scan
+from trainkit.data.formats.index_file import INDEX
 from trainkit.data.known_files import known_files
 from trainkit.data.listing import Digest, Listing
 from trainkit.data.parallel import in_order
@@ -187,7 +188,7 @@ def _sources(root: Path) -> Iterator[Path]:
 
 
 def _folder(path: Path, text_field: str) -> Corpus:
-    files, found = TextFiles(), {group: list[Path]() for group in TextFiles.groups}
+    files, found = TextFiles(path), {group: list[Path]() for group in TextFiles.groups}
     for run in scan(path, TextFiles.sorting):
         for name in run.names:
             if (group := files.group_of(path / run.directory, name)) is not None:
@@ -213,6 +214,8 @@ def known_corpus(path: Path, field: str, memory: Path, *, verify: Verify = "stat
         DataError: as by `find_corpus`.
         CacheError: where `memory` cannot be written.
     """
+    if (path / INDEX).is_file():  # a data set in a few files, which its index lists
+        return find_corpus(path, field)
     listing = known_files(path, memory, TextFiles, verify, progress)
     train, held_out, unread = (listing.group(group) for group in TextFiles.groups)
     _require_text(path, len(train), listing.facts[UNREAD])
@@ -223,7 +226,7 @@ def require_text(path: Path) -> None:
     """Raises DataError unless a folder holds a file that can be read; lists it up to the first one alone."""
     if holds(path, is_readable):
         return
-    files, others = TextFiles(), Counter[str]()
+    files, others = TextFiles(path), Counter[str]()
     for run in scan(path, TextFiles.sorting):
         for name in run.names:
             group = files.group_of(path / run.directory, name)

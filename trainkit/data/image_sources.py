@@ -12,12 +12,14 @@ from trainkit.data.files import counted
 from trainkit.data.folder_scan import holds, scan
 from trainkit.data.formats.opening import kind_of_file, shards_in
 from trainkit.data.formats.pictures import Pictures
+from trainkit.data.formats.splits import HELD_OUT_SPLITS
 from trainkit.data.image_formats import IMAGES, OTHERS, ImageFiles, by_suffix, extensions, is_image
 from trainkit.data.known_files import known_files
 from trainkit.data.listing import Listing, Names
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.errors import DataError
+from trainkit.storage import locate
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -261,17 +263,38 @@ def find_source(path: Path, field: str | None = None, label_field: str | None = 
             f"data.path={path} does not exist; set data.path to a folder or zip file of images, "
             f"or leave it out for the built-in letters"
         )
-    if (path.is_dir() and shards_in(path)) or (path.is_file() and kind_of_file(path.name)):
+    if (path.is_dir() and shards_in(locate(path))) or (path.is_file() and kind_of_file(path.name)):
         return Pictures(path, field, label_field)
+    require_no_columns(path, field, label_field)
+    if path.is_dir():
+        try:
+            return Folder(path)
+        except DataError:
+            require_no_splits(str(path), lambda split: (path / split).is_dir() and shards_in(locate(path / split)))
+            raise
+    if path.suffix.lower() in extensions():
+        raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
+    return Zip(path)
+
+
+def require_no_columns(path: str | Path, field: str | None, label_field: str | None) -> None:
+    """Raises DataError where columns are given of what has none."""
     if field or label_field:
         raise DataError(
             f"data.field={field}, data.label_field={label_field}: data.path={path} has no columns; set null"
         )
-    if path.is_dir():
-        return Folder(path)
-    if path.suffix.lower() in extensions():
-        raise DataError(f"data.path={path} is one image; set data.path to a folder or zip file of images")
-    return Zip(path)
+
+
+def require_no_splits(shown: str, holds_shards: Callable[[str], object]) -> None:
+    """Raises DataError, naming the subfolders, where a folder holds data sets by split: images are split by a hash.
+
+    Args:
+        shown: the folder.
+        holds_shards: whether a subfolder is a data set in shards.
+    """
+    if found := [split for split in ("train", *HELD_OUT_SPLITS) if holds_shards(split)]:
+        listed = ", ".join(f"{shown}/{split}" for split in found)
+        raise DataError(f"data.path={shown} holds data sets, one a split: set data.path to one of {listed}")
 
 
 def first_folder(name: str) -> str | None:

@@ -29,7 +29,7 @@ from trainkit.data.pyramid import (
     resolutions,
     write_summary,
 )
-from trainkit.data.remote_images import find_remote_source
+from trainkit.data.remote_images import find_remote_source, require_source
 from trainkit.data.shards.checks import verify
 from trainkit.data.shards.index import ShardIndex, find_shards, require_sizes
 from trainkit.data.shards.pyramid import ShardedPyramid, image_sides
@@ -139,7 +139,10 @@ class Images:
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
         if self.path is not None and self._shards() is None:
-            self.source()
+            if is_url(self.path):  # its folder is listed when it is loaded
+                require_source(str(self.path))
+            else:
+                self.source()
 
     def load(self, progress: bool = True) -> Datasets:
         """Loads the training and held-out `Pyramid`s, and builds them into the cache if they are not there yet.
@@ -275,9 +278,7 @@ class Images:
         if self.path is None:
             return Glyphs(self.resolution)
         if is_url(self.path):
-            if self.field or self.label_field:
-                raise DataError("data.field, data.label_field: what is read behind a URL has no columns; set null")
-            return find_remote_source(str(self.path))
+            return find_remote_source(str(self.path), self.field, self.label_field)
         return find_source(Path(self.path).expanduser(), self.field, self.label_field)
 
     def key(self, source: ImageSource, labels: Labels | LabelSummary | None, progress: bool) -> str:

@@ -1,22 +1,23 @@
 """RemoteCorpus: the text files behind a URL, of which one at a time lies on this machine while it is read."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import xxhash
 
 from trainkit.data.corpus import SUPPORTED, Corpus
 from trainkit.data.files import counted, suffix_of
+from trainkit.data.formats.sharded import ShardedDataset
 from trainkit.data.progress import announced
 from trainkit.data.readers import reader_of
+from trainkit.data.remote_files import RemoteFiles, is_readable_name
 from trainkit.errors import DataError
 from trainkit.storage import Location, copying, locate
 
 _AHEAD_BYTES = 1 << 24  # of the next file, while one is read
-_NOT_READ = (".py", ".arrow", "")
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,40 @@ class RemoteCorpus(Corpus):
     """Files of text behind a URL, in the order of their names.
 
     Args:
-        locations: of the files of `train`, by their names.
+        locations: of the files of `held_out` and `train`, by their names, in the order in which they are read.
+        shards: of those files that are shards of other tools, the data set and the number of the shard there.
         cache_dir: where the file that is being read lies; see `copying`.
     """
 
     locations: Mapping[str, Location] = field(default_factory=dict)
+    shards: Mapping[str, tuple[ShardedDataset, int]] = field(default_factory=dict)
     cache_dir: Path | None = None
 
     def named(self) -> Iterator[tuple[bool, str, str]]:
         """Reads the documents that are not blank; see `Corpus.named`."""
-        following = [*self.locations.values()][1:]
+        names, held_out = [*self.locations], {str(path) for path in self.held_out}
         with copying(self.cache_dir) as copy:
-            for number_of_file, (name, location) in enumerate(self.locations.items()):
-                path = copy(location)
-                if number_of_file < len(following):
-                    following[number_of_file].prefetch([(0, _AHEAD_BYTES)])
-                read = reader_of(path)
-                assert read is not None, f"{name} was found to be readable"
-                try:
-                    for number, text in enumerate(read(path, self.field), start=1):
-                        if text and not text.isspace():
-                            yield False, f"{PurePosixPath(name).name}, document {number}", text
-                except DataError as error:  # it names the copy
-                    raise type(error)(str(error).replace(str(path), location.shown)) from error
+            for name, following in zip_longest(names, names[1:]):
+                texts = self._of_shard(name) if name in self.shards else self._of_file(name, following, copy)
+                for number, text in enumerate(texts, start=1):
+                    if text and not text.isspace():
+                        yield name in held_out, f"{PurePosixPath(name).name}, document {number}", text
+
+    def _of_shard(self, name: str) -> Iterator[str]:
+        dataset, number = self.shards[name]
+        return dataset.documents(number, self.field)
+
+    def _of_file(self, name: str, following: str | None, copy: Callable[[Location], Path]) -> Iterator[str]:
+        location = self.locations[name]
+        path = copy(location)
+        if following is not None and following not in self.shards:
+            self.locations[following].prefetch([(0, _AHEAD_BYTES)])
+        read = reader_of(path)
+        assert read is not None, f"{name} was found to be readable"
+        try:
+            yield from read(path, self.field)
+        except DataError as error:  # it names the copy
+            raise type(error)(str(error).replace(str(path), location.shown)) from error
 
     @property
     def num_bytes(self) -> int:
@@ -66,7 +78,7 @@ class RemoteCorpus(Corpus):
         Returns:
             Hexadecimal digits.
         """
-        whole = hashlib.blake2b(f"{self.field} remote".encode(), digest_size=16)
+        whole = hashlib.blake2b(f"{self.field} remote {len(self.held_out)}".encode(), digest_size=16)
         with announced("comparing text", progress):
             for name, location in self.locations.items():
                 version = location.version() or _digest(location)
@@ -75,10 +87,11 @@ class RemoteCorpus(Corpus):
 
 
 def find_remote_corpus(url: str, text_field: str, cache_dir: Path | None = None) -> RemoteCorpus:
-    """Finds the corpus behind a URL; lists a folder, and reads nothing.
+    """Finds the corpus behind a URL; lists a folder, and reads nothing but the indices of shards.
 
     Args:
-        url: of a file of a format in `readers`, or of a folder of such files, at any depth.
+        url: of a file of a format in `readers`, of shards of another tool, or of a folder with any of these, at any
+            depth.
         text_field: the key or column that contains the text, in formats with several.
         cache_dir: where the file that is being read lies.
 
@@ -89,21 +102,32 @@ def find_remote_corpus(url: str, text_field: str, cache_dir: Path | None = None)
         DataError: where nothing can be read there; the message names the key data.path.
     """
     location = _located(url)
+    name = PurePosixPath(url).name
+    found = RemoteFiles(text_field, cache_dir)
     if location.is_file():
-        if not _is_readable(url):
+        if suffix_of(url) == ".tar":
+            found.add_tar(_located(url.rpartition("/")[0]), name)
+        elif not is_readable_name(url):
             raise DataError(f"data.path={url} is a {suffix_of(url) or 'nameless'} file; it takes {SUPPORTED}")
-        name = PurePosixPath(url).name
-        return RemoteCorpus((Path(name),), field=text_field, locations={name: location}, cache_dir=cache_dir)
-    if not location.is_folder():
+        else:
+            found.train[name] = location
+    elif not location.is_folder():
         raise DataError(f"data.path={url} does not exist; set data.path to a folder of {SUPPORTED}")
-    found = location.files()
-    locations = {name: file for name, file in found.items() if _is_readable(name)}
-    unread = [name for name in found if name not in locations]
-    if not locations:
+    else:
+        found.add_folder(location)
+    if not found.train:
+        unread = found.unread
         what = f"found {counted(unread)}; it takes {SUPPORTED}" if unread else f"it is empty; put {SUPPORTED} there"
         raise DataError(f"data.path={url} holds no text that can be read: {what}")
-    settings: dict[str, Any] = {"unread": tuple(map(Path, unread)), "cache_dir": cache_dir}
-    return RemoteCorpus(tuple(map(Path, locations)), field=text_field, locations=locations, **settings)
+    return RemoteCorpus(
+        tuple(map(Path, found.train)),
+        tuple(map(Path, found.held_out)),
+        text_field,
+        unread=tuple(map(Path, found.unread)),
+        locations={**found.held_out, **found.train},
+        shards=found.shards,
+        cache_dir=cache_dir,
+    )
 
 
 def require_found(url: str) -> None:
@@ -122,10 +146,6 @@ def _located(url: str) -> Location:
         return locate(url)
     except DataError as error:
         raise type(error)(f"data.path={error}") from error
-
-
-def _is_readable(name: str) -> bool:
-    return suffix_of(name) not in _NOT_READ and reader_of(Path(PurePosixPath(name).name)) is not None
 
 
 def _digest(location: Location) -> str:

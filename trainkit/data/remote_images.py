@@ -8,8 +8,18 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from trainkit.data.file_look import Verify
+from trainkit.data.formats.opening import kind_of_file, shards_in
+from trainkit.data.formats.pictures import Pictures
 from trainkit.data.image_formats import by_suffix, extensions
-from trainkit.data.image_sources import ImageSource, Zip, first_folder, nothing_in, require_bounded
+from trainkit.data.image_sources import (
+    ImageSource,
+    Zip,
+    first_folder,
+    nothing_in,
+    require_bounded,
+    require_no_columns,
+    require_no_splits,
+)
 from trainkit.data.progress import announced
 from trainkit.errors import DataError
 from trainkit.storage import Location, Seekable, locate
@@ -37,6 +47,17 @@ class RemoteFolder:
     @cached_property
     def _files(self) -> Mapping[str, Location]:
         return self._location.files()
+
+    def holds_images(self) -> bool:
+        """Whether there is an image at any depth."""
+        return any(PurePosixPath(name).suffix.lower() in extensions() for name in self._files)
+
+    def shards(self, folder: str = "") -> str | None:
+        """Returns the format of the shards in the folder, or in one below it; None where there are none."""
+        below = f"{folder}/" if folder else ""
+        direct = [name.removeprefix(below) for name in self._files if name.startswith(below)]
+        where = self._location.child(folder) if folder else self._location
+        return shards_in(where, [name for name in direct if "/" not in name]) if direct else None
 
     @cached_property
     def _images(self) -> list[str]:
@@ -98,23 +119,53 @@ class RemoteFolder:
         return first_folder(name)
 
 
-def find_remote_source(url: str) -> ImageSource:
-    """Finds the images behind a URL; reads the directory of a zip file, and asks only whether there is a folder.
+def find_remote_source(url: str, field: str | None = None, label_field: str | None = None) -> ImageSource:
+    """Finds the images behind a URL; lists a folder, and reads the directory of a zip file or an index of shards.
 
     Args:
-        url: of a folder or a zip file.
+        url: of a folder, a zip file, or what `trainkit.data.open_dataset` takes.
+        field: of shards, the column of the pictures; None: the only one.
+        label_field: of shards, the column of the classes; None: the only one with a usual name.
 
     Raises:
         DataError: where there is neither; the message names data.path.
     """
-    try:
-        location = locate(url)
-    except DataError as error:
-        raise type(error)(f"data.path={error}") from error
+    location = _located(url)
     if not location.is_file():
         if not location.is_folder():
-            raise DataError(f"data.path={url} does not exist; set data.path to a folder or zip file of images")
-        return RemoteFolder(url, location)
+            raise _missing(url)
+        found = RemoteFolder(url, location)
+        if found.shards():
+            return Pictures(url, field, label_field)
+        require_no_columns(url, field, label_field)
+        if not found.holds_images():
+            require_no_splits(url, found.shards)
+        return found
+    if kind_of_file(PurePosixPath(url).name):
+        return Pictures(url, field, label_field)
+    require_no_columns(url, field, label_field)
     if PurePosixPath(url).suffix.lower() in extensions():
         raise DataError(f"data.path={url} is one image; set data.path to a folder or zip file of images")
     return Zip(url, io.BufferedReader(Seekable(location), _BUFFER_BYTES))
+
+
+def require_source(url: str) -> None:
+    """Checks that there is a file or a folder behind a URL; lists nothing.
+
+    Raises:
+        DataError: where there is none, or the store does not answer; the message names data.path.
+    """
+    location = _located(url)
+    if not location.is_file() and not location.is_folder():
+        raise _missing(url)
+
+
+def _located(url: str) -> Location:
+    try:
+        return locate(url)
+    except DataError as error:
+        raise type(error)(f"data.path={error}") from error
+
+
+def _missing(url: str) -> DataError:
+    return DataError(f"data.path={url} does not exist; set data.path to a folder or zip file of images, or of shards")

@@ -63,8 +63,8 @@ class Text:
         documents: `joined`: windows over the documents one after the other; `apart`: windows of whole documents with
             their numbers, for a model that keeps them apart; `padded`: one document in a window, with padding. A
             document that is longer than a window is divided; `pairs`: two segments each, for next-sentence prediction.
-        held_out: the fraction of the documents that is held out, chosen by a hash of their text; a data set saved by
-            Hugging Face datasets with a validation or test split keeps its own.
+        held_out: the fraction of the documents that is held out, chosen by a hash of their text; a data set of
+            Hugging Face datasets, or shards in subfolders, with a `train` and a validation or test split keeps its own.
         held_out_samples: the maximum number of windows to evaluate on, an even choice by a hash; None: all.
         cache_dir: where tokens are stored; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
         num_workers: threads that tokenize; None: one per core.

@@ -9,6 +9,7 @@ from typing import Any
 from trainkit.data.files import suffix_of
 from trainkit.data.formats.index_file import INDEX
 from trainkit.data.formats.opening import is_shard
+from trainkit.data.formats.splits import HELD_OUT_SPLITS, side_of
 from trainkit.data.formats.texts import find_shards
 from trainkit.data.grouping import Grouping
 from trainkit.data.readers import reader_of
@@ -16,15 +17,19 @@ from trainkit.errors import DataError
 from trainkit.json_text import read_json
 
 TRAIN, HELD_OUT, UNREAD = "train", "held_out", "unread"
-_HELD_OUT_SPLITS = ("validation", "test", "dev")
 
 
 class TextFiles(Grouping):
-    """The files of a folder of text: those to train on, those of its own held-out split, and others."""
+    """The files of a folder of text: those to train on, those of its own held-out split, and others.
+
+    Args:
+        root: the folder, where it may hold a data set itself.
+    """
 
     name, sorting, groups, unread = "text", "parts", (TRAIN, HELD_OUT, UNREAD), UNREAD
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root  # it is no split of what lies around it
         self._directory: Path | None = None
         self._saved: Path | None = None  # the data set of another tool that the directory is in
         self._of_saved: dict[Path, str] = {}
@@ -72,7 +77,14 @@ class TextFiles(Grouping):
         with os.scandir(directory) as entries:
             names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
         if (shards := find_shards(directory, names)) is not None:
-            self._saved, self._of_saved = directory, dict.fromkeys(shards, TRAIN)
+            side = self._side_of(directory)
+            self._saved, self._of_saved = directory, {} if side is None else dict.fromkeys(shards, side)
+
+    def _side_of(self, directory: Path) -> str | None:
+        if directory == self._root or directory.name not in HELD_OUT_SPLITS:
+            return TRAIN
+        splits = ("train", *HELD_OUT_SPLITS)
+        return side_of(directory.name, [name for name in splits if (directory.parent / name / INDEX).is_file()])
 
 
 def is_readable(path: Path) -> bool:
@@ -90,7 +102,7 @@ def _of_dataset_dict(path: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     splits = splits_of(path)
     if "train" not in splits:
         raise DataError(f"data.path={path} has the splits {', '.join(splits)} and no 'train'; set data.path to one")
-    held_out = (arrow_files(path / split) for split in _HELD_OUT_SPLITS if split in splits)
+    held_out = (arrow_files(path / split) for split in HELD_OUT_SPLITS if split in splits)
     return arrow_files(path / "train"), next(filter(None, held_out), ())
 
 

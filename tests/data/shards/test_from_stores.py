@@ -1,17 +1,13 @@
 """Shards behind URLs: the same global batches as from this machine, whatever the store does to some requests."""
 
-import os
-
 import pytest
 
-from tests.data.shards.test_text_shards import STEPS, global_hashes, make_source, text
+from tests.data.shards.stores import bucket, own_settings
+from tests.data.shards.test_text_shards import STEPS, global_hashes, make_shards, make_source, text
 from tests.storage.faults import faulty
-from tests.storage.servers import NO_MOTO, NO_NGINX, moto, nginx, s3, serving
-from trainkit.data.shards import prepare as preparing
-from trainkit.data.shards.layout import PIECE_BYTES
-from trainkit.data.shards.prepare import prepare
+from tests.storage.servers import NO_MOTO, NO_NGINX, moto, nginx, serving
 from trainkit.errors import StorageError
-from trainkit.storage import locate, reader, stores
+from trainkit.storage import locate
 from trainkit.testing import run_ranks
 
 needs_nginx = pytest.mark.skipif(nginx() is None, reason=NO_NGINX)
@@ -21,20 +17,15 @@ needs_nginx = pytest.mark.skipif(nginx() is None, reason=NO_NGINX)
 def made(tmp_path_factory):
     """A folder of shards, and the hashes of the global batches that are read from it on this machine."""
     tmp = tmp_path_factory.mktemp("shards")
-    source = make_source(tmp / "source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "MB", PIECE_BYTES)
-        prepare(source, tmp / "made" / "texts", shard_mb=2, num_workers=1, settings={"vocab_size": 120}, progress=False)
+    make_shards(make_source(tmp / "source"), {2: tmp / "made" / "texts"})
     loaded = text(tmp / "made" / "texts", tmp).load(progress=False)
     return tmp / "made", global_hashes(loaded.train)
 
 
 @pytest.fixture(autouse=True)
-def _settings(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path / "pieces"))
-    monkeypatch.setenv("TRAINKIT_STORAGE_TIMEOUT_S", "60")
-    reader._begin_anew()
-    stores._begin_anew()
+def _settings(tmp_path):
+    with own_settings(TRAINKIT_CACHE=tmp_path / "pieces", TRAINKIT_STORAGE_TIMEOUT_S=60):
+        yield
 
 
 @pytest.fixture
@@ -45,10 +36,7 @@ def faults(made, tmp_path):
 
 
 def _of_rank(url, tmp_path, start):
-    with pytest.MonkeyPatch.context() as patch:  # a process that is kept has the environment of an earlier test
-        patch.setenv("TRAINKIT_CACHE", str(tmp_path / "pieces"))
-        reader._begin_anew()
-        stores._begin_anew()
+    with own_settings(TRAINKIT_CACHE=tmp_path / "pieces"):
         train = text(url, tmp_path).load(progress=False).train
         return global_hashes(train, start=start)
 
@@ -80,18 +68,10 @@ def test_a_store_that_always_gives_wrong_bytes_ends_it(made, faults, tmp_path):
 
 
 @pytest.mark.skipif(moto() is None, reason=NO_MOTO)
-def test_batches_from_s3_are_those_from_here(made, tmp_path, monkeypatch):
-    from pyarrow import fs
-
-    with s3() as port:
-        values = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
-        values |= {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "very-secret"}
-        for name, value in values.items():
-            monkeypatch.setenv(name, value)
-        bucket = f"b-{os.urandom(4).hex()}"
-        fs.S3FileSystem(endpoint_override=values["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(bucket)
-        here, there = locate(made[0]), locate(f"s3://{bucket}")
+def test_batches_from_s3_are_those_from_here(made, tmp_path):
+    with bucket() as url:
+        here, there = locate(made[0]), locate(url)
         for name in here.names():
             there.child(name).write(here.child(name).read())
-        train = text(f"s3://{bucket}/texts", tmp_path).load(progress=False).train
+        train = text(f"{url}/texts", tmp_path).load(progress=False).train
         assert global_hashes(train, world_size=4) == made[1]

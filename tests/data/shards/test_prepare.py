@@ -41,7 +41,7 @@ def make_source(folder: Path, num: int = 1500) -> Path:
     return folder
 
 
-def make(source: Path, to: Path, **given: Any) -> Any:
+def make(source: str | Path, to: str | Path, **given: Any) -> Any:
     settings = {"vocab_size": 120, **given.pop("settings", {})}
     return prepare(source, to, shard_mb=1, settings=settings, progress=False, **{"num_workers": 1, **given})
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,20 @@ def make_source(folder: Path, num: int = 9000) -> Path:
     return folder
 
 
+def make_shards(source: Path, folders: Mapping[int, Path]) -> None:
+    """Shards of as many pieces of 64 KiB as each folder's key says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "MB", PIECE_BYTES)
+        for size, folder in folders.items():
+            prepare(source, folder, shard_mb=size, num_workers=1, settings={"vocab_size": 120}, progress=False)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The source, its shards by their size, and the data sets of the source, for all tests here."""
     tmp = tmp_path_factory.mktemp("shards")
     source = make_source(tmp / "source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "MB", PIECE_BYTES)
-        for size in SIZES:
-            prepare(source, tmp / str(size), shard_mb=size, num_workers=1, settings={"vocab_size": 120}, progress=False)
+    make_shards(source, {size: tmp / str(size) for size in SIZES})
     plain = text(source, tmp, vocab_size=120).load(progress=False)
     return tmp, plain
 

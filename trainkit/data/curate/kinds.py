@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trainkit.data.files import suffix_of, walk
+from trainkit.data.formats.opening import content_of_shards
 from trainkit.data.image_formats import extensions
 from trainkit.data.readers import READERS, reader_of
 from trainkit.errors import ConfigError, DataError, nearest
@@ -30,6 +31,8 @@ def kind_of(path: Path, asked: str | None = None) -> tuple[Kind, int]:
         raise ConfigError(f"--kind={asked}: must be text or images.{nearest(asked, KINDS)}")
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file or folder of text, or a folder or zip file of images")
+    if asked is None and (content := content_of_shards(path)) is not None:
+        return content, 0
     num: dict[Kind, int] = {"text": 0, "images": 0}
     for file in [path] if path.is_file() else (root / name for root, _, names in walk(path) for name in names):
         if file.suffix.lower() in extensions() or (file == path and file.suffix.lower() == ".zip"):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainkit.data.formats.mds_columns import picture
 from trainkit.data.formats.recent import Recent
 from trainkit.data.formats.shard_files import ShardFiles, inside
 from trainkit.data.formats.sharded import ShardedDataset, unreadable
+from trainkit.data.progress import track
 from trainkit.errors import DataError
 from trainkit.storage import Location
 
@@ -35,29 +37,40 @@ class Arrow(ShardedDataset):
     """The rows of a directory that `save_to_disk` wrote for one split: a dict by column each.
 
     Values are those of Python, but lists of numbers are arrays; columns of pictures (the feature Image) are pictures of
-    Pillow. Files are memory-mapped, and a row is found by its record batch.
+    Pillow. Files are memory-mapped, and a row is found by its record batch. Files elsewhere are copied once, into the
+    cache.
 
     Args:
-        folder: with state.json and the .arrow files, on this machine.
+        folder: with state.json and the .arrow files.
         columns: that a row has; None: all.
+        cache_dir: that files elsewhere are copied into; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
+        progress: whether to show a progress bar.
 
     Raises:
-        DataError: where it is not complete, or lies elsewhere.
+        DataError: where it is not complete.
     """
 
-    def __init__(self, folder: Location, *, columns: Sequence[str] | None = None) -> None:
-        if folder.local_path() is None:
-            raise DataError(f"{folder.shown}: Arrow files are read from this machine; copy the folder to it")
+    def __init__(
+        self,
+        folder: Location,
+        *,
+        columns: Sequence[str] | None = None,
+        cache_dir: Path | None = None,
+        progress: bool = False,
+    ) -> None:
         state, content = read_index(folder, STATE)
         shown = folder.child(STATE).shown
-        names, listed = _names(state, "_data_files", shown), _names(state, "_indices_data_files", shown)
-        self._files, self._listed = ShardFiles(folder, names, shown), ShardFiles(folder, listed, shown)
+        names, listed = files_named(state, "_data_files", shown), files_named(state, "_indices_data_files", shown)
+        # Where its batches begin is not said, so that finding one by ranges would read about all of a file.
+        found = ShardFiles(folder, names, shown, cache_dir=cache_dir, is_copied=True)
+        self._listed = ShardFiles(folder, listed, shown, cache_dir=cache_dir, is_copied=True)
         self._opened: Recent[int, _File] = Recent(_KEPT)
-        files = [self._file(number) for number in range(len(names))]
+        opened = (self._opened.get(number, partial(_read, found)) for number in range(len(names)))
+        files = [*track(opened, "opening Arrow files", len(names), progress)]
         schema: Any = files[0].schema if files else None
         for number, file in enumerate(files):
             if file.schema.names != schema.names or len({*schema.names}) < len(schema.names):
-                raise DataError(f"{self._files.shown(number)} has the columns {file.schema.names}; save the set again")
+                raise DataError(f"{found.shown(number)} has the columns {file.schema.names}; save the set again")
         self._features = _features(schema)
         counts = [int(file.starts[-1]) for file in files]
         self._row_ends = np.cumsum(np.asarray(counts, np.int64))
@@ -72,15 +85,12 @@ class Arrow(ShardedDataset):
             kinds={} if schema is None else {name: self._kind(schema, name) for name in schema.names},
             columns=columns,
             content=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            files=found,
         )
 
     def shard_name(self, shard: int) -> str:
-        """Returns the path of a file."""
+        """Returns the path or the URL of a file."""
         return self.shown if self._chosen is not None else self._files.shown(self._shards[shard])
-
-    def paths(self) -> list[Path]:
-        """Returns the files of the shards."""
-        return self._files.paths()
 
     def is_text(self, name: str) -> bool:
         """Whether a column holds text."""
@@ -160,7 +170,7 @@ class Arrow(ShardedDataset):
         return file.batches[batch], row - int(file.starts[batch])
 
     def _file(self, number: int) -> _File:
-        return self._opened.get(number, lambda which: _read(self._files, which))
+        return self._opened.get(number, partial(_read, self._files))
 
     def _read_chosen(self, num_rows: int) -> NDArray[np.int64]:
         found = [
@@ -178,7 +188,8 @@ class Arrow(ShardedDataset):
         return feature if feature in ("Image", "ClassLabel") else str(schema.field(name).type)
 
 
-def _names(state: dict[str, Any], key: str, shown: str) -> list[str]:
+def files_named(state: dict[str, Any], key: str, shown: str) -> list[str]:
+    """Returns the files that a state.json names under a key, which lie beside it."""
     try:
         return [inside(entry["filename"], shown) for entry in state.get(key) or []]
     except (KeyError, TypeError) as error:

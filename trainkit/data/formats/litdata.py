@@ -57,22 +57,13 @@ class Litdata(ShardedDataset):
             kinds=dict(zip(self._tree.names, kinds, strict=True)),
             columns=columns,
             content=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            files=_files(folder, chunks, shown, config, cache_dir),
         )
         self._level = config.get("compression_level") or "chunk"
-        is_whole = bool(config.get("compression")) and self._level == "chunk"
-        self._files = _files(folder, chunks, shown, config["compression"] if is_whole else None, cache_dir)
         self._chunks: Recent[int, Plain | Framed | Rows] = Recent(_KEPT)
         self._decoders: Recent[str, Decode] = Recent(len(kinds))
         for name in self.columns:  # before anything is read
             self._decoder(name)
-
-    def shard_name(self, shard: int) -> str:
-        """Returns the path or URL of the file of a chunk."""
-        return self._files.shown(shard)
-
-    def paths(self) -> list[Path]:
-        """Returns the files of the shards."""
-        return self._files.paths()
 
     def is_text(self, name: str) -> bool:
         """Whether a column holds text."""
@@ -138,9 +129,6 @@ class Litdata(ShardedDataset):
         chunk = self._chunk(shard)
         return repr(chunk.rows([row])).encode() if isinstance(chunk, Rows) else chunk.items([row])[0]
 
-    def _is_local(self) -> bool:
-        return self._files.is_local
-
     def _prefetch(self, shard: int, rows: list[int]) -> None:
         if shard in self._files.packed:  # read as a whole at its first use
             return
@@ -190,17 +178,8 @@ class LitdataTokens(ShardedDataset):
             kinds={"item": config["data_format"][0]},
             columns=None,
             content=hashlib.blake2b(content + b"%d" % block_size, digest_size=16).hexdigest(),
+            files=_files(folder, chunks, shown, config, cache_dir),
         )
-        is_whole = config.get("compression") and (config.get("compression_level") or "chunk") == "chunk"
-        self._files = _files(folder, chunks, shown, config["compression"] if is_whole else None, cache_dir)
-
-    def shard_name(self, shard: int) -> str:
-        """Returns the path or URL of the file of a chunk."""
-        return self._files.shown(shard)
-
-    def paths(self) -> list[Path]:
-        """Returns the files of the shards."""
-        return self._files.paths()
 
     def is_text(self, name: str) -> bool:
         """Whether a column holds text."""
@@ -225,9 +204,6 @@ class LitdataTokens(ShardedDataset):
     def _ranges(self, shard: int, rows: list[int]) -> list[tuple[int, int]]:
         size = self.block_size * self._itemsize
         return [(self._starts[shard] + row * size, self._starts[shard] + (row + 1) * size) for row in rows]
-
-    def _is_local(self) -> bool:
-        return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
         if shard not in self._files.packed:
@@ -273,10 +249,10 @@ def _other_loader(config: dict[str, Any], shown: str) -> DataError:
 
 
 def _files(
-    folder: Location, chunks: list[dict[str, Any]], shown: str, codec: str | None, cache_dir: Path | None
+    folder: Location, chunks: list[dict[str, Any]], shown: str, config: dict[str, Any], cache_dir: Path | None
 ) -> ShardFiles:
     packed: dict[int, Packed] = {}
-    if codec is not None:
+    if (codec := config.get("compression")) and (config.get("compression_level") or "chunk") == "chunk":
         if codec.partition(":")[0] != "zstd":
             raise DataError(f"{shown}: chunks are compressed by {codec!r}; zstd is read, so write them with that")
         packed = {number: Packed("zstd", chunk["chunk_bytes"]) for number, chunk in enumerate(chunks)}

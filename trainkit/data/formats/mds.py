@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from trainkit.data.formats.hashes import hash_in
 from trainkit.data.formats.index_file import INDEX, read_index
 from trainkit.data.formats.mds_columns import Decode, require_readable
 from trainkit.data.formats.recent import Recent
@@ -44,12 +45,14 @@ class Mds(ShardedDataset):
         index, content = read_index(folder)
         shown = folder.child(INDEX).shown
         shards = _entries(index, shown)
-        names, packed = [], {}
+        names, packed, hashes = [], {}, {}
         for number, shard in enumerate(shards):
             name, how = _file_of(shard, folder, shown)
             names.append(name)
             if how is not None:
                 packed[number] = how
+            if (found := hash_in(shard["zip_data" if how else "raw_data"].get("hashes"), shown)) is not None:
+                hashes[number] = found
         head = shards[0] if shards else {"column_names": [], "column_encodings": [], "column_sizes": []}
         super().__init__(
             folder.shown,
@@ -58,8 +61,8 @@ class Mds(ShardedDataset):
             kinds=dict(zip(head["column_names"], head["column_encodings"], strict=True)),
             columns=columns,
             content=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            files=ShardFiles(folder, names, shown, packed, cache_dir, hashes=hashes),
         )
-        self._files = ShardFiles(folder, names, shown, packed, cache_dir)
         self._sizes: list[int | None] = head["column_sizes"]
         self._names = [*self.kinds]
         self._head = f"<{sum(not size for size in self._sizes)}I"
@@ -67,14 +70,6 @@ class Mds(ShardedDataset):
         self._decoders: Recent[str, Decode] = Recent(len(self._names))
         for name in self.columns:  # before anything is read
             self._decoder(name)
-
-    def shard_name(self, shard: int) -> str:
-        """Returns the path or URL of the file of a shard."""
-        return self._files.shown(shard)
-
-    def paths(self) -> list[Path]:
-        """Returns the files of the shards."""
-        return self._files.paths()
 
     def is_text(self, name: str) -> bool:
         """Whether a column holds text."""
@@ -144,9 +139,6 @@ class Mds(ShardedDataset):
         if table[0] != expected:
             raise DataError(f"{shown} holds {table[0]:,} samples, and its index says {expected:,}; copy both again")
         return checked_offsets(table[1:], first, opened.num_bytes, shown)
-
-    def _is_local(self) -> bool:
-        return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
         if shard in self._files.packed:  # read as a whole at its first use

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from trainkit.data.files import counted
 from trainkit.data.formats.arrow import STATE, Arrow
@@ -68,6 +69,18 @@ def open_dataset(
         location = parent
     elif not location.is_folder():
         raise DataError(f"{location.shown} does not exist; give the path of a folder or file: {READ}")
+    return open_folder(location, columns=columns, block_size=block_size, cache_dir=cache_dir, progress=progress)
+
+
+def open_folder(
+    location: Location,
+    *,
+    columns: Sequence[str] | None = None,
+    block_size: int | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> ShardedDataset:
+    """Opens the data set in a folder; see `open_dataset`."""
     found = find_kind(location)
     if block_size is not None:
         if found != "litdata":
@@ -80,7 +93,7 @@ def open_dataset(
     if found == "litdata":
         return Litdata(location, columns=columns, cache_dir=cache_dir)
     if found == "arrow":
-        return Arrow(location, columns=columns)
+        return Arrow(location, columns=columns, cache_dir=cache_dir, progress=progress)
     names = location.names()
     if any(name.lower().endswith(".tar") for name in names):
         return Tars(location, columns=columns, cache_dir=cache_dir, progress=progress)
@@ -100,7 +113,7 @@ def find_kind(folder: Location) -> str | None:
     return None
 
 
-def shards_in(folder: Path, names: Sequence[str] | None = None) -> str | None:
+def shards_in(folder: Location, names: Sequence[str] | None = None) -> str | None:
     """Returns the format of the shards directly in a folder: mds, litdata, arrow or tar; None where there are none.
 
     Args:
@@ -111,10 +124,9 @@ def shards_in(folder: Path, names: Sequence[str] | None = None) -> str | None:
         DataError: for shards whose index cannot be read.
     """
     if names is None:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        names = _files_in(folder)
     try:
-        if (INDEX in names or STATE in names) and (kind := find_kind(locate(folder))):
+        if (INDEX in names or STATE in names) and (kind := find_kind(folder)):
             return kind
     except DataError:
         if any(is_shard(name) for name in names):
@@ -123,6 +135,33 @@ def shards_in(folder: Path, names: Sequence[str] | None = None) -> str | None:
     tars = [name for name in names if name.lower().endswith(".tar")]
     beside = (".tar", ".idx", ".json")
     return "tar" if tars and all(name.lower().endswith(beside) for name in names) else None
+
+
+def _files_in(folder: Location) -> list[str]:
+    path = folder.local_path()
+    if path is None:
+        return [name for name in folder.names() if "/" not in name]
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+
+
+def holds_pictures(dataset: ShardedDataset) -> bool:
+    """Whether a data set has a column that surely holds pictures, or none of text and one that may."""
+    columns = [name for name in dataset.kinds if dataset.is_picture(name)]
+    if any("bytes" not in dataset.kinds[name] and "binary" not in dataset.kinds[name] for name in columns):
+        return True
+    return bool(columns) and not any(dataset.is_text(name) for name in dataset.kinds)
+
+
+def content_of_shards(path: Path) -> Literal["text", "images"] | None:
+    """Returns what the shards at a path of this machine hold, by their columns: text or images; None: no shards.
+
+    Raises:
+        DataError: for shards that cannot be read.
+    """
+    if not (path.is_dir() and shards_in(locate(path))) and not (path.is_file() and path.name.lower().endswith(".tar")):
+        return None
+    return "images" if holds_pictures(open_dataset(path, columns=[])) else "text"
 
 
 def is_shard(name: str) -> bool:

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trainkit.cache import cached
 from trainkit.data.file_look import Verify
 from trainkit.data.files import state_of
@@ -20,6 +22,8 @@ from trainkit.errors import DataError, nearest
 if TYPE_CHECKING:
     from PIL import Image
 
+_AHEAD = 64
+"""Images of shards elsewhere that are fetched ahead."""
 _LABELS = ("cls", "label", "labels", "class", "category", "target")
 
 
@@ -27,7 +31,7 @@ class Pictures:
     """The images of a data set in MDS, of litdata, of Hugging Face datasets, or in tars; an `ImageSource`.
 
     Args:
-        path: of the folder or file, see `open_dataset`.
+        path: of the folder or file, or its URL; see `open_dataset`.
         field: the column of the pictures; None: the only one there is.
         label_field: the column of the classes; None: the only one of a usual name, such as `label` or `cls`.
 
@@ -35,11 +39,12 @@ class Pictures:
         DataError: where the data set cannot be read, has no such column, or has several.
     """
 
-    def __init__(self, path: Path, field: str | None = None, label_field: str | None = None) -> None:
+    def __init__(self, path: str | Path, field: str | None = None, label_field: str | None = None) -> None:
         self.path, self.label_field = path, label_field
         whole = open_dataset(path, columns=[])
         self.field = _picture_column(whole, field)
         self._dataset = open_dataset(path, columns=[self.field])
+        self._ahead = range(0)
         if label_field is not None:
             _require(whole, "label_field", label_field, [name for name in whole.kinds if whole.is_label(name)])
 
@@ -48,10 +53,13 @@ class Pictures:
         return sorted(self._indices)
 
     def fingerprint(self, memory: Path, progress: bool = False) -> str:
-        """Hashes every byte of the shards, once per state of them; of shards elsewhere, what the data set says."""
+        """Hashes every byte of the shards, once per state of them; of shards elsewhere, what the store says of them."""
         paths = self._dataset.paths()
         if not paths:
-            return f"{self._dataset.fingerprint} {self.field}"
+            files = (self._dataset.location(shard) for shard in range(self._dataset.num_shards))
+            states = in_order(lambda file: f"{file.size()} {file.version()}", files)
+            digest = hashlib.blake2b("\n".join(states).encode(), digest_size=16).hexdigest()
+            return f"{self._dataset.fingerprint} {digest} {self.field}"
 
         def write(directory: Path) -> None:
             whole = hashlib.blake2b(digest_size=16)
@@ -81,6 +89,7 @@ class Pictures:
         """Opens an image; it is decoded when its pixels are read."""
         from PIL import Image
 
+        self._fetch_ahead(self._indices[name])
         content = self._content(name)
         return pixels(content) if self._dataset.is_pixels(self.field) else Image.open(io.BytesIO(content))
 
@@ -134,6 +143,12 @@ class Pictures:
                 return None
             (column,) = usual
         return open_dataset(self.path, columns=[column]), column
+
+    def _fetch_ahead(self, index: int) -> None:
+        """Of shards elsewhere, says what is read next: images are opened about in the order in which they lie."""
+        if index not in self._ahead:
+            self._ahead = range(index, min(index + _AHEAD, len(self._dataset)))
+            self._dataset.prefetch(np.arange(self._ahead.start, min(index + 2 * _AHEAD, len(self._dataset))))
 
     def _content(self, name: str) -> bytes:
         return self._dataset.cell(self._indices[name], self.field)

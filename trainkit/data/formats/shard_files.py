@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import hashlib
 import io
 import mmap
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainkit.cache import cache_root, cached
+from trainkit.data.formats.hashes import Hash, require_hash, state_of_file
 from trainkit.data.formats.recent import Recent
 from trainkit.errors import DataError
 from trainkit.storage import LocalLocation, Location
@@ -82,6 +82,9 @@ class ShardFiles:
         index: what names them, for messages.
         packed: of each shard that is compressed, by its number, how.
         cache_dir: where these are decompressed; None: $TRAINKIT_CACHE, else ~/.cache/trainkit.
+        is_copied: whether shards that lie elsewhere are copied into the cache, as a whole, and read from there.
+        hashes: of the files of some shards, by their numbers, which are checked when a file is opened, once for each
+            state of it. Of one that is read from elsewhere by ranges none is.
     """
 
     def __init__(
@@ -91,9 +94,14 @@ class ShardFiles:
         index: str,
         packed: dict[int, Packed] | None = None,
         cache_dir: Path | None = None,
+        *,
+        is_copied: bool = False,
+        hashes: dict[int, Hash] | None = None,
     ) -> None:
         self.folder, self.names, self.index, self.packed, self.cache_dir = folder, names, index, packed or {}, cache_dir
+        self.is_copied, self.hashes = is_copied, hashes or {}
         self._open: Recent[int, OpenShard] = Recent(_MOST_OPEN)
+        self._locations: Recent[int, Location] = Recent(_MOST_OPEN)  # what a store says of a file is asked for once
 
     @property
     def is_local(self) -> bool:
@@ -110,7 +118,7 @@ class ShardFiles:
 
     def location(self, shard: int) -> Location:
         """Returns where the file of a shard lies, compressed or not."""
-        return self.folder.child(self.names[shard])
+        return self._locations.get(shard, lambda number: self.folder.child(self.names[number]))
 
     def paths(self) -> list[Path]:
         """Returns the files of the shards on this machine; none where they lie elsewhere."""
@@ -125,6 +133,10 @@ class ShardFiles:
         location = self.location(shard)
         if not location.is_file():
             raise DataError(f"{location.shown} is not there, and {self.index} names it; copy the data set again")
+        if location.local_path() is None and self.is_copied:
+            location = LocalLocation(copied(location, self.cache_dir))
+        if shard in self.hashes:
+            require_hash(location, self.hashes[shard], self.cache_dir, is_read=shard in self.packed)
         if shard in self.packed:
             location = LocalLocation(expanded(location, self.packed[shard], self.cache_dir))
         path, num_bytes = location.local_path(), location.size()
@@ -169,11 +181,14 @@ def expanded(location: Location, packed: Packed, cache_dir: Path | None = None) 
     Raises:
         DataError: where it cannot be decompressed, or becomes larger or smaller than `packed` says.
     """
-    path = location.local_path()
-    time_ns = path.stat().st_mtime_ns if path is not None else 0
-    state = repr((location.shown, location.size(), time_ns, packed))
-    name = f"shard-{hashlib.blake2b(state.encode(), digest_size=16).hexdigest()}"
+    name = f"shard-{state_of_file(location, packed)}"
     return cached(cache_root(cache_dir), name, lambda aside: _expand(location, packed, aside / _SHARD)) / _SHARD
+
+
+def copied(location: Location, cache_dir: Path | None = None) -> Path:
+    """Copies a whole file into the cache, once for each state of it; returns the path of the copy."""
+    name = f"shard-{state_of_file(location)}"
+    return cached(cache_root(cache_dir), name, lambda aside: location.download(aside / _SHARD)) / _SHARD
 
 
 def _expand(location: Location, packed: Packed, target: Path) -> None:

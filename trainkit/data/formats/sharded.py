@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from trainkit.data.formats.shard_files import MAX_SAMPLE_BYTES
+from trainkit.data.formats.shard_files import MAX_SAMPLE_BYTES, ShardFiles
 from trainkit.errors import DataError, nearest
+from trainkit.storage import Location
 
 _NUM_HASHED = 32
 _READ_AT_ONCE = 64
+_AHEAD = 512  # samples of a shard elsewhere that are fetched ahead
 _MOST_SAID = 300  # letters of another library's message
 
 
@@ -33,6 +35,7 @@ class ShardedDataset(Dataset[Any]):
         kinds: of each column, in the order of the data set, what it holds, in the words of the format.
         columns: those that a sample has; None: all.
         content: a hash of the index.
+        files: of the shards, in their order.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class ShardedDataset(Dataset[Any]):
         kinds: Mapping[str, str],
         columns: Sequence[str] | None,
         content: str,
+        files: ShardFiles,
     ) -> None:
+        self._files = files
         self.shown, self.kind, self.kinds, self._content = shown, kind, dict(kinds), content
         self._counts = np.asarray(block_sizes, np.int64)
         self._ends = np.cumsum(self._counts)
@@ -139,6 +144,8 @@ class ShardedDataset(Dataset[Any]):
         count = int(self._counts[shard])
         for first in range(0, count, _READ_AT_ONCE):
             rows = range(first, min(first + _READ_AT_ONCE, count))
+            if not self._is_local():
+                self._prefetch(shard, [*range(rows.stop, min(rows.stop + _AHEAD, count))])
             for row, sample in zip(rows, self._samples(shard, [*rows]), strict=True):
                 text = sample[name]
                 if text is not None:
@@ -150,13 +157,21 @@ class ShardedDataset(Dataset[Any]):
         except UnicodeDecodeError as error:
             raise unreadable(self.shard_name(shard), row, name, "text in UTF-8", error) from None
 
-    @abstractmethod
     def shard_name(self, shard: int) -> str:
-        """Returns how a shard is named to people."""
+        """Returns how a shard is named to people: the path or the URL of its file."""
+        return self._files.shown(shard)
 
-    @abstractmethod
     def paths(self) -> list[Path]:
         """Returns the files of the shards, in their order; none where they lie elsewhere."""
+        return self._files.paths()
+
+    def names(self) -> list[str]:
+        """Returns the files of the shards by their names relative to the folder of the data set, in their order."""
+        return [*self._files.names]
+
+    def location(self, shard: int) -> Location:
+        """Returns where the file of a shard lies."""
+        return self._files.location(shard)
 
     @abstractmethod
     def is_text(self, name: str) -> bool:
@@ -202,7 +217,7 @@ class ShardedDataset(Dataset[Any]):
         """Returns the bytes that a sample is stored in."""
 
     def _is_local(self) -> bool:
-        return True
+        return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
         """Says which rows of a shard elsewhere will be read next; returns at once."""

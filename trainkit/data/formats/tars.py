@@ -85,17 +85,9 @@ class Tars(ShardedDataset):
             kinds=dict.fromkeys(sorted(self._suffixes), "files"),
             columns=columns,
             content=head["digest"],
+            files=ShardFiles(folder, [names[number] for number in kept], index),
         )
-        self._files = ShardFiles(folder, [names[number] for number in kept], index)
         self._mapped, self._checked = MappedFiles(), Recent[int, OpenShard](_KEPT)
-
-    def shard_name(self, shard: int) -> str:
-        """Returns the path or URL of a tar."""
-        return self._files.shown(shard)
-
-    def paths(self) -> list[Path]:
-        """Returns the files of the shards."""
-        return self._files.paths()
 
     def is_text(self, name: str) -> bool:
         """Whether a column may hold text."""
@@ -186,9 +178,6 @@ class Tars(ShardedDataset):
         return repr([suffix for suffix, _ in members]).encode() + b"".join(
             self._open(shard).read([place for _, place in members])
         )
-
-    def _is_local(self) -> bool:
-        return self._files.is_local
 
     def _prefetch(self, shard: int, rows: list[int]) -> None:
         ranges = [place for row in rows for name, place in self._members(shard, row) if name in self.columns]

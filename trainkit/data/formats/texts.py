@@ -8,6 +8,7 @@ from trainkit.data.formats.index_file import INDEX
 from trainkit.data.formats.opening import open_dataset, shards_in
 from trainkit.data.formats.sharded import ShardedDataset
 from trainkit.errors import DataError
+from trainkit.storage import locate
 
 _LEVELS = 3  # of folders that an index may lie above its shards
 
@@ -22,7 +23,7 @@ def find_shards(folder: Path, names: Sequence[str]) -> list[Path] | None:
     Raises:
         DataError: for shards whose index cannot be read.
     """
-    kind = shards_in(folder, names)
+    kind = shards_in(locate(folder), names)
     if kind in (None, "arrow"):  # these are found by their own index
         return None
     if kind == "tar":

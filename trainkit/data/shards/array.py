@@ -72,8 +72,8 @@ class ShardedArray:
                 of_shard = places == shard
                 found[of_shard] = self._shard(shard)[inside[of_shard]]
         else:
-            for row, item in zip(found, self.read(indices, np.ones(len(indices), np.int64)), strict=True):
-                row[...] = item[0]
+            for place, item in enumerate(self.read(indices, np.ones(len(indices), np.int64))):
+                found[place] = item[0]
         return found
 
     def everything(self) -> NDArray[Any]:

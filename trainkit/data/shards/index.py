@@ -17,6 +17,8 @@ TOKENIZER = "tokenizer.json"
 FORMAT, VERSION = "trainkit shards", 1
 WORK = ".work"
 """The folder of a build that has not ended."""
+PLAN = "plan.json"
+"""In that folder: what is being made."""
 Kind = Literal["text", "images"]
 _MAX_INDEX_BYTES = 1 << 24
 _DTYPES = ("<u2", "<u4", "<i8", "<u8", "|u1")
@@ -92,7 +94,7 @@ def find_shards(path: str | Path, kind: Kind) -> ShardIndex | None:
             recipe = {"text": "recipe=bert", "images": "recipe=progressive_gan"}[index.kind]
             raise DataError(f"data.path={folder.shown} holds shards of {index.kind}: use them with {recipe}")
         return index
-    if (local := folder.local_path()) is not None and (local / WORK / "plan.json").is_file():
+    if folder.child(f"{WORK}/{PLAN}").is_file():
         raise DataError(
             f"data.path={folder.shown} holds shards that are not complete: run the same trainkit data prepare again, "
             f"which goes on where it ended"

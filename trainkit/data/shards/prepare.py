@@ -1,26 +1,26 @@
 """Prepare: makes shards of a source, by many processes that share the work, and goes on where it was ended."""
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from trainkit.data.files import suffix_of, walk
+from trainkit.data.formats.opening import content_of_shards
 from trainkit.data.image_formats import extensions
 from trainkit.data.images import Images
 from trainkit.data.readers import READERS
 from trainkit.data.shards.index import FILE, WORK, Kind, ShardIndex, read_index, require_sizes
+from trainkit.data.shards.plan import Build, begun, require_same
 from trainkit.data.shards.prepare_images import ImageBuild
 from trainkit.data.shards.prepare_images import settings_of as settings_of_images
 from trainkit.data.shards.prepare_text import TextBuild
 from trainkit.data.shards.prepare_text import settings_of as settings_of_text
-from trainkit.data.shards.work import Crew, Finished, Work, write_whole
+from trainkit.data.shards.work import Crew, Finished, Work
 from trainkit.data.text import Text
 from trainkit.errors import ConfigError, DataError, nearest
-from trainkit.storage import locate
+from trainkit.storage import Location, is_url, locate
 
 SETTINGS: dict[Kind, tuple[str, ...]] = {
     "text": (
@@ -46,7 +46,6 @@ SETTINGS: dict[Kind, tuple[str, ...]] = {
         "labels",
     ),
 }
-_PLAN = "plan.json"
 MB = 1_000_000
 
 
@@ -64,8 +63,8 @@ class Prepared:
 
 
 def prepare(
-    source: Path,
-    to: Path,
+    source: str | Path,
+    to: str | Path,
     *,
     kind: Kind | None = None,
     shard_mb: int = 64,
@@ -75,12 +74,13 @@ def prepare(
 ) -> Prepared:
     """Makes shards of text or of images.
 
-    Any number of processes on any machines that see both paths may run it at the same time: they share the work. What
-    they make does not depend on their number, nor on how often they were killed.
+    Any number of processes on any machines that see both places may run it at the same time: they share the work. What
+    they make does not depend on their number, nor on how often they were killed. Behind a URL nothing is locked, and
+    what is not done yet lies beside the shards.
 
     Args:
         source: as `data.path` of `Text` or `Images`.
-        to: the folder of the shards; empty, new, or one that this was begun in.
+        to: the folder of the shards, or its URL; empty, new, or one that this was begun in.
         kind: of data; None: by what is there.
         shard_mb: about how large a file is, in MB.
         num_workers: processes; None: one per core.
@@ -92,8 +92,12 @@ def prepare(
 
     Raises:
         DataError: for a source that cannot be read, settings out of range, and a folder with something else in it.
+        StorageError: for a store that cannot be written.
     """
-    source, to = source.expanduser().absolute(), to.expanduser().absolute()
+    if is_url(source):
+        raise DataError(f"SOURCE {source}: it is read from a disk; copy it to one first")
+    source = Path(source).expanduser().absolute()
+    folder = locate(to if is_url(to) else Path(to).expanduser().absolute())
     if not source.exists():
         raise DataError(f"SOURCE {source} does not exist; give a folder or a file of text or images")
     if (source / FILE).is_file():
@@ -102,32 +106,36 @@ def prepare(
         raise DataError(f"--shard-mb {shard_mb}: must be 1 to 4096")
     if num_workers is not None and num_workers < 1:
         raise DataError(f"--workers {num_workers}: must be at least 1")
-    inside, outside = to.resolve(), source.resolve()
-    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise DataError(f"--to {to}: must not be in SOURCE, nor SOURCE in it: give another folder")
+    if (path := folder.local_path()) is not None:
+        inside, outside = path.resolve(), source.resolve()
+        if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+            raise DataError(f"--to {path}: must not be in SOURCE, nor SOURCE in it: give another folder")
     kind = kind or kind_of(source)
     given = _checked(kind, settings or {})
-    build = _build(kind, source, to, shard_mb, given)
+    build = _build(kind, source, folder, shard_mb, given)
     made_with = {**_settings_of(build), "shard_mb": shard_mb, "kind": kind}
-    if (to / FILE).is_file():
-        return _found(to, build, made_with)
-    _begin(to, build, made_with)
+    if build.work.goal.is_file():
+        return _found(build, made_with)
+    work = build.work
     try:
-        with Crew(num_workers or os.cpu_count() or 1, progress) as crew:
+        build = begun(build, made_with)
+        with Crew(num_workers or os.cpu_count() or 1, progress, in_order=work.has_locks) as crew:
             build.run(crew)
     except (Finished, FileNotFoundError):  # another process has ended the build, and removes what it no longer needs
-        if not (to / FILE).is_file():
+        if not work.goal.is_file():
             raise
-    shutil.rmtree(to / WORK, ignore_errors=True)  # another process may be at it, too
-    return Prepared(read_index(locate(to)), False)
+    work.remove()
+    return Prepared(read_index(folder), False)
 
 
 def kind_of(source: Path) -> Kind:
-    """Tells by the names of files whether a path holds text or images.
+    """Tells by the names of files, or the columns of shards, whether a path holds text or images.
 
     Raises:
         DataError: for both, or neither.
     """
+    if (content := content_of_shards(source)) is not None:
+        return content
     names = [file for _, _, files in walk(source) for file in files] if source.is_dir() else [source.name]
     has_images = any(Path(name).suffix.lower() in extensions() for name in names) or source.suffix.lower() == ".zip"
     has_text = any(suffix_of(name) in READERS for name in names if suffix_of(name) != ".py")
@@ -152,56 +160,27 @@ def _checked(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _build(kind: Kind, source: Path, to: Path, shard_mb: int, given: dict[str, Any]) -> "TextBuild | ImageBuild":
-    work, num_bytes = Work(to / WORK, to / FILE), shard_mb * MB
+def _build(kind: Kind, source: Path, to: Location, shard_mb: int, given: dict[str, Any]) -> Build:
+    work, num_bytes = Work(to.child(WORK), to.child(FILE)), shard_mb * MB
     if kind == "images":
         return ImageBuild(Images(path=source, **given), to, work, num_bytes, shard_mb)
     skip = given.pop("on_unreadable", "error") == "skip"
     return TextBuild(Text(path=source, **given), to, work, num_bytes, shard_mb, skip)
 
 
-def _settings_of(build: "TextBuild | ImageBuild") -> dict[str, Any]:
+def _settings_of(build: Build) -> dict[str, Any]:
     if isinstance(build, TextBuild):
         return settings_of_text(build.text, build.skip)
     return settings_of_images(build.images)
 
 
-def _begin(to: Path, build: "TextBuild | ImageBuild", made_with: dict[str, Any]) -> None:
-    """Writes down what is to be made, or finds that it is what was begun."""
-    plan = to / WORK / _PLAN
-    try:
-        if not plan.is_file():
-            others = [path.name for path in to.iterdir() if path.name != WORK] if to.is_dir() else []
-            if others:
-                raise DataError(f"--to {to}: holds {others[0]}, which is no part of shards; give a new or empty folder")
-            plan.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"made_with": made_with, "state": build.state()}, indent=1)
-            write_whole(plan, lambda path: path.write_text(text))
-        begun = json.loads(plan.read_text())
-    except OSError as error:
-        raise DataError(f"--to {to} cannot be written: {error.strerror or error}") from error
-    _require_same(to, begun["made_with"], made_with, "begun")
-    if begun["state"] != build.state():
-        raise DataError(f"--to {to}: SOURCE has changed since the shards were begun; remove {to} and begin again")
-
-
-def _found(to: Path, build: "TextBuild | ImageBuild", made_with: dict[str, Any]) -> Prepared:
-    index = read_index(locate(to))
+def _found(build: Build, made_with: dict[str, Any]) -> Prepared:
+    index, to = read_index(build.folder), build.folder.shown
     require_sizes(index)
     mb = {"shard_mb": index.settings.get("shard_mb"), "kind": index.kind}
-    _require_same(to, {**index.settings, **mb}, made_with, "made")
+    require_same(to, {**index.settings, **mb}, made_with, "made")
     fingerprint = build.fingerprint()
     if fingerprint != index.source["fingerprint"]:
         raise DataError(f"--to {to}: holds shards of something else than SOURCE is now; remove it, or give another")
-    shutil.rmtree(to / WORK, ignore_errors=True)  # of a process that was killed right at its end
+    build.work.remove()  # of a process that was killed right at its end
     return Prepared(index, True)
-
-
-def _require_same(to: Path, before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
-    names = {field.name for field in (*fields(Text), *fields(Images))} | {"shard_mb", "kind"}
-    for name in now:
-        if name in names and before.get(name) != now[name]:
-            key = {"shard_mb": "--shard-mb ", "kind": "--kind "}.get(name, f"{name}=")
-            raise DataError(
-                f"{key}{now[name]}: the shards in {to} were {what} with {before.get(name)}; give that, or another --to"
-            )

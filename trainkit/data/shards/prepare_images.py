@@ -5,8 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,16 @@ from trainkit.data.decoding import Unreadable
 from trainkit.data.image_sources import ImageSource
 from trainkit.data.images import Images, facts_of, facts_of_labels
 from trainkit.data.labels import Labels, find_labels
+from trainkit.data.parallel import in_order
 from trainkit.data.pyramid import key_of_pixels, levels, resolutions
 from trainkit.data.shards.layout import Layout, items_per_shard
 from trainkit.data.shards.pyramid import NAMES, level_name
-from trainkit.data.shards.scan import load_arrays, save_arrays
-from trainkit.data.shards.work import Crew, Work, write_whole
+from trainkit.data.shards.scan import load_arrays
+from trainkit.data.shards.work import Crew, Work
 from trainkit.data.shards.writer import Parts, finish, write_shard
 from trainkit.data.split import lowest_fraction
 from trainkit.errors import DataError
+from trainkit.storage import Location
 
 CHUNK_BYTES = 1 << 24
 """Of the pixels that are decoded at a time: what a process that is killed loses at most."""
@@ -47,7 +48,7 @@ class ImageBuild:
     """
 
     images: Images
-    folder: Path
+    folder: Location
     work: Work
     shard_bytes: int
     shard_mb: int
@@ -60,12 +61,12 @@ class ImageBuild:
 
     def fingerprint(self) -> str:
         """A hash of the content of the source and of its labels, once per state of its files."""
-        source, labels = _source(self.images, self.folder)
+        source, labels = _source(self.images, self.work)
         return self.images.key(source, labels, True)
 
     def run(self, crew: Crew) -> None:
         """Makes the shards."""
-        num_names = len(_source(self.images, self.folder)[0].names())
+        num_names = len(_source(self.images, self.work)[0].names())
         chunks = range(-(-num_names // self._per_chunk))
         crew.run(chunks, self.decode, "reading images")
         crew.run([0], partial(self.settle, num=len(chunks)), "splitting")
@@ -82,12 +83,12 @@ class ImageBuild:
         """Decodes a chunk of files."""
         return self.work.make(DECODED, number, partial(self._write_decoded, number), force=force)
 
-    def _write_decoded(self, number: int, path: Path) -> None:
-        source, _ = _source(self.images, self.folder)
+    def _write_decoded(self, number: int, file: BinaryIO) -> None:
+        source, _ = _source(self.images, self.work)
         first, decoder = number * self._per_chunk, self.images.decoder()
         of_level: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in resolutions(self.images.resolution)}
         keys, files, upscaled, unreadable, num_ignored = [], [], [], [], 0
-        for place, name in enumerate(_names(self.images, self.folder)[first : first + self._per_chunk], start=first):
+        for place, name in enumerate(_names(self.images, self.work)[first : first + self._per_chunk], start=first):
             found = decoder.decode(source, name)
             if isinstance(found, Unreadable):
                 if self.images.on_unreadable == "error":
@@ -101,22 +102,26 @@ class ImageBuild:
                 upscaled.append(found.is_upscaled)
                 for level in levels(frame):
                     of_level[level.shape[-1]].append(level)
-        empty = (0, self.images.channels)
-        arrays: dict[str, NDArray[Any]] = {
-            str(size): np.stack(found) if found else np.empty((*empty, size, size), np.uint8)
-            for size, found in of_level.items()
-        }
-        arrays |= {"keys": np.array(keys, np.uint64), "files": np.array(files, np.int64)}
-        arrays |= {"upscaled": np.array(upscaled, bool), "notes": np.array(json.dumps([unreadable, num_ignored]))}
-        save_arrays(path, arrays)
+        for size, images in of_level.items():  # each by itself: shards of one are made without reading the others
+            content = b"".join(image.tobytes() for image in images)
+            self.work.make(f"{DECODED}.{size:05}", number, partial(_write_bytes, content), force=True)
+        np.savez(
+            file,
+            keys=np.array(keys, np.uint64),
+            files=np.array(files, np.int64),
+            upscaled=np.array(upscaled, bool),
+            notes=np.array(json.dumps([unreadable, num_ignored])),
+        )
 
     def settle(self, _: int, num: int, force: bool = False) -> bool:
         """Decides the side of every image."""
         return self.work.make(SETTLED, 0, partial(self._write_settled, num), force=force)
 
-    def _write_settled(self, num: int, path: Path) -> None:
-        chunks = [_parts_of(self.work.result(DECODED, number), "keys", "files", "upscaled") for number in range(num)]
-        keys, files, upscaled = (np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0])
+    def _write_settled(self, num: int, file: BinaryIO) -> None:
+        chunks = [*in_order(partial(load_arrays, self.work, DECODED), range(num))]
+        keys, files, upscaled = (
+            np.concatenate([one[name] for one in chunks]) for name in ("keys", "files", "upscaled")
+        )
         first, which = np.unique(keys, return_index=True, return_inverse=True)[1:]
         kept = np.zeros(len(keys), bool)
         kept[first] = True
@@ -124,7 +129,7 @@ class ImageBuild:
             raise DataError(
                 f"SOURCE holds {len(first)} different images that can be read, too few to hold one out; add more"
             )
-        _, labels = _source(self.images, self.folder)
+        _, labels = _source(self.images, self.work)
         of = np.full(len(keys), -1) if labels is None else np.asarray(labels.of, np.int64)[files]
         summary = {"images": len(first), "duplicates": len(keys) - len(first), "upscaled": int(upscaled[kept].sum())}
         summary["contradictions"] = int((of != of[first][which]).sum())
@@ -136,7 +141,7 @@ class ImageBuild:
         for side, own in rows.items():
             arrays |= {f"{side}.rows": own, f"{side}.keys": keys[own], f"{side}.files": files[own]}
             arrays |= {f"{side}.labels": of[own]} if labels is not None else {}
-        save_arrays(path, {**arrays, "summary": np.array(json.dumps(summary))})
+        np.savez(file, summary=np.array(json.dumps(summary)), **arrays)  # type: ignore[arg-type]
 
     def assemble(self, number: int, name: str, force: bool = False) -> bool:
         """Writes a shard."""
@@ -152,23 +157,23 @@ class ImageBuild:
         if name in settled:
             return settled[name][chosen]
         side, level = name.split(".")
-        return self._pixels(settled["places"][settled[f"{side}.rows"][chosen]], str(int(level)))
+        return self._pixels(settled["places"][settled[f"{side}.rows"][chosen]], int(level))
 
-    def _pixels(self, places: NDArray[np.int64], level: str) -> NDArray[np.uint8]:
+    def _pixels(self, places: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
         """Images by their places among all that were decoded, duplicates counted."""
         ends = np.cumsum(self._settled()["counts"])
         chunks = np.searchsorted(ends, places, side="right")
-        size = int(level)
-        found = np.empty((len(places), self.images.channels, size, size), np.uint8)
+        shape = (self.images.channels, size, size)
+        found = np.empty((len(places), *shape), np.uint8)
         for chunk in np.unique(chunks).tolist():
             of_chunk = chunks == chunk
             begin = ends[chunk - 1] if chunk else 0
-            pixels = _parts_of(self.work.result(DECODED, chunk), level)[level]
-            found[of_chunk] = pixels[places[of_chunk] - begin]
+            pixels = np.frombuffer(self.work.read(f"{DECODED}.{size:05}", chunk), np.uint8)
+            found[of_chunk] = pixels.reshape(-1, *shape)[places[of_chunk] - begin]
         return found
 
     def _settled(self) -> Mapping[str, NDArray[Any]]:
-        return load_arrays(self.work.result(SETTLED))
+        return load_arrays(self.work, SETTLED)
 
     def _layouts(self) -> dict[str, Layout]:
         settled = self._settled()
@@ -186,19 +191,13 @@ class ImageBuild:
 
     def finish(self, _: int, num: int, force: bool = False) -> bool:
         """Writes the index."""
-
-        def write(path: Path) -> None:
-            self._finish(num)
-            path.touch()
-
-        return self.work.make("finished", 0, write, force=force)
+        return self.work.make("finished", 0, lambda _: self._finish(num), force=force)
 
     def _finish(self, num: int) -> None:
-        source, labels = _source(self.images, self.folder)
+        source, labels = _source(self.images, self.work)
         settled = self._settled()
-        notes = [
-            json.loads(str(_parts_of(self.work.result(DECODED, number), "notes")["notes"])) for number in range(num)
-        ]
+        decoded = in_order(partial(load_arrays, self.work, DECODED), range(num))
+        notes = [json.loads(str(one["notes"])) for one in decoded]
         unreadable = [file for found, _ in notes for file in found]
         summary = {**json.loads(str(settled["summary"])), "unreadable": unreadable}
         summary["profiles_ignored"] = sum(ignored for _, ignored in notes)
@@ -206,7 +205,7 @@ class ImageBuild:
         if labels is not None:
             facts |= facts_of_labels(labels, np.bincount(settled["train.labels"]).tolist(), summary)
         text = "".join(json.dumps(name) + "\n" for name in source.names())
-        write_whole(self.folder / NAMES, lambda path: path.write_text(text, encoding="utf-8"), self.work.folder)
+        self.work.put(self.folder.child(NAMES), partial(_write_bytes, text.encode()))
         key = self.images.key(source, labels, False)
         rows = {side: _digest(settled[f"{side}.rows"]) for side in _SIDES}
         left_out = [f"{file['name']}: {file['reason']}" for file in unreadable]
@@ -233,22 +232,20 @@ def settings_of(images: Images) -> dict[str, Any]:
     return {name: getattr(images, name) for name in (*names, "fit", "background", "frames", "labels")}
 
 
-# Once for each build, which says what it is by its folder: between two, the source may have changed.
+# Once for each build: between two, the source may have changed.
 @lru_cache(maxsize=2)
-def _source(images: Images, folder: Path) -> tuple[ImageSource, Labels | None]:
+def _source(images: Images, work: Work) -> tuple[ImageSource, Labels | None]:
     source = images.source()
     return source, find_labels(source, images.labels)
 
 
 @lru_cache(maxsize=2)
-def _names(images: Images, folder: Path) -> list[str]:
-    return [*_source(images, folder)[0].names()]
+def _names(images: Images, work: Work) -> list[str]:
+    return [*_source(images, work)[0].names()]
 
 
-def _parts_of(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Some arrays of a file, of which the others are not read."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in names}
+def _write_bytes(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def _digest(rows: NDArray[np.int64]) -> str:

@@ -1,9 +1,12 @@
-"""Work: parts of a build that any number of processes, on any machines that see its folder, share among them."""
+"""Work: parts of a build that any number of processes, on any machines that reach its folder, share among them."""
 
 import fcntl
+import io
 import multiprocessing
 import os
+import random
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -11,14 +14,22 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
+from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
-from trainkit.errors import DataError
+from trainkit.errors import DataError, StorageError
+from trainkit.storage import Location
 
 POLL_S = 0.2
 PATIENCE_S = 300.0
 """Time without a new result after which parts that another process holds are done here, too."""
+_REMOVING = 16  # requests at a time
 _AHEAD = 4  # parts per worker that are handed out: more would have to be taken back where one fails
+
+
+Write = Callable[[BinaryIO], object]
+"""Fills a file."""
 
 
 class Finished(Exception):
@@ -26,30 +37,62 @@ class Finished(Exception):
 
 
 class Work:
-    """Results by phase and number, each a file that appears whole or not at all.
+    """Results by phase and number, each a file that appears whole or not at all, on a disk or in a store.
 
-    Who makes a result holds a lock, which ends with its process. Results are the same whoever makes them, so where a
-    file system has no locks between machines, or one of them hangs, work is done twice and nothing is wrong.
+    On a disk, who makes a result holds a lock, which ends with its process. A store has no locks: there, processes
+    begin at different results, and one that two of them make at the same time is written twice. Results are the same
+    whoever makes them, so that nothing is wrong then, nor where a file system has no locks between machines.
+
+    Two of them are equal where one is a copy of the other in another process, so that what was read can be remembered.
 
     Args:
         folder: of the results; whoever is first at the end removes it.
         goal: the file that the build makes last.
+        name: of this build in this process and its workers; None: a new one.
     """
 
-    def __init__(self, folder: Path, goal: Path) -> None:
-        self.folder, self.goal = folder, goal
+    def __init__(self, folder: Location, goal: Location, name: str | None = None) -> None:
+        self.folder, self.goal, self.name = folder, goal, name or secrets.token_hex(8)
 
-    def result(self, phase: str, number: int = 0) -> Path:
-        """Returns the path of a result."""
-        return self.folder / phase / f"{number:08}"
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Work) and self.name == other.name
 
-    def make(self, phase: str, number: int, write: Callable[[Path], object], *, force: bool = False) -> bool:
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether a process can see what another one is making."""
+        return self.folder.local_path() is not None
+
+    def result(self, phase: str, number: int = 0) -> Location:
+        """Returns where a result lies."""
+        return self.folder.child(f"{phase}/{number:08}")
+
+    def read(self, phase: str, number: int = 0, start: int = 0, stop: int | None = None) -> bytes:
+        """Reads a result, or some bytes of it.
+
+        Raises:
+            Finished: where the whole build has ended, and the result was removed.
+        """
+        return self.read_file(self.result(phase, number), start, stop)
+
+    def read_file(self, where: Location, start: int = 0, stop: int | None = None) -> bytes:
+        """Reads a file that is removed at the end of the build; raises as `read`."""
+        try:
+            return where.read(start, stop)
+        except StorageError:
+            if self.goal.is_file():
+                raise Finished from None
+            raise
+
+    def make(self, phase: str, number: int, write: Write, *, force: bool = False) -> bool:
         """Makes a result, unless it is there or another process makes it.
 
         Args:
             phase: of the result.
             number: of the result.
-            write: called with the path of a file to write.
+            write: called with a file to write.
             force: whether it is made although another process holds it.
 
         Returns:
@@ -63,28 +106,62 @@ class Work:
             return True
         if self.goal.is_file():
             raise Finished
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f".{target.name}.lock")) as is_ours:
+        path = target.local_path()
+        if path is None:
+            content = _content(write)
+            if not target.is_file():  # another process may have been faster
+                target.write(content)
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.with_name(f".{path.name}.lock")) as is_ours:
             if target.is_file():
                 return True
             if not is_ours and not force:
                 return False
-            write_whole(target, write)
+            _write_whole(path, write)
         return True
 
+    def put(self, target: Location, write: Write) -> None:
+        """Writes a file beside the results, whole or not at all; one that exists is replaced.
 
-def write_whole(target: Path, write: Callable[[Path], object], aside: Path | None = None) -> None:
+        Args:
+            target: where it is to lie.
+            write: called with a file to write.
+        """
+        path = target.local_path()
+        if path is None:
+            target.write(_content(write))
+        else:
+            _write_whole(path, write, self.folder.local_path())
+
+    def remove(self) -> None:
+        """Removes all results; another process may do so at the same time."""
+        if (path := self.folder.local_path()) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        elif self.folder.is_folder():
+            for _ in in_order(lambda name: self.folder.child(name).remove(), self.folder.names(), _REMOVING):
+                pass
+
+
+def _content(write: Write) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def _write_whole(target: Path, write: Write, aside: Path | None = None) -> None:
     """Writes a file that appears whole, on the disk, or not at all.
 
     Args:
         target: its path; one that exists is replaced.
-        write: called with the path of a file to write.
+        write: called with a file to write.
         aside: a folder on the same disk for what a process that is killed leaves; None: that of the file.
     """
     half = (aside or target.parent) / f".{target.name}.{secrets.token_hex(4)}.part"
     try:
-        write(half)
-        with half.open("rb") as file:
+        with half.open("wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         half.replace(target)
     finally:
@@ -114,10 +191,12 @@ class Crew:
     Args:
         num_workers: processes.
         progress: whether to show progress bars.
+        in_order: whether parts are made in their order. Crews that cannot see what others are making do so in an order
+            of their own, and seldom meet.
     """
 
-    def __init__(self, num_workers: int, progress: bool) -> None:
-        self.num_workers, self.progress = num_workers, progress
+    def __init__(self, num_workers: int, progress: bool, in_order: bool = True) -> None:
+        self.num_workers, self.progress, self.in_order = num_workers, progress, in_order
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Crew":
@@ -148,6 +227,8 @@ class Crew:
 
     def _made(self, numbers: Sequence[int], make: Callable[..., bool]) -> Iterator[int]:
         left, newest = list(numbers), time.monotonic()
+        if not self.in_order:
+            random.SystemRandom().shuffle(left)  # a generator with a seed would give all of them one order
         while left:
             force = time.monotonic() - newest > PATIENCE_S
             held = []

@@ -1,17 +1,20 @@
 """Writing shards: from parts of any size, which lie one after the other in an array, to files of one size."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.data.parallel import in_order
 from trainkit.data.shards.index import FILE, FORMAT, VERSION
 from trainkit.data.shards.layout import SUM_BYTES, Layout, sums_of
-from trainkit.data.shards.work import Work, write_whole
-from trainkit.json_text import digest, write_json
+from trainkit.data.shards.work import Work
+from trainkit.json_text import digest
+from trainkit.storage import Location
 
 SUMS = "sums"
 
@@ -31,7 +34,7 @@ class Parts:
     read: Callable[[int], NDArray[Any]]
 
 
-def write_shard(folder: Path, work: Work, parts: Parts, shard: int, *, force: bool = False) -> bool:
+def write_shard(folder: Location, work: Work, parts: Parts, shard: int, *, force: bool = False) -> bool:
     """Writes one shard, unless it is there.
 
     Args:
@@ -45,10 +48,10 @@ def write_shard(folder: Path, work: Work, parts: Parts, shard: int, *, force: bo
         Whether it is there; False: another process writes it.
     """
 
-    def write(path: Path) -> None:
-        content = _items(parts, shard).tobytes()
-        write_whole(folder / parts.layout.file(shard), lambda half: half.write_bytes(content), work.folder)
-        path.write_bytes(sums_of(memoryview(content)).tobytes())
+    def write(file: BinaryIO) -> None:
+        content = memoryview(_items(parts, shard).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        work.put(folder.child(parts.layout.file(shard)), lambda shard_file: shard_file.write(content))
+        file.write(sums_of(content).tobytes())
 
     return work.make(f"{SUMS}.{parts.layout.name}", shard, write, force=force)
 
@@ -69,7 +72,9 @@ def _items(parts: Parts, shard: int) -> NDArray[Any]:
     return found
 
 
-def finish(folder: Path, work: Work, layouts: Sequence[Layout], facts: dict[str, Any], files: dict[str, str]) -> None:
+def finish(
+    folder: Location, work: Work, layouts: Sequence[Layout], facts: dict[str, Any], files: dict[str, str]
+) -> None:
     """Writes the checksums, the other files and, last, the index, which makes the folder one of shards.
 
     Args:
@@ -80,24 +85,23 @@ def finish(folder: Path, work: Work, layouts: Sequence[Layout], facts: dict[str,
         files: small ones beside it, by name.
     """
     for layout in layouts:
-
-        def write(path: Path, layout: Layout = layout) -> None:
-            with path.open("wb") as file:
-                for shard in range(layout.num_shards):
-                    content = work.result(f"{SUMS}.{layout.name}", shard).read_bytes()
-                    start, stop = layout.sums_range(shard)
-                    assert len(content) == stop - start and file.tell() == start, f"{len(content)} {SUM_BYTES}"
-                    file.write(content)
-
-        write_whole(folder / layout.sums_file, write, work.folder)
+        work.put(folder.child(layout.sums_file), partial(_write_sums, work, layout))
     for name, text in files.items():
-
-        def write_text(path: Path, text: str = text) -> None:
-            path.write_text(text, encoding="utf-8")
-
-        write_whole(folder / name, write_text, work.folder)
+        work.put(folder.child(name), partial(_write_text, text))
     more = {**facts.pop("more", {}), "digests": {name: digest(text) for name, text in files.items()}}
     index = {"format": FORMAT, "version": VERSION, **facts, "more": more}
     index["arrays"] = {layout.name: {**asdict(layout), "shape": list(layout.shape)} for layout in layouts}
     index["digest"] = digest(index)
-    write_whole(folder / FILE, lambda path: write_json(path, index), work.folder)
+    work.put(folder.child(FILE), partial(_write_text, json.dumps(index, indent=1, allow_nan=False) + "\n"))
+
+
+def _write_sums(work: Work, layout: Layout, file: BinaryIO) -> None:
+    results = in_order(partial(work.read, f"{SUMS}.{layout.name}"), range(layout.num_shards))
+    for shard, content in enumerate(results):
+        start, stop = layout.sums_range(shard)
+        assert len(content) == stop - start and file.tell() == start, f"{len(content)} {SUM_BYTES}"
+        file.write(content)
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
