@@ -6,7 +6,7 @@
 
 16,381 numbered samples, which no number of ranks divides, shuffled as each library does it or its guide says, in global
 batches of 64. The first 201 batches of 1, 2 and 4 ranks with 0 and 2 workers each are held against those of one rank
-without workers, as sets of samples; and so are those that follow a state taken after 17 batches, on one rank and on two.
+without workers, as sets of samples; and so are those after a state taken after 17 batches, on one rank and on two.
 """
 
 import argparse
