@@ -215,9 +215,9 @@ def _looked(folder: Path, root: Path, shared: bool) -> tuple[int, list[str]]:
     """How often this rank lists the folder, and the files that it opens."""
     calls: list[Path] = []
 
-    def counted(root: Path, sorting: folder_scan.Sorting) -> Iterator[folder_scan.Run]:
+    def counted(root: Path, *settings: Any) -> Iterator[folder_scan.Run]:
         calls.append(root)
-        return folder_scan.scan(root, sorting)
+        return folder_scan.scan(root, *settings)
 
     patch = pytest.MonkeyPatch()
     patch.setattr("trainkit.data.known_files.scan", counted)

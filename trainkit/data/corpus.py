@@ -13,9 +13,9 @@ from pathlib import Path
 from trainkit.cache import CacheError, cached
 from trainkit.data.file_look import Verify
 from trainkit.data.files import listed_counts, state_of, suffix_of
-from trainkit.data.folder_scan import holds, scan
+from trainkit.data.folder_scan import Digest, holds, scan
 from trainkit.data.known_files import known_files
-from trainkit.data.listing import Digest, Listing
+from trainkit.data.listing import Listing
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
