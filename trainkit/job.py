@@ -14,8 +14,7 @@ from trainkit import checkpoint
 from trainkit.cache import asked_since
 from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
-from trainkit.data.comparisons import Comparisons, compared_by
-from trainkit.distributed.cluster import Cluster
+from trainkit.data.comparisons import Comparisons
 from trainkit.encryption import (
     Recipient,
     encrypt_files,
@@ -73,8 +72,8 @@ def train(
         TrainkitError: what is wrong, by its key where it is one.
     """
     hide_identity()
-    with Comparisons(is_first=Cluster.from_environment().local_rank == 0) as comparisons:
-        with compared_by(comparisons):
+    with Comparisons() as comparisons:
+        with comparisons.later():
             trainer = _prepare(config, observer=observer)
         trainer.stop_after, trainer.goes_on, trainer.comparisons = stop_after, goes_on, comparisons
         return trainer.fit()

@@ -20,7 +20,7 @@ from tests.jobs import environment
 from trainkit import manifest
 from trainkit.cache import alone
 from trainkit.data import comparison_process
-from trainkit.data.comparisons import Comparisons, compared_by
+from trainkit.data.comparisons import Comparisons
 from trainkit.data.corpus import find_corpus, known_corpus
 from trainkit.data.image_sources import Folder
 from trainkit.data.listing import Listing
@@ -40,7 +40,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def looked(folder: Path, cache: Path) -> tuple[str, Comparisons]:
     """The fingerprint at a start, and the comparisons once they are done."""
     with Comparisons(is_first=True) as comparisons:
-        with compared_by(comparisons):
+        with comparisons.later():
             fingerprint = known_corpus(folder, "text", cache).fingerprint(cache)
         comparisons.wait(lambda: False, progress=False)
     return fingerprint, comparisons
@@ -149,7 +149,7 @@ def test_the_labels_of_pictures_are_always_looked_at(tmp_path, many):
     for content in (None, None, '{"labels": null}'):
         if content is not None:
             (folder / "dataset.json").write_text(content)
-        with scans(many) as calls, Comparisons(is_first=False) as comparisons, compared_by(comparisons):
+        with scans(many) as calls, Comparisons(is_first=False) as comparisons, comparisons.later():
             Folder(folder).look(tmp_path / "cache", "state", False)
     assert calls
 
@@ -205,7 +205,7 @@ def test_one_that_is_not_done_is_said(tmp_path, many, capsys):
     folder, cache = fill(tmp_path / "text"), tmp_path / "cache"
     looked(folder, cache)
     with Comparisons(is_first=True) as comparisons:
-        with compared_by(comparisons):
+        with comparisons.later():
             known_corpus(folder, "text", cache)
         comparisons.wait(lambda: True, progress=False)
     assert "the run ends, and 0 of 9 files were compared" in capsys.readouterr().err
@@ -220,8 +220,8 @@ def _fitted(folder: Path, root: Path, num_steps: int) -> tuple[str, int, list[st
     patch.setattr(f"{_KNOWN}.AT_START", 3)
     patch.setattr(f"{_KNOWN}.shows_change", lambda *_: False)
     try:
-        with Comparisons(is_first=runtime.ranks.local_rank == 0) as comparisons:
-            with compared_by(comparisons):
+        with Comparisons() as comparisons:
+            with comparisons.later():
                 runtime.ranks.first_on_host(lambda: known_corpus(folder, "text", root / "cache"))
             trainer = trainkit.Trainer(Counting(runtime, range(9), num_steps))
             trainer.comparisons = comparisons
@@ -289,7 +289,7 @@ def _questions(num: int, root: Path, many: pytest.MonkeyPatch) -> dict[str, int]
         counts["scandir"] += 1
         return scandir(*given)
 
-    with Comparisons(is_first=False) as comparisons, compared_by(comparisons), many.context() as inner:
+    with Comparisons(is_first=False) as comparisons, comparisons.later(), many.context() as inner:
         inner.setattr(os, "stat", counted_stat)
         inner.setattr(os, "scandir", counted_scandir)
         tracemalloc.start()
@@ -316,3 +316,35 @@ def test_below_that_a_start_asks_each_file_once(tmp_path, many):
     many.setattr("trainkit.data.known_files.AT_START", 10_000)
     fewer, more = _questions(100, tmp_path, many), _questions(300, tmp_path, many)
     assert 200 <= more["stat"] - fewer["stat"] <= 200 + 2 * 4, "and the directories, of which there are four more"
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_compares_by_itself(tmp_path, many):
+    from trainkit.config import compose
+    from trainkit.job import train
+
+    folder = fill(tmp_path / "text")
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "feed_forward_size": 16, "max_length": 16}
+    given = ["recipe=bert", "strategy=single", "device=cpu", "tracking=none", f"data.path={folder}"]
+    given += [*(f"recipe.model.{key}={value}" for key, value in shape.items()), "recipe.batch_size=4"]
+    given += [
+        "data.sequence_length=16",
+        "data.vocab_size=200",
+        "data.held_out=0.1",
+        "recipe.num_steps=2",
+        "schedule=constant",
+    ]
+    given += [f"data.cache_dir={tmp_path / 'cache'}"]
+    whole = train(compose([*given, f"run_dir={tmp_path / 'first'}"]))
+    with opened_below(folder) as opened, scans(many) as calls:
+        assert train(compose([*given, f"run_dir={tmp_path / 'again'}"])) == whole
+    assert calls == [] and set(opened) <= {*NAMES, "photo.png"}, "which the manifest lists"
+    assert manifest.read(tmp_path / "again")["data"]["files_compared"] == {str(folder): "9 of 9"}
+    assert "files_compared" not in manifest.read(tmp_path / "first")["data"]
+    many.setattr(f"{_KNOWN}.shows_change", lambda *_: False)
+    rewritten(folder / "a/b.txt")
+    settle()
+    with pytest.raises(DataError, match=r"1 file changed before this run began \(a/b.txt changed\).*step 2 is saved"):
+        train(compose([*given, f"run_dir={tmp_path / 'third'}"]))

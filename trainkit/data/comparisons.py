@@ -48,20 +48,44 @@ class Compared:
     num_files: int
 
 
+_wanted: ContextVar["Comparisons | None"] = ContextVar("wanted", default=None)
+
+
 class Comparisons:
     """The comparisons of a run: each is a process of low priority, on one rank of each machine.
 
-    A context that ends what is left of them. They end with the process that began them, however it ends.
+    A context that ends what is left of them. They end with the process that began them, however it ends. A run from a
+    configuration does this by itself; in one's own:
+
+        with Comparisons() as comparisons:
+            with comparisons.later():
+                datasets = runtime.ranks.first_on_host(Text(path="texts").load)
+            trainer = Trainer(MyRecipe(runtime, datasets))
+            trainer.comparisons = comparisons
+            trainer.fit()
 
     Args:
-        is_first: whether this rank makes those of its machine.
+        is_first: whether this rank makes those of its machine; None: where its local rank is 0.
     """
 
-    def __init__(self, is_first: bool) -> None:
+    def __init__(self, is_first: bool | None = None) -> None:
+        if is_first is None:
+            from trainkit.distributed.cluster import Cluster  # imports torch, which the comparing process does not need
+
+            is_first = Cluster.from_environment().local_rank == 0
         self._is_first = is_first
         self._of: dict[tuple[Path, str], _Comparison] = {}
         self._told: Callable[[], None] | None = None
         self._lock = threading.Lock()
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Context manager in which data of large folders are used before all their files were looked at."""
+        token = _wanted.set(self)
+        try:
+            yield
+        finally:
+            _wanted.reset(token)
 
     def begin(self, of: Compared) -> None:
         """Begins to compare a folder, unless it has begun."""
@@ -127,19 +151,6 @@ class Comparisons:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-_wanted: ContextVar[Comparisons | None] = ContextVar("wanted", default=None)
-
-
-@contextmanager
-def compared_by(comparisons: Comparisons) -> Iterator[None]:
-    """Context manager in which large folders are compared by `comparisons`, and not before they are used."""
-    token = _wanted.set(comparisons)
-    try:
-        yield
-    finally:
-        _wanted.reset(token)
 
 
 def wanted() -> Comparisons | None:

@@ -73,7 +73,7 @@ class Corpus:
     def num_bytes(self) -> int:
         """The size of the files."""
         if self.listing is not None:
-            return sum(self.listing.group(group).num_bytes for group in (TRAIN, HELD_OUT))
+            return self.listing.remembered("bytes", self._bytes_of_listing)  # type: ignore[no-any-return]
         return sum(path.stat().st_size for path in (*self.held_out, *self.train))
 
     @property
@@ -131,6 +131,10 @@ class Corpus:
         for group in (HELD_OUT, TRAIN):
             self.listing.group(group).contents.add_to(whole)
         return whole.hexdigest()
+
+    def _bytes_of_listing(self) -> int:
+        assert self.listing is not None
+        return sum(self.listing.group(group).num_bytes for group in (TRAIN, HELD_OUT))
 
     def _digest(self) -> Digest:
         return hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)

@@ -61,8 +61,8 @@ def known_files(root: Path, memory: Path, make: Callable[[], Grouping], verify: 
     no program can set), or its inode is another, or where it was written as late before it was hashed as its times do
     not tell. One process of a machine looks; the others wait for it, and find what it found.
 
-    Within `compared_by`, of more than `AT_START` files that were seen before only some are looked at (`shows_change`),
-    and where these are as they were, all are compared later.
+    Within `Comparisons.later`, of more than `AT_START` files that were seen before only some are looked at, and where
+    these are as they were, all are compared later.
 
     Args:
         root: the folder.
