@@ -100,7 +100,8 @@ def _is_unchanged(files: ListedFiles, row: int) -> bool:
         status = files[row].stat()
     except OSError:
         return size < 0
-    return [status.st_size, *_times(status)] == [size, *times]
+    now: list[int] = [status.st_size, *_times(status)]
+    return now == [size, *times]
 
 
 def _times_of(path: Path) -> list[int] | None:
