@@ -99,7 +99,7 @@ def _is_unchanged(files: ListedFiles, row: int) -> bool:
     try:
         status = files[row].stat()
     except OSError:
-        return size < 0
+        return bool(size < 0)
     now: list[int] = [status.st_size, *_times(status)]
     return now == [size, *times]
 
