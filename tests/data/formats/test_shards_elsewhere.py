@@ -57,6 +57,15 @@ class Elsewhere(Location):
     def write(self, content: bytes) -> None:
         raise NotImplementedError
 
+    def upload(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def download(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        raise NotImplementedError
+
     def local_path(self) -> None:
         return None
 
