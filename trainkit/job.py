@@ -14,6 +14,7 @@ from trainkit import checkpoint
 from trainkit.cache import asked_since
 from trainkit.checkpoint.run_directory import user_of
 from trainkit.config import Node, arguments_of, build, build_partial, check, compose_onto, flat, resolve
+from trainkit.data.comparisons import Comparisons
 from trainkit.encryption import (
     Recipient,
     encrypt_files,
@@ -71,9 +72,11 @@ def train(
         TrainkitError: what is wrong, by its key where it is one.
     """
     hide_identity()
-    trainer = _prepare(config, observer=observer)
-    trainer.stop_after, trainer.goes_on = stop_after, goes_on
-    return trainer.fit()
+    with Comparisons() as comparisons:
+        with comparisons.later():
+            trainer = _prepare(config, observer=observer)
+        trainer.stop_after, trainer.goes_on, trainer.comparisons = stop_after, goes_on, comparisons
+        return trainer.fit()
 
 
 @not_imported_by_optimizers()

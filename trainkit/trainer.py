@@ -11,14 +11,15 @@ from torch import Tensor
 
 from trainkit import checkpoint
 from trainkit.data.batch import Batch
+from trainkit.data.comparisons import Comparisons
 from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, require_at_least
 from trainkit.evaluation import Assessment
 from trainkit.health.nonfinite import Fault, NonFiniteStepError
-from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
+from trainkit.health.signals import FILES_CHANGED, TIME_IS_UP, Preempted, Signals
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 from trainkit.tracking.means import Last
-from trainkit.training import account, outgrown, result
+from trainkit.training import account, file_changes, outgrown, result
 from trainkit.training.assessing import assess
 from trainkit.training.checkpoints import Checkpoints
 from trainkit.training.config_file import write_config
@@ -104,6 +105,9 @@ class Trainer:
         self.goes_on: Callable[[], bool] | None = None
         """Asked on rank 0 after each evaluation within the run; false: the run saves, and ends as by SIGTERM. Set it on
         all ranks, or on none."""
+        self.comparisons: Comparisons | None = None
+        """Of large folders of the data, made while the run trains; None: all files were looked at before. Set it on all
+        ranks, or on none."""
         self.rewinds = Rewinds()
         self.trace = Trace(self.runtime)
         self._origin: Path | None = None
@@ -129,9 +133,12 @@ class Trainer:
         Raises:
             CheckpointError: where a checkpoint cannot be read or written.
             ConfigError: where ranks disagree, or the data differ from those of the run's checkpoints.
+            DataError: where `comparisons` find that files had changed before the run began; it saves first.
             NonFiniteError: see `Runtime`.
         """
         with Signals(self.runtime.ranks) as self._signals:
+            if self.comparisons is not None:
+                self.comparisons.when_changed(self._signals.end_for_files)
             return self._fit()
 
     def _fit(self) -> dict[str, float]:
@@ -148,6 +155,7 @@ class Trainer:
             earlier = self._earlier_result(position)
             metrics = self._run(position) if earlier is None else self._report_earlier(earlier)
         except BaseException as error:
+            file_changes.note(self.runtime, self.comparisons)
             self.runtime.close("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
             raise
         self.runtime.close()
@@ -168,6 +176,9 @@ class Trainer:
         assessment = self._evaluate()
         self._save()
         self.runtime.finish_saving()
+        if self.comparisons is not None:
+            self.comparisons.wait(lambda: self._signals.has_received, progress=self.runtime.ranks.is_main)
+            self._require_unchanged_files()
         with self.runtime.during("finishing"):
             self.recipe.finish()
         self._report_end(assessment)
@@ -399,13 +410,26 @@ class Trainer:
     # -- interruption -------------------------------------------------------------------------------------------
 
     def _must_end(self) -> bool:
-        """Whether the time is up; after a signal, ends the run. Collective."""
+        """Whether the time is up; after a signal, and where files have changed, ends the run. Collective."""
         if not self._signals.stops_here():
             return False
+        if self._signals.number == FILES_CHANGED:
+            self.runtime.log_rest()
+            if self.step:
+                self._save()
+                self.runtime.finish_saving()
+            self._require_unchanged_files()
         if self._signals.number != TIME_IS_UP:
             self._stop(self._signals.number)
         self.length.time_is_up = True
         return True
+
+    def _require_unchanged_files(self) -> None:
+        """Raises DataError on all ranks where a rank has found that files had changed. Collective."""
+        assert self.comparisons is not None
+        file_changes.note(self.runtime, self.comparisons)
+        has_saved = self._saved is not None and self._saved[0] == self.step
+        file_changes.require_none(self.runtime, self.comparisons, self.step, has_saved=has_saved)
 
     def _ask_whether_to_go_on(self) -> None:
         if self.goes_on is not None and not self.runtime.ranks.broadcast_object(self.goes_on()):
@@ -436,6 +460,7 @@ class Trainer:
             return
         with self.runtime.during("saving"):
             self._report_failed_save()
+            file_changes.note(self.runtime, self.comparisons)
             self.runtime.save(
                 self.checkpoints.path(self.step),
                 wait=False,

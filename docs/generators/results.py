@@ -160,12 +160,15 @@ def _start(results: Results) -> str:
     for result in results:
         for point in (*result["measured"], *result["extrapolated"]):
             together, is_measured = point.get("two at once"), "two at once" in point
+            in_a_run = point.get("in a run")
             rows.append(
                 [
                     f"{point['num']:,} {result['what']}{'' if is_measured else ', extrapolated'}",
                     f"{point['first']['seconds']:.3g}",
                     f"{point['again']['seconds']:.3g}",
                     f"{point['again']['cpu_seconds']:.3g}",
+                    f"{in_a_run['seconds']:.2g} ({in_a_run['cpu_seconds']:.2g})" if in_a_run else "",
+                    f"{in_a_run['compared_after_seconds']:.3g}" if "compared_after_seconds" in (in_a_run or {}) else "",
                     f"{max(0.0, point['again']['mb']):.1f}",
                     f"{together['seconds']:.3g}" if together else "",
                     f"{together['mb']:.1f}" if together else "",
@@ -177,11 +180,29 @@ def _start(results: Results) -> str:
         "first start, s",
         "again, s",
         "of CPU, s",
+        "again in a run, s (CPU)",
+        "all compared after, s",
         "again, MB",
         "two at once, s",
         "MB of the other",
         "kept on disk, MB",
     ]
+    return _table(header, rows)
+
+
+def _billion(results: Results) -> str:
+    rows = [
+        [
+            f"{result['num']:,}",
+            where,
+            f"{point['seconds']:.2f}",
+            f"{point['RssAnon MB']:.1f}",
+            f"{point['RssFile MB']:,.0f}",
+        ]
+        for result in results
+        for where, point in result["points"].items()
+    ]
+    header = ["samples", "", "until the first batch, s", "own memory, MB", "mapped files, MB"]
     return _table(header, rows)
 
 
@@ -415,6 +436,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "edge": _edge,
     "encryption": _encryption,
     "start": _start,
+    "billion": _billion,
     "ops-steps": _steps_of_ops,
     "parity": _parity,
     "parity-kinds": _parity,

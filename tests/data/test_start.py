@@ -116,6 +116,20 @@ def test_a_second_start_opens_no_file(tmp_path):
     assert again.facts["files not read"] == "1 .png"
 
 
+def test_a_known_audit_opens_no_file(tmp_path):
+    folder = fill(tmp_path / "text")
+    before = small(folder, tmp_path).sides(progress=False)
+    assert before is not None
+    with opened_below(folder) as opened:
+        again = small(folder, tmp_path).sides(progress=False)
+    assert again is not None and opened == []
+    for sides in (before, again):
+        assert sides.fingerprint == before.fingerprint
+        assert sides.num_train == sum(1 for _ in sides.train()) and sides.num_held_out == sum(
+            1 for _ in sides.held_out()
+        )
+
+
 def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
     folder, cache = fill(tmp_path / "text"), tmp_path / "cache"
     written = (folder / "z.txt").stat().st_ctime_ns
@@ -215,9 +229,9 @@ def _looked(folder: Path, root: Path, shared: bool) -> tuple[int, list[str]]:
     """How often this rank lists the folder, and the files that it opens."""
     calls: list[Path] = []
 
-    def counted(root: Path, sorting: folder_scan.Sorting) -> Iterator[folder_scan.Run]:
+    def counted(root: Path, *settings: Any) -> Iterator[folder_scan.Run]:
         calls.append(root)
-        return folder_scan.scan(root, sorting)
+        return folder_scan.scan(root, *settings)
 
     patch = pytest.MonkeyPatch()
     patch.setattr("trainkit.data.known_files.scan", counted)

@@ -6,6 +6,7 @@ from trainkit.lazy import exports
 
 if TYPE_CHECKING:
     from trainkit.data.batch import Batch
+    from trainkit.data.comparisons import Comparisons
     from trainkit.data.datasets import Datasets
     from trainkit.data.examples import Example, Examples
     from trainkit.data.formats.arrow import Arrow
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrow",
     "Batch",
+    "Comparisons",
     "Datasets",
     "Entry",
     "Example",
@@ -71,6 +73,7 @@ if not TYPE_CHECKING:  # a type checker would take __getattr__ to provide any na
         {
             "Arrow": "trainkit.data.formats.arrow",
             "Batch": "trainkit.data.batch",
+            "Comparisons": "trainkit.data.comparisons",
             "Datasets": "trainkit.data.datasets",
             "Entry": "trainkit.data.sides",
             "Example": "trainkit.data.examples",

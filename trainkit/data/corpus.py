@@ -13,10 +13,10 @@ from pathlib import Path
 from trainkit.cache import CacheError, cached
 from trainkit.data.file_look import Verify
 from trainkit.data.files import listed_counts, state_of, suffix_of
-from trainkit.data.folder_scan import holds, scan
+from trainkit.data.folder_scan import Digest, holds, scan
 from trainkit.data.formats.index_file import INDEX
 from trainkit.data.known_files import known_files
-from trainkit.data.listing import Digest, Listing
+from trainkit.data.listing import Listing
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
 from trainkit.data.readers import reader_of
@@ -74,7 +74,7 @@ class Corpus:
     def num_bytes(self) -> int:
         """The size of the files."""
         if self.listing is not None:
-            return sum(self.listing.group(group).num_bytes for group in (TRAIN, HELD_OUT))
+            return self.listing.remembered("bytes", self._bytes_of_listing)  # type: ignore[no-any-return]
         return sum(path.stat().st_size for path in (*self.held_out, *self.train))
 
     @property
@@ -132,6 +132,10 @@ class Corpus:
         for group in (HELD_OUT, TRAIN):
             self.listing.group(group).contents.add_to(whole)
         return whole.hexdigest()
+
+    def _bytes_of_listing(self) -> int:
+        assert self.listing is not None
+        return sum(self.listing.group(group).num_bytes for group in (TRAIN, HELD_OUT))
 
     def _digest(self) -> Digest:
         return hashlib.blake2b(f"{self.field} {len(self.held_out)}".encode(), digest_size=16)

@@ -164,17 +164,18 @@ def _write_index(stream: Tokens, sequence_length: int, end: int, directory: Path
         np.save(directory / name, values)
 
 
-def pieces(ends: NDArray[np.int64], room: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def pieces(ends: NDArray[np.int64], room: int, before: int = -1) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Divides the documents of a stream into pieces.
 
     Args:
         ends: where documents end in the stream, at a token that is in no piece.
         room: tokens in a piece at most.
+        before: where the document before them ends; -1: there is none.
 
     Returns:
         Where each piece begins in the stream, and its length.
     """
-    begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    begins = np.concatenate([[before + 1], ends[:-1] + 1])[: len(ends)]
     counts = -(-(ends - begins) // room)  # pieces of each document; an empty one has none
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
     starts = np.repeat(begins, counts) + number * room

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from trainkit.errors import DataError
 Sorting = Literal["parts", "path"]
 """How files are sorted: as `Path`s, part by part, or as texts, in which "a.txt" is before "a/b"."""
 
+Entered = Callable[[str, os.stat_result], object]
+
 AT_ONCE = 512
 """Files of which the states are asked for at a time."""
 _THREADS = 16  # that ask where answers are slow; where they are fast, threads only wait for the interpreter
@@ -27,6 +29,16 @@ _ASKED_AHEAD = 64  # runs, before it is looked at again how fast the answers are
 _STATE = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
 NO_FILE = (-1, 0, 0, 0)
 """The state of a name without a file, such as a link to nothing."""
+
+
+class Digest(Protocol):
+    """A hash of hashlib."""
+
+    def update(self, data: Any, /) -> None:
+        """Hashes more bytes."""
+
+    def hexdigest(self) -> str:
+        """Returns the hash of all bytes, in hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,13 @@ class Run:
     states: NDArray[np.int64]
 
 
-def scan(root: Path, sorting: Sorting) -> Iterator[Run]:
+def add_to(whole: Digest, run: Run) -> None:
+    """Hashes the names and states of files."""
+    whole.update(os.fsencode("\0".join((run.directory, *run.names, ""))))
+    whole.update(run.states)
+
+
+def scan(root: Path, sorting: Sorting, entered: Entered | None = None) -> Iterator[Run]:
     """Lists a folder, at any depth, without hidden names; links are followed.
 
     Takes the memory of the names of one directory. A directory that several links lead to comes once, so that a link to
@@ -54,6 +72,7 @@ def scan(root: Path, sorting: Sorting) -> Iterator[Run]:
     Args:
         root: the folder.
         sorting: the order of all files.
+        entered: called with each directory, relative to the folder, and its status before it is listed.
 
     Yields:
         Runs of at most `AT_ONCE` files.
@@ -61,7 +80,7 @@ def scan(root: Path, sorting: Sorting) -> Iterator[Run]:
     Raises:
         DataError: for a directory that cannot be listed.
     """
-    listed, ask = _listed(root, "", sorting, set()), partial(_with_states, root)
+    listed, ask = _listed(root, "", sorting, set(), entered), partial(_with_states, root)
     for directory_and_names in listed:
         before = _num_waits()
         run = ask(directory_and_names)
@@ -105,7 +124,7 @@ def holds(root: Path, accepts: Callable[[Path], bool]) -> bool:
 
 
 def _listed(
-    root: Path, directory: str, sorting: Sorting, seen: set[tuple[int, int]]
+    root: Path, directory: str, sorting: Sorting, seen: set[tuple[int, int]], entered: Entered | None
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields (directory, names of some of its files), in order."""
     try:
@@ -113,6 +132,8 @@ def _listed(
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
+        if entered is not None:
+            entered(directory, status)
         files, folders = _entries(root / directory)
     except (FileNotFoundError, PermissionError):  # removed meanwhile; or another user's, such as lost+found
         return
@@ -123,7 +144,7 @@ def _listed(
     for folder in sorted(folders, key=place):
         last = bisect_left(files, place(folder), first)
         yield from ((directory, files[start : min(last, start + AT_ONCE)]) for start in range(first, last, AT_ONCE))
-        yield from _listed(root, below + folder, sorting, seen)
+        yield from _listed(root, below + folder, sorting, seen, entered)
         first = last
     yield from ((directory, files[start : start + AT_ONCE]) for start in range(first, len(files), AT_ONCE))
 

@@ -9,7 +9,7 @@ from trainkit.data.folder_scan import Sorting
 
 
 class Grouping(ABC):
-    """Says which files of a folder belong together; `name`, `sorting` and `groups` belong to the class.
+    """Says which files of a folder belong together; `name`, `sorting`, `groups` and `beside` belong to the class.
 
     An object is used for one scan, in its order.
     """
@@ -19,6 +19,8 @@ class Grouping(ABC):
     groups: ClassVar[Sequence[str]]
     unread: ClassVar[str]
     """The group of the files that are not read."""
+    beside: ClassVar[Sequence[str]] = ()
+    """Files in the folder itself that are in that group, though what they hold matters."""
 
     @abstractmethod
     def group_of(self, directory: Path, name: str) -> str | None:

@@ -20,6 +20,7 @@ class ImageFiles(Grouping):
     """The files of a folder of images, and others."""
 
     name, sorting, groups, unread = "images", "path", (IMAGES, OTHERS), OTHERS
+    beside = (LABELS_FILE,)
 
     def __init__(self) -> None:
         self._suffixes: Counter[str] = Counter()  # of files that are not read

@@ -8,11 +8,12 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.data.folder_scan import Digest
 from trainkit.data.mapped_files import MappedFiles
 from trainkit.whole_file import write_text
 
@@ -20,16 +21,6 @@ _SUMMARY = "summary.json"
 _HASHED_AT_ONCE = 1 << 24  # bytes
 _ROWS_AT_ONCE = 4096
 _EMPTY = np.zeros(0, np.uint8)
-
-
-class Digest(Protocol):
-    """A hash of hashlib."""
-
-    def update(self, data: Any, /) -> None:
-        """Hashes more bytes."""
-
-    def hexdigest(self) -> str:
-        """Returns the hash of all bytes, in hexadecimal digits."""
 
 
 class Strings(Sequence[bytes]):

@@ -1,5 +1,6 @@
 """SentencePairs: a data set of two segments of text each, of which the second one follows the first or not."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from trainkit import random as keyed
 from trainkit.cache import cached
 from trainkit.data.documents import pieces
+from trainkit.data.growing_array import GrowingArray
 from trainkit.data.mapped_files import MappedFiles
 from trainkit.data.token_file import Tokens
 from trainkit.data.windows import Windows
@@ -121,11 +123,22 @@ class SentencePairs(Windows):
 
 
 def _write_index(stream: Tokens, sequence_length: int, end: int, directory: Path) -> None:
-    starts, lengths = pieces(stream.ends(end), sequence_length - NUM_SPECIAL)
-    is_first = np.ones(len(starts), bool)  # of a document: an `end` is before it
-    is_first[1:] = starts[1:] != starts[:-1] + lengths[:-1]
-    document, can_be_divided = np.cumsum(is_first), lengths > 1
-    starts, lengths, document = starts[can_be_divided], lengths[can_be_divided], document[can_be_divided]
-    firsts, lasts = (np.searchsorted(document, document, side) for side in ("left", "right"))
-    for name, values in ((_STARTS, starts), (_LENGTHS, lengths), (_FIRSTS, firsts), (_LASTS, lasts)):
-        np.save(directory / name, values)
+    """Writes the pieces, in the memory of some documents: those of one are together."""
+    kinds = {_STARTS: np.int64, _LENGTHS: np.int32, _FIRSTS: np.int64, _LASTS: np.int64}
+    with ExitStack() as stack:
+        arrays = {
+            name: stack.enter_context(GrowingArray(directory / name, np.dtype(kind))) for name, kind in kinds.items()
+        }
+        before, num = -1, 0
+        for ends in stream.ends_by_part(end):
+            if not len(ends):
+                continue
+            starts, lengths = pieces(ends, sequence_length - NUM_SPECIAL, before)
+            is_first = np.ones(len(starts), bool)  # of a document: an `end` is before it
+            is_first[1:] = starts[1:] != starts[:-1] + lengths[:-1]
+            document, can_be_divided = np.cumsum(is_first), lengths > 1
+            starts, lengths, document = starts[can_be_divided], lengths[can_be_divided], document[can_be_divided]
+            firsts, lasts = (num + np.searchsorted(document, document, side) for side in ("left", "right"))
+            for name, values in ((_STARTS, starts), (_LENGTHS, lengths), (_FIRSTS, firsts), (_LASTS, lasts)):
+                arrays[name].append(values)
+            before, num = int(ends[-1]), num + len(starts)

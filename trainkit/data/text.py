@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from trainkit.logger import logger
 from trainkit.storage import is_url
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
-_DOCUMENTATION, _SPLIT = "documentation.txt", f"{PART}split.npz"
+_DOCUMENTATION, _SPLIT, _COUNTS = "documentation.txt", f"{PART}split.npz", "counts.json"
 VOCABULARY_SAMPLE_CHARS = 1 << 25
 _SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
 _MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
@@ -207,17 +208,32 @@ class Text:
         fingerprint = corpus.fingerprint(cache_root(self.cache_dir), progress, self.verify)
         if self.path is None:
             corpus = self._collected(corpus, progress)
-        kept, num_train, num_held_out = None, None, None
-        if corpus.num_bytes <= _SMALL_BYTES:
-            split = split_documents(corpus.documents(), self.held_out, 1)
-            kept, num_train, num_held_out = split.side, split.count(TRAIN), split.count(HELD_OUT)
+        if corpus.num_bytes > _SMALL_BYTES:
+            split, num_train, num_held_out = None, None, None
+        else:
+            split = cache(lambda: split_documents(corpus.documents(), self.held_out, 1))
+            num_train, num_held_out = self._counts(fingerprint, split)
         return Sides(
-            train=lambda: self._entries(corpus, kept, TRAIN),
-            held_out=lambda: self._entries(corpus, kept, HELD_OUT),
+            train=lambda: self._entries(corpus, None if split is None else split().side, TRAIN),
+            held_out=lambda: self._entries(corpus, None if split is None else split().side, HELD_OUT),
             fingerprint=_hash("text", fingerprint, self.held_out),
             num_train=num_train,
             num_held_out=num_held_out,
         )
+
+    def _counts(self, fingerprint: str, split: Callable[[], Split]) -> tuple[int, int]:
+        """The numbers of documents of both sides; they are kept, since an audit that is known reads no document."""
+
+        def write(directory: Path) -> None:
+            counts = split().count(TRAIN), split().count(HELD_OUT)
+            (directory / _COUNTS).write_text(json.dumps(counts))
+
+        name = f"sides-{_hash(_FORMAT, fingerprint, self.held_out)}"
+        try:
+            train, held_out = json.loads((cached(cache_root(self.cache_dir), name, write) / _COUNTS).read_text())
+        except CacheError:  # nothing can be kept
+            return split().count(TRAIN), split().count(HELD_OUT)
+        return train, held_out
 
     def sample(self, num_chars: int, progress: bool = True) -> Iterator[str]:
         """Yields documents of the training side, an even choice by a hash of their text.

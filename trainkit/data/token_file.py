@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainkit.data.mapped_files import MappedFiles
 
-_SCANNED_AT_ONCE = 1 << 24  # tokens
+_SCANNED_AT_ONCE = 1 << 22  # tokens
 
 
 class Tokens(ABC):
@@ -38,12 +38,16 @@ class Tokens(ABC):
         """
 
     @abstractmethod
-    def ends(self, end: int) -> NDArray[np.int64]:
-        """Returns the places at which documents end.
+    def ends_by_part(self, end: int) -> Iterator[NDArray[np.int64]]:
+        """Yields the places at which documents end, some at a time.
 
         Args:
             end: the token after each document.
         """
+
+    def ends(self, end: int) -> NDArray[np.int64]:
+        """Returns the places at which documents end, all at once; see `ends_by_part`."""
+        return np.concatenate([np.empty(0, np.int64), *self.ends_by_part(end)])
 
     def windows(self, starts: NDArray[np.int64], length: int, pad: int) -> NDArray[np.int64]:
         """Reads windows of one length, [N, length]; what lies beyond the end of the stream is `pad`."""
@@ -86,11 +90,8 @@ class TokenFile(Tokens):
         found[places >= self.num_tokens] = pad
         return found
 
-    def ends(self, end: int) -> NDArray[np.int64]:
+    def ends_by_part(self, end: int) -> Iterator[NDArray[np.int64]]:
         """Looks for `end` in the whole file."""
-        return np.concatenate([np.empty(0, np.int64), *self._ends(end)])
-
-    def _ends(self, end: int) -> Iterator[NDArray[np.int64]]:
         stream = self._stream()
         for first in range(0, self.num_tokens, _SCANNED_AT_ONCE):
             yield np.flatnonzero(stream[first : first + _SCANNED_AT_ONCE] == end) + first

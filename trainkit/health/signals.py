@@ -31,6 +31,9 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TIME_IS_UP = 0
 """In place of the number of a signal, where `end_after` ends the run."""
 
+FILES_CHANGED = -1
+"""In place of the number of a signal, where `end_for_files` ends the run."""
+
 _POLL_S = 0.5
 _AGREEING_POLL_S = 0.01
 _TIMEOUT_S = 20.0  # less than the 30 s after which torchrun kills
@@ -77,6 +80,7 @@ class Signals:
         self._has_last_step = threading.Event()
         self._received: tuple[int, float] | None = None
         self._number = TIME_IS_UP
+        self._have_files_changed = False
         self._deadline = math.inf
         self._is_leaving = False
         self._thread = threading.Thread(target=self._listen, name="trainkit-signals", daemon=True)
@@ -106,8 +110,17 @@ class Signals:
 
     @property
     def number(self) -> int:
-        """The signal that ends the run, of whichever rank, or TIME_IS_UP; known once `stops_here()` is true."""
+        """The signal that ends the run, of whichever rank, TIME_IS_UP or FILES_CHANGED; known once `stops_here()`."""
         return self._number
+
+    @property
+    def has_received(self) -> bool:
+        """Whether this rank has received a signal itself."""
+        return self._received is not None
+
+    def end_for_files(self) -> None:
+        """Ends the run after a step, since this rank found that files of its data changed. Called in any thread."""
+        self._have_files_changed = True
 
     def end_after(self, seconds: float) -> None:
         """Ends the run after the step in which a time is over on rank 0's clock.
@@ -216,7 +229,7 @@ class Signals:
             elif own is None and not (self._store is not None and self._store.check(["signal"])):
                 return
             self._publish_limit()
-            if self._ranks.is_main and (number := self._first()) != TIME_IS_UP:
+            if self._ranks.is_main and (number := self._first()) in CAUGHT:
                 self._announce(number)
         last_step = self._find_last_step()
         if last_step is not None:
@@ -228,6 +241,8 @@ class Signals:
         """The signal that this rank has received itself; None: nothing that ends the run."""
         if self._received is not None:
             return self._received[0]
+        if self._have_files_changed:
+            return FILES_CHANGED
         return TIME_IS_UP if time.monotonic() >= self._deadline else None
 
     def _publish_limit(self) -> None:
@@ -237,10 +252,10 @@ class Signals:
             self._store.set(f"limit/{self._ranks.rank}", str(self._limit))
 
     def _first(self) -> int:
-        """The signal that a rank has received, or TIME_IS_UP."""
+        """The signal that a rank has received, TIME_IS_UP or FILES_CHANGED."""
         if self._store is not None:
             return int(self._store.get("signal"))
-        return self._received[0] if self._received is not None else TIME_IS_UP
+        return self._own_reason() or TIME_IS_UP
 
     def _announce(self, number: int) -> None:
         """At once, since a step may be long; in one write, since the main thread may be writing too."""

@@ -13,6 +13,7 @@ from trainkit.data.token_file import Tokens
 from trainkit.data.tokenizer import WordPiece
 
 _READ_AT_ONCE = 1024  # documents
+_ENDS_AT_ONCE = 1 << 20
 
 
 class ShardedTokens(Tokens):
@@ -36,9 +37,11 @@ class ShardedTokens(Tokens):
         """Says which spans will be read next; returns at once."""
         self._tokens.prefetch(starts, lengths)
 
-    def ends(self, end: int) -> NDArray[np.int64]:
+    def ends_by_part(self, end: int) -> Iterator[NDArray[np.int64]]:
         """Reads where documents end, which is kept with the shards."""
-        return self._ends.everything()
+        for first in range(0, len(self._ends), _ENDS_AT_ONCE):
+            count = min(_ENDS_AT_ONCE, len(self._ends) - first)
+            yield self._ends.read(np.array([first]), np.array([count]))[0].astype(np.int64)
 
     def beginnings(self) -> NDArray[np.int64]:
         """Returns where in the stream the shards begin, and its end."""
