@@ -44,10 +44,17 @@ class FarLocation(Location):
             self.log.append(("read", self.path.name, [(start, stop)]))
         return self._local.read(start, stop)
 
-    def prefetch(self, ranges):
+    def prefetch(self, ranges, check=None) -> int:
         self.log.append(("prefetch", self.path.name, list(ranges)))
+        return 0
 
     def write(self, content: bytes) -> None:
+        raise NotImplementedError
+
+    def upload(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def remove(self) -> None:
         raise NotImplementedError
 
     def local_path(self) -> None:
