@@ -202,7 +202,7 @@ def test_a_linked_checkpoint_is_unlinked_and_stays_whole(tmp_path):
     directory.mkdir()
     (directory / "step_00000001").symlink_to(kept)
     (directory / "step_00000002").mkdir()
-    checkpoint.prune(directory, keep_last=1)
+    checkpoint.prune(directory, ["step_00000001"])
     assert [path.name for path in directory.iterdir()] == ["step_00000002"]
     assert (kept / "manifest.json").is_file()
 

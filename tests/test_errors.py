@@ -48,7 +48,7 @@ def texts(tmp_path):
         ([*TOY, "recipe.fault=two_backwards"], r"second backward\(\).* in one micro-batch"),
         ([*TOY, "resume=nowhere"], "nowhere: no such directory"),
         ([*TOY, "run_dir=/proc/trainkit"], r"run_dir=/proc/trainkit: cannot write there"),
-        ([*TOY, "run_dir=s3://a/b"], r"run_dir=s3://a/b: must be a directory, .* a URL is not written"),
+        ([*TOY, "run_dir=s3://a/b"], r"run_dir=s3://a/b: must be a directory, .*; with copy_to=s3://a/b beside it"),
         (
             [*TOY, "recipe.fault=not_finite"],
             r"the loss of engine 'network' at step 1 \(position 0\) is nan\. It comes from .*lower optimizer\.lr",

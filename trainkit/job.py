@@ -280,7 +280,7 @@ def load_recipe(
     if not config:
         raise CheckpointError(f"{directory} was not written by a configured run: load it with runtime.load(...)")
     _require_of_use(overrides)
-    stored = {**config, "tracking": _UNTRACKED, "resume": str(directory), "run_dir": None}
+    stored = {**config, "tracking": _UNTRACKED, "resume": str(directory), "run_dir": None, "copy_to": None}
     stored["comm"] = _BY_TORCH  # the links may be others here, and nothing is reduced
     stored["memory"] = _NO_BUDGET
     stored["checkpoint"] = _NO_ENCRYPTION  # nothing is saved, and a stored configuration chooses no key of ours
@@ -308,7 +308,7 @@ def _use_given_identity(overrides: Sequence[str]) -> None:
 
 
 def _require_of_use(overrides: Sequence[str]) -> None:
-    of_training = {"run_dir", "tracking", "log_every", "memory", *arguments_of(Trainer)}
+    of_training = {"run_dir", "copy_to", "tracking", "log_every", "memory", *arguments_of(Trainer)}
     of_training |= {*arguments_of(leakage.look), *arguments_of(machines.look_at_machines)}
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in of_training:

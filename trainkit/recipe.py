@@ -196,10 +196,12 @@ class Recipe(ABC):
             ConfigError: for `resume=never` in a run directory that has checkpoints.
         """
         use_identity_of(config)
-        path = checkpoint.to_resume(str(config["resume"]), run_directory.known(config["run_dir"]))
-        if path is None:
+        manifest = checkpoint.manifest_to_resume(
+            str(config["resume"]), run_directory.known(config["run_dir"]), config.get("copy_to")
+        )
+        if manifest is None:
             return cls.implied_arguments(config["recipe"])
-        stored = checkpoint.read_manifest(checkpoint.find(path))["values"].get("config") or {}
+        stored = manifest["values"].get("config") or {}
         trained = flat(stored.get("recipe") or {})
         return {name: trained[name] for name in cls.implied_keys if name in trained}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainkit import version
 from trainkit.checkpoint import run_directory
+from trainkit.checkpoint.copies import open_copies
 from trainkit.checkpoint.io import CheckpointIO, Loaded
 from trainkit.data.batch import Batch
 from trainkit.data.loader import Collate
@@ -74,6 +75,8 @@ class Runtime:
         log_every: steps between two logged ones; the last step is logged too.
         run_dir: where trackers write, made by rank 0, whose clock fills in %Y, %m, %d, %H, %M and %S; None: they only
             print.
+        copy_to: a folder of a store, such as s3://bucket/runs/bert, or another directory: what is saved is copied there
+            in the background, and a Trainer resumes from there where `run_dir` has nothing as new. None: no copies.
         tracker: None: the console, and with a run directory metrics.jsonl and curve.png.
         checkpoint: for whom checkpoints are encrypted, and what reads them; None: they are not encrypted.
         hang_timeout_s: seconds without progress after which the job ends with a report of which rank did not arrive.
@@ -100,6 +103,7 @@ class Runtime:
         num_workers: int = 0,
         log_every: int = 10,
         run_dir: str | Path | None = None,
+        copy_to: str | Path | None = None,
         tracker: Tracker | None = None,
         checkpoint: Encryption | None = None,
         hang_timeout_s: float | Literal["auto"] | None = "auto",
@@ -128,10 +132,15 @@ class Runtime:
         recipients, self._encrypted = checkpoint.public_keys(), checkpoint.describe()
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
         others: dict[str, Any] = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
-        others |= {"recipients": recipients, "activation_checkpointing": [*activation_checkpointing]}
+        others |= {
+            "copy_to": copy_to,
+            "recipients": recipients,
+            "activation_checkpointing": [*activation_checkpointing],
+        }
         self._require_same_arguments(**others)
         if deterministic:
             compute_deterministically()
+        copies = open_copies(copy_to, run_dir, self.ranks) if copy_to is not None else None
         self.tracker = _isolated(tracker, run_dir is not None) if self.ranks.is_main else Tracker()
         self.run_dir, self._run_lock = run_directory.claim(run_dir, self.ranks, report=self.tracker.message)
         self.stream = DataStream(
@@ -144,7 +153,10 @@ class Runtime:
         self.manifest = self._make_manifest()
         self.run_log = self._make_run_log()
         self._preparation = self._make_preparation(activation_checkpointing)
-        self.checkpoints = CheckpointIO(self.ranks, report=self.tracker.message, recipients=recipients)
+        self.checkpoints = CheckpointIO(
+            self.ranks, report=self.tracker.message, recipients=recipients, run_dir=self.run_dir, copies=copies
+        )
+        self._copied = f", copied to {copies.folder.shown}" if copies is not None else ""
         self._resumed: str | None = None
         self.block_classes: set[type[nn.Module]] = set()
         """Classes of the repeated parts of the modules that were set up."""
@@ -265,7 +277,7 @@ class Runtime:
             f"strategy {self.strategy.name} on {ranks} ({self.strategy.layout(self.ranks.cluster)}), "
             f"{self.device_name}, {torch.get_num_threads()} threads a rank",
             f"precision asked {self.precision.name}, obtained {self.precision_obtained}; ops {self.ops.kernels}",
-            f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else ""),
+            f"seed {self.seed}{exact}" + (f", run directory {self.run_dir}" if self.run_dir else "") + self._copied,
             *((self._encrypted,) if self._encrypted else ()),
         )
 
@@ -644,11 +656,19 @@ class Runtime:
             with self._watchdog.during("saving"):
                 self.checkpoints.finish()
 
+    def finish_copies(self) -> None:
+        """Waits until what was saved is copied to `copy_to`, if to anywhere. Collective: every rank must call.
+
+        Raises:
+            CheckpointError: where the newest checkpoint could not be copied.
+        """
+        self.checkpoints.finish_copies(lambda: self._watchdog.during("copying"))
+
     def load(self, path: str | Path, **engines: Engine) -> Loaded:
         """Fills `engines` from a checkpoint, every byte of which is verified. Collective: every rank must call.
 
         Args:
-            path: a checkpoint, or a run, of which the newest whole one is meant.
+            path: a checkpoint, or a run, of which the newest whole one is meant; of a URL, it is copied into `run_dir`.
             engines: by the names under which they were saved.
 
         Returns:
@@ -667,11 +687,12 @@ class Runtime:
         """Ends a save and tracking, and leaves the process group if it was joined here. Also done at exit."""
         atexit.unregister(self.close)
         self._watchdog.end()
-        try:
-            self.checkpoints.finish(timeout_s=None if status == "finished" else LAST_SAVE_S)
-        except CheckpointError as error:
-            self.tracker.message(str(error))
-        self.checkpoints.close()
+        limit_s = None if status == "finished" else LAST_SAVE_S
+        for end in (self.checkpoints.finish, self.checkpoints.close):
+            try:
+                end(timeout_s=limit_s)
+            except CheckpointError as error:
+                self.tracker.message(str(error))
         has_tracked = self.run_log.is_started
         self.manifest.end(status, self.step)
         self.run_log.end(status)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainkit import checkpoint
 from trainkit.data.batch import Batch
-from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, require_at_least
+from trainkit.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, require_at_least
 from trainkit.evaluation import Assessment
 from trainkit.health.nonfinite import Fault, NonFiniteStepError
 from trainkit.health.signals import TIME_IS_UP, Preempted, Signals
@@ -42,8 +42,9 @@ class Trainer:
         keep_last: newest checkpoints that are kept.
         keep_best: keeps the best checkpoint by the recipe's `best_metric`, too.
         keep_every: keeps the checkpoints of every so many steps, too; null: none.
-        resume: `auto` resumes the newest complete checkpoint of the run directory, or starts where there is none;
-            `never` starts, and refuses a run directory that has checkpoints; else the path of a run or a checkpoint.
+        resume: `auto` resumes the newest complete checkpoint of the run directory and its copies, or starts where there
+            is none; `never` starts, and refuses a run directory or copies with checkpoints; else the path or URL of a
+            run or a checkpoint.
         data_changed: `refuse` or `accept` data other than those of the run directory's checkpoints.
         config: the configuration of the run, stored with it.
         composed: the same with its interpolations, stored in checkpoints, so that a later override acts wherever its
@@ -85,6 +86,7 @@ class Trainer:
             best=keep_best,
             every=keep_every,
             held_out=lambda: self._data().get("held_out"),
+            copier=self.runtime.checkpoints.copier,
         )
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.length = Length(
@@ -142,8 +144,7 @@ class Trainer:
             # What the job began with, not what torchrun's last restart did.
             self._began = int(self.runtime.ranks.same_as_before("began", lambda: str(self.step)))
             mark_requeue(self.runtime, None, self.step)
-            for path in self.checkpoints.tidy(self.step) if self.runtime.ranks.is_main else ():
-                self._message(f"the run continues from step {self.step}: a later checkpoint was moved to {path}")
+            self._tidy()
             earlier = self._earlier_result(position)
             metrics = self._run(position) if earlier is None else self._report_earlier(earlier)
         except BaseException as error:
@@ -170,6 +171,7 @@ class Trainer:
         with self.runtime.during("finishing"):
             self.recipe.finish()
         self._report_end(assessment)
+        self.runtime.finish_copies()
         return dict(assessment.metrics)
 
     def _require_same_everywhere(self) -> None:
@@ -415,6 +417,7 @@ class Trainer:
         if self.step:
             self._save()
             self.runtime.finish_saving()
+            self._report_failed_copy()
         has_saved = self.checkpoints.directory is not None and self.step > self._began
         # After Ctrl-C the user decides whether the run is resumed.
         mark_requeue(self.runtime, number if has_saved and number != signal.SIGINT else None, self.step)
@@ -455,6 +458,18 @@ class Trainer:
         self._saved = self.step, bool(metrics)
         self.rewinds.saved()
 
+    def _tidy(self) -> None:
+        """Removes what earlier processes have left. Collective, so that all end where the store does not answer."""
+        error = None
+        if self.runtime.ranks.is_main:
+            try:
+                for path in self.checkpoints.tidy(self.step):
+                    self._message(f"the run continues from step {self.step}: a later checkpoint was moved to {path}")
+                self.checkpoints.copy_rest()
+            except StorageError as caught:
+                error = caught
+        self.runtime.ranks.raise_first(error)
+
     def _message(self, text: str | None) -> None:
         if text is not None:
             self.runtime.tracker.message(text)
@@ -465,3 +480,9 @@ class Trainer:
             self.runtime.finish_saving()
         except CheckpointError as error:
             self._message(f"{error}; training continues")
+
+    def _report_failed_copy(self) -> None:
+        try:
+            self.runtime.finish_copies()
+        except CheckpointError as error:  # it is saved here, and the run is to be started again
+            self._message(str(error))

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.jobs import TOY, run
 from tests.strategy import scenes
-from trainkit.checkpoint import store
+from trainkit import checkpoint
 from trainkit.errors import ConfigError, UsageError
 from trainkit.memory.probe import fewest_that_fit, is_out_of_memory
 from trainkit.testing import run_ranks
@@ -164,7 +164,9 @@ def test_a_job_keeps_what_it_found_and_does_not_search_again(tmp_path):
     assert "grad_accumulation_steps=auto: 2 micro-batches a rank fit into memory" in first.stdout
     assert "global batch 8 = 2 ranks x 2 samples x 2 micro-batches" in first.stdout
     manifests = {
-        name: json.loads((store.step_directories(tmp_path / name / "checkpoints")[-1] / "manifest.json").read_text())
+        name: json.loads(
+            (checkpoint.step_directories(tmp_path / name / "checkpoints")[-1] / "manifest.json").read_text()
+        )
         for name in ("plain", "auto")
     }
     assert manifests["auto"]["values"]["found"]["grad_accumulation_steps"] == 2

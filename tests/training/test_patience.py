@@ -5,7 +5,7 @@ import pytest
 import trainkit
 from tests.counting import Counting
 from tests.training.test_end import fit
-from trainkit.checkpoint import store
+from trainkit import checkpoint
 from trainkit.errors import ConfigError
 from trainkit.testing import run_ranks
 
@@ -24,7 +24,7 @@ def _fit(run_dir, losses, patience, num_steps=20):
 def test_it_ends_after_so_many_evaluations_without_a_better_one(tmp_path, world_size):
     run_dir = tmp_path / "run"
     assert run_ranks(_fit, world_size, run_dir, WORSE, 3) == [(10, {"held_out_loss": 3.0}, 1)] * world_size
-    assert [path.name for path in store.step_directories(run_dir / "checkpoints")] == [
+    assert [path.name for path in checkpoint.step_directories(run_dir / "checkpoints")] == [
         "step_00000004", "step_00000008", "step_00000010"
     ]  # fmt: skip
     told = (run_dir / "summary.txt").read_text()

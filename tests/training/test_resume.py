@@ -176,14 +176,14 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     runtime = trainkit.Runtime(device="cpu", tracker=trainkit.Tracker(), run_dir=tmp_path / "run")
     recipe = Counting(runtime, [5, 1, 4, 3, 2], num_steps=10)
     trainkit.Trainer(recipe, evaluate_every=2, save_every=2, keep_last=2).fit()
-    kept = [int(path.name[5:]) for path in store.step_directories(tmp_path / "run" / "checkpoints")]
+    kept = [int(path.name[5:]) for path in checkpoint.step_directories(tmp_path / "run" / "checkpoints")]
     assert kept == [4, 8, 10]  # 4 was the best, 8 and 10 are the newest
 
 
 def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, capsys):
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
     trainkit.Trainer(Counting(runtime, range(9), num_steps=10), evaluate_every=2, save_every=2, keep_last=5).fit()
-    (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "rank_00000.safetensors").unlink()
+    (checkpoint.step_directories(tmp_path / "run" / "checkpoints")[-1] / "rank_00000.safetensors").unlink()
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
     trainer = trainkit.Trainer(Counting(runtime, range(9), num_steps=10))
     trainer.fit()
@@ -204,7 +204,7 @@ def test_an_abandoned_branch_does_not_count_as_the_newest(tmp_path):
     recipe = Counting(runtime, range(9), num_steps=10)
     recipe.num_samples = 24
     trainkit.Trainer(recipe, resume=checkpoints / "step_00000004", save_every=2, keep_last=1).fit()
-    assert [path.name for path in store.step_directories(checkpoints)] == ["step_00000006"]
+    assert [path.name for path in checkpoint.step_directories(checkpoints)] == ["step_00000006"]
     assert sorted(path.name for path in checkpoints.glob("*.left")) == [
         "step_00000006.left", "step_00000008.left", "step_00000010.left"
     ]  # fmt: skip
@@ -224,7 +224,7 @@ def test_a_restarted_job_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch, 
         runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / name)
         trainkit.Trainer(Counting(runtime, range(9), num_steps=10), save_every=4).fit()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    (store.step_directories(tmp_path / "run" / "checkpoints")[-1] / "manifest.json").unlink()
+    (checkpoint.step_directories(tmp_path / "run" / "checkpoints")[-1] / "manifest.json").unlink()
     runtime = trainkit.Runtime(device="cpu", run_dir=tmp_path / "run")
     told = resume if resume == "never" else str(tmp_path / resume)
     trainkit.Trainer(Counting(runtime, range(9), num_steps=10), resume=told).fit()

@@ -2,20 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from trainkit.checkpoint.resume import to_resume
-from trainkit.checkpoint.store import (
-    complete,
-    find,
-    prune,
-    read_allowed,
-    read_manifest,
-    read_outside,
-    set_aside,
-    step_directories,
-    tidy,
-    verify,
-    write_text,
-)
+from trainkit.checkpoint.of_a_run import find, prune, set_aside, step_directories, superseded, tidy
+from trainkit.checkpoint.resume import manifest_to_resume, to_resume
+from trainkit.checkpoint.store import complete, read_allowed, read_manifest, read_outside, verify, write_text
 from trainkit.lazy import exports
 
 if TYPE_CHECKING:
@@ -29,6 +18,7 @@ __all__ = [
     "find",
     "find_whole",
     "load",
+    "manifest_to_resume",
     "prune",
     "read_allowed",
     "read_manifest",
@@ -37,6 +27,7 @@ __all__ = [
     "save",
     "set_aside",
     "step_directories",
+    "superseded",
     "tidy",
     "to_resume",
     "verify",

@@ -89,7 +89,8 @@ def claim(
     if is_url(str(run_dir)):
         ranks.leave()
         raise ConfigError(
-            f"run_dir={redacted(str(run_dir))}: must be a directory, on a disk that all hosts see; a URL is not written"
+            f"run_dir={redacted(str(run_dir))}: must be a directory, on a disk that all hosts see; with "
+            f"copy_to={redacted(str(run_dir))} beside it, its checkpoints are copied there"
         )
     made = ranks.same_as_before(_NAME, lambda: str(make(run_dir))) if "%" in str(run_dir) else None
     path, lock, error = Path(made or run_dir).expanduser(), None, None

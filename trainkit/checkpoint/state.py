@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from trainkit.checkpoint import sharded, store
+from trainkit.checkpoint import of_a_run, sharded, store
 from trainkit.checkpoint.encrypted import EncryptedTensors
 from trainkit.checkpoint.saver import Saver
 from trainkit.distributed.ranks import Ranks
@@ -89,7 +89,7 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
         CheckpointError: on all ranks; also where the key of an encrypted checkpoint is missing.
     """
     passed_over: list[CheckpointError] = []
-    for directory in _on_first(ranks, lambda: store.candidates(path, report)):
+    for directory in _on_first(ranks, lambda: of_a_run.candidates(path, report)):
         error: CheckpointError | ConfigError | None = None
         try:
             manifest = store.read_outside(directory)
@@ -108,7 +108,7 @@ def find_whole(path: Path, ranks: Ranks, report: Callable[[str], None]) -> Path:
             passed_over.append(caught)
             continue
         return directory
-    raise store.no_complete_checkpoint(path, passed_over)
+    raise of_a_run.no_complete_checkpoint(path, passed_over)
 
 
 def _on_first(ranks: Ranks, look: Callable[[], list[Path]]) -> list[Path]:

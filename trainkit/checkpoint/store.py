@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SECRET_MANIFEST = "manifest.json.age"
 _READABLE_VALUES = ("step", "metrics")
 _OWN_SUM = "sha256"
 _READ_BYTES = 1 << 20
-_ADVICE = "resume from another checkpoint beside it"
+ADVICE = "resume from another checkpoint beside it"
 
 
 class MissingKeyError(CheckpointError):
@@ -51,7 +51,7 @@ def complete(written: Path, directory: Path, manifest: Mapping[str, Any], recipi
     (written / MANIFEST).write_text(json.dumps({**whole, _OWN_SUM: _sum_of(whole)}))
     _flush(written / MANIFEST)
     _flush(written)
-    _take_name(written, directory)
+    take_name(written, directory)
 
 
 def _encrypted(written: Path, manifest: Mapping[str, Any], recipients: Sequence[Recipient]) -> dict[str, Any]:
@@ -89,16 +89,6 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def tidy(checkpoints: Path) -> None:
-    """Deletes the incomplete checkpoints of saves that were killed.
-
-    Args:
-        checkpoints: a run's `checkpoints` directory.
-    """
-    for path in checkpoints.glob(".*.tmp"):
-        shutil.rmtree(path)
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Reads and verifies the manifest of a checkpoint, with the identity in use where it is encrypted.
 
@@ -117,7 +107,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         require_sound_tensors(manifest)
     except ValueError as error:
-        raise CheckpointError(f"{directory / MANIFEST} is damaged: {error}; {_ADVICE}") from None
+        raise CheckpointError(f"{directory / MANIFEST} is damaged: {error}; {ADVICE}") from None
     return manifest
 
 
@@ -142,20 +132,20 @@ def read_outside(directory: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path, MAX_MANIFEST_BYTES)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from error
+        raise CheckpointError(f"{path} is damaged: {error}; {ADVICE}") from error
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, ENCRYPTED_FORMAT):
         raise CheckpointError(
             f"{path} is not of checkpoint format {FORMAT} or {ENCRYPTED_FORMAT}: it was written by another version or "
             f"program"
         )
     if manifest.pop(_OWN_SUM, None) != _sum_of(manifest):
-        raise CheckpointError(f"{path} is damaged: its contents do not match its {_OWN_SUM}; {_ADVICE}")
+        raise CheckpointError(f"{path} is damaged: its contents do not match its {_OWN_SUM}; {ADVICE}")
     try:
         require_sound_files(manifest)
         if (manifest["format"] == ENCRYPTED_FORMAT) != ("encrypted_for" in manifest):
             raise ValueError("it does not say whether it is encrypted")
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None
+        raise CheckpointError(f"{path} is damaged: {error}; {ADVICE}") from None
     return manifest
 
 
@@ -191,7 +181,7 @@ def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
     path = directory / SECRET_MANIFEST
     with AgeReader(path, identities) as file:
         if file.num_bytes > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path} is damaged: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB; {_ADVICE}")
+            raise CheckpointError(f"{path} is damaged: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB; {ADVICE}")
         content = file.read(0, file.num_bytes)
     try:
         inside = parse_json(content)
@@ -202,7 +192,7 @@ def _decrypted(directory: Path, outside: Mapping[str, Any]) -> dict[str, Any]:
         whole = {**inside, "format": outside["format"], "files": outside["files"]}
         require_sound_files(whole)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; {_ADVICE}") from None
+        raise CheckpointError(f"{path} is damaged: {error}; {ADVICE}") from None
     return whole
 
 
@@ -220,15 +210,15 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         CheckpointError: naming the first file that is missing, truncated or changed.
     """
-    _verify_sizes(directory, files)
+    verify_sizes(directory, files)
     for name, expected in files.items():
         path = directory / name
         try:
             found = _sum_of_file(path)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; {ADVICE}") from error
         if found != expected["xxh3_128"]:
-            raise CheckpointError(f"{path} is damaged: its checksum (XXH3) is not the one in {MANIFEST}; {_ADVICE}")
+            raise CheckpointError(f"{path} is damaged: its checksum (XXH3) is not the one in {MANIFEST}; {ADVICE}")
 
 
 def _sum_of_file(path: Path) -> str:
@@ -239,151 +229,55 @@ def _sum_of_file(path: Path) -> str:
     return total.hexdigest()
 
 
-def _verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Verifies that files of a checkpoint are there with all their bytes.
+
+    Args:
+        directory: of the checkpoint.
+        files: entries of the manifest's `files` by name.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
     for name, expected in files.items():
         path = directory / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; {_ADVICE}")
+            raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; {ADVICE}")
         num_bytes = path.stat().st_size
         if num_bytes != expected["num_bytes"]:
-            raise CheckpointError(f"{path} has {num_bytes} bytes instead of {expected['num_bytes']}; {_ADVICE}")
+            raise CheckpointError(f"{path} has {num_bytes} bytes instead of {expected['num_bytes']}; {ADVICE}")
 
 
-def step_directories(checkpoints: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; incomplete ones have another name.
-
-    Args:
-        checkpoints: a run's `checkpoints` directory.
-    """
-    return sorted(path for path in checkpoints.glob("step_*") if path.name[5:].isdigit())
-
-
-def set_aside(checkpoints: Path, after: int) -> list[Path]:
-    """Renames the checkpoints after a step to `step_*.left`, so that none of them counts as the newest.
-
-    They are damaged, or belong to a branch of the run that was abandoned.
+def take_name(temporary: Path, directory: Path) -> None:
+    """Renames a checkpoint that is complete; one of that name is kept as `<name>.previous` until it is in place.
 
     Args:
-        checkpoints: a run's `checkpoints` directory.
-        after: the step of the checkpoint from which the run resumes.
-
-    Returns:
-        Their new paths.
-    """
-    moved = []
-    for path in step_directories(checkpoints):
-        if int(path.name[5:]) > after:
-            target = path.with_name(f"{path.name}.left")
-            if target.exists():
-                _delete(target)
-            moved.append(path.rename(target))
-    return moved
-
-
-def candidates(path: Path, report: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """The checkpoints that a path may refer to.
-
-    Args:
-        path: a checkpoint, or a run directory.
-        report: called with a message where the checkpoint was being replaced.
-
-    Returns:
-        The checkpoint itself, or all checkpoints of the run, newest first.
+        temporary: its directory.
+        directory: its new name.
 
     Raises:
-        CheckpointError: where there is no such directory.
+        OSError: where it cannot be renamed.
     """
-    if not path.exists() and (previous := path.with_name(path.name + ".previous")).is_dir():
-        report(f"{path} was being replaced when its run ended: using {previous}")
-        path = previous
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give a run directory or one of its checkpoints/step_*")
-    if any(path.glob("rank_*.safetensors*")) or ((path / MANIFEST).is_file() and not _is_of_a_run(path / MANIFEST)):
-        return [path]
-    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return step_directories(checkpoints)[::-1]
-
-
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a manifest says what a run was made of, and not what a checkpoint holds."""
-    try:
-        found = read_json(path, MAX_MANIFEST_BYTES)
-    except (OSError, ValueError):  # a damaged one is reported as that of a checkpoint
-        return False
-    return isinstance(found, dict) and "run" in found and "files" not in found
-
-
-def find(path: Path, report: Callable[[str], None] = lambda text: None) -> Path:
-    """The newest of the `candidates` whose files have the right sizes; `verify` compares checksums.
-
-    Args:
-        path: a checkpoint, or a run directory.
-        report: called with a message about each checkpoint that is passed over.
-
-    Returns:
-        Its directory.
-
-    Raises:
-        CheckpointError: where there is none.
-    """
-    passed_over: list[CheckpointError] = []
-    for directory in candidates(path, report):
-        try:
-            _verify_sizes(directory, read_outside(directory)["files"])
-        except CheckpointError as error:
-            if directory == path:
-                raise
-            passed_over.append(error)
-            continue
-        for what in passed_over:
-            report(f"passed over: {what}")
-        return directory
-    raise no_complete_checkpoint(path, passed_over)
-
-
-def no_complete_checkpoint(path: Path, passed_over: Sequence[CheckpointError] = ()) -> CheckpointError:
-    """The error for a run directory without a complete checkpoint.
-
-    Args:
-        path: of the run.
-        passed_over: what is wrong with its checkpoints, newest first.
-    """
-    if passed_over:
-        newest = str(passed_over[0]).removesuffix(f"; {_ADVICE}")
-        return CheckpointError(f"{path} holds no complete trainkit checkpoint; of the newest, {newest}")
-    return CheckpointError(
-        f"{path} holds no complete trainkit checkpoint; give a run directory or a checkpoints/step_* in one"
-    )
-
-
-def prune(checkpoints: Path, *, keep_last: int, keep_every: int | None = None, best: Path | None = None) -> None:
-    """Deletes old checkpoints of a run.
-
-    Args:
-        checkpoints: a run's `checkpoints` directory.
-        keep_last: number of the newest ones that are kept.
-        keep_every: checkpoints of steps that are a multiple of it are kept too; None: of no such step.
-        best: one more that is kept.
-    """
-    for path in step_directories(checkpoints)[:-keep_last]:
-        if path != best and not (keep_every and int(path.name[5:]) % keep_every == 0):
-            _delete(path)
-
-
-def _take_name(temporary: Path, directory: Path) -> None:
     previous = directory.with_name(directory.name + ".previous")
     if directory.exists():
         if previous.exists():
-            _delete(previous)
+            delete(previous)
         directory.rename(previous)
     temporary.rename(directory)
     _flush(directory.parent)
     if previous.exists():
-        _delete(previous)
+        delete(previous)
 
 
-def _delete(path: Path) -> None:
-    """Deletes a checkpoint; of a symbolic link, the link only."""
+def delete(path: Path) -> None:
+    """Deletes a checkpoint; of a symbolic link, the link only.
+
+    Args:
+        path: its directory.
+
+    Raises:
+        OSError: where it cannot be deleted.
+    """
     if path.is_symlink():
         path.unlink()
         return

@@ -12,7 +12,8 @@ from trainkit.errors import CheckpointError, nearest
 
 NUM_SHOWN = 20
 EXAMPLES = {
-    "ls": ["trainkit checkpoint ls runs/bert"],
+    "ls": ["trainkit checkpoint ls s3://bucket/runs/bert", "trainkit checkpoint ls runs/bert"],
+    "fetch": ["trainkit checkpoint fetch s3://bucket/runs/bert --to runs/bert"],
     "show": [
         "trainkit checkpoint show runs/bert",
         "trainkit checkpoint show runs/bert/checkpoints/step_00001000 --tensors",
@@ -55,7 +56,15 @@ def add_parser(commands: Any) -> None:
         return parser
 
     ls = add("ls", _ls, "list a run's checkpoints", "List a run's checkpoints: step, time, size and metrics.")
-    ls.add_argument("path", type=Path, metavar="PATH")
+    ls.add_argument("path", metavar="PATH", help="a run directory, or the URL of its copies in a store")
+    fetch = add(
+        "fetch",
+        _fetch,
+        "copy one from a store",
+        "Copy a checkpoint, of a run the newest, and check every byte. DIRECTORY is a run directory then.",
+    )
+    fetch.add_argument("url", metavar="URL", help="what copy_to was, or one checkpoint in it")
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIRECTORY")
     show = add("show", _show, "the contents of a checkpoint", "Show the contents of a checkpoint.")
     show.add_argument("path", type=Path, metavar="PATH")
     show.add_argument("--tensors", action="store_true", help="list all tensors by name, with shape and dtype")
@@ -110,27 +119,43 @@ def _ls(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from trainkit import checkpoint
+    from trainkit.checkpoint.fetching import found_at, read_copied
+    from trainkit.public_url import is_url
 
     table = Table("checkpoint", "step", "samples", "written", "size", "metrics")
-    for path in _all(arguments.path):
-        try:
-            manifest = checkpoint.read_outside(path)
-        except CheckpointError as error:
-            table.add_row(path.name, "", "", "", "", str(error))
-            continue
-        values = manifest["values"]
-        measured = ", ".join(f"{name} {value:.6g}" for name, value in (values.get("metrics") or {}).items())
-        written = datetime.fromtimestamp((path / "manifest.json").stat().st_mtime)
-        table.add_row(
-            path.name,
-            str(values.get("step", "")),
-            f"{manifest['position']:,}",
-            f"{written:%Y-%m-%d %H:%M:%S}",
-            _size(_num_bytes(manifest)) + (" encrypted" if "encrypted_for" in manifest else ""),
-            measured,
-        )
+    if is_url(arguments.path):
+        for copy in reversed(found_at(arguments.path)):
+            name = copy.shown.rstrip("/").rpartition("/")[2]
+            table.add_row(name, *_facts(lambda copy=copy: read_copied(copy, checkpoint.read_outside), None))  # type: ignore[misc]
+    for path in _all(Path(arguments.path)) if not is_url(arguments.path) else ():
+        table.add_row(path.name, *_facts(lambda path=path: checkpoint.read_outside(path), path))  # type: ignore[misc]
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
+    return 0
+
+
+def _facts(read: Callable[[], dict[str, Any]], path: Path | None) -> list[str]:
+    """The cells that a manifest fills; `path`: of the checkpoint, None in a store, which tells no time."""
+    try:
+        manifest = read()
+    except CheckpointError as error:
+        return ["", "", "", "", str(error)]
+    values = manifest["values"]
+    written = datetime.fromtimestamp((path / "manifest.json").stat().st_mtime) if path is not None else None
+    return [
+        str(values.get("step", "")),
+        f"{manifest['position']:,}",
+        f"{written:%Y-%m-%d %H:%M:%S}" if written is not None else "",
+        _size(_num_bytes(manifest)) + (" encrypted" if "encrypted_for" in manifest else ""),
+        ", ".join(f"{name} {value:.6g}" for name, value in (values.get("metrics") or {}).items()),
+    ]
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from trainkit.checkpoint.fetching import FOLDER, fetch_newest, found_at
+
+    directory = fetch_newest(found_at(arguments.url), arguments.to.expanduser() / FOLDER, say)
+    print(f"{directory}: whole; next: trainkit evaluate {arguments.to}")
     return 0
 
 
@@ -294,7 +319,7 @@ def _difference(name: str, paths: Sequence[Path], manifests: Sequence[dict[str, 
 
 def _all(path: Path) -> list[Path]:
     """The checkpoint at `path`, or all checkpoints of the run there, oldest first."""
-    from trainkit.checkpoint.store import candidates
+    from trainkit.checkpoint.of_a_run import candidates
 
     found = candidates(path.expanduser())[::-1]
     if not found:

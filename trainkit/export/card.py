@@ -146,7 +146,14 @@ def _name_of(data: Any) -> str:
 
 def public_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what is of one machine only; of an absolute path, the name."""
-    left_out = ("run_dir", "resume", "tracking", "comm", *(key for key in config.get("recipe") or {} if key in config))
+    left_out = (
+        "run_dir",
+        "copy_to",
+        "resume",
+        "tracking",
+        "comm",
+        *(key for key in config.get("recipe") or {} if key in config),
+    )
     return {key: _named(value) for key, value in config.items() if key not in left_out}
 
 

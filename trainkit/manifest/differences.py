@@ -11,7 +11,7 @@ Part = Literal["configuration", "code", "data", "packages", "environment", "hard
 NOTHING = "nothing"
 # Keys of what is watched and kept, which change nothing that is trained.
 _NOT_TRAINED = (
-    *("run_dir", "resume", "tracking", "log_every", "keep_", "save_every", "checkpoint."),
+    *("run_dir", "copy_to", "resume", "tracking", "log_every", "keep_", "save_every", "checkpoint."),
     *("evaluate_every", "hang_timeout_s", "machine_check"),
 )
 _BY_PACKAGE = {

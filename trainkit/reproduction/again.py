@@ -98,7 +98,8 @@ def prepare(
         )
     directory = to or _free(run)
     changed = compose_onto(composed, overrides, config_dir)
-    changed |= {"run_dir": str(directory), "resume": "never", "tracking": {**_TRACKED, **_NOT_TRACKED, "wandb": None}}
+    changed |= {"run_dir": str(directory), "copy_to": None, "resume": "never"}
+    changed |= {"tracking": {**_TRACKED, **_NOT_TRACKED, "wandb": None}}
     if not trust:
         require_ours(composed)
         require_ours(resolve(changed))

@@ -70,6 +70,13 @@ class LocalLocation(Location):
     def upload(self, path: Path) -> None:
         self._put(lambda half: shutil.copyfile(path, half))
 
+    def download(self, path: Path) -> None:
+        try:
+            shutil.copyfile(self.path, path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise self._failed(f"copied to {path}", error) from error
+
     def remove(self) -> None:
         try:
             self.path.unlink(missing_ok=True)

@@ -132,6 +132,17 @@ class Location(ABC):
         """
 
     @abstractmethod
+    def download(self, path: Path) -> None:
+        """Copies the file to this machine, without holding it in memory or keeping it in the cache.
+
+        Args:
+            path: of the copy, which is whole when this returns; where it fails, nothing is left there.
+
+        Raises:
+            StorageError: as by `read`, and where `path` cannot be written.
+        """
+
+    @abstractmethod
     def remove(self) -> None:
         """Removes the file; one that is not there is no error.
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from trainkit.errors import StorageError
 from trainkit.public_url import redacted
+from trainkit.storage.downloads import download
 from trainkit.storage.location import Check, Location, Range
 from trainkit.storage.reader import Reader, reader
 from trainkit.storage.remote_file import File, require_within
@@ -105,6 +106,9 @@ class RemoteLocation(Location):
     def upload(self, path: Path) -> None:
         self._reader().ask(self.url, lambda store: store.put_file(self.url, path))
         self._forget_info()
+
+    def download(self, path: Path) -> None:
+        download(self._file(), path, self._settings)
 
     def remove(self) -> None:
         self._reader().ask(self.url, lambda store: store.remove(self.url))

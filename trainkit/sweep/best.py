@@ -21,7 +21,7 @@ from trainkit.sweep.trial import Trial
 from trainkit.tracking.command import as_typed
 from trainkit.training import accumulation
 
-APART = ("run_dir", "resume", "tracking")
+APART = ("run_dir", "copy_to", "resume", "tracking")
 """Keys of a trial that are the sweep's."""
 _EXPERIMENT = "experiment"
 _CONFIG_FILE = "config.yaml"

@@ -124,7 +124,7 @@ class Driver:
         first = [variation.extremes()[0] for variation in self._varied.values()]
         log = self.directory / "look.log"
         config = self._config(first)
-        config |= {"run_dir": None, "resume": "never", "on_leak": "ignore"}
+        config |= {"run_dir": None, "copy_to": None, "resume": "never", "on_leak": "ignore"}
         config["memory"] = {**config["memory"], "budget": None}
         for each in self.workers:
             self._start(each)

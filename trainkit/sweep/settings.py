@@ -17,6 +17,7 @@ SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2", "pbt")
 PRUNERS = ("none", "median", "halving", "hyperband")
 _OF_TRIALS = {
     "run_dir": "each trial has a run directory of its own below --to",
+    "copy_to": "checkpoints of trials are not copied to a store",
     "resume": "a trial resumes its own checkpoint",
     "checkpoint.identity": "set TRAINKIT_IDENTITY=FILE, which is not stored with the sweep",
 }

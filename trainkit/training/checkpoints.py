@@ -1,11 +1,15 @@
 """Checkpoints: those of a run directory, which of them are kept, and which is the best."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trainkit import checkpoint
+from trainkit.checkpoint.copier import Copier
+from trainkit.checkpoint.copies import Copies
+from trainkit.checkpoint.fetching import FOLDER
 from trainkit.errors import CheckpointError
 from trainkit.tracking.console import number
 
@@ -20,6 +24,7 @@ class Checkpoints:
         best: `keep_best` of the Trainer.
         every: `keep_every` of the Trainer.
         held_out: returns the fingerprint of the data that the run is evaluated on.
+        copier: copies them to a store, where the same ones are kept; None: the run has no copies.
     """
 
     def __init__(
@@ -31,8 +36,11 @@ class Checkpoints:
         best: bool,
         every: int | None,
         held_out: Callable[[], str | None],
+        copier: Copier | None = None,
     ) -> None:
-        self.directory = directory
+        self.directory, self._copier = directory, copier
+        if copier is not None:
+            copier.after = self._prune_copies
         self._held_out = held_out
         self.last, self.keeps_best, self.every = last, best, every
         self._sign = -1.0 if (metric or "").startswith("-") else 1.0
@@ -53,36 +61,69 @@ class Checkpoints:
 
         Returns:
             The new paths of those that were set aside: the run will write others of their names.
+
+        Raises:
+            StorageError: where the store of the copies does not answer.
         """
         if self.directory is None:
             return []
         checkpoint.tidy(self.directory)
-        return checkpoint.set_aside(self.directory, after=step)
+        moved = checkpoint.set_aside(self.directory, after=step)
+        if self._copier is not None:
+            self._copier.copies.set_aside(after=step)
+        return moved
+
+    def copy_rest(self) -> None:
+        """Copies the newest checkpoint, where an earlier process has not come to it.
+
+        Raises:
+            StorageError: where the store of the copies does not answer.
+        """
+        if self._copier is None or self.directory is None:
+            return
+        paths = checkpoint.step_directories(self.directory)
+        if paths and paths[-1].name not in self._copier.copies.steps():
+            self._copier.add(paths[-1], f"{FOLDER}/{paths[-1].name}")
 
     def prune(self) -> None:
         """Deletes the checkpoints that are not to be kept."""
         assert self.directory is not None
-        best = self.best() if self.keeps_best else None
-        checkpoint.prune(self.directory, keep_last=self.last, keep_every=self.every, best=best)
+        values = {path.name: value for path, value in self.values().items()}
+        in_use = self._copier.in_use if self._copier is not None else None
+        names = [path.name for path in checkpoint.step_directories(self.directory)]
+        checkpoint.prune(self.directory, self._superseded(names, values, in_use.name if in_use else None))
 
-    def best(self) -> Path | None:
-        """The checkpoint with the best metric; None where none has it."""
-        values = self.values()
-        return min(values, key=values.__getitem__) if values else None
+    def _prune_copies(self, copies: Copies) -> None:
+        names, values = copies.steps(), {}
+        for name in names:
+            with suppress(CheckpointError):  # a damaged one cannot be the best
+                value = self._current_value(copies.outside(name)["values"])
+                if value is not None:
+                    values[name] = value
+        for name in self._superseded(names, values):
+            copies.remove(name)
+
+    def _superseded(self, names: Sequence[str], values: Mapping[str, float], in_use: str | None = None) -> list[str]:
+        best = min(values, key=values.__getitem__) if self.keeps_best and values else None
+        return checkpoint.superseded(names, keep_last=self.last, keep_every=self.every, kept=(best, in_use))
 
     def values(self) -> dict[Path, float]:
         """The metric of each checkpoint that was evaluated on the current held-out data: lower is better."""
         values: dict[Path, float] = {}
         if self.directory is None:
             return values
-        held_out = self._held_out()
         for path in checkpoint.step_directories(self.directory):
             with suppress(CheckpointError):  # a damaged one cannot be the best
-                saved = checkpoint.read_allowed(path)["values"]
-                value = self.value_of(saved["metrics"])
-                if value is not None and saved.get("data", {}).get("held_out", held_out) == held_out:
+                value = self._current_value(checkpoint.read_allowed(path)["values"])
+                if value is not None:
                     values[path] = value
         return values
+
+    def _current_value(self, saved: Mapping[str, Any]) -> float | None:
+        """The metric in the values of a checkpoint; None where it is of other held-out data, too."""
+        held_out = self._held_out()
+        is_current = saved.get("data", {}).get("held_out", held_out) == held_out
+        return self.value_of(saved.get("metrics") or {}) if is_current else None
 
     def value_of(self, metrics: Mapping[str, float]) -> float | None:
         """The recipe's metric, negated where higher is better; None where it is missing or not finite."""

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trainkit import checkpoint
 from trainkit.config import flat
-from trainkit.errors import CheckpointError, ConfigError
+from trainkit.errors import CheckpointError, ConfigError, TrainkitError
 from trainkit.recipe import Recipe
 from trainkit.runtime import Runtime
 
@@ -15,13 +14,15 @@ def where_to_resume(runtime: Runtime, resume: str) -> Path | None:
     """The run or checkpoint that `resume` means; None: start from scratch. Collective: every rank must call.
 
     Raises:
+        CheckpointError: where one in a store cannot be fetched.
         ConfigError: for `never` in a run directory that has checkpoints.
+        StorageError: where the store does not answer.
     """
     found, error = None, None
     if runtime.ranks.is_main:  # so that all see the same
         try:
-            found = checkpoint.to_resume(resume, runtime.run_dir)
-        except ConfigError as caught:
+            found = runtime.checkpoints.to_resume(resume)
+        except TrainkitError as caught:
             error = caught
     runtime.ranks.raise_first(error)
     return runtime.ranks.broadcast_object(found)
@@ -58,7 +59,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     changed = [
         f"{key} {old[key]} -> {new[key]}"
         for key in old
-        if key in new and str(old[key]) != str(new[key]) and key not in ("run_dir", "resume")
+        if key in new and str(old[key]) != str(new[key]) and key not in ("run_dir", "resume", "copy_to")
     ]
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else None
 

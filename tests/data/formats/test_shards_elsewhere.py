@@ -61,6 +61,9 @@ class Elsewhere(Location):
     def upload(self, path: Path) -> None:
         raise NotImplementedError
 
+    def download(self, path: Path) -> None:
+        raise NotImplementedError
+
     def remove(self) -> None:
         raise NotImplementedError
 

@@ -54,6 +54,9 @@ class FarLocation(Location):
     def upload(self, path: Path) -> None:
         raise NotImplementedError
 
+    def download(self, path: Path) -> None:
+        raise NotImplementedError
+
     def remove(self) -> None:
         raise NotImplementedError
 
