@@ -11,6 +11,7 @@ import pytest
 
 from tests.storage.faults import faulty
 from tests.storage.servers import NO_NGINX, nginx, serving
+from trainkit.errors import StorageError
 from trainkit.storage import locate, reader
 from trainkit.storage.piece_file import PIECE_BYTES
 from trainkit.storage.pieces import Pieces
@@ -105,7 +106,12 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_block_is_read_from_the_disk_as_a_whole_once(tmp_path, monkeypatch):
     pieces, pread, read = Pieces(tmp_path / "p", 1 << 30), os.pread, list[int]()
     pieces.write({KEYS[1]: CONTENT[:PIECE_BYTES]})
-    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: read.append(size) or pread(descriptor, size, at))
+
+    def counted(descriptor, size, at):
+        read.append(size)
+        return pread(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pread", counted)
     ranges = [(70_000, 74_096), (80_000, 80_010), (70_001, 70_002)]
     assert pieces.read_ranges(KEYS[1], ranges) == [CONTENT[start:stop] for start, stop in ranges]
     assert read[1:] == [65_536, 10, 1], "the header, the block with its checksum, and then what is asked for"
@@ -185,6 +191,34 @@ def test_what_the_reader_finds_damaged_is_asked_for_again(port):
         assert file.read(0, 10) != CONTENT[:10]  # only a checksum of the file's own can tell
         file.forget([(0, 10)])
         assert file.read(0, 10) == CONTENT[:10]
+
+
+@needs_nginx
+def test_what_does_not_pass_its_check_is_not_kept(port, tmp_path):
+    def check(start, content):
+        if content != CONTENT[start : start + len(content)]:
+            raise StorageError("damaged")
+
+    with faulty(port) as faults:
+        faults.plan = ["flip"]
+        file = locate(f"{faults.url}/x")
+        with pytest.raises(StorageError, match=r"^damaged$"):
+            file.read_ranges([(5, 10)], check)
+        assert not _kept(tmp_path)
+        assert file.read_ranges([(5, 10), (100, 90_000)], check) == [CONTENT[5:10], CONTENT[100:90_000]]
+        assert faults.counts["GET"] == 2 and len(_kept(tmp_path)) == 1
+
+
+@needs_nginx
+def test_what_is_announced_fails_where_it_is_read(port):
+    def refuse(start, content):
+        raise StorageError("damaged")
+
+    file = locate(f"http://127.0.0.1:{port}/x")
+    assert file.prefetch([(0, 10)], lambda: refuse) >= 0
+    with pytest.raises(StorageError, match=r"^damaged$"):
+        file.read_ranges([(0, 10)], refuse)
+    assert file.read_ranges([(0, 10)], lambda start, content: None) == [CONTENT[:10]]
 
 
 def _read_all(url, cache):

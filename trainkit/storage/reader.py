@@ -88,9 +88,9 @@ class Reader:
         wanted: dict[int, list[Range]] = {}
         for start, stop in ranges:
             number = start // PIECE_BYTES
-            inside = start - number * PIECE_BYTES, stop - number * PIECE_BYTES
-            if start < stop and inside[1] <= PIECE_BYTES:  # the usual case, and the one that takes no time
-                wanted.setdefault(number, []).append(inside)
+            bounds = start - number * PIECE_BYTES, stop - number * PIECE_BYTES
+            if start < stop and bounds[1] <= PIECE_BYTES:  # the usual case, and the one that must take no time
+                wanted.setdefault(number, []).append(bounds)
                 continue
             for number in file.pieces(start, stop):
                 first = number * PIECE_BYTES

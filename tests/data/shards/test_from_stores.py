@@ -63,6 +63,16 @@ def test_batches_over_http_are_those_from_here(made, faults, tmp_path, plan):
 
 
 @needs_nginx
+def test_each_shard_and_each_piece_is_asked_for_once(made, faults, tmp_path):
+    train = text(f"{faults.url}/texts", tmp_path).load(progress=False).train
+    faults.counts.clear()
+    assert global_hashes(train) == made[1]
+    num_shards = len([*(made[0] / "texts").glob("train-*.bin")])
+    assert faults.counts["HEAD"] <= num_shards + 1, "their sizes, and that of the checksums"
+    assert faults.counts["GET"] <= num_shards + 1, "shards of less than a piece, and the checksums"
+
+
+@needs_nginx
 def test_two_ranks_share_what_is_fetched_after_a_resume(made, faults, tmp_path):
     hashes = run_ranks(_of_rank, 2, f"{faults.url}/texts", tmp_path, 17)
     assert hashes == [made[1][17:]] * 2 and len(made[1]) == STEPS

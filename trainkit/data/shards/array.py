@@ -43,6 +43,7 @@ class ShardedArray:
         self._files: dict[int, Location] = {}
         self._pieces_per_shard = -(-layout.items_per_shard * layout.item_bytes // PIECE_BYTES)
         self._announced = Lately()
+        self._sums_file = folder.child(layout.sums_file)  # one, so that a store is asked for its size once
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -187,7 +188,7 @@ class ShardedArray:
     def _sums_of(self, shard: int) -> NDArray[np.uint64]:
         found = self._sums.get(shard)
         if found is None:
-            where, bounds = self.folder.child(self.layout.sums_file), self.layout.sums_range(shard)
+            where, bounds = self._sums_file, self.layout.sums_range(shard)
             found = twice(partial(_checked_sums, where, *bounds), where, [bounds])
             with self._lock:
                 while len(self._sums) >= _MOST_SUMS:
