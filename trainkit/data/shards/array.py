@@ -1,7 +1,9 @@
 """ShardedArray: items that lie in shards, read at random by range, mapped where they are on this machine."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -40,6 +42,7 @@ class ShardedArray:
         self._local = folder.local_path()
         self._mapped: dict[int, NDArray[Any]] = {}
         self._sums: dict[int, NDArray[np.uint64]] = {}
+        self._sums_coming: dict[tuple[int, int], Future[NDArray[np.uint64]]] = {}
         self._files: dict[int, Location] = {}
         self._pieces_per_shard = -(-layout.items_per_shard * layout.item_bytes // PIECE_BYTES)
         self._announced = Lately()
@@ -187,14 +190,28 @@ class ShardedArray:
 
     def _sums_of(self, shard: int) -> NDArray[np.uint64]:
         found = self._sums.get(shard)
-        if found is None:
+        if found is not None:
+            return found
+        key = os.getpid(), shard  # a fork begins with none of its parent's threads
+        with self._lock:
+            asked = self._sums_coming.get(key)
+            if asked is None:
+                future = self._sums_coming[key] = Future()
+        if asked is not None:
+            return asked.result()  # two threads would each forget what the other one has read again
+        try:
             where, bounds = self._sums_file, self.layout.sums_range(shard)
-            found = twice(partial(_checked_sums, where, *bounds), where, [bounds])
+            future.set_result(twice(partial(_checked_sums, where, *bounds), where, [bounds]))
             with self._lock:
                 while len(self._sums) >= _MOST_SUMS:
                     self._sums.pop(next(iter(self._sums)))
-                self._sums[shard] = found
-        return found
+                self._sums[shard] = future.result()
+        except BaseException as error:  # whoever waits gets it, too
+            future.set_exception(error)
+        finally:
+            with self._lock:
+                del self._sums_coming[key]
+        return future.result()
 
 
 def _checked_sums(where: Location, start: int, stop: int) -> NDArray[np.uint64]:
