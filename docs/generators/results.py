@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gan_small_data
-from docs.generators import curation, data_peers, links, same_batches, scale, shards, shuffling, sweeps, workers
+from docs.generators import (
+    curation,
+    data_peers,
+    from_a_store,
+    links,
+    same_batches,
+    scale,
+    shards,
+    shuffling,
+    sweeps,
+    workers,
+)
 from docs.generators.markdown import Results, number, svg, values
 from docs.generators.markdown import table as _table
 
@@ -451,6 +462,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "report-page": _report_page,
     "scale": scale.many_ranks,
     "data-peers": data_peers.samples,
+    "from-a-store": from_a_store.rates,
     "same-batches": same_batches.equal_batches,
     "workers": workers.handing_over,
     **curation.RENDERERS,

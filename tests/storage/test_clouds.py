@@ -9,7 +9,7 @@ import pytest
 from tests.storage.servers import NO_AZURITE, azure, azurite, google
 from trainkit.errors import StorageError
 from trainkit.storage import locate, stores
-from trainkit.storage.pieces import PIECE_BYTES
+from trainkit.storage.piece_file import PIECE_BYTES
 
 CONTENT = os.urandom(2 * PIECE_BYTES + 77)
 LARGE = os.urandom(6_000_000)

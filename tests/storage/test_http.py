@@ -10,7 +10,7 @@ from tests.storage.faults import faulty
 from tests.storage.servers import NO_NGINX, nginx, serving
 from trainkit.errors import StorageError
 from trainkit.storage import locate
-from trainkit.storage.pieces import PIECE_BYTES
+from trainkit.storage.piece_file import PIECE_BYTES
 
 pytestmark = pytest.mark.skipif(nginx() is None, reason=NO_NGINX)
 

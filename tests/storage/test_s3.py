@@ -8,7 +8,7 @@ import pytest
 from tests.storage.faults import faulty
 from trainkit.errors import StorageError
 from trainkit.storage import locate, stores
-from trainkit.storage.pieces import PIECE_BYTES
+from trainkit.storage.piece_file import PIECE_BYTES
 
 CONTENT = os.urandom(3 * PIECE_BYTES + 77)
 

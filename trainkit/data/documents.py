@@ -82,9 +82,9 @@ class PackedDocuments(Windows):
         documents_B = np.searchsorted(self._bounds, self._array(_STARTS)[numbers_B])
         return np.broadcast_to(documents_B[:, None], places_BK.shape)
 
-    def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Says which windows will be asked for next; returns at once."""
-        self.stream.prefetch(*self._spans(np.concatenate(self._by_window(indices.tolist()))))
+    def prefetch(self, indices: NDArray[np.int64]) -> int:
+        """Says which windows will be asked for next; returns at once, with the bytes that are still to come."""
+        return self.stream.prefetch(*self._spans(np.concatenate(self._by_window(indices.tolist()))))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)

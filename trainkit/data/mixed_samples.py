@@ -98,11 +98,13 @@ class MixedSamples(Dataset[Any]):
             for name, share in self.shares.items()
         }
 
-    def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Tells each source which of its samples will be asked for next; returns at once."""
+    def prefetch(self, indices: NDArray[np.int64]) -> int:
+        """Tells each source which of its samples will be asked for next; returns the bytes that are still to come."""
+        coming = 0
         for source, _, own in self._by_source(indices):
             if callable(tell := getattr(self.sources[source], "prefetch", None)):
-                tell(own)
+                coming = max(coming, tell(own) or 0)
+        return coming
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):

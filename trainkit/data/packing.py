@@ -110,10 +110,10 @@ class PackedTokens(Windows):
         firsts[-1] = len(self)
         return np.diff(firsts)
 
-    def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Says which windows will be asked for next; returns at once."""
+    def prefetch(self, indices: NDArray[np.int64]) -> int:
+        """Says which windows will be asked for next; returns at once, with the bytes that are still to come."""
         starts = self._starts(indices.tolist())
-        self.stream.prefetch(starts, np.minimum(self.sequence_length - 1, self.stream.num_tokens - starts))
+        return self.stream.prefetch(starts, np.minimum(self.sequence_length - 1, self.stream.num_tokens - starts))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.start, np.int64)

@@ -82,9 +82,9 @@ class SentencePairs(Windows):
         """Hash of the tokens and of the windows, independent of where they are."""
         return f"{self.content}/{self.stream.name} pairs {self.sequence_length} {len(self)}"
 
-    def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Says which windows will be asked for next; returns at once."""
-        self.stream.prefetch(*self._spans(self.numbers(indices.tolist())))
+    def prefetch(self, indices: NDArray[np.int64]) -> int:
+        """Says which windows will be asked for next; returns at once, with the bytes that are still to come."""
+        return self.stream.prefetch(*self._spans(self.numbers(indices.tolist())))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         tokens = np.full((len(indices), self.sequence_length), self.pad, np.int64)

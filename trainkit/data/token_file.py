@@ -57,8 +57,9 @@ class Tokens(ABC):
             row[: len(tokens)] = tokens
         return found
 
-    def prefetch(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:  # noqa: B027  # a local file waits for nothing
-        """Says which spans will be read next; returns at once."""
+    def prefetch(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+        """Says which spans will be read next; returns at once, with the bytes that are still to come: of a file, 0."""
+        return 0
 
     def beginnings(self) -> NDArray[np.int64] | None:
         """Returns where in the stream the shards begin, and its end; None: it is in one piece."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainkit.errors import StorageError
 from trainkit.storage.persist import persist
-from trainkit.storage.reader import File
+from trainkit.storage.remote_file import File
 from trainkit.storage.settings import StorageSettings
 from trainkit.storage.store import PassingError
 from trainkit.storage.stores import store_of

@@ -1,11 +1,18 @@
 """Location: a file or a folder that can be read by range, wherever it lies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from trainkit.errors import StorageError
 
 Range = tuple[int, int]
 """Of bytes: (first, the one after the last)."""
+
+CHECKED_BYTES = 1 << 16
+Check = Callable[[int, bytes], None]
+"""Called with a multiple of CHECKED_BYTES and the bytes from there to another one, or to the end of the file; raises
+StorageError where they are not what they should be."""
 
 
 class Location(ABC):
@@ -64,16 +71,43 @@ class Location(ABC):
             StorageError: where there is no file, it ends before `stop`, or the store does not answer.
         """
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[Range], check: Check | None = None) -> list[bytes]:
         """Reads several ranges of the file, which a store may be asked for at once.
 
-        Raises:
-            StorageError: as by `read`.
-        """
-        return [self.read(start, stop) for start, stop in ranges]
+        Args:
+            ranges: of the file.
+            check: of what comes from a store; what is kept on this machine was checked when it came.
 
-    def prefetch(self, ranges: Sequence[Range]) -> None:  # noqa: B027  # where there is nothing to wait for, nothing is done
-        """Says which ranges will be read next, in their order; returns at once."""
+        Raises:
+            StorageError: as by `read`, and what `check` raises.
+        """
+        if check is None:
+            return [self.read(start, stop) for start, stop in ranges]
+        return [self._checked(start, stop, check) for start, stop in ranges]
+
+    def _checked(self, start: int, stop: int, check: Check) -> bytes:
+        first = start // CHECKED_BYTES * CHECKED_BYTES
+        last = min(-(-stop // CHECKED_BYTES) * CHECKED_BYTES, self.size())
+        content = self.read(first, last)
+        if len(content) != last - first:
+            raise StorageError(
+                f"{self.shown}: asked for {last - first:,} bytes from {first:,} on, the store gave {len(content):,}: "
+                f"copy the file there again, or use a store that answers ranges"
+            )
+        check(first, content)
+        return content[start - first : stop - first]
+
+    def prefetch(self, ranges: Sequence[Range], check: Callable[[], Check] | None = None) -> int:
+        """Says which ranges will be read next, in their order; returns at once.
+
+        Args:
+            ranges: of the file.
+            check: returns that of `read_ranges`; called in another thread, it may read what it needs.
+
+        Returns:
+            Bytes that are still to come, for all files of this process: 0 where there is nothing to wait for.
+        """
+        return 0
 
     def forget(self, ranges: Sequence[Range]) -> None:  # noqa: B027  # what lies here is not kept a second time
         """Says that what was read there is damaged: the next read asks the store, and not a cache."""

@@ -5,28 +5,26 @@ import errno
 import fcntl
 import mmap
 import os
-import struct
+import resource
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import xxhash
 
 from trainkit.cache import ENVIRONMENT_VARIABLE
 from trainkit.logger import logger
+from trainkit.storage.location import Range
+from trainkit.storage.piece_file import HEADER_BYTES, PIECE_BYTES, Damaged, Gone, PieceFile, header, seed_of
 from trainkit.storage.settings import CACHE
 
-PIECE_BYTES = 1 << 20
-"""Of a file, from a multiple of it on."""
-_BLOCK_BYTES = 1 << 16  # each has a checksum of its own, so that a small range is checked by itself
-_NUM_BLOCKS = PIECE_BYTES // _BLOCK_BYTES
-_HEADER = struct.Struct(f"<8sQ{_NUM_BLOCKS}Q")
-_MAGIC = b"tkpiece1"
 _NUM_LOCKS = 1024
+_ATTEMPTS = 3  # to read a piece that others remove and write
 _USED_AGAIN_AFTER_S = 10.0  # a piece is marked as used at most so often
 _ABANDONED_AFTER_S = 600.0
 _KEPT = 0.9  # of the limit, after an eviction
+_MOST_OPEN = 256  # pieces: opening one takes longer than reading from it
+_OPEN_SHARE = 32  # of the limit: what is open takes space on the disk after it is removed
 _has_warned = mmap.mmap(-1, 1)  # shared with the processes that are forked from this one
 
 
@@ -41,6 +39,7 @@ class Pieces:
     def __init__(self, root: Path, limit: int | None) -> None:
         self.root, self.is_off, self.num_damaged = root, limit == 0, 0
         self._lock = threading.Lock()
+        self._open: OrderedDict[str, PieceFile] = OrderedDict()  # the one read last at the end
         if self.is_off:
             return
         try:
@@ -50,56 +49,70 @@ class Pieces:
             used = self._count(0)
             free = os.statvfs(root)
             self.limit = (used + free.f_bavail * free.f_frsize) // 10 if limit is None else limit
+            most = min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+            self._most_open = max(1, min(most, self.limit // (_OPEN_SHARE * PIECE_BYTES)))
         except OSError as error:
             self._give_up(error)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
         """Returns a range of a piece; None where it is not there. One that is damaged is removed, and counted."""
+        if stop is None and start == 0:
+            found = self._read(key, None)
+        else:
+            assert stop is not None, "from a place in the piece to another"
+            found = self._read(key, [(start, stop)])
+        return None if found is None else found[0]
+
+    def read_ranges(self, key: str, ranges: Sequence[Range]) -> list[bytes] | None:
+        """Returns ranges of a piece; None where it is not there. One that is damaged is removed, and counted."""
+        return self._read(key, ranges)
+
+    def _read(self, key: str, ranges: Sequence[Range] | None) -> list[bytes] | None:
         if self.is_off:
             return None
-        path = self._path(key)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            content = _checked(descriptor, key, start, stop)
-            if content is not None:
-                if time.time() - os.fstat(descriptor).st_mtime > _USED_AGAIN_AFTER_S:
+            for _ in range(_ATTEMPTS):
+                if (file := self._opened(key)) is None:
+                    return None
+                try:
+                    found, used_s = file.read(ranges)
+                except Gone:
+                    self._close(key, file)  # perhaps another is there now
+                    continue
+                if time.time() - used_s > _USED_AGAIN_AFTER_S:
                     with contextlib.suppress(OSError):  # read-only: it can be read all the same
-                        os.utime(descriptor)
-                return content
+                        file.mark_used()
+                return found
+            return None
+        except Damaged:
+            self.num_damaged += 1
+            logger(__name__).warning(f"{self._path(key)} is damaged (number {self.num_damaged}): it is fetched again")
         except OSError as error:
-            logger(__name__).warning(f"{path} cannot be read ({error.strerror}): it is fetched again")
-        finally:
-            os.close(descriptor)
-        self.num_damaged += 1
-        logger(__name__).warning(f"{path} is damaged (number {self.num_damaged}): it is fetched again")
+            logger(__name__).warning(f"{self._path(key)} cannot be read ({error.strerror}): it is fetched again")
         self.remove(key)
         return None
 
     def has(self, key: str) -> bool:
         """Whether a piece is there, damaged or not."""
-        return not self.is_off and self._path(key).exists()
+        return not self.is_off and os.path.exists(self._path(key))  # noqa: PTH110  # a Path takes longer to make
 
-    def write(self, key: str, content: bytes) -> bool:
-        """Keeps a piece; returns whether it is kept. A disk that is full is said once, and then left alone."""
-        if self.is_off or len(content) + _HEADER.size > self.limit:
+    def write(self, pieces: Mapping[str, bytes]) -> bool:
+        """Keeps pieces, by key; returns whether all are kept. A disk that is full is said once, and then left alone."""
+        size = sum(len(content) + HEADER_BYTES for content in pieces.values())
+        if self.is_off or size > self.limit:
             return False
-        path = self._path(key)
-        part = self.root / "part" / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
+        part = ""
         try:
-            path.parent.mkdir(exist_ok=True)
-            with part.open("wb") as file:
-                file.write(_header(key, content))
-                file.write(content)
-            part.replace(path)
-            used = self._count(len(content) + _HEADER.size)
-            if used > self.limit:
+            for key, content in pieces.items():
+                path = self._path(key)
+                part = f"{self.root}/part/{key}.{os.getpid()}.{threading.get_ident()}"
+                _write(part, header(key, content), content)
+                _move(part, path)
+            if self._count(size) > self.limit:
                 self._evict()
         except OSError as error:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+                Path(part).unlink(missing_ok=True)
             self._give_up(error)
             return False
         return True
@@ -107,7 +120,9 @@ class Pieces:
     def remove(self, key: str) -> None:
         """Removes a piece, if it is there."""
         with contextlib.suppress(OSError):
-            self._path(key).unlink()
+            Path(self._path(key)).unlink()
+        with self._lock:
+            self._open.pop(key, None)
 
     @contextlib.contextmanager
     def claim(self, keys: Iterable[str]) -> Iterator[set[str]]:
@@ -121,7 +136,7 @@ class Pieces:
         busy: set[int] = set()
         try:
             for key in keys:
-                number = int(key[:8], 16) % _NUM_LOCKS
+                number = seed_of(key) % _NUM_LOCKS
                 if number not in held and number not in busy:
                     descriptor = self._locked(number)
                     if descriptor is None:
@@ -151,8 +166,31 @@ class Pieces:
             return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else -1
         return descriptor
 
-    def _path(self, key: str) -> Path:
-        return self.root / key[:2] / key
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key[:2]}/{key}"  # a Path takes longer to make than a piece to open
+
+    def _opened(self, key: str) -> PieceFile | None:
+        with self._lock:
+            if (file := self._open.get(key)) is not None:
+                self._open.move_to_end(key)
+                return file
+        try:
+            file = PieceFile(self._path(key), key)
+        except FileNotFoundError:
+            return None
+        with self._lock:
+            self._open[key] = file
+            while len(self._open) > self._most_open or (len(self._open) > 1 and self._oldest().is_gone()):
+                self._open.popitem(last=False)
+        return file
+
+    def _oldest(self) -> PieceFile:
+        return next(iter(self._open.values()))
+
+    def _close(self, key: str, file: PieceFile) -> None:
+        with self._lock:
+            if self._open.get(key) is file:
+                del self._open[key]
 
     def _count(self, num_bytes: int, exactly: bool = False) -> int:
         """Adds to the bytes that all pieces take, or sets them; returns the sum."""
@@ -216,29 +254,23 @@ class Pieces:
         )
 
 
-def _header(key: str, content: bytes) -> bytes:
-    starts = range(0, PIECE_BYTES, _BLOCK_BYTES)
-    return _HEADER.pack(_MAGIC, len(content), *(_digest(key, content[at : at + _BLOCK_BYTES]) for at in starts))
+def _write(path: str, *contents: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = [memoryview(content) for content in contents]
+        while left:
+            written = os.writev(descriptor, left)
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
+    finally:
+        os.close(descriptor)
 
 
-def _digest(key: str, block: bytes) -> int:
-    # With the key in it, a piece under another name counts as damaged.
-    return xxhash.xxh3_64_intdigest(block, int(key[:8], 16))
-
-
-def _checked(descriptor: int, key: str, start: int, stop: int | None) -> bytes | None:
-    """Reads the blocks of a range; None where they are not those that were written."""
-    header = os.pread(descriptor, _HEADER.size, 0)
-    if len(header) < _HEADER.size:
-        return None
-    magic, length, *digests = _HEADER.unpack(header)
-    if magic != _MAGIC or length > PIECE_BYTES or (stop is not None and stop > length):
-        return None
-    last = length if stop is None else stop
-    first = start // _BLOCK_BYTES * _BLOCK_BYTES
-    end = min(-(-last // _BLOCK_BYTES) * _BLOCK_BYTES, length)
-    content = os.pread(descriptor, end - first, _HEADER.size + first)
-    for at in range(first, end, _BLOCK_BYTES):
-        if _digest(key, content[at - first : min(at + _BLOCK_BYTES, end) - first]) != digests[at // _BLOCK_BYTES]:
-            return None
-    return content[start - first : last - first]
+def _move(part: str, path: str) -> None:
+    try:
+        Path(part).replace(path)
+    except FileNotFoundError:  # the first piece of its folder
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(part).replace(path)

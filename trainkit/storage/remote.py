@@ -1,15 +1,16 @@
 """RemoteLocation: a file or a folder behind a URL."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from trainkit.errors import StorageError
 from trainkit.public_url import redacted
 from trainkit.storage.downloads import download
-from trainkit.storage.location import Location, Range
-from trainkit.storage.reader import File, Reader, reader, require_within
+from trainkit.storage.location import Check, Location, Range
+from trainkit.storage.reader import Reader, reader
+from trainkit.storage.remote_file import File, require_within
 from trainkit.storage.settings import StorageSettings
 from trainkit.storage.store import Info
 
@@ -28,6 +29,10 @@ class RemoteLocation(Location):
 
     def __init__(self, url: str, settings: StorageSettings, info: Info | None = None) -> None:
         self.url, self._settings, self._info = url, settings, info
+        self._files: dict[bool, File] = {}
+
+    def __reduce__(self) -> "tuple[type[RemoteLocation], tuple[str, StorageSettings, Info | None]]":
+        return RemoteLocation, (self.url, self._settings, self._info)
 
     @property
     def shown(self) -> str:
@@ -74,35 +79,40 @@ class RemoteLocation(Location):
         require_within(file, start, last)
         return self._reader().read_ranges(file, [(start, last)])[0]
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        file = self._file()
+    def read_ranges(self, ranges: Sequence[Range], check: Check | None = None) -> list[bytes]:
+        file = self._file(check is not None)
+        size = file.info.size
         for start, stop in ranges:
-            require_within(file, start, stop)
-        return self._reader().read_ranges(file, ranges)
+            if not 0 <= start <= stop <= size:
+                require_within(file, start, stop)
+        return self._reader().read_ranges(file, ranges, check)
 
-    def prefetch(self, ranges: Sequence[Range]) -> None:
+    def prefetch(self, ranges: Sequence[Range], check: Callable[[], Check] | None = None) -> int:
+        own = self._reader()
         if self._info is None:  # asking for it takes as long as a read
-            self._reader().soon(lambda: self._prefetch(ranges))
+            own.soon(lambda: self._prefetch(own, ranges, check))
         else:
-            self._prefetch(ranges)
+            self._prefetch(own, ranges, check)
+        return own.coming_bytes
 
     def forget(self, ranges: Sequence[Range]) -> None:
-        self._reader().forget(self._file(), ranges)
+        for is_checked in (False, True):
+            self._reader().forget(self._file(is_checked), ranges)
 
     def write(self, content: bytes) -> None:
         self._reader().ask(self.url, lambda store: store.put(self.url, content))
-        self._info = None
+        self._forget_info()
 
     def upload(self, path: Path) -> None:
         self._reader().ask(self.url, lambda store: store.put_file(self.url, path))
-        self._info = None
+        self._forget_info()
 
     def download(self, path: Path) -> None:
         download(self._file(), path, self._settings)
 
     def remove(self) -> None:
         self._reader().ask(self.url, lambda store: store.remove(self.url))
-        self._info = None
+        self._forget_info()
 
     def local_path(self) -> Path | None:
         return None
@@ -114,14 +124,21 @@ class RemoteLocation(Location):
         found: dict[str, Info | None] = self._reader().ask(self.url, lambda store: store.files(self.url))
         return {name: info for name, info in found.items() if not _is_hidden(name)}
 
-    def _file(self) -> File:
-        if self._info is None:
-            self._info = self._reader().ask(self.url, lambda store: store.info(self.url))
-        return File(self.url, self._info)
+    def _file(self, is_checked: bool = False) -> File:
+        found = self._files.get(is_checked)
+        if found is None:
+            if self._info is None:
+                self._info = self._reader().info(self.url)
+            found = self._files[is_checked] = File(self.url, self._info, is_checked)
+        return found
 
-    def _prefetch(self, ranges: Sequence[Range]) -> None:
-        file = self._file()
-        self._reader().prefetch(file, [(start, min(stop, file.info.size)) for start, stop in ranges])
+    def _prefetch(self, own: Reader, ranges: Sequence[Range], check: Callable[[], Check] | None) -> None:
+        file = self._file(check is not None)
+        own.prefetch(file, [(start, min(stop, file.info.size)) for start, stop in ranges], check)
+
+    def _forget_info(self) -> None:
+        self._info = None
+        self._files.clear()
 
     def _reader(self) -> Reader:
         return reader(self._settings)

@@ -42,12 +42,22 @@ def _of_rank(url, tmp_path, start):
 
 
 @needs_nginx
-@pytest.mark.parametrize("plan", [[], ["503", "cut", "flip", "short", "429"] * 3], ids=["well", "with faults"])
+@pytest.mark.parametrize("plan", [[], ["503", "cut", "flip", "short", "429", "ok"] * 3], ids=["well", "with faults"])
 def test_batches_over_http_are_those_from_here(made, faults, tmp_path, plan):
     train = text(f"{faults.url}/texts", tmp_path).load(progress=False).train
     faults.plan = [*plan]
     assert global_hashes(train, world_size=2) == made[1]
     assert not faults.plan, "no request has met the last fault"
+
+
+@needs_nginx
+def test_each_shard_and_each_piece_is_asked_for_once(made, faults, tmp_path):
+    train = text(f"{faults.url}/texts", tmp_path).load(progress=False).train
+    faults.counts.clear()
+    assert global_hashes(train) == made[1]
+    num_shards = len([*(made[0] / "texts").glob("train-*.bin")])
+    assert faults.counts["HEAD"] <= num_shards + 1, "their sizes, and that of the checksums"
+    assert faults.counts["GET"] <= num_shards + 1, "shards of less than a piece, and the checksums"
 
 
 @needs_nginx

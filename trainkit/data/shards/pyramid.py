@@ -90,9 +90,9 @@ class ShardedPyramid(Dataset[dict[str, Tensor]]):
         """uint64 [len], the hashes of the images' pixels at the largest resolution."""
         return self._all(self.index.array(f"{self.side}.keys"))
 
-    def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Says which images will be asked for next; returns at once."""
-        self._images.prefetch(self._places(indices), np.ones(len(indices), np.int64))
+    def prefetch(self, indices: NDArray[np.int64]) -> int:
+        """Says which images will be asked for next; returns at once, with the bytes that are still to come."""
+        return self._images.prefetch(self._places(indices), np.ones(len(indices), np.int64))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not -len(self) <= index < len(self):

@@ -33,9 +33,9 @@ class ShardedTokens(Tokens):
         """Reads spans, those from afar in one request a shard."""
         return self._tokens.read(starts, lengths)
 
-    def prefetch(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """Says which spans will be read next; returns at once."""
-        self._tokens.prefetch(starts, lengths)
+    def prefetch(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+        """Says which spans will be read next; returns bytes that are still to come."""
+        return self._tokens.prefetch(starts, lengths)
 
     def ends_by_part(self, end: int) -> Iterator[NDArray[np.int64]]:
         """Reads where documents end, which is kept with the shards."""
