@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from trainkit.data.comparisons import NAMED
 from trainkit.data.folder_scan import Sorting, add_to, scan
+from trainkit.data.grouping import Grouping
 from trainkit.data.listing import Listing
 from trainkit.errors import DataError
 
@@ -72,7 +73,8 @@ def _changes(root: Path, memory: Path, directory: Path, name: str, began_ns: int
     from trainkit.data.known_files import known_files
     from trainkit.data.text_files import TextFiles
 
-    grouping = {"text": TextFiles, "images": ImageFiles}[name]
+    groupings: tuple[type[Grouping], ...] = (TextFiles, ImageFiles)
+    [grouping] = [one for one in groupings if one.name == name]
     before, now = Listing(root, directory), known_files(root, memory, grouping, "state", False)
     changed, later = [0, 0], list[str]()
     named = list[str]()
