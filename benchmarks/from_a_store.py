@@ -2,6 +2,7 @@
 
     apt-get install nginx-light
     python benchmarks/from_a_store.py                                   # under four minutes on two idle cores
+    python benchmarks/from_a_store.py --mbit 1000                       # over a link of 1 Gbit/s
     python benchmarks/from_a_store.py --python peers/bin/python         # with the libraries of data_peers.py
 
 nginx on this machine answers each request 30 ms later (slow_server.py). In each turn, each in a process of its own: a
@@ -9,7 +10,7 @@ plain program downloads all shards by ranges of 4 MiB, with several numbers of c
 the same samples are then read in batches of 64, shuffled, in an epoch with an empty cache and in a second one; and once
 from the local disk, which says what can be had without a network. What is compared are bytes of samples a second.
 Server and readers share the cores of this machine: a plain download that does nothing with its bytes is the fastest
-that there can be.
+that there can be. With --mbit all this is done in a network namespace whose loopback has a token bucket of that rate.
 """
 
 import argparse
@@ -42,6 +43,8 @@ _MB = 4  # of a shard
 _TOKENS = 4000  # of a document
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _HERE = Path(__file__).parent
+_INSIDE = "TRAINKIT_BENCHMARK_IN_NAMESPACE"
+_BURST_BYTES, _QUEUE_BYTES = 1 << 18, 1 << 26
 
 
 def make_tokens(folder: Path, mb: int) -> None:
@@ -161,6 +164,16 @@ def _run(python: str, script: str, *options: str) -> dict[str, Any]:
     return found
 
 
+def behind_link(mbit: int) -> None:
+    """Starts this program again in a network namespace with a link of a rate, in place of this process."""
+    limit = f"tc qdisc add dev lo root tbf rate {mbit}mbit burst {_BURST_BYTES} limit {_QUEUE_BYTES}"
+    inside = f'ip link set lo up && {limit} && exec "$@"'
+    way = ["unshare", "-n" if os.getuid() == 0 else "-Urn"]
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    os.environ[_INSIDE] = "1"
+    os.execvp(way[0], [*way, "sh", "-c", inside, "sh", sys.executable, *sys.argv])
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [f"{result['case']}: {result['bytes'] / 1e6:.0f} MB; MB/s, over the best download to memory, to files"]
     for one in result["ways"]:
@@ -175,10 +188,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*ARRAYS], default=[*ARRAYS])
     parser.add_argument("--mb", type=int, default=48, metavar="N", help="of samples of each kind (default: 48)")
     parser.add_argument("--turns", type=int, default=3, metavar="N")
+    parser.add_argument("--mbit", type=int, metavar="N", help="10^6 bits a second of a link (default: no limit)")
     parser.add_argument("--output", type=Path, default=_HERE / "results", metavar="DIR")
     arguments = parser.parse_args()
     if arguments.turns < 2:
         parser.error("--turns: must be 2 or more, for a median and quartiles")
+    if arguments.mbit is not None and _INSIDE not in os.environ:
+        behind_link(arguments.mbit)
     facts, results = machine(), []
     with tempfile.TemporaryDirectory() as root:
         files, work, own = (Path(root) / name for name in ("files", "work", "nginx"))
@@ -193,7 +209,8 @@ def main() -> None:
             for case in arguments.cases:
                 results.append(measure(case, server, files, work, arguments.python, arguments.turns))
                 print(table(results[-1]), flush=True)
-    write("from-a-store", facts, results, arguments.output)
+    limited = f"-at-{arguments.mbit}-mbit" if arguments.mbit is not None else ""
+    write(f"from-a-store{limited}", facts, results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -462,6 +462,7 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "report-page": _report_page,
     "scale": scale.many_ranks,
     "data-peers": data_peers.samples,
+    "from-a-store-at-1000-mbit": from_a_store.rates,
     "from-a-store": from_a_store.rates,
     "same-batches": same_batches.equal_batches,
     "workers": workers.handing_over,
