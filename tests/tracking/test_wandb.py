@@ -205,7 +205,7 @@ def test_a_service_that_dies_is_restarted_and_loses_no_row(dies_before, tmp_path
     ("number", "delay_s"),
     [
         ("SIGTERM", 0.0),
-        pytest.param("SIGTERM", 0.003, marks=pytest.mark.nightly),  # a little later: the first stands for it
+        ("SIGTERM", 0.003),
         ("SIGTERM", 0.3),
         ("SIGUSR1", 0.0),
     ],
