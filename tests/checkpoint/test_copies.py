@@ -13,7 +13,10 @@ from trainkit import checkpoint
 from trainkit.checkpoint.copier import Copier
 from trainkit.checkpoint.copies import Copies, ReplacedError
 from trainkit.checkpoint.fetching import fetch, fetch_newest, found_at
+from trainkit.checkpoint.io import CheckpointIO
 from trainkit.checkpoint.store import MANIFEST
+from trainkit.distributed.cluster import current_cluster
+from trainkit.distributed.ranks import Ranks
 from trainkit.errors import CheckpointError, ConfigError, StorageError
 from trainkit.storage import RemoteLocation, locate
 from trainkit.testing import run_ranks
@@ -323,3 +326,18 @@ def test_what_is_resumed_with_copies(copies, made, tmp_path, resume):
     (own / "checkpoints" / second.name / "rank_00000.safetensors").unlink()  # and now it is damaged
     assert checkpoint.to_resume(resume, own, copies) == own / "checkpoints"
     assert checkpoint.find(own).name == first.name
+
+
+@pytest.mark.parametrize("resume", ["never", "elsewhere", "memory://elsewhere"])
+def test_a_restart_on_another_machine_resumes_its_copies(copies, made, tmp_path, monkeypatch, resume):
+    path = made(1)
+    _put(copies, path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    own = tmp_path / "other"
+    ranks = Ranks(current_cluster(), torch.device("cpu"))
+    found = CheckpointIO(ranks, pytest.fail, run_dir=own, copies=copies)
+    monkeypatch.setattr(found, "_report", lambda text: None)
+    manifest = checkpoint.manifest_to_resume(resume, own, copies.folder.shown)
+    assert manifest is not None and manifest["values"]["step"] == 1
+    assert found.to_resume(resume) == own / "checkpoints"
+    assert _names(own / "checkpoints") == [path.name]

@@ -151,7 +151,7 @@ class CheckpointIO:
         copies = self.copier.copies if self.copier is not None else None
         if not is_url(resume):
             return checkpoint.to_resume(resume, self._run_dir, copies, self._report)
-        restarted = checkpoint.to_resume("auto", self._run_dir) if is_restart() else None
+        restarted = checkpoint.to_resume("auto", self._run_dir, copies, self._report) if is_restart() else None
         return restarted or self._fetch(resume)
 
     def _fetch(self, url: str) -> Path:

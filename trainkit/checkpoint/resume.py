@@ -25,7 +25,8 @@ def to_resume(
     Args:
         resume: `auto`, `never`, or the path of a run or a checkpoint.
         run_dir: of the run; None: it has none.
-        copies: of its checkpoints in a store; with `auto`, one that is newer than those here is fetched.
+        copies: of its checkpoints in a store; with `auto`, and after a restart, one that is newer than those here is
+            fetched.
         report: called with lines about that.
 
     Returns:
@@ -37,24 +38,19 @@ def to_resume(
     """
     own = run_dir / "checkpoints" if run_dir is not None else None
     has_own = own is not None and bool(step_directories(own))
-    if has_own and is_restart():
-        return own  # a restarted job resumes its own checkpoints, not those that it started from
-    if resume == "never":
-        if has_own:
-            raise ConfigError(
-                f"resume=never, and {own} holds checkpoints: give another run_dir, or resume=auto to resume"
-            )
-        if copies is not None and copies.steps():
-            raise ConfigError(
-                f"resume=never, and {copies.folder.shown} holds checkpoints: give another copy_to, or resume=auto to "
-                f"resume"
-            )
-        return None
-    if resume == "auto":
+    # A restarted job resumes its own checkpoints, not those that it started from.
+    if resume == "auto" or is_restart():
         if copies is not None and own is not None:
             has_own = _fetch_newer(copies, own, has_own, report)
-        return own if has_own else None
-    return Path(resume).expanduser()
+        if has_own or resume == "auto":
+            return own if has_own else None
+    if resume != "never":
+        return Path(resume).expanduser()
+    if has_own:
+        raise _refused(own, "run_dir")
+    if copies is not None and copies.steps():
+        raise _refused(copies.folder.shown, "copy_to")
+    return None
 
 
 def manifest_to_resume(resume: str, run_dir: Path | None, copy_to: str | Path | None) -> dict[str, Any] | None:
@@ -73,14 +69,19 @@ def manifest_to_resume(resume: str, run_dir: Path | None, copy_to: str | Path | 
         ConfigError: as by `to_resume`.
         StorageError: where the store does not answer.
     """
-    if is_url(resume):
-        return read_copied(found_at(resume)[0], read_manifest)
-    path = to_resume(resume, run_dir)
-    if resume == "auto" and copy_to is not None:
-        later = _later(Copies(locate(copy_to)), path)
+    own = to_resume("auto", run_dir) if resume == "auto" or is_restart() else None
+    if copy_to is not None and (resume == "auto" or is_restart()):
+        later = _later(Copies(locate(copy_to)), own)
         if later:
             return read_copied(later[0], read_manifest)
+    if is_url(resume) and own is None:
+        return read_copied(found_at(resume)[0], read_manifest)
+    path = own if own is not None else to_resume(resume, run_dir)
     return read_manifest(find(path)) if path is not None else None
+
+
+def _refused(where: Path | str | None, key: str) -> ConfigError:
+    return ConfigError(f"resume=never, and {where} holds checkpoints: give another {key}, or resume=auto to resume")
 
 
 def _later(copies: Copies, own: Path | None) -> list[Location]:
