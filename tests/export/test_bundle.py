@@ -50,7 +50,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def ran(bundle: Path, text: str, *options: str, allowed: str = "", cwd: Path | None = None) -> Any:
     """The process of run.py, where other packages cannot be imported."""
-    command = [sys.executable, "-c", BLOCKED, f"{bundle},{allowed}", *options]
+    command = [sys.executable, "-B", "-c", BLOCKED, f"{bundle},{allowed}", *options]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd=cwd, encoding="utf-8")
 
 

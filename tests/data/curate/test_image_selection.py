@@ -25,7 +25,7 @@ def pictures(tmp_path):
     for number in range(6):
         noise(number, (64, 64)).save(folder / "cats" / f"{number}.png")
     noise(2, (64, 64)).save(folder / "dogs" / "same.bmp")
-    smooth = Image.effect_noise((4, 4), 90).resize((96, 80), Image.Resampling.BICUBIC).convert("RGB")
+    smooth = noise(3, (4, 4)).resize((96, 80), Image.Resampling.BICUBIC)
     smooth.save(folder / "dogs" / "smooth.png")
     smooth.resize((90, 76)).save(folder / "dogs" / "smooth.jpg", quality=80)
     noise(50, (16, 16)).save(folder / "dogs" / "small.png")
