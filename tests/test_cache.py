@@ -6,10 +6,11 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainkit import cache
-from trainkit.cache import cached
+from trainkit.cache import CacheError, cached
 from trainkit.errors import DataError
 
 
@@ -70,6 +71,12 @@ def test_only_what_a_killed_process_left_half_built_is_removed(tmp_path, monkeyp
         for builder in builders:
             builder.kill()
             builder.join(30)
+
+
+def test_a_disk_that_numpy_finds_full_is_one_line(tmp_path):
+    with pytest.raises(CacheError, match=r"cannot be written \(no space left\); free some space there"):
+        cached(tmp_path, "name", lambda directory: np.zeros(100_000).tofile("/dev/full"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_one_line(tmp_path):

@@ -28,6 +28,7 @@ _BUILT = "built"
 _LOCK = ".lock"
 _SAID_AFTER_S = 2.0
 _LONGEST_PAUSE_S = 0.5
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 _asked: ContextVar[float] = ContextVar("asked")
 _held: set[tuple[int, Path]] = set()  # (process, its lock file): one must not wait for itself
 
@@ -87,7 +88,7 @@ def _built(root: Path, name: str, build: Callable[[Path], object], resumes: bool
         for name in (_BUILT, _BUILDER):
             (target / name).unlink(missing_ok=True)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if not _is_of_the_disk(error):
             raise
         raise cannot_write(root, error) from error
     except KeyboardInterrupt:
@@ -208,11 +209,19 @@ def asked_at() -> float:
     return _asked.get(time.monotonic())
 
 
+def _is_of_the_disk(error: OSError) -> bool:
+    """Whether nothing more can be written, and not what a build reads is at fault."""
+    # numpy 2.4: `tofile`, and so `np.save`, says that a disk is full without a number.
+    is_of_numpy = error.errno is None and _CUT_SHORT.fullmatch(str(error)) is not None
+    return is_of_numpy or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def cannot_write(root: Path, error: OSError) -> "CacheError":
     """Returns the error for a cache that nothing can be added to."""
+    why = error.strerror or "no space left"
     return CacheError(
-        f"the cache directory {root} cannot be written ({error.strerror}); free some space there, or "
-        f"set data.cache_dir=DIRECTORY or {ENVIRONMENT_VARIABLE}=DIRECTORY to one that can"
+        f"the cache directory {root} cannot be written ({why}); free some space there, or set "
+        f"data.cache_dir=DIRECTORY or {ENVIRONMENT_VARIABLE}=DIRECTORY to one that can"
     )
 
 
