@@ -19,7 +19,7 @@ from trainkit.data.known_files import known_files
 from trainkit.data.listing import Listing
 from trainkit.data.parallel import in_order
 from trainkit.data.progress import track
-from trainkit.data.readers import reader_of
+from trainkit.data.readers import RowError, Skip, texts_of, with_hint
 from trainkit.data.text_files import HELD_OUT, TRAIN, UNREAD, TextFiles, content_of, is_readable
 from trainkit.errors import DataError
 from trainkit.logger import logger
@@ -40,6 +40,7 @@ class Corpus:
         field: the key or column that contains the text, in formats with several.
         unread: other files in the folder, which cannot be read as text.
         listing: of the folder, which the files are of; None: they are of none.
+        skip: called for a row, or the rest of a file, that cannot be read and is left out; None: it is an error.
     """
 
     train: Sequence[Path]
@@ -47,6 +48,7 @@ class Corpus:
     field: str = "text"
     unread: Sequence[Path] = ()
     listing: Listing | None = None
+    skip: Skip | None = None
 
     def documents(self) -> Iterator[tuple[bool, str]]:
         """Reads the documents that are not blank, held-out ones first.
@@ -62,13 +64,14 @@ class Corpus:
         Yields:
             (whether it belongs to the source's own held-out split, the file and its number there, text).
         """
-        for is_held_out, files in ((True, self.held_out), (False, self.train)):
-            for path in files:
-                read = reader_of(path)
-                assert read is not None, f"{path} was found to be readable"
-                for number, text in enumerate(read(path, self.field), start=1):
-                    if text and not text.isspace():
-                        yield is_held_out, f"{path.name}, document {number}", text
+        try:
+            for is_held_out, files in ((True, self.held_out), (False, self.train)):
+                for path in files:
+                    for number, text in enumerate(texts_of(path, self.field, self.skip), start=1):
+                        if text and not text.isspace():
+                            yield is_held_out, f"{path.name}, document {number}", text
+        except RowError as error:
+            raise with_hint(error) from error
 
     @property
     def num_bytes(self) -> int:

@@ -29,6 +29,11 @@ Reader = Callable[[Path, str], Iterator[str]]
 Skip = Callable[[DataError], object]
 """Called with the error of a row, or of the rest of a file, that is left out."""
 
+
+class RowError(DataError):
+    """A row of a file that cannot be read, where others may be."""
+
+
 _BLOCK_BYTES = 1 << 20
 _PARAGRAPH_CHARS = 4096  # a text without blank lines is divided, at a line or a space, into documents of this size
 _START_BYTES = 4096  # of a file without a suffix, which show whether it is text
@@ -73,11 +78,11 @@ def _text_in(row: Any, where: str, field: str) -> str | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise DataError(
+        raise RowError(
             f"{where}: field {field!r} holds {type(text).__name__}, not text; set data.field=NAME to one that does"
         )
     if lone := _LONE_SURROGATE.search(text):
-        raise DataError(
+        raise RowError(
             f"{where}: {lone[0]!r} is half of a character (a lone surrogate) and no text; correct or remove that line"
         )
     return text
@@ -99,7 +104,7 @@ def _parsed(path: Path, number: int, line: str) -> Any:
         return parse_json(line)
     except ValueError as error:
         reason = getattr(error, "msg", error)
-        raise DataError(f"{path}, line {number}: not a JSON object ({reason}); correct or remove it") from None
+        raise RowError(f"{path}, line {number}: not a JSON object ({reason}); correct or remove it") from None
 
 
 def read_table(path: Path, field: str) -> Iterator[str]:
@@ -145,7 +150,7 @@ def table_rows(path: Path, *, quotes: bool = True, strict: bool = False) -> Iter
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); correct or remove it") from None
+        raise RowError(f"{path}, line {rows.line_num}: not a table ({error}); correct or remove it") from None
 
 
 def read_html(path: Path, field: str) -> Iterator[str]:
@@ -283,15 +288,26 @@ def documents_of(path: Path, field: str, skip: Skip | None = None) -> Iterator[s
     Raises:
         DataError: naming the file and the place that cannot be read.
     """
+    return (text for text in texts_of(path, field, skip) if text and not text.isspace())
+
+
+def texts_of(path: Path, field: str, skip: Skip | None = None) -> Iterator[str]:
+    """Reads the documents of a file as `documents_of` does, and blank ones, too."""
     read = reader_of(path)
     assert read is not None, f"{path} was found to be readable"
-    texts = read_json_lines(path, field, skip) if read is read_json_lines else read(path, field)
     try:
-        yield from (text for text in texts if text and not text.isspace())
+        yield from read_json_lines(path, field, skip) if read is read_json_lines else read(path, field)
     except DataError as error:
         if skip is None:
             raise
         skip(error)
+
+
+def with_hint(error: DataError) -> DataError:
+    """Returns the error of a row with the setting that leaves it out, and any other as it is."""
+    if not isinstance(error, RowError):
+        return error
+    return RowError(f"{error} (or set data.on_unreadable=skip, which leaves it out and counts it)")
 
 
 def _begins_as_text(path: Path) -> bool:

@@ -12,7 +12,7 @@ from trainkit.data.corpus import SUPPORTED, Corpus
 from trainkit.data.files import counted, suffix_of
 from trainkit.data.formats.sharded import ShardedDataset
 from trainkit.data.progress import announced
-from trainkit.data.readers import reader_of
+from trainkit.data.readers import texts_of, with_hint
 from trainkit.data.remote_files import RemoteFiles, is_readable_name
 from trainkit.errors import DataError
 from trainkit.storage import Location, copying, locate
@@ -53,12 +53,15 @@ class RemoteCorpus(Corpus):
         path = copy(location)
         if following is not None and following not in self.shards:
             self.locations[following].prefetch([(0, _AHEAD_BYTES)])
-        read = reader_of(path)
-        assert read is not None, f"{name} was found to be readable"
+
+        def named(error: DataError) -> DataError:  # it names the copy
+            return type(error)(str(error).replace(str(path), location.shown))
+
+        skip = self.skip
         try:
-            yield from read(path, self.field)
-        except DataError as error:  # it names the copy
-            raise type(error)(str(error).replace(str(path), location.shown)) from error
+            yield from texts_of(path, self.field, None if skip is None else lambda error: skip(named(error)))
+        except DataError as error:
+            raise with_hint(named(error)) from error
 
     @property
     def num_bytes(self) -> int:

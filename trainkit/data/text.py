@@ -17,6 +17,7 @@ from trainkit.data.datasets import Datasets
 from trainkit.data.documents import PackedDocuments
 from trainkit.data.file_look import VERIFY, Verify
 from trainkit.data.files import listed_counts
+from trainkit.data.left_out_rows import LeftOutRows
 from trainkit.data.packing import PackedTokens, dtype_for
 from trainkit.data.pairs import SentencePairs
 from trainkit.data.partial_build import PartialBuild
@@ -38,6 +39,9 @@ from trainkit.storage import is_url
 
 _FORMAT = 2  # of the cache: increase it whenever the same text and settings would give other files
 _DOCUMENTATION, _SPLIT, _COUNTS = "documentation.txt", f"{PART}split.npz", "counts.json"
+_ROWS = f"{PART}rows.json"
+ROWS_LEFT_OUT = "rows left out"
+"""In the facts of a data set."""
 VOCABULARY_SAMPLE_CHARS = 1 << 25
 _SMALL_BYTES = 1 << 26  # of a corpus that is read once more to know both sides exactly before an audit
 _MIN_HELD_OUT = 64  # windows: with fewer, the random error of an accuracy is above 2 %
@@ -74,6 +78,8 @@ class Text:
         shuffle: how the windows of an epoch are put into random order: `global`, or `blocks`, of which `open_blocks`
             are read at a time: for text that is read from far away. See `Shuffle`.
         open_blocks: see `shuffle`.
+        on_unreadable: whether a row that cannot be read (of a file without rows, its rest) is an `error`, or is left
+            out and counted (`skip`).
         left_out: training documents that are not trained on, such as those that an audit found.
         verify: which files are read again, to see whether they changed since the last start: `state`: those with
             another size, time of change or inode; `full`: all, and those are named whose state does not show a change.
@@ -99,6 +105,7 @@ class Text:
     tokenizer: WordPiece | None = None
     shuffle: ShuffleBy = "global"
     open_blocks: int = OPEN_BLOCKS
+    on_unreadable: Literal["error", "skip"] = "error"
     left_out: LeftOut = NOTHING
     verify: Verify = "state"
 
@@ -111,6 +118,7 @@ class Text:
         most = self.held_out_samples
         _check(most is None or most > 0, "held_out_samples", most, "at least 1, or null for all")
         _check(self.num_workers is None or self.num_workers > 0, "num_workers", self.num_workers, "at least 1, or null")
+        _check(self.on_unreadable in ("error", "skip"), "on_unreadable", self.on_unreadable, "error or skip")
         if self.vocab_file is not None:
             _check(Path(self.vocab_file).is_file(), "vocab_file", self.vocab_file, "a vocab.txt that exists, or null")
         require_shuffle(self.shuffle, self.open_blocks, "data.")
@@ -159,7 +167,7 @@ class Text:
         content = self.content_of(text, tokenizer)
         facts = _facts(json.loads((directory / "summary.json").read_text()), corpus)
         if progress:
-            remark(facts, "files not read")
+            remark(facts, "files not read", ROWS_LEFT_OUT)
         dtype = dtype_for(tokenizer.vocab_size)
         streams = {side: TokenFile(directory / f"{side}.bin", dtype) for side in ("train", "held_out")}
         return [self._datasets(length, streams, tokenizer, content, dict(facts), progress) for length in lengths]
@@ -316,6 +324,10 @@ class Text:
         with_own._require_agreement(tokenizer)
 
     def _corpus(self, progress: bool) -> Corpus:
+        skip = LeftOutRows() if self.on_unreadable == "skip" else None
+        return replace(self._found(progress), skip=skip)
+
+    def _found(self, progress: bool) -> Corpus:
         if is_url(self.path):
             return find_remote_corpus(str(self.path), self.field, self.cache_dir)
         path = Path(self.path).expanduser() if self.path is not None else None
@@ -374,7 +386,8 @@ class Text:
         else:
             given = Path(self.vocab_file).read_bytes().hex() if self.vocab_file else self.vocab_size
             vocabulary = (given, self._vocabulary()[1])
-        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out, *self._left_out())}"
+        skips = ("skip",) if self.on_unreadable == "skip" else ()  # what is an error otherwise is not found there
+        return f"text-{_hash(_FORMAT, text, vocabulary, self.held_out, *self._left_out(), *skips)}"
 
     def _left_out(self) -> tuple[str, ...]:
         return (self.left_out.digest,) if len(self.left_out) else ()
@@ -430,15 +443,7 @@ class Text:
         partial = PartialBuild(directory)
         if self.path is None:
             corpus = self._collected(corpus, progress)
-        documents = track(corpus.documents(), "reading text", enabled=progress)
-        split = Split.load(
-            partial.made(
-                _SPLIT,
-                lambda path: split_documents(documents, self.held_out, VOCABULARY_SAMPLE_CHARS, self.left_out).save(
-                    path
-                ),
-            )
-        )
+        split = Split.load(partial.made(_SPLIT, lambda path: self._split(corpus, partial, progress).save(path)))
         with rust_threads(self.num_workers):
             made = partial.made(TOKENIZER, lambda path: self._tokenizer(corpus, split, progress).save(path))
             tokenizer = WordPiece.load(made)
@@ -447,7 +452,23 @@ class Text:
             name: {"documents": stream.num_documents, "tokens": stream.num_tokens} for name, stream in streams.items()
         }
         summary["duplicates"] = {"documents": split.count(DROPPED)}
+        summary["left_out"] = json.loads((directory / _ROWS).read_text())
         (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _split(self, corpus: Corpus, partial: PartialBuild, progress: bool) -> Split:
+        """Reads all documents once, and counts the rows that are left out: each later reading leaves out the same."""
+        rows = LeftOutRows()
+        if corpus.skip is not None:
+            corpus = replace(corpus, skip=rows)
+        documents = track(corpus.documents(), "reading text", enabled=progress)
+        try:
+            split = split_documents(documents, self.held_out, VOCABULARY_SAMPLE_CHARS, self.left_out)
+        except DataError as error:
+            if rows.num:
+                raise DataError(f"{error}; {rows.num:,} rows were left out, the first: {rows.first[0]}") from error
+            raise
+        partial.write(_ROWS, lambda path: path.write_text(json.dumps({"rows": rows.num, "first": rows.first})))
+        return split
 
 
 def _hash(*settings: object) -> str:
@@ -462,6 +483,8 @@ def _facts(summary: Mapping[str, Mapping[str, int]], corpus: Corpus) -> dict[str
         "held-out tokens": summary["held_out"]["tokens"],
         "duplicates dropped": summary["duplicates"]["documents"],
     }
+    if (left_out := summary.get("left_out", {})).get("rows"):
+        facts[ROWS_LEFT_OUT] = left_out["rows"]
     if not_read := corpus.suffixes_not_read:
         facts["files not read"] = listed_counts(not_read)
     return facts

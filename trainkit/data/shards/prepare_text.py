@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from trainkit.cache import cache_root
 from trainkit.data.corpus import Corpus, find_corpus
 from trainkit.data.files import counted, state_of
+from trainkit.data.left_out_rows import NUM_NAMED
 from trainkit.data.parallel import in_order
 from trainkit.data.shards.chunk_tokens import ARRAYS, token_dtype, tokens_of
 from trainkit.data.shards.index import TOKENIZER
 from trainkit.data.shards.layout import Layout, items_per_shard
-from trainkit.data.shards.scan import NUM_NAMED, Scan, keys_of, load_arrays, scan, texts_of
+from trainkit.data.shards.scan import Scan, keys_of, load_arrays, scan, texts_of
 from trainkit.data.shards.work import Crew, Work
 from trainkit.data.shards.writer import Parts, finish, write_shard
 from trainkit.data.split import DROPPED, split_keys

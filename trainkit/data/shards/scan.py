@@ -11,15 +11,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from trainkit.data.left_out_rows import LeftOutRows
 from trainkit.data.parallel import in_order
 from trainkit.data.readers import Skip, documents_of
 from trainkit.data.shards.work import Work
 from trainkit.data.split import content_key
-from trainkit.errors import DataError
 
 _TEXTS, _KEYS, _SCANS = "texts", "keys", "scans"
 _MOST_CHUNKS = 1 << 24  # of a group
-NUM_NAMED = 100
 """Rows left out that are named."""
 
 
@@ -69,7 +68,7 @@ def scan(
     """
 
     def write(file: BinaryIO) -> None:
-        left_out = _LeftOut()
+        left_out = LeftOutRows()
         counts, num_chars = list[int](), 0
         for texts in _chunks(files, field, left_out if skip else None, chunk_chars):
             chunk = group * _MOST_CHUNKS + len(counts)
@@ -98,18 +97,6 @@ def texts_of(work: Work, chunk: int) -> Iterator[str]:
     for stop in found["ends"].tolist():
         yield content[start:stop].decode(errors="surrogatepass")
         start = stop
-
-
-class _LeftOut:
-    """Counts what is left out."""
-
-    def __init__(self) -> None:
-        self.num, self.first = 0, list[str]()
-
-    def __call__(self, error: DataError) -> None:
-        self.num += 1
-        if self.num <= NUM_NAMED:
-            self.first.append(str(error))
 
 
 def _chunks(files: Sequence[Path], field: str, skip: Skip | None, chunk_chars: int) -> Iterator[list[str]]:
