@@ -62,9 +62,17 @@ class Reader:
         """Asks the store of a URL until it answers; see `persist`."""
         return persist(url, self.settings, lambda _: request(store_of(url, self.settings)))
 
-    def info(self, url: str) -> Info:
-        """Asks for the size and the version of a file; threads that do so at the same time share the answer."""
+    def info(self, url: str, known: Callable[[], Info | None], keep: Callable[[Info], None]) -> Info:
+        """Asks for the size and the version of a file; threads that do so at the same time share the answer.
+
+        Args:
+            url: of the file.
+            known: returns what was kept meanwhile.
+            keep: called with the answer, before another thread may ask.
+        """
         with self._lock:
+            if (found := known()) is not None:
+                return found
             asked = self._infos.get(url)
             if asked is None:
                 future = self._infos[url] = Future()
@@ -76,6 +84,8 @@ class Reader:
             future.set_exception(error)
         finally:
             with self._lock:
+                if future.exception() is None:
+                    keep(future.result())
                 del self._infos[url]
         return future.result()
 

@@ -128,13 +128,16 @@ class RemoteLocation(Location):
         found = self._files.get(is_checked)
         if found is None:
             if self._info is None:
-                self._info = self._reader().info(self.url)
+                self._info = self._reader().info(self.url, lambda: self._info, self._keep_info)
             found = self._files[is_checked] = File(self.url, self._info, is_checked)
         return found
 
     def _prefetch(self, own: Reader, ranges: Sequence[Range], check: Callable[[], Check] | None) -> None:
         file = self._file(check is not None)
         own.prefetch(file, [(start, min(stop, file.info.size)) for start, stop in ranges], check)
+
+    def _keep_info(self, info: Info) -> None:
+        self._info = info
 
     def _forget_info(self) -> None:
         self._info = None

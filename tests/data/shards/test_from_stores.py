@@ -42,7 +42,7 @@ def _of_rank(url, tmp_path, start):
 
 
 @needs_nginx
-@pytest.mark.parametrize("plan", [[], ["503", "cut", "flip", "short", "429", "ok"] * 3], ids=["well", "with faults"])
+@pytest.mark.parametrize("plan", [[], ["503", "cut", "short", "429", "ok"] * 3 + ["flip"]], ids=["well", "with faults"])
 def test_batches_over_http_are_those_from_here(made, faults, tmp_path, plan):
     train = text(f"{faults.url}/texts", tmp_path).load(progress=False).train
     faults.plan = [*plan]
