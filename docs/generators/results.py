@@ -178,7 +178,8 @@ def _start(results: Results) -> str:
                     f"{point['first']['seconds']:.3g}",
                     f"{point['again']['seconds']:.3g}",
                     f"{point['again']['cpu_seconds']:.3g}",
-                    f"{in_a_run['seconds']:.2g} ({in_a_run['cpu_seconds']:.2g})" if in_a_run else "",
+                    # A straight line through starts that do not grow with the files says nothing.
+                    f"{in_a_run['seconds']:.2g} ({in_a_run['cpu_seconds']:.2g})" if in_a_run and is_measured else "",
                     f"{in_a_run['compared_after_seconds']:.3g}" if "compared_after_seconds" in (in_a_run or {}) else "",
                     f"{max(0.0, point['again']['mb']):.1f}",
                     f"{together['seconds']:.3g}" if together else "",
