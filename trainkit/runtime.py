@@ -131,13 +131,14 @@ class Runtime:
         checkpoint.check(rewinds=nonfinite == "rewind")
         recipients, self._encrypted = checkpoint.public_keys(), checkpoint.describe()
         self.ranks = Ranks(cluster, chosen, needs_group=self.strategy.needs_group)
-        others: dict[str, Any] = {"nonfinite": nonfinite, "run_dir": run_dir, "hang_timeout_s": hang_timeout_s}
-        others |= {
-            "copy_to": copy_to,
-            "recipients": recipients,
-            "activation_checkpointing": [*activation_checkpointing],
-        }
-        self._require_same_arguments(**others)
+        self._require_same_arguments(
+            nonfinite=nonfinite,
+            run_dir=run_dir,
+            copy_to=copy_to,
+            hang_timeout_s=hang_timeout_s,
+            recipients=recipients,
+            activation_checkpointing=[*activation_checkpointing],
+        )
         if deterministic:
             compute_deterministically()
         copies = open_copies(copy_to, run_dir, self.ranks) if copy_to is not None else None

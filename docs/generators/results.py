@@ -15,6 +15,7 @@ from docs.generators import (
     scale,
     shards,
     shuffling,
+    start,
     sweeps,
     workers,
 )
@@ -164,58 +165,6 @@ def _encryption(results: Results) -> str:
         grown = ", ".join(f"{name} {value:.0f} MB" for name, value in result["memory_mb"].items())
         parts.append(f"{title}\n\n{_table(header, rows)}\n\nMemory by which the process grows: {grown}.")
     return "\n\n".join(parts)
-
-
-def _start(results: Results) -> str:
-    rows = []
-    for result in results:
-        for point in (*result["measured"], *result["extrapolated"]):
-            together, is_measured = point.get("two at once"), "two at once" in point
-            in_a_run = point.get("in a run")
-            rows.append(
-                [
-                    f"{point['num']:,} {result['what']}{'' if is_measured else ', extrapolated'}",
-                    f"{point['first']['seconds']:.3g}",
-                    f"{point['again']['seconds']:.3g}",
-                    f"{point['again']['cpu_seconds']:.3g}",
-                    # A straight line through starts that do not grow with the files says nothing.
-                    f"{in_a_run['seconds']:.2g} ({in_a_run['cpu_seconds']:.2g})" if in_a_run and is_measured else "",
-                    f"{in_a_run['compared_after_seconds']:.3g}" if "compared_after_seconds" in (in_a_run or {}) else "",
-                    f"{max(0.0, point['again']['mb']):.1f}",
-                    f"{together['seconds']:.3g}" if together else "",
-                    f"{together['mb']:.1f}" if together else "",
-                    f"{point['kept_mb']:.3g}",
-                ]
-            )
-    header = [
-        "",
-        "first start, s",
-        "again, s",
-        "of CPU, s",
-        "again in a run, s (CPU)",
-        "all compared after, s",
-        "again, MB",
-        "two at once, s",
-        "MB of the other",
-        "kept on disk, MB",
-    ]
-    return _table(header, rows)
-
-
-def _billion(results: Results) -> str:
-    rows = [
-        [
-            f"{result['num']:,}",
-            where,
-            f"{point['seconds']:.2f}",
-            f"{point['RssAnon MB']:.1f}",
-            f"{point['RssFile MB']:,.0f}",
-        ]
-        for result in results
-        for where, point in result["points"].items()
-    ]
-    header = ["samples", "", "until the first batch, s", "own memory, MB", "mapped files, MB"]
-    return _table(header, rows)
 
 
 def _edge(results: Results) -> str:
@@ -447,8 +396,8 @@ RENDERERS: Mapping[str, Callable[[Any], str]] = {
     "saving": _saving,
     "edge": _edge,
     "encryption": _encryption,
-    "start": _start,
-    "billion": _billion,
+    "start": start.starts,
+    "billion": start.many_samples,
     "ops-steps": _steps_of_ops,
     "parity": _parity,
     "parity-kinds": _parity,

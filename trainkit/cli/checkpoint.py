@@ -82,6 +82,14 @@ def add_parser(commands: Any) -> None:
         "export one safetensors file",
         "Write one safetensors file with the names of the module's parameters; with several engines, ENGINE.name.",
     )
+    _add_export(consolidate)
+    diff = add("diff", _diff, "compare two", "Compare two checkpoints, tensor by tensor; exit code 1: they differ.")
+    diff.add_argument("a", type=Path, metavar="A")
+    diff.add_argument("b", type=Path, metavar="B")
+
+
+def _add_export(consolidate: argparse.ArgumentParser) -> None:
+    """Adds what is exported, and where to."""
     consolidate.add_argument("path", type=Path, metavar="PATH")
     consolidate.add_argument("--output", type=Path, required=True, metavar="FILE")
     consolidate.add_argument(
@@ -95,9 +103,6 @@ def add_parser(commands: Any) -> None:
     consolidate.add_argument(
         "--part", default="module", choices=("module", "average", "optimizer"), help="default: module, the weights"
     )
-    diff = add("diff", _diff, "compare two", "Compare two checkpoints, tensor by tensor; exit code 1: they differ.")
-    diff.add_argument("a", type=Path, metavar="A")
-    diff.add_argument("b", type=Path, metavar="B")
 
 
 def _examples(lines: Iterable[str]) -> str:

@@ -14,13 +14,13 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from trainkit.data.files import suffix_of
 from trainkit.data.formats.opening import is_shard
 from trainkit.data.formats.texts import read_shard
+from trainkit.data.html_page import HtmlPage
 from trainkit.data.record_batches import RecordBatches
 from trainkit.errors import DataError, nearest
 from trainkit.json_text import parse_json
@@ -155,60 +155,13 @@ def table_rows(path: Path, *, quotes: bool = True, strict: bool = False) -> Iter
 
 def read_html(path: Path, field: str) -> Iterator[str]:
     """Yields paragraphs of the text that a browser would show, without scripts and styles."""
-    page = _Page()
+    page = HtmlPage()
     for block in _blocks(path):
         page.feed(block)
         yield from page.take_paragraphs()
     page.close()
     page.end_paragraph()
     yield from page.take_paragraphs()
-
-
-class _Page(HTMLParser):
-    _HIDDEN = frozenset({"script", "style", "template", "noscript"})
-    _ENDS_PARAGRAPH = re.compile(
-        "address|article|aside|blockquote|body|caption|center|dd|details|dialog|div|dl|dt|fieldset|figcaption|figure|"
-        "footer|form|h[1-6]|head|header|hr|html|legend|li|main|menu|nav|ol|option|p|pre|section|select|summary|table|"
-        "tbody|td|textarea|tfoot|th|thead|title|tr|ul"
-    )
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._fragments: list[str] = []
-        self._done: list[str] = []
-        self._num_hidden = 0
-
-    def take_paragraphs(self) -> list[str]:
-        """Returns the paragraphs since the last call."""
-        done, self._done = self._done, []
-        return done
-
-    def end_paragraph(self) -> None:
-        """Ends the current paragraph."""
-        text = " ".join("".join(self._fragments).split())
-        self._fragments.clear()
-        if text:
-            self._done.append(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        """Ends the paragraph at a tag of block level."""
-        self._num_hidden += tag in self._HIDDEN
-        if tag == "br":
-            self._fragments.append(" ")
-        elif self._ENDS_PARAGRAPH.fullmatch(tag):
-            self.end_paragraph()
-
-    def handle_endtag(self, tag: str) -> None:
-        """Ends the paragraph at a tag of block level."""
-        if tag in self._HIDDEN:
-            self._num_hidden = max(0, self._num_hidden - 1)
-        if self._ENDS_PARAGRAPH.fullmatch(tag):
-            self.end_paragraph()
-
-    def handle_data(self, data: str) -> None:
-        """Adds text that is not hidden."""
-        if not self._num_hidden:
-            self._fragments.append(data)
 
 
 def read_record_batches(path: Path, field: str) -> Iterator[str]:
